@@ -1,0 +1,23 @@
+"""AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024): the engine. It knows torch and no host."""
+
+from .predictor import BottleneckPredictor, TablePredictor
+from .sampling import (
+    SAMPLERS,
+    Solver,
+    register,
+    sample,
+    sample_amed,
+    sample_amed_dpm_2,
+    sample_amed_dpmpp_2m,
+    sample_amed_dpmpp_3m,
+    sample_amed_euler,
+    sample_amed_ipndm,
+)
+from .store import Fitted, Library, PredictorError, Spec, load, save
+
+__version__ = "0.1.0"
+__all__ = [
+    "SAMPLERS", "BottleneckPredictor", "Fitted", "Library", "PredictorError", "Solver", "Spec", "TablePredictor",
+    "load", "register", "sample", "sample_amed", "sample_amed_dpm_2", "sample_amed_dpmpp_2m",
+    "sample_amed_dpmpp_3m", "sample_amed_euler", "sample_amed_ipndm", "save",
+]

@@ -1,0 +1,109 @@
+"""Base schedules: the noise levels t_N > ... > t_1 an ODE solver stops at.
+
+Times are noise levels sigma (EDM's parametrisation: x = x0 + sigma * n). Every function returns float64
+`[num_steps]`, descending from sigma_max to sigma_min; hosts' own lists go through `checked`.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+KINDS = ("polynomial", "logsnr", "time_uniform", "discrete")
+DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
+VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and EDM's table 1
+
+
+def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """EDM's schedule (Karras et al. 2022, eq. 5): uniform in sigma^(1/rho). `rho=7` recovers "karras"."""
+    u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    return (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Uniform in log sigma, i.e. in half the log signal-to-noise ratio ("exponential" in k-diffusion)."""
+    return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64).exp()
+
+
+def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """Uniform in t^(1/rho) of the VP process sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 whose ends,
+    t = 0.001 and 1, are sigma_min and sigma_max (AMED's recommendation for AMED-Solver, rho 1)."""
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
+    beta_min = high - beta_d / 2
+    u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    t = (1 + u * (VP_EPSILON ** (1 / rho) - 1)) ** rho
+    return torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt()
+
+
+def sd_sigmas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """sigma of each training step of Stable Diffusion, ascending, float64 `[steps]`: 0.0292 ... 14.6146."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+
+
+def _log_alpha(sigma: Tensor) -> np.ndarray:
+    return -0.5 * np.log1p(np.asarray(sigma, dtype=np.float64) ** 2)
+
+
+def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
+    """Fractional training step of a noise level: linear in log alpha between the entries of `table`
+    (ascending sigmas), which is what DPM-Solver's NoiseScheduleVP does. Clamped to the table's ends."""
+    t = np.interp(-_log_alpha(sigma), -_log_alpha(table), np.arange(len(table), dtype=np.float64))
+    return torch.from_numpy(np.asarray(t))
+
+
+def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
+    """Inverse of `sigma_to_t`."""
+    log_alpha = np.interp(np.asarray(t, dtype=np.float64), np.arange(len(table)), _log_alpha(table))
+    return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
+
+
+def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0,
+             table: Tensor | None = None) -> Tensor:
+    """Uniform in t^(1/rho) over a model's own training steps (`table` of ascending sigmas; default SD's),
+    continuously interpolated. With rho 1 this is latent diffusion's schedule. Step 1, not 0, is the first, as
+    in DPM-Solver's time t = (step + 1) / 1000, so that rho bends it the same way."""
+    table = sd_sigmas() if table is None else table
+    start, end = ((float(sigma_to_t(torch.tensor(s), table)) + 1) ** (1 / rho) for s in (sigma_max, sigma_min))
+    u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    return t_to_sigma((start + u * (end - start)) ** rho - 1, table)
+
+
+def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None,
+         table: Tensor | None = None) -> Tensor:
+    """The schedule `kind` of KINDS. `rho=None` takes its usual one; `table` serves `discrete` alone.
+
+    Raises ValueError for an unknown kind, fewer than 2 points, or 0 < sigma_min < sigma_max not holding."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown schedule {kind!r}: choose one of {', '.join(KINDS)}")
+    if num_steps < 2:
+        raise ValueError(f"a schedule needs at least 2 points, got {num_steps}")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"a schedule needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    rho = DEFAULT_RHO[kind] if rho is None else rho
+    if not rho > 0:
+        raise ValueError(f"rho must be positive, got {rho}")
+    if kind == "logsnr":
+        return logsnr(num_steps, sigma_min, sigma_max)
+    if kind == "discrete":
+        return discrete(num_steps, sigma_min, sigma_max, rho, table)
+    return {"polynomial": polynomial, "time_uniform": time_uniform}[kind](num_steps, sigma_min, sigma_max, rho)
+
+
+def checked(sigmas: Tensor) -> Tensor:
+    """A host's sigma list, `[>= 2]`, as float64 if it can be sampled on: finite, falling, and 0 only at its end.
+
+    Raises ValueError that says which of these fails."""
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"sigmas must be a list of at least 2 noise levels, got shape {tuple(sigmas.shape)}")
+    sigmas = sigmas.detach().to("cpu", torch.float64)
+    if not sigmas.isfinite().all():
+        raise ValueError(f"sigmas are not all finite: {sigmas.tolist()}")
+    if not (sigmas[1:] < sigmas[:-1]).all():
+        raise ValueError(f"sigmas must fall at every step, got {sigmas.tolist()}")
+    if sigmas[-1] < 0:
+        raise ValueError(f"sigmas must not be negative, got {sigmas.tolist()}")
+    return sigmas

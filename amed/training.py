@@ -1,0 +1,179 @@
+"""Algorithm 1: fit a predictor by gradient, interval by interval, to a teacher's states.
+
+    for progress in train(denoiser, spec, predictor, draw, teacher=Teacher("heun", extra=1), ...):
+        print(progress.images, progress.loss)
+
+Works on any denoiser a gradient can pass through; a BottleneckPredictor also needs a `capture`.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from . import schedules
+from .bottleneck import Capture, Denoiser, plain
+from .sampling import TWO_POINT, Problem, Solver, State, interval, trajectory
+
+SINGLE_STEP = (*TWO_POINT, "euler")  # every interval starts from the teacher's state
+Draw = Callable[[torch.Generator], tuple[Tensor, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A plain solver with `extra` (M) more points inside each interval, along the same schedule, without AFS."""
+
+    solver: Solver = field(default_factory=lambda: Solver("heun"))
+    extra: int = 1
+
+    def times(self, kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+        """The teacher's schedule, float64 `[(extra + 1) (num_steps - 1) + 1]`."""
+        return schedules.make(kind, (self.extra + 1) * (num_steps - 1) + 1, sigma_min, sigma_max, rho)
+
+    @torch.no_grad()
+    def states(self, model: Denoiser, x: Tensor, times: Tensor, extra_args: dict[str, Any]) -> list[Tensor]:
+        """The teacher's states at the student's base times after the first; x at times[0]."""
+        run = trajectory(Problem(model, self.solver, extra_args=extra_args), x, times)
+        return [state.x for i, state in enumerate(run, 1) if i % (self.extra + 1) == 0]
+
+
+def checkpointed(capture: Capture) -> Capture:
+    """The same evaluation, its activations recomputed in the backward pass: memory of one network pass less."""
+
+    def evaluate(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]):
+        if not torch.is_grad_enabled():
+            return capture(model, x, sigma, extra_args)
+        return checkpoint(lambda a, b: model(a, b, **extra_args), x, sigma, use_reentrant=False), None
+
+    return evaluate
+
+
+def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs: bool) -> Iterator[Tensor]:
+    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to the
+    teacher's state, summed over a sample's values, averaged over the batch (the update belongs between two).
+
+    x at base[0]; `base` `[N]`; `targets` N-1 states."""
+    times = base.to(x).view(-1, *[1] * x.ndim)
+    state = State(x)
+    for i, target in enumerate(targets):
+        state = interval(problem, state, times[i], times[i + 1], afs and i == 0)
+        yield (state.x - target).square().sum() / len(x)
+        state = state.detached()
+        if problem.solver.name in SINGLE_STEP:
+            state = State(target)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast: `images` trajectories in batches as `draw` gives them; Adam at `lr`, falling along
+    a cosine to a tenth; `seed` draws the noise; every `every` batches the held-out batch is measured."""
+
+    images: int = 10_000
+    lr: float = 5e-3
+    seed: int = 0
+    every: int = 5
+    betas: tuple[float, float] = (0.9, 0.999)
+    checkpointing: bool = False
+
+
+@dataclass
+class Progress:
+    """After a batch: images seen, losses per interval of this batch (NaN for one that was left out), the mean of
+    the held-out error so far measured last and at its best, and `state`, from which `train` resumes."""
+
+    images: int
+    losses: list[float]
+    held_out: float
+    best: float
+    state: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses)
+
+
+def train(model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, draw: Draw, teacher: Teacher,
+          settings: Settings = Settings(), *, afs: bool = False, capture: Capture | None = None,
+          reference: Callable[[Tensor, dict[str, Any]], Tensor] | None = None,
+          resume: dict[str, Any] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+    """Fit `predictor` in place; a generator that yields after every batch. When it ends, is closed or stopped,
+    the predictor holds the best held-out state, never the last.
+
+    model: frozen by the caller's choice or not, its weights get no gradient here.
+    times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
+    draw(generator) -> (x at times[0] `[B, ...]`, extra_args).
+    reference(x, extra_args) -> the end state to measure held-out error against; default: the teacher's own end.
+    resume: `Progress.state` of an earlier run with the same settings.
+    stop() -> True ends it after the batch under way.
+
+    Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
+    interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
+    base = times[:: teacher.extra + 1]
+    ask = checkpointed(capture or plain) if settings.checkpointing else capture or plain
+    legs = 2 * (len(base) - 1)
+    generator = torch.Generator().manual_seed(settings.seed)
+    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + 1_000_003))
+    if reference is None:
+        target = teacher.states(model, held_x, times, held_args)[-1]
+    else:
+        target = reference(held_x, held_args)
+    optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
+    frozen = [p for p in getattr(model, "parameters", lambda: ())() if p.requires_grad]
+
+    def measure() -> float:
+        problem = Problem(model, solver, predictor, held_args, ask)
+        with torch.no_grad():
+            *_, end = trajectory(problem, held_x, base, afs)
+        return float((end.x - target).square().mean().sqrt())
+
+    images, batches, best_state = 0, 0, copy.deepcopy(predictor.state_dict())
+    if resume is None:
+        predictor.requires_grad_(True)
+        held_out = best = measure()
+    else:
+        predictor.requires_grad_(True).load_state_dict(resume["predictor"])
+        optimiser.load_state_dict(resume["optimiser"])
+        generator.set_state(resume["generator"])
+        images, batches, held_out, best = (resume[k] for k in ("images", "batches", "held_out", "best"))
+        best_state = resume["best_state"]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        while images < settings.images and not stop():
+            for group in optimiser.param_groups:
+                share = min(images / settings.images, 1)
+                group["lr"] = settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+            x, extra_args = draw(generator)
+            targets = teacher.states(model, x, times, extra_args)
+            problem = Problem(model, solver, predictor, extra_args, ask, legs)
+            batch = []
+            with torch.enable_grad():
+                for loss in losses(problem, x, base, targets, afs):
+                    batch.append(float(loss))
+                    optimiser.zero_grad(set_to_none=True)
+                    if not math.isfinite(batch[-1]):
+                        continue
+                    loss.backward()
+                    for p in predictor.parameters():
+                        if p.grad is not None:
+                            torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
+                    optimiser.step()
+            images, batches = images + len(x), batches + 1
+            if batches % settings.every == 0 or images >= settings.images:
+                held_out = measure()
+                if held_out < best:
+                    best, best_state = held_out, copy.deepcopy(predictor.state_dict())
+            yield Progress(images, batch, held_out, best, {
+                "predictor": copy.deepcopy(predictor.state_dict()), "optimiser": copy.deepcopy(optimiser.state_dict()),
+                "generator": generator.get_state(), "images": images, "batches": batches, "held_out": held_out,
+                "best": best, "best_state": best_state})
+    finally:
+        predictor.load_state_dict(best_state)
+        predictor.requires_grad_(False)
+        for p in frozen:
+            p.requires_grad_(True)

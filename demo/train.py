@@ -1,0 +1,106 @@
+"""Train the demo model: EDM's loss on the emoji, with label dropout, EMA, checkpoints; resumes by itself.
+
+    python -m demo.data && python -m demo.train --steps 20000
+
+Writes demo/data/train.pt at every checkpoint (yours alone: never loaded by the pack) and, at each of them,
+the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from . import data
+from .model import CLASSES, SIGMA_DATA, UNCONDITIONAL, WEIGHTS, Denoiser, UNet
+
+P_MEAN, P_STD = -1.2, 1.2  # ln sigma of the training noise, as EDM's
+
+
+def edm_loss(denoiser: Denoiser, x: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """EDM's weighted squared error, averaged over everything (Karras et al. 2022, eq. 8)."""
+    sigma = (torch.randn(len(x), generator=generator) * P_STD + P_MEAN).exp()
+    noise = torch.randn(x.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
+    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    return (weight.view(-1, 1, 1, 1) * (denoiser(x + noise, sigma, label) - x) ** 2).mean()
+
+
+def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
+    """Half-precision safetensors, written to the side and moved into place."""
+    part = file.with_suffix(".part")
+    save_file({k: v.half().contiguous() for k, v in state.items()}, part)
+    os.replace(part, file)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--ema", type=float, default=0.9995)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--data", type=Path, default=data.DEFAULT_FILE)
+    parser.add_argument("--checkpoint", type=Path, default=data.DEFAULT_FILE.parent / "train.pt")
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    args = parser.parse_args(argv)
+
+    images, labels = data.load(args.data)
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    unet = UNet(dropout=args.dropout)
+    denoiser = Denoiser(unet)
+    ema = {k: v.clone() for k, v in unet.state_dict().items()}
+    optimiser = torch.optim.Adam(unet.parameters(), lr=args.lr, betas=(0.9, 0.99))
+    step, seconds, log = 0, 0.0, []
+    if args.checkpoint.is_file():
+        saved = torch.load(args.checkpoint, weights_only=True)
+        unet.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"])
+        ema, step, seconds, log = saved["ema"], saved["step"], saved["seconds"], saved["log"]
+        print(f"resumed at step {step}", flush=True)
+    print(f"{sum(p.numel() for p in unet.parameters()):,} parameters, {len(images)} images", flush=True)
+    run = torch.compile(denoiser) if args.compile else denoiser
+
+    total, start = 0.0, time.time()
+    while step < args.steps:
+        rate = args.lr * min(1, (step + 1) / 500) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = max(rate, args.lr * 0.01)
+        pick = torch.randint(len(images), (args.batch,), generator=generator)
+        x, label = data.mirrored(images[pick], labels[pick], generator), labels[pick]
+        label = torch.where(torch.rand(args.batch, generator=generator) < 0.15, UNCONDITIONAL, label)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = edm_loss(run, x, label, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        step, total = step + 1, total + loss.item()
+        decay = min(args.ema, (1 + step) / (10 + step))
+        state = unet.state_dict()
+        torch._foreach_lerp_(list(ema.values()), [state[k] for k in ema], 1 - decay)
+        if step % args.every == 0 or step == args.steps:
+            count = (step - 1) % args.every + 1
+            seconds, start = seconds + time.time() - start, time.time()
+            log.append({"step": step, "loss": total / count, "seconds": seconds})
+            print(json.dumps(log[-1]), flush=True)
+            total = 0.0
+            part = args.checkpoint.with_suffix(".part")
+            torch.save({"model": unet.state_dict(), "ema": ema, "optimiser": optimiser.state_dict(), "step": step,
+                        "generator": generator.get_state(), "seconds": seconds, "log": log}, part)
+            os.replace(part, args.checkpoint)
+            save_half(ema, args.out)
+
+
+if __name__ == "__main__":
+    assert UNCONDITIONAL == CLASSES
+    main()
