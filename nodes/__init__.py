@@ -1,0 +1,1 @@
+"""The ComfyUI nodes. Only host.py touches ComfyUI's insides."""

@@ -1,0 +1,459 @@
+"""The only file that touches ComfyUI's insides: dropdowns, folders, MODELs, and what happens during sampling.
+
+Nothing of the host is replaced, only added to, and a MODEL is never altered: what one run needs is put on a copy
+of that run's options.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models_base
+import comfy.utils
+import folder_paths
+import latent_preview
+import torch
+from torch import Tensor, nn
+
+from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, schedules
+from ..amed.fingerprint import fingerprint
+from ..amed.sampling import sampler_of, solver_of
+
+FOLDER = "amed_predictors"
+SCHEDULER = "amed"
+ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
+BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
+
+
+# --- dropdowns and folders -------------------------------------------------------------------------------------
+
+def register() -> list[str]:
+    """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be added."""
+    problems = []
+    for what, add in (("samplers", add_samplers), ("schedule", add_schedule), ("predictor folder", add_folder)):
+        try:
+            add()
+        except Exception as error:  # whatever this host's version lacks must not stop its start
+            problems.append(f"this ComfyUI does not take our {what} ({type(error).__name__}: {error})")
+    return problems
+
+
+def add_samplers() -> None:
+    for name in SAMPLERS:
+        if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
+            setattr(comfy.k_diffusion.sampling, f"sample_{name}", sampler_function(name))
+        for names in (comfy.samplers.SAMPLER_NAMES, comfy.samplers.KSampler.SAMPLERS):
+            if name not in names:  # usually one list under two names
+                names.append(name)
+
+
+def add_schedule() -> None:
+    handler = comfy.samplers.SchedulerHandler(host_sigmas)
+    comfy.samplers.SCHEDULER_HANDLERS.setdefault(SCHEDULER, handler)
+    for names in (comfy.samplers.SCHEDULER_NAMES, comfy.samplers.KSampler.SCHEDULERS):
+        if SCHEDULER not in names:
+            names.append(SCHEDULER)
+
+
+def add_folder() -> None:
+    folder = Path(folder_paths.models_dir) / FOLDER
+    folder_paths.add_model_folder_path(FOLDER, str(folder))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+_library = Library([])
+
+
+def library() -> Library:
+    """The user's predictors (models/amed_predictors, and wherever extra_model_paths says), then the bundled."""
+    _library.folders = [*(Path(p) for p in folder_paths.get_folder_paths(FOLDER)), BUNDLED]
+    return _library
+
+
+# --- what a MODEL is -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Identity:
+    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not readable)."""
+
+    family: str
+    fingerprint: str
+
+
+def identity(model: Any) -> Identity:
+    """Of a MODEL (ModelPatcher). Weights that LoRAs have changed in place are read from the host's backup."""
+    base = model.model
+    config = getattr(base, "model_config", None)
+    family = getattr(config, "amed_family", type(config).__name__.lower())
+    backup, prefix = getattr(model, "backup", {}), "diffusion_model."
+
+    def original(name: str, weight: Tensor) -> Tensor:
+        saved = backup.get(prefix + name)
+        return weight if saved is None else getattr(saved, "weight", saved)
+
+    try:
+        named = base.diffusion_model.named_parameters()
+        return Identity(family, fingerprint((n, original(n, w)) for n, w in named))
+    except Exception as error:  # quantised or offloaded weights of a kind we do not know
+        logging.warning("AMED: cannot tell this checkpoint from others (%s)", error)
+        return Identity(family, "")
+
+
+def sampling_of(model: Any) -> Any:
+    """A MODEL's model_sampling: its noise levels."""
+    return model.get_model_object("model_sampling")
+
+
+def is_flow(model_sampling: Any) -> bool:
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def start_sigma(model_sampling: Any, denoise: float) -> float:
+    """The noise level at which `denoise` of the model's own time is left, as the host counts it."""
+    return min(float(model_sampling.percent_to_sigma(1.0 - denoise)), float(model_sampling.sigma_max))
+
+
+def base_times(model_sampling: Any, count: int) -> Tensor:
+    """The `amed` schedule, float64 `[count]`, from the model's sigma_max to its sigma_min: uniform in the model's
+    own time, or in the VP process's for models without one (EDM)."""
+    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
+        return schedules.make("time_uniform", count, low, high)
+    if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        return schedules.make("discrete", count, low, high, table=model_sampling.sigmas.cpu())
+    ends = [float(model_sampling.timestep(model_sampling.sigmas[i])) for i in (-1, 0)]
+    times = torch.linspace(*ends, count, dtype=torch.float64)
+    return torch.stack([torch.as_tensor(model_sampling.sigma(t), dtype=torch.float64) for t in times])
+
+
+def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
+    """What the `amed` entry of a scheduler dropdown gives: `steps` noise levels, then 0.
+
+    Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without the 0:
+    that run takes exactly the evaluations it was fitted for."""
+    attached = getattr(model_sampling, ATTACHED, None)
+    if attached is not None and steps == len(attached.fitted.sigmas()) - 1:
+        return attached.fitted.sigmas().float()
+    if attached is not None and steps == len(attached.fitted.sigmas()):
+        times = attached.fitted.sigmas()
+    else:
+        times = base_times(model_sampling, steps) if steps > 1 else torch.tensor([float(model_sampling.sigma_max)])
+    return torch.cat([times.float(), torch.zeros(1)])
+
+
+class Attached:
+    """A predictor on a MODEL. The host deep-copies a MODEL's options often; this stays one object."""
+
+    def __init__(self, fitted: Fitted):
+        self.fitted = fitted
+
+    def __deepcopy__(self, memo: dict) -> "Attached":
+        return self
+
+
+def attach(model: Any, fitted: Fitted) -> Any:
+    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is."""
+    clone = model.clone()
+    clone.model_options[ATTACHED] = Attached(fitted)
+    marked = copy.copy(sampling_of(model))
+    setattr(marked, ATTACHED, Attached(fitted))
+    clone.add_object_patch("model_sampling", marked)
+    return clone
+
+
+def attached(model: Any) -> Fitted | None:
+    """The predictor a MODEL carries."""
+    found = model.model_options.get(ATTACHED)
+    return None if found is None else found.fitted
+
+
+# --- which predictor -------------------------------------------------------------------------------------------
+
+def find(model: Identity, solver: str | None, nfe: int, guidance: float, max_order: int | None = None) -> Fitted:
+    """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there are,
+    which files are broken, and what to do."""
+    try:
+        return library().find(solver=solver, nfe=nfe, guidance=guidance, family=model.family,
+                              fingerprint=model.fingerprint, max_order=max_order)
+    except PredictorError as error:
+        fits = [f.spec for f in library().fitted() if model.family == f.spec.model_family]
+        allowed = sorted({s.nfe for s in fits if solver in (None, s.solver)})
+        hint = f"For this model{f' and {solver}' if solver else ''}, NFE can be " \
+               f"{', '.join(map(str, allowed))}." if allowed else "There are none for this model."
+        broken = "".join(f"\nBroken file: {p}" for p in library().problems())
+        raise PredictorError(f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
+                             f"into models/{FOLDER}, or set if_missing to untrained.{broken}") from None
+
+
+def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: float) -> Fitted:
+    """The library's predictor for a sampler of the dropdown that was handed `sigmas`: one fitted on as many
+    times, on these very times if there is one. Raises PredictorError as `find` does."""
+    solver, times = solver_of(sampler), sigmas[sigmas > 0].double().cpu()
+    order = solver.max_order if solver.name == "dpmpp" else None
+    mine = [f for f in library().fitted()
+            if f.spec.solver == solver.name and order in (None, f.spec.max_order)
+            and f.spec.num_steps == len(times) and f.spec.model_family == model.family]
+    if not mine:
+        nfe = solver.evaluations(len(times), afs=False, with_predictor=True)
+        try:
+            return find(model, solver.name, nfe, guidance, order)
+        except PredictorError as error:
+            raise PredictorError(f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
+                                 f"(about {nfe} evaluations).\n{error}") from None
+    same_model = [f for f in mine if model.fingerprint and f.spec.model_fingerprint == model.fingerprint] or mine
+    return min(same_model, key=lambda f: (not on_grid(f, times), ratio(f.spec.guidance, guidance)))
+
+
+def on_grid(fitted: Fitted, sigmas: Tensor) -> bool:
+    """Whether the positive ones of `sigmas` are the times a predictor was fitted on (to 1 %)."""
+    times, own = sigmas[sigmas > 0].double().cpu(), fitted.sigmas()
+    return len(times) == len(own) and bool(((times / own).log().abs() < 0.01).all())
+
+
+def ratio(a: float, b: float) -> float:
+    return abs(math.log(max(a, 1e-3) / max(b, 1e-3)))
+
+
+def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
+    """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales."""
+    solver = solver_of(sampler)
+    spec = Spec(solver=solver.name, num_steps=len(times), schedule="custom", sigma_min=float(times[-1]),
+                sigma_max=float(times[0]), afs=afs, max_order=solver.max_order, predict_x0=solver.predict_x0,
+                lower_order_final=solver.lower_order_final, model_name="untrained: geometric midpoints")
+    halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
+    return Fitted(spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained")
+
+
+def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
+    """What a predictor was not fitted for, in words."""
+    spec, found = fitted.spec, []
+    if spec.model_family and spec.model_family != model.family:
+        found.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
+    elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
+        found.append(f"fitted for another checkpoint of this family ({spec.model_name or spec.model_fingerprint})")
+    if fitted.name != "untrained" and ratio(spec.guidance, guidance) > 0.01:
+        found.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
+    return found
+
+
+# --- during sampling -------------------------------------------------------------------------------------------
+
+@dataclass
+class Report:
+    """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable here),
+    `batch` images, the predictor, remarks."""
+
+    evaluations: int = 0
+    rows: int | None = None
+    batch: int = 1
+    fitted: Fitted | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int | None:
+        """Network passes per image; guidance makes two of most evaluations."""
+        return None if self.rows is None else round(self.rows / self.batch)
+
+    def text(self) -> str:
+        passes = "" if self.passes is None else f", {self.passes} network passes an image"
+        lines = [f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
+                 f"evaluations counted: {self.evaluations}{passes}"]
+        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
+
+
+class Counted:
+    """The host's denoiser, counted, and stoppable before every evaluation (not only once a step)."""
+
+    def __init__(self, model: Any, report: Report):
+        self.inner, self.report = model, report
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.report.evaluations += 1
+        return self.inner(x, sigma, **extra_args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def count_rows(model_options: dict, report: Report) -> None:
+    """Count the network's rows into the report, by a wrapper on this run's own options."""
+    try:
+        from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    except ImportError:
+        return
+
+    def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        report.rows += len(x)
+        return executor(x, *args, **kwargs)
+
+    report.rows = 0
+    add_wrapper_with_key(WrappersMP.APPLY_MODEL, "amed_count", apply_model, model_options, is_model_options=True)
+
+
+def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch: int) -> Tensor | None:
+    """Of a middle block's output `[chunks * B, C, H, W]` the rows of the positive prompt, `[B, C, H, W]`.
+
+    By the prompt's own id where the host tells ids: guiders with more than two prompts, and attention guidance,
+    use index 0 for other things. None when this call has no such rows (the halves may come in two calls)."""
+    indices, ids = transformer_options.get("cond_or_uncond") or [0], transformer_options.get("uuids")
+    if h.ndim != 4 or len(h) != batch * len(indices):
+        return None
+    for i, index in enumerate(indices):
+        if (ids[i] in positive) if ids and positive else index == 0:
+            return h[i * batch:(i + 1) * batch].detach().clone()
+    return None
+
+
+def capture(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Evaluate and take the conditional bottleneck along (amed.bottleneck.Capture): by patches on a copy of the
+    options, for this one evaluation. The first capture counts; None where the model has no middle block."""
+    options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
+    patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
+    conds = getattr(model.inner_model, "conds", None) or {}
+    positive = {cond["uuid"] for cond in conds.get("positive") or [] if "uuid" in cond}
+    found: list[Tensor] = []
+
+    def keep(h: Tensor, transformer_options: dict) -> None:
+        rows = None if found else conditional_rows(h, transformer_options, positive, len(x))
+        if rows is not None:
+            found.append(rows)
+
+    def before_first_output(h: Tensor, skip: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
+        if transformer_options.get("block") == ("output", 0):
+            keep(h, transformer_options)
+        return h, skip
+
+    def after_middle(args: dict) -> dict:
+        keep(args["h"], args["transformer_options"])
+        return args
+
+    patches.setdefault("output_block_patch", []).insert(0, before_first_output)  # before FreeU and its like
+    patches.setdefault("middle_block_after_patch", []).insert(0, after_middle)
+    denoised = model(x, sigma, **{**extra_args, "model_options": options})
+    return denoised, found[0] if found else None
+
+
+_warned: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """A line in the host's log, once for the same text."""
+    if text not in _warned:
+        _warned.add(text)
+        logging.warning("AMED: %s", text)
+
+
+def sampler_function(name: str) -> Callable[..., Tensor]:
+    """The host's `sample_<name>`: the engine's sampler with the MODEL's predictor, or the library's, and with
+    counting and capture.
+
+    `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
+    "error" or "untrained". `report`: a Report to fill."""
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None,
+               if_missing="error", report=None, **_options):
+        report = Report() if report is None else report
+        extra_args = dict(extra_args or {})
+        options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
+        extra_args["model_options"] = options
+        guider = model.inner_model
+        guidance = float(getattr(guider, "cfg", 1.0))
+        who = identity(guider.model_patcher)
+        report.batch = len(x)
+
+        if predictor is None and ATTACHED in options:
+            predictor = options[ATTACHED].fitted
+        if predictor is None:
+            times = sigmas[sigmas > 0]
+            try:
+                predictor = find_for_sigmas(who, name, sigmas, guidance) if len(times) > 1 else None
+            except PredictorError as error:
+                if if_missing != "untrained":
+                    raise
+                report.remarks.append(f"untrained, as asked: {str(error).splitlines()[0]}")
+                predictor = untrained(name, times.cpu())
+        report.fitted = predictor
+        if predictor is not None:
+            report.remarks += mismatches(predictor, who, guidance)
+            if not on_grid(predictor, sigmas) and float(sigmas[0]) > 0.99 * predictor.spec.sigma_max:
+                report.remarks.append(f"these noise levels are not those {predictor.name} was fitted on: choose the "
+                                      f"{SCHEDULER} schedule with {predictor.spec.num_steps} steps, or AMED Scheduler")
+            for remark in report.remarks:
+                warn_once(f"{predictor.label}: {remark}")
+
+        pure_noise = extra_args.get("denoise_mask") is None and not is_flow(guider.inner_model.model_sampling)
+        count_rows(options, report)
+        return SAMPLERS[name](Counted(model, report), x, sigmas, extra_args, callback, disable, predictor=predictor,
+                              afs=None if pure_noise else False, capture=capture)
+
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    return sample
+
+
+def sampler_object(name: str, **options: Any) -> Any:
+    """A SAMPLER of ours; `options` as in `sampler_function`."""
+    return comfy.samplers.KSAMPLER(sampler_function(name), options)
+
+
+def sampler_for(fitted: Fitted) -> str:
+    """The sampler name a predictor was fitted for."""
+    return sampler_of(fitted.spec.solver, fitted.spec.max_order)
+
+
+def run(model: Any, sampler: Any, sigmas: Tensor, seed: int, guidance: float, positive: list, negative: list,
+        latent: dict) -> dict:
+    """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT back."""
+    start = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    samples = comfy.sample.sample_custom(
+        model, noise, guidance, sampler, sigmas, positive, negative, start, noise_mask=latent.get("noise_mask"),
+        callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    return {**latent, "samples": samples}
+
+
+# --- a MODEL of our own ----------------------------------------------------------------------------------------
+
+def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:
+    """A MODEL around an EDM network of RGB pixels in [-1, 1].
+
+    `network(x, c_noise, context=, transformer_options=, ...)` with a `dtype`; `settings`: sigma_min, sigma_max,
+    sigma_data."""
+    class Pixels(comfy.latent_formats.LatentFormat):
+        latent_channels = 3
+        latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+
+    class Config(comfy.supported_models_base.BASE):
+        unet_config = {"disable_unet_model_creation": True}
+        sampling_settings = settings
+        latent_format = Pixels
+        memory_usage_factor = 1.0
+        amed_family = family
+
+    base = comfy.model_base.BaseModel(Config(Config.unet_config), comfy.model_base.ModelType.EDM)
+    base.diffusion_model = network
+    load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(base, load_device=load, offload_device=offload)
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Text on the node itself, where this host's page can show it."""
+    try:
+        from server import PromptServer
+        PromptServer.instance.send_progress_text(text, node_id)
+    except Exception:  # only ever an extra: the text is also an output and in the log
+        logging.debug("AMED: this ComfyUI shows no text on nodes")
