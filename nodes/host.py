@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +230,9 @@ def ratio(a: float, b: float) -> float:
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales."""
     solver = solver_of(sampler)
+    settings = {f.name: getattr(solver, f.name) for f in fields(solver) if f.name != "name"}
     spec = Spec(solver=solver.name, num_steps=len(times), schedule="custom", sigma_min=float(times[-1]),
-                sigma_max=float(times[0]), afs=afs, max_order=solver.max_order, predict_x0=solver.predict_x0,
-                lower_order_final=solver.lower_order_final, model_name="untrained: geometric midpoints")
+                sigma_max=float(times[0]), afs=afs, model_name="untrained: geometric midpoints", **settings)
     halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
     return Fitted(spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained")
 

@@ -1,0 +1,45 @@
+# make demo      AMED beside other samplers, made by a real ComfyUI: a picture and a table in demo/out
+# make comfyui   the same ComfyUI, left running to be opened in a browser
+# make test      engine tests, and the pack in a real ComfyUI
+# make lint      ruff
+#
+# All of it happens in .venv and .comfyui (or the ComfyUI that COMFYUI_PATH names).
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --disable-pip-version-check -q
+PORT   ?= 8188
+
+.PHONY: venv host demo comfyui test lint clean
+
+venv: $(VENV)/.ready
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -c "import torch, torchvision" 2>/dev/null || $(PIP) torch==2.14.1 torchvision==0.29.1
+	@touch $@
+
+# k-diffusion's own requirements are for training with it; its sampling module needs scipy, torchdiffeq, torchsde and tqdm
+$(VENV)/.ready: $(VENV)/.torch requirements.txt requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps k-diffusion==0.1.1.post1
+	@touch $@
+
+host: venv
+	@$(PY) -m demo.comfyui install
+
+demo: host
+	@$(PY) -m demo.run
+
+comfyui: host
+	@$(PY) -m demo.comfyui serve --port $(PORT)
+
+test: host
+	@$(PY) -m pytest tests/
+
+lint: venv
+	@$(PY) -m ruff check .
+
+clean:
+	rm -rf $(VENV) .comfyui .comfyui-data demo/out
