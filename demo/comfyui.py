@@ -90,7 +90,7 @@ def find() -> Path | None:
 
 def run_pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ServerError(f"{' '.join(command)} failed:\n{tail(done.stdout + done.stderr)}")
 
@@ -142,13 +142,14 @@ class Server:
     """A ComfyUI process on 127.0.0.1 with this pack as its only custom node.
 
     `base` is its folder of models, input, output and user data (default: a temporary one, removed at the end).
-    Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the log's tail."""
+    `threads` of torch: one is fastest for small batches of a small model, above all on a busy machine; None leaves
+    it to torch. Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the log's tail."""
 
     def __init__(self, base: Path | None = None, port: int | None = None, pack: Path = ROOT,
-                 arguments: tuple[str, ...] = ()):
+                 threads: int | None = 1, arguments: tuple[str, ...] = ()):
         self.temporary = base is None
         self.base = Path(base) if base else Path(tempfile.mkdtemp(prefix="amed-comfyui-"))
-        self.port, self.pack, self.arguments = port or free_port(), pack, arguments
+        self.port, self.pack, self.threads, self.arguments = port or free_port(), pack, threads, arguments
         self.url, self.client = f"http://127.0.0.1:{self.port}", uuid.uuid4().hex
         self.process: subprocess.Popen | None = None
         self.log_file = self.base / "comfyui.log"
@@ -173,7 +174,8 @@ class Server:
                    "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
                    "--database-url", "sqlite:///:memory:", *self.arguments]
         log = self.log_file.open("w")
-        self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT)
+        environment = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
+        self.process = subprocess.Popen(command, cwd=host, env=environment, stdout=log, stderr=subprocess.STDOUT)
         log.close()
         deadline = time.monotonic() + timeout
         try:
@@ -280,7 +282,11 @@ class Server:
                     break
         finally:
             socket_.close()
-        return Result(self.get(f"/history/{prompt}")[prompt]["outputs"], time.monotonic() - begin, self)
+        seconds = time.monotonic() - begin
+        while not (history := self.get(f"/history/{prompt}")):  # written a moment after the last message
+            self.check_alive()
+            time.sleep(0.02)
+        return Result(history[prompt]["outputs"], seconds, self)
 
     def run_workflow(self, file: Path, change: Callable[[dict], None] | None = None, **options: object) -> Result:
         """Run a saved (drag-in) workflow; `change(graph)` may edit the API-format graph before it is sent."""
@@ -301,7 +307,7 @@ def refusal(answer: dict, graph: dict) -> str:
 
 def serve(port: int) -> None:
     """Run ComfyUI for a person, its data in .comfyui-data, until Ctrl-C."""
-    with Server(ROOT / ".comfyui-data", port) as server:
+    with Server(ROOT / ".comfyui-data", port, threads=None) as server:
         print(f"ComfyUI is up: {server.url}   (Ctrl-C stops it)\n"
               f"Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

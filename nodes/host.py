@@ -397,11 +397,21 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
 
         pure_noise = extra_args.get("denoise_mask") is None and not is_flow(guider.inner_model.model_sampling)
         count_rows(options, report)
-        return SAMPLERS[name](Counted(model, report), x, sigmas, extra_args, callback, disable, predictor=predictor,
-                              afs=None if pure_noise else False, capture=capture)
+        result = SAMPLERS[name](Counted(model, report), x, sigmas, extra_args, callback, disable, predictor=predictor,
+                                afs=None if pure_noise else False, capture=capture)
+        mask = extra_args.get("denoise_mask")
+        return result if mask is None else keep_unmasked(model, mask, result, sigmas[-1])
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     return sample
+
+
+def keep_unmasked(model: Any, mask: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+    """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every evaluation,
+    but a run that ends above noise level 0 does not end with one."""
+    scaled = model.inner_model.inner_model.model_sampling.noise_scaling
+    kept = scaled(sigma, torch.zeros_like(x), model.latent_image)
+    return x * mask + kept * (1 - mask)
 
 
 def sampler_object(name: str, **options: Any) -> Any:

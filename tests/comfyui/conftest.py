@@ -1,0 +1,93 @@
+"""One real ComfyUI for all tests of this folder, with its own folder of models, and graphs to send it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amed import Fitted, Spec, TablePredictor, save, schedules
+from amed.sampling import SAMPLERS, solver_of
+from demo import comfyui
+from demo.model import SIGMA_MAX, SIGMA_MIN
+
+SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A running comfyui.Server; skips, saying so, where there is no ComfyUI."""
+    if comfyui.find() is None:
+        pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
+    base = tmp_path_factory.mktemp("comfyui")
+    write_user_predictors(base / "models" / "amed_predictors")
+    with comfyui.Server(base) as running:
+        yield running
+
+
+def write_user_predictors(folder: Path) -> None:
+    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; and two broken files."""
+    times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
+    for name in SAMPLERS:
+        s = solver_of(name)
+        spec = Spec(solver=s.name, num_steps=3, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
+                    max_order=s.max_order, predict_x0=s.predict_x0, prediction_type="edm", model_family="emoji32",
+                    how="for a test")
+        save(folder / f"test_{name}.safetensors",
+             Fitted(spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times))
+    (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
+    (folder / "notes.txt").write_text("no predictor")
+
+
+class Graph:
+    """An API-format graph on the demo model: `model` and its outputs first, then what a test adds.
+
+    Every `add` gives the new node's id; `[id, n]` is its output n."""
+
+    def __init__(self, batch=1, category="Smileys & Emotion", width=32, height=32):
+        self.nodes = {}
+        self.demo = self.add("AMEDDemoModel", category=category, width=width, height=height, batch_size=batch)
+        self.model, self.positive, self.negative, self.latent = ([self.demo, i] for i in range(4))
+
+    def add(self, kind, **inputs):
+        name = str(len(self.nodes) + 1)
+        self.nodes[name] = {"class_type": kind, "inputs": inputs}
+        return name
+
+    def show(self, latent, enlarge=1):
+        image = self.add("AMEDDemoDecode", samples=latent, enlarge=enlarge)
+        return self.add("PreviewImage", images=[image, 0])
+
+    def ksampler(self, sampler_name, scheduler="karras", steps=4, cfg=1.0, seed=3, denoise=1.0, **other):
+        node = self.add("KSampler", sampler_name=sampler_name, scheduler=scheduler, steps=steps, cfg=cfg, seed=seed,
+                        denoise=denoise, **self.around() | other)
+        return [node, 0]
+
+    def amed(self, nfe=SMALL_NFE, sampler="amed", guidance=1.0, seed=3, denoise=1.0, predictor="auto",
+             if_missing="error", **other):
+        node = self.add("AMEDKSampler", nfe=nfe, sampler=sampler, guidance=guidance, seed=seed, denoise=denoise,
+                        predictor=predictor, if_missing=if_missing, **self.around() | other)
+        return [node, 0]
+
+    def around(self):
+        return {"model": self.model, "positive": self.positive, "negative": self.negative,
+                "latent_image": self.latent}
+
+
+@pytest.fixture
+def graph():
+    """Graph, to be called with batch, category, width, height."""
+    return Graph
+
+
+@pytest.fixture
+def images(server):
+    """`images(graph, latent, ...)`: run, and give each latent's images as one uint8 array `[B, H, W, 3]`."""
+    import numpy as np
+
+    def run(made, *latents):
+        shown = [made.show(latent) for latent in latents]
+        result = server.run(made.nodes)
+        found = [np.stack(result.images(node)) for node in shown]
+        return found[0] if len(found) == 1 else found
+
+    return run

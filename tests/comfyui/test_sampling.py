@@ -1,0 +1,274 @@
+"""Images out of a real ComfyUI, and what the nodes say about them."""
+
+import re
+import threading
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+
+from amed import load as load_predictor
+from amed import sample
+from amed.bottleneck import ModuleCapture
+from amed.guidance import Guided
+from amed.sampling import SAMPLERS
+from demo.comfyui import ROOT, GraphError, Interrupted, RunError
+from demo.model import SIGMA_MAX, load_denoiser
+
+BUNDLED = sorted((ROOT / "predictors").glob("emoji32-*.safetensors"))
+
+
+def sensible(images):
+    """Not blank, not noise clipped to its limits."""
+    assert images.ndim == 4 and images.shape[-1] == 3
+    assert images.std() > 10 and 0.02 < (images > 250).mean() < 0.98
+    return images
+
+
+def latents(result):
+    """The first saved latent, `[B, 3, H, W]`."""
+    entry = result.files("latents")[0]
+    return load(result.server.view(entry))["latent_tensor"]
+
+
+def run_text(server, g, latent):
+    g.show(latent)
+    return server.run(g.nodes).text(latent[0])
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_ksampler_counts_what_it_does(server, graph, batch, guidance):
+    g = graph(batch=batch)
+    latent = g.amed(guidance=guidance)
+    shown = g.show(latent)
+    result = server.run(g.nodes)
+    assert len(result.images(shown)) == batch
+    sensible(np.stack(result.images(shown)))
+    text = result.text(latent[0])
+    assert "predictor: test_amed.safetensors" in text
+    assert f"evaluations counted: 4, {4 * int(guidance)} network passes" in text
+    assert ("fitted at guidance 1, running at 2" in text) == (guidance == 2.0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("cfg", [1.0, 2.0])
+def test_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cfg):
+    """In the ordinary KSampler: 3 noise levels of the amed schedule, then 0; the library has such a predictor."""
+    g = graph(batch=2)
+    made = sensible(images(g, g.ksampler(sampler, "amed", 3, cfg=cfg)))
+    g = graph(batch=2)
+    plain = images(g, g.ksampler("euler", "amed", 3, cfg=cfg))
+    assert made.shape == plain.shape and not np.array_equal(made, plain)
+
+
+def test_dropdown_sampler_without_predictor_names_what_there_is(server, graph):
+    g = graph()
+    g.show(g.ksampler("amed_ipndm", "karras", 20))
+    with pytest.raises(RunError) as caught:
+        server.run(g.nodes)
+    for said in ("'amed_ipndm'", "20 noise levels", "test_amed_ipndm.safetensors", "NFE can be", "Load AMED Predictor",
+                 "Broken file", "test_broken.safetensors"):
+        assert said in str(caught.value)
+
+
+def test_same_seed_same_image(server, images, graph):
+    def make(seed, pad):
+        g = graph(batch=2)
+        for _ in range(pad):  # shifts node ids: not ComfyUI's cache, but the same work again
+            g.add("AMEDLoadPredictor", name="test_amed.safetensors")
+        return images(g, g.amed(seed=seed, guidance=2.0))
+
+    first, again, other = make(5, 0), make(5, 1), make(6, 0)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_ksampler_equals_its_parts(images, graph):
+    g = graph(batch=2)
+    loaded = [g.add("AMEDLoadPredictor", name="test_amed_ipndm.safetensors"), 0]
+    whole = g.amed(sampler="amed_ipndm", guidance=2.0, seed=9)
+    sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=loaded)
+    sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=4, denoise=1.0, predictor=loaded)
+    parts = g.add("SamplerCustom", add_noise=True, noise_seed=9, cfg=2.0, sampler=[sampler, 0], sigmas=[sigmas, 0],
+                  **g.around())
+    looked_up = g.add("AMEDSampler", sampler="amed_ipndm", if_missing="error")
+    sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_ipndm", nfe=4, denoise=1.0)
+    found = g.add("SamplerCustom", add_noise=True, noise_seed=9, cfg=2.0, sampler=[looked_up, 0], sigmas=[sigmas, 0],
+                  **g.around())
+    applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
+    ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
+    first, *others = images(g, whole, [parts, 0], [found, 0], ordinary)
+    sensible(first)
+    for other in others:
+        assert np.array_equal(first, other)
+
+
+def engine(noise, fitted, guidance, label=0):
+    """The same run without any host."""
+    denoiser = load_denoiser()
+    model, labels = Guided(denoiser, guidance), torch.full((len(noise),), label)
+    capture = ModuleCapture(denoiser.inner_model.middle_block)
+    start = noise * (1 + SIGMA_MAX**2) ** 0.5  # the host's noise_scaling at sigma_max
+    extra = {"cond": {"label": labels}, "uncond": {"label": torch.full_like(labels, 10)}}
+    return sample(model, start, fitted.sigmas(), fitted.spec.settings, extra, disable=True, predictor=fitted,
+                  afs=fitted.spec.afs, capture=capture)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_equals_the_engine_alone(server, graph, guidance):
+    g = graph(batch=3)
+    g.add("SaveLatent", samples=g.amed(guidance=guidance, seed=21), filename_prefix="test")
+    got = latents(server.run(g.nodes))
+    noise = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(21))
+    fitted = load_predictor(server.base / "models" / "amed_predictors" / "test_amed.safetensors")
+    torch.testing.assert_close(got, engine(noise, fitted, guidance), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not BUNDLED, reason="no bundled predictors for the demo model")
+@pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.stem)
+def test_bundled_predictor_equals_the_engine(server, graph, file):
+    """With the bottleneck captured from inside the host, at the guidance it was fitted for."""
+    fitted = load_predictor(file)
+    g = graph(batch=2)
+    latent = g.amed(fitted.nfe, "auto", fitted.spec.guidance, 31, predictor=file.name)
+    g.add("SaveLatent", samples=latent, filename_prefix="test")
+    result = server.run(g.nodes)
+    assert f"evaluations counted: {fitted.nfe}," in result.text(latent[0])
+    assert "note:" not in result.text(latent[0])
+    noise = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(31))
+    torch.testing.assert_close(latents(result), engine(noise, fitted, fitted.spec.guidance), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 2.0, 30.0])
+def test_demo_model_is_the_denoiser(server, graph, sigma):
+    """One Euler step to 0 is the denoised image: the MODEL's and demo.model's own."""
+    g = graph(batch=2, category="Flags")
+    sigmas = g.add("KarrasScheduler", steps=1, sigma_max=sigma, sigma_min=0.01, rho=7.0)
+    euler = g.add("KSamplerSelect", sampler_name="euler")
+    made = g.add("SamplerCustom", add_noise=True, noise_seed=4, cfg=1.0, sampler=[euler, 0], sigmas=[sigmas, 0],
+                 **g.around())
+    g.add("SaveLatent", samples=[made, 0], filename_prefix="test")
+    got = latents(server.run(g.nodes))
+    noise = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(4)) * sigma
+    with torch.no_grad():
+        own = load_denoiser()(noise, torch.full((2,), sigma), torch.full((2,), 8))
+    torch.testing.assert_close(got, own, rtol=1e-5, atol=1e-5)
+
+
+def test_other_sizes(images, graph):
+    g = graph(batch=2, width=36, height=28)
+    made = images(g, g.amed(guidance=2.0), g.ksampler("amed_dpmpp_2m", "amed", 3))
+    assert [m.shape for m in made] == [(2, 28, 36, 3)] * 2
+
+
+def test_partial_denoise_keeps_the_picture(server, images, graph):
+    g = graph(batch=2)
+    start = g.ksampler("euler", "karras", 12)
+    again = g.amed(denoise=0.5, latent_image=start)
+    dropdown = g.ksampler("amed", "amed", 3, denoise=0.5, latent_image=start)
+    before, after, other = (m.astype(float) for m in images(g, start, again, dropdown))
+    g = graph(batch=2)
+    unrelated = images(g, g.amed(seed=77)).astype(float)
+    distance = np.abs(before - after).mean()
+    assert 0 < distance < 0.6 * np.abs(before - unrelated).mean()
+    assert 0 < np.abs(before - other).mean() < 0.6 * np.abs(before - unrelated).mean()
+
+
+def test_too_little_denoise_is_refused(server, graph):
+    g = graph()
+    g.show(g.amed(denoise=0.01, predictor="test_amed.safetensors"))
+    text = ""
+    try:
+        text = server.run(g.nodes).text()
+    except RunError as error:
+        assert "Raise denoise" in str(error)
+    else:
+        assert "evaluations counted" in text
+
+
+def test_inpainting_touches_the_masked_half_only(images, graph):
+    g = graph(batch=2)
+    start = g.ksampler("euler", "karras", 12)
+    mask = g.add("SolidMask", value=1.0, width=16, height=32)
+    nothing = g.add("SolidMask", value=0.0, width=32, height=32)
+    half = g.add("MaskComposite", destination=[nothing, 0], source=[mask, 0], x=16, y=0, operation="add")
+    masked = [g.add("SetLatentNoiseMask", samples=start, mask=[half, 0]), 0]
+    before, after = images(g, start, g.amed(latent_image=masked, seed=8))
+    difference = np.abs(before.astype(int) - after)
+    assert difference[:, :, :16].max() <= 1 and difference[:, :, 18:].mean() > 5
+
+
+def test_bad_nfe_names_the_allowed_ones(server, graph):
+    g = graph()
+    g.show(g.amed(nfe=47))
+    with pytest.raises(RunError, match=r"NFE 47[\s\S]*NFE can be [\d, ]*\b4\b"):
+        server.run(g.nodes)
+    g = graph()
+    g.show(g.amed(nfe=7, predictor="test_amed.safetensors"))
+    with pytest.raises(RunError, match="takes 4 evaluations, not 7: set nfe to 4"):
+        server.run(g.nodes)
+
+
+def test_untrained_only_if_asked_and_says_so(server, graph):
+    for nfe in (6, 11):
+        g = graph()
+        text = run_text(server, g, g.amed(nfe=nfe, sampler="amed_euler", if_missing="untrained"))
+        assert "predictor: untrained" in text and "note: untrained, as asked" in text
+        assert f"evaluations counted: {nfe}," in text
+
+
+def test_predictor_of_another_sampler_is_refused(server, graph):
+    g = graph()
+    g.show(g.amed(sampler="amed_ipndm", predictor="test_amed.safetensors"))
+    with pytest.raises(RunError, match="fitted for amed, not for amed_ipndm"):
+        server.run(g.nodes)
+
+
+def test_broken_predictor_is_named(server, graph):
+    g = graph()
+    g.show(g.amed(predictor="test_broken.safetensors"))
+    with pytest.raises(RunError, match="test_broken.safetensors: not a whole safetensors file"):
+        server.run(g.nodes)
+
+
+def test_missing_predictor_is_named(server, graph):
+    """Newer hosts refuse the graph, older ones leave it to the node."""
+    g = graph()
+    g.show(g.amed(predictor="gone.safetensors"))
+    with pytest.raises((GraphError, RunError), match=r"gone.safetensors[\s\S]*test_amed.safetensors"):
+        server.run(g.nodes)
+
+
+def test_report_is_in_the_images_metadata(server, graph):
+    g = graph()
+    latent = g.amed(seed=41)
+    image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
+    g.add("SaveImage", images=[image, 0], filename_prefix="meta")
+    prompt = server.post("/prompt", {"prompt": g.nodes, "extra_data": {"extra_pnginfo": {"workflow": {}}}})["prompt_id"]
+    for _ in range(200):
+        history = server.get(f"/history/{prompt}")
+        if history:
+            break
+        threading.Event().wait(0.1)
+    entry = next(e for ui in history[prompt]["outputs"].values() for e in ui.get("images", []))
+    assert b"evaluations counted: 4" in server.view(entry)
+
+
+def test_interrupt_stops_a_run(server, graph):
+    """After the first progress of a long run, the rest is not done."""
+    g = graph(batch=64)
+    g.show(g.amed(nfe=99, sampler="amed", if_missing="untrained", seed=13))
+    steps = []
+
+    def on_event(kind, data):
+        if kind == "progress":
+            steps.append(data["value"])
+            if len(steps) == 1:
+                server.interrupt()
+
+    with pytest.raises(Interrupted):
+        server.run(g.nodes, on_event)
+    assert 1 <= max(steps) < 25, "it went on for half the run"
+    g = graph()
+    assert re.search("evaluations counted: 4", run_text(server, g, g.amed()))  # and the next run is fine
