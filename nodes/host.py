@@ -186,8 +186,9 @@ def find(model: Identity, solver: str | None, nfe: int, guidance: float, max_ord
     """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there are,
     which files are broken, and what to do."""
     try:
-        return library().find(solver=solver, nfe=nfe, guidance=guidance, family=model.family,
-                              fingerprint=model.fingerprint, max_order=max_order)
+        found = library().find(solver=solver, nfe=nfe, guidance=guidance, family=model.family,
+                               fingerprint=model.fingerprint, max_order=max_order)
+        return found if solver else best_like(found)
     except PredictorError as error:
         fits = [f.spec for f in library().fitted() if model.family == f.spec.model_family]
         allowed = sorted({s.nfe for s in fits if solver in (None, s.solver)})
@@ -196,6 +197,20 @@ def find(model: Identity, solver: str | None, nfe: int, guidance: float, max_ord
         broken = "".join(f"\nBroken file: {p}" for p in library().problems())
         raise PredictorError(f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
                              f"into models/{FOLDER}, or set if_missing to untrained.{broken}") from None
+
+
+def best_like(found: Fitted) -> Fitted:
+    """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose file
+    states the smallest Fréchet distance; `found` itself where none states one."""
+    def same(other: Fitted) -> bool:
+        keys = ("nfe", "guidance", "model_family", "model_fingerprint")
+        return all(getattr(other.spec, k) == getattr(found.spec, k) for k in keys)
+
+    def distance(other: Fitted) -> float:
+        value = other.spec.metrics.get("fd_ref")
+        return float(value) if isinstance(value, int | float) else math.inf
+
+    return min([found, *filter(same, library().fitted())], key=distance)
 
 
 def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: float) -> Fitted:

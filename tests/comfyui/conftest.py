@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import Fitted, Spec, TablePredictor, save, schedules
+from amed import BottleneckPredictor, Fitted, Spec, TablePredictor, save, schedules
 from amed.sampling import SAMPLERS, solver_of
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN
 
 SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
+MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +26,7 @@ def server(tmp_path_factory):
 
 
 def write_user_predictors(folder: Path) -> None:
-    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; and two broken files."""
+    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; an MLP; a broken file."""
     times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
     for name in SAMPLERS:
         s = solver_of(name)
@@ -34,6 +35,15 @@ def write_user_predictors(folder: Path) -> None:
                     how="for a test")
         save(folder / f"test_{name}.safetensors",
              Fitted(spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times))
+    spec = Spec(solver="amed", num_steps=4, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
+                prediction_type="edm", guidance=2.0, model_family="emoji32", features="bottleneck", scale_dir=0.2,
+                scale_time=0.1, how="for a test: random weights")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BottleneckPredictor(spec.scale_dir, spec.scale_time)
+        network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
+    base = schedules.make("time_uniform", 4, SIGMA_MIN, SIGMA_MAX)
+    save(folder / MLP, Fitted(spec, network, base))
     (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
     (folder / "notes.txt").write_text("no predictor")
 

@@ -115,14 +115,45 @@ def engine(noise, fitted, guidance, label=0):
                   afs=fitted.spec.afs, capture=capture)
 
 
+@pytest.mark.parametrize(("file", "nfe"), [("test_amed.safetensors", 4), ("test_mlp.safetensors", 6)])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_equals_the_engine_alone(server, graph, guidance):
+def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
+    """The MLP with the conditional bottleneck, taken from inside the host in the one case, by a hook in the other."""
     g = graph(batch=3)
-    g.add("SaveLatent", samples=g.amed(guidance=guidance, seed=21), filename_prefix="test")
-    got = latents(server.run(g.nodes))
+    latent = g.amed(nfe, predictor=file, guidance=guidance, seed=21)
+    g.add("SaveLatent", samples=latent, filename_prefix="test")
+    result = server.run(g.nodes)
+    assert f"evaluations counted: {nfe}," in result.text(latent[0])
     noise = torch.randn(3, 3, 32, 32, generator=torch.manual_seed(21))
-    fitted = load_predictor(server.base / "models" / "amed_predictors" / "test_amed.safetensors")
-    torch.testing.assert_close(got, engine(noise, fitted, guidance), rtol=1e-4, atol=1e-4)
+    fitted = load_predictor(server.base / "models" / "amed_predictors" / file)
+    torch.testing.assert_close(latents(result), engine(noise, fitted, guidance), rtol=1e-4, atol=2e-4)
+
+
+def test_bottleneck_is_the_positive_prompts(server, graph):
+    """However the host sends the halves: together, or (prompts of too different lengths) one after the other."""
+    def make(repeats, positive=None):
+        g = graph(batch=3)
+        negative = g.negative
+        for _ in range(repeats):
+            negative = [g.add("ConditioningConcat", conditioning_to=negative, conditioning_from=g.negative), 0]
+        around = {"negative": negative} | ({"positive": g.negative} if positive else {})
+        latent = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, seed=2, **around)
+        g.add("SaveLatent", samples=latent, filename_prefix="test")
+        return latents(server.run(g.nodes))
+
+    together, apart, other = make(0), make(6), make(0, positive=True)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=2e-4)
+    assert not torch.allclose(together, other, atol=1e-2)
+    assert "no bottleneck could be captured" not in server.log()
+
+
+def test_several_positive_prompts(images, graph):
+    g = graph(batch=2)
+    flags = g.add("AMEDDemoModel", category="Flags", width=32, height=32, batch_size=1)
+    area = g.add("ConditioningSetMask", conditioning=[flags, 1], strength=1.0, set_cond_area="default",
+                 mask=[g.add("SolidMask", value=1.0, width=16, height=32), 0])
+    both = [g.add("ConditioningCombine", conditioning_1=g.positive, conditioning_2=[area, 0]), 0]
+    sensible(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
 
 
 @pytest.mark.skipif(not BUNDLED, reason="no bundled predictors for the demo model")
