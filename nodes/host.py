@@ -83,6 +83,11 @@ def library() -> Library:
     return _library
 
 
+def library_state() -> list[tuple[str, float]]:
+    """Names and times of the files: what a node's cached result depends on."""
+    return [(name, path.stat().st_mtime) for name, path in sorted(library().paths().items())]
+
+
 # --- what a MODEL is -------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -381,6 +386,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None,
                if_missing="error", report=None, **_options):
+        if len(sigmas) < 2:
+            return x  # nothing to do, as the host's own samplers have it
         report = Report() if report is None else report
         extra_args = dict(extra_args or {})
         options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})

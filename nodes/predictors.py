@@ -28,8 +28,8 @@ class LoadPredictor(io.ComfyNode):
         return io.NodeOutput(fitted, ui=ui.PreviewText(fitted.label))
 
     @classmethod
-    def fingerprint_inputs(cls, name):
-        return host.library().path(name).stat().st_mtime
+    def fingerprint_inputs(cls, **_inputs):
+        return host.library_state()
 
 
 class ApplyPredictor(io.ComfyNode):
@@ -79,6 +79,10 @@ class AmedSampler(io.ComfyNode):
                              f"set sampler to auto or {host.sampler_for(predictor)}")
         return io.NodeOutput(host.sampler_object(sampler, predictor=predictor, if_missing=if_missing))
 
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs):
+        return host.library_state()
+
 
 class AmedScheduler(io.ComfyNode):
     """SIGMAS a predictor was fitted on."""
@@ -106,6 +110,10 @@ class AmedScheduler(io.ComfyNode):
             solver, order = asked(sampler if sampler != "auto" else "amed")
             predictor = host.find(host.identity(model), solver, nfe, 1.0, order)
         return io.NodeOutput(cut(predictor.sigmas(), model, denoise), ui=ui.PreviewText(predictor.label))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs):
+        return host.library_state()
 
 
 def asked(sampler: str) -> tuple[str | None, int | None]:

@@ -57,6 +57,10 @@ class AmedKSampler(io.ComfyNode):
             cls.hidden.extra_pnginfo.setdefault("amed", {})[str(cls.hidden.unique_id)] = text
         return io.NodeOutput(samples, text, ui=ui.PreviewText(text))
 
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs):
+        return host.library_state()
+
 
 def choose(model: object, name: str, sampler: str, nfe: int, guidance: float, if_missing: str,
            report: host.Report) -> Fitted:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from amed import Fitted, Spec, TablePredictor, sample, save, schedules
 from amed import load as load_predictor
-from amed import sample
 from amed.bottleneck import ModuleCapture
 from amed.guidance import Guided
 from amed.sampling import SAMPLERS
@@ -269,6 +269,23 @@ def test_missing_predictor_is_named(server, graph):
     g.show(g.amed(predictor="gone.safetensors"))
     with pytest.raises((GraphError, RunError), match=r"gone.safetensors[\s\S]*test_amed.safetensors"):
         server.run(g.nodes)
+
+
+def test_a_new_file_is_seen_at_once(server, graph):
+    """Not ComfyUI's cached result of the same graph."""
+    folder = server.base / "models" / "amed_predictors"
+    times, halves = schedules.make("time_uniform", 8, 0.002, 80.0), torch.full((7,), 0.5)
+    spec = Spec(solver="amed", num_steps=8, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0,
+                prediction_type="edm", model_family="emoji32", how="for a test")
+    g = graph()
+    latent = g.amed(nfe=14, if_missing="untrained")
+    g.show(latent)
+    assert "predictor: untrained" in server.run(g.nodes).text(latent[0])
+    try:
+        save(folder / "test_late.safetensors", Fitted(spec, TablePredictor(times, halves), times))
+        assert "predictor: test_late.safetensors" in server.run(g.nodes).text(latent[0])
+    finally:
+        (folder / "test_late.safetensors").unlink()
 
 
 def test_report_is_in_the_images_metadata(server, graph):
