@@ -1,14 +1,16 @@
 """One real ComfyUI for all tests of this folder, with its own folder of models, and graphs to send it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from amed import BottleneckPredictor, Fitted, Spec, TablePredictor, save, schedules
+from amed.fingerprint import fingerprint
 from amed.sampling import SAMPLERS, solver_of
 from demo import comfyui
-from demo.model import SIGMA_MAX, SIGMA_MIN
+from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
 MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
@@ -37,13 +39,16 @@ def write_user_predictors(folder: Path) -> None:
              Fitted(spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times))
     spec = Spec(solver="amed", num_steps=4, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
                 prediction_type="edm", guidance=2.0, model_family="emoji32", features="bottleneck", scale_dir=0.2,
-                scale_time=0.1, how="for a test: random weights")
+                scale_time=0.1, how="for a test: random weights",
+                model_fingerprint=fingerprint(load_unet().named_parameters()))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = BottleneckPredictor(spec.scale_dir, spec.scale_time)
         network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
     base = schedules.make("time_uniform", 4, SIGMA_MIN, SIGMA_MAX)
     save(folder / MLP, Fitted(spec, network, base))
+    save(folder / "test_other_checkpoint.safetensors",
+         Fitted(replace(spec, model_fingerprint="0" * 16, solver="dpm_2", num_steps=4), network, base))
     (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
     (folder / "notes.txt").write_text("no predictor")
 
