@@ -138,6 +138,11 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def in_use(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
 class Server:
     """A ComfyUI process on 127.0.0.1 with this pack as its only custom node.
 
@@ -165,6 +170,8 @@ class Server:
         if host is None:
             raise ServerError("there is no ComfyUI: run `python -m demo.comfyui install`, "
                               "or set COMFYUI_PATH to a ComfyUI folder")
+        if in_use(self.port):
+            raise ServerError(f"port {self.port} is in use: stop what listens there, or choose another port")
         for name in ("models", "input", "output", "user", "temp", "custom_nodes"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link = self.base / "custom_nodes" / PACK
