@@ -226,7 +226,8 @@ def load(path: str | os.PathLike) -> Fitted:
             header = file.metadata() or {}
             spec = from_header(header)
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        return Fitted(spec, build(spec, tensors), checked_base(spec, tensors), path.name)
+        base = checked_base(spec, tensors)
+        return Fitted(spec, build(spec, tensors), base, path.name)
     except SafetensorError as error:
         raise PredictorError(f"{path}: not a whole safetensors file ({error}); download or fit it again") from None
     except (ValueError, OSError) as error:
@@ -240,8 +241,8 @@ def save(path: str | os.PathLike, fitted: Fitted) -> Path:
     path = Path(path)
     tensors = tensors_of(fitted)
     try:
-        build(fitted.spec, tensors)
         checked_base(fitted.spec, tensors)
+        build(fitted.spec, tensors)
     except ValueError as error:
         raise PredictorError(f"{path}: not saved: {error}") from None
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,23 @@ def checkpointed(capture: Capture) -> Capture:
     return evaluate
 
 
+def start_from(predictor: nn.Module, base: Tensor, r: Tensor) -> None:
+    """Set a fresh BottleneckPredictor to constants: r `[N-1]` per interval of `base` `[N]`, c = a = 1, whatever the
+    bottleneck. A plugin whose mid times are those of its plain solver's own schedule then *is* that solver, and
+    training can only leave it for something better."""
+    with torch.no_grad():
+        for layer in (predictor.fc_scale_dir, predictor.fc_scale_time, predictor.fc_r):
+            if layer is not None:
+                layer.weight.zero_()
+                layer.bias.zero_()
+        times = torch.stack([torch.cat([predictor.embed(t.to(predictor.fc_r.weight)) for t in pair], dim=1)[0]
+                             for pair in zip(base[:-1], base[1:], strict=True)])
+        rows = torch.cat([times, torch.ones(len(times), 1)], dim=1).double()
+        fit = torch.linalg.pinv(rows, rtol=1e-6) @ torch.logit(r.double())
+        predictor.fc_r.weight[0, 4:] = fit[:-1].to(predictor.fc_r.weight)
+        predictor.fc_r.bias[0] = fit[-1].to(predictor.fc_r.bias)
+
+
 def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs: bool) -> Iterator[Tensor]:
     """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to the
     teacher's state, summed over a sample's values, averaged over the batch (the update belongs between two).

@@ -1,0 +1,71 @@
+"""The plain solvers and their settings: what a learned solver has to beat, each at its best.
+
+`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe` evaluations.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import schedules
+from .sampling import Solver
+
+SOLVERS = {
+    "Euler": Solver("euler"),
+    "iPNDM-2": Solver("ipndm", 2),
+    "iPNDM-3": Solver("ipndm", 3),
+    "iPNDM-4": Solver("ipndm", 4),
+    "DPM++ 2M": Solver("dpmpp", 2, predict_x0=True),
+    "DPM++ 3M": Solver("dpmpp", 3, predict_x0=True),
+    "DPM-Solver-2": Solver("dpm_2"),
+    "Heun": Solver("heun"),
+}
+SCHEDULES = (("polynomial", 7.0), ("polynomial", 3.0), ("logsnr", 1.0), ("time_uniform", 1.0), ("time_uniform", 2.0))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max first."""
+
+    solver: Solver
+    kind: str
+    rho: float
+    num_steps: int
+    afs: bool
+    sigma_min: float
+    sigma_max: float
+
+    @property
+    def schedule(self) -> str:
+        """The schedule and AFS, for people."""
+        rho = f" {self.rho:g}" if schedules.DEFAULT_RHO[self.kind] != self.rho or self.kind == "polynomial" else ""
+        return f"{self.kind}{rho}{' + AFS' if self.afs else ''}"
+
+    @property
+    def name(self) -> str:
+        return next((name for name, solver in SOLVERS.items() if solver == self.solver), self.solver.name)
+
+    def sigmas(self) -> Tensor:
+        return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
+
+
+def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, Solver] = SOLVERS) -> list[Setting]:
+    """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min."""
+    found = []
+    for solver in solvers.values():
+        for afs in (False, True):
+            num_steps = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
+            if num_steps is not None:
+                found += [Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in SCHEDULES]
+    return found
+
+
+def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
+    """Every other time of a one-evaluation solver's schedule as base times `[N]`, and the r `[N-1]` that puts
+    the others in between. Raises ValueError for a schedule of an even number of times."""
+    times = setting.sigmas()
+    if len(times) % 2 == 0:
+        raise ValueError(f"{len(times)} times do not split into base and mid times")
+    base = times[::2]
+    return base, torch.log(times[1::2] / base[:-1]) / torch.log(base[1:] / base[:-1])

@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from amed.evaluation import Counter, Statistics, frechet, rmse, run
+from amed.plain import SOLVERS, candidates
+from amed.sampling import Solver
+
+
+def test_frechet_between_known_gaussians():
+    a = Statistics(torch.zeros(3).double(), torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()))
+    b = Statistics(torch.tensor([1.0, 2.0, 0.0]).double(), torch.diag(torch.tensor([4.0, 4.0, 1.0]).double()))
+    assert frechet(a, b) == pytest.approx(1 + 4 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))
+    turned = [Statistics(q @ s.mean, q @ s.cov @ q.T) for s in (a, b)]
+    assert frechet(*turned) == pytest.approx(frechet(a, b))
+
+
+def test_statistics_refuse_what_has_none():
+    with pytest.raises(ValueError):
+        Statistics.of(torch.zeros(1, 3))
+    with pytest.raises(ValueError):
+        Statistics.of(torch.full((4, 3), float("nan")))
+
+
+def test_rmse():
+    assert rmse(torch.zeros(2, 2), torch.full((2, 2), 3.0)) == 3.0
+
+
+@pytest.mark.parametrize("nfe", [2, 3, 5, 8])
+def test_candidates_take_what_they_say(toy, noise, nfe):
+    found = candidates(nfe, 0.01, 40)
+    assert {c.solver for c in found} >= {s for n, s in SOLVERS.items() if n not in ("Heun", "DPM-Solver-2")}
+    for setting in found[::3]:
+        counter = Counter(toy)
+        run(counter, noise, setting.sigmas(), setting.solver, afs=setting.afs)
+        assert counter.evaluations == nfe
+
+
+def test_run_cuts_arguments_with_the_noise(noise):
+    def model(x, sigma, label):
+        assert len(label["k"]) == len(x)
+        return x * 0 + label["k"].view(-1, 1, 1, 1)
+
+    out, nfe = run(model, noise, torch.tensor([40.0, 1.0, 0.0]), Solver("euler"), {"label": {"k": torch.arange(5.0)}},
+                   batch=2)
+    assert nfe == 2 and torch.allclose(out[:, 0, 0, 0], torch.arange(5.0).double())

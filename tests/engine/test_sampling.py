@@ -1,0 +1,240 @@
+"""The loop and its k-diffusion interface."""
+
+import types
+import warnings
+
+import kdiffusion
+import pytest
+import torch
+from golden import Toy
+
+import amed
+from amed import schedules
+from amed.bottleneck import ModuleCapture
+from amed.evaluation import Counter
+from amed.guidance import Guided
+from amed.predictor import BottleneckPredictor, TablePredictor
+from amed.sampling import SAMPLERS, NotFiniteError, Solver, sample
+
+SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
+PLAIN = [Solver("euler"), Solver("ipndm", 2), Solver("ipndm", 4), Solver("dpmpp", 2, True), Solver("dpmpp", 3, True),
+         Solver("dpmpp", 2), Solver("dpmpp", 3), Solver("dpm_2"), Solver("heun")]
+
+
+def table(sigmas=SIGMAS, r=0.4, c=0.98, a=1.01) -> TablePredictor:
+    n = len(sigmas) - 1
+    return TablePredictor(sigmas, *(torch.full((n,), v) for v in (r, c, a)))
+
+
+def end(model, x, solver, n, **options):
+    return sample(model, x * 40, schedules.make("logsnr", n, 0.01, 40), solver, disable=True, **options)
+
+
+@pytest.mark.parametrize("solver", PLAIN, ids=str)
+def test_plain_solvers_converge_at_their_order(toy, noise, solver):
+    """Errors against a fine Heun run fall at least as fast as the order says (multisteps start lower)."""
+    truth = end(toy, noise, Solver("heun"), 3000)
+    coarse, fine = ((end(toy, noise, solver, n) - truth).norm() for n in (151, 301))
+    order = {"dpm_2": 2, "heun": 2, "ipndm": min(solver.max_order, 2)}.get(solver.name, min(solver.max_order, 2))
+    assert coarse / fine > 2 ** (order - 0.35)
+
+
+@pytest.mark.parametrize("ours, theirs", [
+    (Solver("euler"), "sample_euler"), (Solver("heun"), "sample_heun"), (Solver("dpmpp", 2, True), "sample_dpmpp_2m")],
+    ids=["euler", "heun", "dpmpp_2m"])
+def test_plain_solvers_equal_k_diffusions(toy, noise, ours, theirs):
+    sigmas = torch.cat([SIGMAS, torch.zeros(1, dtype=torch.float64)])
+    mine = sample(toy, noise * 40, sigmas, Solver(ours.name, ours.max_order, ours.predict_x0, False), disable=True)
+    reference = getattr(kdiffusion.sampling(), theirs)(toy, noise * 40, sigmas, disable=True)
+    assert torch.allclose(mine, reference, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("ends_in_zero", [True, False])
+@pytest.mark.parametrize("length", [2, 3, 4, 7])
+def test_lists_of_every_length(toy, noise, name, length, ends_in_zero):
+    sigmas = schedules.make("polynomial", length, 0.01, 40)
+    if ends_in_zero:
+        sigmas[-1] = 0
+    counter, calls = Counter(toy), []
+    out = SAMPLERS[name](counter, noise * 40, sigmas, callback=calls.append, disable=True, predictor=table())
+    assert out.shape == noise.shape and out.isfinite().all()
+    assert counter.evaluations == 2 * (length - 1) - ends_in_zero
+    assert [c["i"] for c in calls] == list(range(length - 1))
+    assert torch.equal(calls[0]["x"], noise * 40) and calls[-1]["denoised"].shape == noise.shape
+    if ends_in_zero:
+        assert torch.equal(out, calls[-1]["denoised"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 0.1)])
+def test_dtypes(toy, noise, name, dtype, tolerance):
+    truth = SAMPLERS[name](toy, noise * 40, SIGMAS, disable=True, predictor=table())
+    seen = set()
+
+    def model(x, sigma):
+        seen.update((x.dtype, sigma.dtype))
+        return toy(x.double(), sigma.double()).to(x.dtype)
+
+    out = SAMPLERS[name](model, (noise * 40).to(dtype), SIGMAS.float(), disable=True, predictor=table())
+    assert out.dtype == dtype and seen == {dtype}
+    assert (out.double() - truth).abs().mean() < tolerance * truth.abs().mean().clamp(min=1)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (5, 4, 7, 13), (2, 16, 3, 5, 9)])
+def test_any_shape_and_samples_do_not_mix(shape):
+    def model(x, sigma):
+        return x / (1 + sigma.view(-1, *[1] * (x.ndim - 1)) ** 2)
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 40
+    for sampler in SAMPLERS.values():
+        whole = sampler(model, x, SIGMAS, disable=True, predictor=table())
+        alone = torch.cat([sampler(model, part, SIGMAS, disable=True, predictor=table()) for part in x.split(1)])
+        assert torch.allclose(whole, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size, batch", [((8, 8), 1), ((64, 64), 2), ((9, 13), 3), ((4, 4), 5)])
+@pytest.mark.parametrize("scales", [(0.0, 0.0), (0.01, 0.0), (0.01, 0.2)])
+def test_the_network_serves_every_size_and_batch(size, batch, scales):
+    torch.manual_seed(0)
+    toy = Toy(torch.randn(4, 3, *size, dtype=torch.float64))
+    predictor = BottleneckPredictor(*scales)
+    x = torch.randn(batch, 3, *size, dtype=torch.float64) * 40
+    capture = ModuleCapture(toy.middle_block)
+    both = amed.sample_amed(toy, x, SIGMAS, disable=True, predictor=predictor, capture=capture)
+    alone = torch.cat([amed.sample_amed(toy, part, SIGMAS, disable=True, predictor=predictor, capture=capture)
+                       for part in x.split(1)])
+    assert torch.allclose(both, alone, atol=1e-4)
+    assert not both.requires_grad
+
+
+def test_per_sample_constants_reach_each_sample(toy, noise):
+    class PerSample:
+        wants_bottleneck = False
+
+        def __call__(self, t_cur, t_next, bottleneck=None):
+            return torch.linspace(0.2, 0.8, 5), torch.linspace(0.9, 1.1, 5), torch.linspace(0.95, 1.05, 5)
+
+    for sampler in SAMPLERS.values():
+        out = sampler(toy, noise * 40, SIGMAS, disable=True, predictor=PerSample())
+        for i in (0, 4):
+            r, c, a = (v[i] for v in PerSample()(None, None))
+            one = sampler(toy, noise[i:i + 1] * 40, SIGMAS, disable=True, predictor=table(r=r, c=c, a=a))
+            assert torch.allclose(out[i:i + 1], one, atol=1e-6)
+
+
+def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
+    asked = []
+
+    def capture(model, x, sigma, extra_args):
+        asked.append(float(sigma[0]))
+        return ModuleCapture(toy.middle_block)(model, x, sigma, extra_args)
+
+    counter = Counter(toy)
+    amed.sample_amed(counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, capture=capture)
+    assert counter.evaluations == 7
+    assert asked == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval asked for nothing
+
+
+def test_no_analytic_step_where_the_only_step_goes_to_zero(toy, noise):
+    counter = Counter(toy)
+    out = amed.sample_amed(counter, noise * 40, torch.tensor([40.0, 0.0]), disable=True, predictor=table(), afs=True)
+    assert counter.evaluations == 1 and torch.equal(out, toy(noise * 40, torch.full((5,), 40.0, dtype=noise.dtype)))
+
+
+def test_guidance_feeds_the_conditional_half(noise):
+    seen = []
+
+    class Conditional(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.middle_block = torch.nn.Identity()
+
+        def forward(self, x, sigma, label):
+            self.middle_block(torch.full_like(x, 1.0) * label.view(-1, 1, 1, 1))
+            seen.append(len(x))
+            return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + label.view(-1, 1, 1, 1) * 0.1
+
+    net, got = Conditional(), []
+
+    class Spy(BottleneckPredictor):
+        def forward(self, t_cur, t_next, bottleneck=None):
+            got.append(bottleneck)
+            return super().forward(t_cur, t_next, bottleneck)
+
+    args = {"cond": {"label": torch.full((5,), 3.0)}, "uncond": {"label": torch.zeros(5)}}
+    counter = Counter(Guided(net, 2.0))
+    amed.sample_amed(counter, noise.float() * 40, SIGMAS, args, disable=True, predictor=Spy(),
+                     capture=ModuleCapture(net.middle_block))
+    assert all((h == 3).all() and len(h) == 5 for h in got)
+    assert counter.evaluations == 8 and counter.rows == 40 and sum(seen) == 80  # passes are twice the evaluations
+
+
+def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
+    predictor = BottleneckPredictor()
+    with pytest.warns(UserWarning, match="zeros"):
+        out = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor)
+
+    def zeros(model, x, sigma, extra_args):
+        return model(x, sigma), torch.zeros(len(x), 1, 8, 8)
+
+    assert torch.equal(out, amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, capture=zeros))
+
+
+def test_nan_names_its_sigma(toy, noise):
+    def broken(x, sigma):
+        return toy(x, sigma) * (float("nan") if sigma[0] < 1 else 1)
+
+    with pytest.raises(NotFiniteError, match="sigma=0"):
+        amed.sample_amed_ipndm(broken, noise * 40, SIGMAS, disable=True, predictor=table())
+
+
+def test_register_is_idempotent_and_takes_no_name(toy, noise):
+    before = set(vars(kdiffusion.sampling()))
+    names = amed.register(kdiffusion.sampling())
+    assert names == list(SAMPLERS) == amed.register(kdiffusion.sampling())
+    assert set(vars(kdiffusion.sampling())) - before == {f"sample_{n}" for n in names}
+    out = kdiffusion.sampling().sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=table())
+    assert torch.equal(out, amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=table()))
+    theirs = types.SimpleNamespace(sample_amed="someone else's")
+    assert "amed" not in amed.register(theirs) and theirs.sample_amed == "someone else's"
+
+
+def test_with_k_diffusions_own_wrapper(noise):
+    """PyPI's k-diffusion around an eps network: CompVisDenoiser's job, and its sigma_to_t."""
+    class Net:
+        def apply_model(self, x, t):
+            return x * 0.9
+
+    alphas_cumprod = 1 / (1 + schedules.sd_sigmas().float() ** 2)
+    net = Net()
+    net.alphas_cumprod = alphas_cumprod
+    wrapped = kdiffusion.external().CompVisDenoiser(net)
+    sigmas = wrapped.get_sigmas(4)
+    out = amed.sample_amed_dpmpp_2m(wrapped, noise.float() * sigmas[0], sigmas, disable=True, predictor=table())
+    assert out.isfinite().all()
+
+
+def test_callback_can_stop_a_run(toy, noise):
+    class Interrupted(BaseException):
+        pass
+
+    def stop(step):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        amed.sample_amed(toy, noise * 40, SIGMAS, callback=stop, disable=True, predictor=table())
+
+
+@pytest.mark.parametrize("make, word", [
+    (lambda: Solver("amde"), "amde"), (lambda: Solver("ipndm", 5), "1 to 4"), (lambda: Solver("dpmpp", 4), "1 to 3"),
+    (lambda: Solver("euler", 2), "1 to 1"), (lambda: Solver("ipndm", 0), "1 to 4")])
+def test_bad_solvers_are_named(make, word):
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_untrained_is_quiet(toy, noise):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        amed.sample_amed(toy, noise * 40, SIGMAS, disable=True)

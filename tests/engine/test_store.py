@@ -1,0 +1,181 @@
+import dataclasses
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import amed
+from amed import published, schedules, store
+from amed.evaluation import Counter
+from amed.predictor import BottleneckPredictor, TablePredictor
+from amed.store import Fitted, Library, PredictorError, Spec
+
+
+def table(**changes) -> Fitted:
+    base = schedules.make("time_uniform", 4, 0.002, 80)
+    spec = Spec(solver="amed", num_steps=4, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0, afs=True)
+    spec = dataclasses.replace(spec, **changes)
+    return Fitted(spec, TablePredictor(base, [0.3, 0.4, 0.5], [1.0, 0.99, 0.98], [1.0, 1.1, 0.9]), base)
+
+
+def network() -> Fitted:
+    torch.manual_seed(3)
+    base = schedules.make("polynomial", 3, 0.03, 14)
+    spec = Spec(solver="ipndm", max_order=3, num_steps=3, schedule="polynomial", rho=7.0, sigma_min=0.03, sigma_max=14.0,
+                features="bottleneck", scale_dir=0.01, scale_time=0.2, guidance=2.0, model_family="sd15")
+    return Fitted(spec, BottleneckPredictor(0.01, 0.2), base)
+
+
+@pytest.mark.parametrize("fitted", [table(), network(), published.sd15()], ids=["table", "network", "sd15"])
+def test_round_trip(tmp_path, fitted):
+    path = store.save(tmp_path / "sub" / "p.safetensors", fitted)
+    again = store.load(path)
+    assert again.spec == fitted.spec and torch.equal(again.sigmas(), fitted.sigmas()) and again.name == "p.safetensors"
+    h = torch.randn(2, 4, 8, 8)
+    for i in range(len(fitted.base) - 1):
+        t, s = fitted.base[i], fitted.base[i + 1]
+        for mine, theirs in zip(again(t, s, h), fitted(t, s, h), strict=True):
+            assert torch.allclose(mine, theirs)
+    assert [f.name for f in (tmp_path / "sub").iterdir()] == ["p.safetensors"]
+
+
+def test_nfe_counts():
+    assert table().nfe == 5 and network().nfe == 4 and published.sd15().nfe == 10
+
+
+def rewrite(path, header=None, tensors=None):
+    """The same file with other header fields (None removes one) or tensors."""
+    with store.safe_open(path, framework="pt") as file:
+        told = file.metadata()
+    own = load_file(path) | (tensors or {})
+    told = {k: v for k, v in (told | (header or {})).items() if v is not None}
+    save_file({k: v for k, v in own.items() if v is not None}, path, metadata=told)
+
+
+@pytest.mark.parametrize("header, tensors, word", [
+    ({"amed_format": None}, {}, "amed_format"),
+    ({"amed_format": "9"}, {}, "amed_format"),
+    ({"guidance": None}, {}, "guidance"),
+    ({"guidance": '"high"'}, {}, "guidance"),
+    ({"afs": "1"}, {}, "afs"),
+    ({"num_steps": "true"}, {}, "num_steps"),
+    ({"num_steps": "{"}, {}, "num_steps"),
+    ({"num_steps": "5"}, {}, "num_steps"),
+    ({"solver": '"magic"'}, {}, "solver"),
+    ({"max_order": "7"}, {}, "max_order"),
+    ({"sigma_max": "0.001"}, {}, "sigma_max"),
+    ({"sigma_max": "70.0"}, {}, "sigma_max"),
+    ({"rho": "3.0"}, {}, "schedule"),
+    ({"schedule": '"polynomial"'}, {}, "schedule"),
+    ({"prediction_type": '"z"'}, {}, "prediction_type"),
+    ({"features": '"bottleneck"'}, {}, "tensor"),
+    ({}, {"sigmas": None}, "sigmas"),
+    ({}, {"r": None}, "'r'"),
+    ({}, {"r": torch.tensor([0.5])}, "r must have"),
+    ({}, {"c": torch.tensor([1.0, float("nan"), 1.0])}, "c is not finite"),
+])
+def test_inconsistent_files_name_file_and_field(tmp_path, header, tensors, word):
+    path = store.save(tmp_path / "bad.safetensors", table())
+    rewrite(path, header, tensors)
+    with pytest.raises(PredictorError, match=r"bad\.safetensors") as caught:
+        store.load(path)
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("name, tensor, word", [
+    ("fc_r.weight", None, "fc_r.weight"), ("fc_r.weight", torch.zeros(2, 20), "fc_r.weight"),
+    ("extra", torch.zeros(1), "extra"), ("enc_layer0.bias", torch.full((128,), float("inf")), "enc_layer0.bias")])
+def test_networks_name_the_tensor(tmp_path, name, tensor, word):
+    path = store.save(tmp_path / "net.safetensors", network())
+    rewrite(path, tensors={name: tensor})
+    with pytest.raises(PredictorError, match=word):
+        store.load(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"not safetensors", pickle.dumps({"r": 1}), b"\x10\x00\x00\x00\x00\x00\x00\x00{}"], ids=range(4))
+def test_foreign_and_truncated_files(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(PredictorError, match="x.safetensors"):
+        store.load(path)
+    whole = store.save(tmp_path / "y.safetensors", table()).read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(PredictorError, match="whole"):
+        store.load(path)
+    with pytest.raises(PredictorError, match="no such"):
+        store.load(tmp_path / "none.safetensors")
+
+
+def test_someone_elses_safetensors_is_refused(tmp_path):
+    save_file({"lora.weight": torch.zeros(3)}, tmp_path / "lora.safetensors")
+    with pytest.raises(PredictorError, match="not an AMED predictor"):
+        store.load(tmp_path / "lora.safetensors")
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = store.save(tmp_path / "p.safetensors", table())
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="disk full"):
+        store.save(path, network())
+    monkeypatch.undo()
+    with pytest.raises(PredictorError, match="not saved"):
+        store.save(path, dataclasses.replace(table(), base=torch.tensor([80.0, 1.0, 0.002], dtype=torch.float64)))
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["p.safetensors"]
+
+
+def test_library_finds_and_says_what_it_has(tmp_path):
+    user, bundled = tmp_path / "user", tmp_path / "bundled"
+    store.save(bundled / "a.safetensors", table(model_family="sd15", model_fingerprint="A", guidance=1.0))
+    store.save(bundled / "b.safetensors", table(model_family="sd15", model_fingerprint="A", guidance=7.0))
+    store.save(user / "c.safetensors", table(model_family="sd15", model_fingerprint="B", guidance=5.0))
+    store.save(user / "deep" / "d.safetensors", network())
+    library = Library([user, bundled])
+    assert library.names() == ["a.safetensors", "b.safetensors", "c.safetensors", "deep/d.safetensors"]
+    find = library.find
+    assert find(solver="amed", nfe=5, guidance=6.0, fingerprint="A", family="sd15").name == "b.safetensors"
+    assert find(solver="amed", nfe=5, guidance=1.2, fingerprint="A").name == "a.safetensors"
+    assert find(solver="amed", nfe=5, guidance=1.0, fingerprint="C", family="sd15").spec.model_fingerprint in "AB"
+    with pytest.raises(PredictorError) as caught:
+        find(solver="amed", nfe=6, guidance=1.0, family="sd15")
+    assert "NFE 6" in str(caught.value) and "a.safetensors" in str(caught.value)
+    with pytest.raises(PredictorError, match="sdxl"):
+        find(solver="amed", nfe=5, family="sdxl", fingerprint="Z")
+    with pytest.raises(PredictorError, match="deep/d"):
+        library.load("nope")
+
+
+def test_one_broken_file_breaks_nothing_else_and_is_read_again_when_mended(tmp_path):
+    store.save(tmp_path / "good.safetensors", table())
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"nonsense")
+    library = Library([tmp_path, tmp_path / "not there"])
+    assert [f.name for f in library.fitted()] == ["good.safetensors"]
+    assert len(library.problems()) == 1 and "bad.safetensors" in library.problems()[0]
+    with pytest.raises(PredictorError, match=r"bad\.safetensors"):
+        library.load("bad.safetensors")
+    store.save(bad, network())
+    os.utime(bad, (1, 1))
+    assert library.problems() == []
+
+
+def test_a_fitted_file_sets_its_solver(tmp_path):
+    def model(x, sigma):
+        return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+    x, fitted = torch.randn(1, 3, 8, 8) * 80, table()
+    with pytest.raises(ValueError, match="fitted for 'amed'"):
+        amed.sample_amed_ipndm(model, x, fitted.sigmas(), predictor=fitted, disable=True)
+    with pytest.raises(ValueError, match="max_order"):
+        amed.sample_amed(model, x, fitted.sigmas(), predictor=fitted, disable=True, max_order=2)
+    for sigmas, afs, expected in ((fitted.sigmas(), None, 5), (fitted.sigmas(), False, 6), (fitted.sigmas()[1:], None, 4)):
+        counter = Counter(model)
+        amed.sample_amed(counter, x, sigmas, predictor=fitted, disable=True, afs=afs)
+        assert counter.evaluations == expected
