@@ -21,8 +21,10 @@ def main() -> None:
     print(f"AMED: installing {', '.join(wanted)}")
     done = subprocess.run([sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *wanted])
     if done.returncode:  # the host must start all the same
-        print(f"AMED: could not install {', '.join(wanted)}; install by hand: {sys.executable} -m pip install "
-              + " ".join(wanted))
+        print(
+            f"AMED: could not install {', '.join(wanted)}; install by hand: {sys.executable} -m pip install "
+            + " ".join(wanted)
+        )
 
 
 if __name__ == "__main__":

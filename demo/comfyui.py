@@ -1,4 +1,5 @@
-"""A real ComfyUI on this machine: install it, serve it with this pack linked in, submit workflows, fetch images.
+"""A real ComfyUI on this machine: install it, serve it with this pack linked in, submit workflows, fetch
+images.
 
 `python -m demo.comfyui install` puts a ComfyUI into .comfyui (or uses the one COMFYUI_PATH names);
 `python -m demo.comfyui serve` runs it on a CPU at a loopback address until interrupted.
@@ -146,9 +147,10 @@ def in_use(port: int) -> bool:
 class Server:
     """A ComfyUI process on 127.0.0.1 with this pack as its only custom node.
 
-    `base` is its folder of models, input, output and user data (default: a temporary one, removed at the end).
-    `threads` of torch: one is fastest for small batches of a small model, above all on a busy machine; None leaves
-    it to torch. Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the log's tail."""
+    `base` is its folder of models, input, output and user data (default: a temporary one, removed at the
+    end). `threads` of torch: one is fastest for small batches of a small model, above all on a busy machine;
+    None leaves it to torch. Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the
+    log's tail."""
 
     def __init__(self, base: Path | None = None, port: int | None = None, pack: Path = ROOT,
                  threads: int | None = 1, arguments: tuple[str, ...] = ()):
@@ -177,12 +179,28 @@ class Server:
         link = self.base / "custom_nodes" / PACK
         if not link.is_symlink():
             link.symlink_to(self.pack, target_is_directory=True)
-        command = [sys.executable, "-u", "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
-                   "--base-directory", str(self.base), "--disable-auto-launch", "--disable-api-nodes",
-                   "--database-url", "sqlite:///:memory:", *self.arguments]
+        command = [
+            sys.executable,
+            "-u",
+            "main.py",
+            "--cpu",
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+            "--database-url",
+            "sqlite:///:memory:",
+            *self.arguments,
+        ]
         log = self.log_file.open("w")
         environment = os.environ | ({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {})
-        self.process = subprocess.Popen(command, cwd=host, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(
+            command, cwd=host, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
         log.close()
         deadline = time.monotonic() + timeout
         try:
@@ -253,12 +271,14 @@ class Server:
             timeout: float = 600.0) -> Result:
         """Run an API-format graph to its end.
 
-        `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value", "max"}).
-        Raises GraphError, RunError, Interrupted or ServerError."""
+        `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value",
+        "max"}). Raises GraphError, RunError, Interrupted or ServerError."""
         import websocket  # the client package; needed for runs alone
         self.check_alive()
         begin = time.monotonic()
-        socket_ = websocket.create_connection(f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=5)
+        socket_ = websocket.create_connection(
+            f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=5
+        )
         try:
             prompt = self.submit(graph)
             while True:
@@ -295,7 +315,9 @@ class Server:
             time.sleep(0.02)
         return Result(history[prompt]["outputs"], seconds, self)
 
-    def run_workflow(self, file: Path, change: Callable[[dict], None] | None = None, **options: object) -> Result:
+    def run_workflow(
+        self, file: Path, change: Callable[[dict], None] | None = None, **options: object
+    ) -> Result:
         """Run a saved (drag-in) workflow; `change(graph)` may edit the API-format graph before it is sent."""
         graph = to_api(json.loads(Path(file).read_text()), self.object_info())
         if change is not None:
@@ -315,8 +337,11 @@ def refusal(answer: dict, graph: dict) -> str:
 def serve(port: int) -> None:
     """Run ComfyUI for a person, its data in .comfyui-data, until Ctrl-C."""
     with Server(ROOT / ".comfyui-data", port, threads=None) as server:
-        print(f"ComfyUI is up: {server.url}   (Ctrl-C stops it)\n"
-              f"Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.", flush=True)
+        print(
+            f"ComfyUI is up: {server.url}   (Ctrl-C stops it)\n"
+            f"Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.",
+            flush=True,
+        )
         with contextlib.suppress(KeyboardInterrupt):
             server.process.wait()
             print(f"ComfyUI ended:\n{tail(server.log())}")

@@ -34,8 +34,9 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
 def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
     """API-format graph `{id: {class_type, inputs}}` of a saved workflow.
 
-    `object_info` is the server's. Raises ValueError naming the node that is unknown, has other inputs or widgets
-    than the server's, is linked from an output that does not exist, or is bypassed (which needs the page)."""
+    `object_info` is the server's. Raises ValueError naming the node that is unknown, has other inputs or
+    widgets than the server's, is linked from an output that does not exist, or is bypassed (which needs the
+    page)."""
     links = {link[0]: link for link in workflow["links"]}
     nodes = {node["id"]: node for node in workflow["nodes"] if node.get("mode", 0) != NEVER}
     graph = {}
@@ -57,8 +58,10 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
             if source not in nodes:
                 continue
             if output >= len(object_info[nodes[source]["type"]]["output"]):
-                raise ValueError(f"{where}: its {slot['name']} is linked from output {output} of node {source} "
-                                 f"({nodes[source]['type']}), which has fewer")
+                raise ValueError(
+                    f"{where}: its {slot['name']} is linked from output {output} of node {source} "
+                    f"({nodes[source]['type']}), which has fewer"
+                )
             inputs[slot["name"]] = [str(source), output]
         missing = [name for name in object_info[kind]["input"].get("required", {}) if name not in inputs]
         if missing:

@@ -16,8 +16,9 @@ NONE = "none"
 class DiffusionModel(nn.Module):
     """demo.model.UNet as the host calls a diffusion model.
 
-    x `[B, 3, H, W]`, c_noise `[B]`; context `[B, n, 11]`: a one-hot category, all zeros for none. Patches that
-    listen to the middle block (output_block_patch at ("output", 0), middle_block_after_patch) are honoured."""
+    x `[B, 3, H, W]`, c_noise `[B]`; context `[B, n, 11]`: a one-hot category, all zeros for none. Patches
+    that listen to the middle block (output_block_patch at ("output", 0), middle_block_after_patch) are
+    honoured."""
 
     def __init__(self, unet: UNet):
         super().__init__()
@@ -26,11 +27,15 @@ class DiffusionModel(nn.Module):
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: object = None,
                 transformer_options: dict | None = None, **_: object) -> Tensor:
         if x.shape[-1] % 4 or x.shape[-2] % 4:
-            raise ValueError(f"the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
-                             f"{x.shape[-1]}x{x.shape[-2]}: take the one AMED Demo Model gives")
+            raise ValueError(
+                f"the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
+                f"{x.shape[-1]}x{x.shape[-2]}: take the one AMED Demo Model gives"
+            )
         if context is None or context.shape[-1] != CLASSES + 1:
-            raise ValueError("the AMED demo model knows no prompts: connect the positive and negative outputs of "
-                             "AMED Demo Model")
+            raise ValueError(
+                "the AMED demo model knows no prompts: connect the positive and negative outputs of "
+                "AMED Demo Model"
+            )
         options = transformer_options or {}
 
         def after_middle(h: Tensor) -> Tensor:
@@ -65,22 +70,30 @@ class DemoModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDDemoModel", display_name="AMED Demo Model",
-            description="A small trained diffusion model of emoji that comes with the pack: try samplers at once.",
+            node_id="AMEDDemoModel",
+            display_name="AMED Demo Model",
+            description="A small trained diffusion model of emoji, part of the pack: try samplers at once.",
             inputs=[
                 io.Combo.Input("category", options=[*CATEGORIES, NONE], default=CATEGORIES[0]),
                 io.Int.Input("width", default=32, min=16, max=64, step=4),
                 io.Int.Input("height", default=32, min=16, max=64, step=4),
                 io.Int.Input("batch_size", default=4, min=1, max=256),
             ],
-            outputs=[io.Model.Output(), io.Conditioning.Output(display_name="positive"),
-                     io.Conditioning.Output(display_name="negative"), io.Latent.Output(display_name="latent")])
+            outputs=[
+                io.Model.Output(),
+                io.Conditioning.Output(display_name="positive"),
+                io.Conditioning.Output(display_name="negative"),
+                io.Latent.Output(display_name="latent"),
+            ],
+        )
 
     @classmethod
     def execute(cls, category, width, height, batch_size):
         if not WEIGHTS.is_file():
-            raise ValueError(f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder; "
-                             "install the pack again")
+            raise ValueError(
+                f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder; "
+                "install the pack again"
+            )
         settings = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_data": SIGMA_DATA}
         model = host.pixel_model(DiffusionModel(load_unet()), FAMILY, settings)
         latent = {"samples": torch.zeros(batch_size, 3, height, width)}
@@ -103,8 +116,10 @@ class DemoDecode(io.ComfyNode):
     def execute(cls, samples, enlarge):
         pixels = samples["samples"]
         if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(f"this LATENT is not the AMED demo model's (3 channels), its shape is {tuple(pixels.shape)}: "
-                             "decode it with VAE Decode")
+            raise ValueError(
+                f"this LATENT is not the AMED demo model's (3 channels), its shape is {tuple(pixels.shape)}: "
+                "decode it with VAE Decode"
+            )
         image = (pixels.movedim(1, -1).float() / 2 + 0.5).clamp(0, 1)
         return io.NodeOutput(image.repeat_interleave(enlarge, dim=1).repeat_interleave(enlarge, dim=2))
 

@@ -1,7 +1,7 @@
 """The only file that touches ComfyUI's insides: dropdowns, folders, MODELs, and what happens during sampling.
 
-Nothing of the host is replaced, only added to, and a MODEL is never altered: what one run needs is put on a copy
-of that run's options.
+Nothing of the host is replaced, only added to, and a MODEL is never altered: what one run needs is put on a
+copy of that run's options.
 """
 
 import copy
@@ -37,12 +37,17 @@ ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a 
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
 
 
-# --- dropdowns and folders -------------------------------------------------------------------------------------
+# --- dropdowns and folders ---------------------------------------------------------------------------------
 
 def register() -> list[str]:
-    """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be added."""
+    """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be
+    added."""
     problems = []
-    for what, add in (("samplers", add_samplers), ("schedule", add_schedule), ("predictor folder", add_folder)):
+    for what, add in (
+        ("samplers", add_samplers),
+        ("schedule", add_schedule),
+        ("predictor folder", add_folder),
+    ):
         try:
             add()
         except Exception as error:  # whatever this host's version lacks must not stop its start
@@ -78,7 +83,8 @@ _library = Library([])
 
 
 def library() -> Library:
-    """The user's predictors (models/amed_predictors, and wherever extra_model_paths says), then the bundled."""
+    """The user's predictors (models/amed_predictors, and wherever extra_model_paths says), then the
+    bundled."""
     _library.folders = [*(Path(p) for p in folder_paths.get_folder_paths(FOLDER)), BUNDLED]
     return _library
 
@@ -88,11 +94,12 @@ def library_state() -> list[tuple[str, float]]:
     return [(name, path.stat().st_mtime) for name, path in sorted(library().paths().items())]
 
 
-# --- what a MODEL is -------------------------------------------------------------------------------------------
+# --- what a MODEL is ---------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Identity:
-    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not readable)."""
+    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not
+    readable)."""
 
     family: str
     fingerprint: str
@@ -132,8 +139,8 @@ def start_sigma(model_sampling: Any, denoise: float) -> float:
 
 
 def base_times(model_sampling: Any, count: int) -> Tensor:
-    """The `amed` schedule, float64 `[count]`, from the model's sigma_max to its sigma_min: uniform in the model's
-    own time, or in the VP process's for models without one (EDM)."""
+    """The `amed` schedule, float64 `[count]`, from the model's sigma_max to its sigma_min: uniform in the
+    model's own time, or in the VP process's for models without one (EDM)."""
     low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
@@ -147,15 +154,19 @@ def base_times(model_sampling: Any, count: int) -> Tensor:
 def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     """What the `amed` entry of a scheduler dropdown gives: `steps` noise levels, then 0.
 
-    Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without the 0:
-    that run takes exactly the evaluations it was fitted for."""
+    Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without
+    the 0: that run takes exactly the evaluations it was fitted for."""
     attached = getattr(model_sampling, ATTACHED, None)
     if attached is not None and steps == len(attached.fitted.sigmas()) - 1:
         return attached.fitted.sigmas().float()
     if attached is not None and steps == len(attached.fitted.sigmas()):
         times = attached.fitted.sigmas()
     else:
-        times = base_times(model_sampling, steps) if steps > 1 else torch.tensor([float(model_sampling.sigma_max)])
+        times = (
+            base_times(model_sampling, steps)
+            if steps > 1
+            else torch.tensor([float(model_sampling.sigma_max)])
+        )
     return torch.cat([times.float(), torch.zeros(1)])
 
 
@@ -185,11 +196,13 @@ def attached(model: Any) -> Fitted | None:
     return None if found is None else found.fitted
 
 
-# --- which predictor -------------------------------------------------------------------------------------------
+# --- which predictor ---------------------------------------------------------------------------------------
 
-def find(model: Identity, solver: str | None, nfe: int, guidance: float, max_order: int | None = None) -> Fitted:
-    """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there are,
-    which files are broken, and what to do."""
+def find(
+    model: Identity, solver: str | None, nfe: int, guidance: float, max_order: int | None = None
+) -> Fitted:
+    """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there
+    are, which files are broken, and what to do."""
     try:
         found = library().find(solver=solver, nfe=nfe, guidance=guidance, family=model.family,
                                fingerprint=model.fingerprint, max_order=max_order)
@@ -200,13 +213,15 @@ def find(model: Identity, solver: str | None, nfe: int, guidance: float, max_ord
         hint = f"For this model{f' and {solver}' if solver else ''}, NFE can be " \
                f"{', '.join(map(str, allowed))}." if allowed else "There are none for this model."
         broken = "".join(f"\nBroken file: {p}" for p in library().problems())
-        raise PredictorError(f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
-                             f"into models/{FOLDER}, or set if_missing to untrained.{broken}") from None
+        raise PredictorError(
+            f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
+            f"into models/{FOLDER}, or set if_missing to untrained.{broken}"
+        ) from None
 
 
 def best_like(found: Fitted) -> Fitted:
-    """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose file
-    states the smallest Fréchet distance; `found` itself where none states one."""
+    """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose
+    file states the smallest Fréchet distance; `found` itself where none states one."""
     def same(other: Fitted) -> bool:
         keys = ("nfe", "guidance", "model_family", "model_fingerprint")
         return all(getattr(other.spec, k) == getattr(found.spec, k) for k in keys)
@@ -233,7 +248,9 @@ def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: flo
         except PredictorError as error:
             raise PredictorError(f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
                                  f"(about {nfe} evaluations).\n{error}") from None
-    same_model = [f for f in mine if model.fingerprint and f.spec.model_fingerprint == model.fingerprint] or mine
+    same_model = [
+        f for f in mine if model.fingerprint and f.spec.model_fingerprint == model.fingerprint
+    ] or mine
     return min(same_model, key=lambda f: (not on_grid(f, times), ratio(f.spec.guidance, guidance)))
 
 
@@ -254,7 +271,9 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     spec = Spec(solver=solver.name, num_steps=len(times), schedule="custom", sigma_min=float(times[-1]),
                 sigma_max=float(times[0]), afs=afs, model_name="untrained: geometric midpoints", **settings)
     halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
-    return Fitted(spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained")
+    return Fitted(
+        spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained"
+    )
 
 
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
@@ -263,18 +282,20 @@ def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
     if spec.model_family and spec.model_family != model.family:
         found.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
     elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
-        found.append(f"fitted for another checkpoint of this family ({spec.model_name or spec.model_fingerprint})")
+        found.append(
+            f"fitted for another checkpoint of this family ({spec.model_name or spec.model_fingerprint})"
+        )
     if fitted.name != "untrained" and ratio(spec.guidance, guidance) > 0.01:
         found.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
     return found
 
 
-# --- during sampling -------------------------------------------------------------------------------------------
+# --- during sampling ---------------------------------------------------------------------------------------
 
 @dataclass
 class Report:
-    """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable here),
-    `batch` images, the predictor, remarks."""
+    """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable
+    here), `batch` images, the predictor, remarks."""
 
     evaluations: int = 0
     rows: int | None = None
@@ -321,14 +342,17 @@ def count_rows(model_options: dict, report: Report) -> None:
         return executor(x, *args, **kwargs)
 
     report.rows = 0
-    add_wrapper_with_key(WrappersMP.APPLY_MODEL, "amed_count", apply_model, model_options, is_model_options=True)
+    add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "amed_count", apply_model, model_options, is_model_options=True
+    )
 
 
 def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch: int) -> Tensor | None:
     """Of a middle block's output `[chunks * B, C, H, W]` the rows of the positive prompt, `[B, C, H, W]`.
 
-    By the prompt's own id where the host tells ids: guiders with more than two prompts, and attention guidance,
-    use index 0 for other things. None when this call has no such rows (the halves may come in two calls)."""
+    By the prompt's own id where the host tells ids: guiders with more than two prompts, and attention
+    guidance, use index 0 for other things. None when this call has no such rows (the halves may come in two
+    calls)."""
     indices, ids = transformer_options.get("cond_or_uncond") or [0], transformer_options.get("uuids")
     if h.ndim != 4 or len(h) != batch * len(indices):
         return None
@@ -339,8 +363,9 @@ def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch:
 
 
 def capture(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Evaluate and take the conditional bottleneck along (amed.bottleneck.Capture): by patches on a copy of the
-    options, for this one evaluation. The first capture counts; None where the model has no middle block."""
+    """Evaluate and take the conditional bottleneck along (amed.bottleneck.Capture): by patches on a copy of
+    the options, for this one evaluation. The first capture counts; None where the model has no middle
+    block."""
     options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
     conds = getattr(model.inner_model, "conds", None) or {}
@@ -412,15 +437,26 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         if predictor is not None:
             report.remarks += mismatches(predictor, who, guidance)
             if not on_grid(predictor, sigmas) and float(sigmas[0]) > 0.99 * predictor.spec.sigma_max:
-                report.remarks.append(f"these noise levels are not those {predictor.name} was fitted on: choose the "
-                                      f"{SCHEDULER} schedule with {predictor.spec.num_steps} steps, or AMED Scheduler")
+                report.remarks.append(
+                    f"these noise levels are not those {predictor.name} was fitted on: choose the "
+                    f"{SCHEDULER} schedule with {predictor.spec.num_steps} steps, or AMED Scheduler"
+                )
             for remark in report.remarks:
                 warn_once(f"{predictor.label}: {remark}")
 
         pure_noise = extra_args.get("denoise_mask") is None and not is_flow(guider.inner_model.model_sampling)
         count_rows(options, report)
-        result = SAMPLERS[name](Counted(model, report), x, sigmas, extra_args, callback, disable, predictor=predictor,
-                                afs=None if pure_noise else False, capture=capture)
+        result = SAMPLERS[name](
+            Counted(model, report),
+            x,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            predictor=predictor,
+            afs=None if pure_noise else False,
+            capture=capture,
+        )
         mask = extra_args.get("denoise_mask")
         return result if mask is None else keep_unmasked(model, mask, result, sigmas[-1])
 
@@ -429,8 +465,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
 
 
 def keep_unmasked(model: Any, mask: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every evaluation,
-    but a run that ends above noise level 0 does not end with one."""
+    """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every
+    evaluation, but a run that ends above noise level 0 does not end with one."""
     scaled = model.inner_model.inner_model.model_sampling.noise_scaling
     kept = scaled(sigma, torch.zeros_like(x), model.latent_image)
     return x * mask + kept * (1 - mask)
@@ -448,23 +484,35 @@ def sampler_for(fitted: Fitted) -> str:
 
 def run(model: Any, sampler: Any, sigmas: Tensor, seed: int, guidance: float, positive: list, negative: list,
         latent: dict) -> dict:
-    """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT back."""
+    """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT
+    back."""
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     samples = comfy.sample.sample_custom(
-        model, noise, guidance, sampler, sigmas, positive, negative, start, noise_mask=latent.get("noise_mask"),
-        callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+        model,
+        noise,
+        guidance,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        start,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
     return {**latent, "samples": samples}
 
 
-# --- a MODEL of our own ----------------------------------------------------------------------------------------
+# --- a MODEL of our own ------------------------------------------------------------------------------------
 
 def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:
     """A MODEL around an EDM network of RGB pixels in [-1, 1].
 
-    `network(x, c_noise, context=, transformer_options=, ...)` with a `dtype`; `settings`: sigma_min, sigma_max,
-    sigma_data."""
+    `network(x, c_noise, context=, transformer_options=, ...)` with a `dtype`; `settings`: sigma_min,
+    sigma_max, sigma_data."""
     class Pixels(comfy.latent_formats.LatentFormat):
         latent_channels = 3
         latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

@@ -17,10 +17,13 @@ class LoadPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDLoadPredictor", display_name="Load AMED Predictor", search_aliases=["amed"],
-            description="Load a fitted AMED predictor from models/amed_predictors or those that come with the pack.",
+            node_id="AMEDLoadPredictor",
+            display_name="Load AMED Predictor",
+            search_aliases=["amed"],
+            description="Load a fitted AMED predictor from models/amed_predictors or the pack's own.",
             inputs=[io.Combo.Input("name", options=host.library().names(), tooltip="the predictor file")],
-            outputs=[Predictor.Output(display_name="predictor")])
+            outputs=[Predictor.Output(display_name="predictor")],
+        )
 
     @classmethod
     def execute(cls, name):
@@ -38,17 +41,25 @@ class ApplyPredictor(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDApplyPredictor", display_name="Apply AMED Predictor",
-            description="Put a predictor on a MODEL: the ordinary KSampler's amed... samplers then use it, and its "
-                        "amed schedule is the predictor's own.",
+            node_id="AMEDApplyPredictor",
+            display_name="Apply AMED Predictor",
+            description="Put a predictor on a MODEL: the ordinary KSampler's amed... samplers then use it, "
+            "and its amed schedule is the predictor's own.",
             inputs=[io.Model.Input("model"), Predictor.Input("predictor")],
-            outputs=[io.Model.Output()])
+            outputs=[io.Model.Output()],
+        )
 
     @classmethod
     def execute(cls, model, predictor):
-        lines = [predictor.label, f"KSampler: sampler {host.sampler_for(predictor)}, scheduler {host.SCHEDULER}, "
-                 f"steps {predictor.spec.num_steps - 1}, cfg {predictor.spec.guidance:g}: {predictor.nfe} evaluations"]
-        lines += [f"note: {m}" for m in host.mismatches(predictor, host.identity(model), predictor.spec.guidance)]
+        lines = [
+            predictor.label,
+            f"KSampler: sampler {host.sampler_for(predictor)}, scheduler {host.SCHEDULER}, "
+            f"steps {predictor.spec.num_steps - 1}, cfg {predictor.spec.guidance:g}: "
+            f"{predictor.nfe} evaluations",
+        ]
+        lines += [
+            f"note: {m}" for m in host.mismatches(predictor, host.identity(model), predictor.spec.guidance)
+        ]
         return io.NodeOutput(host.attach(model, predictor), ui=ui.PreviewText("\n".join(lines)))
 
 
@@ -58,25 +69,36 @@ class AmedSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDSampler", display_name="AMED Sampler",
+            node_id="AMEDSampler",
+            display_name="AMED Sampler",
             description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
             inputs=[
-                io.Combo.Input("sampler", options=SOLVERS,
-                               tooltip="auto: the predictor's own; without a predictor, amed"),
-                io.Combo.Input("if_missing", options=["error", "untrained"],
-                               tooltip="when there is no predictor for the model: stop, or run the plain solver"),
-                Predictor.Input("predictor", optional=True,
-                                tooltip="left open: the one applied to the MODEL, or the library's for it"),
+                io.Combo.Input(
+                    "sampler", options=SOLVERS, tooltip="auto: the predictor's own; without a predictor, amed"
+                ),
+                io.Combo.Input(
+                    "if_missing",
+                    options=["error", "untrained"],
+                    tooltip="when there is no predictor for the model: stop, or run the plain solver",
+                ),
+                Predictor.Input(
+                    "predictor",
+                    optional=True,
+                    tooltip="left open: the one applied to the MODEL, or the library's for it",
+                ),
             ],
-            outputs=[io.Sampler.Output()])
+            outputs=[io.Sampler.Output()],
+        )
 
     @classmethod
     def execute(cls, sampler, if_missing, predictor=None):
         if sampler == "auto":
             sampler = host.sampler_for(predictor) if predictor is not None else "amed"
         elif predictor is not None and predictor.spec.solver != solver_of(sampler).name:
-            raise ValueError(f"{predictor.label} was fitted for {host.sampler_for(predictor)}, not for {sampler}: "
-                             f"set sampler to auto or {host.sampler_for(predictor)}")
+            raise ValueError(
+                f"{predictor.label} was fitted for {host.sampler_for(predictor)}, not for {sampler}: "
+                f"set sampler to auto or {host.sampler_for(predictor)}"
+            )
         return io.NodeOutput(host.sampler_object(sampler, predictor=predictor, if_missing=if_missing))
 
     @classmethod
@@ -90,18 +112,30 @@ class AmedScheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDScheduler", display_name="AMED Scheduler",
+            node_id="AMEDScheduler",
+            display_name="AMED Scheduler",
             description="The noise levels a predictor was fitted on.",
             inputs=[
                 io.Model.Input("model"),
-                io.Combo.Input("sampler", options=SOLVERS, tooltip="for which sampler to look up a predictor"),
-                io.Int.Input("nfe", default=5, min=1, max=100,
-                             tooltip="evaluations: which predictor to look up. Unused with a predictor linked"),
+                io.Combo.Input(
+                    "sampler", options=SOLVERS, tooltip="for which sampler to look up a predictor"
+                ),
+                io.Int.Input(
+                    "nfe",
+                    default=5,
+                    min=1,
+                    max=100,
+                    tooltip="evaluations: which predictor to look up. Unused with a predictor linked",
+                ),
                 io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01),
-                Predictor.Input("predictor", optional=True,
-                                tooltip="left open: the one applied to the MODEL, or the library's for it"),
+                Predictor.Input(
+                    "predictor",
+                    optional=True,
+                    tooltip="left open: the one applied to the MODEL, or the library's for it",
+                ),
             ],
-            outputs=[io.Sigmas.Output()])
+            outputs=[io.Sigmas.Output()],
+        )
 
     @classmethod
     def execute(cls, model, sampler, nfe, denoise, predictor=None):
@@ -133,8 +167,10 @@ def cut(times: torch.Tensor, model: object, denoise: float) -> torch.Tensor:
     start = host.start_sigma(host.sampling_of(model), denoise)
     rest = times[times < start * 0.99]
     if len(rest) == 0:
-        raise ValueError(f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
-                         f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise")
+        raise ValueError(
+            f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
+            f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise"
+        )
     return torch.cat([torch.tensor([start], dtype=times.dtype), rest]).float()
 
 

@@ -18,38 +18,89 @@ class AmedKSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDKSampler", display_name="AMED KSampler",
+            node_id="AMEDKSampler",
+            display_name="AMED KSampler",
             search_aliases=["amed", "few steps", "fast sampler"],
             description="Sample in a handful of evaluations with a predictor fitted for this model.",
             inputs=[
                 io.Model.Input("model"),
-                io.Combo.Input("predictor", options=[AUTO, *host.library().names()], default=AUTO,
-                               tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe"),
-                io.Combo.Input("sampler", options=SOLVERS, default=AUTO,
-                               tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is"),
+                io.Combo.Input(
+                    "predictor",
+                    options=[AUTO, *host.library().names()],
+                    default=AUTO,
+                    tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe",
+                ),
+                io.Combo.Input(
+                    "sampler",
+                    options=SOLVERS,
+                    default=AUTO,
+                    tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is",
+                ),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("nfe", default=5, min=1, max=100,
-                             tooltip="network evaluations, one after the other; guidance makes each cost two passes"),
-                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
+                io.Int.Input(
+                    "nfe",
+                    default=5,
+                    min=1,
+                    max=100,
+                    tooltip="network evaluations, one after the other; guidance makes each cost two passes",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="classifier-free guidance (cfg); 1 is none and half the work",
+                ),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 io.Latent.Input("latent_image"),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01,
-                               tooltip="below 1: start from the given latent, on the lower part of the schedule"),
-                io.Combo.Input("if_missing", options=["error", "untrained"], default="error",
-                               tooltip="no predictor fits: stop and say what there is, or run the plain solver"),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="below 1: start from the given latent, on the lower part of the schedule",
+                ),
+                io.Combo.Input(
+                    "if_missing",
+                    options=["error", "untrained"],
+                    default="error",
+                    tooltip="no predictor fits: stop and say what there is, or run the plain solver",
+                ),
             ],
             outputs=[io.Latent.Output(), io.String.Output(display_name="report")],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo])
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
 
     @classmethod
-    def execute(cls, model, predictor, sampler, seed, nfe, guidance, positive, negative, latent_image, denoise,
-                if_missing):
+    def execute(
+        cls,
+        model,
+        predictor,
+        sampler,
+        seed,
+        nfe,
+        guidance,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        if_missing,
+    ):
         report = host.Report()
         fitted = choose(model, predictor, sampler, nfe, guidance, if_missing, report)
-        samples = host.run(model, host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
-                           cut(fitted.sigmas(), model, denoise), seed, guidance, positive, negative, latent_image)
+        samples = host.run(
+            model,
+            host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
+            cut(fitted.sigmas(), model, denoise),
+            seed,
+            guidance,
+            positive,
+            negative,
+            latent_image,
+        )
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
         host.show_text(cls.hidden.unique_id, text)
@@ -64,18 +115,23 @@ class AmedKSampler(io.ComfyNode):
 
 def choose(model: object, name: str, sampler: str, nfe: int, guidance: float, if_missing: str,
            report: host.Report) -> Fitted:
-    """The predictor to run: the named file, or the one on the MODEL, or the library's, or the untrained solver.
+    """The predictor to run: the named file, or the one on the MODEL, or the library's, or the untrained
+    solver.
 
     Raises ValueError or PredictorError where these do not agree with sampler and nfe."""
     carried = host.attached(model)
     if name != AUTO or carried is not None:
         fitted = host.library().load(name) if name != AUTO else carried
         if sampler not in (AUTO, host.sampler_for(fitted)):
-            raise ValueError(f"{fitted.label} was fitted for {host.sampler_for(fitted)}, not for {sampler}: set sampler "
-                             "to auto, or choose another predictor")
+            raise ValueError(
+                f"{fitted.label} was fitted for {host.sampler_for(fitted)}, not for {sampler}: set sampler "
+                "to auto, or choose another predictor"
+            )
         if fitted.nfe != nfe:
-            raise ValueError(f"{fitted.label} takes {fitted.nfe} evaluations, not {nfe}: set nfe to {fitted.nfe}, or "
-                             "choose another predictor")
+            raise ValueError(
+                f"{fitted.label} takes {fitted.nfe} evaluations, not {nfe}: set nfe to {fitted.nfe}, or "
+                "choose another predictor"
+            )
         return fitted
     solver, order = asked(sampler)
     try:

@@ -1,7 +1,7 @@
 """PyPI's k-diffusion, its sampling part alone.
 
-Importing the package whole pulls in its training code (clip, clean-fid, wandb ...), so the tests install it without
-dependencies and import only the two modules that samplers are made of.
+Importing the package whole pulls in its training code (clip, clean-fid, wandb ...), so the tests install it
+without dependencies and import only the two modules that samplers are made of.
 """
 
 import importlib

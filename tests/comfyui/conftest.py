@@ -28,19 +28,44 @@ def server(tmp_path_factory):
 
 
 def write_user_predictors(folder: Path) -> None:
-    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; an MLP; a broken file."""
+    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; an MLP; a broken
+    file."""
     times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
     for name in SAMPLERS:
         s = solver_of(name)
-        spec = Spec(solver=s.name, num_steps=3, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
-                    max_order=s.max_order, predict_x0=s.predict_x0, prediction_type="edm", model_family="emoji32",
-                    how="for a test")
-        save(folder / f"test_{name}.safetensors",
-             Fitted(spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times))
-    spec = Spec(solver="amed", num_steps=4, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
-                prediction_type="edm", guidance=2.0, model_family="emoji32", features="bottleneck", scale_dir=0.2,
-                scale_time=0.1, how="for a test: random weights",
-                model_fingerprint=fingerprint(load_unet().named_parameters()))
+        spec = Spec(
+            solver=s.name,
+            num_steps=3,
+            schedule="time_uniform",
+            sigma_min=SIGMA_MIN,
+            sigma_max=SIGMA_MAX,
+            max_order=s.max_order,
+            predict_x0=s.predict_x0,
+            prediction_type="edm",
+            model_family="emoji32",
+            how="for a test",
+        )
+        save(
+            folder / f"test_{name}.safetensors",
+            Fitted(
+                spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times
+            ),
+        )
+    spec = Spec(
+        solver="amed",
+        num_steps=4,
+        schedule="time_uniform",
+        sigma_min=SIGMA_MIN,
+        sigma_max=SIGMA_MAX,
+        prediction_type="edm",
+        guidance=2.0,
+        model_family="emoji32",
+        features="bottleneck",
+        scale_dir=0.2,
+        scale_time=0.1,
+        how="for a test: random weights",
+        model_fingerprint=fingerprint(load_unet().named_parameters()),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = BottleneckPredictor(spec.scale_dir, spec.scale_time)
@@ -73,14 +98,31 @@ class Graph:
         return self.add("PreviewImage", images=[image, 0])
 
     def ksampler(self, sampler_name, scheduler="karras", steps=4, cfg=1.0, seed=3, denoise=1.0, **other):
-        node = self.add("KSampler", sampler_name=sampler_name, scheduler=scheduler, steps=steps, cfg=cfg, seed=seed,
-                        denoise=denoise, **self.around() | other)
+        node = self.add(
+            "KSampler",
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            steps=steps,
+            cfg=cfg,
+            seed=seed,
+            denoise=denoise,
+            **self.around() | other,
+        )
         return [node, 0]
 
     def amed(self, nfe=SMALL_NFE, sampler="amed", guidance=1.0, seed=3, denoise=1.0, predictor="auto",
              if_missing="error", **other):
-        node = self.add("AMEDKSampler", nfe=nfe, sampler=sampler, guidance=guidance, seed=seed, denoise=denoise,
-                        predictor=predictor, if_missing=if_missing, **self.around() | other)
+        node = self.add(
+            "AMEDKSampler",
+            nfe=nfe,
+            sampler=sampler,
+            guidance=guidance,
+            seed=seed,
+            denoise=denoise,
+            predictor=predictor,
+            if_missing=if_missing,
+            **self.around() | other,
+        )
         return [node, 0]
 
     def around(self):

@@ -8,8 +8,15 @@ import pytest
 from amed.sampling import SAMPLERS
 from demo.comfyui import PACK, ROOT, RunError
 
-NODES = ["AMEDKSampler", "AMEDLoadPredictor", "AMEDApplyPredictor", "AMEDSampler", "AMEDScheduler", "AMEDDemoModel",
-         "AMEDDemoDecode"]
+NODES = [
+    "AMEDKSampler",
+    "AMEDLoadPredictor",
+    "AMEDApplyPredictor",
+    "AMEDSampler",
+    "AMEDScheduler",
+    "AMEDDemoModel",
+    "AMEDDemoDecode",
+]
 
 
 def options(info, node, name):

@@ -55,7 +55,8 @@ def test_ksampler_counts_what_it_does(server, graph, batch, guidance):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
 def test_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cfg):
-    """In the ordinary KSampler: 3 noise levels of the amed schedule, then 0; the library has such a predictor."""
+    """In the ordinary KSampler: 3 noise levels of the amed schedule, then 0; the library has such a
+    predictor."""
     g = graph(batch=2)
     made = sensible(images(g, g.ksampler(sampler, "amed", 3, cfg=cfg)))
     g = graph(batch=2)
@@ -68,8 +69,15 @@ def test_dropdown_sampler_without_predictor_names_what_there_is(server, graph):
     g.show(g.ksampler("amed_ipndm", "karras", 20))
     with pytest.raises(RunError) as caught:
         server.run(g.nodes)
-    for said in ("'amed_ipndm'", "20 noise levels", "test_amed_ipndm.safetensors", "NFE can be", "Load AMED Predictor",
-                 "Broken file", "test_broken.safetensors"):
+    for said in (
+        "'amed_ipndm'",
+        "20 noise levels",
+        "test_amed_ipndm.safetensors",
+        "NFE can be",
+        "Load AMED Predictor",
+        "Broken file",
+        "test_broken.safetensors",
+    ):
         assert said in str(caught.value)
 
 
@@ -90,12 +98,26 @@ def test_ksampler_equals_its_parts(images, graph):
     whole = g.amed(sampler="amed_ipndm", guidance=2.0, seed=9)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=loaded)
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=4, denoise=1.0, predictor=loaded)
-    parts = g.add("SamplerCustom", add_noise=True, noise_seed=9, cfg=2.0, sampler=[sampler, 0], sigmas=[sigmas, 0],
-                  **g.around())
+    parts = g.add(
+        "SamplerCustom",
+        add_noise=True,
+        noise_seed=9,
+        cfg=2.0,
+        sampler=[sampler, 0],
+        sigmas=[sigmas, 0],
+        **g.around(),
+    )
     looked_up = g.add("AMEDSampler", sampler="amed_ipndm", if_missing="error")
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_ipndm", nfe=4, denoise=1.0)
-    found = g.add("SamplerCustom", add_noise=True, noise_seed=9, cfg=2.0, sampler=[looked_up, 0], sigmas=[sigmas, 0],
-                  **g.around())
+    found = g.add(
+        "SamplerCustom",
+        add_noise=True,
+        noise_seed=9,
+        cfg=2.0,
+        sampler=[looked_up, 0],
+        sigmas=[sigmas, 0],
+        **g.around(),
+    )
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
     ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
     first, *others = images(g, whole, [parts, 0], [found, 0], ordinary)
@@ -118,7 +140,8 @@ def engine(noise, fitted, guidance, label=0):
 @pytest.mark.parametrize(("file", "nfe"), [("test_amed.safetensors", 4), ("test_mlp.safetensors", 6)])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
-    """The MLP with the conditional bottleneck, taken from inside the host in the one case, by a hook in the other."""
+    """The MLP with the conditional bottleneck, taken from inside the host in the one case, by a hook in the
+    other."""
     g = graph(batch=3)
     latent = g.amed(nfe, predictor=file, guidance=guidance, seed=21)
     g.add("SaveLatent", samples=latent, filename_prefix="test")
@@ -130,12 +153,16 @@ def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
 
 
 def test_bottleneck_is_the_positive_prompts(server, graph):
-    """However the host sends the halves: together, or (prompts of too different lengths) one after the other."""
+    """However the host sends the halves: together, or (prompts of too different lengths) one after the
+    other."""
     def make(repeats, positive=None):
         g = graph(batch=3)
         negative = g.negative
         for _ in range(repeats):
-            negative = [g.add("ConditioningConcat", conditioning_to=negative, conditioning_from=g.negative), 0]
+            negative = [
+                g.add("ConditioningConcat", conditioning_to=negative, conditioning_from=g.negative),
+                0,
+            ]
         around = {"negative": negative} | ({"positive": g.negative} if positive else {})
         latent = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, seed=2, **around)
         g.add("SaveLatent", samples=latent, filename_prefix="test")
@@ -168,7 +195,9 @@ def test_bundled_predictor_equals_the_engine(server, graph, file):
     assert f"evaluations counted: {fitted.nfe}," in result.text(latent[0])
     assert "note:" not in result.text(latent[0])
     noise = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(31))
-    torch.testing.assert_close(latents(result), engine(noise, fitted, fitted.spec.guidance), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        latents(result), engine(noise, fitted, fitted.spec.guidance), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("sigma", [0.05, 2.0, 30.0])
@@ -177,8 +206,15 @@ def test_demo_model_is_the_denoiser(server, graph, sigma):
     g = graph(batch=2, category="Flags")
     sigmas = g.add("KarrasScheduler", steps=1, sigma_max=sigma, sigma_min=0.01, rho=7.0)
     euler = g.add("KSamplerSelect", sampler_name="euler")
-    made = g.add("SamplerCustom", add_noise=True, noise_seed=4, cfg=1.0, sampler=[euler, 0], sigmas=[sigmas, 0],
-                 **g.around())
+    made = g.add(
+        "SamplerCustom",
+        add_noise=True,
+        noise_seed=4,
+        cfg=1.0,
+        sampler=[euler, 0],
+        sigmas=[sigmas, 0],
+        **g.around(),
+    )
     g.add("SaveLatent", samples=[made, 0], filename_prefix="test")
     got = latents(server.run(g.nodes))
     noise = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(4)) * sigma
@@ -309,7 +345,9 @@ def test_report_is_in_the_images_metadata(server, graph):
     latent = g.amed(seed=41)
     image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
     g.add("SaveImage", images=[image, 0], filename_prefix="meta")
-    prompt = server.post("/prompt", {"prompt": g.nodes, "extra_data": {"extra_pnginfo": {"workflow": {}}}})["prompt_id"]
+    prompt = server.post("/prompt", {"prompt": g.nodes, "extra_data": {"extra_pnginfo": {"workflow": {}}}})[
+        "prompt_id"
+    ]
     for _ in range(200):
         history = server.get(f"/history/{prompt}")
         if history:

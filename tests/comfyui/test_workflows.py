@@ -14,7 +14,9 @@ BUNDLED = {path.name for path in (ROOT / "predictors").glob("*.safetensors")}
 
 
 def predictors_named(workflow):
-    return {v for n in workflow["nodes"] for v in n.get("widgets_values", []) if str(v).endswith(".safetensors")}
+    return {
+        v for n in workflow["nodes"] for v in n.get("widgets_values", []) if str(v).endswith(".safetensors")
+    }
 
 
 def test_there_are_some():
