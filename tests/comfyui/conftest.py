@@ -1,5 +1,7 @@
 """One real ComfyUI for all tests of this folder, with its own folder of models, and graphs to send it."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,24 @@ from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
+PROMPT_NODE = """
+import torch
+
+
+class TestPrompt:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}}
+
+    def run(self, seed, repeats):
+        tokens = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed))
+        return ([[tokens.repeat(1, repeats, 1), {}]],)
+
+
+NODE_CLASS_MAPPINGS = {"TestPrompt": TestPrompt}
+"""
 MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
 
 
@@ -23,8 +43,20 @@ def server(tmp_path_factory):
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfyui")
     write_user_predictors(base / "models" / "amed_predictors")
+    write_tiny_sd(base)
     with comfyui.Server(base) as running:
         yield running
+
+
+def write_tiny_sd(base: Path) -> None:
+    """A small network of the host's own U-Net class, and a node that gives it prompts (there is no text
+    encoder)."""
+    file = base / "models" / "diffusion_models" / "tiny_sd15.safetensors"
+    file.parent.mkdir(parents=True)
+    script = Path(__file__).with_name("tiny_sd.py")
+    subprocess.run([sys.executable, str(script), str(comfyui.find()), str(file)], check=True)
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "test_prompt.py").write_text(PROMPT_NODE)
 
 
 def write_user_predictors(folder: Path) -> None:
@@ -74,6 +106,11 @@ def write_user_predictors(folder: Path) -> None:
     save(folder / MLP, Fitted(spec, network, base))
     save(folder / "test_other_checkpoint.safetensors",
          Fitted(replace(spec, model_fingerprint="0" * 16, solver="dpm_2", num_steps=4), network, base))
+    low, high = 0.029167158151720367, 14.614641229333639
+    base = schedules.make("discrete", 4, low, high)
+    save(folder / "test_sd.safetensors", Fitted(
+        replace(spec, schedule="discrete", sigma_min=low, sigma_max=high, prediction_type="eps",
+                model_family="sd15", model_fingerprint=""), network, base))
     (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
     (folder / "notes.txt").write_text("no predictor")
 
