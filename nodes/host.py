@@ -27,17 +27,20 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
-from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, schedules
+from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, plain, schedules
 from ..amed.fingerprint import fingerprint
+from ..amed.sampling import sample as engine_sample
 from ..amed.sampling import sampler_of, solver_of
 
 FOLDER = "amed_predictors"
 SCHEDULER = "amed"
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
+COUNT = "amed_evaluations"  # the key of a counting MODEL's Count
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
 
 
 # --- dropdowns and folders ---------------------------------------------------------------------------------
+
 
 def register() -> list[str]:
     """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be
@@ -96,6 +99,7 @@ def library_state() -> list[tuple[str, float]]:
 
 # --- what a MODEL is ---------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class Identity:
     """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not
@@ -129,6 +133,11 @@ def sampling_of(model: Any) -> Any:
     return model.get_model_object("model_sampling")
 
 
+def sigma_range(model_sampling: Any) -> tuple[float, float]:
+    """sigma_min and sigma_max."""
+    return float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+
+
 def is_flow(model_sampling: Any) -> bool:
     return isinstance(model_sampling, comfy.model_sampling.CONST)
 
@@ -141,7 +150,7 @@ def start_sigma(model_sampling: Any, denoise: float) -> float:
 def base_times(model_sampling: Any, count: int) -> Tensor:
     """The `amed` schedule, float64 `[count]`, from the model's sigma_max to its sigma_min: uniform in the
     model's own time, or in the VP process's for models without one (EDM)."""
-    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    low, high = sigma_range(model_sampling)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
@@ -198,20 +207,30 @@ def attached(model: Any) -> Fitted | None:
 
 # --- which predictor ---------------------------------------------------------------------------------------
 
+
 def find(
     model: Identity, solver: str | None, nfe: int, guidance: float, max_order: int | None = None
 ) -> Fitted:
     """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there
     are, which files are broken, and what to do."""
     try:
-        found = library().find(solver=solver, nfe=nfe, guidance=guidance, family=model.family,
-                               fingerprint=model.fingerprint, max_order=max_order)
+        found = library().find(
+            solver=solver,
+            nfe=nfe,
+            guidance=guidance,
+            family=model.family,
+            fingerprint=model.fingerprint,
+            max_order=max_order,
+        )
         return found if solver else best_like(found)
     except PredictorError as error:
         fits = [f.spec for f in library().fitted() if model.family == f.spec.model_family]
         allowed = sorted({s.nfe for s in fits if solver in (None, s.solver)})
-        hint = f"For this model{f' and {solver}' if solver else ''}, NFE can be " \
-               f"{', '.join(map(str, allowed))}." if allowed else "There are none for this model."
+        hint = (
+            f"For this model{f' and {solver}' if solver else ''}, NFE can be {', '.join(map(str, allowed))}."
+            if allowed
+            else "There are none for this model."
+        )
         broken = "".join(f"\nBroken file: {p}" for p in library().problems())
         raise PredictorError(
             f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
@@ -222,6 +241,7 @@ def find(
 def best_like(found: Fitted) -> Fitted:
     """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose
     file states the smallest Fréchet distance; `found` itself where none states one."""
+
     def same(other: Fitted) -> bool:
         keys = ("nfe", "guidance", "model_family", "model_fingerprint")
         return all(getattr(other.spec, k) == getattr(found.spec, k) for k in keys)
@@ -238,16 +258,23 @@ def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: flo
     times, on these very times if there is one. Raises PredictorError as `find` does."""
     solver, times = solver_of(sampler), sigmas[sigmas > 0].double().cpu()
     order = solver.max_order if solver.name == "dpmpp" else None
-    mine = [f for f in library().fitted()
-            if f.spec.solver == solver.name and order in (None, f.spec.max_order)
-            and f.spec.num_steps == len(times) and f.spec.model_family == model.family]
+    mine = [
+        f
+        for f in library().fitted()
+        if f.spec.solver == solver.name
+        and order in (None, f.spec.max_order)
+        and f.spec.num_steps == len(times)
+        and f.spec.model_family == model.family
+    ]
     if not mine:
         nfe = solver.evaluations(len(times), afs=False, with_predictor=True)
         try:
             return find(model, solver.name, nfe, guidance, order)
         except PredictorError as error:
-            raise PredictorError(f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
-                                 f"(about {nfe} evaluations).\n{error}") from None
+            raise PredictorError(
+                f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
+                f"(about {nfe} evaluations).\n{error}"
+            ) from None
     same_model = [
         f for f in mine if model.fingerprint and f.spec.model_fingerprint == model.fingerprint
     ] or mine
@@ -268,8 +295,16 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales."""
     solver = solver_of(sampler)
     settings = {f.name: getattr(solver, f.name) for f in fields(solver) if f.name != "name"}
-    spec = Spec(solver=solver.name, num_steps=len(times), schedule="custom", sigma_min=float(times[-1]),
-                sigma_max=float(times[0]), afs=afs, model_name="untrained: geometric midpoints", **settings)
+    spec = Spec(
+        solver=solver.name,
+        num_steps=len(times),
+        schedule="custom",
+        sigma_min=float(times[-1]),
+        sigma_max=float(times[0]),
+        afs=afs,
+        model_name="untrained: geometric midpoints",
+        **settings,
+    )
     halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
     return Fitted(
         spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained"
@@ -292,6 +327,7 @@ def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
 
 # --- during sampling ---------------------------------------------------------------------------------------
 
+
 @dataclass
 class Report:
     """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable
@@ -310,8 +346,10 @@ class Report:
 
     def text(self) -> str:
         passes = "" if self.passes is None else f", {self.passes} network passes an image"
-        lines = [f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
-                 f"evaluations counted: {self.evaluations}{passes}"]
+        lines = [
+            f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
+            f"evaluations counted: {self.evaluations}{passes}",
+        ]
         return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
 
 
@@ -358,7 +396,7 @@ def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch:
         return None
     for i, index in enumerate(indices):
         if (ids[i] in positive) if ids and positive else index == 0:
-            return h[i * batch:(i + 1) * batch].detach().clone()
+            return h[i * batch : (i + 1) * batch].detach().clone()
     return None
 
 
@@ -409,8 +447,19 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
     "error" or "untrained". `report`: a Report to fill."""
 
-    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None,
-               if_missing="error", report=None, **_options):
+    def sample(
+        model,
+        x,
+        sigmas,
+        extra_args=None,
+        callback=None,
+        disable=None,
+        *,
+        predictor=None,
+        if_missing="error",
+        report=None,
+        **_options,
+    ):
         if len(sigmas) < 2:
             return x  # nothing to do, as the host's own samplers have it
         report = Report() if report is None else report
@@ -482,8 +531,74 @@ def sampler_for(fitted: Fitted) -> str:
     return sampler_of(fitted.spec.solver, fitted.spec.max_order)
 
 
-def run(model: Any, sampler: Any, sigmas: Tensor, seed: int, guidance: float, positive: list, negative: list,
-        latent: dict) -> dict:
+def plain_sampler(setting: plain.Setting) -> Any:
+    """A SAMPLER that runs a plain solver; the analytic first step only where the start is pure noise."""
+
+    def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+        if len(sigmas) < 2:
+            return x
+        model_sampling = model.inner_model.inner_model.model_sampling
+        afs = setting.afs and not is_flow(model_sampling) and (extra_args or {}).get("denoise_mask") is None
+        afs = afs and float(sigmas[0]) > 0.99 * setting.sigma_max
+        return engine_sample(
+            Counted(model, Report()), x, sigmas, setting.solver, extra_args, callback, disable, afs=afs
+        )
+
+    return comfy.samplers.KSAMPLER(sample_plain)
+
+
+class Count:
+    """Calls of a MODEL's network and the rows in them; one object however often the host copies its
+    options."""
+
+    def __init__(self):
+        self.evaluations = self.rows = 0
+
+    def __deepcopy__(self, memo: dict) -> "Count":
+        return self
+
+    def __call__(self, executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.evaluations += 1
+        self.rows += len(x)
+        return executor(x, *args, **kwargs)
+
+
+def counting(model: Any) -> Any:
+    """A clone of a MODEL that counts. Raises RuntimeError where the host has no wrappers to count with."""
+    try:
+        from comfy.patcher_extension import WrappersMP
+    except ImportError:
+        raise RuntimeError(
+            "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
+        ) from None
+    clone, count = model.clone(), Count()
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count)
+    clone.model_options[COUNT] = count
+    return clone
+
+
+def read_count(model: Any) -> tuple[int, int]:
+    """Evaluations and rows since the last reading. Raises ValueError for a MODEL that does not count."""
+    count = model.model_options.get(COUNT)
+    if count is None:
+        raise ValueError(
+            "this MODEL does not count: connect the one from AMED Count Evaluations, here and to the sampler"
+        )
+    told = count.evaluations, count.rows
+    count.evaluations = count.rows = 0
+    return told
+
+
+def run(
+    model: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    seed: int,
+    guidance: float,
+    positive: list,
+    negative: list,
+    latent: dict,
+) -> dict:
     """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT
     back."""
     start = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
@@ -508,11 +623,13 @@ def run(model: Any, sampler: Any, sigmas: Tensor, seed: int, guidance: float, po
 
 # --- a MODEL of our own ------------------------------------------------------------------------------------
 
+
 def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:
     """A MODEL around an EDM network of RGB pixels in [-1, 1].
 
     `network(x, c_noise, context=, transformer_options=, ...)` with a `dtype`; `settings`: sigma_min,
     sigma_max, sigma_data."""
+
     class Pixels(comfy.latent_formats.LatentFormat):
         latent_channels = 3
         latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -534,6 +651,7 @@ def show_text(node_id: str, text: str) -> None:
     """Text on the node itself, where this host's page can show it."""
     try:
         from server import PromptServer
+
         PromptServer.instance.send_progress_text(text, node_id)
     except Exception:  # only ever an extra: the text is also an output and in the log
         logging.debug("AMED: this ComfyUI shows no text on nodes")
