@@ -17,7 +17,22 @@ from .store import Fitted, Library, PredictorError, Spec, load, save
 
 __version__ = "0.1.0"
 __all__ = [
-    "SAMPLERS", "BottleneckPredictor", "Fitted", "Library", "PredictorError", "Solver", "Spec", "TablePredictor",
-    "load", "register", "sample", "sample_amed", "sample_amed_dpm_2", "sample_amed_dpmpp_2m",
-    "sample_amed_dpmpp_3m", "sample_amed_euler", "sample_amed_ipndm", "save",
+    "SAMPLERS",
+    "BottleneckPredictor",
+    "Fitted",
+    "Library",
+    "PredictorError",
+    "Solver",
+    "Spec",
+    "TablePredictor",
+    "load",
+    "register",
+    "sample",
+    "sample_amed",
+    "sample_amed_dpm_2",
+    "sample_amed_dpmpp_2m",
+    "sample_amed_dpmpp_3m",
+    "sample_amed_euler",
+    "sample_amed_ipndm",
+    "save",
 ]

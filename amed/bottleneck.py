@@ -13,11 +13,12 @@ Denoiser = Callable[..., Tensor]
 
 
 class Capture(Protocol):
-    """`capture(model, x, sigma, extra_args)` -> (denoised, bottleneck): x `[B, ...]`, sigma `[B]`, denoised like
-    x, bottleneck `[B, C, H, W]` of the conditional rows, or None where it cannot be had."""
+    """`capture(model, x, sigma, extra_args)` -> (denoised, bottleneck): x `[B, ...]`, sigma `[B]`, denoised
+    like x, bottleneck `[B, C, H, W]` of the conditional rows, or None where it cannot be had."""
 
-    def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]
-                 ) -> tuple[Tensor, Tensor | None]: ...
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]: ...
 
 
 def plain(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> tuple[Tensor, None]:
@@ -34,13 +35,16 @@ class ModuleCapture:
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first
 
-    def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]
-                 ) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
         seen: list[Tensor] = []
 
         def listen(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
             if not seen and len(output) >= len(x):
-                seen.append(output.detach()[:len(x)] if self.conditional_first else output.detach()[-len(x):])
+                seen.append(
+                    output.detach()[: len(x)] if self.conditional_first else output.detach()[-len(x) :]
+                )
 
         handle = self.module.register_forward_hook(listen)
         try:

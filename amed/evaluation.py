@@ -1,4 +1,5 @@
-"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet distance."""
+"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet
+distance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,20 +55,43 @@ def frechet(a: Statistics, b: Statistics) -> float:
     return float((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross)
 
 
-def run(model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_args: dict[str, Tensor] | None = None, *,
-        predictor: Predictor | None = None, afs: bool = False, capture: Capture = plain, batch: int = 64,
-        done: Callable[[int], None] = lambda count: None) -> tuple[Tensor, int]:
-    """Sample many noises `x` `[n, ...]` (unit) in batches; tensors in extra_args `[n, ...]` are cut with them.
+def run(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    solver: Solver,
+    extra_args: dict[str, Tensor] | None = None,
+    *,
+    predictor: Predictor | None = None,
+    afs: bool = False,
+    capture: Capture = plain,
+    batch: int = 64,
+    done: Callable[[int], None] = lambda count: None,
+) -> tuple[Tensor, int]:
+    """Sample many noises `x` `[n, ...]` (unit) in batches; tensors in extra_args `[n, ...]` are cut with
+    them.
 
-    Returns the end states and the evaluations of one batch, counted. `done(samples so far)` may raise to stop."""
+    Returns the end states and the evaluations of one batch, counted. `done(samples so far)` may raise to
+    stop."""
     counter = Counter(model)
     ends = []
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
         args = {k: cut(v, part) for k, v in (extra_args or {}).items()}
         counter.evaluations = 0
-        ends.append(sample(counter, x[part] * sigmas[0].to(x), sigmas, solver, args, disable=True,
-                           predictor=predictor, afs=afs, capture=capture))
+        ends.append(
+            sample(
+                counter,
+                x[part] * sigmas[0].to(x),
+                sigmas,
+                solver,
+                args,
+                disable=True,
+                predictor=predictor,
+                afs=afs,
+                capture=capture,
+            )
+        )
         done(min(start + batch, len(x)))
     return torch.cat(ends), counter.evaluations
 

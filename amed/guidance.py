@@ -7,7 +7,8 @@ from .bottleneck import Denoiser
 
 
 class Guided(nn.Module):
-    """D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans 2022), both halves in one call, conditional first.
+    """D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans 2022), both halves in one call, conditional
+    first.
 
     Called as `guided(x, sigma, cond=..., uncond=...)`: dicts of the inner model's extra arguments, tensors of
     `[B, ...]`. At scale 1 the unconditional half is not computed."""

@@ -1,7 +1,7 @@
 """The plain solvers and their settings: what a learned solver has to beat, each at its best.
 
-`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe` evaluations.
-"""
+`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe`
+evaluations. """
 
 from dataclasses import dataclass
 
@@ -21,12 +21,19 @@ SOLVERS = {
     "DPM-Solver-2": Solver("dpm_2"),
     "Heun": Solver("heun"),
 }
-SCHEDULES = (("polynomial", 7.0), ("polynomial", 3.0), ("logsnr", 1.0), ("time_uniform", 1.0), ("time_uniform", 2.0))
+SCHEDULES = (
+    ("polynomial", 7.0),
+    ("polynomial", 3.0),
+    ("logsnr", 1.0),
+    ("time_uniform", 1.0),
+    ("time_uniform", 2.0),
+)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max first."""
+    """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max
+    first."""
 
     solver: Solver
     kind: str
@@ -39,7 +46,11 @@ class Setting:
     @property
     def schedule(self) -> str:
         """The schedule and AFS, for people."""
-        rho = f" {self.rho:g}" if schedules.DEFAULT_RHO[self.kind] != self.rho or self.kind == "polynomial" else ""
+        rho = (
+            f" {self.rho:g}"
+            if schedules.DEFAULT_RHO[self.kind] != self.rho or self.kind == "polynomial"
+            else ""
+        )
         return f"{self.kind}{rho}{' + AFS' if self.afs else ''}"
 
     @property
@@ -50,14 +61,23 @@ class Setting:
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
 
-def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, Solver] = SOLVERS) -> list[Setting]:
-    """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min."""
+def candidates(
+    nfe: int,
+    sigma_min: float,
+    sigma_max: float,
+    solvers: dict[str, Solver] = SOLVERS,
+    kinds: tuple[tuple[str, float], ...] = SCHEDULES,
+) -> list[Setting]:
+    """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min; `kinds`: (schedule,
+    rho)."""
     found = []
     for solver in solvers.values():
         for afs in (False, True):
             num_steps = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
             if num_steps is not None:
-                found += [Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in SCHEDULES]
+                found += [
+                    Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in kinds
+                ]
     return found
 
 

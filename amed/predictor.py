@@ -1,4 +1,5 @@
-"""What gives r, c, a for an interval: constants (TablePredictor) or the paper's network (BottleneckPredictor).
+"""What gives r, c, a for an interval: constants (TablePredictor) or the paper's network
+(BottleneckPredictor).
 
 One interface: `predictor(t_cur, t_next, bottleneck=None) -> (r, c, a)`, each `[B or 1]`: where the mid time
 lies (0 < r < 1), the direction's scale and the time's scale. Times are scalar tensors (noise levels).
@@ -12,20 +13,22 @@ from torch.nn import functional as F
 
 
 class Predictor(Protocol):
-    """Gives (r, c, a) for the interval from t_cur to t_next; asks for the bottleneck at t_cur if it wants it."""
+    """Gives (r, c, a) for the interval from t_cur to t_next; asks for the bottleneck at t_cur if it wants
+    it."""
 
     wants_bottleneck: bool
 
-    def __call__(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
-                 ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def __call__(
+        self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
 
 
 class TablePredictor(nn.Module):
     """A constant r, c, a per interval of a fitted grid; other times interpolate linearly in log sigma.
 
-    `sigmas` `[N]` the fitted base times, falling and positive; `r`, `c`, `a` `[N-1]`, one per interval, looked
-    up at the interval's start. The parameters are logits of r and plain c, a, so that gradients can fit them.
-    Raises ValueError when lengths or ranges do not fit."""
+    `sigmas` `[N]` the fitted base times, falling and positive; `r`, `c`, `a` `[N-1]`, one per interval,
+    looked up at the interval's start. The parameters are logits of r and plain c, a, so that gradients can
+    fit them. Raises ValueError when lengths or ranges do not fit."""
 
     wants_bottleneck = False
 
@@ -34,11 +37,15 @@ class TablePredictor(nn.Module):
         sigmas, r = (torch.as_tensor(v, dtype=torch.float64) for v in (sigmas, r))
         c, a = (torch.ones_like(r) if v is None else torch.as_tensor(v, dtype=torch.float64) for v in (c, a))
         if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all() or not (sigmas.diff() < 0).all():
-            raise ValueError(f"sigmas must be at least 2 falling positive noise levels, got {sigmas.tolist()}")
+            raise ValueError(
+                f"sigmas must be at least 2 falling positive noise levels, got {sigmas.tolist()}"
+            )
         for name, value in (("r", r), ("c", c), ("a", a)):
             if value.shape != (len(sigmas) - 1,):
-                raise ValueError(f"{name} must have one value per interval ({len(sigmas) - 1}), "
-                                 f"got shape {tuple(value.shape)}")
+                raise ValueError(
+                    f"{name} must have one value per interval ({len(sigmas) - 1}), "
+                    f"got shape {tuple(value.shape)}"
+                )
             if not value.isfinite().all():
                 raise ValueError(f"{name} is not finite: {value.tolist()}")
         if not ((r > 0) & (r < 1)).all():
@@ -52,8 +59,9 @@ class TablePredictor(nn.Module):
     def r(self) -> Tensor:
         return torch.sigmoid(self.logit_r)
 
-    def forward(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
-                ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         rising = self.sigmas[:-1].log().flip(0)
         x = torch.as_tensor(t_cur).detach().to(rising).log()
         last = len(rising) - 1
@@ -61,8 +69,12 @@ class TablePredictor(nn.Module):
         low = max(high - 1, 0)
         span = rising[high] - rising[low]
         weight = ((x - rising[low]) / span).clamp(0, 1) if high > low else torch.ones_like(x)
-        weight = torch.where((weight - weight.round()).abs() < 1e-5, weight.round(), weight)  # fp32's own rounding
-        r, c, a = (torch.lerp(v[last - low], v[last - high], weight).reshape(1) for v in (self.r, self.c, self.a))
+        weight = torch.where(
+            (weight - weight.round()).abs() < 1e-5, weight.round(), weight
+        )  # fp32's own rounding
+        r, c, a = (
+            torch.lerp(v[last - low], v[last - high], weight).reshape(1) for v in (self.r, self.c, self.a)
+        )
         return r, c, a
 
 
@@ -74,9 +86,9 @@ def pool(bottleneck: Tensor) -> Tensor:
 class BottleneckPredictor(nn.Module):
     """The paper's predictor g_phi (sec. 3.3): a small MLP on the U-Net's bottleneck and both times.
 
-    8,929 parameters, and 21 each for c (if scale_dir > 0) and a (if scale_time > 0). Tensor names are those of
-    the authors' weight files. c in 1 ± scale_dir, a in 1 ± scale_time. No bottleneck (analytic first step, or a
-    host that cannot give one) counts as zeros."""
+    8,929 parameters, and 21 each for c (if scale_dir > 0) and a (if scale_time > 0). Tensor names are those
+    of the authors' weight files. c in 1 ± scale_dir, a in 1 ± scale_time. No bottleneck (analytic first step,
+    or a host that cannot give one) counts as zeros."""
 
     wants_bottleneck = True
 
@@ -97,13 +109,15 @@ class BottleneckPredictor(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def embed(self, t: Tensor) -> Tensor:
-        """Sinusoidal embedding of a scalar time, `[1, 8]`: 4 frequencies from 1 to 1/10000, sine half first."""
+        """Sinusoidal embedding of a scalar time, `[1, 8]`: 4 frequencies from 1 to 1/10000, sine half
+        first."""
         freqs = 10000.0 ** -torch.linspace(0, 1, 4, device=t.device, dtype=torch.float32)
         angle = t.reshape(1, 1) * freqs.to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
-    def forward(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
-                ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else pool(bottleneck).to(like)
         times = torch.cat([self.embed(torch.as_tensor(t).to(like)) for t in (t_cur, t_next)], dim=1)
@@ -112,6 +126,14 @@ class BottleneckPredictor(nn.Module):
         r = torch.sigmoid(self.fc_r(out)).flatten()
 
         def around_one(layer: nn.Linear | None, scale: float) -> Tensor:
-            return torch.ones_like(r) if layer is None else (1 + scale * (2 * torch.sigmoid(layer(out)) - 1)).flatten()
+            return (
+                torch.ones_like(r)
+                if layer is None
+                else (1 + scale * (2 * torch.sigmoid(layer(out)) - 1)).flatten()
+            )
 
-        return r, around_one(self.fc_scale_dir, self.scale_dir), around_one(self.fc_scale_time, self.scale_time)
+        return (
+            r,
+            around_one(self.fc_scale_dir, self.scale_dir),
+            around_one(self.fc_scale_time, self.scale_time),
+        )

@@ -1,6 +1,6 @@
 """The published Stable Diffusion 1.5 values, as a predictor file.
 
-    python -m amed.published predictors/sd15-dpmpp-2m-nfe10.safetensors
+python -m amed.published predictors/sd15-dpmpp-2m-nfe10.safetensors
 """
 
 import sys
@@ -12,15 +12,16 @@ from . import schedules
 from .predictor import TablePredictor
 from .store import Fitted, Spec, save
 
-SOURCE = "zju-pi/diff-sampler, amed-solver-main/example.ipynb (Zhou et al., CVPR 2024), read with a zero bottleneck"
+SOURCE = "zju-pi/diff-sampler, amed-solver-main/example.ipynb (Zhou et al. 2024), with a zero bottleneck"
 TIMESTEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73, 0)  # even: base points, odd: learned mid points
 SCALE_DIR = (0.9974, 0.9904, 0.9910, 0.9905, 0.9904)
 SCALE_TIME = (0.9872, 1.0152, 1.0186, 0.9934, 0.9731)
 
 
 def sd15_timesteps() -> list[int]:
-    """The integer timesteps the model is called at: at a mid point, its sigma times its time scale, taken to the
-    nearest timestep that lies strictly between its neighbours. 11 entries, the last the end (never called)."""
+    """The integer timesteps the model is called at: at a mid point, its sigma times its time scale, taken to
+    the nearest timestep that lies strictly between its neighbours. 11 entries, the last the end (never
+    called)."""
     table, steps = schedules.sd_sigmas(), list(TIMESTEPS)
     for i, scale in enumerate(SCALE_TIME):
         high, low = TIMESTEPS[2 * i], TIMESTEPS[2 * i + 2]
@@ -36,9 +37,21 @@ def sd15() -> Fitted:
     base, mid, called = times[::2], times[1::2], table[torch.tensor(sd15_timesteps())][1::2]
     r = (mid / base[:-1]).log() / (base[1:] / base[:-1]).log()
     spec = Spec(
-        solver="dpmpp", max_order=2, predict_x0=True, scales_timestep=True, num_steps=6,
-        schedule="discrete", sigma_min=float(base[-1]), sigma_max=float(base[0]), prediction_type="eps", guidance=7.5, model_family="sd15",
-        model_name="Stable Diffusion 1.5", how="published constants", source=SOURCE)
+        solver="dpmpp",
+        max_order=2,
+        predict_x0=True,
+        scales_timestep=True,
+        num_steps=6,
+        schedule="discrete",
+        sigma_min=float(base[-1]),
+        sigma_max=float(base[0]),
+        prediction_type="eps",
+        guidance=7.5,
+        model_family="sd15",
+        model_name="Stable Diffusion 1.5",
+        how="published constants",
+        source=SOURCE,
+    )
     predictor = TablePredictor(base, r, torch.tensor(SCALE_DIR), called / mid).requires_grad_(False)
     return Fitted(spec, predictor, base)
 

@@ -3,8 +3,8 @@
     sample_amed(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, ...)
 
 A solver is data (`Solver`), an interval is one function (`interval`), the rest happens here and only here:
-analytic first step, the last step to sigma 0, callbacks, capture, dtypes, the check for values that are not finite.
-"""
+analytic first step, the last step to sigma 0, callbacks, capture, dtypes, the check for values that are not
+finite. """
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,9 +32,10 @@ class Solver:
     """Which ODE solver: a name of SOLVERS and the settings of the multistep ones.
 
     `max_order` 1..4 for ipndm, 1..3 for dpmpp; `predict_x0` data instead of noise prediction (dpmpp);
-    `lower_order_final` first order at the last leg (dpmpp); `thresholding` dynamic, for pixel models (dpmpp with
-    predict_x0); `scales_timestep`: a scales only the timestep a VP model is told, its input unchanged, as the
-    published SD 1.5 run does, instead of the whole noise level. Raises ValueError for what no solver has."""
+    `lower_order_final` first order at the last leg (dpmpp); `thresholding` dynamic, for pixel models (dpmpp
+    with predict_x0); `scales_timestep`: a scales only the timestep a VP model is told, its input unchanged,
+    as the published SD 1.5 run does, instead of the whole noise level. Raises ValueError for what no solver
+    has."""
 
     name: str = "amed"
     max_order: int = 1
@@ -47,18 +48,21 @@ class Solver:
         if self.name not in SOLVERS:
             raise ValueError(f"unknown solver {self.name!r}: choose one of {', '.join(SOLVERS)}")
         if not 1 <= self.max_order <= MAX_ORDER.get(self.name, 1):
-            raise ValueError(f"{self.name} has orders 1 to {MAX_ORDER.get(self.name, 1)}, got {self.max_order}")
+            raise ValueError(
+                f"{self.name} has orders 1 to {MAX_ORDER.get(self.name, 1)}, got {self.max_order}"
+            )
 
     def evaluations(self, base_times: int, afs: bool, with_predictor: bool) -> int:
-        """How many evaluations a run over `base_times` positive times takes (for planning; counts are counted)."""
+        """How many evaluations a run over `base_times` positive times takes (for planning; counts are
+        counted)."""
         each = 2 if self.name in TWO_POINT or with_predictor else 1
         return each * (base_times - 1) - afs
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is: x `[B, ...]`, the history of (model output, time) newest last, legs taken so far, and the
-    last interval's denoised image and (r, c, a)."""
+    """Where a run is: x `[B, ...]`, the history of (model output, time) newest last, legs taken so far, and
+    the last interval's denoised image and (r, c, a)."""
 
     x: Tensor
     history: tuple[tuple[Tensor, Tensor], ...] = ()
@@ -67,12 +71,15 @@ class State:
     constants: tuple[Tensor, Tensor, Tensor] | None = None
 
     def detached(self) -> "State":
-        return replace(self, x=self.x.detach(), history=tuple((o.detach(), t.detach()) for o, t in self.history))
+        return replace(
+            self, x=self.x.detach(), history=tuple((o.detach(), t.detach()) for o, t in self.history)
+        )
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an interval is solved with: the denoiser and how to ask it, the solver, the predictor, the run's legs."""
+    """What an interval is solved with: the denoiser and how to ask it, the solver, the predictor, the run's
+    legs."""
 
     model: Denoiser
     solver: Solver
@@ -89,13 +96,16 @@ class Problem:
         denoised, bottleneck = ask(self.model, x.to(dtype), sigma, self.extra_args)
         denoised = denoised.to(x.dtype)
         if not denoised.isfinite().all():
-            raise NotFiniteError(f"the model returned NaN or infinity at sigma={float(sigma[0]):.5g}; "
-                                 f"x was {'finite' if x.isfinite().all() else 'already not finite'}")
+            raise NotFiniteError(
+                f"the model returned NaN or infinity at sigma={float(sigma[0]):.5g}; "
+                f"x was {'finite' if x.isfinite().all() else 'already not finite'}"
+            )
         return denoised, bottleneck
 
 
 def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: bool = False) -> State:
-    """One interval of Algorithm 2, from t to t_next (> 0): the first slope, r, c, a, the second slope, the step.
+    """One interval of Algorithm 2, from t to t_next (> 0): the first slope, r, c, a, the second slope, the
+    step.
 
     The first evaluation carries no gradient (its input never depends on the interval's own r, c, a)."""
     solver, predictor, x = problem.solver, problem.predictor, state.x
@@ -108,15 +118,23 @@ def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: boo
         with torch.no_grad():
             denoised, bottleneck = problem.evaluate(x, t, problem.capture if wanted else plain)
         if wanted and bottleneck is None:
-            warnings.warn("no bottleneck could be captured from this model: the AMED predictor is fed zeros",
-                          stacklevel=2)
+            warnings.warn(
+                "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
+                stacklevel=2,
+            )
         d = (x - denoised) / t
     constants = None
     if predictor is not None:
-        constants = r, c, a = [v.to(x).view(-1, *[1] * (x.ndim - 1)) for v in predictor(t, t_next, bottleneck)]
+        constants = r, c, a = [
+            v.to(x).view(-1, *[1] * (x.ndim - 1)) for v in predictor(t, t_next, bottleneck)
+        ]
     elif solver.name in TWO_POINT:
         half = torch.full_like(t, 0.5)
-        r, c, a = (torch.ones_like(t) if solver.name == "heun" else half), torch.ones_like(t), torch.ones_like(t)
+        r, c, a = (
+            (torch.ones_like(t) if solver.name == "heun" else half),
+            torch.ones_like(t),
+            torch.ones_like(t),
+        )
 
     def second_slope(x_mid: Tensor, t_mid: Tensor) -> tuple[Tensor, Tensor]:
         t_called = a * t_mid
@@ -149,10 +167,12 @@ def remember(solver: Solver, history: tuple, denoised: Tensor, d: Tensor, t: Ten
     """The history with this evaluation added, no longer than the solver's order needs."""
     data = solver.name == "dpmpp" and solver.predict_x0
     output = d if not data else steps.dynamic_threshold(denoised) if solver.thresholding else denoised
-    return (*history, (output, t))[-solver.max_order:]
+    return (*history, (output, t))[-solver.max_order :]
 
 
-def leg(problem: Problem, x: Tensor, history: tuple, t_next: Tensor, legs: int, c: Tensor | float = 1.0) -> Tensor:
+def leg(
+    problem: Problem, x: Tensor, history: tuple, t_next: Tensor, legs: int, c: Tensor | float = 1.0
+) -> Tensor:
     """One multistep leg from history's newest time to t_next; `legs` were taken before it."""
     solver, (outputs, times) = problem.solver, zip(*history)
     order = min(solver.max_order, len(history))
@@ -164,8 +184,9 @@ def leg(problem: Problem, x: Tensor, history: tuple, t_next: Tensor, legs: int, 
 
 
 def trajectory(problem: Problem, x: Tensor, sigmas: Tensor, afs: bool = False) -> Iterator[State]:
-    """The states after each interval of `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output
-    is the end). x `[B, ...]` at sigmas[0]. Works in float32 at least; the model is called in x's dtype.
+    """The states after each interval of `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose
+    output is the end). x `[B, ...]` at sigmas[0]. Works in float32 at least; the model is called in x's
+    dtype.
 
     Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
     sigmas = schedules.checked(sigmas)
@@ -194,9 +215,19 @@ def progress(count: int, disable: bool | None) -> Iterator[int]:
 
 
 @torch.no_grad()
-def sample(model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_args: dict[str, Any] | None = None,
-           callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None, *,
-           predictor: Predictor | None = None, afs: bool = False, capture: Capture | None = None) -> Tensor:
+def sample(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    solver: Solver,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    predictor: Predictor | None = None,
+    afs: bool = False,
+    capture: Capture | None = None,
+) -> Tensor:
     """Run a solver over a sigma list; returns the end state in x's dtype.
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
@@ -206,31 +237,56 @@ def sample(model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_arg
     for i in progress(len(sigmas) - 1, disable):
         state = next(states)
         if callback is not None:
-            callback({"x": result, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": state.denoised})
+            callback(
+                {"x": result, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": state.denoised}
+            )
         result = state.x
     return result.to(x.dtype)
 
 
 def _k_diffusion(name: str, default: Solver, what: str) -> Callable[..., Tensor]:
-    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, afs=None,
-                capture=None, **options):
+    def sampler(
+        model,
+        x,
+        sigmas,
+        extra_args=None,
+        callback=None,
+        disable=None,
+        *,
+        predictor=None,
+        afs=None,
+        capture=None,
+        **options,
+    ):
         solver, afs = settings(name, default, predictor, sigmas, afs, options)
-        return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=predictor, afs=afs,
-                      capture=capture)
+        return sample(
+            model,
+            x,
+            sigmas,
+            solver,
+            extra_args,
+            callback,
+            disable,
+            predictor=predictor,
+            afs=afs,
+            capture=capture,
+        )
 
     sampler.__name__ = sampler.__qualname__ = f"sample_{name}"
     sampler.__doc__ = f"""{what}, in k-diffusion's sampler interface.
 
     model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
     `predictor`: a fitted file (amed.store.Fitted), any Predictor, or None for the untrained solver.
-    `afs`: analytic first step; None leaves it to the fitted file, and off where the start is not its sigma_max.
-    `capture`: see amed.bottleneck.Capture. `options`: fields of Solver, for a predictor that is not a Fitted.
-    Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from the model."""
+    `afs`: analytic first step; None leaves it to the fitted file, and off where the start is not its
+    sigma_max. `capture`: see amed.bottleneck.Capture. `options`: fields of Solver, for a predictor that is
+    not a Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from
+    the model."""
     return sampler
 
 
-def settings(name: str, default: Solver, predictor: Any, sigmas: Tensor, afs: bool | None,
-             options: dict[str, Any]) -> tuple[Solver, bool]:
+def settings(
+    name: str, default: Solver, predictor: Any, sigmas: Tensor, afs: bool | None, options: dict[str, Any]
+) -> tuple[Solver, bool]:
     """The Solver and AFS a call means: a fitted file's own settings win over the sampler's defaults."""
     spec = getattr(predictor, "spec", None)
     if spec is None:
@@ -238,8 +294,10 @@ def settings(name: str, default: Solver, predictor: Any, sigmas: Tensor, afs: bo
     if options:
         raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")
     if spec.solver != default.name:
-        raise ValueError(f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "
-                         f"use the sampler {sampler_of(spec.solver, spec.max_order)!r}, or another predictor")
+        raise ValueError(
+            f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "
+            f"use the sampler {sampler_of(spec.solver, spec.max_order)!r}, or another predictor"
+        )
     starts_at_max = abs(float(sigmas[0]) / spec.sigma_max - 1) < 0.01
     return spec.settings, spec.afs and starts_at_max if afs is None else afs
 
@@ -253,8 +311,14 @@ _DEFAULTS = {
     "amed_ipndm": (Solver("ipndm", 4), "AMED-Plugin on iPNDM"),
 }
 SAMPLERS = {name: _k_diffusion(name, solver, what) for name, (solver, what) in _DEFAULTS.items()}
-sample_amed, sample_amed_euler, sample_amed_dpm_2, sample_amed_dpmpp_2m, sample_amed_dpmpp_3m, \
-    sample_amed_ipndm = SAMPLERS.values()
+(
+    sample_amed,
+    sample_amed_euler,
+    sample_amed_dpm_2,
+    sample_amed_dpmpp_2m,
+    sample_amed_dpmpp_3m,
+    sample_amed_ipndm,
+) = SAMPLERS.values()
 
 
 def solver_of(sampler: str) -> Solver:
@@ -272,7 +336,8 @@ def sampler_of(solver: str, max_order: int = 1) -> str:
 def register(namespace: Any) -> list[str]:
     """Add the samplers to a k-diffusion `sampling` module (PyPI's or a host's) as `sample_<name>`.
 
-    Idempotent; a name that is already there and not ours is left alone. Returns the names now served by us."""
+    Idempotent; a name that is already there and not ours is left alone. Returns the names now served by
+    us."""
     ours = []
     for name, function in SAMPLERS.items():
         present = getattr(namespace, f"sample_{name}", None)

@@ -61,19 +61,28 @@ def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
 
 
-def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0,
-             table: Tensor | None = None) -> Tensor:
+def discrete(
+    num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0, table: Tensor | None = None
+) -> Tensor:
     """Uniform in t^(1/rho) over a model's own training steps (`table` of ascending sigmas; default SD's),
     continuously interpolated. With rho 1 this is latent diffusion's schedule. Step 1, not 0, is the first, as
     in DPM-Solver's time t = (step + 1) / 1000, so that rho bends it the same way."""
     table = sd_sigmas() if table is None else table
-    start, end = ((float(sigma_to_t(torch.tensor(s), table)) + 1) ** (1 / rho) for s in (sigma_max, sigma_min))
+    start, end = (
+        (float(sigma_to_t(torch.tensor(s), table)) + 1) ** (1 / rho) for s in (sigma_max, sigma_min)
+    )
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     return t_to_sigma((start + u * (end - start)) ** rho - 1, table)
 
 
-def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None,
-         table: Tensor | None = None) -> Tensor:
+def make(
+    kind: str,
+    num_steps: int,
+    sigma_min: float,
+    sigma_max: float,
+    rho: float | None = None,
+    table: Tensor | None = None,
+) -> Tensor:
     """The schedule `kind` of KINDS. `rho=None` takes its usual one; `table` serves `discrete` alone.
 
     Raises ValueError for an unknown kind, fewer than 2 points, or 0 < sigma_min < sigma_max not holding."""
@@ -90,11 +99,14 @@ def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: flo
         return logsnr(num_steps, sigma_min, sigma_max)
     if kind == "discrete":
         return discrete(num_steps, sigma_min, sigma_max, rho, table)
-    return {"polynomial": polynomial, "time_uniform": time_uniform}[kind](num_steps, sigma_min, sigma_max, rho)
+    return {"polynomial": polynomial, "time_uniform": time_uniform}[kind](
+        num_steps, sigma_min, sigma_max, rho
+    )
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """A host's sigma list, `[>= 2]`, as float64 if it can be sampled on: finite, falling, and 0 only at its end.
+    """A host's sigma list, `[>= 2]`, as float64 if it can be sampled on: finite, falling, and 0 only at its
+    end.
 
     Raises ValueError that says which of these fails."""
     if sigmas.ndim != 1 or len(sigmas) < 2:

@@ -42,15 +42,23 @@ def heun(x: Tensor, d: Tensor, d_mid: Tensor, t: Tensor, t_next: Tensor, r: Tens
     return euler(x, (d + d_mid) / 2, t, t_next, c)
 
 
-def ipndm(x: Tensor, slopes: Sequence[Tensor], t: Tensor, t_next: Tensor, order: int,
-          c: Tensor | float = 1.0) -> Tensor:
+def ipndm(
+    x: Tensor, slopes: Sequence[Tensor], t: Tensor, t_next: Tensor, order: int, c: Tensor | float = 1.0
+) -> Tensor:
     """Adams-Bashforth of equal steps on the last `order` slopes."""
     weights = ADAMS_BASHFORTH[order]
     return euler(x, sum(w * d for w, d in zip(weights, reversed(slopes[-order:]))), t, t_next, c)
 
 
-def dpmpp(x: Tensor, outputs: Sequence[Tensor], times: Sequence[Tensor], t_next: Tensor, order: int,
-          predict_x0: bool, c: Tensor | float = 1.0) -> Tensor:
+def dpmpp(
+    x: Tensor,
+    outputs: Sequence[Tensor],
+    times: Sequence[Tensor],
+    t_next: Tensor,
+    order: int,
+    predict_x0: bool,
+    c: Tensor | float = 1.0,
+) -> Tensor:
     """Multistep DPM-Solver++ of order 1 to 3 (Lu et al. 2022b, alg. 2; sigma time, so lambda = -log t).
 
     `outputs` are the denoised images (predict_x0) or slopes at `times`, newest last; x is at times[-1].

@@ -30,7 +30,8 @@ FEATURES = ("none", "bottleneck")
 
 
 class PredictorError(ValueError):
-    """A predictor file that is missing, broken or not what was asked for. The message names file and field."""
+    """A predictor file that is missing, broken or not what was asked for. The message names file and
+    field."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Spec:
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
     model_family, model_fingerprint, model_name: for whom; empty where unknown.
     features: "bottleneck" for the MLP, "none" for constants. scale_dir, scale_time: the MLP's ranges.
-    how: one sentence, how it was made. source: where its numbers come from, if published. metrics: measured."""
+    how: one sentence, how it was made. source: where its numbers come from, if published. metrics:
+    measured."""
 
     solver: str
     num_steps: int
@@ -71,17 +73,27 @@ class Spec:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, choices in (("solver", SOLVERS), ("schedule", (*schedules.KINDS, "custom")),
-                              ("prediction_type", PREDICTION_TYPES), ("features", FEATURES)):
+        for name, choices in (
+            ("solver", SOLVERS),
+            ("schedule", (*schedules.KINDS, "custom")),
+            ("prediction_type", PREDICTION_TYPES),
+            ("features", FEATURES),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(choices)}")
         if self.num_steps < 2:
             raise ValueError(f"num_steps is {self.num_steps}: expected at least 2")
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(f"sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}: "
-                             "expected 0 < sigma_min < sigma_max")
-        for name, holds in (("rho", self.rho > 0), ("guidance", math.isfinite(self.guidance)),
-                            ("scale_dir", 0 <= self.scale_dir < 1), ("scale_time", 0 <= self.scale_time < 1)):
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}: "
+                "expected 0 < sigma_min < sigma_max"
+            )
+        for name, holds in (
+            ("rho", self.rho > 0),
+            ("guidance", math.isfinite(self.guidance)),
+            ("scale_dir", 0 <= self.scale_dir < 1),
+            ("scale_time", 0 <= self.scale_time < 1),
+        ):
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)}: out of range")
         try:
@@ -92,8 +104,14 @@ class Spec:
     @property
     def settings(self) -> Solver:
         """The student as the sampling loop wants it."""
-        return Solver(self.solver, self.max_order, self.predict_x0, self.lower_order_final, self.thresholding,
-                      self.scales_timestep)
+        return Solver(
+            self.solver,
+            self.max_order,
+            self.predict_x0,
+            self.lower_order_final,
+            self.thresholding,
+            self.scales_timestep,
+        )
 
     @property
     def nfe(self) -> int:
@@ -125,7 +143,8 @@ class Fitted:
         spec = self.spec
         order = f"-{spec.max_order}" if spec.max_order > 1 else ""
         guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
-        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{guidance}; {spec.model_name or 'any model'})"
+        whose = spec.model_name or "any model"
+        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{guidance}; {whose})"
 
     def sigmas(self) -> Tensor:
         """The base times it was fitted on, float64 `[num_steps]`, from sigma_max to sigma_min (no 0)."""
@@ -137,35 +156,40 @@ class Fitted:
             return self
         return dataclasses.replace(self, predictor=build(self.spec, tensors_of(self)).to(device))
 
-    def __call__(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
-                 ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return self.predictor(t_cur, t_next, bottleneck)
 
 
 def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
     """The tensors a file holds: `sigmas` [N], and `r`, `c`, `a` [N-1] or the network's own by their names."""
     p = fitted.predictor
-    if isinstance(p, TablePredictor):
-        own = {"r": p.r, "c": p.c, "a": p.a}
-    else:
-        own = p.state_dict()
+    own = {"r": p.r, "c": p.c, "a": p.a} if isinstance(p, TablePredictor) else p.state_dict()
     return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
 
 
 def build(spec: Spec, tensors: dict[str, Tensor]) -> TablePredictor | BottleneckPredictor:
-    """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not fit."""
+    """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not
+    fit."""
     if spec.features == "none":
         if missing := {"r", "c", "a"} - tensors.keys():
             raise ValueError(f"tensor {min(missing)!r} is missing")
-        return TablePredictor(tensors["sigmas"], tensors["r"], tensors["c"], tensors["a"]).requires_grad_(False)
+        return TablePredictor(tensors["sigmas"], tensors["r"], tensors["c"], tensors["a"]).requires_grad_(
+            False
+        )
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
     expected = predictor.state_dict()
     own = {k: v for k, v in tensors.items() if k != "sigmas"}
     for name in sorted(expected.keys() ^ own.keys()):
-        raise ValueError(f"tensor {name!r} is {'missing' if name in expected else 'not one of this predictor'}")
+        raise ValueError(
+            f"tensor {name!r} is {'missing' if name in expected else 'not one of this predictor'}"
+        )
     for name, value in own.items():
         if value.shape != expected[name].shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
+            raise ValueError(
+                f"tensor {name!r} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            )
         if not value.isfinite().all():
             raise ValueError(f"tensor {name!r} is not finite")
     predictor.to(next(iter(own.values())).dtype).load_state_dict(own)
@@ -207,12 +231,16 @@ def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
         raise ValueError(f"tensor 'sigmas' has {len(base)} times, but field 'num_steps' is {spec.num_steps}")
     ends = torch.tensor([spec.sigma_max, spec.sigma_min], dtype=torch.float64)
     if not torch.allclose(base[[0, -1]], ends, rtol=1e-4):
-        raise ValueError(f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but fields 'sigma_max' and "
-                         f"'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}")
+        raise ValueError(
+            f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but fields 'sigma_max' and "
+            f"'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}"
+        )
     if spec.schedule not in ("custom", "discrete"):
         told = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
         if not torch.allclose(base, told, rtol=1e-4):
-            raise ValueError(f"tensor 'sigmas' is not the {spec.schedule} schedule that field 'schedule' names")
+            raise ValueError(
+                f"tensor 'sigmas' is not the {spec.schedule} schedule that field 'schedule' names"
+            )
     return base
 
 
@@ -225,11 +253,13 @@ def load(path: str | os.PathLike) -> Fitted:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             spec = from_header(header)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         base = checked_base(spec, tensors)
         return Fitted(spec, build(spec, tensors), base, path.name)
     except SafetensorError as error:
-        raise PredictorError(f"{path}: not a whole safetensors file ({error}); download or fit it again") from None
+        raise PredictorError(
+            f"{path}: not a whole safetensors file ({error}); download or fit it again"
+        ) from None
     except (ValueError, OSError) as error:
         raise PredictorError(f"{path}: {error}") from None
 
@@ -259,7 +289,8 @@ def save(path: str | os.PathLike, fitted: Fitted) -> Path:
 
 
 class Library:
-    """The predictors in some folders (the user's first, then the bundled): by name, or by what they are for."""
+    """The predictors in some folders (the user's first, then the bundled): by name, or by what they are
+    for."""
 
     def __init__(self, folders: list[Path]):
         self.folders = [Path(f) for f in folders]
@@ -280,7 +311,9 @@ class Library:
         """Raises PredictorError naming what exists."""
         paths = self.paths()
         if name not in paths:
-            raise PredictorError(f"no predictor named {name!r} in {self._where()}; there are: {', '.join(sorted(paths))}")
+            raise PredictorError(
+                f"no predictor named {name!r} in {self._where()}; there are: {', '.join(sorted(paths))}"
+            )
         return paths[name]
 
     def load(self, name: str) -> Fitted:
@@ -296,21 +329,40 @@ class Library:
         read = (self._try(path) for path in self.paths().values())
         return [result for result in read if isinstance(result, Fitted)]
 
-    def find(self, *, solver: str | None = None, nfe: int | None = None, guidance: float | None = None,
-             family: str | None = None, fingerprint: str | None = None, max_order: int | None = None) -> Fitted:
-        """The best match: solver, NFE and order exactly; the same checkpoint before the same family; the nearest
-        guidance scale (compare by ratio). A family match that is another checkpoint is for the caller to report.
+    def find(
+        self,
+        *,
+        solver: str | None = None,
+        nfe: int | None = None,
+        guidance: float | None = None,
+        family: str | None = None,
+        fingerprint: str | None = None,
+        max_order: int | None = None,
+    ) -> Fitted:
+        """The best match: solver, NFE and order exactly; the same checkpoint before the same family; the
+        nearest guidance scale (compare by ratio). A family match that is another checkpoint is for the caller
+        to report.
 
         Raises PredictorError naming what was looked for and what exists."""
-        fits = [f for f in self.fitted()
-                if (solver is None or f.spec.solver == solver) and (nfe is None or f.nfe == nfe)
-                and (max_order is None or f.spec.max_order == max_order)]
+        fits = [
+            f
+            for f in self.fitted()
+            if (solver is None or f.spec.solver == solver)
+            and (nfe is None or f.nfe == nfe)
+            and (max_order is None or f.spec.max_order == max_order)
+        ]
         same = [f for f in fits if fingerprint and f.spec.model_fingerprint == fingerprint]
         kin = [f for f in fits if family and f.spec.model_family == family]
         candidates = same or kin or (fits if family is None and fingerprint is None else [])
         if not candidates:
-            asked = {"solver": solver, "order": max_order, "NFE": nfe, "guidance": guidance, "model family": family,
-                     "checkpoint": fingerprint}
+            asked = {
+                "solver": solver,
+                "order": max_order,
+                "NFE": nfe,
+                "guidance": guidance,
+                "model family": family,
+                "checkpoint": fingerprint,
+            }
             text = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None)
             there = "; ".join(sorted(f.label for f in self.fitted())) or "none"
             raise PredictorError(f"no predictor for {text} in {self._where()}. There are: {there}")

@@ -21,12 +21,13 @@ from .bottleneck import Capture, Denoiser, plain
 from .sampling import TWO_POINT, Problem, Solver, State, interval, trajectory
 
 SINGLE_STEP = (*TWO_POINT, "euler")  # every interval starts from the teacher's state
-Draw = Callable[[torch.Generator], tuple[Tensor, dict[str, Any]]]
+Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A plain solver with `extra` (M) more points inside each interval, along the same schedule, without AFS."""
+    """A plain solver with `extra` (M) more points inside each interval, along the same schedule, without
+    AFS."""
 
     solver: Solver = field(default_factory=lambda: Solver("heun"))
     extra: int = 1
@@ -43,7 +44,8 @@ class Teacher:
 
 
 def checkpointed(capture: Capture) -> Capture:
-    """The same evaluation, its activations recomputed in the backward pass: memory of one network pass less."""
+    """The same evaluation, its activations recomputed in the backward pass: memory of one network pass
+    less."""
 
     def evaluate(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]):
         if not torch.is_grad_enabled():
@@ -54,16 +56,20 @@ def checkpointed(capture: Capture) -> Capture:
 
 
 def start_from(predictor: nn.Module, base: Tensor, r: Tensor) -> None:
-    """Set a fresh BottleneckPredictor to constants: r `[N-1]` per interval of `base` `[N]`, c = a = 1, whatever the
-    bottleneck. A plugin whose mid times are those of its plain solver's own schedule then *is* that solver, and
-    training can only leave it for something better."""
+    """Set a fresh BottleneckPredictor to constants: r `[N-1]` per interval of `base` `[N]`, c = a = 1,
+    whatever the bottleneck. A plugin whose mid times are those of its plain solver's own schedule then *is*
+    that solver, and training can only leave it for something better."""
     with torch.no_grad():
         for layer in (predictor.fc_scale_dir, predictor.fc_scale_time, predictor.fc_r):
             if layer is not None:
                 layer.weight.zero_()
                 layer.bias.zero_()
-        times = torch.stack([torch.cat([predictor.embed(t.to(predictor.fc_r.weight)) for t in pair], dim=1)[0]
-                             for pair in zip(base[:-1], base[1:], strict=True)])
+        times = torch.stack(
+            [
+                torch.cat([predictor.embed(t.to(predictor.fc_r.weight)) for t in pair], dim=1)[0]
+                for pair in zip(base[:-1], base[1:], strict=True)
+            ]
+        )
         rows = torch.cat([times, torch.ones(len(times), 1)], dim=1).double()
         fit = torch.linalg.pinv(rows, rtol=1e-6) @ torch.logit(r.double())
         predictor.fc_r.weight[0, 4:] = fit[:-1].to(predictor.fc_r.weight)
@@ -71,8 +77,9 @@ def start_from(predictor: nn.Module, base: Tensor, r: Tensor) -> None:
 
 
 def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs: bool) -> Iterator[Tensor]:
-    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to the
-    teacher's state, summed over a sample's values, averaged over the batch (the update belongs between two).
+    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to
+    the teacher's state, summed over a sample's values, averaged over the batch (the update belongs between
+    two).
 
     x at base[0]; `base` `[N]`; `targets` N-1 states."""
     times = base.to(x).view(-1, *[1] * x.ndim)
@@ -87,10 +94,13 @@ def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast: `images` trajectories in batches as `draw` gives them; Adam at `lr`, falling along
-    a cosine to a tenth; `seed` draws the noise; every `every` batches the held-out batch is measured."""
+    """How long and how fast: `images` trajectories in batches of `batch`; Adam at `lr`, falling along a
+    cosine to a tenth; `seed` draws the noise; every `every` batches the error of `held_out` other noises is
+    measured."""
 
     images: int = 10_000
+    batch: int = 64
+    held_out: int = 64
     lr: float = 5e-3
     seed: int = 0
     every: int = 5
@@ -100,13 +110,15 @@ class Settings:
 
 @dataclass
 class Progress:
-    """After a batch: images seen, losses per interval of this batch (NaN for one that was left out), the mean of
-    the held-out error so far measured last and at its best, and `state`, from which `train` resumes."""
+    """After a batch: images seen, losses per interval of this batch, the held-out error
+    measured last and at its best, whether it was measured just now, and `state`, from which
+    `train` resumes."""
 
     images: int
     losses: list[float]
     held_out: float
     best: float
+    measured: bool
     state: dict[str, Any]
 
     @property
@@ -114,19 +126,30 @@ class Progress:
         return sum(self.losses)
 
 
-def train(model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, draw: Draw, teacher: Teacher,
-          settings: Settings = Settings(), *, afs: bool = False, capture: Capture | None = None,
-          reference: Callable[[Tensor, dict[str, Any]], Tensor] | None = None,
-          resume: dict[str, Any] | None = None, stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
-    """Fit `predictor` in place; a generator that yields after every batch. When it ends, is closed or stopped,
-    the predictor holds the best held-out state, never the last.
+def train(
+    model: Denoiser,
+    solver: Solver,
+    predictor: nn.Module,
+    times: Tensor,
+    draw: Draw,
+    teacher: Teacher,
+    settings: Settings = Settings(),
+    *,
+    afs: bool = False,
+    capture: Capture | None = None,
+    reference: Callable[[Tensor, dict[str, Any]], Tensor] | None = None,
+    resume: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress]:
+    """Fit `predictor` in place; a generator that yields after every batch. When it ends, is closed or
+    stopped, the predictor holds the best held-out state, never the last.
 
     model: frozen by the caller's choice or not, its weights get no gradient here.
     times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
-    draw(generator) -> (x at times[0] `[B, ...]`, extra_args).
-    reference(x, extra_args) -> the end state to measure held-out error against; default: the teacher's own end.
-    resume: `Progress.state` of an earlier run with the same settings.
-    stop() -> True ends it after the batch under way.
+    draw(generator, count) -> (x at times[0] `[count, ...]`, extra_args).
+    reference(x, extra_args) -> the end state to measure held-out error against; default: the teacher's own
+    end. resume: `Progress.state` of an earlier run with the same settings. stop() -> True ends it after the
+    batch under way.
 
     Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
     interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
@@ -134,7 +157,7 @@ def train(model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, 
     ask = checkpointed(capture or plain) if settings.checkpointing else capture or plain
     legs = 2 * (len(base) - 1)
     generator = torch.Generator().manual_seed(settings.seed)
-    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + 1_000_003))
+    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + 1_000_003), settings.held_out)
     if reference is None:
         target = teacher.states(model, held_x, times, held_args)[-1]
     else:
@@ -165,7 +188,7 @@ def train(model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, 
             for group in optimiser.param_groups:
                 share = min(images / settings.images, 1)
                 group["lr"] = settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
-            x, extra_args = draw(generator)
+            x, extra_args = draw(generator, settings.batch)
             targets = teacher.states(model, x, times, extra_args)
             problem = Problem(model, solver, predictor, extra_args, ask, legs)
             batch = []
@@ -181,14 +204,27 @@ def train(model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, 
                             torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
                     optimiser.step()
             images, batches = images + len(x), batches + 1
-            if batches % settings.every == 0 or images >= settings.images:
+            if measured := batches % settings.every == 0 or images >= settings.images:
                 held_out = measure()
                 if held_out < best:
                     best, best_state = held_out, copy.deepcopy(predictor.state_dict())
-            yield Progress(images, batch, held_out, best, {
-                "predictor": copy.deepcopy(predictor.state_dict()), "optimiser": copy.deepcopy(optimiser.state_dict()),
-                "generator": generator.get_state(), "images": images, "batches": batches, "held_out": held_out,
-                "best": best, "best_state": best_state})
+            yield Progress(
+                images,
+                batch,
+                held_out,
+                best,
+                measured,
+                {
+                    "predictor": copy.deepcopy(predictor.state_dict()),
+                    "optimiser": copy.deepcopy(optimiser.state_dict()),
+                    "generator": generator.get_state(),
+                    "images": images,
+                    "batches": batches,
+                    "held_out": held_out,
+                    "best": best,
+                    "best_state": best_state,
+                },
+            )
     finally:
         predictor.load_state_dict(best_state)
         predictor.requires_grad_(False)

@@ -1,1 +1,2 @@
-"""The embedded default: a small class-conditional diffusion model of emoji, trained for real, with its recipe."""
+"""The embedded default: a small class-conditional diffusion model of emoji, trained for real, with its
+recipe."""

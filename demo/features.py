@@ -1,4 +1,5 @@
-"""The features of the demo's Fréchet distance: a small classifier of emoji categories, its last 64 activations.
+"""The features of the demo's Fréchet distance: a small classifier of emoji categories, its last 64
+activations.
 
     python -m demo.features          # trains it again on the data of demo.data, about 3 minutes on 2 cores
 
@@ -26,9 +27,14 @@ class Classifier(nn.Module):
     def __init__(self):
         super().__init__()
         widths = (3, 32, 64, 96, 64)
-        self.layers = nn.Sequential(*(
-            nn.Sequential(nn.Conv2d(a, b, 3, padding=1, stride=1 if a == 3 else 2), nn.GroupNorm(8, b), nn.SiLU())
-            for a, b in zip(widths, widths[1:])))
+        self.layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, padding=1, stride=1 if a == 3 else 2), nn.GroupNorm(8, b), nn.SiLU()
+                )
+                for a, b in zip(widths, widths[1:])
+            )
+        )
         self.head = nn.Linear(64, len(data.CATEGORIES))
         self.register_buffer("scale", torch.ones(64))
 

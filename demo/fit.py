@@ -1,60 +1,48 @@
-"""Fit the bundled predictors of the demo model by Algorithm 1, and keep those that beat their own plain solver.
+"""Fit the bundled predictors of the demo model by Algorithm 1, and keep those that beat their own plain
+solver.
 
-    python -m demo.fit                      # everything: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
-    python -m demo.fit --solver amed --nfe 5 --guidance 1
+    python -m demo.fit                                # everything: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
+    python -m demo.fit --nfe 5 --guidance 1           # a part of it; rows of other parts are kept
 
-For each NFE and guidance, every plain solver is measured on 256 noises at each of its settings (amed.plain). A
-plugin starts as its plain solver at that solver's best schedule with AFS, AMED-Solver from geometric midpoints.
-What is kept is the state with the least error to the converged reference on noises of its own (not those of the
-training, not those of the final test). All rows go to predictors/measured.json; a file is written only if its
-error and Fréchet distance are below those of its own plain solver at that solver's best setting.
-"""
+For each NFE and guidance, every plain solver is searched over its settings (amed.plain) and the best of each
+kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
+AMED-Solver from the best constant mid point. What is kept is the state with the least error to the converged
+reference on noises of its own (not those of the training, not those of the final measurement). All rows go to
+predictors/measured.json; a file is written only if both its error and its Fréchet distance are below those of
+its own plain solver at that solver's best setting (for AMED-Solver: of DPM-Solver-2, Heun and Euler)."""
 
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from amed import plain, schedules, store
+from amed import plain, store
 from amed.bottleneck import ModuleCapture
 from amed.evaluation import Statistics, cut, frechet, rmse, run
+from amed.fingerprint import fingerprint
 from amed.guidance import Guided
 from amed.plain import Setting
-from amed.predictor import BottleneckPredictor
+from amed.predictor import BottleneckPredictor, TablePredictor
 from amed.sampling import Solver
 from amed.training import Settings, Teacher, start_from, train
 
 from . import model as demo
 from .features import Features
+from .rows import Row, table
 
 FOLDER = Path(__file__).parent.parent / "predictors"
 NAME = "emoji32"
-STUDENTS = {
-    "amed": (Solver("amed"),),
-    "ipndm": (Solver("ipndm", 3), Solver("ipndm", 4), Solver("ipndm", 2)),
-    "dpmpp": (Solver("dpmpp", 2, predict_x0=True),),
-}
+STUDENTS = ("amed", "ipndm", "dpmpp")
+OWN = {"amed": ("dpm_2", "heun", "euler"), "ipndm": ("ipndm",), "dpmpp": ("dpmpp",)}
+TITLES = {"amed": "AMED-Solver", "ipndm": "AMED-Plugin on iPNDM", "dpmpp": "AMED-Plugin on DPM++"}
+BEST_PLAIN = Path(__file__).parent / "best_plain.json"
 SCALE_TIME = {"amed": 0.0, "ipndm": 0.2, "dpmpp": 0.2}
 REFERENCE = Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, demo.SIGMA_MIN, demo.SIGMA_MAX)
-TEST, HELD_OUT = 256, 64
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured line, as demo.json has them."""
-
-    solver: str
-    schedule: str
-    nfe: int
-    guidance: float
-    rmse_ref: float
-    fd_ref: float
-    fd_data: float
-    seconds: float
+TEST = 256
 
 
 class Bench:
@@ -62,8 +50,9 @@ class Bench:
 
     def __init__(self, guidance: float, weights: Path, count: int = TEST, seed: int = 7):
         self.guidance = guidance
-        self.exact, self.fast = (Guided(demo.load_denoiser(weights, dtype), guidance)
-                                 for dtype in (torch.float32, torch.bfloat16))
+        self.exact, self.fast = (
+            Guided(demo.load_denoiser(weights, dtype), guidance) for dtype in (torch.float32, torch.bfloat16)
+        )
         generator = torch.Generator().manual_seed(seed)
         self.noise = torch.randn(count, 3, 32, 32, generator=generator)
         self.args = self.labels(torch.randint(demo.CLASSES, (count,), generator=generator))
@@ -76,13 +65,11 @@ class Bench:
         none = torch.full_like(label, demo.UNCONDITIONAL)
         return {"cond": {"label": none if self.guidance == 1 else label}, "uncond": {"label": none}}
 
-    def draw(self, batch: int):
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, dict]:
         """Noise at sigma_max and its labels, for training."""
-        def draw(generator: torch.Generator) -> tuple[Tensor, dict]:
-            noise = torch.randn(batch, 3, 32, 32, generator=generator)
-            label = torch.randint(demo.CLASSES, (batch,), generator=generator)
-            return noise * demo.SIGMA_MAX, self.labels(label)
-        return draw
+        noise = torch.randn(batch, 3, 32, 32, generator=generator)
+        label = torch.randint(demo.CLASSES, (batch,), generator=generator)
+        return noise * demo.SIGMA_MAX, self.labels(label)
 
     def capture(self, guided: Guided) -> ModuleCapture:
         return ModuleCapture(guided.model.inner_model.middle_block)
@@ -93,8 +80,16 @@ class Bench:
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
         images, nfe = result
         told = Statistics.of(self.features(images))
-        return Row(solver, schedule, nfe, self.guidance, rmse(images, self.reference),
-                   frechet(told, self.reference_statistics), frechet(told, self.features.data), seconds)
+        return Row(
+            solver,
+            schedule,
+            nfe,
+            self.guidance,
+            rmse(images, self.reference),
+            frechet(told, self.reference_statistics),
+            frechet(told, self.features.data),
+            seconds,
+        )
 
     def measure(self, setting: Setting) -> Row:
         begin = time.perf_counter()
@@ -103,53 +98,214 @@ class Bench:
     def measure_fitted(self, fitted: store.Fitted) -> Row:
         begin = time.perf_counter()
         spec = fitted.spec
-        result = run(self.exact, self.noise, fitted.sigmas(), spec.settings, self.args, predictor=fitted,
-                     afs=spec.afs, capture=self.capture(self.exact))
+        result = run(
+            self.exact,
+            self.noise,
+            fitted.sigmas(),
+            spec.settings,
+            self.args,
+            predictor=fitted,
+            afs=spec.afs,
+            capture=self.capture(self.exact),
+        )
         schedule = f"{spec.schedule} {spec.rho:g}{' + AFS' if spec.afs else ''}"
-        title = "AMED-Solver" if spec.solver == "amed" else \
-            f"AMED-Plugin on {'iPNDM' if spec.solver == 'ipndm' else 'DPM++'}-{spec.max_order}"
-        return self.row(title, schedule, result, time.perf_counter() - begin)
+        order = f"-{spec.max_order}" if spec.max_order > 1 else ""
+        return self.row(TITLES[spec.solver] + order, schedule, result, time.perf_counter() - begin)
 
 
-def search(bench: Bench, nfe: int, keep: int = 16) -> list[Setting]:
-    """All plain settings, best first: 16 noises for all of them, 64 for the best `keep`, by error to the reference
-    (in bfloat16: this only ranks)."""
-    def rank(settings: list[Setting], part: slice) -> list[Setting]:
-        def error(setting: Setting) -> float:
-            images, _ = run(bench.fast, bench.noise[part], setting.sigmas(), setting.solver, cut(bench.args, part),
-                            afs=setting.afs)
-            return rmse(images, bench.reference[part])
-        return sorted(settings, key=error)
+def ranked(bench: Bench, settings: list, part: slice, predictor=lambda setting: None) -> list:
+    """Settings by error to the reference on some of the noises, in bfloat16: this only ranks."""
 
-    first = rank(plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX), slice(0, 16))
-    return rank(first[:keep], slice(0, 64)) + first[keep:]
+    def error(setting: Setting) -> float:
+        images, _ = run(
+            bench.fast,
+            bench.noise[part],
+            setting.sigmas(),
+            setting.solver,
+            cut(bench.args, part),
+            afs=setting.afs,
+            predictor=predictor(setting),
+        )
+        return rmse(images, bench.reference[part])
+
+    return sorted(settings, key=error)
 
 
-def fit(bench: Bench, solver: Solver, start: Setting, settings: Settings, batch: int) -> store.Fitted:
-    """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from midpoints."""
-    predictor = BottleneckPredictor(0.01, SCALE_TIME[solver.name])
-    if solver.name == "amed":
-        base, teacher = start.sigmas(), Teacher(Solver("heun"), 1)
-        start_from(predictor, base, torch.full((len(base) - 1,), 0.5))
+def search(bench: Bench, nfe: int, keep: int = 20) -> list[Setting]:
+    """All plain settings, best first: 16 noises for all of them, 64 for the best `keep`."""
+    first = ranked(bench, plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX), slice(0, 16))
+    return ranked(bench, first[:keep], slice(0, 64)) + first[keep:]
+
+
+def amed_start(bench: Bench, nfe: int) -> tuple[Tensor, Setting]:
+    """AMED-Solver's best constant mid point and schedule, on 16 noises: r `[N-1]`, the schedule as a
+    Setting."""
+    num_steps = (nfe + 1) // 2 + 1
+    pairs = {}
+    for kind, rho in plain.SCHEDULES:
+        for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
+            setting = Setting(Solver("amed"), kind, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
+            table_ = TablePredictor(setting.sigmas(), torch.full((num_steps - 1,), r))
+            images, _ = run(
+                bench.fast,
+                bench.noise[:16],
+                setting.sigmas(),
+                setting.solver,
+                cut(bench.args, slice(0, 16)),
+                afs=True,
+                predictor=table_,
+            )
+            pairs[rmse(images, bench.reference[:16])] = torch.full((num_steps - 1,), r), setting
+    return pairs[min(pairs)]
+
+
+def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Settings) -> store.Fitted:
+    """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from constant mid
+    points."""
+    predictor = BottleneckPredictor(0.01, SCALE_TIME[student])
+    if student == "amed":
+        solver, teacher = Solver("amed"), Teacher(Solver("heun"), 1)
+        r, start = amed_start(bench, nfe)
+        base = start.sigmas()
     else:
+        start = next(
+            s
+            for s in found
+            if s.solver.name == student and s.afs and (student != "dpmpp" or s.solver.max_order == 2)
+        )
+        solver, teacher = start.solver, Teacher(start.solver, 2)
         base, r = plain.mid_times(start)
-        start_from(predictor, base, r)
-        teacher = Teacher(solver, 2)
+    start_from(predictor, base, r)
     times = teacher.times(start.kind, len(base), demo.SIGMA_MIN, demo.SIGMA_MAX, start.rho)
+    print(f"  {TITLES[student]}, from {start.name} on {start.schedule}, r {r[0]:.2f} ...", flush=True)
 
     def reference(x: Tensor, args: dict) -> Tensor:
         return run(bench.exact, x / demo.SIGMA_MAX, REFERENCE.sigmas(), REFERENCE.solver, args)[0]
 
-    for step in train(bench.fast, solver, predictor, times, bench.draw(batch), teacher, settings, afs=True,
-                      capture=bench.capture(bench.fast), reference=reference):
-        if step.images % (settings.every * batch) == 0:
-            print(f"    {step.images:5d} images, loss {step.loss:8.3f}, held out {step.held_out:.4f}, "
-                  f"best {step.best:.4f}", flush=True)
+    for step in train(
+        bench.fast,
+        solver,
+        predictor,
+        times,
+        bench.draw,
+        teacher,
+        settings,
+        afs=True,
+        capture=bench.capture(bench.fast),
+        reference=reference,
+    ):
+        if step.measured:
+            print(
+                f"    {step.images:5d} images, loss {step.loss:8.3f}, held out {step.held_out:.4f}, "
+                f"best {step.best:.4f}",
+                flush=True,
+            )
     spec = store.Spec(
-        solver=solver.name, max_order=solver.max_order, predict_x0=solver.predict_x0, num_steps=len(base),
-        schedule=start.kind, rho=start.rho, sigma_min=demo.SIGMA_MIN, sigma_max=demo.SIGMA_MAX, afs=True,
-        prediction_type="edm", guidance=bench.guidance, model_family=NAME, model_name="AMED demo model",
-        features="bottleneck", scale_dir=predictor.scale_dir, scale_time=predictor.scale_time,
-        how=f"Algorithm 1, {settings.images} images in batches of {batch}, {teacher.solver.name} teacher, "
-            f"M={teacher.extra}, seed {settings.seed}; the state of least held-out error to the reference kept")
+        solver=solver.name,
+        max_order=solver.max_order,
+        predict_x0=solver.predict_x0,
+        num_steps=len(base),
+        schedule=start.kind,
+        rho=start.rho,
+        sigma_min=demo.SIGMA_MIN,
+        sigma_max=demo.SIGMA_MAX,
+        afs=True,
+        prediction_type="edm",
+        guidance=bench.guidance,
+        model_family=NAME,
+        model_name="AMED demo model",
+        model_fingerprint=fingerprint(bench.exact.named_parameters()),
+        features="bottleneck",
+        scale_dir=predictor.scale_dir,
+        scale_time=predictor.scale_time,
+        how=f"Algorithm 1, {settings.images} images in batches of {settings.batch}, {teacher.solver.name} teacher, "
+        f"M={teacher.extra}, seed {settings.seed}; the state of least held-out error to the reference kept",
+    )
     return store.Fitted(spec, predictor.eval(), base)
+
+
+def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
+    """Search, fit, measure and keep what wins, at one NFE; the measured rows as dicts, `kept` said."""
+    print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
+    found = search(bench, nfe)
+    own = {
+        name: next(s for s in found if s.solver.name == name)
+        for name in dict.fromkeys(s.solver.name for s in found)
+    }
+    measured = {name: bench.measure(setting) for name, setting in own.items()}
+    rows = [row.as_dict() | {"kept": None} for row in measured.values()]
+    best = min(measured, key=lambda name: measured[name].fd_ref)
+    chosen = own[best]
+    remember(
+        BEST_PLAIN,
+        lambda old: (
+            old
+            | {
+                f"{nfe} {bench.guidance:g}": {
+                    "solver": chosen.name,
+                    "schedule": chosen.kind,
+                    "rho": chosen.rho,
+                    "afs": chosen.afs,
+                }
+            }
+        ),
+    )
+    print(table(list(measured.values())), flush=True)
+    for student in students:
+        fitted = fit(bench, student, found, nfe, settings)
+        row = bench.measure_fitted(fitted)
+        rivals = [measured[name] for name in OWN[student] if name in measured]
+        rival = min(rivals, key=lambda r: r.fd_ref)
+        kept = all(row.fd_ref < r.fd_ref and row.rmse_ref < r.rmse_ref for r in rivals)
+        file = FOLDER / f"{NAME}-{student}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
+        if kept:
+            metrics = {k: v for k, v in row.as_dict().items() if k not in ("seconds", "schedule", "solver")}
+            metrics |= {
+                "plain": rival.solver,
+                "plain_schedule": rival.schedule,
+                "plain_rmse_ref": rival.rmse_ref,
+                "plain_fd_ref": rival.fd_ref,
+                "noises": len(bench.noise),
+            }
+            store.save(file, replace(fitted, spec=replace(fitted.spec, metrics=metrics)))
+        else:
+            file.unlink(missing_ok=True)
+        rows.append(row.as_dict() | {"kept": kept})
+        print(
+            f"{table([row])}\n  {'kept' if kept else 'not kept'}: plain {rival.solver} on {rival.schedule} "
+            f"has error {rival.rmse_ref:.3f}, FD {rival.fd_ref:.2f}",
+            flush=True,
+        )
+    return rows
+
+
+def remember(file: Path, change) -> None:
+    """Rewrite a JSON file by `change(old)`, whole or not at all."""
+    old = json.loads(file.read_text()) if file.is_file() else {}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(dict(sorted(change(old).items())), indent=1) + "\n")
+    part.replace(file)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.fit", description=__doc__.splitlines()[0])
+    parser.add_argument("--student", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
+    parser.add_argument("--images", type=int, default=1600, help="training trajectories of each fit")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
+    args = parser.parse_args(argv)
+    for guidance in args.guidance:
+        bench = Bench(guidance, args.weights)
+        for nfe in args.nfe:
+            settings = Settings(args.images, args.batch, lr=args.lr, every=10)
+            rows = fit_all(bench, nfe, args.student, settings)
+            remember(
+                FOLDER / "measured.json", lambda old, key=f"{nfe} {guidance:g}", new=rows: old | {key: new}
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,8 @@ CLASSES, UNCONDITIONAL = 10, 10  # label 10 is "no category", for classifier-fre
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, the second norm scaled and shifted by the embedding (adaptive group norm)."""
+    """GroupNorm-SiLU-conv twice, the second norm scaled and shifted by the embedding (adaptive group
+    norm)."""
 
     def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float):
         super().__init__()
@@ -42,8 +43,11 @@ class Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.heads = channels // 32
-        self.norm, self.qkv, self.proj = nn.GroupNorm(16, channels), nn.Conv2d(channels, 3 * channels, 1), \
-            nn.Conv2d(channels, channels, 1)
+        self.norm, self.qkv, self.proj = (
+            nn.GroupNorm(16, channels),
+            nn.Conv2d(channels, 3 * channels, 1),
+            nn.Conv2d(channels, channels, 1),
+        )
         nn.init.zeros_(self.proj.weight)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -66,8 +70,13 @@ class UNet(nn.Module):
 
     `after_middle(h) -> h`, if given, is called with the middle block's output `[B, 128, H/4, W/4]`."""
 
-    def __init__(self, channels: tuple[int, ...] = (64, 96, 128), blocks: int = 1, c_emb: int = 192,
-                 dropout: float = 0.0):
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (64, 96, 128),
+        blocks: int = 1,
+        c_emb: int = 192,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.register_buffer("freqs", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
         self.time_embed = nn.Sequential(nn.Linear(64, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
@@ -79,7 +88,9 @@ class UNet(nn.Module):
             for _ in range(blocks):
                 self.down.append(ResBlock(c, width, c_emb, dropout))
                 skips.append(c := width)
-        self.middle_block = Stage(ResBlock(c, c, c_emb, dropout), Attention(c), ResBlock(c, c, c_emb, dropout))
+        self.middle_block = Stage(
+            ResBlock(c, c, c_emb, dropout), Attention(c), ResBlock(c, c, c_emb, dropout)
+        )
         for width in reversed(channels):
             for _ in range(blocks):
                 self.up.append(ResBlock(c + skips.pop(), width, c_emb, dropout))
@@ -88,8 +99,13 @@ class UNet(nn.Module):
         self.norm, self.output = nn.GroupNorm(16, c), nn.Conv2d(c, 3, 3, padding=1)
         nn.init.zeros_(self.output.weight)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor,
-                after_middle: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor,
+        after_middle: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         angle = (c_noise.float()[:, None] * self.freqs).to(x.dtype)
         emb = self.time_embed(torch.cat([angle.cos(), angle.sin()], dim=1)) + self.label_embed(label)
         emb = F.silu(emb)

@@ -22,7 +22,9 @@ from .model import CLASSES, SIGMA_DATA, UNCONDITIONAL, WEIGHTS, Denoiser, UNet
 P_MEAN, P_STD = -1.2, 1.2  # ln sigma of the training noise, as EDM's
 
 
-def edm_loss(denoiser: Denoiser, x: torch.Tensor, label: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def edm_loss(
+    denoiser: Denoiser, x: torch.Tensor, label: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
     """EDM's weighted squared error, averaged over everything (Karras et al. 2022, eq. 8)."""
     sigma = (torch.randn(len(x), generator=generator) * P_STD + P_MEAN).exp()
     noise = torch.randn(x.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
@@ -95,8 +97,18 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(log[-1]), flush=True)
             total = 0.0
             part = args.checkpoint.with_suffix(".part")
-            torch.save({"model": unet.state_dict(), "ema": ema, "optimiser": optimiser.state_dict(), "step": step,
-                        "generator": generator.get_state(), "seconds": seconds, "log": log}, part)
+            torch.save(
+                {
+                    "model": unet.state_dict(),
+                    "ema": ema,
+                    "optimiser": optimiser.state_dict(),
+                    "step": step,
+                    "generator": generator.get_state(),
+                    "seconds": seconds,
+                    "log": log,
+                },
+                part,
+            )
             os.replace(part, args.checkpoint)
             save_half(ema, args.out)
 

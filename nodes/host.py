@@ -113,7 +113,8 @@ def identity(model: Any) -> Identity:
     """Of a MODEL (ModelPatcher). Weights that LoRAs have changed in place are read from the host's backup."""
     base = model.model
     config = getattr(base, "model_config", None)
-    family = getattr(config, "amed_family", type(config).__name__.lower())
+    # newer hosts' configurations answer None to any name they do not know
+    family = getattr(config, "amed_family", None) or type(config).__name__.lower()
     backup, prefix = getattr(model, "backup", {}), "diffusion_model."
 
     def original(name: str, weight: Tensor) -> Tensor:

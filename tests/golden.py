@@ -1,4 +1,5 @@
-"""Reference trajectories, reproduced: `python tests/golden.py FOLDER` prints a line a case, exits 1 if one fails.
+"""Reference trajectories, reproduced: `python tests/golden.py FOLDER` prints a line a case, exits 1 if one
+fails.
 
 A folder holds sampling.{json,safetensors}, training.{json,safetensors} and sd15_table.safetensors, or some of
 them: numbers of the method authors' released code on a closed-form model (tests/golden_data/README.md).
@@ -70,13 +71,22 @@ def sampling(folder: Path) -> Iterator[tuple[str, float]]:
     toy = Toy(tensors["mu"])
     for i, case in enumerate(json.loads((folder / "sampling.json").read_text())):
         own = under(tensors, f"{i}.")
-        sigmas = schedules.make(case["schedule_type"], case["num_steps"], case["sigma_min"], case["sigma_max"],
-                                case["schedule_rho"])
+        sigmas = schedules.make(
+            case["schedule_type"],
+            case["num_steps"],
+            case["sigma_min"],
+            case["sigma_max"],
+            case["schedule_rho"],
+        )
         schedule_error = error(sigmas, own["sigmas"])
         if case["denoise_to_zero"]:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-        problem = Problem(toy, solver_of(case, case["solver"]), predictor_of(case, under(own, "predictor.")),
-                          capture=ModuleCapture(toy.middle_block))
+        problem = Problem(
+            toy,
+            solver_of(case, case["solver"]),
+            predictor_of(case, under(own, "predictor.")),
+            capture=ModuleCapture(toy.middle_block),
+        )
         x = own["noise"] * sigmas[0]
         with torch.no_grad():
             states = [x] + [s.x for s in trajectory(problem, x, sigmas, case["afs"])]
@@ -107,16 +117,28 @@ def training(folder: Path) -> Iterator[tuple[str, float]]:
     for i, case in enumerate(json.loads((folder / "training.json").read_text())):
         own = under(tensors, f"{i}.")
         predictor = predictor_of(case, under(own, "predictor."))
-        teacher = Teacher(replace(solver_of(case, case["teacher"]), thresholding=case["predict_x0"]), case["M"])
-        times = teacher.times(case["schedule_type"], case["num_steps"], case["sigma_min"], case["sigma_max"],
-                              case["schedule_rho"])
+        teacher = Teacher(
+            replace(solver_of(case, case["teacher"]), thresholding=case["predict_x0"]), case["M"]
+        )
+        times = teacher.times(
+            case["schedule_type"],
+            case["num_steps"],
+            case["sigma_min"],
+            case["sigma_max"],
+            case["schedule_rho"],
+        )
         base = times[:: case["M"] + 1]
         x = own["noise"] * base[0]
         states = teacher.states(toy, x, times, {})
         name = f"training {i} {case['student']}"
         yield f"{name} teacher", error(torch.stack(states), own["teacher"])
-        problem = Problem(toy, solver_of(case, case["student"]), predictor, capture=ModuleCapture(toy.middle_block),
-                          total_legs=2 * (case["num_steps"] - 1))
+        problem = Problem(
+            toy,
+            solver_of(case, case["student"]),
+            predictor,
+            capture=ModuleCapture(toy.middle_block),
+            total_legs=2 * (case["num_steps"] - 1),
+        )
         for k, loss in enumerate(losses(problem, x, base, list(own["teacher"]), case["afs"])):
             yield f"{name} loss {k}", error(loss.detach(), own["losses"][k])
             predictor.zero_grad()
@@ -127,7 +149,8 @@ def training(folder: Path) -> Iterator[tuple[str, float]]:
 
 
 def cases(folder: Path) -> Iterator[tuple[str, float]]:
-    """(name, relative error) of every case in the folder. Raises FileNotFoundError for a folder without any."""
+    """(name, relative error) of every case in the folder. Raises FileNotFoundError for a folder without
+    any."""
     found = False
     for file, run in (("sampling", sampling), ("sd15_table", sd15), ("training", training)):
         if (folder / f"{file}.safetensors").is_file():

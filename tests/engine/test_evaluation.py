@@ -42,6 +42,12 @@ def test_run_cuts_arguments_with_the_noise(noise):
         assert len(label["k"]) == len(x)
         return x * 0 + label["k"].view(-1, 1, 1, 1)
 
-    out, nfe = run(model, noise, torch.tensor([40.0, 1.0, 0.0]), Solver("euler"), {"label": {"k": torch.arange(5.0)}},
-                   batch=2)
+    out, nfe = run(
+        model,
+        noise,
+        torch.tensor([40.0, 1.0, 0.0]),
+        Solver("euler"),
+        {"label": {"k": torch.arange(5.0)}},
+        batch=2,
+    )
     assert nfe == 2 and torch.allclose(out[:, 0, 0, 0], torch.arange(5.0).double())

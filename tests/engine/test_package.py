@@ -9,13 +9,17 @@ HOSTS = ("comfy", "folder_paths", "nodes", "modules", "k_diffusion", "ldm_patche
 
 
 def test_engine_imports_no_host():
-    code = ("import sys, time; t = time.perf_counter(); import torch; u = time.perf_counter(); import amed, amed.training, "
-            f"amed.evaluation, amed.plain, amed.guidance; print(time.perf_counter() - u); "
-            f"bad = [m for m in sys.modules if m.split('.')[0] in {HOSTS!r}]; assert not bad, bad")
+    code = (
+        "import sys, time; import torch; u = time.perf_counter(); import amed, amed.training, "
+        f"amed.evaluation, amed.plain, amed.guidance; print(time.perf_counter() - u); "
+        f"bad = [m for m in sys.modules if m.split('.')[0] in {HOSTS!r}]; assert not bad, bad"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 2.0
 
 
 def test_the_comfyui_door_was_not_imported():
-    assert not any((getattr(m, "__file__", None) or "") == str(ROOT / "__init__.py") for m in list(sys.modules.values()))
+    assert not any(
+        (getattr(m, "__file__", None) or "") == str(ROOT / "__init__.py") for m in list(sys.modules.values())
+    )

@@ -17,8 +17,17 @@ from amed.predictor import BottleneckPredictor, TablePredictor
 from amed.sampling import SAMPLERS, NotFiniteError, Solver, sample
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
-PLAIN = [Solver("euler"), Solver("ipndm", 2), Solver("ipndm", 4), Solver("dpmpp", 2, True), Solver("dpmpp", 3, True),
-         Solver("dpmpp", 2), Solver("dpmpp", 3), Solver("dpm_2"), Solver("heun")]
+PLAIN = [
+    Solver("euler"),
+    Solver("ipndm", 2),
+    Solver("ipndm", 4),
+    Solver("dpmpp", 2, True),
+    Solver("dpmpp", 3, True),
+    Solver("dpmpp", 2),
+    Solver("dpmpp", 3),
+    Solver("dpm_2"),
+    Solver("heun"),
+]
 
 
 def table(sigmas=SIGMAS, r=0.4, c=0.98, a=1.01) -> TablePredictor:
@@ -35,16 +44,26 @@ def test_plain_solvers_converge_at_their_order(toy, noise, solver):
     """Errors against a fine Heun run fall at least as fast as the order says (multisteps start lower)."""
     truth = end(toy, noise, Solver("heun"), 3000)
     coarse, fine = ((end(toy, noise, solver, n) - truth).norm() for n in (151, 301))
-    order = {"dpm_2": 2, "heun": 2, "ipndm": min(solver.max_order, 2)}.get(solver.name, min(solver.max_order, 2))
+    order = {"dpm_2": 2, "heun": 2, "ipndm": min(solver.max_order, 2)}.get(
+        solver.name, min(solver.max_order, 2)
+    )
     assert coarse / fine > 2 ** (order - 0.35)
 
 
-@pytest.mark.parametrize("ours, theirs", [
-    (Solver("euler"), "sample_euler"), (Solver("heun"), "sample_heun"), (Solver("dpmpp", 2, True), "sample_dpmpp_2m")],
-    ids=["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (Solver("euler"), "sample_euler"),
+        (Solver("heun"), "sample_heun"),
+        (Solver("dpmpp", 2, True), "sample_dpmpp_2m"),
+    ],
+    ids=["euler", "heun", "dpmpp_2m"],
+)
 def test_plain_solvers_equal_k_diffusions(toy, noise, ours, theirs):
     sigmas = torch.cat([SIGMAS, torch.zeros(1, dtype=torch.float64)])
-    mine = sample(toy, noise * 40, sigmas, Solver(ours.name, ours.max_order, ours.predict_x0, False), disable=True)
+    mine = sample(
+        toy, noise * 40, sigmas, Solver(ours.name, ours.max_order, ours.predict_x0, False), disable=True
+    )
     reference = getattr(kdiffusion.sampling(), theirs)(toy, noise * 40, sigmas, disable=True)
     assert torch.allclose(mine, reference, rtol=1e-9, atol=1e-9)
 
@@ -67,7 +86,9 @@ def test_lists_of_every_length(toy, noise, name, length, ends_in_zero):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 0.1)]
+)
 def test_dtypes(toy, noise, name, dtype, tolerance):
     truth = SAMPLERS[name](toy, noise * 40, SIGMAS, disable=True, predictor=table())
     seen = set()
@@ -89,7 +110,9 @@ def test_any_shape_and_samples_do_not_mix(shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 40
     for sampler in SAMPLERS.values():
         whole = sampler(model, x, SIGMAS, disable=True, predictor=table())
-        alone = torch.cat([sampler(model, part, SIGMAS, disable=True, predictor=table()) for part in x.split(1)])
+        alone = torch.cat(
+            [sampler(model, part, SIGMAS, disable=True, predictor=table()) for part in x.split(1)]
+        )
         assert torch.allclose(whole, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -102,8 +125,12 @@ def test_the_network_serves_every_size_and_batch(size, batch, scales):
     x = torch.randn(batch, 3, *size, dtype=torch.float64) * 40
     capture = ModuleCapture(toy.middle_block)
     both = amed.sample_amed(toy, x, SIGMAS, disable=True, predictor=predictor, capture=capture)
-    alone = torch.cat([amed.sample_amed(toy, part, SIGMAS, disable=True, predictor=predictor, capture=capture)
-                       for part in x.split(1)])
+    alone = torch.cat(
+        [
+            amed.sample_amed(toy, part, SIGMAS, disable=True, predictor=predictor, capture=capture)
+            for part in x.split(1)
+        ]
+    )
     assert torch.allclose(both, alone, atol=1e-4)
     assert not both.requires_grad
 
@@ -119,8 +146,8 @@ def test_per_sample_constants_reach_each_sample(toy, noise):
         out = sampler(toy, noise * 40, SIGMAS, disable=True, predictor=PerSample())
         for i in (0, 4):
             r, c, a = (v[i] for v in PerSample()(None, None))
-            one = sampler(toy, noise[i:i + 1] * 40, SIGMAS, disable=True, predictor=table(r=r, c=c, a=a))
-            assert torch.allclose(out[i:i + 1], one, atol=1e-6)
+            one = sampler(toy, noise[i : i + 1] * 40, SIGMAS, disable=True, predictor=table(r=r, c=c, a=a))
+            assert torch.allclose(out[i : i + 1], one, atol=1e-6)
 
 
 def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
@@ -131,15 +158,21 @@ def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
         return ModuleCapture(toy.middle_block)(model, x, sigma, extra_args)
 
     counter = Counter(toy)
-    amed.sample_amed(counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, capture=capture)
+    amed.sample_amed(
+        counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, capture=capture
+    )
     assert counter.evaluations == 7
     assert asked == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval asked for nothing
 
 
 def test_no_analytic_step_where_the_only_step_goes_to_zero(toy, noise):
     counter = Counter(toy)
-    out = amed.sample_amed(counter, noise * 40, torch.tensor([40.0, 0.0]), disable=True, predictor=table(), afs=True)
-    assert counter.evaluations == 1 and torch.equal(out, toy(noise * 40, torch.full((5,), 40.0, dtype=noise.dtype)))
+    out = amed.sample_amed(
+        counter, noise * 40, torch.tensor([40.0, 0.0]), disable=True, predictor=table(), afs=True
+    )
+    assert counter.evaluations == 1 and torch.equal(
+        out, toy(noise * 40, torch.full((5,), 40.0, dtype=noise.dtype))
+    )
 
 
 def test_guidance_feeds_the_conditional_half(noise):
@@ -164,10 +197,19 @@ def test_guidance_feeds_the_conditional_half(noise):
 
     args = {"cond": {"label": torch.full((5,), 3.0)}, "uncond": {"label": torch.zeros(5)}}
     counter = Counter(Guided(net, 2.0))
-    amed.sample_amed(counter, noise.float() * 40, SIGMAS, args, disable=True, predictor=Spy(),
-                     capture=ModuleCapture(net.middle_block))
+    amed.sample_amed(
+        counter,
+        noise.float() * 40,
+        SIGMAS,
+        args,
+        disable=True,
+        predictor=Spy(),
+        capture=ModuleCapture(net.middle_block),
+    )
     assert all((h == 3).all() and len(h) == 5 for h in got)
-    assert counter.evaluations == 8 and counter.rows == 40 and sum(seen) == 80  # passes are twice the evaluations
+    assert (
+        counter.evaluations == 8 and counter.rows == 40 and sum(seen) == 80
+    )  # passes are twice the evaluations
 
 
 def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
@@ -178,7 +220,9 @@ def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
     def zeros(model, x, sigma, extra_args):
         return model(x, sigma), torch.zeros(len(x), 1, 8, 8)
 
-    assert torch.equal(out, amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, capture=zeros))
+    assert torch.equal(
+        out, amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, capture=zeros)
+    )
 
 
 def test_nan_names_its_sigma(toy, noise):
@@ -202,6 +246,7 @@ def test_register_is_idempotent_and_takes_no_name(toy, noise):
 
 def test_with_k_diffusions_own_wrapper(noise):
     """PyPI's k-diffusion around an eps network: CompVisDenoiser's job, and its sigma_to_t."""
+
     class Net:
         def apply_model(self, x, t):
             return x * 0.9
@@ -211,7 +256,9 @@ def test_with_k_diffusions_own_wrapper(noise):
     net.alphas_cumprod = alphas_cumprod
     wrapped = kdiffusion.external().CompVisDenoiser(net)
     sigmas = wrapped.get_sigmas(4)
-    out = amed.sample_amed_dpmpp_2m(wrapped, noise.float() * sigmas[0], sigmas, disable=True, predictor=table())
+    out = amed.sample_amed_dpmpp_2m(
+        wrapped, noise.float() * sigmas[0], sigmas, disable=True, predictor=table()
+    )
     assert out.isfinite().all()
 
 
@@ -226,9 +273,16 @@ def test_callback_can_stop_a_run(toy, noise):
         amed.sample_amed(toy, noise * 40, SIGMAS, callback=stop, disable=True, predictor=table())
 
 
-@pytest.mark.parametrize("make, word", [
-    (lambda: Solver("amde"), "amde"), (lambda: Solver("ipndm", 5), "1 to 4"), (lambda: Solver("dpmpp", 4), "1 to 3"),
-    (lambda: Solver("euler", 2), "1 to 1"), (lambda: Solver("ipndm", 0), "1 to 4")])
+@pytest.mark.parametrize(
+    "make, word",
+    [
+        (lambda: Solver("amde"), "amde"),
+        (lambda: Solver("ipndm", 5), "1 to 4"),
+        (lambda: Solver("dpmpp", 4), "1 to 3"),
+        (lambda: Solver("euler", 2), "1 to 1"),
+        (lambda: Solver("ipndm", 0), "1 to 4"),
+    ],
+)
 def test_bad_solvers_are_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()

@@ -40,7 +40,9 @@ def test_discrete_visits_stable_diffusions_own_sigmas():
     assert table[0] == pytest.approx(0.0292, abs=1e-4) and table[-1] == pytest.approx(14.6146, abs=1e-4)
     t = schedules.make("discrete", 10, float(table[0]), float(table[999]))
     assert torch.allclose(t, table[torch.arange(999, -1, -111)], rtol=1e-8)
-    bent = schedules.sigma_to_t(schedules.make("discrete", 10, float(table[0]), float(table[999]), rho=2), table)
+    bent = schedules.sigma_to_t(
+        schedules.make("discrete", 10, float(table[0]), float(table[999]), rho=2), table
+    )
     assert torch.allclose(((bent + 1).sqrt()).diff(), ((bent + 1).sqrt()).diff()[0].expand(9))
 
 
@@ -50,17 +52,34 @@ def test_sigma_and_timestep_invert_each_other():
     assert torch.allclose(schedules.sigma_to_t(schedules.t_to_sigma(t, table), table), t)
 
 
-@pytest.mark.parametrize("arguments, word", [
-    (("karas", 5, 0.1, 10), "karas"), (("polynomial", 1, 0.1, 10), "at least 2"),
-    (("polynomial", 5, 0, 10), "sigma_min"), (("logsnr", 5, 10, 1), "sigma_min"), (("polynomial", 5, 0.1, 10, 0), "rho")])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (("karas", 5, 0.1, 10), "karas"),
+        (("polynomial", 1, 0.1, 10), "at least 2"),
+        (("polynomial", 5, 0, 10), "sigma_min"),
+        (("logsnr", 5, 10, 1), "sigma_min"),
+        (("polynomial", 5, 0.1, 10, 0), "rho"),
+    ],
+)
 def test_bad_requests_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         schedules.make(*arguments)
 
 
-@pytest.mark.parametrize("sigmas, word", [
-    ([1.0], "at least 2"), ([], "at least 2"), ([1.0, 2.0], "fall"), ([2.0, 1.0, 1.0], "fall"),
-    ([2.0, 0.0, -1.0], "negative"), ([2.0, math.nan], "finite"), ([[2.0, 1.0]], "list"), ([math.inf, 1.0], "finite")])
+@pytest.mark.parametrize(
+    "sigmas, word",
+    [
+        ([1.0], "at least 2"),
+        ([], "at least 2"),
+        ([1.0, 2.0], "fall"),
+        ([2.0, 1.0, 1.0], "fall"),
+        ([2.0, 0.0, -1.0], "negative"),
+        ([2.0, math.nan], "finite"),
+        ([[2.0, 1.0]], "list"),
+        ([math.inf, 1.0], "finite"),
+    ],
+)
 def test_bad_lists_are_named(sigmas, word):
     with pytest.raises(ValueError, match=word):
         schedules.checked(torch.tensor(sigmas))

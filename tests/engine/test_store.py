@@ -15,7 +15,9 @@ from amed.store import Fitted, Library, PredictorError, Spec
 
 def table(**changes) -> Fitted:
     base = schedules.make("time_uniform", 4, 0.002, 80)
-    spec = Spec(solver="amed", num_steps=4, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0, afs=True)
+    spec = Spec(
+        solver="amed", num_steps=4, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0, afs=True
+    )
     spec = dataclasses.replace(spec, **changes)
     return Fitted(spec, TablePredictor(base, [0.3, 0.4, 0.5], [1.0, 0.99, 0.98], [1.0, 1.1, 0.9]), base)
 
@@ -23,8 +25,20 @@ def table(**changes) -> Fitted:
 def network() -> Fitted:
     torch.manual_seed(3)
     base = schedules.make("polynomial", 3, 0.03, 14)
-    spec = Spec(solver="ipndm", max_order=3, num_steps=3, schedule="polynomial", rho=7.0, sigma_min=0.03, sigma_max=14.0,
-                features="bottleneck", scale_dir=0.01, scale_time=0.2, guidance=2.0, model_family="sd15")
+    spec = Spec(
+        solver="ipndm",
+        max_order=3,
+        num_steps=3,
+        schedule="polynomial",
+        rho=7.0,
+        sigma_min=0.03,
+        sigma_max=14.0,
+        features="bottleneck",
+        scale_dir=0.01,
+        scale_time=0.2,
+        guidance=2.0,
+        model_family="sd15",
+    )
     return Fitted(spec, BottleneckPredictor(0.01, 0.2), base)
 
 
@@ -32,7 +46,11 @@ def network() -> Fitted:
 def test_round_trip(tmp_path, fitted):
     path = store.save(tmp_path / "sub" / "p.safetensors", fitted)
     again = store.load(path)
-    assert again.spec == fitted.spec and torch.equal(again.sigmas(), fitted.sigmas()) and again.name == "p.safetensors"
+    assert (
+        again.spec == fitted.spec
+        and torch.equal(again.sigmas(), fitted.sigmas())
+        and again.name == "p.safetensors"
+    )
     h = torch.randn(2, 4, 8, 8)
     for i in range(len(fitted.base) - 1):
         t, s = fitted.base[i], fitted.base[i + 1]
@@ -54,28 +72,31 @@ def rewrite(path, header=None, tensors=None):
     save_file({k: v for k, v in own.items() if v is not None}, path, metadata=told)
 
 
-@pytest.mark.parametrize("header, tensors, word", [
-    ({"amed_format": None}, {}, "amed_format"),
-    ({"amed_format": "9"}, {}, "amed_format"),
-    ({"guidance": None}, {}, "guidance"),
-    ({"guidance": '"high"'}, {}, "guidance"),
-    ({"afs": "1"}, {}, "afs"),
-    ({"num_steps": "true"}, {}, "num_steps"),
-    ({"num_steps": "{"}, {}, "num_steps"),
-    ({"num_steps": "5"}, {}, "num_steps"),
-    ({"solver": '"magic"'}, {}, "solver"),
-    ({"max_order": "7"}, {}, "max_order"),
-    ({"sigma_max": "0.001"}, {}, "sigma_max"),
-    ({"sigma_max": "70.0"}, {}, "sigma_max"),
-    ({"rho": "3.0"}, {}, "schedule"),
-    ({"schedule": '"polynomial"'}, {}, "schedule"),
-    ({"prediction_type": '"z"'}, {}, "prediction_type"),
-    ({"features": '"bottleneck"'}, {}, "tensor"),
-    ({}, {"sigmas": None}, "sigmas"),
-    ({}, {"r": None}, "'r'"),
-    ({}, {"r": torch.tensor([0.5])}, "r must have"),
-    ({}, {"c": torch.tensor([1.0, float("nan"), 1.0])}, "c is not finite"),
-])
+@pytest.mark.parametrize(
+    "header, tensors, word",
+    [
+        ({"amed_format": None}, {}, "amed_format"),
+        ({"amed_format": "9"}, {}, "amed_format"),
+        ({"guidance": None}, {}, "guidance"),
+        ({"guidance": '"high"'}, {}, "guidance"),
+        ({"afs": "1"}, {}, "afs"),
+        ({"num_steps": "true"}, {}, "num_steps"),
+        ({"num_steps": "{"}, {}, "num_steps"),
+        ({"num_steps": "5"}, {}, "num_steps"),
+        ({"solver": '"magic"'}, {}, "solver"),
+        ({"max_order": "7"}, {}, "max_order"),
+        ({"sigma_max": "0.001"}, {}, "sigma_max"),
+        ({"sigma_max": "70.0"}, {}, "sigma_max"),
+        ({"rho": "3.0"}, {}, "schedule"),
+        ({"schedule": '"polynomial"'}, {}, "schedule"),
+        ({"prediction_type": '"z"'}, {}, "prediction_type"),
+        ({"features": '"bottleneck"'}, {}, "tensor"),
+        ({}, {"sigmas": None}, "sigmas"),
+        ({}, {"r": None}, "'r'"),
+        ({}, {"r": torch.tensor([0.5])}, "r must have"),
+        ({}, {"c": torch.tensor([1.0, float("nan"), 1.0])}, "c is not finite"),
+    ],
+)
 def test_inconsistent_files_name_file_and_field(tmp_path, header, tensors, word):
     path = store.save(tmp_path / "bad.safetensors", table())
     rewrite(path, header, tensors)
@@ -84,9 +105,15 @@ def test_inconsistent_files_name_file_and_field(tmp_path, header, tensors, word)
     assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("name, tensor, word", [
-    ("fc_r.weight", None, "fc_r.weight"), ("fc_r.weight", torch.zeros(2, 20), "fc_r.weight"),
-    ("extra", torch.zeros(1), "extra"), ("enc_layer0.bias", torch.full((128,), float("inf")), "enc_layer0.bias")])
+@pytest.mark.parametrize(
+    "name, tensor, word",
+    [
+        ("fc_r.weight", None, "fc_r.weight"),
+        ("fc_r.weight", torch.zeros(2, 20), "fc_r.weight"),
+        ("extra", torch.zeros(1), "extra"),
+        ("enc_layer0.bias", torch.full((128,), float("inf")), "enc_layer0.bias"),
+    ],
+)
 def test_networks_name_the_tensor(tmp_path, name, tensor, word):
     path = store.save(tmp_path / "net.safetensors", network())
     rewrite(path, tensors={name: tensor})
@@ -94,8 +121,11 @@ def test_networks_name_the_tensor(tmp_path, name, tensor, word):
         store.load(path)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"not safetensors", pickle.dumps({"r": 1}), b"\x10\x00\x00\x00\x00\x00\x00\x00{}"], ids=range(4))
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not safetensors", pickle.dumps({"r": 1}), b"\x10\x00\x00\x00\x00\x00\x00\x00{}"],
+    ids=range(4),
+)
 def test_foreign_and_truncated_files(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -127,7 +157,9 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         store.save(path, network())
     monkeypatch.undo()
     with pytest.raises(PredictorError, match="not saved"):
-        store.save(path, dataclasses.replace(table(), base=torch.tensor([80.0, 1.0, 0.002], dtype=torch.float64)))
+        store.save(
+            path, dataclasses.replace(table(), base=torch.tensor([80.0, 1.0, 0.002], dtype=torch.float64))
+        )
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["p.safetensors"]
 
 
@@ -142,7 +174,10 @@ def test_library_finds_and_says_what_it_has(tmp_path):
     find = library.find
     assert find(solver="amed", nfe=5, guidance=6.0, fingerprint="A", family="sd15").name == "b.safetensors"
     assert find(solver="amed", nfe=5, guidance=1.2, fingerprint="A").name == "a.safetensors"
-    assert find(solver="amed", nfe=5, guidance=1.0, fingerprint="C", family="sd15").spec.model_fingerprint in "AB"
+    assert (
+        find(solver="amed", nfe=5, guidance=1.0, fingerprint="C", family="sd15").spec.model_fingerprint
+        in "AB"
+    )
     with pytest.raises(PredictorError) as caught:
         find(solver="amed", nfe=6, guidance=1.0, family="sd15")
     assert "NFE 6" in str(caught.value) and "a.safetensors" in str(caught.value)
@@ -175,7 +210,11 @@ def test_a_fitted_file_sets_its_solver(tmp_path):
         amed.sample_amed_ipndm(model, x, fitted.sigmas(), predictor=fitted, disable=True)
     with pytest.raises(ValueError, match="max_order"):
         amed.sample_amed(model, x, fitted.sigmas(), predictor=fitted, disable=True, max_order=2)
-    for sigmas, afs, expected in ((fitted.sigmas(), None, 5), (fitted.sigmas(), False, 6), (fitted.sigmas()[1:], None, 4)):
+    for sigmas, afs, expected in (
+        (fitted.sigmas(), None, 5),
+        (fitted.sigmas(), False, 6),
+        (fitted.sigmas()[1:], None, 4),
+    ):
         counter = Counter(model)
         amed.sample_amed(counter, x, sigmas, predictor=fitted, disable=True, afs=afs)
         assert counter.evaluations == expected

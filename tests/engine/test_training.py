@@ -10,18 +10,28 @@ from amed.predictor import BottleneckPredictor, TablePredictor
 from amed.sampling import NotFiniteError, Solver, sample
 from amed.training import Settings, Teacher, start_from, train
 
+
 @pytest.fixture
 def toy():
     """Broad enough that no trajectory sits between two modes, where an end state is a coin's toss."""
-    return Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64), variance=1.0)
+    return Toy(
+        torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64), variance=1.0
+    )
 
 
-STUDENTS = [Solver("amed"), Solver("euler"), Solver("dpm_2"), Solver("ipndm", 3), Solver("dpmpp", 2, True), Solver("dpmpp", 3)]
-SETTINGS = Settings(images=96, lr=2e-2, every=1)
+STUDENTS = [
+    Solver("amed"),
+    Solver("euler"),
+    Solver("dpm_2"),
+    Solver("ipndm", 3),
+    Solver("dpmpp", 2, True),
+    Solver("dpmpp", 3),
+]
+SETTINGS = Settings(batch=8, held_out=8, images=96, lr=2e-2, every=1)
 
 
-def draw(generator):
-    return torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) * 40, {}
+def draw(generator, count):
+    return torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64) * 40, {}
 
 
 def setup(toy, student, kind="table", afs=True):
@@ -47,7 +57,9 @@ def test_every_student_learns(toy, student, kind):
     capture = ModuleCapture(toy.middle_block) if kind == "network" else None
 
     def error():
-        out = sample(toy, x, problem[3][::3], student, disable=True, predictor=predictor, afs=True, capture=capture)
+        out = sample(
+            toy, x, problem[3][::3], student, disable=True, predictor=predictor, afs=True, capture=capture
+        )
         return float((out - truth).norm())
 
     before, history = error(), []
@@ -77,7 +89,12 @@ def test_same_seed_same_fit_and_resuming_changes_nothing(toy):
 def test_stopping_keeps_the_best_state(toy):
     predictor, problem = setup(toy, Solver("amed"))
     seen = []
-    for progress in train(*problem, Settings(images=800, lr=3.0, every=1), afs=True, stop=lambda: len(seen) >= 6):
+    for progress in train(
+        *problem,
+        Settings(batch=8, held_out=8, images=800, lr=3.0, every=1),
+        afs=True,
+        stop=lambda: len(seen) >= 6,
+    ):
         seen.append(progress)
     assert len(seen) == 6
     best = min(seen, key=lambda p: p.held_out)
@@ -132,7 +149,7 @@ def test_a_broken_model_is_named(toy):
 def test_checkpointing_gives_the_same_fit(toy):
     def final(checkpointing):
         predictor, problem = setup(toy, Solver("amed"), "network")
-        settings = Settings(images=32, lr=2e-2, every=1, checkpointing=checkpointing)
+        settings = Settings(batch=8, held_out=8, images=32, lr=2e-2, every=1, checkpointing=checkpointing)
         list(train(*problem, settings, afs=True, capture=ModuleCapture(toy.middle_block)))
         return predictor.fc_r.weight
 
@@ -146,6 +163,14 @@ def test_a_plugin_starts_as_its_plain_solver(toy):
     start_from(predictor, base, r)
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64) * 40
     plain = sample(toy, x, setting.sigmas(), setting.solver, disable=True, afs=True)
-    plugin = sample(toy, x, base, setting.solver, disable=True, afs=True, predictor=predictor,
-                    capture=ModuleCapture(toy.middle_block))
+    plugin = sample(
+        toy,
+        x,
+        base,
+        setting.solver,
+        disable=True,
+        afs=True,
+        predictor=predictor,
+        capture=ModuleCapture(toy.middle_block),
+    )
     assert torch.allclose(plain, plugin, atol=1e-8)

@@ -1,0 +1,207 @@
+"""`make demo`: the same seeds through a real ComfyUI with AMED and with other samplers, as a picture and a
+table.
+
+    python -m demo.run [--samples 256] [--guidance 1] [--category none]
+
+Starts ComfyUI headless, submits the graphs of example_workflows/ through its HTTP API, and leaves
+demo/out/demo.png and demo/out/demo.json: rows of solver, schedule, nfe (counted around the network),
+guidance, rmse_ref (error to the 60-evaluation reference of the same seed, pixels in [-1, 1]), fd_ref and
+fd_data (Fréchet distances to the reference images and to the training data, on the features of
+demo.features), seconds (sampling in the server, all samples). """
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from amed.evaluation import Statistics, frechet, rmse
+
+from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
+from .features import Features
+from .rows import Row, table
+from .workflows import to_api
+
+OUT = Path(__file__).parent / "out"
+BATCH, COLUMNS, SCALE = 64, 12, 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the picture: its label, which workflow runs it, and how that graph is changed."""
+
+    solver: str
+    schedule: str
+    workflow: str
+    change: dict[str, object]
+
+
+def entries(nfe: int, best: dict) -> list[Entry]:
+    """What is compared: the reference, AMED, the usual samplers as people set them, the best plain
+    setting."""
+
+    def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
+        change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
+        return Entry(name, "karras", "count_any_sampler.json", change)
+
+    return [
+        usual("reference", "ipndm", 60),
+        Entry("AMED-Solver", "its own", "amed_ksampler.json", {"sampler": "amed", "nfe": nfe}),
+        Entry("AMED, auto", "its own", "amed_ksampler.json", {"sampler": "auto", "nfe": nfe}),
+        usual("DPM++ 2M", "dpmpp_2m"),
+        usual("UniPC", "uni_pc"),
+        usual("iPNDM", "ipndm"),
+        Entry(
+            f"{best['solver']}, the best plain setting",
+            f"{best['schedule']} {best['rho']:g}{' + AFS' if best['afs'] else ''}",
+            "plain_solver.json",
+            {**best, "nfe": nfe},
+        ),
+    ]
+
+
+def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: str, batch: int) -> dict:
+    """The workflow's graph for one batch: settings and seed put in, evaluations counted, the latents
+    saved."""
+
+    def node(*kinds: str) -> str:
+        return next(i for i, n in graph.items() if n["class_type"] in kinds)
+
+    demo, sampler = node("AMEDDemoModel"), node("KSampler", "AMEDKSampler", "SamplerCustom")
+    graph[demo]["inputs"] |= {"category": category, "batch_size": batch}
+    values = {**entry.change, "seed": seed, "noise_seed": seed, "cfg": guidance, "guidance": guidance}
+    for n in graph.values():
+        n["inputs"] |= {k: v for k, v in values.items() if k in n["inputs"]}
+    for i in [
+        i
+        for i, n in graph.items()
+        if n["class_type"].startswith(("AMEDCount", "AMEDEvaluations", "Preview"))
+        or n["class_type"] == "AMEDDemoDecode"
+    ]:
+        del graph[i]
+    graph["count"] = {"class_type": "AMEDCountEvaluations", "inputs": {"model": [demo, 0]}}
+    graph[sampler]["inputs"]["model"] = ["count", 0]
+    graph["used"] = {
+        "class_type": "AMEDEvaluationsUsed",
+        "inputs": {"model": ["count", 0], "samples": [sampler, 0]},
+    }
+    graph["save"] = {
+        "class_type": "SaveLatent",
+        "inputs": {"samples": ["used", 0], "filename_prefix": "amed/demo"},
+    }
+    return graph
+
+
+def sampled(
+    server: Server,
+    entry: Entry,
+    guidance: float,
+    category: str,
+    samples: int,
+    progress: Callable[[int], None],
+) -> tuple[Tensor, int, float]:
+    """All images of a row `[samples, 3, 32, 32]`, evaluations of a batch, seconds in the server."""
+    images, counts, seconds = [], set(), 0.0
+    workflow, info = json.loads((WORKFLOWS / entry.workflow).read_text()), server.object_info()
+    for seed, start in enumerate(range(0, samples, BATCH)):
+        batch = min(BATCH, samples - start)
+        graph = prepared(to_api(workflow, info), entry, seed, guidance, category, batch)
+        result: Result = server.run(graph)
+        counts.add(int(re.match(r"(\d+) evaluations", "".join(result.outputs["used"]["text"])).group(1)))
+        images.append(load_tensors(server.view(result.files("latents", "save")[0]))["latent_tensor"].float())
+        seconds += result.seconds
+        progress(start + batch)
+    if len(counts) != 1:
+        raise RuntimeError(
+            f"{entry.solver}: the batches took different numbers of evaluations: {sorted(counts)}"
+        )
+    return torch.cat(images), counts.pop(), seconds
+
+
+def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
+    """Rows of images, the same seeds in columns, each row with its name and figures at the left."""
+    side, left, gap = 32 * SCALE, 330, 6
+    page = Image.new("RGB", (left + COLUMNS * (side + gap), len(rows) * (side + gap) + gap), "white")
+    draw = ImageDraw.Draw(page)
+    big, small = ImageFont.load_default(19), ImageFont.load_default(14)
+    for y, (row, images) in enumerate(rows):
+        top = gap + y * (side + gap)
+        draw.text((10, top + 12), row.solver, "black", big)
+        told = f"{row.nfe} evaluations, {row.schedule}"
+        if row.rmse_ref:
+            told += f"\nerror {row.rmse_ref:.3f}, Fréchet {row.fd_ref:.2f}"
+        draw.text((10, top + 40), told, "#444444", small)
+        for x, image in enumerate(images[:COLUMNS]):
+            pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            small_image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+            page.paste(small_image, (left + x * (side + gap), top))
+    part = file.with_suffix(".part.png")
+    page.save(part)
+    part.replace(file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--nfe", type=int, default=5, choices=(3, 5, 7, 9))
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--category", default="none", help="an emoji category, or none")
+    args = parser.parse_args(argv)
+    if args.samples < 65:
+        parser.error("--samples: a Fréchet distance of 64 features needs at least 65")
+    best = json.loads((Path(__file__).parent / "best_plain.json").read_text())[f"{args.nfe}"]
+    features, rows, begin = Features(), [], time.monotonic()
+    try:
+        install()
+        print("starting ComfyUI ...", flush=True)
+        with Server(threads=None) as server:
+            for entry in entries(args.nfe, best):
+
+                def progress(count: int, name: str = entry.solver) -> None:
+                    print(
+                        f"\r{name}: {count} of {args.samples}  ({time.monotonic() - begin:.0f} s)   ",
+                        end="",
+                        flush=True,
+                    )
+
+                images, nfe, seconds = sampled(
+                    server, entry, args.guidance, args.category, args.samples, progress
+                )
+                print()
+                told = Statistics.of(features(images))
+                if not rows:
+                    reference, reference_told = images, told
+                row = Row(
+                    entry.solver,
+                    entry.schedule,
+                    nfe,
+                    args.guidance,
+                    rmse(images, reference),
+                    frechet(told, reference_told),
+                    frechet(told, features.data),
+                    seconds,
+                )
+                rows.append((row, images))
+    except (ServerError, GraphError, RunError) as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return 1
+    OUT.mkdir(exist_ok=True)
+    picture(rows, OUT / "demo.png")
+    part = OUT / "demo.json.part"
+    part.write_text(json.dumps([row.as_dict() for row, _ in rows], indent=1) + "\n")
+    part.replace(OUT / "demo.json")
+    print(table([row for row, _ in rows]))
+    print(f"{OUT / 'demo.png'} and demo.json, {time.monotonic() - begin:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""To compare samplers fairly: the plain solvers at any of their settings, and evaluations counted around the
+MODEL."""
+
+from comfy_api.latest import io, ui
+
+from ..amed import plain, schedules
+from . import host
+from .schema import schema
+
+
+class PlainSolver(io.ComfyNode):
+    """A solver that learns nothing, at a setting of your choice -> SAMPLER and SIGMAS."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="AMEDPlainSolver",
+            display_name="AMED Plain Solver",
+            search_aliases=["ipndm", "dpm-solver", "time_uniform"],
+            description="The solvers AMED starts from, without a predictor: what it has to beat, at "
+            "exactly nfe evaluations.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input("solver", options=list(plain.SOLVERS), default="iPNDM-3"),
+                io.Int.Input("nfe", default=5, min=1, max=1000, tooltip="evaluations, one after the other"),
+                io.Combo.Input("schedule", options=list(schedules.KINDS), default="time_uniform"),
+                io.Float.Input(
+                    "rho",
+                    default=1.0,
+                    min=0.1,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="bends the schedule: 7 is usual for polynomial, 1 for the others",
+                ),
+                io.Boolean.Input(
+                    "afs",
+                    default=False,
+                    tooltip="analytic first step: saves an evaluation; only from pure noise",
+                ),
+            ],
+            outputs=[io.Sampler.Output(), io.Sigmas.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, solver, nfe, schedule, rho, afs):
+        low, high = host.sigma_range(host.sampling_of(model))
+        found = [
+            s
+            for s in plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
+            if s.afs == afs
+        ]
+        if not found:
+            raise ValueError(
+                f"{solver} {'with' if afs else 'without'} the analytic first step cannot take {nfe} "
+                f"evaluations: it takes 2 an interval{', less 1' if afs else ''}; change nfe or afs"
+            )
+        return io.NodeOutput(host.plain_sampler(found[0]), found[0].sigmas().float())
+
+
+class CountEvaluations(io.ComfyNode):
+    """MODEL -> a MODEL that counts what is asked of it."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="AMEDCountEvaluations",
+            display_name="AMED Count Evaluations",
+            description="Put before any sampler; read the count with AMED Evaluations Used after it.",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        return io.NodeOutput(host.counting(model))
+
+
+class EvaluationsUsed(io.ComfyNode):
+    """The count since it was last read; LATENT goes through, so that it is read after sampling."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="AMEDEvaluationsUsed",
+            display_name="AMED Evaluations Used",
+            description="How many evaluations the sampler before it took, counted around the network.",
+            inputs=[
+                io.Model.Input("model", tooltip="from AMED Count Evaluations"),
+                io.Latent.Input("samples"),
+            ],
+            outputs=[
+                io.Latent.Output(),
+                io.Int.Output(display_name="evaluations"),
+                io.Int.Output(display_name="rows"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, samples):
+        evaluations, rows = host.read_count(model)
+        text = f"{evaluations} evaluations, {rows} rows through the network"
+        return io.NodeOutput(samples, evaluations, rows, ui=ui.PreviewText(text))
+
+
+NODES = [PlainSolver, CountEvaluations, EvaluationsUsed]
