@@ -541,16 +541,18 @@ def plain_sampler(setting: plain.Setting) -> Any:
         model_sampling = model.inner_model.inner_model.model_sampling
         afs = setting.afs and not is_flow(model_sampling) and (extra_args or {}).get("denoise_mask") is None
         afs = afs and float(sigmas[0]) > 0.99 * setting.sigma_max
-        return engine_sample(
+        result = engine_sample(
             Counted(model, Report()), x, sigmas, setting.solver, extra_args, callback, disable, afs=afs
         )
+        mask = (extra_args or {}).get("denoise_mask")
+        return result if mask is None else keep_unmasked(model, mask, result, sigmas[-1])
 
     return comfy.samplers.KSAMPLER(sample_plain)
 
 
 class Count:
-    """Calls of a MODEL's network and the rows in them; one object however often the host copies its
-    options."""
+    """Evaluations of a MODEL and rows through its network; one object however often the host copies its
+    options. Guidance makes one evaluation of two halves, in one call of the network or in two."""
 
     def __init__(self):
         self.evaluations = self.rows = 0
@@ -558,8 +560,11 @@ class Count:
     def __deepcopy__(self, memo: dict) -> "Count":
         return self
 
-    def __call__(self, executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def evaluation(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
         self.evaluations += 1
+        return executor(*args, **kwargs)
+
+    def call(self, executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.rows += len(x)
         return executor(x, *args, **kwargs)
 
@@ -573,7 +578,8 @@ def counting(model: Any) -> Any:
             "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
         ) from None
     clone, count = model.clone(), Count()
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count)
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
     clone.model_options[COUNT] = count
     return clone
 

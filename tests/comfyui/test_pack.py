@@ -8,15 +8,7 @@ import pytest
 from amed.sampling import SAMPLERS
 from demo.comfyui import PACK, ROOT, RunError
 
-NODES = [
-    "AMEDKSampler",
-    "AMEDLoadPredictor",
-    "AMEDApplyPredictor",
-    "AMEDSampler",
-    "AMEDScheduler",
-    "AMEDDemoModel",
-    "AMEDDemoDecode",
-]
+NODES = sorted(page.stem for page in (ROOT / "web" / "docs").glob("*.md"))
 
 
 def options(info, node, name):
@@ -42,6 +34,11 @@ def test_node_is_known_with_help(server, node):
     for name in [*info["input"].get("required", {}), *info["input"].get("optional", {})]:
         assert f"**{name}**" in text, f"{page.name} does not explain {name}"
     assert server.request(f"/extensions/{PACK}/docs/{node}.md").decode() == text
+
+
+def test_every_node_has_its_page(server):
+    ours = [name for name, node in server.object_info().items() if node["category"] == "sampling/AMED"]
+    assert len(ours) >= 7 and sorted(ours) == NODES
 
 
 def test_dropdowns_have_ours_and_all_of_theirs(server):
