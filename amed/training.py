@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import schedules
 from .bottleneck import Capture, Denoiser, plain
+from .evaluation import rmse
 from .sampling import TWO_POINT, Problem, Solver, State, interval, trajectory
 
 SINGLE_STEP = (*TWO_POINT, "euler")  # every interval starts from the teacher's state
@@ -137,7 +138,7 @@ def train(
     *,
     afs: bool = False,
     capture: Capture | None = None,
-    reference: Callable[[Tensor, dict[str, Any]], Tensor] | None = None,
+    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
     resume: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
@@ -147,9 +148,10 @@ def train(
     model: frozen by the caller's choice or not, its weights get no gradient here.
     times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
     draw(generator, count) -> (x at times[0] `[count, ...]`, extra_args).
-    reference(x, extra_args) -> the end state to measure held-out error against; default: the teacher's own
-    end. resume: `Progress.state` of an earlier run with the same settings. stop() -> True ends it after the
-    batch under way.
+    error(end, x, extra_args) -> what the best held-out state is chosen by, from the student's end states;
+    default: root mean square distance to the teacher's.
+    resume: `Progress.state` of an earlier run with the same settings.
+    stop() -> True ends it after the batch under way.
 
     Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
     interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
@@ -158,10 +160,8 @@ def train(
     legs = 2 * (len(base) - 1)
     generator = torch.Generator().manual_seed(settings.seed)
     held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + 1_000_003), settings.held_out)
-    if reference is None:
+    if error is None:
         target = teacher.states(model, held_x, times, held_args)[-1]
-    else:
-        target = reference(held_x, held_args)
     optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
     frozen = [p for p in getattr(model, "parameters", lambda: ())() if p.requires_grad]
 
@@ -169,7 +169,7 @@ def train(
         problem = Problem(model, solver, predictor, held_args, ask)
         with torch.no_grad():
             *_, end = trajectory(problem, held_x, base, afs)
-        return float((end.x - target).square().mean().sqrt())
+        return rmse(end.x, target) if error is None else error(end.x, held_x, held_args)
 
     images, batches, best_state = 0, 0, copy.deepcopy(predictor.state_dict())
     if resume is None:
