@@ -35,8 +35,9 @@ demo: host
 comfyui: host
 	@$(PY) -m demo.comfyui serve --port $(PORT)
 
+# one thread: the tensors are small, and threads that wait for each other on a busy machine cost tenfold
 test: host
-	@$(PY) -m pytest tests/
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
 
 lint: venv
 	@$(PY) -m ruff check .
