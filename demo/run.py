@@ -107,9 +107,10 @@ def sampled(
     category: str,
     samples: int,
     progress: Callable[[int], None],
-) -> tuple[Tensor, int, float]:
-    """All images of a row `[samples, 3, 32, 32]`, evaluations of a batch, seconds in the server."""
-    images, counts, seconds = [], set(), 0.0
+) -> tuple[Tensor, int, float, str]:
+    """All images of a row `[samples, 3, 32, 32]`, evaluations of a batch, seconds in the server, and the file
+    of the predictor that ran, if one did."""
+    images, counts, seconds, predictor = [], set(), 0.0, ""
     workflow, info = json.loads((WORKFLOWS / entry.workflow).read_text()), server.object_info()
     for seed, start in enumerate(range(0, samples, BATCH)):
         batch = min(BATCH, samples - start)
@@ -118,12 +119,15 @@ def sampled(
         counts.add(int(re.match(r"(\d+) evaluations", "".join(result.outputs["used"]["text"])).group(1)))
         images.append(load_tensors(server.view(result.files("latents", "save")[0]))["latent_tensor"].float())
         seconds += result.seconds
+        for line in "".join(t for ui in result.outputs.values() for t in ui.get("text", ())).splitlines():
+            if line.startswith("predictor: "):
+                predictor = line.split()[1].removesuffix(".safetensors")
         progress(start + batch)
     if len(counts) != 1:
         raise RuntimeError(
             f"{entry.solver}: the batches took different numbers of evaluations: {sorted(counts)}"
         )
-    return torch.cat(images), counts.pop(), seconds
+    return torch.cat(images), counts.pop(), seconds, predictor
 
 
 def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
@@ -157,7 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.samples < 65:
         parser.error("--samples: a Fréchet distance of 64 features needs at least 65")
-    best = json.loads((Path(__file__).parent / "best_plain.json").read_text())[f"{args.nfe}"]
+    known = json.loads((Path(__file__).parent / "best_plain.json").read_text())
+    best = known.get(f"{args.nfe} {args.guidance:g}", known[f"{args.nfe} 1"])
     features, rows, begin = Features(), [], time.monotonic()
     try:
         install()
@@ -172,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
                         flush=True,
                     )
 
-                images, nfe, seconds = sampled(
+                images, nfe, seconds, predictor = sampled(
                     server, entry, args.guidance, args.category, args.samples, progress
                 )
                 print()
@@ -181,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
                     reference, reference_told = images, told
                 row = Row(
                     entry.solver,
-                    entry.schedule,
+                    predictor or entry.schedule,
                     nfe,
                     args.guidance,
                     rmse(images, reference),
