@@ -56,25 +56,32 @@ def checkpointed(capture: Capture) -> Capture:
     return evaluate
 
 
-def start_from(predictor: nn.Module, base: Tensor, r: Tensor) -> None:
-    """Set a fresh BottleneckPredictor to constants: r `[N-1]` per interval of `base` `[N]`, c = a = 1,
-    whatever the bottleneck. A plugin whose mid times are those of its plain solver's own schedule then *is*
-    that solver, and training can only leave it for something better."""
+def start_from(
+    predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
+) -> None:
+    """Set a fresh BottleneckPredictor to constants per interval of `base` `[N]`, whatever the bottleneck: r,
+    c, a `[N-1]` (default 1), c and a clamped to the predictor's ranges. A plugin whose mid times are those of
+    its plain solver's own schedule then *is* that solver, and training can only leave it for something
+    better."""
+    pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
+    targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
+    for layer, value, scale in (
+        (predictor.fc_scale_dir, c, predictor.scale_dir),
+        (predictor.fc_scale_time, a, predictor.scale_time),
+    ):
+        if layer is not None:
+            value = torch.ones(len(pairs)) if value is None else torch.as_tensor(value)
+            targets[layer] = torch.logit((((value.double() - 1) / scale).clamp(-0.98, 0.98) + 1) / 2)
     with torch.no_grad():
-        for layer in (predictor.fc_scale_dir, predictor.fc_scale_time, predictor.fc_r):
-            if layer is not None:
-                layer.weight.zero_()
-                layer.bias.zero_()
-        times = torch.stack(
-            [
-                torch.cat([predictor.embed(t.to(predictor.fc_r.weight)) for t in pair], dim=1)[0]
-                for pair in zip(base[:-1], base[1:], strict=True)
-            ]
-        )
-        rows = torch.cat([times, torch.ones(len(times), 1)], dim=1).double()
-        fit = torch.linalg.pinv(rows, rtol=1e-6) @ torch.logit(r.double())
-        predictor.fc_r.weight[0, 4:] = fit[:-1].to(predictor.fc_r.weight)
-        predictor.fc_r.bias[0] = fit[-1].to(predictor.fc_r.bias)
+        like = predictor.fc_r.weight
+        times = [torch.cat([predictor.embed(t.to(like)) for t in pair], dim=1)[0] for pair in pairs]
+        rows = torch.cat([torch.stack(times), like.new_ones(len(pairs), 1)], dim=1).double()
+        inverse = torch.linalg.pinv(rows, rtol=1e-6)
+        for layer, logits in targets.items():
+            fit = inverse @ logits
+            layer.weight.zero_()
+            layer.weight[0, 4:] = fit[:-1].to(like)
+            layer.bias[0] = fit[-1].to(like)
 
 
 def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs: bool) -> Iterator[Tensor]:
@@ -97,7 +104,12 @@ def losses(problem: Problem, x: Tensor, base: Tensor, targets: list[Tensor], afs
 class Settings:
     """How long and how fast: `images` trajectories in batches of `batch`; Adam at `lr`, falling along a
     cosine to a tenth; `seed` draws the noise; every `every` batches the error of `held_out` other noises is
-    measured."""
+    measured.
+
+    `balanced`: each interval's loss is divided by its own running mean. The first interval's loss is a
+    hundred times the last one's, and without this Adam's step size, shared by all intervals in the network,
+    is set by the first alone: the later ones, which decide the image, hardly learn. The loss itself stays the
+    paper's."""
 
     images: int = 10_000
     batch: int = 64
@@ -106,6 +118,7 @@ class Settings:
     seed: int = 0
     every: int = 5
     betas: tuple[float, float] = (0.9, 0.999)
+    balanced: bool = True
     checkpointing: bool = False
 
 
@@ -171,7 +184,7 @@ def train(
             *_, end = trajectory(problem, held_x, base, afs)
         return rmse(end.x, target) if error is None else error(end.x, held_x, held_args)
 
-    images, batches, best_state = 0, 0, copy.deepcopy(predictor.state_dict())
+    images, batches, usual, best_state = 0, 0, {}, copy.deepcopy(predictor.state_dict())
     if resume is None:
         predictor.requires_grad_(True)
         held_out = best = measure()
@@ -180,6 +193,7 @@ def train(
         optimiser.load_state_dict(resume["optimiser"])
         generator.set_state(resume["generator"])
         images, batches, held_out, best = (resume[k] for k in ("images", "batches", "held_out", "best"))
+        usual = dict(resume["usual"])
         best_state = resume["best_state"]
     for p in frozen:
         p.requires_grad_(False)
@@ -193,11 +207,14 @@ def train(
             problem = Problem(model, solver, predictor, extra_args, ask, legs)
             batch = []
             with torch.enable_grad():
-                for loss in losses(problem, x, base, targets, afs):
-                    batch.append(float(loss))
+                for i, loss in enumerate(losses(problem, x, base, targets, afs)):
+                    batch.append(loss.item())
                     optimiser.zero_grad(set_to_none=True)
                     if not math.isfinite(batch[-1]):
                         continue
+                    if settings.balanced:
+                        usual[i] = 0.8 * usual.get(i, batch[-1]) + 0.2 * batch[-1]
+                        loss = loss / max(usual[i], 1e-12)
                     loss.backward()
                     for p in predictor.parameters():
                         if p.grad is not None:
@@ -220,6 +237,7 @@ def train(
                     "generator": generator.get_state(),
                     "images": images,
                     "batches": batches,
+                    "usual": dict(usual),
                     "held_out": held_out,
                     "best": best,
                     "best_state": best_state,

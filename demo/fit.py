@@ -6,11 +6,13 @@ solver.
 
 For each NFE and guidance, every plain solver is searched over its settings (amed.plain) and the best of each
 kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
-AMED-Solver from the best constant mid point. The state kept is the one with the least error and Fréchet
-distance to the converged reference on noises of its own (not those of training or of the final measurement).
-All rows go to predictors/measured.json; a file is written only if both its error and its Fréchet distance are
-below those of its own plain solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2,
-Heun and Euler)."""
+AMED-Solver from the best schedule and constant mid point; a coarse search by forward evaluations moves these
+constants (`coarse`), and Algorithm 1 trains the network from there. The state kept is the one with the least
+error times root Fréchet distance to the converged reference on noises of its own (not those of training or of
+the final measurement), the start included: Algorithm 1 fits every interval for itself, and where the start is
+already good in the end state, it often has nothing to add. All rows go to predictors/measured.json. A file is
+written only if its Fréchet distance, and its error times the root of it, are below those of its own plain
+solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler)."""
 
 import argparse
 import hashlib
@@ -40,14 +42,23 @@ from .rows import Row, table
 FOLDER = Path(__file__).parent.parent / "predictors"
 NAME = "emoji32"
 STUDENTS = ("amed", "ipndm", "dpmpp")
-KIND = {"amed": "single-step", "dpm_2": "single-step", "heun": "single-step", "euler": "single-step"}
+
+
+def kind(solver: Solver) -> str:
+    """Which plain solvers a student must beat: those of its own kind, each at its best setting."""
+    if solver.name == "dpmpp":
+        return f"dpmpp-{solver.max_order}"
+    return "ipndm" if solver.name == "ipndm" else "single-step"
+
+
 TITLES = {"amed": "AMED-Solver", "ipndm": "AMED-Plugin on iPNDM", "dpmpp": "AMED-Plugin on DPM++"}
 CACHE = Path(__file__).parent / "data"
 BEST_PLAIN = Path(__file__).parent / "best_plain.json"
-RATE = {"amed": 8e-3, "ipndm": 2e-3, "dpmpp": 2e-3}  # Adam; plugins start near their best
-SCALE_TIME = {"amed": 0.0, "ipndm": 0.2, "dpmpp": 0.2}
+RATE = 2e-3  # Adam; the start is near its best already
+SCALE_DIR, SCALE_TIME = 0.1, 0.1
+MOVES = ((0.08, 0.02, 0.9), (0.04, 0.9, 1.1), (0.04, 0.9, 1.1))  # first step and range of r, c, a
 REFERENCE = Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, demo.SIGMA_MIN, demo.SIGMA_MAX)
-TEST = 256
+TEST, TUNE = 256, 64
 
 
 class Bench:
@@ -58,13 +69,29 @@ class Bench:
         self.exact, self.fast = (
             Guided(demo.load_denoiser(weights, dtype), guidance) for dtype in (torch.float32, torch.bfloat16)
         )
-        generator = torch.Generator().manual_seed(seed)
-        self.noise = torch.randn(count, 3, 32, 32, generator=generator)
-        self.args = self.labels(torch.randint(demo.CLASSES, (count,), generator=generator))
+        self.noise, self.args = self.drawn(count, seed)
+        self.tune_noise, self.tune_args = self.drawn(TUNE, seed + 1)
         self.features, self.held_out = Features(), None
         self.fingerprint = fingerprint(self.exact.named_parameters())
         self.reference = self.converged("test", self.noise, self.args)
+        self.tune_reference = self.converged("tune", self.tune_noise, self.tune_args)
         self.reference_statistics = Statistics.of(self.features(self.reference))
+
+    def drawn(self, count: int, seed: int) -> tuple[Tensor, dict]:
+        """Unit noises and their arguments."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, 3, 32, 32, generator=generator)
+        return noise, self.labels(torch.randint(demo.CLASSES, (count,), generator=generator))
+
+    def tried(
+        self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None
+    ) -> tuple[Tensor, Tensor]:
+        """End states of the first `count` noises for tuning, in bfloat16 (this only ranks), and their
+        reference."""
+        part = slice(0, count)
+        args = cut(self.tune_args, part)
+        images, _ = run(self.fast, self.tune_noise[part], sigmas, solver, args, predictor=predictor, afs=afs)
+        return images, self.tune_reference[part]
 
     def labels(self, label: Tensor) -> dict[str, dict[str, Tensor]]:
         """Unconditional at guidance 1, else a category guided away from none."""
@@ -142,64 +169,67 @@ class Bench:
 
 
 def search(bench: Bench, nfe: int, keep: int = 16) -> list[Setting]:
-    """All plain settings, best first: by error on 16 noises, the best `keep` by `Bench.distance` on 64; in
-    bfloat16, as this only ranks."""
-
-    def ranked(settings: list[Setting], part: slice, distance) -> list[Setting]:
-        def value(setting: Setting) -> float:
-            args = cut(bench.args, part)
-            images, _ = run(
-                bench.fast, bench.noise[part], setting.sigmas(), setting.solver, args, afs=setting.afs
-            )
-            return distance(images, bench.reference[part])
-
-        return sorted(settings, key=value)
-
-    first = ranked(plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX), slice(0, 16), rmse)
-    return ranked(first[:keep], slice(0, 64), bench.distance) + first[keep:]
+    """All plain settings, best first: by error on 16 noises, the best `keep` by `Bench.distance` on 64."""
+    found = plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX)
+    found.sort(key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
+    again = sorted(found[:keep], key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
+    return again + found[keep:]
 
 
-def amed_start(bench: Bench, nfe: int) -> tuple[Tensor, Setting]:
-    """AMED-Solver's best constant mid point and schedule, on 16 noises: r `[N-1]`, the schedule as a
-    Setting."""
+def coarse(bench: Bench, start: Setting, base: Tensor, constants: list[list[float]]) -> list[list[float]]:
+    """Constants [r, c, a], each `[N-1]`, moved one after the other while `Bench.distance` of the end states
+    falls on 32 noises: a coarse search by forward evaluations, where Algorithm 1 then starts."""
+
+    def value(now: list[list[float]]) -> float:
+        return bench.distance(*bench.tried(start.solver, base, 32, True, TablePredictor(base, *now)))
+
+    best = value(constants)
+    for share in (1.0, 0.5, 0.25):
+        for i in range(len(base) - 1):
+            for which, (step, low, high) in enumerate(MOVES):
+                for sign in (1, -1):
+                    moved = [list(v) for v in constants]
+                    moved[which][i] = min(max(moved[which][i] + sign * share * step, low), high)
+                    if (now := value(moved)) < best:
+                        constants, best = moved, now
+    return constants
+
+
+def amed_start(bench: Bench, nfe: int) -> tuple[Setting, list[float]]:
+    """AMED-Solver's best schedule and constant r, on 16 noises."""
+    found = []
     num_steps = (nfe + 1) // 2 + 1
-    pairs = {}
-    for kind, rho in plain.SCHEDULES:
+    for kind_, rho in plain.SCHEDULES:
+        setting = Setting(Solver("amed"), kind_, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
+        base = setting.sigmas()
         for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
-            setting = Setting(Solver("amed"), kind, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
-            table_ = TablePredictor(setting.sigmas(), torch.full((num_steps - 1,), r))
-            images, _ = run(
-                bench.fast,
-                bench.noise[:16],
-                setting.sigmas(),
-                setting.solver,
-                cut(bench.args, slice(0, 16)),
-                afs=True,
-                predictor=table_,
-            )
-            pairs[rmse(images, bench.reference[:16])] = torch.full((num_steps - 1,), r), setting
-    return pairs[min(pairs)]
+            predictor = TablePredictor(base, [r] * (num_steps - 1))
+            found.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r, setting))
+    _, r, setting = min(found, key=lambda f: f[0])
+    return setting, [r] * (num_steps - 1)
 
 
 def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Settings) -> store.Fitted:
     """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from constant mid
     points."""
-    predictor = BottleneckPredictor(0.01, SCALE_TIME[student])
+    predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME)
     if student == "amed":
-        solver, teacher = Solver("amed"), Teacher(Solver("heun"), 1)
-        r, start = amed_start(bench, nfe)
-        base = start.sigmas()
+        start, r = amed_start(bench, nfe)
+        base, teacher = start.sigmas(), Teacher(Solver("heun"), 2)
     else:
         start = next(
             s
             for s in found
             if s.solver.name == student and s.afs and (student != "dpmpp" or s.solver.max_order == 2)
         )
-        solver, teacher = start.solver, Teacher(start.solver, 2)
+        teacher = Teacher(start.solver, 2)
         base, r = plain.mid_times(start)
-    start_from(predictor, base, r)
+    solver, ones = start.solver, [1.0] * len(r)
+    start_from(
+        predictor, base, *map(torch.tensor, coarse(bench, start, base, [list(map(float, r)), ones, ones]))
+    )
     times = teacher.times(start.kind, len(base), demo.SIGMA_MIN, demo.SIGMA_MAX, start.rho)
-    print(f"  {TITLES[student]}, from {start.name} on {start.schedule}, r {r[0]:.2f} ...", flush=True)
+    print(f"  {TITLES[student]}, from {start.name} on {start.schedule}...", flush=True)
 
     for step in train(
         bench.fast,
@@ -237,7 +267,8 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
         features="bottleneck",
         scale_dir=predictor.scale_dir,
         scale_time=predictor.scale_time,
-        how=f"Algorithm 1, {settings.images} images, batch {settings.batch}, {teacher.solver.name} teacher, "
+        how=f"coarse search of r, c, a, then Algorithm 1: {settings.images} images, batch {settings.batch}, "
+        f"{teacher.solver.name} teacher, "
         f"M={teacher.extra}, seed {settings.seed}; the best state on held-out noises kept",
     )
     return store.Fitted(spec, predictor.eval(), base)
@@ -249,7 +280,7 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     found = search(bench, nfe)
     own: dict[str, Setting] = {}
     for setting in found:
-        own.setdefault(KIND.get(setting.solver.name, setting.solver.name), setting)
+        own.setdefault(kind(setting.solver), setting)
     measured = {kind: bench.measure(setting) for kind, setting in own.items()}
     rows = [row.as_dict() | {"kept": None} for row in measured.values()]
     best = min(measured, key=lambda name: measured[name].fd_ref)
@@ -272,8 +303,8 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     for student in students:
         fitted = fit(bench, student, found, nfe, settings)
         row = bench.measure_fitted(fitted)
-        rival = measured[KIND.get(student, student)]
-        kept = row.fd_ref < rival.fd_ref and row.rmse_ref < rival.rmse_ref
+        rival = measured[kind(fitted.spec.settings)]
+        kept = row.fd_ref < rival.fd_ref and row.fd_ref * row.rmse_ref**2 < rival.fd_ref * rival.rmse_ref**2
         file = FOLDER / f"{NAME}-{student}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         if kept:
             metrics = {k: v for k, v in row.as_dict().items() if k not in ("seconds", "schedule", "solver")}
@@ -309,14 +340,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--student", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
-    parser.add_argument("--images", type=int, default=800, help="training trajectories of each fit")
+    parser.add_argument("--images", type=int, default=240, help="training trajectories of each fit")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
     args = parser.parse_args(argv)
     for guidance in args.guidance:
         bench = Bench(guidance, args.weights)
         for nfe in args.nfe:
-            settings = Settings(args.images, args.batch, held_out=96, every=5)
+            settings = Settings(args.images, args.batch, lr=RATE, held_out=96, every=5)
             rows = fit_all(bench, nfe, args.student, settings)
             remember(
                 FOLDER / "measured.json", lambda old, key=f"{nfe} {guidance:g}", new=rows: old | {key: new}
