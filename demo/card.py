@@ -1,6 +1,6 @@
 """The demo model's card: `python -m demo.card` samples it, writes demo/samples.png and prints the figures.
 
-Fréchet distance of 1,024 samples (no category, 60 evaluations) to the training data; the same number of
+Fréchet distance of 512 samples (no category, 60 evaluations) to the training data; the same number of
 training images drawn at random for comparison; and how near the samples are to training images, to tell
 drawing from copying. """
 
@@ -18,7 +18,7 @@ from . import model as demo
 from .features import Features
 from .fit import REFERENCE
 
-COUNT = 1024
+COUNT = 512
 
 
 def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:

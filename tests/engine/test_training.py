@@ -174,3 +174,25 @@ def test_a_plugin_starts_as_its_plain_solver(toy):
         capture=ModuleCapture(toy.middle_block),
     )
     assert torch.allclose(plain, plugin, atol=1e-8)
+
+
+def test_a_network_starts_as_any_constants():
+    base = torch.tensor([40.0, 10.0, 2.0, 0.1])
+    r, c, a = torch.tensor([0.2, 0.5, 0.8]), torch.tensor([1.03, 0.95, 1.0]), torch.tensor([0.99, 1.08, 1.02])
+    predictor = BottleneckPredictor(0.1, 0.1)
+    start_from(predictor, base, r, c, a)
+    for i in range(3):
+        for got, wanted in zip(
+            predictor(base[i], base[i + 1], torch.randn(2, 4, 8, 8)), (r, c, a), strict=True
+        ):
+            assert got.tolist() == pytest.approx([float(wanted[i])] * 2, abs=1e-4)
+
+
+def test_balancing_leaves_the_reported_losses_the_papers(toy):
+    def first_losses(balanced):
+        _, problem = setup(toy, Solver("amed"))
+        settings = Settings(images=8, batch=8, held_out=8, lr=1e-9, balanced=balanced)
+        return next(train(*problem, settings, afs=True)).losses
+
+    assert first_losses(True) == pytest.approx(first_losses(False), rel=1e-6)
+    assert max(first_losses(True)) > 20 * min(first_losses(True))  # why intervals are balanced

@@ -1,0 +1,153 @@
+"""The demo model, its data recipe, and the predictors that come with the pack."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import amed
+from amed import plain
+from amed.bottleneck import ModuleCapture
+from amed.evaluation import Counter, Statistics, frechet, rmse, run
+from amed.fingerprint import fingerprint
+from amed.sampling import SAMPLERS, Solver, sampler_of
+from demo import data
+from demo.features import Features
+from demo.model import SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, load_denoiser
+
+FOLDER = Path(amed.__file__).parent.parent / "predictors"
+BUNDLED = sorted(FOLDER.glob("*.safetensors"))
+EMOJI = [f for f in BUNDLED if f.name.startswith("emoji32")]
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return load_denoiser()
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(12345))
+
+
+@pytest.fixture(scope="module")
+def reference(denoiser, noise):
+    """Another converging solver than the one the predictors were chosen by."""
+    setting = plain.Setting(plain.SOLVERS["DPM++ 3M"], "polynomial", 7.0, 51, False, SIGMA_MIN, SIGMA_MAX)
+    return run(denoiser, noise, setting.sigmas(), setting.solver)[0]
+
+
+def test_the_weights_are_small_and_the_network_in_its_size(denoiser):
+    assert WEIGHTS.stat().st_size < 8e6
+    assert 1e6 < sum(p.numel() for p in denoiser.parameters()) < 3e6
+
+
+def test_the_model_denoises_and_knows_its_categories(denoiser, reference):
+    generator = torch.Generator().manual_seed(0)
+    for sigma in (0.2, 1.0):
+        x = reference + sigma * torch.randn(reference.shape, generator=generator)
+        assert rmse(denoiser(x, torch.full((16,), sigma)), reference) < 0.6 * sigma
+    one, other = (denoiser(reference * 0 + x, torch.full((16,), sigma), torch.full((16,), i)) for i in (0, 8))
+    assert rmse(one, other) > 0.02
+    none = torch.full((16,), UNCONDITIONAL)
+    assert torch.equal(denoiser(x, torch.full((16,), sigma)), denoiser(x, torch.full((16,), sigma), none))
+
+
+def test_samples_are_nearer_to_the_data_than_noise_is(reference):
+    features = Features()
+    # 16 samples bias the distance upwards; blurred noise is far beyond that
+    noise = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    near, far = (frechet(Statistics.of(features(v)), features.data) for v in (reference, noise))
+    assert near < 0.5 * far
+
+
+def test_every_bundled_file_loads_and_is_described():
+    library = amed.Library([FOLDER])
+    assert library.problems() == [] and len(library.fitted()) == len(BUNDLED)
+    assert any(f.name.startswith("sd15") for f in BUNDLED) and len(EMOJI) >= 4
+    text = (FOLDER / "README.md").read_text()
+    assert all(f.name.removesuffix(".safetensors") in text for f in BUNDLED)
+
+
+def test_the_published_table_is_bundled_as_it_is():
+    from amed import published
+
+    bundled = amed.load(FOLDER / "sd15-dpmpp-2m-nfe10.safetensors")
+    assert bundled.spec == published.sd15().spec and torch.equal(bundled.sigmas(), published.sd15().sigmas())
+
+
+@pytest.mark.parametrize("file", EMOJI, ids=lambda f: f.stem)
+def test_an_emoji_predictor_is_for_this_model_and_takes_what_it_says(file, denoiser, noise):
+    fitted = amed.load(file)
+    assert fitted.spec.model_fingerprint == fingerprint(denoiser.named_parameters())
+    counter = Counter(denoiser)
+    SAMPLERS[sampler_of(fitted.spec.solver, fitted.spec.max_order)](
+        counter, noise[:2] * SIGMA_MAX, fitted.sigmas(), disable=True, predictor=fitted,
+        capture=ModuleCapture(denoiser.inner_model.middle_block))  # fmt: skip
+    assert counter.evaluations == fitted.nfe == int(file.stem.split("nfe")[1].split("-")[0])
+    told = fitted.spec.metrics
+    assert told["fd_ref"] < told["plain_fd_ref"]
+
+
+@pytest.mark.parametrize("file", [f for f in EMOJI if "nfe5-cfg1" in f.name], ids=lambda f: f.stem)
+def test_at_five_evaluations_a_predictor_beats_its_untrained_solver(file, denoiser, noise, reference):
+    fitted = amed.load(file)
+
+    def error(predictor):
+        capture, solver = ModuleCapture(denoiser.inner_model.middle_block), fitted.spec.settings
+        images, nfe = run(
+            denoiser, noise, fitted.sigmas(), solver, predictor=predictor, afs=True, capture=capture
+        )
+        assert nfe == 5
+        return rmse(images, reference)
+
+    halves = amed.TablePredictor(fitted.sigmas(), torch.full((3,), 0.5))
+    assert error(fitted) < 0.9 * error(halves)
+
+
+def test_the_comparison_names_a_best_plain_setting_for_every_nfe():
+    best = json.loads((Path(data.__file__).parent / "best_plain.json").read_text())
+    for nfe in (3, 5, 7, 9):
+        chosen = best[f"{nfe} 1"]
+        solver = {chosen["solver"]: plain.SOLVERS[chosen["solver"]]}
+        found = plain.candidates(nfe, SIGMA_MIN, SIGMA_MAX, solver, ((chosen["schedule"], chosen["rho"]),))
+        assert any(s.afs == chosen["afs"] for s in found)
+    assert Solver("euler") == plain.SOLVERS["Euler"]
+
+
+def test_the_data_recipe_on_a_small_archive(tmp_path):
+    entries, files = [], {}
+    for i, category in enumerate(("Flags", "Food & Drink")):
+        image = Image.new("RGBA", (64, 64), (255, 0, 0, 0 if i else 255))
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        files[f"package/img/google/64/{i}.png"] = out.getvalue()
+        entries.append(
+            {"image": f"{i}.png", "category": category, "sort_order": 2 - i, "has_img_google": True}
+        )
+    files["package/emoji.json"] = json.dumps(entries).encode()
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert data.main(["--tgz", str(tmp_path / "a.tgz"), "--out", str(tmp_path / "d" / "x.safetensors")]) == 0
+    images, labels = data.load(tmp_path / "d" / "x.safetensors")
+    assert images.shape == (2, 3, 32, 32) and [data.CATEGORIES[i] for i in labels] == [
+        "Food & Drink",
+        "Flags",
+    ]
+    assert (images[0] == 1).all()  # transparent on white
+    assert images[1, 0].min() == 1 and images[1, 1].max() == -1  # red
+    with pytest.raises(FileNotFoundError, match="python -m demo.data"):
+        data.load(tmp_path / "none")
+
+
+def test_a_broken_archive_is_named(tmp_path, capsys):
+    (tmp_path / "x.tgz").write_bytes(b"no archive")
+    assert data.main(["--tgz", str(tmp_path / "x.tgz"), "--out", str(tmp_path / "y")]) == 1
+    assert "demo.data" in capsys.readouterr().err and not (tmp_path / "y").exists()
