@@ -6,13 +6,13 @@ solver.
 
 For each NFE and guidance, every plain solver is searched over its settings (amed.plain) and the best of each
 kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
-AMED-Solver from the best schedule and constant mid point; a coarse search by forward evaluations moves these
-constants (`coarse`), and Algorithm 1 trains the network from there. The state kept is the one with the least
-error times root Fréchet distance to the converged reference on noises of its own (not those of training or of
-the final measurement), the start included: Algorithm 1 fits every interval for itself, and where the start is
-already good in the end state, it often has nothing to add. All rows go to predictors/measured.json. A file is
-written only if its Fréchet distance, and its error times the root of it, are below those of its own plain
-solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler)."""
+AMED-Solver from its two best schedules with constant mid points; a coarse search by forward evaluations moves
+these constants (`coarse`), and Algorithm 1 trains the network from there. The state kept is the one with the
+least error times root Fréchet distance to the converged reference on noises of its own (not those of training
+or of the final measurement), the start included: Algorithm 1 fits every interval for itself, and where the
+start is already good in the end state, it often has nothing to add. All rows go to predictors/measured.json.
+A file is written only if its Fréchet distance, and its error times the root of it, are below those of its own
+plain solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler)."""
 
 import argparse
 import hashlib
@@ -45,10 +45,14 @@ STUDENTS = ("amed", "ipndm", "dpmpp")
 
 
 def kind(solver: Solver) -> str:
-    """Which plain solvers a student must beat: those of its own kind, each at its best setting."""
-    if solver.name == "dpmpp":
-        return f"dpmpp-{solver.max_order}"
-    return "ipndm" if solver.name == "ipndm" else "single-step"
+    """What counts as one plain solver, to be measured at its best setting: a multistep's orders apart."""
+    return f"{solver.name}-{solver.max_order}" if solver.name in ("ipndm", "dpmpp") else "single-step"
+
+
+def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
+    """The plain solver a student must beat: iPNDM of any order, DPM++ of its own, the best single-step one."""
+    prefix = "ipndm" if student.name == "ipndm" else kind(student)
+    return min((row for name, row in measured.items() if name.startswith(prefix)), key=lambda row: row.fd_ref)
 
 
 TITLES = {"amed": "AMED-Solver", "ipndm": "AMED-Plugin on iPNDM", "dpmpp": "AMED-Plugin on DPM++"}
@@ -176,13 +180,15 @@ def search(bench: Bench, nfe: int, keep: int = 16) -> list[Setting]:
     return again + found[keep:]
 
 
-def coarse(bench: Bench, start: Setting, base: Tensor, constants: list[list[float]]) -> list[list[float]]:
-    """Constants [r, c, a], each `[N-1]`, moved one after the other while `Bench.distance` of the end states
-    falls on 32 noises: a coarse search by forward evaluations, where Algorithm 1 then starts."""
+def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
+    """From r `[N-1]` and c = a = 1: the distance reached and the constants [r, c, a], moved one after the
+    other while `Bench.distance` of the end states falls on 32 noises: a coarse search by forward evaluations,
+    where Algorithm 1 then starts."""
 
     def value(now: list[list[float]]) -> float:
         return bench.distance(*bench.tried(start.solver, base, 32, True, TablePredictor(base, *now)))
 
+    constants = [list(r), [1.0] * len(r), [1.0] * len(r)]
     best = value(constants)
     for share in (1.0, 0.5, 0.25):
         for i in range(len(base) - 1):
@@ -192,42 +198,46 @@ def coarse(bench: Bench, start: Setting, base: Tensor, constants: list[list[floa
                     moved[which][i] = min(max(moved[which][i] + sign * share * step, low), high)
                     if (now := value(moved)) < best:
                         constants, best = moved, now
-    return constants
+    return best, constants
 
 
-def amed_start(bench: Bench, nfe: int) -> tuple[Setting, list[float]]:
-    """AMED-Solver's best schedule and constant r, on 16 noises."""
+def base_times(start: Setting) -> Tensor:
+    """The times a student's intervals lie between: for a plugin every other one of its plain solver's."""
+    return start.sigmas() if start.solver.name == "amed" else plain.mid_times(start)[0]
+
+
+def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
+    """AMED-Solver's best schedules, each with its best constant r, on 16 noises."""
     found = []
     num_steps = (nfe + 1) // 2 + 1
     for kind_, rho in plain.SCHEDULES:
         setting = Setting(Solver("amed"), kind_, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
-        base = setting.sigmas()
+        base, tries = setting.sigmas(), []
         for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
             predictor = TablePredictor(base, [r] * (num_steps - 1))
-            found.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r, setting))
-    _, r, setting = min(found, key=lambda f: f[0])
-    return setting, [r] * (num_steps - 1)
+            tries.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r))
+        error, r = min(tries)
+        found.append((error, setting, [r] * (num_steps - 1)))
+    return [(setting, r) for _, setting, r in sorted(found, key=lambda f: f[0])[:count]]
 
 
 def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Settings) -> store.Fitted:
     """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from constant mid
-    points."""
-    predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME)
+    points; the best of its starts goes on."""
     if student == "amed":
-        start, r = amed_start(bench, nfe)
-        base, teacher = start.sigmas(), Teacher(Solver("heun"), 2)
+        starts = amed_starts(bench, nfe)
     else:
         start = next(
             s
             for s in found
             if s.solver.name == student and s.afs and (student != "dpmpp" or s.solver.max_order == 2)
         )
-        teacher = Teacher(start.solver, 2)
-        base, r = plain.mid_times(start)
-    solver, ones = start.solver, [1.0] * len(r)
-    start_from(
-        predictor, base, *map(torch.tensor, coarse(bench, start, base, [list(map(float, r)), ones, ones]))
-    )
+        starts = [(start, plain.mid_times(start)[1].tolist())]
+    tried = [(*coarse(bench, start, base_times(start), r), start) for start, r in starts]
+    _, constants, start = min(tried, key=lambda t: t[0])
+    base, solver, predictor = base_times(start), start.solver, BottleneckPredictor(SCALE_DIR, SCALE_TIME)
+    start_from(predictor, base, *map(torch.tensor, constants))
+    teacher = Teacher(Solver("heun") if student == "amed" else solver, 2)
     times = teacher.times(start.kind, len(base), demo.SIGMA_MIN, demo.SIGMA_MAX, start.rho)
     print(f"  {TITLES[student]}, from {start.name} on {start.schedule}...", flush=True)
 
@@ -303,7 +313,7 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     for student in students:
         fitted = fit(bench, student, found, nfe, settings)
         row = bench.measure_fitted(fitted)
-        rival = measured[kind(fitted.spec.settings)]
+        rival = rival_of(fitted.spec.settings, measured)
         kept = row.fd_ref < rival.fd_ref and row.fd_ref * row.rmse_ref**2 < rival.fd_ref * rival.rmse_ref**2
         file = FOLDER / f"{NAME}-{student}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         if kept:
@@ -327,6 +337,16 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     return rows
 
 
+def merged(old: list[dict], new: list[dict]) -> list[dict]:
+    """New rows, and the old ones of students that were not fitted this time."""
+
+    def student(row: dict) -> str | None:
+        return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)
+
+    fitted = {student(row) for row in new}
+    return new + [row for row in old if student(row) not in fitted]
+
+
 def remember(file: Path, change) -> None:
     """Rewrite a JSON file by `change(old)`, whole or not at all."""
     old = json.loads(file.read_text()) if file.is_file() else {}
@@ -337,7 +357,7 @@ def remember(file: Path, change) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.fit", description=__doc__.splitlines()[0])
-    parser.add_argument("--student", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--student", nargs="*", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
     parser.add_argument("--images", type=int, default=240, help="training trajectories of each fit")
@@ -349,9 +369,8 @@ def main(argv: list[str] | None = None) -> None:
         for nfe in args.nfe:
             settings = Settings(args.images, args.batch, lr=RATE, held_out=96, every=5)
             rows = fit_all(bench, nfe, args.student, settings)
-            remember(
-                FOLDER / "measured.json", lambda old, key=f"{nfe} {guidance:g}", new=rows: old | {key: new}
-            )
+            key = f"{nfe} {guidance:g}"
+            remember(FOLDER / "measured.json", lambda old: old | {key: merged(old.get(key, []), rows)})  # noqa: B023
 
 
 if __name__ == "__main__":

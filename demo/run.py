@@ -55,7 +55,7 @@ def entries(nfe: int, best: dict) -> list[Entry]:
     return [
         usual("reference", "ipndm", 60),
         Entry("AMED-Solver", "its own", "amed_ksampler.json", {"sampler": "amed", "nfe": nfe}),
-        Entry("AMED, auto", "its own", "amed_ksampler.json", {"sampler": "auto", "nfe": nfe}),
+        Entry("AMED-Plugin", "its own", "amed_ksampler.json", {"sampler": "auto", "nfe": nfe}),
         usual("DPM++ 2M", "dpmpp_2m"),
         usual("UniPC", "uni_pc"),
         usual("iPNDM", "ipndm"),
@@ -141,7 +141,7 @@ def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
         draw.text((10, top + 12), row.solver, "black", big)
         told = f"{row.nfe} evaluations, {row.schedule}"
         if row.rmse_ref:
-            told += f"\nerror {row.rmse_ref:.3f}, Fréchet {row.fd_ref:.2f}"
+            told += f"\nerror {row.rmse_ref:.3f}, FD {row.fd_ref:.2f}"
         draw.text((10, top + 40), told, "#444444", small)
         for x, image in enumerate(images[:COLUMNS]):
             pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         install()
         print("starting ComfyUI ...", flush=True)
-        with Server(threads=None) as server:
+        with Server() as server:
             for entry in entries(args.nfe, best):
 
                 def progress(count: int, name: str = entry.solver) -> None:

@@ -1,6 +1,6 @@
 """Train the demo model: EDM's loss on the emoji, with label dropout, EMA, checkpoints; resumes by itself.
 
-    python -m demo.data && python -m demo.train --steps 20000
+    python -m demo.data && python -m demo.train
 
 Writes demo/data/train.pt at every checkpoint (yours alone: never loaded by the pack) and, at each of them,
 the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
@@ -41,7 +41,7 @@ def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--ema", type=float, default=0.9995)
