@@ -50,7 +50,7 @@ def kind(solver: Solver) -> str:
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
-    """The plain solver a student must beat: iPNDM of any order, DPM++ of its own, the best single-step one."""
+    """What a student must beat: iPNDM of any order, DPM++ of its own, the best single-step one."""
     prefix = "ipndm" if student.name == "ipndm" else kind(student)
     return min((row for name, row in measured.items() if name.startswith(prefix)), key=lambda row: row.fd_ref)
 
@@ -227,12 +227,15 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
-        start = next(
-            s
-            for s in found
-            if s.solver.name == student and s.afs and (student != "dpmpp" or s.solver.max_order == 2)
-        )
-        starts = [(start, plain.mid_times(start)[1].tolist())]
+        orders = {}
+        for setting in found:
+            if (
+                setting.solver.name == student
+                and setting.afs
+                and (student, setting.solver.max_order) != ("dpmpp", 3)
+            ):
+                orders.setdefault(setting.solver.max_order, setting)
+        starts = [(start, plain.mid_times(start)[1].tolist()) for start in list(orders.values())[:2]]
     tried = [(*coarse(bench, start, base_times(start), r), start) for start, r in starts]
     _, constants, start = min(tried, key=lambda t: t[0])
     base, solver, predictor = base_times(start), start.solver, BottleneckPredictor(SCALE_DIR, SCALE_TIME)
