@@ -1,28 +1,53 @@
-"""The tables of predictors/README.md from predictors/measured.json: `python -m demo.tables`."""
+"""The tables of predictors/README.md, written into it: `python -m demo.tables`.
+
+From the files themselves and predictors/measured.json (made by `python -m demo.fit`)."""
 
 import json
+
+from amed.store import load
 
 from .fit import FOLDER
 
 
-def lines() -> list[str]:
-    """Markdown: for each NFE and guidance the best plain solver of each kind and the fitted predictors."""
-    found = [
-        "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |",
-        "|" + "---|" * 8,
-    ]
-    measured = json.loads((FOLDER / "measured.json").read_text())
-    for key in sorted(measured, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
-        best = min(measured[key], key=lambda row: row["fd_ref"])
-        for row in measured[key]:
-            mark = {True: "bundled", False: "not bundled: loses to its plain solver", None: ""}[row["kept"]]
+def files() -> list[str]:
+    """A line a bundled file."""
+    lines = ["| file | for | solver | NFE | guidance | how |", "|" + "---|" * 6]
+    for path in sorted(FOLDER.glob("*.safetensors")):
+        spec = load(path).spec
+        order = f"-{spec.max_order}" if spec.max_order > 1 else ""
+        lines.append(
+            f"| `{path.stem}` | {spec.model_name} | {spec.solver}{order} | {spec.nfe} | {spec.guidance:g} | "
+            f"{spec.how.split(';')[0]} |"
+        )
+    return lines
+
+
+def measured() -> list[str]:
+    """For each NFE and guidance the plain solvers, each at its best setting, and the fitted predictors."""
+    head = "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |"
+    lines = [head, "|" + "---|" * 8]
+    found = json.loads((FOLDER / "measured.json").read_text())
+    for key in sorted(found, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
+        best = min(found[key], key=lambda row: row["fd_ref"])
+        for row in found[key]:
+            mark = {True: "bundled", False: "loses to its plain solver: left out", None: ""}[row["kept"]]
             fd = f"**{row['fd_ref']:.2f}**" if row is best else f"{row['fd_ref']:.2f}"
-            found.append(
+            lines.append(
                 f"| {row['nfe']} | {row['guidance']:g} | {row['solver']} | {row['schedule']} | "
                 f"{row['rmse_ref']:.3f} | {fd} | {row['fd_data']:.2f} | {mark} |"
             )
-    return found
+    return lines
+
+
+def main() -> None:
+    page = FOLDER / "README.md"
+    text = page.read_text()
+    for name, lines in (("files", files()), ("measured", measured())):
+        head, rest = text.split(f"<!-- {name} -->\n")
+        tail = rest.split("<!-- end -->", 1)[1]
+        text = f"{head}<!-- {name} -->\n" + "\n".join(lines) + "\n<!-- end -->" + tail
+    page.write_text(text)
 
 
 if __name__ == "__main__":
-    print("\n".join(lines()))
+    main()
