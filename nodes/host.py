@@ -276,10 +276,12 @@ def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: flo
                 f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
                 f"(about {nfe} evaluations).\n{error}"
             ) from None
-    same_model = [
-        f for f in mine if model.fingerprint and f.spec.model_fingerprint == model.fingerprint
-    ] or mine
-    return min(same_model, key=lambda f: (not on_grid(f, times), ratio(f.spec.guidance, guidance)))
+
+    def order_of(f: Fitted) -> tuple:
+        same = bool(model.fingerprint) and f.spec.model_fingerprint == model.fingerprint
+        return not on_grid(f, times), not same, ratio(f.spec.guidance, guidance)
+
+    return min(mine, key=order_of)
 
 
 def on_grid(fitted: Fitted, sigmas: Tensor) -> bool:
