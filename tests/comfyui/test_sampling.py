@@ -300,11 +300,12 @@ def test_broken_predictor_is_named(server, graph):
 
 
 def test_missing_predictor_is_named(server, graph):
-    """Newer hosts refuse the graph, older ones leave it to the node."""
+    """Newer hosts refuse the graph in their own words; the node itself says what exists."""
     g = graph()
     g.show(g.amed(predictor="gone.safetensors"))
-    with pytest.raises((GraphError, RunError), match=r"gone.safetensors[\s\S]*test_amed.safetensors"):
+    with pytest.raises((GraphError, RunError), match=r"gone\.safetensors") as caught:
         server.run(g.nodes)
+    assert isinstance(caught.value, GraphError) or "test_amed.safetensors" in str(caught.value)
 
 
 def test_checkpoint_is_recognised_through_patches(server, graph):
