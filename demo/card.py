@@ -54,7 +54,8 @@ def main() -> None:
         both = torch.cat([images, images.flip(-1)]).flatten(1)
         nearest = torch.cdist(free.flatten(1), both).min(dim=1).values / both.shape[1] ** 0.5
         own = torch.cdist(images.flatten(1), both)
-        own[own < 1e-3] = torch.inf
+        itself = torch.arange(len(images))
+        own[itself, itself] = own[itself, itself + len(images)] = torch.inf
         own = own.min(dim=1).values / both.shape[1] ** 0.5
         print(f"RMS distance to the nearest training image: samples {nearest.median():.3f} (median), "
               f"training images among themselves {own.median():.3f}")
