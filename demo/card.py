@@ -17,6 +17,7 @@ from . import data
 from . import model as demo
 from .features import Features
 from .fit import REFERENCE
+from .rows import tile
 
 COUNT = 512
 
@@ -26,9 +27,7 @@ def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
     side = 32 * scale + 2
     page = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), "white")
     for i, image in enumerate(images):
-        pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-        tile = Image.fromarray(pixels).resize((32 * scale, 32 * scale), Image.Resampling.BICUBIC)
-        page.paste(tile, (i % columns * side, i // columns * side))
+        page.paste(tile(image, 32 * scale), (i % columns * side, i // columns * side))
     return page
 
 

@@ -1,6 +1,9 @@
-"""One measured line, and a table of them."""
+"""How results are shown: one measured line, a table of them, an image as a tile."""
 
 from dataclasses import asdict, dataclass
+
+from PIL import Image
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,9 @@ def table(rows: list[Row]) -> str:
         for r in rows
     ]
     return "\n".join(lines)
+
+
+def tile(image: Tensor, side: int) -> Image.Image:
+    """An image `[3, H, W]` in [-1, 1] as a square of `side` pixels."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)

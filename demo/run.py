@@ -27,7 +27,7 @@ from amed.evaluation import Statistics, frechet, rmse
 
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
 from .features import Features
-from .rows import Row, table
+from .rows import Row, table, tile
 from .workflows import to_api
 
 OUT = Path(__file__).parent / "out"
@@ -144,9 +144,7 @@ def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
             told += f"\nerror {row.rmse_ref:.3f}, FD {row.fd_ref:.2f}"
         draw.text((10, top + 40), told, "#444444", small)
         for x, image in enumerate(images[:COLUMNS]):
-            pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            small_image = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
-            page.paste(small_image, (left + x * (side + gap), top))
+            page.paste(tile(image, side), (left + x * (side + gap), top))
     part = file.with_suffix(".part.png")
     page.save(part)
     part.replace(file)

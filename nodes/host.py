@@ -496,7 +496,6 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             for remark in report.remarks:
                 warn_once(f"{predictor.label}: {remark}")
 
-        pure_noise = extra_args.get("denoise_mask") is None and not is_flow(guider.inner_model.model_sampling)
         count_rows(options, report)
         result = SAMPLERS[name](
             Counted(model, report),
@@ -506,19 +505,27 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             callback,
             disable,
             predictor=predictor,
-            afs=None if pure_noise else False,
+            afs=None if may_start_analytically(model, extra_args) else False,
             capture=capture,
         )
-        mask = extra_args.get("denoise_mask")
-        return result if mask is None else keep_unmasked(model, mask, result, sigmas[-1])
+        return keep_unmasked(model, extra_args, result, sigmas[-1])
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     return sample
 
 
-def keep_unmasked(model: Any, mask: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+def may_start_analytically(model: Any, extra_args: dict[str, Any]) -> bool:
+    """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model."""
+    flow = is_flow(model.inner_model.inner_model.model_sampling)
+    return not flow and extra_args.get("denoise_mask") is None
+
+
+def keep_unmasked(model: Any, extra_args: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
     """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every
-    evaluation, but a run that ends above noise level 0 does not end with one."""
+    evaluation, but a run that ends above noise level 0 does not end with one. x itself without a mask."""
+    mask = extra_args.get("denoise_mask")
+    if mask is None:
+        return x
     scaled = model.inner_model.inner_model.model_sampling.noise_scaling
     kept = scaled(sigma, torch.zeros_like(x), model.latent_image)
     return x * mask + kept * (1 - mask)
@@ -540,14 +547,13 @@ def plain_sampler(setting: plain.Setting) -> Any:
     def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
         if len(sigmas) < 2:
             return x
-        model_sampling = model.inner_model.inner_model.model_sampling
-        afs = setting.afs and not is_flow(model_sampling) and (extra_args or {}).get("denoise_mask") is None
-        afs = afs and float(sigmas[0]) > 0.99 * setting.sigma_max
+        extra_args = extra_args or {}
+        from_the_top = float(sigmas[0]) > 0.99 * setting.sigma_max
+        afs = setting.afs and from_the_top and may_start_analytically(model, extra_args)
         result = engine_sample(
             Counted(model, Report()), x, sigmas, setting.solver, extra_args, callback, disable, afs=afs
         )
-        mask = (extra_args or {}).get("denoise_mask")
-        return result if mask is None else keep_unmasked(model, mask, result, sigmas[-1])
+        return keep_unmasked(model, extra_args, result, sigmas[-1])
 
     return comfy.samplers.KSAMPLER(sample_plain)
 

@@ -162,6 +162,11 @@ class Graph:
         )
         return [node, 0]
 
+    def custom(self, sampler, sigmas, cfg=1.0, seed=3):
+        node = self.add("SamplerCustom", add_noise=True, noise_seed=seed, cfg=cfg, sampler=[sampler, 0],
+                        sigmas=[sigmas, 0], **self.around())
+        return [node, 0]
+
     def around(self):
         return {"model": self.model, "positive": self.positive, "negative": self.negative,
                 "latent_image": self.latent}

@@ -98,29 +98,13 @@ def test_ksampler_equals_its_parts(images, graph):
     whole = g.amed(sampler="amed_ipndm", guidance=2.0, seed=9)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=loaded)
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=4, denoise=1.0, predictor=loaded)
-    parts = g.add(
-        "SamplerCustom",
-        add_noise=True,
-        noise_seed=9,
-        cfg=2.0,
-        sampler=[sampler, 0],
-        sigmas=[sigmas, 0],
-        **g.around(),
-    )
+    parts = g.custom(sampler, sigmas, cfg=2.0, seed=9)
     looked_up = g.add("AMEDSampler", sampler="amed_ipndm", if_missing="error")
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_ipndm", nfe=4, denoise=1.0)
-    found = g.add(
-        "SamplerCustom",
-        add_noise=True,
-        noise_seed=9,
-        cfg=2.0,
-        sampler=[looked_up, 0],
-        sigmas=[sigmas, 0],
-        **g.around(),
-    )
+    found = g.custom(looked_up, sigmas, cfg=2.0, seed=9)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
     ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
-    first, *others = images(g, whole, [parts, 0], [found, 0], ordinary)
+    first, *others = images(g, whole, parts, found, ordinary)
     sensible(first)
     for other in others:
         assert np.array_equal(first, other)
