@@ -1,6 +1,6 @@
 """AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024): the engine. It knows torch and no host."""
 
-from .predictor import BottleneckPredictor, TablePredictor
+from .predictor import BottleneckPredictor, MultistepTable, TablePredictor
 from .sampling import (
     SAMPLERS,
     Solver,
@@ -12,6 +12,7 @@ from .sampling import (
     sample_amed_dpmpp_3m,
     sample_amed_euler,
     sample_amed_ipndm,
+    sample_amed_multistep,
 )
 from .store import Fitted, Library, PredictorError, Spec, load, save
 
@@ -21,6 +22,7 @@ __all__ = [
     "BottleneckPredictor",
     "Fitted",
     "Library",
+    "MultistepTable",
     "PredictorError",
     "Solver",
     "Spec",
@@ -34,5 +36,6 @@ __all__ = [
     "sample_amed_dpmpp_3m",
     "sample_amed_euler",
     "sample_amed_ipndm",
+    "sample_amed_multistep",
     "save",
 ]

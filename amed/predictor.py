@@ -78,6 +78,68 @@ class TablePredictor(nn.Module):
         return r, c, a
 
 
+class MultistepTable(nn.Module):
+    """The constants of `multistep`, the student with free times and free weights on all slopes in hand.
+
+    `sigmas` `[N+1]` its times, falling and positive: one evaluation at each but the last. `weights` `[N, H]`:
+    of step n on the newest slope, the one before ... `a` `[N]`: scale of the noise level the model is told
+    (1). `g` `[N]`: factor on the guidance scale (1). With AFS the first slope is analytic and `a[0]`, `g[0]`
+    mean nothing; without, the slope before the first is the analytic one, x_0 / sqrt(1 + t_0^2), which costs
+    nothing and may be given a weight too. H is at most N + 1. Raises ValueError for what does not fit."""
+
+    wants_bottleneck = False
+
+    def __init__(self, sigmas: Tensor, weights: Tensor, a: Tensor | None = None, g: Tensor | None = None):
+        super().__init__()
+        sigmas, weights = (torch.as_tensor(v, dtype=torch.float64) for v in (sigmas, weights))
+        steps = len(sigmas) - 1
+        if sigmas.ndim != 1 or steps < 1 or not (sigmas > 0).all() or not (sigmas.diff() < 0).all():
+            raise ValueError(
+                f"sigmas must be at least 2 falling positive noise levels, got {sigmas.tolist()}"
+            )
+        if weights.ndim != 2 or len(weights) != steps or not 1 <= weights.shape[1] <= steps + 1:
+            raise ValueError(
+                f"weights must have {steps} rows of 1 to {steps + 1}, got shape {tuple(weights.shape)}"
+            )
+        if not weights.isfinite().all():
+            raise ValueError("weights are not finite")
+        if weights.triu(2).any():
+            raise ValueError("weights reach back to slopes before the first")
+        a, g = (torch.ones(steps) if v is None else torch.as_tensor(v) for v in (a, g))
+        for name, value in (("a", a), ("g", g)):
+            if value.shape != (steps,):
+                raise ValueError(f"{name} must have {steps} values, got shape {tuple(value.shape)}")
+            if not (value.isfinite() & (value > 0)).all():
+                raise ValueError(f"{name} must be positive, got {value.tolist()}")
+        for name, value in (("sigmas", sigmas), ("weights", weights), ("a", a), ("g", g)):
+            self.register_buffer(name, value.detach().double())
+
+    def parameters(self, recurse: bool = True):
+        """Its constants (buffers: nothing here is trained by gradient)."""
+        return self.buffers(recurse)
+
+    def before_first(self) -> bool:
+        """Whether any step weighs the analytic slope before the first."""
+        return bool(self.weights.diagonal(1).any())
+
+    def row(self, t: Tensor) -> tuple[list[float], float, float]:
+        """(weights newest first, a, g) of the step from t; between the fitted times, and beyond them, by
+        linear interpolation in log sigma."""
+        rising = self.sigmas[:-1].log().flip(0)
+        x = torch.as_tensor(t).detach().to(rising).log().reshape(())
+        last = len(rising) - 1
+        high = int(torch.searchsorted(rising, x - 1e-5).clamp(max=last))
+        low = max(high - 1, 0)
+        share = ((x - rising[low]) / (rising[high] - rising[low])).clamp(0, 1) if high > low else x * 0 + 1
+        share = torch.where((share - share.round()).abs() < 1e-5, share.round(), share)
+        values = torch.cat([self.weights, self.a[:, None], self.g[:, None]], dim=1)
+        row = torch.lerp(values[last - low], values[last - high], share).tolist()
+        return row[:-2], row[-2], row[-1]
+
+    def forward(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None):
+        raise TypeError("a multistep table has no r, c, a: it is run by the solver 'multistep'")
+
+
 def pool(bottleneck: Tensor) -> Tensor:
     """The network's view of a bottleneck `[B, C, H, W]`: mean over channels, then 8x8, as `[B, 64]`."""
     return F.adaptive_avg_pool2d(bottleneck.mean(dim=1, keepdim=True), 8).flatten(1)

@@ -20,7 +20,11 @@ from .predictor import Predictor
 
 TWO_POINT = {"amed": steps.amed, "dpm_2": steps.dpm_2, "heun": steps.heun}  # always 2 evaluations an interval
 MAX_ORDER = {"euler": 1, "ipndm": 4, "dpmpp": 3}  # one leg an interval, two with a predictor
-SOLVERS = (*TWO_POINT, *MAX_ORDER)
+MULTISTEP = "multistep"  # one leg an interval, by its own table (predictor.MultistepTable)
+SOLVERS = (*TWO_POINT, *MAX_ORDER, MULTISTEP)
+
+# evaluate with another guidance scale: (model, x, sigma, extra_args, factor on the scale) -> denoised
+Guide = Callable[[Denoiser, Tensor, Tensor, dict[str, Any], float], Tensor]
 
 
 class NotFiniteError(ValueError):
@@ -55,20 +59,23 @@ class Solver:
     def evaluations(self, base_times: int, afs: bool, with_predictor: bool) -> int:
         """How many evaluations a run over `base_times` positive times takes (for planning; counts are
         counted)."""
-        each = 2 if self.name in TWO_POINT or with_predictor else 1
+        both = self.name in TWO_POINT or (with_predictor and self.name != MULTISTEP)
+        each = 2 if both else 1
         return each * (base_times - 1) - afs
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is: x `[B, ...]`, the history of (model output, time) newest last, legs taken so far, and
-    the last interval's denoised image and (r, c, a)."""
+    """Where a run is: x `[B, ...]`, the history of (model output, time) newest last, legs taken so far, the
+    last interval's denoised image and (r, c, a); and, of an interval that is begun (`begin`), its first
+    (denoised, slope, bottleneck)."""
 
     x: Tensor
     history: tuple[tuple[Tensor, Tensor], ...] = ()
     legs: int = 0
     denoised: Tensor | None = None
     constants: tuple[Tensor, Tensor, Tensor] | None = None
+    begun: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     def detached(self) -> "State":
         return replace(
@@ -88,12 +95,22 @@ class Problem:
     capture: Capture = plain
     total_legs: int = 0
     dtype: torch.dtype | None = None  # what the model is called in; None: x's own
+    guide: Guide | None = None  # None: the guidance scale cannot be changed here
 
-    def evaluate(self, x: Tensor, t: Tensor, ask: Capture = plain) -> tuple[Tensor, Tensor | None]:
-        """Denoised image (in x's dtype) and bottleneck at time t `[B or 1, 1, ...]`."""
+    def evaluate(
+        self, x: Tensor, t: Tensor, ask: Capture = plain, factor: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Denoised image (in x's dtype) and bottleneck at time t `[B or 1, 1, ...]`; `factor` on the guidance
+        scale."""
         dtype = self.dtype or x.dtype
         sigma = t.flatten().expand(len(x)).to(dtype)
-        denoised, bottleneck = ask(self.model, x.to(dtype), sigma, self.extra_args)
+        if factor != 1 and self.guide is not None:
+            denoised, bottleneck = (
+                self.guide(self.model, x.to(dtype), sigma, self.extra_args, factor),
+                None,
+            )
+        else:
+            denoised, bottleneck = ask(self.model, x.to(dtype), sigma, self.extra_args)
         denoised = denoised.to(x.dtype)
         if not denoised.isfinite().all():
             raise NotFiniteError(
@@ -103,26 +120,38 @@ class Problem:
         return denoised, bottleneck
 
 
-def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: bool = False) -> State:
-    """One interval of Algorithm 2, from t to t_next (> 0): the first slope, r, c, a, the second slope, the
-    step.
+def begin(problem: Problem, state: State, t: Tensor, afs: bool = False) -> State:
+    """The first evaluation of the interval from t, kept in `begun`; analytic with `afs`.
 
-    The first evaluation carries no gradient (its input never depends on the interval's own r, c, a)."""
+    It carries no gradient (its input never depends on the interval's own r, c, a)."""
     solver, predictor, x = problem.solver, problem.predictor, state.x
-    bottleneck = None
     if afs:
         d = x / (1 + t**2).sqrt()
-        denoised = x - t * d
-    else:
-        wanted = predictor is not None and predictor.wants_bottleneck
-        with torch.no_grad():
-            denoised, bottleneck = problem.evaluate(x, t, problem.capture if wanted else plain)
-        if wanted and bottleneck is None:
-            warnings.warn(
-                "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
-                stacklevel=2,
-            )
-        d = (x - denoised) / t
+        return replace(state, begun=(x - t * d, d, None))
+    told, factor = t, 1.0
+    if solver.name == MULTISTEP and predictor is not None:
+        _, a, factor = predictor.row(t)
+        told = a * t
+    wanted = predictor is not None and predictor.wants_bottleneck
+    with torch.no_grad():
+        denoised, bottleneck = problem.evaluate(x, told, problem.capture if wanted else plain, factor)
+    if wanted and bottleneck is None:
+        warnings.warn(
+            "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
+            stacklevel=2,
+        )
+    return replace(state, begun=(denoised, (x - denoised) / t, bottleneck))
+
+
+def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: bool = False) -> State:
+    """One interval of Algorithm 2, from t to t_next (> 0): the first slope, r, c, a, the second slope, the
+    step."""
+    if state.begun is None:
+        state = begin(problem, state, t, afs)
+    solver, predictor, x = problem.solver, problem.predictor, state.x
+    denoised, d, bottleneck = state.begun
+    if solver.name == MULTISTEP:
+        return multistep(problem, state, t, t_next)
     constants = None
     if predictor is not None:
         constants = r, c, a = [
@@ -163,6 +192,29 @@ def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: boo
     return State(x_next, history, state.legs + 2, denoised, constants)
 
 
+def multistep(problem: Problem, state: State, t: Tensor, t_next: Tensor) -> State:
+    """One leg of the free multistep student. Without a table it is iPNDM-2. Weights on slopes a run does not
+    have (it began below the table's first time) go to its newest."""
+    denoised, d, _ = state.begun
+    table = problem.predictor
+    row = steps.ADAMS_BASHFORTH[2] if table is None else table.row(t)[0]
+    history = (*state.history, (d, t))[-len(row) :]
+    slopes = [slope for slope, _ in reversed(history)]
+    weights = list(row[: len(slopes)])
+    weights[0] += sum(row[len(slopes) :])
+    x = steps.multistep(state.x, slopes, t, t_next, weights)
+    return State(x, history, state.legs + 1, denoised)
+
+
+def first_state(problem: Problem, x: Tensor, t: Tensor, afs: bool) -> State:
+    """The state a run begins with: x at t, and for a multistep table that weighs it the analytic slope."""
+    table = problem.predictor
+    if problem.solver.name == MULTISTEP and table is not None and not afs and table.before_first():
+        at_top = abs(float(t) / float(table.sigmas[0]) - 1) < 0.01
+        return State(x, ((x / (1 + t**2).sqrt(), t),) if at_top else ())
+    return State(x)
+
+
 def remember(solver: Solver, history: tuple, denoised: Tensor, d: Tensor, t: Tensor) -> tuple:
     """The history with this evaluation added, no longer than the solver's order needs."""
     data = solver.name == "dpmpp" and solver.predict_x0
@@ -193,9 +245,9 @@ def trajectory(problem: Problem, x: Tensor, sigmas: Tensor, afs: bool = False) -
     work = torch.promote_types(x.dtype, torch.float32)
     times = sigmas.to(x.device, work).view(-1, *[1] * x.ndim)  # each [1, 1, ...]
     positive = int((sigmas > 0).sum())
-    each = 1 if problem.predictor is None and problem.solver.name in MAX_ORDER else 2
-    problem = replace(problem, dtype=problem.dtype or x.dtype, total_legs=each * (positive - 1))
-    state = State(x.to(work))
+    total_legs = problem.solver.evaluations(positive, False, problem.predictor is not None)
+    problem = replace(problem, dtype=problem.dtype or x.dtype, total_legs=total_legs)
+    state = first_state(problem, x.to(work), times[0], afs)
     for i in range(len(sigmas) - 1):
         if sigmas[i + 1] == 0:
             denoised, _ = problem.evaluate(state.x, times[i])
@@ -227,11 +279,12 @@ def sample(
     predictor: Predictor | None = None,
     afs: bool = False,
     capture: Capture | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Run a solver over a sigma list; returns the end state in x's dtype.
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
-    problem = Problem(model, solver, predictor, extra_args or {}, capture or plain)
+    problem = Problem(model, solver, predictor, extra_args or {}, capture or plain, guide=guide)
     states = trajectory(problem, x, sigmas, afs)
     result = x
     for i in progress(len(sigmas) - 1, disable):
@@ -256,6 +309,7 @@ def _k_diffusion(name: str, default: Solver, what: str) -> Callable[..., Tensor]
         predictor=None,
         afs=None,
         capture=None,
+        guide=None,
         **options,
     ):
         solver, afs = settings(name, default, predictor, sigmas, afs, options)
@@ -270,6 +324,7 @@ def _k_diffusion(name: str, default: Solver, what: str) -> Callable[..., Tensor]
             predictor=predictor,
             afs=afs,
             capture=capture,
+            guide=guide,
         )
 
     sampler.__name__ = sampler.__qualname__ = f"sample_{name}"
@@ -278,7 +333,7 @@ def _k_diffusion(name: str, default: Solver, what: str) -> Callable[..., Tensor]
     model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
     `predictor`: a fitted file (amed.store.Fitted), any Predictor, or None for the untrained solver.
     `afs`: analytic first step; None leaves it to the fitted file, and off where the start is not its
-    sigma_max. `capture`: see amed.bottleneck.Capture. `options`: fields of Solver, for a predictor that is
+    sigma_max. `capture`: see amed.bottleneck.Capture; `guide`: see Guide. `options`: fields of Solver, for a predictor that is
     not a Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from
     the model."""
     return sampler
@@ -309,6 +364,7 @@ _DEFAULTS = {
     "amed_dpmpp_2m": (Solver("dpmpp", 2, predict_x0=True), "AMED-Plugin on DPM-Solver++ 2M"),
     "amed_dpmpp_3m": (Solver("dpmpp", 3, predict_x0=True), "AMED-Plugin on DPM-Solver++ 3M"),
     "amed_ipndm": (Solver("ipndm", 4), "AMED-Plugin on iPNDM"),
+    "amed_multistep": (Solver(MULTISTEP), "The calibrated multistep solver (amed.calibration)"),
 }
 SAMPLERS = {name: _k_diffusion(name, solver, what) for name, (solver, what) in _DEFAULTS.items()}
 (
@@ -318,6 +374,7 @@ SAMPLERS = {name: _k_diffusion(name, solver, what) for name, (solver, what) in _
     sample_amed_dpmpp_2m,
     sample_amed_dpmpp_3m,
     sample_amed_ipndm,
+    sample_amed_multistep,
 ) = SAMPLERS.values()
 
 

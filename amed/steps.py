@@ -84,6 +84,13 @@ def dpmpp(
     return linear + c * scale * (phi_1 * m0 + sign * phi_2 * d1 + phi_3 * d2)
 
 
+def multistep(
+    x: Tensor, slopes: Sequence[Tensor], t: Tensor, t_next: Tensor, weights: Sequence[float]
+) -> Tensor:
+    """x + (t_next - t) sum_k w_k d_k: free weights on the slopes in hand, both newest first."""
+    return euler(x, sum(w * d for w, d in zip(weights, slopes) if w), t, t_next)
+
+
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
     """Imagen's dynamic thresholding, for pixel models only: clamp each sample to the quantile of its |x0|, at
     least 1, and divide by it."""

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import schedules
-from .predictor import BottleneckPredictor, TablePredictor
-from .sampling import SOLVERS, Solver
+from .predictor import BottleneckPredictor, MultistepTable, TablePredictor
+from .sampling import MULTISTEP, SOLVERS, Solver
 
 FORMAT = "1"
 PREDICTION_TYPES = ("eps", "v", "edm", "flow", "x0")
@@ -93,6 +93,7 @@ class Spec:
             ("guidance", math.isfinite(self.guidance)),
             ("scale_dir", 0 <= self.scale_dir < 1),
             ("scale_time", 0 <= self.scale_time < 1),
+            ("features", self.solver != MULTISTEP or self.features == "none"),
         ):
             if not holds:
                 raise ValueError(f"{name} is {getattr(self, name)}: out of range")
@@ -125,7 +126,7 @@ class Fitted:
     """A predictor with its Spec and base times; itself a Predictor. `name` is its file's, for messages."""
 
     spec: Spec
-    predictor: TablePredictor | BottleneckPredictor
+    predictor: TablePredictor | MultistepTable | BottleneckPredictor
     base: Tensor
     name: str = "unsaved"
 
@@ -161,20 +162,31 @@ class Fitted:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return self.predictor(t_cur, t_next, bottleneck)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("row", "before_first"):  # what the solver `multistep` asks of its table
+            return getattr(self.predictor, name)
+        raise AttributeError(name)
+
 
 def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
-    """The tensors a file holds: `sigmas` [N], and `r`, `c`, `a` [N-1] or the network's own by their names."""
+    """The tensors a file holds: `sigmas` [N], and `r`, `c`, `a` [N-1], or `weights` [N-1, H], `a`, `g` [N-1]
+    of multistep, or the network's own by their names."""
     p = fitted.predictor
     own = {"r": p.r, "c": p.c, "a": p.a} if isinstance(p, TablePredictor) else p.state_dict()
     return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
 
 
-def build(spec: Spec, tensors: dict[str, Tensor]) -> TablePredictor | BottleneckPredictor:
+def build(
+    spec: Spec, tensors: dict[str, Tensor]
+) -> TablePredictor | MultistepTable | BottleneckPredictor:
     """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not
     fit."""
     if spec.features == "none":
-        if missing := {"r", "c", "a"} - tensors.keys():
+        names = ("weights", "a", "g") if spec.solver == MULTISTEP else ("r", "c", "a")
+        if missing := set(names) - tensors.keys():
             raise ValueError(f"tensor {min(missing)!r} is missing")
+        if spec.solver == MULTISTEP:
+            return MultistepTable(tensors["sigmas"], *(tensors[name] for name in names))
         return TablePredictor(tensors["sigmas"], tensors["r"], tensors["c"], tensors["a"]).requires_grad_(
             False
         )

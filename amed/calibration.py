@@ -1,0 +1,586 @@
+"""Fit a solver's constants to a model by forward evaluations only, jointly, on the image at the end.
+
+    calibration = Calibration(model, draw, Settings(nfe=5, sigma_min=0.002, sigma_max=80))
+    for progress in calibration.run():
+        print(progress.evaluations, progress.text)
+    calibration.result().fitted
+
+No gradient is taken, so it runs on whatever a host can sample with. The plain solvers are searched over their
+settings; from the best ones, written as tables of constants, a damped Gauss-Newton (Levenberg-Marquardt) fit
+moves all constants at once; what it ends with is compared with the plain solvers on noise it never saw, and the
+best of all is the result, be it a plain one.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import plain, schedules
+from .bottleneck import Denoiser
+from .conversion import as_multistep
+from .evaluation import Counter, Statistics, cut, frechet, rmse
+from .forms import Form, MultistepForm, Runner, TableForm, bounded
+from .greedy import greedy_table
+from .predictor import MultistepTable
+from .sampling import MULTISTEP, SAMPLERS, Guide, Solver, sample, solver_of
+from .store import Fitted, Spec
+
+PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
+DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
+FORGET = 0.9  # what an iteration's normal equations still count for in the next
+PATIENCE = 5  # iterations without a better held-out error before the fit stops
+Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
+Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is fitted, and how long.
+
+    nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS. budget: evaluations of
+    the model, each counted once for each sample, everything included: references, search, fit and comparison.
+    guidance: for the file; `draw` and the model decide what it means. afs: whether the analytic first step may be
+    used (not for flow models). kinds: schedules searched, as in amed.plain. batch: most samples in one call of
+    the model. The rest describes the model, as in amed.store.Spec. Raises ValueError for what cannot be."""
+
+    nfe: int
+    sigma_min: float
+    sigma_max: float
+    sampler: str = "amed_multistep"
+    budget: int = PRESETS["normal"]
+    guidance: float = 1.0
+    afs: bool = True
+    seed: int = 0
+    batch: int = 16
+    kinds: tuple[tuple[str, float], ...] = plain.SCHEDULES
+    prediction_type: str = "eps"
+    model_family: str = ""
+    model_fingerprint: str = ""
+    model_name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.nfe < 2:
+            raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if self.sampler != "amed_multistep" and self.nfe % 2 == 0 and self.afs is True and self.nfe < 4:
+            raise ValueError(f"{self.sampler} takes 2 evaluations an interval: nfe {self.nfe} leaves it one interval")
+        if self.budget < self.smallest:
+            raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {self.smallest}")
+
+    @property
+    def smallest(self) -> int:
+        """The least budget that allows a search, a fit and a comparison."""
+        return 300 * self.nfe
+
+    @property
+    def held_out(self) -> int:
+        """Samples that choose what is kept, and are compared on."""
+        return max(8, min(64, self.budget // 400))
+
+    @property
+    def reference(self) -> int:
+        """Evaluations of a reference trajectory."""
+        return 40 if self.budget >= 8_000 else 24
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`; `held_out`:
+    error of the best held-out state so far (nan before there is one)."""
+
+    stage: str
+    text: str
+    evaluations: int
+    budget: int
+    held_out: float = math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out noise."""
+
+    solver: str
+    schedule: str
+    nfe: int
+    guidance: float
+    rmse_ref: float
+    fd_ref: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        told = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
+        told["rmse_ref"] = round(self.rmse_ref, 5)
+        return told | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
+
+
+@dataclass(frozen=True)
+class Result:
+    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a fit and
+    not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`: (evaluations,
+    held-out error) of each iteration. `images`: end states of the held-out samples by row name, and "reference"."""
+
+    fitted: Fitted
+    improved: bool
+    best_plain: plain.Setting
+    rows: list[Row]
+    history: list[tuple[int, float]]
+    images: dict[str, Tensor]
+    evaluations: int
+
+    @property
+    def text(self) -> str:
+        first, best = self.rows[0], self.rows[1]
+        said = (
+            f"error {first.rmse_ref:.3f}, {first.rmse_ref / max(best.rmse_ref, 1e-12):.2f} of the best plain solver's"
+            if self.improved
+            else "the fit did not beat the best plain solver, which is kept"
+        )
+        return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.rmse_ref:.3f})"
+
+
+class References:
+    """Samples and their converged end states, made when first asked for; several calibrations of the same model,
+    guidance and seed may share one. Sample i is the same whatever else was asked for."""
+
+    def __init__(self, model: Denoiser, draw: Draw, settings: Settings):
+        self.model, self.draw = Counter(model), draw
+        self.seed, self.block = settings.seed, min(settings.batch, 8)
+        self.setting = plain.Setting(
+            Solver("ipndm", 3), "polynomial", 7.0, settings.reference + 1, False, settings.sigma_min,
+            settings.sigma_max,
+        )
+        self.noise: list[Tensor] = []
+        self.args: list[dict[str, Any]] = []
+        self.ends: list[Tensor] = []
+
+    def make(self, count: int) -> Iterator[int]:
+        """See to it that there are `count` samples; yields after each block."""
+        while len(self.ends) * self.block < count:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.ends))
+            noise, args = self.draw(generator, self.block)
+            sigmas = self.setting.sigmas()
+            x = noise * sigmas[0].to(noise)
+            end = sample(self.model, x, sigmas, self.setting.solver, args, disable=True)
+            self.noise.append(noise)
+            self.args.append(args)
+            self.ends.append(end)
+            yield len(self.ends) * self.block
+
+    def take(self, first: int, count: int) -> "Samples":
+        """Samples that were made."""
+        part = slice(first, first + count)
+        return Samples(torch.cat(self.noise)[part], cut(joined(self.args), part), torch.cat(self.ends)[part])
+
+
+def joined(args: list[Any]) -> Any:
+    """Rows of all dicts of tensors, nested or not; what is no tensor is taken from the first."""
+    first = args[0]
+    if isinstance(first, dict):
+        return {key: joined([a[key] for a in args]) for key in first}
+    return torch.cat(args) if isinstance(first, Tensor) else first
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Unit noise `[n, ...]`, the model's further arguments, the converged end states."""
+
+    noise: Tensor
+    args: dict[str, Any]
+    end: Tensor
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def batches(self, size: int) -> Iterator["Samples"]:
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield Samples(self.noise[part], cut(self.args, part), self.end[part])
+
+
+def per_sample(end: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of each sample, float64 `[n]`."""
+    return (end.double() - target.double()).square().flatten(1).mean(dim=1).cpu()
+
+
+def robust(errors: Tensor, scale: float) -> float:
+    """Mean of log(1 + e / scale) over mean squared errors `[n]`: a few samples whose end state jumps to another
+    image do not decide (Geman-McClure's and Cauchy's idea; Cauchy's loss)."""
+    return float(torch.log1p(errors / scale).mean())
+
+
+@dataclass
+class Normal:
+    """Normal equations of the robust least squares problem: J^T W J `[P, P]`, J^T W r `[P]`, means over values."""
+
+    matrix: Tensor
+    vector: Tensor
+
+    def step(self, damping: float) -> Tensor:
+        """The Levenberg-Marquardt step, damped along each constant's own scale."""
+        diagonal = self.matrix.diagonal()
+        damped = self.matrix + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
+        return -torch.linalg.solve(damped, self.vector)
+
+
+def normal_equations(runner: Runner, values: Tensor, samples: Samples, scale: float, batch: int) -> Iterator[Normal]:
+    """Yields after every re-run; the last is complete. Streamed: memory holds P + 1 end states of one batch, on the
+    model's device."""
+    count = len(values)
+    total = Normal(torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+    for part in samples.batches(batch):
+        states = runner.states(values, part.noise, part.args)
+        end = states[-1].x
+        weight = (1 / (1 + per_sample(end, part.end) / scale)).sqrt().to(end)
+        weight = weight.view(-1, *[1] * (end.ndim - 1))
+        rows = []
+        for i, c in enumerate(runner.form.constants):
+            moved = values.clone()
+            moved[i] += c.step
+            change = runner.again(moved, part.noise, part.args, states, c) - end
+            rows.append((change * weight / c.step).flatten())
+            yield total
+        jacobian = torch.stack(rows)
+        residual = ((end - part.end.to(end)) * weight).flatten()
+        total.matrix += (jacobian @ jacobian.T).double().cpu() / samples.noise.numel()
+        total.vector += (jacobian @ residual).double().cpu() / samples.noise.numel()
+    yield total
+
+
+@dataclass
+class Fit:
+    """One fit under way: its form, values, accumulated equations, and the best held-out state."""
+
+    name: str
+    form: Form
+    values: Tensor
+    matrix: Tensor | None = None
+    recent: list[Tensor] = field(default_factory=list)
+    best: Tensor | None = None
+    held_out: float = math.inf
+    waited: int = 0
+
+
+class Calibration:
+    """One fit of one solver at one number of evaluations.
+
+    model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count, ...]`,
+    args). references: shared with other calibrations. guide: lets the fit scale guidance, see amed.sampling.Guide.
+    features(images) `[n, ...]` -> `[n, F]`: adds Fréchet distances. rivals: solvers as a host ships them, by name:
+    (model, unit noise, args) -> end states, at the same evaluations.
+
+    `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point: `result()`
+    then still gives the best so far, once the search is through. The same settings and model give the same result.
+    """
+
+    def __init__(
+        self,
+        model: Denoiser,
+        draw: Draw,
+        settings: Settings,
+        *,
+        references: References | None = None,
+        guide: Guide | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
+        rivals: dict[str, Rival] | None = None,
+    ):
+        self.settings, self.features = settings, features
+        self.model = Counter(model)
+        self.references = references or References(model, draw, settings)
+        self.guide = guide if settings.guidance != 1 else None
+        self.rivals = usual(settings) if rivals is None else rivals
+        self.ranking: list[tuple[float, plain.Setting]] = []
+        self.fits: list[Fit] = []
+        self.winner: Fit | None = None
+        self.history: list[tuple[int, float]] = []
+        self.scale = 1.0
+        self._ends: dict[str, Tensor] = {}
+        self._references_before = self.references.model.rows
+
+    # --- counting -----------------------------------------------------------------------------------------
+
+    @property
+    def evaluations(self) -> int:
+        """Of the model so far, a batch of n counting n; shared references count for who made them."""
+        return self.model.rows + self.references.model.rows - self._references_before
+
+    def _progress(self, stage: str, text: str) -> Progress:
+        best = self.winner.held_out if self.winner else math.nan
+        return Progress(stage, text, min(self.evaluations, self.settings.budget), self.settings.budget, best)
+
+    # --- stages -------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Progress]:
+        """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
+        settings = self.settings
+        for made in self.references.make(settings.held_out):
+            yield self._progress("reference", f"{made} of {settings.held_out} held-out references")
+        self.held_out = self.references.take(0, settings.held_out)
+        yield from self._search()
+        yield from self._compare_rivals()
+        yield from self._fit()
+
+    def _search(self) -> Iterator[Progress]:
+        """Successive halving over all plain settings: the 80 on a sample or two, the best 20 on two more, the best
+        6 on four more."""
+        settings = self.settings
+        solvers = {k: v for k, v in plain.SOLVERS.items()}
+        found = plain.candidates(settings.nfe, settings.sigma_min, settings.sigma_max, solvers, settings.kinds)
+        found = [s for s in found if settings.afs or not s.afs]
+        found.sort(key=likely)  # what is cut for a small budget is what seldom wins
+        unit = 2 if 288 * settings.nfe < 0.15 * settings.budget else 1
+        found = found[: max(12, int((0.3 * settings.budget / settings.nfe - 64 * unit) / unit))]
+        errors: dict[plain.Setting, list[Tensor]] = {s: [] for s in found}
+        first = settings.held_out
+        for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit), (6, 4 * unit))):
+            found = found[:keep]
+            yield from self._reference(first + count)
+            samples = self.references.take(first, count)
+            first += count
+            for i, setting in enumerate(found):
+                errors[setting].append(per_sample(self._plain(setting, samples), samples.end))
+                yield self._progress("search", f"plain solvers, round {rung + 1}: {i + 1} of {len(found)}")
+            told = {s: torch.cat(errors[s]) for s in found}
+            self.scale = 0.5 * float(min(e.median() for e in told.values())) + 1e-12
+            found.sort(key=lambda s: robust(told[s], self.scale))
+        self.ranking = [(robust(told[s], self.scale), s) for s in found]
+        self._next = first
+        for setting in found[:2]:  # the best two are told apart where everything else is compared
+            self._ends[key(setting)] = self._on_held_out(lambda part, s=setting: self._plain(s, part))
+        best = min(found[:2], key=lambda s: self._score(self._ends[key(s)]))
+        self.best_plain = best
+        yield self._progress("search", f"best plain setting: {best.name} on {best.schedule}")
+
+    def _compare_rivals(self) -> Iterator[Progress]:
+        """The solvers as a host sets them, on the held-out samples."""
+        for name, rival in self.rivals.items():
+            self._ends[name] = self._on_held_out(lambda part, r=rival: r(self.model, part.noise, part.args))
+            yield self._progress("compare", f"{name} as usually set: {self._error(self._ends[name]):.4f}")
+
+    def _fit(self) -> Iterator[Progress]:
+        settings = self.settings
+        for form_name, form in self._starts():
+            self.fits.append(Fit(form_name, form, form.vector()))
+            yield self._progress("fit", f"start: {form_name}")
+        if not self.fits:
+            return
+        for fit in self.fits:
+            self._judge(fit, fit.values)
+        self.winner = min(self.fits, key=lambda f: f.held_out)
+        if len(self.fits) > 1:  # the start decides, and shows it after two iterations
+            for fit in self.fits:
+                for _ in range(2):
+                    yield from self._iterate(fit)
+            self.fits = [self.winner]
+        while self.winner.waited < PATIENCE and (count := self._affordable(self.winner)) >= 4:
+            yield from self._iterate(self.winner, count)
+        for count in (3, 6):  # a mean of the last states is often better than any of them
+            if len(self.winner.recent) >= count and self._left() > settings.held_out * settings.nfe:
+                mean = torch.stack(self.winner.recent[-count:]).mean(dim=0)
+                self._judge(self.winner, bounded(self.winner.form, mean, mean))
+        yield self._progress("fit", "done")
+
+    def _starts(self) -> Iterator[tuple[str, Form]]:
+        """The forms to fit, each at its start: the best plain settings of different solvers as tables, or for the
+        paper's students greedy tables on the schedules that did best."""
+        settings, told = self.settings, set()
+        starts = 1 if settings.budget < 8_000 else 2
+        if settings.sampler == "amed_multistep":
+            for _, setting in self.ranking:
+                kind = setting.solver.name, setting.solver.max_order
+                if setting.solver.name == "heun" or kind in told or len(told) == starts:
+                    continue
+                told.add(kind)
+                table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
+                yield (
+                    f"{setting.name} on {setting.schedule}",
+                    MultistepForm(table, setting.afs, guided=self.guide is not None),
+                )
+            return
+        solver = solver_of(settings.sampler)
+        afs = bool(settings.nfe % 2)
+        if afs and not settings.afs:
+            raise ValueError(
+                f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, which "
+                f"this model does not allow: set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
+            )
+        num_steps = (settings.nfe + afs) // 2 + 1
+        for _, setting in self.ranking:
+            if (setting.kind, setting.rho) in told or len(told) == starts:
+                continue
+            told.add((setting.kind, setting.rho))
+            base = schedules.make(setting.kind, num_steps, settings.sigma_min, settings.sigma_max, setting.rho)
+            samples = self.references.take(settings.held_out, 4)
+            table = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
+            yield f"greedy table on {setting.kind} {setting.rho:g}", TableForm(solver, base, table, afs)
+
+    def _iterate(self, fit: Fit, count: int | None = None) -> Iterator[Progress]:
+        """One Levenberg-Marquardt iteration on fresh samples."""
+        settings, runner = self.settings, Runner(self.model, fit.form, self.guide)
+        count = count or max(4, min(16, settings.budget // 750))
+        yield from self._reference(self._next + count)
+        samples = self.references.take(self._next, count)
+        self._next += count
+        for i, equations in enumerate(normal_equations(runner, fit.values, samples, self.scale, settings.batch)):
+            if i % 8 == 0:
+                yield self._progress("fit", f"{fit.name}: derivatives")
+        fit.matrix = equations.matrix if fit.matrix is None else FORGET * fit.matrix + equations.matrix
+        tried = []
+        for damping in DAMPINGS:
+            moved = bounded(fit.form, fit.values, fit.values + Normal(fit.matrix, equations.vector).step(damping))
+            errors = torch.cat([
+                per_sample(runner.end(moved, part.noise, part.args), part.end)
+                for part in samples.batches(settings.batch)
+            ])
+            tried.append((robust(errors, self.scale), moved))
+        fit.values = min(tried, key=lambda t: t[0])[1]
+        fit.recent.append(fit.values)
+        self._judge(fit, fit.values)
+        self.history.append((self.evaluations, self._last))
+        yield self._progress("fit", f"{fit.name}: held-out error {self._last:.4f}, best {self.winner.held_out:.4f}")
+
+    # --- pieces -------------------------------------------------------------------------------------------
+
+    def _reference(self, count: int) -> Iterator[Progress]:
+        for made in self.references.make(count):
+            yield self._progress("reference", f"{made} references")
+
+    def _plain(self, setting: plain.Setting, samples: Samples) -> Tensor:
+        sigmas = setting.sigmas()
+        x = samples.noise * sigmas[0].to(samples.noise)
+        return sample(self.model, x, sigmas, setting.solver, samples.args, disable=True, afs=setting.afs)
+
+    def _on_held_out(self, run: Callable[[Samples], Tensor]) -> Tensor:
+        return torch.cat([run(part) for part in self.held_out.batches(self.settings.batch)])
+
+    def _error(self, end: Tensor) -> float:
+        return rmse(end, self.held_out.end)
+
+    def _distance(self, end: Tensor) -> float | None:
+        if self.features is None:
+            return None
+        told, target = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
+        return max(frechet(told, target), 0.0)
+
+    def _score(self, end: Tensor) -> float:
+        """What is kept by: the error, times the root of the Fréchet distance where there is one."""
+        distance = self._distance(end)
+        return self._error(end) * (1.0 if distance is None else distance**0.5)
+
+    def _judge(self, fit: Fit, values: Tensor) -> None:
+        runner = Runner(self.model, fit.form, self.guide)
+        end = self._on_held_out(lambda part: runner.end(values, part.noise, part.args))
+        self._last = self._score(end)
+        fit.waited += 1
+        if self._last < fit.held_out:
+            fit.best, fit.held_out, fit.waited = values.clone(), self._last, 0
+        if self.winner is None or fit.held_out < self.winner.held_out:
+            self.winner = fit
+        if self.winner is fit and fit.waited == 0:
+            self._ends["fit"] = end
+
+    def _left(self) -> int:
+        return self.settings.budget - self.evaluations
+
+    def _affordable(self, fit: Fit) -> int:
+        """How many samples the next iteration may use (at most 16) and stay within the budget."""
+        run, derivatives = Runner(self.model, fit.form).evaluations()
+        each = derivatives + len(DAMPINGS) * run + self.settings.reference
+        spare = self._left() - self.settings.held_out * run
+        blocks = -(-len(self.references.ends) * self.references.block) + self._next
+        spare += 0 if blocks > 0 else min(-blocks, 16) * self.settings.reference  # made already
+        return min(16, int(spare // each))
+
+    # --- what came out ------------------------------------------------------------------------------------
+
+    def result(self) -> Result:
+        """The best so far. Raises RuntimeError before the search is through."""
+        if not hasattr(self, "best_plain"):
+            raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
+        settings, plain_end = self.settings, self._ends[key(self.best_plain)]
+        improved = self.winner is not None and self.winner.best is not None and (
+            self._error(self._ends["fit"]) < self._error(plain_end)
+            and (self._distance(self._ends["fit"]) or 0.0) <= (self._distance(plain_end) or math.inf)
+        )
+        if improved:
+            form = self.winner.form
+            sigmas, table = form.build(self.winner.best)
+            how = f"calibrated jointly on the end state, from {self.winner.name}"
+            solver, afs, end, name = form.solver, form.afs, self._ends["fit"], settings.sampler
+        else:
+            kept = self.best_plain
+            how = f"{kept.name} on {kept.schedule}: the fit did not beat it"
+            sigmas, table = kept.sigmas(), as_multistep(kept.solver, kept.sigmas(), kept.afs)
+            sigmas, solver, afs, end, name = table.sigmas, Solver(MULTISTEP), kept.afs, plain_end, "amed_multistep"
+        rows = [self._row(name, "its own", end)]
+        rows.append(self._row(self.best_plain.name, self.best_plain.schedule, plain_end))
+        rows += [self._row(n, "as usually set", self._ends[n]) for n in self.rivals if n in self._ends]
+        metrics = rows[0].as_dict() | {
+            "plain": rows[1].solver,
+            "plain_schedule": rows[1].schedule,
+            "plain_rmse_ref": round(rows[1].rmse_ref, 5),
+            "noises": settings.held_out,
+            "evaluations": self.evaluations,
+        }
+        if rows[1].fd_ref is not None:
+            metrics["plain_fd_ref"] = round(rows[1].fd_ref, 5)
+        spec = Spec(
+            solver=solver.name,
+            max_order=solver.max_order,
+            predict_x0=solver.predict_x0,
+            lower_order_final=solver.lower_order_final,
+            num_steps=len(sigmas),
+            schedule="custom",
+            sigma_min=float(sigmas[-1]),
+            sigma_max=float(sigmas[0]),
+            afs=afs,
+            prediction_type=settings.prediction_type,
+            guidance=settings.guidance,
+            model_family=settings.model_family,
+            model_fingerprint=settings.model_fingerprint,
+            model_name=settings.model_name,
+            how=f"{how}; {self.evaluations} evaluations, seed {settings.seed}",
+            metrics={k: v for k, v in metrics.items() if k not in ("solver", "schedule")},
+        )
+        images = {"fit": end, "plain": plain_end, "reference": self.held_out.end}
+        images |= {n: self._ends[n] for n in self.rivals if n in self._ends}
+        return Result(
+            Fitted(spec, table, sigmas), improved, self.best_plain, rows, list(self.history), images,
+            self.evaluations,
+        )
+
+    def _row(self, name: str, schedule: str, end: Tensor) -> Row:
+        settings = self.settings
+        return Row(name, schedule, settings.nfe, settings.guidance, self._error(end), self._distance(end))
+
+
+def key(setting: plain.Setting) -> str:
+    return f"{setting.name} {setting.schedule}"
+
+
+LIKELY = ("iPNDM-2", "iPNDM-3", "DPM++ 3M", "DPM++ 2M", "iPNDM-4", "Euler", "DPM-Solver-2", "Heun")
+
+
+def likely(setting: plain.Setting) -> tuple:
+    """Plain solvers in the order in which they are worth trying at few evaluations."""
+    return LIKELY.index(setting.name), not setting.afs
+
+
+def usual(settings: Settings) -> dict[str, Rival]:
+    """DPM++ 2M and iPNDM as hosts set them: on the karras schedule, `nfe` noise levels, then 0."""
+    sigmas = schedules.make("polynomial", settings.nfe, settings.sigma_min, settings.sigma_max)
+    sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+
+    def rival(solver: Solver) -> Rival:
+        def run(model: Denoiser, noise: Tensor, args: dict[str, Any]) -> Tensor:
+            return sample(model, noise * sigmas[0].to(noise), sigmas, solver, args, disable=True)
+
+        return run
+
+    return {
+        "DPM++ 2M, karras": rival(Solver("dpmpp", 2, predict_x0=True, lower_order_final=False)),
+        "iPNDM-4, karras": rival(Solver("ipndm", 4)),
+    }
