@@ -7,13 +7,12 @@
 
 No gradient is taken, so it runs on whatever a host can sample with. The plain solvers are searched over their
 settings; from the best ones, written as tables of constants, a damped Gauss-Newton (Levenberg-Marquardt) fit
-moves all constants at once; what it ends with is compared with the plain solvers on noise it never saw, and the
-best of all is the result, be it a plain one.
-"""
+moves all constants at once; what it ends with is compared with the plain solvers on noise it never saw, and
+the best of all is the result, be it a plain one. """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,14 +24,16 @@ from .conversion import as_multistep
 from .evaluation import Counter, Statistics, cut, frechet, rmse
 from .forms import Form, MultistepForm, Runner, TableForm, bounded
 from .greedy import greedy_table
-from .predictor import MultistepTable
 from .sampling import MULTISTEP, SAMPLERS, Guide, Solver, sample, solver_of
 from .store import Fitted, Spec
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
-DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
-FORGET = 0.9  # what an iteration's normal equations still count for in the next
-PATIENCE = 5  # iterations without a better held-out error before the fit stops
+DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
+LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
+FORGET = 0.9  # what an iteration's matrix still counts for in the next
+PATIENCE = 6  # iterations without a better held-out error before the fit stops
+HOLDS = 1.4  # how much worse than the best a third-order start may be in the search
+SAMPLES = 16  # in an iteration
 Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 
@@ -41,11 +42,13 @@ Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 class Settings:
     """What is fitted, and how long.
 
-    nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS. budget: evaluations of
-    the model, each counted once for each sample, everything included: references, search, fit and comparison.
-    guidance: for the file; `draw` and the model decide what it means. afs: whether the analytic first step may be
-    used (not for flow models). kinds: schedules searched, as in amed.plain. batch: most samples in one call of
-    the model. The rest describes the model, as in amed.store.Spec. Raises ValueError for what cannot be."""
+    nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS. budget:
+    evaluations of the model, each counted once for each sample, everything included: references, search, fit
+    and comparison. guidance: for the file; `draw` and the model decide what it means. afs: whether the
+    analytic first step may be used (not for flow models). scale_guidance: fit a factor on the guidance scale
+    of each evaluation too, if a `guide` is given (off: at guidance 4 on the demo model it made the held-out
+    error no better). kinds: schedules searched, as in amed.plain. batch: most samples in one call of the
+    model. The rest describes the model, as in amed.store.Spec. Raises ValueError for what cannot be."""
 
     nfe: int
     sigma_min: float
@@ -54,6 +57,7 @@ class Settings:
     budget: int = PRESETS["normal"]
     guidance: float = 1.0
     afs: bool = True
+    scale_guidance: bool = False
     seed: int = 0
     batch: int = 16
     kinds: tuple[tuple[str, float], ...] = plain.SCHEDULES
@@ -67,15 +71,13 @@ class Settings:
             raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        if self.sampler != "amed_multistep" and self.nfe % 2 == 0 and self.afs is True and self.nfe < 4:
-            raise ValueError(f"{self.sampler} takes 2 evaluations an interval: nfe {self.nfe} leaves it one interval")
         if self.budget < self.smallest:
             raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {self.smallest}")
 
     @property
     def smallest(self) -> int:
         """The least budget that allows a search, a fit and a comparison."""
-        return 300 * self.nfe
+        return 800 + 200 * self.nfe
 
     @property
     def held_out(self) -> int:
@@ -85,13 +87,13 @@ class Settings:
     @property
     def reference(self) -> int:
         """Evaluations of a reference trajectory."""
-        return 40 if self.budget >= 8_000 else 24
+        return 32 if self.budget >= 8_000 else 24
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`; `held_out`:
-    error of the best held-out state so far (nan before there is one)."""
+    """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`;
+    `held_out`: error of the best held-out state so far (nan before there is one)."""
 
     stage: str
     text: str
@@ -102,7 +104,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Row:
-    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out noise."""
+    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out
+    noise."""
 
     solver: str
     schedule: str
@@ -119,9 +122,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a fit and
-    not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`: (evaluations,
-    held-out error) of each iteration. `images`: end states of the held-out samples by row name, and "reference"."""
+    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a fit
+    and not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`:
+    (evaluations, held-out error) of each iteration. `images`: end states of the held-out samples by row name,
+    and "reference"."""
 
     fitted: Fitted
     improved: bool
@@ -143,14 +147,19 @@ class Result:
 
 
 class References:
-    """Samples and their converged end states, made when first asked for; several calibrations of the same model,
-    guidance and seed may share one. Sample i is the same whatever else was asked for."""
+    """Samples and their converged end states, made when first asked for; several calibrations of the same
+    model, guidance and seed may share one. Sample i is the same whatever else was asked for."""
 
     def __init__(self, model: Denoiser, draw: Draw, settings: Settings):
         self.model, self.draw = Counter(model), draw
         self.seed, self.block = settings.seed, min(settings.batch, 8)
         self.setting = plain.Setting(
-            Solver("ipndm", 3), "polynomial", 7.0, settings.reference + 1, False, settings.sigma_min,
+            Solver("ipndm", 3),
+            "polynomial",
+            7.0,
+            settings.reference + 1,
+            False,
+            settings.sigma_min,
             settings.sigma_max,
         )
         self.noise: list[Tensor] = []
@@ -207,74 +216,46 @@ def per_sample(end: Tensor, target: Tensor) -> Tensor:
 
 
 def robust(errors: Tensor, scale: float) -> float:
-    """Mean of log(1 + e / scale) over mean squared errors `[n]`: a few samples whose end state jumps to another
-    image do not decide (Geman-McClure's and Cauchy's idea; Cauchy's loss)."""
-    return float(torch.log1p(errors / scale).mean())
-
-
-@dataclass
-class Normal:
-    """Normal equations of the robust least squares problem: J^T W J `[P, P]`, J^T W r `[P]`, means over values."""
-
-    matrix: Tensor
-    vector: Tensor
-
-    def step(self, damping: float) -> Tensor:
-        """The Levenberg-Marquardt step, damped along each constant's own scale."""
-        diagonal = self.matrix.diagonal()
-        damped = self.matrix + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
-        return -torch.linalg.solve(damped, self.vector)
-
-
-def normal_equations(runner: Runner, values: Tensor, samples: Samples, scale: float, batch: int) -> Iterator[Normal]:
-    """Yields after every re-run; the last is complete. Streamed: memory holds P + 1 end states of one batch, on the
-    model's device."""
-    count = len(values)
-    total = Normal(torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
-    for part in samples.batches(batch):
-        states = runner.states(values, part.noise, part.args)
-        end = states[-1].x
-        weight = (1 / (1 + per_sample(end, part.end) / scale)).sqrt().to(end)
-        weight = weight.view(-1, *[1] * (end.ndim - 1))
-        rows = []
-        for i, c in enumerate(runner.form.constants):
-            moved = values.clone()
-            moved[i] += c.step
-            change = runner.again(moved, part.noise, part.args, states, c) - end
-            rows.append((change * weight / c.step).flatten())
-            yield total
-        jacobian = torch.stack(rows)
-        residual = ((end - part.end.to(end)) * weight).flatten()
-        total.matrix += (jacobian @ jacobian.T).double().cpu() / samples.noise.numel()
-        total.vector += (jacobian @ residual).double().cpu() / samples.noise.numel()
-    yield total
+    """Cauchy's loss of mean squared errors `[n]`, as an error: sqrt(scale (exp(mean log(1 + e / scale)) -
+    1)). A few samples whose end state jumps to another image do not decide; where none does, it is near their
+    RMSE."""
+    return math.sqrt(scale * math.expm1(float(torch.log1p(errors / scale).mean())))
 
 
 @dataclass
 class Fit:
-    """One fit under way: its form, values, accumulated equations, and the best held-out state."""
+    """One Levenberg-Marquardt fit under way: its form, current values, the matrix J^T W J of all iterations
+    (older ones count less), and the best held-out state."""
 
     name: str
     form: Form
     values: Tensor
     matrix: Tensor | None = None
+    iterations: int = 0
     recent: list[Tensor] = field(default_factory=list)
     best: Tensor | None = None
     held_out: float = math.inf
     waited: int = 0
 
+    def step(self, vector: Tensor, damping: float) -> Tensor:
+        """Where J^T W r = `vector` leads, damped along each constant's own scale."""
+        scales = self.matrix.diagonal()
+        damped = self.matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
+        return bounded(self.form, self.values, self.values - torch.linalg.solve(damped, vector))
+
 
 class Calibration:
     """One fit of one solver at one number of evaluations.
 
-    model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count, ...]`,
-    args). references: shared with other calibrations. guide: lets the fit scale guidance, see amed.sampling.Guide.
-    features(images) `[n, ...]` -> `[n, F]`: adds Fréchet distances. rivals: solvers as a host ships them, by name:
-    (model, unit noise, args) -> end states, at the same evaluations.
+    model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
+    ...]`, args). references: shared with other calibrations. guide: lets the fit scale guidance, see
+    amed.sampling.Guide. features(images) `[n, ...]` -> `[n, F]`: adds Fréchet distances. rivals: solvers as a
+    host ships them, by name: (model, unit noise, args) -> end states, at the same evaluations. start: a table
+    fitted before, to go on from (with another seed: on other noise).
 
-    `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point: `result()`
-    then still gives the best so far, once the search is through. The same settings and model give the same result.
-    """
+    `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point:
+    `result()` then still gives the best so far, once the search is through. The same settings and model give
+    the same result. """
 
     def __init__(
         self,
@@ -286,11 +267,19 @@ class Calibration:
         guide: Guide | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
         rivals: dict[str, Rival] | None = None,
+        start: Fitted | None = None,
     ):
-        self.settings, self.features = settings, features
+        if start is not None and (
+            start.nfe != settings.nfe or start.spec.solver != solver_of(settings.sampler).name
+        ):
+            raise ValueError(
+                f"{start.label} cannot be gone on from: it is not for {settings.sampler} at {settings.nfe}"
+            )
+        self.settings, self.features, self.start = settings, features, start
         self.model = Counter(model)
         self.references = references or References(model, draw, settings)
-        self.guide = guide if settings.guidance != 1 else None
+        self.guide = guide
+        self._guided = settings.scale_guidance and guide is not None and settings.guidance != 1
         self.rivals = usual(settings) if rivals is None else rivals
         self.ranking: list[tuple[float, plain.Setting]] = []
         self.fits: list[Fit] = []
@@ -298,14 +287,14 @@ class Calibration:
         self.history: list[tuple[int, float]] = []
         self.scale = 1.0
         self._ends: dict[str, Tensor] = {}
-        self._references_before = self.references.model.rows
+        self._made = 0  # evaluations spent on references
 
     # --- counting -----------------------------------------------------------------------------------------
 
     @property
     def evaluations(self) -> int:
         """Of the model so far, a batch of n counting n; shared references count for who made them."""
-        return self.model.rows + self.references.model.rows - self._references_before
+        return self.model.rows + self._made
 
     def _progress(self, stage: str, text: str) -> Progress:
         best = self.winner.held_out if self.winner else math.nan
@@ -316,19 +305,20 @@ class Calibration:
     def run(self) -> Iterator[Progress]:
         """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
         settings = self.settings
-        for made in self.references.make(settings.held_out):
-            yield self._progress("reference", f"{made} of {settings.held_out} held-out references")
+        yield from self._reference(settings.held_out)
         self.held_out = self.references.take(0, settings.held_out)
         yield from self._search()
         yield from self._compare_rivals()
         yield from self._fit()
 
     def _search(self) -> Iterator[Progress]:
-        """Successive halving over all plain settings: the 80 on a sample or two, the best 20 on two more, the best
-        6 on four more."""
+        """Successive halving over all plain settings: the 80 on a sample or two, the best 20 on two more, the
+        best 6 on four more."""
         settings = self.settings
-        solvers = {k: v for k, v in plain.SOLVERS.items()}
-        found = plain.candidates(settings.nfe, settings.sigma_min, settings.sigma_max, solvers, settings.kinds)
+        solvers = plain.SOLVERS
+        found = plain.candidates(
+            settings.nfe, settings.sigma_min, settings.sigma_max, solvers, settings.kinds
+        )
         found = [s for s in found if settings.afs or not s.afs]
         found.sort(key=likely)  # what is cut for a small budget is what seldom wins
         unit = 2 if 288 * settings.nfe < 0.15 * settings.budget else 1
@@ -346,8 +336,9 @@ class Calibration:
             told = {s: torch.cat(errors[s]) for s in found}
             self.scale = 0.5 * float(min(e.median() for e in told.values())) + 1e-12
             found.sort(key=lambda s: robust(told[s], self.scale))
-        self.ranking = [(robust(told[s], self.scale), s) for s in found]
-        self._next = first
+        rest = sorted((s for s in errors if s not in found), key=lambda s: self._loss(errors[s]))
+        self.ranking = [(self._loss(errors[s]), s) for s in found + rest]
+        self._next = settings.held_out
         for setting in found[:2]:  # the best two are told apart where everything else is compared
             self._ends[key(setting)] = self._on_held_out(lambda part, s=setting: self._plain(s, part))
         best = min(found[:2], key=lambda s: self._score(self._ends[key(s)]))
@@ -361,44 +352,48 @@ class Calibration:
             yield self._progress("compare", f"{name} as usually set: {self._error(self._ends[name]):.4f}")
 
     def _fit(self) -> Iterator[Progress]:
+        """One iteration from every start, then the best one on."""
         settings = self.settings
-        for form_name, form in self._starts():
-            self.fits.append(Fit(form_name, form, form.vector()))
-            yield self._progress("fit", f"start: {form_name}")
-        if not self.fits:
-            return
-        for fit in self.fits:
-            self._judge(fit, fit.values)
-        self.winner = min(self.fits, key=lambda f: f.held_out)
-        if len(self.fits) > 1:  # the start decides, and shows it after two iterations
+        for name, form in self._starts():
+            self.fits.append(Fit(name, form, form.vector()))
+            self._judge(self.fits[-1], self.fits[-1].values)
+            yield self._progress("fit", f"start: {name}: held-out error {self._last:.4f}")
+        if len(self.fits) > 1:
             for fit in self.fits:
-                for _ in range(2):
-                    yield from self._iterate(fit)
-            self.fits = [self.winner]
-        while self.winner.waited < PATIENCE and (count := self._affordable(self.winner)) >= 4:
-            yield from self._iterate(self.winner, count)
-        for count in (3, 6):  # a mean of the last states is often better than any of them
-            if len(self.winner.recent) >= count and self._left() > settings.held_out * settings.nfe:
-                mean = torch.stack(self.winner.recent[-count:]).mean(dim=0)
-                self._judge(self.winner, bounded(self.winner.form, mean, mean))
+                yield from self._iterate(fit, SAMPLES // 2, settings.held_out)
+        while self.winner and self.winner.waited < PATIENCE and (count := self._affordable(self.winner)):
+            yield from self._iterate(self.winner, count, self._next)
+            self._next += count
+        for count in (2, 3, 5):  # a mean of the last states is often better than any of them
+            fit = self.winner
+            if fit and len(fit.recent) >= count and self._left() >= settings.held_out * settings.nfe:
+                mean = torch.stack(fit.recent[-count:]).mean(dim=0)
+                self._judge(fit, bounded(fit.form, mean, mean))
         yield self._progress("fit", "done")
 
     def _starts(self) -> Iterator[tuple[str, Form]]:
-        """The forms to fit, each at its start: the best plain settings of different solvers as tables, or for the
-        paper's students greedy tables on the schedules that did best."""
+        """The forms to fit, each at its start: the best plain settings of different solvers as tables, or for
+        the paper's students greedy tables on the schedules that did best."""
         settings, told = self.settings, set()
+        if self.start is not None:
+            found = self.start
+            if found.spec.solver == MULTISTEP:
+                yield found.name, MultistepForm(found.predictor, found.spec.afs, LAGS, self._guided)
+            else:
+                yield found.name, TableForm(found.spec.settings, found.base, found.predictor, found.spec.afs)
+            return
         starts = 1 if settings.budget < 8_000 else 2
         if settings.sampler == "amed_multistep":
-            for _, setting in self.ranking:
-                kind = setting.solver.name, setting.solver.max_order
-                if setting.solver.name == "heun" or kind in told or len(told) == starts:
+            usable = [(loss, setting) for loss, setting in self.ranking if setting.solver.name != "heun"]
+            # a third-order start leads to a better fit than its own rank says, where it holds at all
+            order_3 = [s for loss, s in usable if s.name == "iPNDM-3" and loss < HOLDS * usable[0][0]]
+            for setting in [*order_3[: starts - 1], *(s for _, s in usable)]:
+                if setting.solver in told or len(told) == starts:
                     continue
-                told.add(kind)
+                told.add(setting.solver)
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
-                yield (
-                    f"{setting.name} on {setting.schedule}",
-                    MultistepForm(table, setting.afs, guided=self.guide is not None),
-                )
+                name = f"{setting.name} on {setting.schedule}"
+                yield name, MultistepForm(table, setting.afs, LAGS, self._guided)
             return
         solver = solver_of(settings.sampler)
         afs = bool(settings.nfe % 2)
@@ -412,41 +407,67 @@ class Calibration:
             if (setting.kind, setting.rho) in told or len(told) == starts:
                 continue
             told.add((setting.kind, setting.rho))
-            base = schedules.make(setting.kind, num_steps, settings.sigma_min, settings.sigma_max, setting.rho)
+            base = schedules.make(
+                setting.kind, num_steps, settings.sigma_min, settings.sigma_max, setting.rho
+            )
             samples = self.references.take(settings.held_out, 4)
             table = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
             yield f"greedy table on {setting.kind} {setting.rho:g}", TableForm(solver, base, table, afs)
 
-    def _iterate(self, fit: Fit, count: int | None = None) -> Iterator[Progress]:
-        """One Levenberg-Marquardt iteration on fresh samples."""
-        settings, runner = self.settings, Runner(self.model, fit.form, self.guide)
-        count = count or max(4, min(16, settings.budget // 750))
-        yield from self._reference(self._next + count)
-        samples = self.references.take(self._next, count)
-        self._next += count
-        for i, equations in enumerate(normal_equations(runner, fit.values, samples, self.scale, settings.batch)):
-            if i % 8 == 0:
-                yield self._progress("fit", f"{fit.name}: derivatives")
-        fit.matrix = equations.matrix if fit.matrix is None else FORGET * fit.matrix + equations.matrix
+    def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[Progress]:
+        """One Levenberg-Marquardt iteration on `count` samples from the `first` on: derivatives, and the best
+        of the dampings.
+
+        The normal equations are streamed: memory holds P + 1 end states of one batch. The finite differences
+        of the first iteration are twice as wide."""
+        yield from self._reference(first + count)
+        runner, wide = Runner(self.model, fit.form, self.guide), 1 if fit.iterations else 2
+        parts = list(self.references.take(first, count).batches(self.settings.batch))
+        size = len(fit.values)
+        matrix, vector = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+        for part in parts:
+            states = runner.states(fit.values, part.noise, part.args)
+            end = states[-1].x
+            weight = (1 / (1 + per_sample(end, part.end) / self.scale)).sqrt().to(end)[:, None]  # Cauchy's
+            rows = []
+            for i, c in enumerate(fit.form.constants):
+                moved = fit.values.clone()
+                moved[i] += wide * c.step
+                change = runner.again(moved, part.noise, part.args, states, c) - end
+                rows.append((change.flatten(1) * weight / (wide * c.step)).flatten())
+                if i % 4 == 0:
+                    yield self._progress("fit", f"{fit.name}: derivative {i + 1} of {size}")
+            jacobian = torch.stack(rows)
+            residual = ((end - part.end.to(end)).flatten(1) * weight).flatten()
+            matrix += (jacobian @ jacobian.T).double().cpu()
+            vector += (jacobian @ residual).double().cpu()
+        fit.matrix = matrix if fit.matrix is None else FORGET * fit.matrix + matrix
         tried = []
         for damping in DAMPINGS:
-            moved = bounded(fit.form, fit.values, fit.values + Normal(fit.matrix, equations.vector).step(damping))
-            errors = torch.cat([
-                per_sample(runner.end(moved, part.noise, part.args), part.end)
-                for part in samples.batches(settings.batch)
-            ])
-            tried.append((robust(errors, self.scale), moved))
+            values = fit.step(vector, damping)
+            told = [per_sample(runner.end(values, p.noise, p.args), p.end) for p in parts]
+            tried.append((robust(torch.cat(told), self.scale), values))
+            yield self._progress("fit", f"{fit.name}: damping {damping:g}")
         fit.values = min(tried, key=lambda t: t[0])[1]
         fit.recent.append(fit.values)
+        fit.iterations += 1
         self._judge(fit, fit.values)
         self.history.append((self.evaluations, self._last))
-        yield self._progress("fit", f"{fit.name}: held-out error {self._last:.4f}, best {self.winner.held_out:.4f}")
+        yield self._progress(
+            "fit", f"{fit.name}: held-out error {self._last:.4f}, best {self.winner.held_out:.4f}"
+        )
 
     # --- pieces -------------------------------------------------------------------------------------------
 
     def _reference(self, count: int) -> Iterator[Progress]:
+        before = self.references.model.rows
         for made in self.references.make(count):
+            self._made += self.references.model.rows - before
+            before = self.references.model.rows
             yield self._progress("reference", f"{made} references")
+
+    def _loss(self, errors: list[Tensor]) -> float:
+        return robust(torch.cat(errors), self.scale)
 
     def _plain(self, setting: plain.Setting, samples: Samples) -> Tensor:
         sigmas = setting.sigmas()
@@ -466,9 +487,9 @@ class Calibration:
         return max(frechet(told, target), 0.0)
 
     def _score(self, end: Tensor) -> float:
-        """What is kept by: the error, times the root of the Fréchet distance where there is one."""
-        distance = self._distance(end)
-        return self._error(end) * (1.0 if distance is None else distance**0.5)
+        """What is kept by: the robust error, times the root of the Fréchet distance where there is one."""
+        distance, error = self._distance(end), robust(per_sample(end, self.held_out.end), self.scale)
+        return error * (1.0 if distance is None else distance**0.5)
 
     def _judge(self, fit: Fit, values: Tensor) -> None:
         runner = Runner(self.model, fit.form, self.guide)
@@ -486,13 +507,16 @@ class Calibration:
         return self.settings.budget - self.evaluations
 
     def _affordable(self, fit: Fit) -> int:
-        """How many samples the next iteration may use (at most 16) and stay within the budget."""
+        """How many samples the next iteration can have, the comparison after it included."""
         run, derivatives = Runner(self.model, fit.form).evaluations()
-        each = derivatives + len(DAMPINGS) * run + self.settings.reference
-        spare = self._left() - self.settings.held_out * run
-        blocks = -(-len(self.references.ends) * self.references.block) + self._next
-        spare += 0 if blocks > 0 else min(-blocks, 16) * self.settings.reference  # made already
-        return min(16, int(spare // each))
+        block, made = self.references.block, len(self.references.ends)
+
+        def cost(count: int) -> int:
+            blocks = max(0, -(-(self._next + count) // block) - made)
+            each = derivatives + len(DAMPINGS) * run
+            return count * each + blocks * block * self.settings.reference + self.settings.held_out * run
+
+        return next((count for count in range(SAMPLES, 2, -1) if cost(count) <= self._left()), 0)
 
     # --- what came out ------------------------------------------------------------------------------------
 
@@ -501,9 +525,13 @@ class Calibration:
         if not hasattr(self, "best_plain"):
             raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
         settings, plain_end = self.settings, self._ends[key(self.best_plain)]
-        improved = self.winner is not None and self.winner.best is not None and (
-            self._error(self._ends["fit"]) < self._error(plain_end)
-            and (self._distance(self._ends["fit"]) or 0.0) <= (self._distance(plain_end) or math.inf)
+        improved = (
+            self.winner is not None
+            and self.winner.best is not None
+            and (
+                self._error(self._ends["fit"]) < self._error(plain_end)
+                and (self._distance(self._ends["fit"]) or 0.0) <= (self._distance(plain_end) or math.inf)
+            )
         )
         if improved:
             form = self.winner.form
@@ -514,7 +542,13 @@ class Calibration:
             kept = self.best_plain
             how = f"{kept.name} on {kept.schedule}: the fit did not beat it"
             sigmas, table = kept.sigmas(), as_multistep(kept.solver, kept.sigmas(), kept.afs)
-            sigmas, solver, afs, end, name = table.sigmas, Solver(MULTISTEP), kept.afs, plain_end, "amed_multistep"
+            sigmas, solver, afs, end, name = (
+                table.sigmas,
+                Solver(MULTISTEP),
+                kept.afs,
+                plain_end,
+                "amed_multistep",
+            )
         rows = [self._row(name, "its own", end)]
         rows.append(self._row(self.best_plain.name, self.best_plain.schedule, plain_end))
         rows += [self._row(n, "as usually set", self._ends[n]) for n in self.rivals if n in self._ends]
@@ -548,7 +582,12 @@ class Calibration:
         images = {"fit": end, "plain": plain_end, "reference": self.held_out.end}
         images |= {n: self._ends[n] for n in self.rivals if n in self._ends}
         return Result(
-            Fitted(spec, table, sigmas), improved, self.best_plain, rows, list(self.history), images,
+            Fitted(spec, table, sigmas),
+            improved,
+            self.best_plain,
+            rows,
+            list(self.history),
+            images,
             self.evaluations,
         )
 

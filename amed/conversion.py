@@ -30,7 +30,8 @@ class _Unscaled:
 
 
 class _Coordinates:
-    """A denoiser of coordinate vectors: evaluation j at (x_j, t_j) has the slope e_j; x_j and t_j are kept."""
+    """A denoiser of coordinate vectors: evaluation j at (x_j, t_j) has the slope e_j; x_j and t_j are
+    kept."""
 
     def __init__(self):
         self.states: list[Tensor] = []
@@ -47,12 +48,13 @@ class _Coordinates:
 def as_multistep(
     solver: Solver, sigmas: Tensor, afs: bool = False, predictor: Predictor | None = None
 ) -> MultistepTable:
-    """The table with which `multistep` does exactly what `solver` does over `sigmas` `[n]` (positive, falling).
+    """The table with which `multistep` does exactly what `solver` does over `sigmas` `[n]` (positive,
+    falling).
 
-    `predictor`: a plugin's, or AMED-Solver's, one that does not look at the image (a TablePredictor). With AFS
-    the table's run needs it too. Raises ValueError for a solver no table contains: Heun evaluates twice at one
-    time, dynamic thresholding is not linear, `scales_timestep` tells the model other states, a bottleneck
-    predictor has no constants."""
+    `predictor`: a plugin's, or AMED-Solver's, one that does not look at the image (a TablePredictor). With
+    AFS the table's run needs it too. Raises ValueError for a solver no table contains: Heun evaluates twice
+    at one time, dynamic thresholding is not linear, `scales_timestep` tells the model other states, a
+    bottleneck predictor has no constants."""
     if solver.name == "heun":
         raise ValueError("Heun evaluates twice at the same time: it is no table of times and weights")
     if solver.thresholding or solver.scales_timestep:
@@ -90,5 +92,5 @@ def as_multistep(
     weights = weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]
     scales = torch.ones(count, dtype=torch.float64)
     if unscaled is not None:
-        scales[1 :: 2] = torch.tensor(unscaled.scales, dtype=torch.float64)
+        scales[1::2] = torch.tensor(unscaled.scales, dtype=torch.float64)
     return MultistepTable(times, weights.clone(), scales)

@@ -1,4 +1,5 @@
-"""A student's constants as one vector, and running the student for other values of them, from the middle too."""
+"""A student's constants as one vector, and running the student for other values of them, from the middle
+too."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -23,10 +24,10 @@ RANGES = {  # finite-difference step, lowest, highest, furthest move at once; t,
 
 @dataclass(frozen=True)
 class Constant:
-    """One number: `kind` (t, r, c, a, g, or w), of interval `n` (a weight's lag `k`). A run with another value
-    differs from interval `start` on, after its first evaluation if `begun`. `step` for finite differences is
-    wide on purpose: it survives half precision and models of 1000 timesteps, and some noises sit beside a point
-    where the end state jumps, which a small step mistakes for a slope."""
+    """One number: `kind` (t, r, c, a, g, or w), of interval `n` (a weight's lag `k`). A run with another
+    value differs from interval `start` on, after its first evaluation if `begun`. `step` for finite
+    differences is wide on purpose: it survives half precision and models of 1000 timesteps, and some noises
+    sit beside a point where the end state jumps, which a small step mistakes for a slope."""
 
     kind: str
     n: int
@@ -159,8 +160,9 @@ class Runner:
         legs = self.form.solver.evaluations(len(sigmas), False, True)
         work = torch.promote_types(like.dtype, torch.float32)
         times = sigmas.to(like.device, work).view(-1, *[1] * like.ndim)
-        problem = Problem(self.model, self.form.solver, predictor, args, total_legs=legs, dtype=like.dtype,
-                          guide=self.guide)
+        problem = Problem(
+            self.model, self.form.solver, predictor, args, total_legs=legs, dtype=like.dtype, guide=self.guide
+        )
         return problem, times
 
     @torch.no_grad()
@@ -199,6 +201,7 @@ class Runner:
         each = 1 if form.solver.name == MULTISTEP else 2
         intervals = len(form.sigmas) - 1
         run = each * intervals - form.afs
-        derivatives = sum(each * (intervals - c.start) - (c.begun or (form.afs and c.start == 0))
-                          for c in form.constants)
+        derivatives = sum(
+            each * (intervals - c.start) - (c.begun or (form.afs and c.start == 0)) for c in form.constants
+        )
         return run, run + derivatives

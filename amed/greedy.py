@@ -18,14 +18,26 @@ C_RANGE = (0.6, 1.4)  # for stability; the paper's range is 1 +- 0.01
 
 @torch.no_grad()
 def greedy_table(
-    model: Denoiser, solver: Solver, base: Tensor, noise: Tensor, args: dict[str, Any], afs: bool, extra: int = 2
+    model: Denoiser,
+    solver: Solver,
+    base: Tensor,
+    noise: Tensor,
+    args: dict[str, Any],
+    afs: bool,
+    extra: int = 2,
 ) -> TablePredictor:
-    """r by a grid and a parabola through its best three, c in closed form for each (the step is linear in c), then
-    a by trying two others; each interval against a Heun teacher's state with `extra` points inside, by the median
-    sample's error, so that a sample that jumps elsewhere does not decide. noise `[n, ...]` unit; base `[N]`."""
+    """r by a grid and a parabola through its best three, c in closed form for each (the step is linear in c),
+    then a by trying two others; each interval against a Heun teacher's state with `extra` points inside, by
+    the median sample's error, so that a sample that jumps elsewhere does not decide. noise `[n, ...]` unit;
+    base `[N]`."""
     teacher = Teacher(Solver("heun"), extra)
     shares = torch.linspace(0, 1, extra + 2, dtype=torch.float64)[:-1]
-    fine = torch.cat([base[:-1, None] ** (1 - shares) * base[1:, None] ** shares, ], dim=1).flatten()
+    fine = torch.cat(
+        [
+            base[:-1, None] ** (1 - shares) * base[1:, None] ** shares,
+        ],
+        dim=1,
+    ).flatten()
     fine = torch.cat([fine, base[-1:]])
     x = noise * base[0].to(noise)
     targets = teacher.states(model, x, fine, args)
@@ -33,14 +45,18 @@ def greedy_table(
     legs = 2 * (len(base) - 1)
     state, found = State(x.to(times)), []
     for n, target in enumerate(targets):
-        opened = begin(Problem(model, solver, total_legs=legs, extra_args=args), state, times[n], afs and n == 0)
+        opened = begin(
+            Problem(model, solver, total_legs=legs, extra_args=args), state, times[n], afs and n == 0
+        )
 
         def tried(r: float, a: float, opened: State = opened, n: int = n, target: Tensor = target):
             """(error, r, c, a, next state), c the best for this r and a."""
 
             def run(c: float) -> State:
                 table = TablePredictor(base[n : n + 2], [r], [c], [a])
-                return interval(Problem(model, solver, table, args, total_legs=legs), opened, times[n], times[n + 1])
+                return interval(
+                    Problem(model, solver, table, args, total_legs=legs), opened, times[n], times[n + 1]
+                )
 
             one = run(1.0)
             # x_next is linear in c: x(c) = x(1) + (c - 1) (x(1) - x(0)), and for c scaling the last leg's direction
@@ -59,8 +75,16 @@ def greedy_table(
         best = min(grid, key=lambda g: g[0])
         i = grid.index(best)
         if 0 < i < len(grid) - 1:
-            best = min(best, tried(parabola([grid[j][1] for j in (i - 1, i, i + 1)],
-                                            [grid[j][0] for j in (i - 1, i, i + 1)]), 1.0), key=lambda g: g[0])
+            best = min(
+                best,
+                tried(
+                    parabola(
+                        [grid[j][1] for j in (i - 1, i, i + 1)], [grid[j][0] for j in (i - 1, i, i + 1)]
+                    ),
+                    1.0,
+                ),
+                key=lambda g: g[0],
+            )
         best = min([best, *(tried(best[1], a) for a in A)], key=lambda g: g[0])
         found.append(best[1:4])
         state = State(target.to(times)) if solver.name in SINGLE_STEP else best[4]

@@ -1,5 +1,7 @@
 """Classifier-free guidance for k-diffusion denoisers outside a host."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +19,22 @@ class Guided(nn.Module):
         super().__init__()
         self.model, self.scale = model, float(scale)
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: dict[str, Tensor],
+        uncond: dict[str, Tensor],
+        factor: float = 1.0,
+    ) -> Tensor:
+        """`factor`: on the scale, for this one evaluation (not at scale 1)."""
         if self.scale == 1.0:
             return self.model(x, sigma, **cond)
         both = {key: torch.cat([cond[key], uncond[key]]) for key in cond}
         positive, negative = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
-        return negative + self.scale * (positive - negative)
+        return negative + factor * self.scale * (positive - negative)
+
+
+def guide(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
+    """amed.sampling.Guide for `Guided`, also inside other modules that hand extra arguments through."""
+    return model(x, sigma, **extra_args, factor=factor)

@@ -4,7 +4,7 @@
 
 A solver is data (`Solver`), an interval is one function (`interval`), the rest happens here and only here:
 analytic first step, the last step to sigma 0, callbacks, capture, dtypes, the check for values that are not
-finite. """
+finite."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -333,9 +333,9 @@ def _k_diffusion(name: str, default: Solver, what: str) -> Callable[..., Tensor]
     model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
     `predictor`: a fitted file (amed.store.Fitted), any Predictor, or None for the untrained solver.
     `afs`: analytic first step; None leaves it to the fitted file, and off where the start is not its
-    sigma_max. `capture`: see amed.bottleneck.Capture; `guide`: see Guide. `options`: fields of Solver, for a predictor that is
-    not a Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from
-    the model."""
+    sigma_max. `capture`: see amed.bottleneck.Capture; `guide`: see Guide. `options`: fields of Solver, for a
+    predictor that is not a Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma
+    list, or NaN from the model."""
     return sampler
 
 
@@ -345,6 +345,8 @@ def settings(
     """The Solver and AFS a call means: a fitted file's own settings win over the sampler's defaults."""
     spec = getattr(predictor, "spec", None)
     if spec is None:
+        if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "row"):
+            raise ValueError(f"sample_{name} cannot run a {type(predictor).__name__}")
         return replace(default, **options), bool(afs)
     if options:
         raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")

@@ -11,7 +11,7 @@ HOSTS = ("comfy", "folder_paths", "nodes", "modules", "k_diffusion", "ldm_patche
 def test_engine_imports_no_host():
     code = (
         "import sys, time; import torch; u = time.perf_counter(); import amed, amed.training, "
-        f"amed.evaluation, amed.plain, amed.guidance; print(time.perf_counter() - u); "
+        f"amed.evaluation, amed.plain, amed.guidance, amed.calibration; print(time.perf_counter() - u); "
         f"bad = [m for m in sys.modules if m.split('.')[0] in {HOSTS!r}]; assert not bad, bad"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -1,0 +1,112 @@
+"""Calibrate the demo model and measure the result beside every plain solver at its best setting.
+
+    python -m demo.calibrate                                 # NFE 3 5 7 9 x guidance 1 2 4, quick and normal
+    python -m demo.calibrate --nfe 5 --guidance 1            # a part of it; rows of other parts are kept
+
+The fit draws its own noise (the engine's default: RMSE decides, no feature distance); all rows are measured on
+256 other noises, in one run. Opponents: of every kind of plain solver the best of all its settings (five schedules,
+with and without the analytic first step) by a search on 64 noises, and AMED-Solver and the plugins bundled for the
+same evaluations and guidance, which `python -m demo.fit` trained by Algorithm 1. Rows go to
+predictors/calibrated.json, normal results that beat every plain setting to predictors/."""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from amed import calibration, store
+from amed.calibration import Calibration, Settings
+
+from . import model as demo
+from .fit import FOLDER, NAME, TITLES, Bench, kind, remember, search
+
+ROWS = FOLDER / "calibrated.json"
+
+
+def settings_of(bench: Bench, nfe: int, budget: int, seed: int) -> Settings:
+    return Settings(
+        nfe,
+        demo.SIGMA_MIN,
+        demo.SIGMA_MAX,
+        budget=budget,
+        guidance=bench.guidance,
+        seed=seed,
+        prediction_type="edm",
+        model_family=NAME,
+        model_fingerprint=bench.fingerprint,
+        model_name="AMED demo model",
+    )
+
+
+def calibrated(bench: Bench, nfe: int, preset: str, seed: int) -> tuple[calibration.Result, float]:
+    """A calibration as a user would run it, and its seconds."""
+
+    def draw(generator: torch.Generator, count: int):
+        noise, args = bench.draw(generator, count)
+        return noise / demo.SIGMA_MAX, args
+
+    begin, shown = time.perf_counter(), 0.0
+    run = Calibration(bench.exact, draw, settings_of(bench, nfe, calibration.PRESETS[preset], seed))
+    for progress in run.run():
+        if time.perf_counter() - shown > 15:
+            shown = time.perf_counter()
+            print(f"  {progress.evaluations:6d} of {progress.budget}  {progress.text}", flush=True)
+    return run.result(), time.perf_counter() - begin
+
+
+def measure(bench: Bench, nfe: int, presets: list[str], seed: int) -> list[dict]:
+    """All rows of one NFE and guidance; the plain solvers first."""
+    best: dict[str, dict] = {}
+    for setting in search(bench, nfe):
+        if kind(setting.solver) not in best:
+            best[kind(setting.solver)] = bench.measure(setting).as_dict()
+    rows = list(best.values())
+    for path in sorted(FOLDER.glob(f"{NAME}-*-nfe{nfe}-cfg{bench.guidance:g}.safetensors")):
+        fitted = store.load(path)
+        if fitted.spec.solver in TITLES:
+            rows.append(bench.measure_fitted(fitted).as_dict() | {"how": "Algorithm 1"})
+    least = {name: min(row[name] for row in best.values()) for name in ("rmse_ref", "fd_ref")}
+    for preset in presets:
+        result, seconds = calibrated(bench, nfe, preset, seed)
+        row = bench.measure_fitted(result.fitted).as_dict()
+        row |= {
+            "solver": "amed_multistep",
+            "schedule": "fitted",
+            "how": preset,
+            "evaluations": result.evaluations,
+            "fit_seconds": round(seconds, 1),
+            "start": result.fitted.spec.how.split(";")[0],
+        }
+        row |= {f"{name}_ratio": round(row[name] / least[name], 3) for name in least}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        file = FOLDER / f"{NAME}-multistep-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
+        if preset == "normal" and result.improved and all(row[name] < least[name] for name in least):
+            spec = result.fitted.spec
+            metrics = spec.metrics | {name: row[name] for name in ("rmse_ref", "fd_ref", "fd_data")}
+            metrics |= {f"plain_{name}": least[name] for name in least} | {"noises": len(bench.noise)}
+            store.save(file, replace(result.fitted, spec=replace(spec, metrics=metrics)))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.calibrate", description=__doc__.splitlines()[0])
+    parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0, 4.0])
+    parser.add_argument("--preset", nargs="+", choices=["quick", "normal", "thorough"], default=["quick", "normal"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
+    args = parser.parse_args(argv)
+    for guidance in args.guidance:
+        bench = Bench(guidance, args.weights)
+        for nfe in args.nfe:
+            print(f"NFE {nfe}, guidance {guidance:g}", flush=True)
+            rows = measure(bench, nfe, args.preset, args.seed)
+            remember(ROWS, lambda old: old | {f"{nfe} {guidance:g}": rows})  # noqa: B023
+
+
+if __name__ == "__main__":
+    main()
