@@ -111,12 +111,13 @@ class Row:
     schedule: str
     nfe: int
     guidance: float
+    error: float
     rmse_ref: float
     fd_ref: float | None
 
     def as_dict(self) -> dict[str, Any]:
         told = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
-        told["rmse_ref"] = round(self.rmse_ref, 5)
+        told |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return told | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
 
 
@@ -139,11 +140,11 @@ class Result:
     def text(self) -> str:
         first, best = self.rows[0], self.rows[1]
         said = (
-            f"error {first.rmse_ref:.3f}, {first.rmse_ref / max(best.rmse_ref, 1e-12):.2f} of the best plain solver's"
+            f"error {first.error:.3f}, {first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
             if self.improved
             else "the fit did not beat the best plain solver, which is kept"
         )
-        return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.rmse_ref:.3f})"
+        return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
 
 
 class References:
@@ -518,20 +519,22 @@ class Calibration:
 
         return next((count for count in range(SAMPLES, 2, -1) if cost(count) <= self._left()), 0)
 
+    @property
+    def ready(self) -> bool:
+        """Whether there is a result already."""
+        return hasattr(self, "best_plain")
+
     # --- what came out ------------------------------------------------------------------------------------
 
     def result(self) -> Result:
         """The best so far. Raises RuntimeError before the search is through."""
-        if not hasattr(self, "best_plain"):
+        if not self.ready:
             raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
         settings, plain_end = self.settings, self._ends[key(self.best_plain)]
         improved = (
             self.winner is not None
             and self.winner.best is not None
-            and (
-                self._error(self._ends["fit"]) < self._error(plain_end)
-                and (self._distance(self._ends["fit"]) or 0.0) <= (self._distance(plain_end) or math.inf)
-            )
+            and self._score(self._ends["fit"]) < self._score(plain_end)
         )
         if improved:
             form = self.winner.form
@@ -555,6 +558,7 @@ class Calibration:
         metrics = rows[0].as_dict() | {
             "plain": rows[1].solver,
             "plain_schedule": rows[1].schedule,
+            "plain_error": round(rows[1].error, 5),
             "plain_rmse_ref": round(rows[1].rmse_ref, 5),
             "noises": settings.held_out,
             "evaluations": self.evaluations,
@@ -593,7 +597,10 @@ class Calibration:
 
     def _row(self, name: str, schedule: str, end: Tensor) -> Row:
         settings = self.settings
-        return Row(name, schedule, settings.nfe, settings.guidance, self._error(end), self._distance(end))
+        typical = robust(per_sample(end, self.held_out.end), self.scale)
+        return Row(
+            name, schedule, settings.nfe, settings.guidance, typical, self._error(end), self._distance(end)
+        )
 
 
 def key(setting: plain.Setting) -> str:

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, plain, schedules
+from ..amed.conversion import as_multistep
 from ..amed.fingerprint import fingerprint
+from ..amed.sampling import MULTISTEP, Solver, sampler_of, solver_of
 from ..amed.sampling import sample as engine_sample
-from ..amed.sampling import sampler_of, solver_of
 
 FOLDER = "amed_predictors"
 SCHEDULER = "amed"
@@ -241,17 +242,20 @@ def find(
 
 def best_like(found: Fitted) -> Fitted:
     """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose
-    file states the smallest Fréchet distance; `found` itself where none states one."""
+    file states the smallest error to the reference (where not all do, the smallest Fréchet distance); `found`
+    itself where none states one."""
 
     def same(other: Fitted) -> bool:
         keys = ("nfe", "guidance", "model_family", "model_fingerprint")
         return all(getattr(other.spec, k) == getattr(found.spec, k) for k in keys)
 
-    def distance(other: Fitted) -> float:
-        value = other.spec.metrics.get("fd_ref")
+    def told(name: str, other: Fitted) -> float:
+        value = other.spec.metrics.get(name)
         return float(value) if isinstance(value, int | float) else math.inf
 
-    return min([found, *filter(same, library().fitted())], key=distance)
+    alike = [found, *filter(same, library().fitted())]
+    by = "rmse_ref" if all(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
+    return min(alike, key=lambda f: told(by, f))
 
 
 def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: float) -> Fitted:
@@ -295,8 +299,9 @@ def ratio(a: float, b: float) -> float:
 
 
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
-    """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales."""
+    """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales; for multistep, iPNDM-2."""
     solver = solver_of(sampler)
+    multistep = solver.name == MULTISTEP
     settings = {f.name: getattr(solver, f.name) for f in fields(solver) if f.name != "name"}
     spec = Spec(
         solver=solver.name,
@@ -305,13 +310,14 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
         sigma_min=float(times[-1]),
         sigma_max=float(times[0]),
         afs=afs,
-        model_name="untrained: geometric midpoints",
+        model_name=f"untrained: {'iPNDM-2' if multistep else 'geometric midpoints'}",
         **settings,
     )
+    times = torch.as_tensor(times, dtype=torch.float64)
+    if multistep:
+        return Fitted(spec, as_multistep(Solver("ipndm", 2), times, afs), times, "untrained")
     halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
-    return Fitted(
-        spec, TablePredictor(times, halves), torch.as_tensor(times, dtype=torch.float64), "untrained"
-    )
+    return Fitted(spec, TablePredictor(times, halves), times, "untrained")
 
 
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
@@ -493,6 +499,11 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
                     f"these noise levels are not those {predictor.name} was fitted on: choose the "
                     f"{SCHEDULER} schedule with {predictor.spec.num_steps} steps, or AMED Scheduler"
                 )
+            elif not on_grid(predictor, sigmas):
+                report.remarks.append(
+                    "started below the top of the schedule: no analytic first step, and the constants are "
+                    "interpolated between the fitted noise levels where these are others"
+                )
             for remark in report.remarks:
                 warn_once(f"{predictor.label}: {remark}")
 
@@ -507,6 +518,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             predictor=predictor,
             afs=None if may_start_analytically(model, extra_args) else False,
             capture=capture,
+            guide=guide,
         )
         return keep_unmasked(model, extra_args, result, sigmas[-1])
 
@@ -634,6 +646,148 @@ def run(
         seed=seed,
     )
     return {**latent, "samples": samples}
+
+
+# --- fitting, inside the host's own sampling -----------------------------------------------------------------
+
+
+class Prompted:
+    """The host's denoiser with guidance, for samples of several prompts: `prompted(x, sigma, prompt=)`, `prompt`
+    `[B]` the number of each sample's positive conditioning. Stoppable before every evaluation."""
+
+    def __init__(self, model: Any, extra_args: dict[str, Any]):
+        self.inner, self.extra_args = model, extra_args
+        self.guider = model.inner_model
+
+    def __call__(self, x: Tensor, sigma: Tensor, prompt: Tensor, **extra_args: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        out = torch.empty_like(x)
+        for number in prompt.unique().tolist():
+            rows = prompt == number
+            self.guider.conds["positive"] = self.guider.conds[f"positive_{number}"]
+            out[rows] = self.inner(x[rows], sigma[rows], **{**self.extra_args, **extra_args})
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def inside_sampling(
+    model: Any,
+    positives: list[list],
+    negative: list,
+    guidance: float,
+    latent: dict,
+    seed: int,
+    work: Callable[[Prompted, tuple[int, ...], torch.device], None],
+) -> None:
+    """Call `work(denoiser, shape of one sample, device)` where a sampler would run: the MODEL loaded, its patches,
+    LoRAs and wrappers in force, the prompts prepared for the LATENT's size; everything put back afterwards."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    one = torch.zeros_like(samples[:1])
+
+    def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+        with torch.no_grad():
+            work(Prompted(denoiser, extra_args or {}), tuple(x.shape[1:]), x.device)
+        return x
+
+    guider = comfy.samplers.CFGGuider(model)
+    named = {f"positive_{i}": cond for i, cond in enumerate(positives)}
+    guider.inner_set_conds({"positive": positives[0], "negative": negative, **named})
+    guider.set_cfg(guidance)
+    sigma = torch.tensor([float(sampling_of(model).sigma_max), 0.0])
+    guider.sample(one, one, comfy.samplers.KSAMPLER(run), sigma, disable_pbar=True, seed=seed)
+
+
+def noise_scale(model_sampling: Any) -> float:
+    """What the host multiplies unit noise with at the first noise level, over that level."""
+    top = torch.as_tensor(float(model_sampling.sigma_max))
+    one = torch.ones(1, 1, 1, 1)
+    return float(model_sampling.noise_scaling(top, one, torch.zeros_like(one), True).flatten()[0] / top)
+
+
+def prediction_type(model_sampling: Any) -> str:
+    """As amed.store.PREDICTION_TYPES has it."""
+    kinds = {"CONST": "flow", "V_PREDICTION": "v", "EDM": "edm", "X0": "x0"}
+    for name, told in kinds.items():
+        kind = getattr(comfy.model_sampling, name, None)
+        if kind is not None and isinstance(model_sampling, kind):
+            return told
+    return "eps"
+
+
+def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
+    """amed.sampling.Guide by a post-CFG function on this one evaluation's options: the difference of the two halves
+    once more, `factor - 1` of the guidance scale. Without guidance nothing changes."""
+    own = getattr(model, "extra_args", None) or extra_args
+    options = comfy.model_patcher.create_model_options_clone(own.get("model_options") or {})
+
+    def scaled(args: dict) -> Tensor:
+        halves = args.get("cond_denoised"), args.get("uncond_denoised")
+        if None in halves or args["cond_scale"] == 1:
+            return args["denoised"]
+        return args["denoised"] + (factor - 1) * args["cond_scale"] * (halves[0] - halves[1])
+
+    comfy.model_patcher.set_model_options_post_cfg_function(options, scaled)
+    return model(x, sigma, **{**extra_args, "model_options": options})
+
+
+class Asking:
+    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of `real`."""
+
+    def __init__(self, model: Any, args: dict[str, Any], real: Any):
+        self.model, self.args, self.real = model, args, real
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
+        return self.model(x, sigma, **self.args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def shipped(model_sampling: Any, nfe: int, real: Any) -> dict[str, Callable[..., Tensor]]:
+    """DPM++ 2M, UniPC and iPNDM of the host, each on the schedule one would pick, at `nfe` steps, as
+    amed.calibration wants rivals."""
+    scheduler = "simple" if is_flow(model_sampling) else "karras"
+
+    def rival(name: str) -> Callable[..., Tensor]:
+        sigmas = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
+        function = comfy.samplers.sampler_object(name).sampler_function
+
+        def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
+            x = noise * sigmas[0].to(noise)
+            return function(Asking(model, args, real), x, sigmas.to(noise), extra_args={}, callback=None, disable=True)
+
+        return run
+
+    names = {"DPM++ 2M": "dpmpp_2m", "UniPC": "uni_pc", "iPNDM": "ipndm"}
+    offered = {k: v for k, v in names.items() if v in comfy.samplers.KSampler.SAMPLERS}
+    return {f"{told}, {scheduler}": rival(name) for told, name in offered.items()}
+
+
+def progress_bar(node_id: str | None, total: int) -> Callable[[int], None]:
+    """A bar on the node; call it with what is done."""
+    bar = comfy.utils.ProgressBar(total, node_id=node_id) if node_id else comfy.utils.ProgressBar(total)
+    return lambda done: bar.update_absolute(min(done, total), total)
+
+
+def preview_pixels(model: Any, samples: Tensor) -> Tensor:
+    """A LATENT `[n, C, H, W]` in the model's own space as rough RGB `[n, 3, H, W]` in [-1, 1], by the latent format's
+    factors as the host's quick previews are."""
+    form = model.get_model_object("latent_format")
+    factors = getattr(form, "latent_rgb_factors", None)
+    if samples.ndim != 4 or factors is None:
+        flat = samples.flatten(2, -3) if samples.ndim > 4 else samples
+        gray = flat.float().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+        return (gray / gray.abs().amax().clamp(min=1e-6)).clamp(-1, 1)
+    bias = torch.as_tensor(getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
+    scaled = form.process_out(samples.float().cpu())
+    return (torch.einsum("nchw,cr->nrhw", scaled, torch.tensor(factors)) + bias.view(1, 3, 1, 1)).clamp(-1, 1)
+
+
+def user_folder() -> Path:
+    """Where new predictors are saved: the first folder of models/amed_predictors."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0])
 
 
 # --- a MODEL of our own ------------------------------------------------------------------------------------

@@ -149,6 +149,8 @@ def plain(model: object, sampler: str, nfe: int) -> Fitted:
     Raises ValueError for a number the solver cannot take."""
     model_sampling = host.sampling_of(model)
     flow = host.is_flow(model_sampling)
+    if sampler == "amed_multistep":
+        return host.untrained(sampler, host.base_times(model_sampling, nfe + 1))
     if nfe < 2 - (not flow) or (flow and nfe % 2):
         raise ValueError(f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
                          f"{'an even number' if flow else 'at least 1'}")

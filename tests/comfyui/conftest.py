@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from amed import BottleneckPredictor, Fitted, Spec, TablePredictor, save, schedules
+from amed.conversion import as_multistep
 from amed.fingerprint import fingerprint
-from amed.sampling import SAMPLERS, solver_of
+from amed.sampling import SAMPLERS, Solver, solver_of
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
@@ -65,6 +66,8 @@ def write_user_predictors(folder: Path) -> None:
     times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
     for name in SAMPLERS:
         s = solver_of(name)
+        if s.name == "multistep":
+            continue
         spec = Spec(
             solver=s.name,
             num_steps=3,
@@ -83,6 +86,11 @@ def write_user_predictors(folder: Path) -> None:
                 spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times
             ),
         )
+    five = schedules.make("time_uniform", 5, SIGMA_MIN, SIGMA_MAX)
+    spec = Spec(solver="multistep", num_steps=5, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
+                prediction_type="edm", model_family="emoji32", how="for a test")  # fmt: skip
+    table = as_multistep(Solver("ipndm", 3), five)
+    save(folder / "test_amed_multistep.safetensors", Fitted(spec, table, five))
     spec = Spec(
         solver="amed",
         num_steps=4,

@@ -1,0 +1,176 @@
+"""Calibrate AMED: a predictor for this MODEL, by forward evaluations only."""
+
+import logging
+import re
+from dataclasses import dataclass, replace
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..amed import SAMPLERS, Fitted, plain, store
+from ..amed.calibration import PRESETS, Calibration, References, Result, Settings
+from . import host, report
+from .schema import Predictor, schema
+
+MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
+FLOW_KINDS = (*(("polynomial", rho) for rho in (1.0, 2.0, 3.0)), ("logsnr", 1.0), ("time_uniform", 1.0))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is calibrated, for a MODEL: prompts, negative, LATENT (its size), sampler, the numbers of evaluations,
+    guidance scale, budget of each, seed, and the name to save under."""
+
+    positives: list
+    negative: list
+    latent: dict
+    sampler: str
+    nfe: tuple[int, ...]
+    guidance: float
+    budget: int
+    seed: int
+    name: str
+
+
+def file_name(name: str, nfe: int, guidance: float) -> str:
+    """The file a calibration is saved as. Raises ValueError for a name that is none."""
+    if not re.fullmatch(r"[\w][\w .+-]*", name):
+        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+    return f"{name}-nfe{nfe}-cfg{guidance:g}.safetensors"
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
+    parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
+    if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
+        raise ValueError(f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9")
+    return tuple(dict.fromkeys(int(p) for p in parts))
+
+
+def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list[Result], list[Fitted]]:
+    """Fit, compare and save each number of evaluations of a job; they share their references. What is finished
+    when the user interrupts, and the best so far of the one under way, is saved."""
+    for nfe in job.nfe:  # before any work is done
+        file_name(job.name, nfe, job.guidance)
+    model_sampling, who = host.sampling_of(model), host.identity(model)
+    low, high = host.sigma_range(model_sampling)
+    flow = host.is_flow(model_sampling)
+    settings = [
+        Settings(
+            nfe, low, high, job.sampler, job.budget, job.guidance, afs=not flow, seed=job.seed,
+            batch=8, kinds=FLOW_KINDS if flow else plain.SCHEDULES,
+            prediction_type=host.prediction_type(model_sampling), model_family=who.family,
+            model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
+        )
+        for nfe in job.nfe
+    ]  # fmt: skip
+    done = host.progress_bar(node_id, job.budget * len(job.nfe))
+    results: list[Result] = []
+    saved: list[Fitted] = []
+
+    def keep(calibration: Calibration, nfe: int) -> None:
+        result = calibration.result()
+        path = host.user_folder() / file_name(job.name, nfe, job.guidance)
+        saved.append(replace(result.fitted, name=store.save(path, result.fitted).name))
+        results.append(result)
+        logging.info("AMED: %s; saved as %s", result.text, path.name)
+
+    def work(denoiser: host.Prompted, shape: tuple[int, ...], device: torch.device) -> None:
+        scale = host.noise_scale(model_sampling)
+
+        def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict]:
+            noise = torch.randn(count, *shape, generator=generator) * scale
+            number = int(torch.randint(len(job.positives), (1,), generator=generator))
+            return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
+
+        references = References(denoiser, draw, settings[0])
+        for i, one in enumerate(settings):
+            rivals = host.shipped(model_sampling, one.nfe, denoiser)
+            calibration = Calibration(
+                denoiser, draw, one, references=references, guide=host.guide, rivals=rivals
+            )
+            try:
+                for progress in calibration.run():
+                    done(i * job.budget + progress.evaluations)
+            except BaseException:  # an interrupt is one: the best so far is worth keeping
+                if calibration.ready:
+                    keep(calibration, one.nfe)
+                raise
+            keep(calibration, one.nfe)
+            done((i + 1) * job.budget)
+
+    host.inside_sampling(model, job.positives, job.negative, job.guidance, job.latent, job.seed, work)
+    return results, saved
+
+
+def text_of(result: Result, fitted: Fitted) -> str:
+    """What came of it, for people."""
+    lines = [f"{fitted.name}: {result.text}", f"fitted with {result.evaluations} evaluations"]
+    lines += [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in result.rows]
+    return "\n".join(lines)
+
+
+class Calibrate(io.ComfyNode):
+    """MODEL, prompts, LATENT size -> AMED_PREDICTOR, saved and found by `auto` from then on."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            node_id="AMEDCalibrate",
+            display_name="Calibrate AMED",
+            search_aliases=["amed", "calibrate", "fit predictor", "few steps"],
+            description="Fit a few dozen constants to this model, by sampling only: better images at few "
+            "evaluations. Saved under models/amed_predictors and found by auto from then on.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent_image", tooltip="its size; the fit starts from noise"),
+                io.Combo.Input("sampler", options=list(SAMPLERS), default="amed_multistep",
+                               tooltip="amed_multistep is the best there is; the others are the paper's"),
+                io.String.Input("nfe", default="5", tooltip="evaluations; several in one run: 5, 7, 9"),
+                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1,
+                               tooltip="the cfg you will sample with; 1 is none"),
+                io.Combo.Input("budget", options=[*PRESETS, "custom"], default="quick",
+                               tooltip=", ".join(f"{k}: {v}" for k, v in PRESETS.items()) + " evaluations"),
+                io.Int.Input("evaluations", default=PRESETS["quick"], min=1000, max=1_000_000, step=100,
+                             tooltip="the budget if it is custom"),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
+                io.String.Input("name", default="calibrated", tooltip="files are NAME-nfe5-cfg1.safetensors"),
+                *(io.Conditioning.Input(name, optional=True, tooltip="another prompt to fit to") for name in MORE),
+            ],
+            outputs=[
+                Predictor.Output(display_name="predictor"),
+                io.Image.Output(display_name="report"),
+                io.String.Output(display_name="text"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent_image, sampler, nfe, guidance, budget, evaluations, seed,
+                name, **more):
+        job = Job(
+            [positive, *(more[key] for key in MORE if more.get(key) is not None)], negative, latent_image, sampler,
+            numbers(nfe), guidance, PRESETS.get(budget, evaluations), seed, name,
+        )  # fmt: skip
+        results, saved = calibrate(model, job, cls.hidden.unique_id)
+        text = "\n\n".join(text_of(r, f) for r, f in zip(results, saved))
+        images = [report.picture(r, pictures(model, r)) for r in results]
+        high = max(image.shape[1] for image in images)
+        images = [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
+        images = torch.cat(images)
+        return io.NodeOutput(saved[0], images, text, ui=ui.PreviewText(text))
+
+
+def pictures(model: object, result: Result) -> dict[str, torch.Tensor]:
+    """Rows of the sample grid."""
+    best = f"best plain\n{result.rows[1].solver}"
+    named = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": best}
+    rows = {told: result.images[name] for name, told in named.items()}
+    rows |= {n.replace(", ", "\n"): v for n, v in result.images.items() if n not in named}
+    return {name: host.preview_pixels(model, images) for name, images in rows.items()}
+
+
+NODES = [Calibrate]

@@ -1,0 +1,145 @@
+"""The picture of a calibration: what it gained, what it found, and what the images look like. PIL only."""
+
+import math
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..amed import Fitted
+from ..amed.calibration import Result
+from ..amed.store import tensors_of
+
+INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
+COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
+WIDE, HIGH, SIDE = 460, 300, 96
+
+
+def font(size: int) -> ImageFont.ImageFont:
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size
+        return ImageFont.load_default()
+
+
+class Panel:
+    """A plot on a canvas of its own: a title, two axes, one scale each."""
+
+    def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], log_x: bool = False):
+        self.image = Image.new("RGB", (WIDE, HIGH), BACK)
+        self.draw, self.log_x = ImageDraw.Draw(self.image), log_x
+        self.x, self.y = x, (y[0], y[1] if y[1] > y[0] else y[0] + 1)
+        self.box = 56, 36, WIDE - 16, HIGH - 34
+        self.draw.text((12, 8), title, INK, font(15))
+        left, top, right, bottom = self.box
+        self.draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, 1)
+        for share in (0, 0.5, 1):
+            value = self.y[0] + share * (self.y[1] - self.y[0])
+            at = bottom - share * (bottom - top)
+            self.draw.line([(left, at), (right, at)], FAINT, 1)
+            self.draw.text((left - 6, at), f"{value:.3g}", INK, font(11), anchor="rm")
+            place = self.x[0] + share * (self.x[1] - self.x[0])
+            if log_x:
+                place = math.exp(math.log(self.x[0]) + share * (math.log(self.x[1]) - math.log(self.x[0])))
+            self.draw.text((left + share * (right - left), bottom + 8), f"{place:.3g}", INK, font(11), anchor="mt")
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        left, top, right, bottom = self.box
+        low, high = (math.log(v) for v in self.x) if self.log_x else self.x
+        share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
+        return left + share * (right - left), bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)
+
+    def line(self, points: list[tuple[float, float]], colour: tuple, name: str = "", row: int = 0) -> None:
+        """Points joined; `name` stands in the upper right corner, in its `row`."""
+        places = [self.at(*point) for point in points]
+        if len(places) > 1:
+            self.draw.line(places, colour, 2)
+        for x, y in places:
+            self.draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
+        if name:
+            self.draw.text((self.box[2] - 4, self.box[1] + 2 + 14 * row), name, colour, font(12), anchor="ra")
+
+
+def errors(result: Result) -> Image.Image:
+    """The held-out error after each iteration."""
+    points = [(float(n), e) for n, e in result.history if math.isfinite(e)]
+    if not points:
+        return Panel("no iteration was made", (0, 1), (0, 1)).image
+    top = max(e for _, e in points)
+    panel = Panel("held-out error over evaluations", (0, max(n for n, _ in points)), (0, top * 1.1))
+    panel.line(points, COLOURS[0])
+    return panel.image
+
+
+def constants(fitted: Fitted) -> Image.Image:
+    """What was fitted, over the noise level: r, c, a, or the weights of the newest slopes."""
+    tensors = {k: v.double() for k, v in tensors_of(fitted).items()}
+    starts = tensors["sigmas"][:-1].tolist()
+    if "weights" in tensors:
+        columns = tensors["weights"].T[:4]
+        lines = {f"weight, {k} back" if k else "weight, newest": column for k, column in enumerate(columns)}
+    else:
+        lines = {name: tensors[name] for name in "rca" if name in tensors}
+    if not lines:
+        return Panel("a network: its r, c, a depend on the image", (0, 1), (0, 1)).image
+    values = torch.cat(list(lines.values()))
+    low, high = float(values.min().clamp(max=0)), float(values.max())
+    end = (starts[0], max(starts[-1] * 0.9, 1e-6))
+    panel = Panel("constants over the noise level (sigma)", end, (low, high + 0.25 * (high - low)), log_x=True)
+    for i, (name, column) in enumerate(lines.items()):
+        reach = [(s, float(v)) for n, (s, v) in enumerate(zip(starts, column)) if i <= n or "weight" not in name]
+        panel.line(reach, COLOURS[i], name, i)
+    return panel.image
+
+
+def bars(result: Result) -> Image.Image:
+    """Errors of the result, the best plain setting and the solvers as usually set."""
+    image = Image.new("RGB", (WIDE, HIGH), BACK)
+    draw = ImageDraw.Draw(image)
+    draw.text((12, 8), f"error to the reference, {result.rows[0].nfe} evaluations", INK, font(15))
+    most = max(row.error for row in result.rows if math.isfinite(row.error)) or 1.0
+    high = min(46, (HIGH - 50) // len(result.rows))
+    for i, row in enumerate(result.rows):
+        top = 40 + i * high
+        name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
+        draw.text((14, top), name, INK, font(12))
+        length = (WIDE - 110) * min(row.error / most, 1.0)
+        draw.rectangle([14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[0] if i == 0 else COLOURS[1])
+        draw.text((22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, font(12), anchor="lm")
+    return image
+
+
+def grid(pictures: dict[str, Tensor]) -> Image.Image:
+    """Rows of samples `[n, 3, H, W]` in [-1, 1], each with its name."""
+    count = min(8, *(len(p) for p in pictures.values()))
+    image = Image.new("RGB", (120 + count * (SIDE + 4), len(pictures) * (SIDE + 4) + 8), BACK)
+    draw = ImageDraw.Draw(image)
+    for row, (name, pixels) in enumerate(pictures.items()):
+        top = 4 + row * (SIDE + 4)
+        draw.multiline_text((8, top + SIDE // 2), name, INK, font(13), anchor="lm")
+        for i, sample in enumerate(pixels[:count]):
+            values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            tile = Image.fromarray(values)
+            tile.thumbnail((SIDE, SIDE)) if max(tile.size) > SIDE else None
+            scale = SIDE / max(tile.size)
+            size = max(1, round(tile.width * scale)), max(1, round(tile.height * scale))
+            image.paste(tile.resize(size, Image.Resampling.BICUBIC), (120 + i * (SIDE + 4), top))
+    return image
+
+
+def picture(result: Result, pictures: dict[str, Tensor]) -> Tensor:
+    """The whole report as an IMAGE `[1, H, W, 3]` in [0, 1]."""
+    plots, samples = [errors(result), constants(result.fitted), bars(result)], grid(pictures)
+    width = max(WIDE * 3, samples.width)
+    whole = Image.new("RGB", (width, 34 + HIGH + samples.height), BACK)
+    ImageDraw.Draw(whole).text((12, 9), result.text, INK, font(16))
+    for i, plot in enumerate(plots):
+        whole.paste(plot, (i * WIDE, 34))
+    whole.paste(samples, (0, 34 + HIGH))
+    return as_image(whole)
+
+
+def as_image(picture: Image.Image) -> Tensor:
+    """PIL to IMAGE `[1, H, W, 3]` in [0, 1]."""
+    values = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+    return values.view(1, picture.height, picture.width, 3).float() / 255
