@@ -12,6 +12,7 @@ from ..amed.calibration import PRESETS, Calibration, References, Result, Setting
 from . import host, report
 from .schema import Predictor, schema
 
+CALIBRATE = "calibrate now (quick)"
 MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
 FLOW_KINDS = (*(("polynomial", rho) for rho in (1.0, 2.0, 3.0)), ("logsnr", 1.0), ("time_uniform", 1.0))
 
@@ -34,9 +35,7 @@ class Job:
 
 def file_name(name: str, nfe: int, guidance: float) -> str:
     """The file a calibration is saved as. Raises ValueError for a name that is none."""
-    if not re.fullmatch(r"[\w][\w .+-]*", name):
-        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
-    return f"{name}-nfe{nfe}-cfg{guidance:g}.safetensors"
+    return host.file_name(f"{name}-nfe{nfe}-cfg{guidance:g}")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -101,6 +100,15 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
 
     host.inside_sampling(model, job.positives, job.negative, job.guidance, job.latent, job.seed, work)
     return results, saved
+
+
+def calibrate_now(model: object, job: Job, node_id: str | None) -> Fitted:
+    """A calibration because there is none yet; saved under the checkpoint's own name, found the next time."""
+    who = host.identity(model)
+    sampler = "amed_multistep" if job.sampler == "auto" else job.sampler
+    name = f"{who.family}-{who.fingerprint[:8] or 'unknown'}-{sampler.removeprefix('amed_')}"
+    _, saved = calibrate(model, replace(job, sampler=sampler, name=name), node_id)
+    return saved[0]
 
 
 def text_of(result: Result, fitted: Fitted) -> str:

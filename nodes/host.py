@@ -7,6 +7,7 @@ copy of that run's options.
 import copy
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -783,6 +784,14 @@ def preview_pixels(model: Any, samples: Tensor) -> Tensor:
     bias = torch.as_tensor(getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
     scaled = form.process_out(samples.float().cpu())
     return (torch.einsum("nchw,cr->nrhw", scaled, torch.tensor(factors)) + bias.view(1, 3, 1, 1)).clamp(-1, 1)
+
+
+def file_name(name: str) -> str:
+    """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"\w[\w .+-]*", stem):
+        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+    return f"{stem}.safetensors"
 
 
 def user_folder() -> Path:

@@ -3,9 +3,11 @@
 import torch
 from comfy_api.latest import io, ui
 
-from ..amed import SAMPLERS
+from ..amed import SAMPLERS, Fitted, PredictorError
+from ..amed.calibration import PRESETS
 from ..amed.sampling import solver_of
 from . import host
+from .calibrate import CALIBRATE, Job, calibrate_now
 from .schema import Predictor, schema
 
 SOLVERS = ["auto", *SAMPLERS]
@@ -44,23 +46,93 @@ class ApplyPredictor(io.ComfyNode):
             node_id="AMEDApplyPredictor",
             display_name="Apply AMED Predictor",
             description="Put a predictor on a MODEL: the ordinary KSampler's amed... samplers then use it, "
-            "and its amed schedule is the predictor's own.",
-            inputs=[io.Model.Input("model"), Predictor.Input("predictor")],
+            "and its amed schedule is the predictor's own. Without one linked, the library's for this model.",
+            inputs=[
+                io.Model.Input("model"),
+                Predictor.Input("predictor", optional=True, tooltip="left open: the library's for this model"),
+                io.Combo.Input("sampler", options=SOLVERS, default="auto", optional=True,
+                               tooltip="which to look up, with no predictor linked"),
+                io.Int.Input("nfe", default=5, min=2, max=100, optional=True,
+                             tooltip="evaluations to look up, with no predictor linked"),
+                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
+                               tooltip="the cfg you will sample with, with no predictor linked"),
+                io.Combo.Input("if_missing", options=["error", CALIBRATE, "untrained"], default="error",
+                               optional=True, tooltip="when the library has none for this model"),
+                io.Conditioning.Input("positive", optional=True, tooltip="only to calibrate now"),
+                io.Conditioning.Input("negative", optional=True, tooltip="only to calibrate now"),
+                io.Latent.Input("latent_image", optional=True, tooltip="only to calibrate now: its size"),
+            ],
             outputs=[io.Model.Output()],
-        )
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, predictor):
+    def execute(cls, model, predictor=None, sampler="auto", nfe=5, guidance=1.0, if_missing="error", positive=None,
+                negative=None, latent_image=None):
+        report = host.Report()
+        if predictor is None:
+            job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, PRESETS["quick"], 0, "auto")
+            predictor = look_up(model, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
         lines = [
             predictor.label,
             f"KSampler: sampler {host.sampler_for(predictor)}, scheduler {host.SCHEDULER}, "
             f"steps {predictor.spec.num_steps - 1}, cfg {predictor.spec.guidance:g}: "
             f"{predictor.nfe} evaluations",
         ]
-        lines += [
-            f"note: {m}" for m in host.mismatches(predictor, host.identity(model), predictor.spec.guidance)
-        ]
-        return io.NodeOutput(host.attach(model, predictor), ui=ui.PreviewText("\n".join(lines)))
+        remarks = host.mismatches(predictor, host.identity(model), predictor.spec.guidance) + report.remarks
+        text = "\n".join(lines + [f"note: {remark}" for remark in remarks])
+        return io.NodeOutput(host.attach(model, predictor), ui=ui.PreviewText(text))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs):
+        return host.library_state()
+
+
+def look_up(model: object, sampler: str, nfe: int, guidance: float, if_missing: str, report: host.Report,
+            job: Job, node_id: str | None) -> Fitted:
+    """The library's predictor for a MODEL, or by `if_missing` one calibrated for `job` now, or the untrained
+    solver. A calibration is for this very checkpoint: where it is asked for, another checkpoint's predictor does
+    not count as found.
+
+    Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
+    solver, order = asked(sampler)
+    who = host.identity(model)
+    try:
+        found = host.find(who, solver, nfe, guidance, order)
+        wrong = host.mismatches(found, who, guidance)
+        if if_missing != CALIBRATE or not wrong:
+            return found
+        missing = "; ".join(wrong)
+    except PredictorError as error:
+        missing = str(error).splitlines()[0]
+        if if_missing == "error":
+            raise
+    if if_missing == CALIBRATE:
+        if None in (job.positives[0], job.negative, job.latent):
+            raise ValueError(
+                "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
+                "kind you use and the size of the images"
+            )
+        fitted = calibrate_now(model, job, node_id)
+        report.remarks.append(f"calibrated now, as asked ({missing}); kept as {fitted.name}")
+        return fitted
+    report.remarks.append(f"untrained, as asked: {missing}")
+    return untrained(model, sampler if sampler != "auto" else "amed", nfe)
+
+
+def untrained(model: object, sampler: str, nfe: int) -> Fitted:
+    """The untrained solver at `nfe` evaluations, with the analytic first step if nfe is odd (multistep: without).
+
+    Raises ValueError for a number the solver cannot take."""
+    model_sampling = host.sampling_of(model)
+    flow = host.is_flow(model_sampling)
+    if sampler == "amed_multistep":
+        return host.untrained(sampler, host.base_times(model_sampling, nfe + 1))
+    if nfe < 2 - (not flow) or (flow and nfe % 2):
+        raise ValueError(f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
+                         f"{'an even number' if flow else 'at least 1'}")
+    times = host.base_times(model_sampling, (nfe + 1) // 2 + 1)
+    return host.untrained(sampler, times, afs=nfe % 2 == 1)
 
 
 class AmedSampler(io.ComfyNode):

@@ -4,9 +4,11 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..amed import Fitted, PredictorError
+from ..amed import Fitted
+from ..amed.calibration import PRESETS
 from . import host
-from .predictors import SOLVERS, asked, cut
+from .calibrate import CALIBRATE, Job
+from .predictors import SOLVERS, cut, look_up
 from .schema import schema
 
 AUTO = "auto"
@@ -65,9 +67,10 @@ class AmedKSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "if_missing",
-                    options=["error", "untrained"],
+                    options=["error", CALIBRATE, "untrained"],
                     default="error",
-                    tooltip="no predictor fits: stop and say what there is, or run the plain solver",
+                    tooltip="no predictor fits: stop and say what there is, fit one first (a quick "
+                    "calibration, kept for next time), or run the plain solver",
                 ),
             ],
             outputs=[io.Latent.Output(), io.String.Output(display_name="report")],
@@ -90,7 +93,8 @@ class AmedKSampler(io.ComfyNode):
         if_missing,
     ):
         report = host.Report()
-        fitted = choose(model, predictor, sampler, nfe, guidance, if_missing, report)
+        job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, PRESETS["quick"], 0, "auto")
+        fitted = choose(model, predictor, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
         samples = host.run(
             model,
             host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
@@ -114,9 +118,8 @@ class AmedKSampler(io.ComfyNode):
 
 
 def choose(model: object, name: str, sampler: str, nfe: int, guidance: float, if_missing: str,
-           report: host.Report) -> Fitted:
-    """The predictor to run: the named file, or the one on the MODEL, or the library's, or the untrained
-    solver.
+           report: host.Report, job: Job, node_id: str | None) -> Fitted:
+    """The predictor to run: the named file, or the one on the MODEL, or what `look_up` gives.
 
     Raises ValueError or PredictorError where these do not agree with sampler and nfe."""
     carried = host.attached(model)
@@ -133,29 +136,7 @@ def choose(model: object, name: str, sampler: str, nfe: int, guidance: float, if
                 "choose another predictor"
             )
         return fitted
-    solver, order = asked(sampler)
-    try:
-        return host.find(host.identity(model), solver, nfe, guidance, order)
-    except PredictorError as error:
-        if if_missing != "untrained":
-            raise
-        report.remarks.append(f"untrained, as asked: {str(error).splitlines()[0]}")
-        return plain(model, sampler if sampler != AUTO else "amed", nfe)
-
-
-def plain(model: object, sampler: str, nfe: int) -> Fitted:
-    """The untrained solver at `nfe` evaluations, with the analytic first step if nfe is odd.
-
-    Raises ValueError for a number the solver cannot take."""
-    model_sampling = host.sampling_of(model)
-    flow = host.is_flow(model_sampling)
-    if sampler == "amed_multistep":
-        return host.untrained(sampler, host.base_times(model_sampling, nfe + 1))
-    if nfe < 2 - (not flow) or (flow and nfe % 2):
-        raise ValueError(f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
-                         f"{'an even number' if flow else 'at least 1'}")
-    times = host.base_times(model_sampling, (nfe + 1) // 2 + 1)
-    return host.untrained(sampler, times, afs=nfe % 2 == 1)
+    return look_up(model, sampler, nfe, guidance, if_missing, report, job, node_id)
 
 
 NODES = [AmedKSampler]

@@ -48,3 +48,85 @@ def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
     assert "evaluations counted: 6, 6 network passes" in result.text(sampled[0])
     ours, rival, truth = (np.stack(result.images(node)).astype(float) for node in shown)
     assert np.median(np.square(ours - truth).mean((1, 2, 3))) < np.median(np.square(rival - truth).mean((1, 2, 3)))
+
+
+def test_several_numbers_in_one_run_and_several_prompts(server, graph):
+    g = graph(batch=2)
+    other = g.add("AMEDDemoModel", category="Food & Drink", width=32, height=32, batch_size=1)
+    made = add_calibrate(
+        g, "10, 11", guidance=2.0, evaluations=3000, name="two", positive_2=[other, 1], sampler="amed_multistep"
+    )
+    shown = g.add("PreviewImage", images=[made, 1])
+    result = server.run(g.nodes)
+    assert len(result.images(shown)) == 2
+    for nfe in (10, 11):
+        spec = load(folder(server) / f"two-nfe{nfe}-cfg2.safetensors").spec
+        assert spec.nfe == nfe and spec.guidance == 2.0 and spec.metrics["error"] <= spec.metrics["plain_error"]
+
+
+def test_missing_is_calibrated_now_and_found_the_next_time(server, graph):
+    def run():
+        g = graph(batch=5)
+        latent = g.amed(8, "auto", guidance=1.0, if_missing="calibrate now (quick)", seed=8)
+        shown = g.show(latent)
+        result = server.run(g.nodes)
+        return result.text(latent[0]), np.stack(result.images(shown))
+
+    (first, one), (second, two) = run(), run()
+    assert "calibrated now" in first and "calibrated now" not in second
+    assert np.array_equal(one, two) and len(one) == 5
+
+
+def test_a_calibrated_predictor_does_img2img_and_says_so(server, graph):
+    g = graph(batch=1)
+    server.run(g.nodes | {}) if False else None
+    made = add_calibrate(g, "12", evaluations=3400, name="img")
+    start = g.ksampler("euler", steps=8)
+    again = g.add("AMEDKSampler", nfe=12, sampler="auto", guidance=1.0, seed=5, denoise=0.5,
+                  predictor="auto", if_missing="error",
+                  **g.around() | {"latent_image": start})  # fmt: skip
+    shown = g.show([again, 0])
+    server.run(g.nodes | {}) if False else None
+    first = {k: v for k, v in g.nodes.items() if k in (g.demo, made)}
+    server.run(first)
+    result = server.run({k: v for k, v in g.nodes.items() if k != made})
+    text = result.text(again)
+    assert "img-nfe12" in text and "interpolated between the fitted noise levels" in text
+    assert np.stack(result.images(shown)).std() > 10
+
+
+def test_apply_finds_or_says_what_it_needs(server, graph):
+    g = graph()
+    applied = g.add("AMEDApplyPredictor", model=g.model, nfe=14, guidance=1.0, sampler="amed_multistep",
+                    if_missing="calibrate now (quick)")  # fmt: skip
+    g.show(g.ksampler("amed_multistep", "amed", steps=14, model=[applied, 0]))
+    with pytest.raises(RunError, match="link positive, negative and latent_image"):
+        server.run(g.nodes)
+    g.nodes[applied]["inputs"] |= {"if_missing": "untrained"}
+    result = server.run(g.nodes)
+    assert "untrained" in result.text(applied)
+
+
+def test_info_and_save(server, graph):
+    g = graph()
+    loaded = g.add("AMEDLoadPredictor", name="test_amed_multistep.safetensors")
+    info = g.add("AMEDPredictorInfo", predictor=[loaded, 0])
+    shown = g.add("PreviewImage", images=[info, 1])
+    saved = g.add("AMEDSavePredictor", predictor=[loaded, 0], name="a copy")
+    result = server.run(g.nodes)
+    assert "weights" in result.text(info) and "solver: \"multistep\"" in result.text(info)
+    assert result.images(shown)[0].std() > 5
+    copy, source = (load(folder(server) / f"{n}.safetensors") for n in ("a copy", "test_amed_multistep"))
+    assert (copy.predictor.weights == source.predictor.weights).all()
+    g.nodes[saved]["inputs"]["name"] = "../../elsewhere"
+    with pytest.raises(RunError, match="no file name"):
+        server.run(g.nodes)
+
+
+@pytest.mark.parametrize(("field", "value", "named"), [("nfe", "five", "five"), ("name", "a/b", "a/b"),
+                                                       ("evaluations", 1000, "at least")])  # fmt: skip
+def test_bad_input_is_named(server, graph, field, value, named):
+    g = graph()
+    add_calibrate(g, **{field: value})
+    with pytest.raises(RunError, match=named):
+        server.run(g.nodes)
