@@ -8,7 +8,7 @@
 No gradient is taken, so it runs on whatever a host can sample with. The plain solvers are searched over their
 settings; from the best ones, written as tables of constants, a damped Gauss-Newton (Levenberg-Marquardt) fit
 moves all constants at once; what it ends with is compared with the plain solvers on noise it never saw, and
-the best of all is the result, be it a plain one. """
+the best of all is the result, be it a plain one."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ from .store import Fitted, Spec
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
+FINALISTS = 5  # plain settings that are compared on the held-out samples
 LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
 FORGET = 0.9  # what an iteration's matrix still counts for in the next
 PATIENCE = 6  # iterations without a better held-out error before the fit stops
@@ -256,7 +257,7 @@ class Calibration:
 
     `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point:
     `result()` then still gives the best so far, once the search is through. The same settings and model give
-    the same result. """
+    the same result."""
 
     def __init__(
         self,
@@ -313,20 +314,19 @@ class Calibration:
         yield from self._fit()
 
     def _search(self) -> Iterator[Progress]:
-        """Successive halving over all plain settings: the 80 on a sample or two, the best 20 on two more, the
-        best 6 on four more."""
+        """Successive halving over all plain settings: the 80 on a sample or two, the best 20 on two or four
+        more, the best FINALISTS on the held-out samples, which tell the best of all."""
         settings = self.settings
-        solvers = plain.SOLVERS
         found = plain.candidates(
-            settings.nfe, settings.sigma_min, settings.sigma_max, solvers, settings.kinds
+            settings.nfe, settings.sigma_min, settings.sigma_max, plain.SOLVERS, settings.kinds
         )
         found = [s for s in found if settings.afs or not s.afs]
         found.sort(key=likely)  # what is cut for a small budget is what seldom wins
-        unit = 2 if 288 * settings.nfe < 0.15 * settings.budget else 1
-        found = found[: max(12, int((0.3 * settings.budget / settings.nfe - 64 * unit) / unit))]
+        unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
+        found = found[: max(12, int((0.3 * settings.budget / settings.nfe - 40 * unit) / unit))]
         errors: dict[plain.Setting, list[Tensor]] = {s: [] for s in found}
         first = settings.held_out
-        for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit), (6, 4 * unit))):
+        for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit))):
             found = found[:keep]
             yield from self._reference(first + count)
             samples = self.references.take(first, count)
@@ -336,13 +336,19 @@ class Calibration:
                 yield self._progress("search", f"plain solvers, round {rung + 1}: {i + 1} of {len(found)}")
             told = {s: torch.cat(errors[s]) for s in found}
             self.scale = 0.5 * float(min(e.median() for e in told.values())) + 1e-12
-            found.sort(key=lambda s: robust(told[s], self.scale))
-        rest = sorted((s for s in errors if s not in found), key=lambda s: self._loss(errors[s]))
-        self.ranking = [(self._loss(errors[s]), s) for s in found + rest]
+            found.sort(key=lambda s: self._loss(errors[s]))
         self._next = settings.held_out
-        for setting in found[:2]:  # the best two are told apart where everything else is compared
-            self._ends[key(setting)] = self._on_held_out(lambda part, s=setting: self._plain(s, part))
-        best = min(found[:2], key=lambda s: self._score(self._ends[key(s)]))
+        for i, setting in enumerate(found[:FINALISTS]):
+            end = self._on_held_out(lambda part, s=setting: self._plain(s, part))
+            self._ends[key(setting)] = end
+            errors[setting].append(per_sample(end, self.held_out.end))
+            yield self._progress("search", f"plain solvers, last round: {i + 1} of {FINALISTS}")
+        finalists = found[:FINALISTS]
+        self.scale = 0.5 * float(min(torch.cat(errors[s]).median() for s in finalists)) + 1e-12
+        finalists.sort(key=lambda s: self._loss(errors[s]))
+        rest = sorted((s for s in errors if s not in finalists), key=lambda s: self._loss(errors[s]))
+        self.ranking = [(self._loss(errors[s]), s) for s in finalists + rest]
+        best = min(finalists, key=lambda s: self._score(self._ends[key(s)]))
         self.best_plain = best
         yield self._progress("search", f"best plain setting: {best.name} on {best.schedule}")
 
