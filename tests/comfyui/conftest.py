@@ -32,7 +32,20 @@ class TestPrompt:
         return ([[tokens.repeat(1, repeats, 1), {}]],)
 
 
-NODE_CLASS_MAPPINGS = {"TestPrompt": TestPrompt}
+class TestBroken:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        clone = model.clone()
+        clone.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
+        return (clone,)
+
+
+NODE_CLASS_MAPPINGS = {"TestPrompt": TestPrompt, "TestBroken": TestBroken}
 """
 MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
 

@@ -1,0 +1,86 @@
+"""Calibrate AMED on other kinds of model: calibrate, save, found by auto, sampled with. Random weights test the
+path; quality is judged on the demo model."""
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from amed import load as load_predictor
+from demo.comfyui import RunError
+
+LEAST = 1400  # evaluations a calibration of 3 takes
+
+
+def calibrated(server, g, around, nfe, name, **other):
+    """Calibrate a graph's MODEL, then sample with what auto finds; (spec, latents, report)."""
+    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": LEAST,
+             "seed": 0, "name": name} | other  # fmt: skip
+    g.add("AMEDCalibrate", **around | asked)
+    server.run(g.nodes)
+    g.nodes.popitem()
+    found = g.amed(nfe, "auto", asked["guidance"], **around)
+    g.add("SaveLatent", samples=found, filename_prefix=name)
+    result = server.run(g.nodes)
+    latents = load(server.view(result.files("latents")[0]))["latent_tensor"]
+    file = server.base / "models" / "amed_predictors" / f"{name}-nfe{nfe}-cfg{asked['guidance']:g}.safetensors"
+    assert latents.isfinite().all() and latents.std() > 0.05
+    assert file.name in result.text(found[0]) and f"evaluations counted: {nfe}" in result.text(found[0])
+    return load_predictor(file).spec, latents, result.text(found[0])
+
+
+def sd(g, model, size=64):
+    positive, negative = ([g.add("TestPrompt", seed=seed, repeats=1), 0] for seed in (1, 2))
+    latent = [g.add("EmptyLatentImage", width=size, height=size, batch_size=1), 0]
+    return {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+
+
+@pytest.mark.parametrize(("sampling", "told", "nfe"), [(None, "eps", 3), ("v_prediction", "v", 3)])
+def test_stable_diffusion(server, graph, sampling, told, nfe):
+    g = graph()
+    model = [g.add("UNETLoader", unet_name="tiny_sd15.safetensors", weight_dtype="default"), 0]
+    if sampling:
+        model = [g.add("ModelSamplingDiscrete", model=model, sampling=sampling, zsnr=False), 0]
+    spec, _, _ = calibrated(server, g, sd(g, model), nfe, f"sd_{told}")
+    assert (spec.prediction_type, spec.model_family, spec.nfe) == (told, "sd15", nfe)
+    assert spec.model_fingerprint and abs(spec.sigma_max - 14.6146) < 0.01
+
+
+def test_flow(server, graph):
+    """The demo network under a flow model's sampling: noise levels from 1 to 0, no analytic first step."""
+    g = graph()
+    model = [g.add("ModelSamplingSD3", model=g.model, shift=3.0), 0]
+    spec, _, text = calibrated(server, g, g.around() | {"model": model}, 3, "flow")
+    assert spec.prediction_type == "flow" and not spec.afs and spec.sigma_max == pytest.approx(1.0)
+
+
+def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
+    g = graph()
+    broken = [g.add("TestBroken", model=g.model), 0]
+    asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom", "evaluations": 2000,
+             "seed": 0, "name": "broken"}  # fmt: skip
+    g.add("AMEDCalibrate", **g.around() | asked | {"model": broken})
+    with pytest.raises(RunError, match=r"NaN or infinity at sigma="):
+        server.run(g.nodes)
+    assert not list((server.base / "models" / "amed_predictors").glob("broken*"))
+
+
+def test_interrupted_it_keeps_the_best_so_far(server, graph):
+    g = graph()
+    asked = {"nfe": "9", "sampler": "amed_multistep", "guidance": 3.0, "budget": "custom", "evaluations": 40000,
+             "seed": 0, "name": "stopped"}  # fmt: skip
+    node = g.add("AMEDCalibrate", **g.around() | asked)
+    seen = []
+
+    def on_event(kind, data):
+        if kind == "progress" and str(data.get("node")) == node:
+            seen.append(data["value"] / data["max"])
+            if seen[-1] > 0.16:
+                server.interrupt()
+
+    with pytest.raises(RunError, match="interrupted"):
+        server.run(g.nodes, on_event)
+    assert seen == sorted(seen) and len(seen) > 20
+    file = server.base / "models" / "amed_predictors" / "stopped-nfe9-cfg3.safetensors"
+    assert load_predictor(file).spec.metrics["evaluations"] < 0.5 * 40000
+    assert torch.isfinite(load_predictor(file).predictor.weights).all()
+    file.unlink()
