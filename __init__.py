@@ -9,14 +9,14 @@ async def comfy_entrypoint():
     """What ComfyUI asks for: the pack's nodes. The dropdown entries are added on the way."""
     from comfy_api.latest import ComfyExtension
 
-    from .nodes import calibrate, compare, demo_model, files, host, predictors, sampler
+    from .nodes import calibrate, compare, demo_model, files, host, predictors, sampler, train
 
     for problem in host.register():
         logging.warning("AMED: %s", problem)
 
     class Amed(ComfyExtension):
         async def get_node_list(self):
-            rooms = (sampler, calibrate, predictors, files, compare, demo_model)
+            rooms = (sampler, calibrate, predictors, files, train, compare, demo_model)
             return [node for room in rooms for node in room.NODES]
 
     return Amed()

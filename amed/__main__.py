@@ -15,9 +15,9 @@ from . import convert, plain, store, target
 from .calibration import PRESETS, Calibration, References, Settings
 from .evaluation import Statistics, cut, frechet, rmse, run
 from .predictor import BottleneckPredictor
-from .sampling import SAMPLERS, Solver, solver_of
+from .sampling import SAMPLERS, Solver
 from .training import Settings as Training
-from .training import Teacher, train
+from .training import plan, train
 
 
 def say(text: str, last: bool = False) -> None:
@@ -67,17 +67,12 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    made, solver = target.load(args.model, args.guidance), solver_of(args.sampler)
-    if solver.name == "multistep":
-        raise ValueError("amed_multistep has no network to train: calibrate it")
+    made = target.load(args.model, args.guidance)
     if made.capture is None:
         raise ValueError("this model gives no bottleneck (Target.capture): calibrate a table instead")
-    afs = bool(args.nfe % 2)
-    if afs and not made.afs:
-        raise ValueError(f"nfe {args.nfe} needs the analytic first step, which this model does not allow: use an even one")
-    steps = (args.nfe + afs) // 2 + 1
-    teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, args.extra)
-    times = teacher.times(args.schedule, steps, made.sigma_min, made.sigma_max, args.rho)
+    planned = plan(args.sampler, args.nfe, args.extra, made.afs)
+    solver, teacher = planned.solver, planned.teacher
+    times = teacher.times(args.schedule, planned.num_steps, made.sigma_min, made.sigma_max, args.rho)
     predictor = BottleneckPredictor(0.01, 0.0)
     torch.manual_seed(args.seed)
 
@@ -87,12 +82,12 @@ def run_train(args: argparse.Namespace) -> None:
 
     settings = Training(args.images, args.batch, seed=args.seed, checkpointing=args.checkpointing)
     progress = None
-    for progress in train(made.model, solver, predictor, times, draw, teacher, settings, afs=afs, capture=made.capture):
+    for progress in train(made.model, solver, predictor, times, draw, teacher, settings, afs=planned.afs, capture=made.capture):
         say(f"{progress.images:6d} of {args.images} images  loss {progress.loss:.4f}  held out {progress.held_out:.4f}")
     base = times[:: args.extra + 1]
     spec = store.Spec(
         solver=solver.name, max_order=solver.max_order, predict_x0=solver.predict_x0, num_steps=len(base),
-        schedule=args.schedule, rho=args.rho, sigma_min=made.sigma_min, sigma_max=made.sigma_max, afs=afs,
+        schedule=args.schedule, rho=args.rho, sigma_min=made.sigma_min, sigma_max=made.sigma_max, afs=planned.afs,
         prediction_type=made.prediction_type, guidance=args.guidance, model_family=made.family,
         model_fingerprint=made.fingerprint, model_name=made.name, features="bottleneck",
         scale_dir=predictor.scale_dir, scale_time=predictor.scale_time,

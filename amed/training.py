@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from . import schedules
 from .bottleneck import Capture, Denoiser, plain
 from .evaluation import rmse
-from .sampling import TWO_POINT, Problem, Solver, State, interval, trajectory
+from .sampling import MULTISTEP, TWO_POINT, Problem, Solver, State, interval, solver_of, trajectory
 
+HELD_OUT = 1_000_003  # added to the seed for the noises that choose the best state
 SINGLE_STEP = (*TWO_POINT, "euler")  # every interval starts from the teacher's state
 Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 
@@ -172,7 +173,7 @@ def train(
     ask = checkpointed(capture or plain) if settings.checkpointing else capture or plain
     legs = 2 * (len(base) - 1)
     generator = torch.Generator().manual_seed(settings.seed)
-    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + 1_000_003), settings.held_out)
+    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
     if error is None:
         target = teacher.states(model, held_x, times, held_args)[-1]
     optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
@@ -248,3 +249,34 @@ def train(
         predictor.requires_grad_(False)
         for p in frozen:
             p.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How Algorithm 1 reaches a number of evaluations: the student, its N base times, AFS or not, the teacher."""
+
+    solver: Solver
+    num_steps: int
+    afs: bool
+    teacher: Teacher
+
+    @property
+    def points(self) -> int:
+        """The teacher's number of times."""
+        return (self.teacher.extra + 1) * (self.num_steps - 1) + 1
+
+
+def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
+    """For a sampler of two evaluations an interval; an odd `nfe` takes the analytic first step. The teacher is Heun
+    for AMED-Solver and DPM-Solver-2, else the plugin's own solver, with `extra` more points inside each interval.
+
+    Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not allowed."""
+    solver = solver_of(sampler)
+    if solver.name == MULTISTEP:
+        raise ValueError(f"{sampler} has no network to train: calibrate it")
+    afs = bool(nfe % 2)
+    if nfe < 2 or (afs and not may_afs):
+        allowed = "an even number" if not may_afs else "at least 2"
+        raise ValueError(f"nfe is {nfe}: {sampler} on this model takes {allowed}")
+    teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, extra)
+    return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)

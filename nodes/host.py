@@ -26,6 +26,7 @@ import comfy.utils
 import folder_paths
 import latent_preview
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, plain, schedules
@@ -410,14 +411,21 @@ def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch:
     return None
 
 
+def options_of(model: Any, extra_args: dict[str, Any]) -> dict:
+    """A copy of the options this evaluation would run with: a Prompted carries them itself."""
+    own = getattr(model, "extra_args", None) or extra_args
+    return comfy.model_patcher.create_model_options_clone(own.get("model_options") or {})
+
+
 def capture(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
     """Evaluate and take the conditional bottleneck along (amed.bottleneck.Capture): by patches on a copy of
     the options, for this one evaluation. The first capture counts; None where the model has no middle
     block."""
-    options = comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
+    options = options_of(model, extra_args)
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
     conds = getattr(model.inner_model, "conds", None) or {}
-    positive = {cond["uuid"] for cond in conds.get("positive") or [] if "uuid" in cond}
+    mine = [cond for name, listed in conds.items() if name.startswith("positive") for cond in listed or []]
+    positive = {cond["uuid"] for cond in mine if "uuid" in cond}  # a Prompted has several lists
     found: list[Tensor] = []
 
     def keep(h: Tensor, transformer_options: dict) -> None:
@@ -700,6 +708,58 @@ def inside_sampling(
     guider.sample(one, one, comfy.samplers.KSAMPLER(run), sigma, disable_pbar=True, seed=seed)
 
 
+def trainable(value: Any) -> Any:
+    """Conditioning with every tensor cloned: those made in inference mode take no part in a gradient. What else
+    it holds (ControlNets, areas) stays itself."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {k: trainable(v) for k, v in value.items()}
+    return [trainable(v) for v in value] if isinstance(value, list) else value
+
+
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Let every block of a network (what its lists of modules hold) keep no activations: each is run again in the
+    backward pass. For a network of our own only."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            checkpoint_blocks(child)
+        elif any(True for _ in child.parameters()):
+            child.forward = checkpointed(child.forward)
+
+
+def checkpointed(forward: Callable) -> Callable:
+    def own(value: Any) -> Any:
+        return dict(value) if isinstance(value, dict) else value  # the network writes where it is into these
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        args, kwargs = [own(a) for a in args], {k: own(v) for k, v in kwargs.items()}
+        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+def frozen_copy(model: Any) -> Any:
+    """A MODEL like this one with weights of its own, which gradients pass through but do not change, in blocks that
+    keep no activations. To be called, and used, with inference mode off. All models are unloaded first: that takes
+    patches off the weights, and a gradient needs the memory."""
+    comfy.model_management.unload_all_models()
+    if getattr(model, "is_dynamic", lambda: False)():
+        clone = model.clone(disable_dynamic=True)  # the host reads the file again
+    else:
+        clone = model.clone()
+        skip = {id(p): None for p in (getattr(model.model, "current_patcher", None),) if p is not None}
+        clone.model, clone.backup, clone.object_patches_backup = copy.deepcopy(model.model, skip), {}, {}
+        if hasattr(clone, "backup_buffers"):
+            clone.backup_buffers = {}
+    clone.object_patches = {k: copy.deepcopy(v) for k, v in clone.object_patches.items()}
+    clone.model.requires_grad_(False)
+    checkpoint_blocks(clone.model.diffusion_model)
+    return clone
+
+
 def noise_scale(model_sampling: Any) -> float:
     """What the host multiplies unit noise with at the first noise level, over that level."""
     top = torch.as_tensor(float(model_sampling.sigma_max))
@@ -720,8 +780,7 @@ def prediction_type(model_sampling: Any) -> str:
 def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
     """amed.sampling.Guide by a post-CFG function on this one evaluation's options: the difference of the two halves
     once more, `factor - 1` of the guidance scale. Without guidance nothing changes."""
-    own = getattr(model, "extra_args", None) or extra_args
-    options = comfy.model_patcher.create_model_options_clone(own.get("model_options") or {})
+    options = options_of(model, extra_args)
 
     def scaled(args: dict) -> Tensor:
         halves = args.get("cond_denoised"), args.get("uncond_denoised")

@@ -1,4 +1,5 @@
-"""The picture of a calibration: what it gained, what it found, and what the images look like. PIL only."""
+"""The pictures of a calibration and of a training: what was gained, what was found, what images look like.
+PIL only."""
 
 import math
 
@@ -128,14 +129,37 @@ def grid(pictures: dict[str, Tensor]) -> Image.Image:
 
 
 def picture(result: Result, pictures: dict[str, Tensor]) -> Tensor:
-    """The whole report as an IMAGE `[1, H, W, 3]` in [0, 1]."""
-    plots, samples = [errors(result), constants(result.fitted), bars(result)], grid(pictures)
-    width = max(WIDE * 3, samples.width)
-    whole = Image.new("RGB", (width, 34 + HIGH + samples.height), BACK)
-    ImageDraw.Draw(whole).text((12, 9), result.text, INK, font(16))
+    """A calibration's whole report as an IMAGE `[1, H, W, 3]` in [0, 1]."""
+    return page(result.text, [errors(result), constants(result.fitted), bars(result)], pictures)
+
+
+def training(
+    text: str, progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
+) -> Tensor:
+    """A training's report as an IMAGE `[1, H, W, 3]` in [0, 1]: the held-out error beside the untrained solver's, and
+    each interval's loss over its first one."""
+    last = float(progress[-1][0])
+    held = [(float(n), e) for n, _, e in progress]
+    error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in held))))
+    error.line([(0.0, untrained), (last, untrained)], COLOURS[1], "untrained")
+    error.line(held, COLOURS[0], "network", 1)
+    first = [max(v, 1e-12) for v in progress[0][1]]
+    lines = [[(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])] for i in range(len(first))]
+    losses = Panel("loss of each interval over its first", (0, last), (0, max(v for line in lines for _, v in line)))
+    for i, line in enumerate(lines):
+        losses.line(line, COLOURS[i % len(COLOURS)], f"interval {i + 1}", i)
+    return page(text, [error.image, losses.image], pictures)
+
+
+def page(text: str, plots: list[Image.Image], pictures: dict[str, Tensor]) -> Tensor:
+    """A line of text, plots side by side, a grid of samples; as an IMAGE."""
+    samples = grid(pictures)
+    head = 16 + 18 * len(text.splitlines())
+    whole = Image.new("RGB", (max(WIDE * len(plots), samples.width), head + HIGH + samples.height), BACK)
+    ImageDraw.Draw(whole).multiline_text((12, 9), text, INK, font(16))
     for i, plot in enumerate(plots):
-        whole.paste(plot, (i * WIDE, 34))
-    whole.paste(samples, (0, 34 + HIGH))
+        whole.paste(plot, (i * WIDE, head))
+    whole.paste(samples, (0, head + HIGH))
     return as_image(whole)
 
 

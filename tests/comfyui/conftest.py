@@ -193,6 +193,16 @@ class Graph:
                 "latent_image": self.latent}
 
 
+@pytest.fixture(autouse=True)
+def predictors_as_they_were(server):
+    """What a test fits is not found by the next one."""
+    folder = server.base / "models" / "amed_predictors"
+    before = set(folder.iterdir())
+    yield
+    for file in set(folder.iterdir()) - before:
+        file.unlink()
+
+
 @pytest.fixture
 def graph():
     """Graph, to be called with batch, category, width, height."""
