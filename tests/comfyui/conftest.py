@@ -25,11 +25,12 @@ class TestPrompt:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}}
+        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}, "optional": {"width": ("INT", {})}}
 
-    def run(self, seed, repeats):
-        tokens = torch.randn(1, 77, 768, generator=torch.Generator().manual_seed(seed))
-        return ([[tokens.repeat(1, repeats, 1), {}]],)
+    def run(self, seed, repeats, width=768):
+        drawn = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(1, 11, width, generator=drawn)
+        return ([[tokens.repeat(1, repeats, 1), {"pooled_output": torch.randn(1, 1280, generator=drawn)}]],)
 
 
 class TestBroken:
@@ -57,18 +58,18 @@ def server(tmp_path_factory):
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfyui")
     write_user_predictors(base / "models" / "amed_predictors")
-    write_tiny_sd(base)
+    write_tiny_models(base)
     with comfyui.Server(base) as running:
         yield running
 
 
-def write_tiny_sd(base: Path) -> None:
-    """A small network of the host's own U-Net class, and a node that gives it prompts (there is no text
+def write_tiny_models(base: Path) -> None:
+    """Small networks of the host's own U-Net class, and a node that gives them prompts (there is no text
     encoder)."""
-    file = base / "models" / "diffusion_models" / "tiny_sd15.safetensors"
-    file.parent.mkdir(parents=True)
+    folder = base / "models" / "checkpoints"
+    folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
-    subprocess.run([sys.executable, str(script), str(comfyui.find()), str(file)], check=True)
+    subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "test_prompt.py").write_text(PROMPT_NODE)
 

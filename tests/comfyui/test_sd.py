@@ -14,7 +14,7 @@ class SD:
 
     def __init__(self, graph, batch=2, repeats=1):
         self.g = graph()
-        loaded = self.g.add("UNETLoader", unet_name="tiny_sd15.safetensors", weight_dtype="default")
+        loaded = self.g.add("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")
         self.model = [loaded, 0]
         self.positive = [self.g.add("TestPrompt", seed=1, repeats=1), 0]
         self.negative = [self.g.add("TestPrompt", seed=2, repeats=repeats), 0]

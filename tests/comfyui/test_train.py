@@ -43,9 +43,9 @@ def test_the_demo_model_learns_and_is_left_as_it_was(server, graph, images):
 
 def test_a_stable_diffusion_unet_with_a_plugin_and_guidance(server, graph):
     g = graph()
-    model = [g.add("UNETLoader", unet_name="tiny_sd15.safetensors", weight_dtype="default"), 0]
+    model = [g.add("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors"), 0]
     positive, negative = ([g.add("TestPrompt", seed=seed, repeats=1), 0] for seed in (1, 2))
-    latent = [g.add("EmptyLatentImage", width=64, height=64, batch_size=1), 0]
+    latent = [g.add("EmptyLatentImage", width=32, height=32, batch_size=1), 0]
     around = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     made = add_train(g, **around, sampler="amed_ipndm", nfe=5, guidance=2.0, images=4, batch=2, name="sd")
     result = server.run(g.nodes)

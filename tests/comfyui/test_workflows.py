@@ -11,6 +11,7 @@ from demo.workflows import to_api
 
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 OURS = [file for file in FILES if file.stem.startswith("amed_")]
+QUICK = [file for file in FILES if not file.stem.startswith("calibrate")]  # that one: test_calibrate.py
 BUNDLED = {path.name for path in (ROOT / "predictors").glob("*.safetensors")}
 
 
@@ -24,16 +25,14 @@ def test_there_are_some():
     assert len(OURS) >= 3
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", QUICK, ids=lambda file: file.stem)
 def test_runs_as_it_is(server, file):
     missing = predictors_named(json.loads(file.read_text())) - BUNDLED
     assert not missing, f"{file.name} names predictors that are not bundled: {missing}"
     result = server.run_workflow(file)
-    images = np.stack([image for image in result.images() if image.shape == (128, 128, 3)])
+    images = np.stack(result.images())
     assert len(images) == 8 and images.std() > 10
     assert "note:" not in result.text()
-    if file.stem.startswith("calibrate"):
-        assert "of the best plain solver" in result.text() and result.seconds < 180
 
 
 def test_all_make_the_same_images(server):

@@ -1,14 +1,29 @@
-"""Writes a checkpoint of Stable Diffusion 1.5's architecture, two levels deep, with random weights.
+"""Writes checkpoints with random weights: Stable Diffusion 1.5's architecture two levels deep, and SDXL's (as its
+smaller sister Segmind-Vega has it) with 320 channels at every level.
 
-    python tests/comfyui/tiny_sd.py COMFYUI_FOLDER FILE
+    python tests/comfyui/tiny_sd.py COMFYUI_FOLDER FOLDER
 
-A process of its own, for it imports ComfyUI: the network is the host's own U-Net class.
+A process of its own, for it imports ComfyUI: the networks are the host's own U-Net class.
 """
 
 import sys
+from pathlib import Path
+
+PREFIX = "model.diffusion_model."  # where checkpoints of these models keep their U-Net
+SETTINGS = {
+    "tiny_sd15": dict(
+        channel_mult=(1, 1), num_res_blocks=[1, 1], transformer_depth=[1, 0], transformer_depth_output=[1, 1, 0, 0],
+        transformer_depth_middle=1, num_heads=8, context_dim=768,
+    ),
+    "tiny_sdxl": dict(
+        channel_mult=(1, 1, 1), num_res_blocks=[2, 2, 2], transformer_depth=[0, 0, 1, 1, 2, 2],
+        transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2], transformer_depth_middle=2, num_head_channels=64,
+        context_dim=2048, adm_in_channels=2816, num_classes="sequential", use_linear_in_transformer=True,
+    ),
+}  # fmt: skip
 
 
-def main(comfyui: str, file: str) -> None:
+def main(comfyui: str, folder: str) -> None:
     sys.path.insert(0, comfyui)
     sys.argv = ["tiny_sd", "--cpu"]
     import comfy.options
@@ -18,20 +33,18 @@ def main(comfyui: str, file: str) -> None:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    unet = UNetModel(
-        image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 1),
-        num_res_blocks=[1, 1], transformer_depth=[1, 0], transformer_depth_output=[1, 1, 0, 0],
-        transformer_depth_middle=1, num_heads=8, context_dim=768, use_spatial_transformer=True,
-        legacy=False, operations=comfy.ops.disable_weight_init)  # fmt: skip
-    torch.manual_seed(0)
-    weights = {}
-    for name, weight in unet.state_dict().items():
-        if weight.ndim < 2:
-            value = torch.ones_like(weight) if name.endswith("weight") else torch.zeros_like(weight)
-        else:
-            value = torch.randn_like(weight) * (weight[0].numel() ** -0.5)
-        weights[name] = value.half()
-    save_file(weights, file)
+    for name, settings in SETTINGS.items():
+        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, legacy=False,
+                         use_spatial_transformer=True, operations=comfy.ops.disable_weight_init, **settings)  # fmt: skip
+        torch.manual_seed(0)
+        weights = {}
+        for key, weight in unet.state_dict().items():
+            if weight.ndim < 2:
+                value = torch.ones_like(weight) if key.endswith("weight") else torch.zeros_like(weight)
+            else:
+                value = torch.randn_like(weight) * (weight[0].numel() ** -0.5)
+            weights[PREFIX + key] = value.half()
+        save_file(weights, Path(folder) / f"{name}.safetensors")
 
 
 if __name__ == "__main__":
