@@ -18,23 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain, schedules
+from . import closed, plain, schedules
 from .bottleneck import Denoiser
 from .conversion import as_multistep
 from .evaluation import Counter, Statistics, cut, frechet, rmse
-from .forms import Form, MultistepForm, Runner, TableForm, bounded
+from .forms import RANGES, Form, MultistepForm, Runner, TableForm, bounded, ordered
 from .greedy import greedy_table
-from .sampling import MULTISTEP, SAMPLERS, Guide, Solver, sample, solver_of
+from .sampling import MULTISTEP, SAMPLERS, TWO_POINT, Guide, Problem, Solver, sample, solver_of, trajectory
 from .store import Fitted, Spec
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
-FINALISTS = 5  # plain settings that are compared on the held-out samples
+FINALISTS = 4  # plain settings that are compared on the held-out samples
+SCHEDULES = 4  # schedules that are tried with weights in closed form
 LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
+REFINED = (1e-2, 1e-1, 1.0, 10.0)  # dampings for times whose weights follow in closed form
 FORGET = 0.9  # what an iteration's matrix still counts for in the next
 PATIENCE = 6  # iterations without a better held-out error before the fit stops
-HOLDS = 1.4  # how much worse than the best a third-order start may be in the search
 SAMPLES = 16  # in an iteration
+CLOSED = 32  # samples of which the whole reference trajectory is kept, for weights in closed form
 Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 
@@ -78,12 +80,12 @@ class Settings:
     @property
     def smallest(self) -> int:
         """The least budget that allows a search, a fit and a comparison."""
-        return 800 + 200 * self.nfe
+        return 800 + 220 * self.nfe
 
     @property
     def held_out(self) -> int:
         """Samples that choose what is kept, and are compared on."""
-        return max(8, min(64, self.budget // 400))
+        return max(16, min(64, self.budget // 400))
 
     @property
     def reference(self) -> int:
@@ -164,6 +166,9 @@ class References:
             settings.sigma_min,
             settings.sigma_max,
         )
+        first = settings.held_out // self.block
+        self.kept = range(first, first + -(-CLOSED // self.block) + 1)
+        self.paths: dict[int, list[Tensor]] = {}  # the states of these blocks
         self.noise: list[Tensor] = []
         self.args: list[dict[str, Any]] = []
         self.ends: list[Tensor] = []
@@ -175,11 +180,22 @@ class References:
             noise, args = self.draw(generator, self.block)
             sigmas = self.setting.sigmas()
             x = noise * sigmas[0].to(noise)
-            end = sample(self.model, x, sigmas, self.setting.solver, args, disable=True)
+            with torch.no_grad():
+                run = trajectory(Problem(self.model, self.setting.solver, extra_args=args), x, sigmas)
+                states = [x, *(state.x for state in run)]
+            if len(self.ends) in self.kept:
+                self.paths[len(self.ends)] = [state.cpu() for state in states]
             self.noise.append(noise)
             self.args.append(args)
-            self.ends.append(end)
+            self.ends.append(states[-1].to(noise))
             yield len(self.ends) * self.block
+
+    def path(self, first: int, count: int) -> closed.Path:
+        """The whole trajectories of samples that were made, `CLOSED` from the first not held out on."""
+        blocks = range(first // self.block, -(-(first + count) // self.block))
+        part = slice(first - blocks[0] * self.block, None)
+        states = zip(*(self.paths[block] for block in blocks))
+        return closed.Path(self.setting.sigmas(), tuple(torch.cat(s)[part][:count] for s in states))
 
     def take(self, first: int, count: int) -> "Samples":
         """Samples that were made."""
@@ -323,7 +339,8 @@ class Calibration:
         found = [s for s in found if settings.afs or not s.afs]
         found.sort(key=likely)  # what is cut for a small budget is what seldom wins
         unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
-        found = found[: max(12, int((0.3 * settings.budget / settings.nfe - 40 * unit) / unit))]
+        share = 0.3 if settings.budget >= 8_000 else 0.15
+        found = found[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
         errors: dict[plain.Setting, list[Tensor]] = {s: [] for s in found}
         first = settings.held_out
         for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit))):
@@ -359,13 +376,13 @@ class Calibration:
             yield self._progress("compare", f"{name} as usually set: {self._error(self._ends[name]):.4f}")
 
     def _fit(self) -> Iterator[Progress]:
-        """One iteration from every start, then the best one on."""
+        """The starts compared on the held-out samples, and the best one fitted for what is left of the budget."""
         settings = self.settings
+        if settings.sampler == "amed_multistep" and self.start is None:
+            yield from self._closed()
         for name, form in self._starts():
-            self.fits.append(Fit(name, form, form.vector()))
-            self._judge(self.fits[-1], self.fits[-1].values)
-            yield self._progress("fit", f"start: {name}: held-out error {self._last:.4f}")
-        if len(self.fits) > 1:
+            yield self._open(name, form)
+        if len(self.fits) > 1 and settings.sampler != "amed_multistep":
             for fit in self.fits:
                 yield from self._iterate(fit, SAMPLES // 2, settings.held_out)
         while self.winner and self.winner.waited < PATIENCE and (count := self._affordable(self.winner)):
@@ -378,6 +395,69 @@ class Calibration:
                 self._judge(fit, bounded(fit.form, mean, mean))
         yield self._progress("fit", "done")
 
+    def _open(self, name: str, form: Form) -> Progress:
+        """A new fit at its start."""
+        self.fits.append(Fit(name, form, form.vector()))
+        self._judge(self.fits[-1], self.fits[-1].values)
+        return self._progress("fit", f"start: {name}: held-out error {self._last:.4f}")
+
+    def _closed(self) -> Iterator[Progress]:
+        """Weights in closed form on the schedules that did best; the times of the best one refined, the weights
+        following them."""
+        settings = self.settings
+        count = CLOSED if settings.budget >= 8_000 else SAMPLES
+        yield from self._reference(settings.held_out + count)
+        samples = self.references.take(settings.held_out, count)
+        path = self.references.path(settings.held_out, count)
+        parts = [(part.noise, part.args) for part in samples.batches(settings.batch)]
+        tried = []
+        for setting in self._schedules():
+            sigmas, afs = setting.sigmas(), setting.afs
+            run = closed.run(self.model, sigmas, afs, parts, path, LAGS)
+            loss = robust(per_sample(run.end, samples.end), self.scale)
+            tried.append((loss, f"closed form on {setting.schedule}", run, afs))
+            yield self._progress("fit", f"closed form on {setting.schedule}: {loss:.4f}")
+        loss, name, run, afs = min(tried, key=lambda t: t[0])
+        yield self._open(name, MultistepForm(run.table, afs, LAGS, self._guided))
+        moves, each = len(run.sigmas) - 2, len(run.sigmas) - 1 - afs
+        cost = count * (moves * (moves + 1) // 2 + len(REFINED) * each) + settings.held_out * settings.nfe
+        if cost > self._left():
+            return
+        weight = (1 / (1 + per_sample(run.end, samples.end) / self.scale)).sqrt().to(run.end)[:, None]
+        residual = ((run.end - samples.end.to(run.end)).flatten(1) * weight).flatten()
+        rows, step = [], 1.5 * RANGES["t"][0]
+        for n in range(1, len(run.sigmas) - 1):
+            sigmas = run.sigmas.clone()
+            sigmas[n] *= math.exp(step)
+            moved = closed.run(self.model, sigmas, afs, parts, path, LAGS, run, n - 1)
+            rows.append(((moved.end - run.end).flatten(1) * weight / step).flatten())
+            yield self._progress("fit", f"{name}: time {n} of {len(run.sigmas) - 2}")
+        jacobian = torch.stack(rows)
+        matrix, vector = ((jacobian @ v.T).double().cpu() for v in (jacobian, residual))
+        best = loss, run
+        for damping in REFINED:
+            move = torch.linalg.solve(matrix + torch.diag(damping * matrix.diagonal() + 1e-30), vector)
+            logs = run.sigmas.log()
+            logs[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-RANGES["t"][3], RANGES["t"][3]))
+            refined = closed.run(self.model, logs.exp(), afs, parts, path, LAGS)
+            loss = robust(per_sample(refined.end, samples.end), self.scale)
+            best = min(best, (loss, refined), key=lambda b: b[0])
+            yield self._progress("fit", f"{name}, times refined, damping {damping:g}: {loss:.4f}")
+        if best[1] is not run:
+            yield self._open(f"{name}, times refined", MultistepForm(best[1].table, afs, LAGS, self._guided))
+
+    def _schedules(self) -> list[plain.Setting]:
+        """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule once; the best
+        one with and without AFS."""
+        found: dict[str, plain.Setting] = {}
+        single = [s for _, s in self.ranking if s.solver.name not in TWO_POINT]
+        for setting in single:
+            found.setdefault(setting.schedule, setting)
+        best = single[0]
+        twin = [s for s in single if (s.kind, s.rho) == (best.kind, best.rho) and s.afs != best.afs]
+        chosen = [best, *twin[:1], *(s for s in found.values() if s.schedule != best.schedule and s not in twin)]
+        return list({s.schedule: s for s in chosen}.values())[:SCHEDULES]
+
     def _starts(self) -> Iterator[tuple[str, Form]]:
         """The forms to fit, each at its start: the best plain settings of different solvers as tables, or for
         the paper's students greedy tables on the schedules that did best."""
@@ -389,19 +469,9 @@ class Calibration:
             else:
                 yield found.name, TableForm(found.spec.settings, found.base, found.predictor, found.spec.afs)
             return
-        starts = 1 if settings.budget < 8_000 else 2
         if settings.sampler == "amed_multistep":
-            usable = [(loss, setting) for loss, setting in self.ranking if setting.solver.name != "heun"]
-            # a third-order start leads to a better fit than its own rank says, where it holds at all
-            order_3 = [s for loss, s in usable if s.name == "iPNDM-3" and loss < HOLDS * usable[0][0]]
-            for setting in [*order_3[: starts - 1], *(s for _, s in usable)]:
-                if setting.solver in told or len(told) == starts:
-                    continue
-                told.add(setting.solver)
-                table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
-                name = f"{setting.name} on {setting.schedule}"
-                yield name, MultistepForm(table, setting.afs, LAGS, self._guided)
             return
+        starts = 1 if settings.budget < 8_000 else 2
         solver = solver_of(settings.sampler)
         afs = bool(settings.nfe % 2)
         if afs and not settings.afs:

@@ -138,13 +138,19 @@ def bounded(form: Form, start: Tensor, values: Tensor) -> Tensor:
 
     values = torch.maximum(torch.minimum(values, start + column("reach")), start - column("reach"))
     values = values.clamp(column("low"), column("high"))
-    first, last = form.sigmas[[0, -1]].log().tolist()
     times = [i for i, c in enumerate(form.constants) if c.kind == "t"]
-    close = min(CLOSEST, (first - last) / (2 * len(times) + 2))
-    for count, i in enumerate(times):
-        above = first if count == 0 else float(values[times[count - 1]])
-        values[i] = values[i].clamp(last + close * (len(times) - count), above - close)
+    values[times] = ordered(form.sigmas.log(), values[times])
     return values
+
+
+def ordered(ends: Tensor, times: Tensor) -> Tensor:
+    """Log `times` `[P]` kept falling, and at a distance, between the first and the last of `ends`."""
+    first, last = float(ends[0]), float(ends[-1])
+    close, times = min(CLOSEST, (first - last) / (2 * len(times) + 2)), times.clone()
+    for i in range(len(times)):
+        above = first if i == 0 else float(times[i - 1])
+        times[i] = times[i].clamp(last + close * (len(times) - i), above - close)
+    return times
 
 
 @dataclass(frozen=True)
