@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import convert, plain, store, target
-from .calibration import PRESETS, Calibration, References, Settings
+from .calibration import PRESETS, Calibration, References, Settings, budget_of
 from .evaluation import Statistics, cut, frechet, rmse, run
 from .predictor import BottleneckPredictor
 from .sampling import SAMPLERS, Solver
@@ -34,10 +34,10 @@ def out_file(out: Path, nfe: int, several: bool) -> Path:
 
 def run_calibrate(args: argparse.Namespace) -> None:
     made = target.load(args.model, args.guidance)
-    budget = PRESETS.get(args.budget) or int(args.budget)
     start = store.load(args.start) if args.start else None
     references = None
     for nfe in args.nfe:
+        budget = budget_of(args.budget, nfe)
         settings = Settings(
             nfe, made.sigma_min, made.sigma_max, args.sampler, budget, args.guidance, made.afs,
             args.scale_guidance, args.seed, prediction_type=made.prediction_type, model_family=made.family,

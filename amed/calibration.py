@@ -41,6 +41,21 @@ Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 
 
+def smallest(nfe: int) -> int:
+    """The least budget that allows references, a search, weights in closed form and a comparison."""
+    return 900 + 220 * nfe
+
+
+def budget_of(budget: str | int, nfe: int) -> int:
+    """A preset's evaluations, raised to the least for this nfe; a number as it is. Raises ValueError."""
+    if budget in PRESETS:
+        return max(PRESETS[budget], smallest(nfe))
+    try:
+        return int(budget)
+    except ValueError:
+        raise ValueError(f"budget is {budget!r}: give one of {', '.join(PRESETS)}, or a number") from None
+
+
 @dataclass(frozen=True)
 class Settings:
     """What is fitted, and how long.
@@ -74,13 +89,8 @@ class Settings:
             raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        if self.budget < self.smallest:
-            raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {self.smallest}")
-
-    @property
-    def smallest(self) -> int:
-        """The least budget that allows a search, a fit and a comparison."""
-        return 800 + 220 * self.nfe
+        if self.budget < smallest(self.nfe):
+            raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {smallest(self.nfe)}")
 
     @property
     def held_out(self) -> int:
@@ -166,6 +176,7 @@ class References:
             settings.sigma_min,
             settings.sigma_max,
         )
+        self.held_out = settings.held_out
         first = settings.held_out // self.block
         self.kept = range(first, first + -(-CLOSED // self.block) + 1)
         self.paths: dict[int, list[Tensor]] = {}  # the states of these blocks
@@ -292,6 +303,10 @@ class Calibration:
         ):
             raise ValueError(
                 f"{start.label} cannot be gone on from: it is not for {settings.sampler} at {settings.nfe}"
+            )
+        if references is not None and references.held_out != settings.held_out:
+            raise ValueError(
+                f"these references are for a budget with {references.held_out} held-out samples, not {settings.held_out}"
             )
         self.settings, self.features, self.start = settings, features, start
         self.model = Counter(model)
@@ -433,7 +448,7 @@ class Calibration:
             rows.append(((moved.end - run.end).flatten(1) * weight / step).flatten())
             yield self._progress("fit", f"{name}: time {n} of {len(run.sigmas) - 2}")
         jacobian = torch.stack(rows)
-        matrix, vector = ((jacobian @ v.T).double().cpu() for v in (jacobian, residual))
+        matrix, vector = ((jacobian @ v).double().cpu() for v in (jacobian.T, residual))
         best = loss, run
         for damping in REFINED:
             move = torch.linalg.solve(matrix + torch.diag(damping * matrix.diagonal() + 1e-30), vector)

@@ -5,7 +5,8 @@
 
 The fit draws its own noise (the engine's default: RMSE decides, no feature distance); all rows are measured on
 256 other noises, in one run. Opponents: of every kind of plain solver the best of all its settings (five schedules,
-with and without the analytic first step) by a search on 64 noises, and AMED-Solver and the plugins bundled for the
+with and without the analytic first step) by a search on 64 noises (`known` from an earlier run, where there was one),
+and AMED-Solver and the plugins bundled for the
 same evaluations and guidance, which `python -m demo.fit` trained by Algorithm 1. Rows go to
 predictors/calibrated.json, normal results that beat every plain setting to predictors/."""
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from amed import calibration, store
+from amed import calibration, plain, store
 from amed.calibration import Calibration, Settings
 
 from . import model as demo
@@ -49,7 +50,7 @@ def calibrated(bench: Bench, nfe: int, preset: str, seed: int) -> tuple[calibrat
         return noise / demo.SIGMA_MAX, args
 
     begin, shown = time.perf_counter(), 0.0
-    run = Calibration(bench.exact, draw, settings_of(bench, nfe, calibration.PRESETS[preset], seed))
+    run = Calibration(bench.exact, draw, settings_of(bench, nfe, calibration.budget_of(preset, nfe), seed))
     for progress in run.run():
         if time.perf_counter() - shown > 15:
             shown = time.perf_counter()
@@ -57,10 +58,22 @@ def calibrated(bench: Bench, nfe: int, preset: str, seed: int) -> tuple[calibrat
     return run.result(), time.perf_counter() - begin
 
 
+def known(nfe: int, guidance: float) -> list[plain.Setting]:
+    """The best plain settings of an earlier search of the same model, one a kind; they are measured anew."""
+    for file in (FOLDER / "measured.json", ROWS):
+        rows = json.loads(file.read_text()).get(f"{nfe} {guidance:g}", []) if file.is_file() else []
+        told = {(row["solver"], row["schedule"]) for row in rows}
+        settings = plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX)
+        found = [s for s in settings if (s.name, s.schedule) in told]
+        if found:
+            return found
+    return []
+
+
 def measure(bench: Bench, nfe: int, presets: list[str], seed: int) -> list[dict]:
     """All rows of one NFE and guidance; the plain solvers first."""
     best: dict[str, dict] = {}
-    for setting in search(bench, nfe):
+    for setting in known(nfe, bench.guidance) or search(bench, nfe):
         if kind(setting.solver) not in best:
             best[kind(setting.solver)] = bench.measure(setting).as_dict()
     rows = list(best.values())

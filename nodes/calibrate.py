@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..amed import SAMPLERS, Fitted, plain, store
-from ..amed.calibration import PRESETS, Calibration, References, Result, Settings
+from ..amed.calibration import PRESETS, Calibration, References, Result, Settings, budget_of
 from . import host, report
 from .schema import Predictor, schema
 
@@ -28,7 +28,7 @@ class Job:
     sampler: str
     nfe: tuple[int, ...]
     guidance: float
-    budget: int
+    budget: str | int
     seed: int
     name: str
 
@@ -56,14 +56,15 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
     flow = host.is_flow(model_sampling)
     settings = [
         Settings(
-            nfe, low, high, job.sampler, job.budget, job.guidance, afs=not flow, seed=job.seed,
+            nfe, low, high, job.sampler, budget_of(job.budget, nfe), job.guidance, afs=not flow, seed=job.seed,
             batch=8, kinds=FLOW_KINDS if flow else plain.SCHEDULES,
             prediction_type=host.prediction_type(model_sampling), model_family=who.family,
             model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
         )
         for nfe in job.nfe
     ]  # fmt: skip
-    done = host.progress_bar(node_id, job.budget * len(job.nfe))
+    total, before = sum(one.budget for one in settings), 0
+    done = host.progress_bar(node_id, total)
     results: list[Result] = []
     saved: list[Fitted] = []
 
@@ -82,21 +83,22 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
             number = int(torch.randint(len(job.positives), (1,), generator=generator))
             return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
 
+        nonlocal before
         references = References(denoiser, draw, settings[0])
-        for i, one in enumerate(settings):
+        for one in settings:
             rivals = host.shipped(model_sampling, one.nfe, denoiser)
             calibration = Calibration(
                 denoiser, draw, one, references=references, guide=host.guide, rivals=rivals
             )
             try:
                 for progress in calibration.run():
-                    done(i * job.budget + progress.evaluations)
+                    done(before + progress.evaluations)
             except BaseException:  # an interrupt is one: the best so far is worth keeping
                 if calibration.ready:
                     keep(calibration, one.nfe)
                 raise
             keep(calibration, one.nfe)
-            done((i + 1) * job.budget)
+            done(before := before + one.budget)
 
     host.inside_sampling(model, job.positives, job.negative, job.guidance, job.latent, job.seed, work)
     return results, saved
@@ -161,7 +163,7 @@ class Calibrate(io.ComfyNode):
                 name, **more):
         job = Job(
             [positive, *(more[key] for key in MORE if more.get(key) is not None)], negative, latent_image, sampler,
-            numbers(nfe), guidance, PRESETS.get(budget, evaluations), seed, name,
+            numbers(nfe), guidance, evaluations if budget == "custom" else budget, seed, name,
         )  # fmt: skip
         results, saved = calibrate(model, job, cls.hidden.unique_id)
         text = "\n\n".join(text_of(r, f) for r, f in zip(results, saved))

@@ -4,7 +4,6 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..amed import SAMPLERS, Fitted, PredictorError
-from ..amed.calibration import PRESETS
 from ..amed.sampling import solver_of
 from . import host
 from .calibrate import CALIBRATE, Job, calibrate_now
@@ -71,7 +70,7 @@ class ApplyPredictor(io.ComfyNode):
                 negative=None, latent_image=None):
         report = host.Report()
         if predictor is None:
-            job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, PRESETS["quick"], 0, "auto")
+            job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
             predictor = look_up(model, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
         lines = [
             predictor.label,

@@ -5,7 +5,6 @@ import logging
 from comfy_api.latest import io, ui
 
 from ..amed import Fitted
-from ..amed.calibration import PRESETS
 from . import host
 from .calibrate import CALIBRATE, Job
 from .predictors import SOLVERS, cut, look_up
@@ -93,7 +92,7 @@ class AmedKSampler(io.ComfyNode):
         if_missing,
     ):
         report = host.Report()
-        job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, PRESETS["quick"], 0, "auto")
+        job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
         fitted = choose(model, predictor, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
         samples = host.run(
             model,

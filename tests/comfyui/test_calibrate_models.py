@@ -10,7 +10,7 @@ from demo.comfyui import RunError
 
 def calibrated(server, g, around, nfe, name, **other):
     """Calibrate a graph's MODEL, then sample with what auto finds; (spec, latents, report)."""
-    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": 800 + 200 * nfe,
+    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": 900 + 220 * nfe,
              "seed": 0, "name": name} | other  # fmt: skip
     g.add("AMEDCalibrate", **around | asked)
     server.run(g.nodes)

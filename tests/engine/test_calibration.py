@@ -5,7 +5,7 @@ import torch
 from golden import Toy
 
 from amed import plain, schedules, store
-from amed.calibration import Calibration, References, Settings
+from amed.calibration import Calibration, References, Settings, smallest
 from amed.conversion import as_multistep
 from amed.evaluation import Counter, rmse, run
 from amed.forms import MultistepForm, Runner, TableForm, bounded
@@ -177,7 +177,7 @@ def test_the_papers_students_calibrate_too(model, sampler):
 
 @pytest.mark.parametrize("nfe", [2, 3, 4, 8])
 def test_any_nfe_from_two(model, nfe):
-    least = 800 + 200 * nfe
+    least = smallest(nfe)
     result = finished(Calibration(model, draw, settings(nfe, least)))
     assert result.fitted.nfe == nfe and result.evaluations <= 1.05 * least
 
