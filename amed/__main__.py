@@ -1,6 +1,6 @@
 """The command line: calibrate, train, evaluate, inspect, convert.
 
-    python -m amed calibrate --nfe 5 --out my.safetensors
+python -m amed calibrate --nfe 5 --out my.safetensors
 """
 
 import argparse
@@ -82,16 +82,23 @@ def run_train(args: argparse.Namespace) -> None:
 
     settings = Training(args.images, args.batch, seed=args.seed, checkpointing=args.checkpointing)
     progress = None
-    for progress in train(made.model, solver, predictor, times, draw, teacher, settings, afs=planned.afs, capture=made.capture):
-        say(f"{progress.images:6d} of {args.images} images  loss {progress.loss:.4f}  held out {progress.held_out:.4f}")
+    for progress in train(
+        made.model, solver, predictor, times, draw, teacher, settings, afs=planned.afs, capture=made.capture
+    ):
+        say(
+            f"{progress.images:6d} of {args.images} images  loss {progress.loss:.4f}  "
+            f"held out {progress.held_out:.4f}"
+        )
     base = times[:: args.extra + 1]
     spec = store.Spec(
         solver=solver.name, max_order=solver.max_order, predict_x0=solver.predict_x0, num_steps=len(base),
-        schedule=args.schedule, rho=args.rho, sigma_min=made.sigma_min, sigma_max=made.sigma_max, afs=planned.afs,
+        schedule=args.schedule, rho=args.rho, sigma_min=made.sigma_min, sigma_max=made.sigma_max,
+        afs=planned.afs,
         prediction_type=made.prediction_type, guidance=args.guidance, model_family=made.family,
         model_fingerprint=made.fingerprint, model_name=made.name, features="bottleneck",
         scale_dir=predictor.scale_dir, scale_time=predictor.scale_time,
-        how=f"Algorithm 1: {args.images} images, batch {args.batch}, {teacher.solver.name} teacher, M={args.extra}",
+        how=f"Algorithm 1: {args.images} images, batch {args.batch}, {teacher.solver.name} teacher, "
+        f"M={args.extra}",
     )  # fmt: skip
     store.save(args.out, store.Fitted(spec, predictor.eval(), base))
     say(f"held-out error {progress.best:.4f}", last=True)
@@ -102,7 +109,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     files = [store.load(path) for path in args.file]
     scales = {fitted.spec.guidance for fitted in files}
     if len(scales) > 1:
-        raise ValueError(f"these files are for guidance {', '.join(f'{s:g}' for s in sorted(scales))}: one at a time")
+        raise ValueError(
+            f"these files are for guidance {', '.join(f'{s:g}' for s in sorted(scales))}: one at a time"
+        )
     guidance = scales.pop()
     made = target.load(args.model, guidance)
     x, extra = made.draw(torch.Generator().manual_seed(args.seed), args.noises)
@@ -204,13 +213,21 @@ def parser() -> argparse.ArgumentParser:
 
     p = command("calibrate", run_calibrate, "fit constants to a model by forward evaluations only")
     model(p)
-    p.add_argument("--nfe", type=int, nargs="+", required=True, help="evaluations; several share their references")
-    p.add_argument("--out", type=Path, required=True, help="safetensors file to write (-nfeN added for several)")
+    p.add_argument(
+        "--nfe", type=int, nargs="+", required=True, help="evaluations; several share their references"
+    )
+    p.add_argument(
+        "--out", type=Path, required=True, help="safetensors file to write (-nfeN added for several)"
+    )
     p.add_argument("--sampler", choices=list(SAMPLERS), default="amed_multistep")
     p.add_argument("--budget", default="normal", help=f"{', '.join(PRESETS)} or a number of evaluations")
     p.add_argument("--start", type=Path, help="a file fitted before, to go on from (use another --seed)")
-    p.add_argument("--features", action="store_true", help="let a feature distance choose too, where the model has one")
-    p.add_argument("--scale-guidance", action="store_true", help="fit a factor on each evaluation's guidance scale")
+    p.add_argument(
+        "--features", action="store_true", help="let a feature distance choose too, where the model has one"
+    )
+    p.add_argument(
+        "--scale-guidance", action="store_true", help="fit a factor on each evaluation's guidance scale"
+    )
 
     p = command("train", run_train, "train the paper's network by gradient (Algorithm 1)")
     model(p)
@@ -235,7 +252,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("file", type=Path, nargs="+")
     p.add_argument("--json", action="store_true")
 
-    p = command("convert", run_convert, "turn one of the authors' pickles into safetensors; nothing in it is run")
+    p = command(
+        "convert", run_convert, "turn one of the authors' pickles into safetensors; nothing in it is run"
+    )
     p.add_argument("source", type=Path)
     p.add_argument("out", type=Path)
     p.add_argument("--sigma-min", type=float)

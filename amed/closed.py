@@ -1,8 +1,9 @@
-"""Multistep weights in closed form: the student runs once, and at each step the weights of its slopes are those that
-bring it nearest to where the reference is at the next time.
+"""Multistep weights in closed form: the student runs once, and at each step the weights of its slopes are
+those that bring it nearest to where the reference is at the next time.
 
-A step is linear in its weights, so a least-squares problem of a few unknowns gives them; it costs no evaluation beyond
-the run itself. What a schedule is worth with the best weights *on it* is then known for the price of sampling."""
+A step is linear in its weights, so a least-squares problem of a few unknowns gives them; it costs no
+evaluation beyond the run itself. What a schedule is worth with the best weights *on it* is then known for
+the price of sampling."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,8 @@ class Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A student's run with weights found on the way: its times, weights `[N, H]`, and the states of every part of the
-    samples at every time (those before an interval with its evaluation made)."""
+    """A student's run with weights found on the way: its times, weights `[N, H]`, and the states of every
+    part of the samples at every time (those before an interval with its evaluation made)."""
 
     sigmas: Tensor
     weights: Tensor
@@ -70,10 +71,11 @@ def run(
     known: Run | None = None,
     since: int = 0,
 ) -> Run:
-    """Run on `sigmas` `[N+1]`, float64, with the best weights on at most `lags` slopes from interval `since` on.
+    """Run on `sigmas` `[N+1]`, float64, with the best weights on at most `lags` slopes from interval
+    `since` on.
 
-    parts: (unit noise, arguments) of the samples, in batches, in the path's order. known: an earlier run whose times up
-    to and including number `since` are the same; what came before is taken from it."""
+    parts: (unit noise, arguments) of the samples, in batches, in the path's order. known: an earlier run
+    whose times up to and including number `since` are the same; what came before is taken from it."""
     prior = as_multistep(Solver("ipndm", 2), sigmas, afs).weights
     steps = len(sigmas) - 1
     weights = torch.zeros(steps, min(lags, steps), dtype=torch.float64)
@@ -94,7 +96,8 @@ def run(
                 found[n] = begin(problem, found[n], times[n], afs and n == 0)
             slopes = [found[n].begun[1], *(d for d, _ in reversed(found[n].history))][: weights.shape[1]]
             part = slice(first, first := first + len(noise))
-            wanted = (path.at(float(sigmas[n + 1]), part) - found[n].x) / (times[n + 1] - times[n])
+            target = path.at(float(sigmas[n + 1]), part).to(found[n].x)
+            wanted = (target - found[n].x) / (times[n + 1] - times[n])
             basis = torch.stack([*slopes, wanted], dim=1).flatten(2).cpu().double()
             products.append(basis @ basis.mT)
         count = len(slopes)
@@ -107,9 +110,9 @@ def run(
 
 
 def best_weights(products: Tensor, prior: Tensor) -> Tensor:
-    """Weights w `[k]` for which the sum of w times slopes is nearest to what is wanted, by reweighted least squares with
-    Cauchy's weights, so that a sample that goes elsewhere does not decide. products `[n, k+1, k+1]`: each sample's inner
-    products of its slopes and, last, what is wanted."""
+    """Weights w `[k]` for which the sum of w times slopes is nearest to what is wanted, by reweighted least
+    squares with Cauchy's weights, so that a sample that goes elsewhere does not decide. products `[n, k+1,
+    k+1]`: each sample's inner products of its slopes and, last, what is wanted."""
     count, w = len(prior), prior.clone()
     gram, right, square = products[:, :count, :count], products[:, :count, count], products[:, count, count]
     ridge = RIDGE * gram[:, 0, 0].mean() * len(gram) * torch.eye(count, dtype=gram.dtype)

@@ -78,7 +78,7 @@ def as_multistep(
         states = torch.cat([torch.eye(1, steps + 1, dtype=torch.float64), states])
         times = torch.cat([sigmas[:1], times])
     moved = states.diff(dim=0) / times.diff()[:, None]
-    # the coordinate of x_0 is that of the analytic slope x_0 / sqrt(1 + t_0^2): the first one in hand with AFS,
+    # the coordinate of x_0 is that of the analytic slope x_0 / sqrt(1 + t_0^2): the first in hand with AFS,
     # the one before the first without
     by_slope = torch.cat([moved[:, :1] * (1 + sigmas[0] ** 2).sqrt(), moved[:, 1:]], dim=1)
     if not torch.allclose(states[:1], torch.eye(1, steps + 1, dtype=torch.float64)):

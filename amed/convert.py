@@ -1,9 +1,8 @@
 """The AMED authors' released predictors (pickles) into safetensors, without running anything in them.
 
-A restricted unpickler admits tensors and plain containers, makes inert records of the objects their files hold
-(the predictor, its layers, its loss), and refuses every other name. Source code that such a file carries is read
-as text and dropped.
-"""
+A restricted unpickler admits tensors and plain containers, makes inert records of the objects their files
+hold (the predictor, its layers, its loss), and refuses every other name. Source code that such a file
+carries is read as text and dropped."""
 
 import io
 import pickle
@@ -21,7 +20,12 @@ from .store import Fitted, PredictorError, Spec
 
 LARGEST = 64 * 2**20  # bytes; the real files have about a hundred thousand
 STUDENTS = {"amed": "amed", "dpm": "dpm_2", "dpmpp": "dpmpp", "euler": "euler", "ipndm": "ipndm"}
-KINDS = {"polynomial": "polynomial", "logsnr": "logsnr", "time_uniform": "time_uniform", "discrete": "discrete"}
+KINDS = {
+    "polynomial": "polynomial",
+    "logsnr": "logsnr",
+    "time_uniform": "time_uniform",
+    "discrete": "discrete",
+}
 
 
 class Record:
@@ -143,8 +147,14 @@ def parameters(module: Any, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def convert(path: str | Path, *, sigma_min: float | None = None, sigma_max: float | None = None,
-            model_family: str = "", model_name: str = "") -> Fitted:
+def convert(
+    path: str | Path,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    model_family: str = "",
+    model_name: str = "",
+) -> Fitted:
     """A predictor from the authors' file; store.save writes it.
 
     The noise levels are those of the file's loss, else 0.002 and 80 (EDM); give others for what they are not.
@@ -161,7 +171,9 @@ def convert(path: str | Path, *, sigma_min: float | None = None, sigma_max: floa
         raise PredictorError(f"{path}: its model does not say {', '.join(missing)}")
     student, kind = STUDENTS.get(settings["sampler_stu"]), KINDS.get(settings["schedule_type"])
     if student is None or kind is None:
-        raise PredictorError(f"{path}: student {settings['sampler_stu']!r} on {settings['schedule_type']!r} is unknown")
+        raise PredictorError(
+            f"{path}: student {settings['sampler_stu']!r} on {settings['schedule_type']!r} is unknown"
+        )
     try:
         low = float(sigma_min if sigma_min is not None else loss.get("sigma_min") or 0.002)
         high = float(sigma_max if sigma_max is not None else loss.get("sigma_max") or 80.0)
@@ -187,7 +199,9 @@ def convert(path: str | Path, *, sigma_min: float | None = None, sigma_max: floa
         own = {name: value for name, value in parameters(model).items() if not name.startswith("map_noise")}
         wanted = predictor.state_dict()
         for name in sorted(wanted.keys() ^ own.keys()):
-            raise ValueError(f"tensor {name!r} is {'missing' if name in wanted else 'not one of a predictor'}")
+            raise ValueError(
+                f"tensor {name!r} is {'missing' if name in wanted else 'not one of a predictor'}"
+            )
         for name, value in own.items():
             if value.shape != wanted[name].shape:
                 raise ValueError(

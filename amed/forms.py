@@ -12,7 +12,7 @@ from .predictor import MultistepTable, Predictor, TablePredictor
 from .sampling import MULTISTEP, Guide, Problem, Solver, State, begin, first_state, interval
 
 CLOSEST = 0.05  # how close two times may come, in log sigma
-RANGES = {  # finite-difference step, lowest, highest, furthest move at once; t, a and g are logarithms, r a logit
+RANGES = {  # finite-difference step, lowest, highest, furthest move at once; t, a, g are logs, r a logit
     "t": (0.04, -torch.inf, torch.inf, 0.5),
     "r": (0.1, -4.0, 4.0, 0.7),
     "c": (0.02, 0.5, 1.5, 0.2),

@@ -59,7 +59,7 @@ def greedy_table(
                 )
 
             one = run(1.0)
-            # x_next is linear in c: x(c) = x(1) + (c - 1) (x(1) - x(0)), and for c scaling the last leg's direction
+            # x is linear in c: x(c) = x(1) + (c - 1) (x(1) - x(0)), and for c on the last leg's direction
             # x(1) - x(0) needs no further evaluation only for the two-point solvers
             if solver.name in TWO_POINT:
                 along = (one.x - opened.x).flatten(1)

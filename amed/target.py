@@ -16,10 +16,10 @@ DEMO = "demo.target:target"
 
 @dataclass(frozen=True)
 class Target:
-    """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count, ...]`,
-    args). sigma_min, sigma_max: its noise levels. prediction_type, family, fingerprint, name: for the file. afs: may
-    the first step be analytic (not for flow models). capture: its bottleneck, to train the paper's network. guide:
-    amed.sampling.Guide. features(images) -> `[n, F]`: for Fréchet distances."""
+    """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
+    ...]`, args). sigma_min, sigma_max: its noise levels. prediction_type, family, fingerprint, name: for
+    the file. afs: may the first step be analytic (not for flow models). capture: its bottleneck, to train
+    the paper's network. guide: amed.sampling.Guide. features(images) -> `[n, F]`: for Fréchet distances."""
 
     model: Denoiser
     draw: Draw

@@ -253,7 +253,8 @@ def train(
 
 @dataclass(frozen=True)
 class Plan:
-    """How Algorithm 1 reaches a number of evaluations: the student, its N base times, AFS or not, the teacher."""
+    """How Algorithm 1 reaches a number of evaluations: the student, its N base times, AFS or not, the
+    teacher."""
 
     solver: Solver
     num_steps: int
@@ -267,10 +268,12 @@ class Plan:
 
 
 def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
-    """For a sampler of two evaluations an interval; an odd `nfe` takes the analytic first step. The teacher is Heun
-    for AMED-Solver and DPM-Solver-2, else the plugin's own solver, with `extra` more points inside each interval.
+    """For a sampler of two evaluations an interval; an odd `nfe` takes the analytic first step. The teacher
+    is Heun for AMED-Solver and DPM-Solver-2, else the plugin's own solver, with `extra` more points inside
+    each interval.
 
-    Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not allowed."""
+    Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not
+    allowed."""
     solver = solver_of(sampler)
     if solver.name == MULTISTEP:
         raise ValueError(f"{sampler} has no network to train: calibrate it")

@@ -3,12 +3,12 @@
     python -m demo.calibrate                                 # NFE 3 5 7 9 x guidance 1 2 4, quick and normal
     python -m demo.calibrate --nfe 5 --guidance 1            # a part of it; rows of other parts are kept
 
-The fit draws its own noise (the engine's default: RMSE decides, no feature distance); all rows are measured on
-256 other noises, in one run. Opponents: of every kind of plain solver the best of all its settings (five schedules,
-with and without the analytic first step) by a search on 64 noises (`known` from an earlier run, where there was one),
-and AMED-Solver and the plugins bundled for the
-same evaluations and guidance, which `python -m demo.fit` trained by Algorithm 1. Rows go to
-predictors/calibrated.json, normal results that beat every plain setting to predictors/."""
+The fit draws its own noise (the engine's default: RMSE decides, no feature distance); all rows are measured
+on 256 other noises, in one run. Opponents: of every kind of plain solver the best of all its settings (five
+schedules, with and without the analytic first step) by a search on 64 noises (`known` from an earlier run,
+where there was one), and AMED-Solver and the plugins bundled for the same evaluations and guidance, which
+`python -m demo.fit` trained by Algorithm 1. Rows go to predictors/calibrated.json, normal results that beat
+every plain setting to predictors/."""
 
 import argparse
 import json
@@ -109,7 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0, 4.0])
-    parser.add_argument("--preset", nargs="+", choices=["quick", "normal", "thorough"], default=["quick", "normal"])
+    parser.add_argument(
+        "--preset", nargs="+", choices=["quick", "normal", "thorough"], default=["quick", "normal"]
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
     args = parser.parse_args(argv)

@@ -169,7 +169,9 @@ class Bench:
         )
         schedule = f"{spec.schedule} {spec.rho:g}{' + AFS' if spec.afs else ''}"
         order = f"-{spec.max_order}" if spec.max_order > 1 else ""
-        return self.row(TITLES.get(spec.solver, spec.solver) + order, schedule, result, time.perf_counter() - begin)
+        return self.row(
+            TITLES.get(spec.solver, spec.solver) + order, schedule, result, time.perf_counter() - begin
+        )
 
 
 def search(bench: Bench, nfe: int, keep: int = 16) -> list[Setting]:

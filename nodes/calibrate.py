@@ -19,8 +19,8 @@ FLOW_KINDS = (*(("polynomial", rho) for rho in (1.0, 2.0, 3.0)), ("logsnr", 1.0)
 
 @dataclass(frozen=True)
 class Job:
-    """What is calibrated, for a MODEL: prompts, negative, LATENT (its size), sampler, the numbers of evaluations,
-    guidance scale, budget of each, seed, and the name to save under."""
+    """What is calibrated, for a MODEL: prompts, negative, LATENT (its size), sampler, the numbers of
+    evaluations, guidance scale, budget of each, seed, and the name to save under."""
 
     positives: list
     negative: list
@@ -42,13 +42,15 @@ def numbers(text: str) -> tuple[int, ...]:
     """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
     parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
     if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
-        raise ValueError(f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9")
+        raise ValueError(
+            f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
+        )
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
 def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list[Result], list[Fitted]]:
-    """Fit, compare and save each number of evaluations of a job; they share their references. What is finished
-    when the user interrupts, and the best so far of the one under way, is saved."""
+    """Fit, compare and save each number of evaluations of a job; they share their references. What is
+    finished when the user interrupts, and the best so far of the one under way, is saved."""
     for nfe in job.nfe:  # before any work is done
         file_name(job.name, nfe, job.guidance)
     model_sampling, who = host.sampling_of(model), host.identity(model)
@@ -56,7 +58,8 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
     flow = host.is_flow(model_sampling)
     settings = [
         Settings(
-            nfe, low, high, job.sampler, budget_of(job.budget, nfe), job.guidance, afs=not flow, seed=job.seed,
+            nfe, low, high, job.sampler, budget_of(job.budget, nfe), job.guidance,
+            afs=not flow, seed=job.seed,
             batch=8, kinds=FLOW_KINDS if flow else plain.SCHEDULES,
             prediction_type=host.prediction_type(model_sampling), model_family=who.family,
             model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
@@ -147,7 +150,7 @@ class Calibrate(io.ComfyNode):
                              tooltip="the budget if it is custom"),
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
                 io.String.Input("name", default="calibrated", tooltip="files are NAME-nfe5-cfg1.safetensors"),
-                *(io.Conditioning.Input(name, optional=True, tooltip="another prompt to fit to") for name in MORE),
+                *(io.Conditioning.Input(n, optional=True, tooltip="another prompt to fit to") for n in MORE),
             ],
             outputs=[
                 Predictor.Output(display_name="predictor"),
@@ -159,10 +162,24 @@ class Calibrate(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, sampler, nfe, guidance, budget, evaluations, seed,
-                name, **more):
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        sampler,
+        nfe,
+        guidance,
+        budget,
+        evaluations,
+        seed,
+        name,
+        **more,
+    ):
         job = Job(
-            [positive, *(more[key] for key in MORE if more.get(key) is not None)], negative, latent_image, sampler,
+            [positive, *(more[key] for key in MORE if more.get(key) is not None)], negative, latent_image,
+            sampler,
             numbers(nfe), guidance, evaluations if budget == "custom" else budget, seed, name,
         )  # fmt: skip
         results, saved = calibrate(model, job, cls.hidden.unique_id)

@@ -18,9 +18,7 @@ def described(fitted: Fitted) -> str:
     names = [name for name in ("r", "c", "a", "g", "weights") if name in tensors]
     lines += ["", "sigma -> next: " + ", ".join(names)]
     for n in range(fitted.spec.num_steps - 1):
-        values = [
-            " ".join(f"{v:.4f}" for v in tensors[name][n].reshape(-1).tolist()) for name in names
-        ]
+        values = [" ".join(f"{v:.4f}" for v in tensors[name][n].reshape(-1).tolist()) for name in names]
         lines.append(f"{tensors['sigmas'][n]:.5g} -> {tensors['sigmas'][n + 1]:.5g}: {', '.join(values)}")
     return "\n".join(lines)
 
@@ -34,7 +32,7 @@ class PredictorInfo(io.ComfyNode):
             node_id="AMEDPredictorInfo",
             display_name="AMED Predictor Info",
             search_aliases=["amed"],
-            description="What a predictor is for, how it was made, what it was measured at, and its constants.",
+            description="What a predictor is for, how it was made and measured, and its constants.",
             inputs=[Predictor.Input("predictor")],
             outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="plot")],
             is_output_node=True,
@@ -55,7 +53,7 @@ class SavePredictor(io.ComfyNode):
             node_id="AMEDSavePredictor",
             display_name="Save AMED Predictor",
             search_aliases=["amed"],
-            description="Save a predictor under models/amed_predictors, where auto and Load AMED Predictor find it.",
+            description="Save a predictor under models/amed_predictors, where auto finds it.",
             inputs=[Predictor.Input("predictor"), io.String.Input("name", default="my predictor")],
             outputs=[io.String.Output(display_name="file")],
             is_output_node=True,

@@ -657,12 +657,12 @@ def run(
     return {**latent, "samples": samples}
 
 
-# --- fitting, inside the host's own sampling -----------------------------------------------------------------
+# --- fitting, inside the host's own sampling ---------------------------------------------------------------
 
 
 class Prompted:
-    """The host's denoiser with guidance, for samples of several prompts: `prompted(x, sigma, prompt=)`, `prompt`
-    `[B]` the number of each sample's positive conditioning. Stoppable before every evaluation."""
+    """The host's denoiser with guidance, for samples of several prompts: `prompted(x, sigma, prompt=)`,
+    `prompt` `[B]` the number of each sample's positive conditioning. Stoppable before every evaluation."""
 
     def __init__(self, model: Any, extra_args: dict[str, Any]):
         self.inner, self.extra_args = model, extra_args
@@ -690,8 +690,9 @@ def inside_sampling(
     seed: int,
     work: Callable[[Prompted, tuple[int, ...], torch.device], None],
 ) -> None:
-    """Call `work(denoiser, shape of one sample, device)` where a sampler would run: the MODEL loaded, its patches,
-    LoRAs and wrappers in force, the prompts prepared for the LATENT's size; everything put back afterwards."""
+    """Call `work(denoiser, shape of one sample, device)` where a sampler would run: the MODEL loaded, its
+    patches, LoRAs and wrappers in force, the prompts prepared for the LATENT's size; everything put back
+    afterwards."""
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
     one = torch.zeros_like(samples[:1])
 
@@ -709,8 +710,8 @@ def inside_sampling(
 
 
 def trainable(value: Any) -> Any:
-    """Conditioning with every tensor cloned: those made in inference mode take no part in a gradient. What else
-    it holds (ControlNets, areas) stays itself."""
+    """Conditioning with every tensor cloned: those made in inference mode take no part in a gradient. What
+    else it holds (ControlNets, areas) stays itself."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
@@ -719,8 +720,8 @@ def trainable(value: Any) -> Any:
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Let every block of a network (what its lists of modules hold) keep no activations: each is run again in the
-    backward pass. For a network of our own only."""
+    """Let every block of a network (what its lists of modules hold) keep no activations: each is run again
+    in the backward pass. For a network of our own only."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             checkpoint_blocks(child)
@@ -742,9 +743,9 @@ def checkpointed(forward: Callable) -> Callable:
 
 
 def frozen_copy(model: Any) -> Any:
-    """A MODEL like this one with weights of its own, which gradients pass through but do not change, in blocks that
-    keep no activations. To be called, and used, with inference mode off. All models are unloaded first: that takes
-    patches off the weights, and a gradient needs the memory."""
+    """A MODEL like this one with weights of its own, which gradients pass through but do not change, in
+    blocks that keep no activations. To be called, and used, with inference mode off. All models are
+    unloaded first: that takes patches off the weights, and a gradient needs the memory."""
     comfy.model_management.unload_all_models()
     if getattr(model, "is_dynamic", lambda: False)():
         clone = model.clone(disable_dynamic=True)  # the host reads the file again
@@ -778,8 +779,8 @@ def prediction_type(model_sampling: Any) -> str:
 
 
 def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
-    """amed.sampling.Guide by a post-CFG function on this one evaluation's options: the difference of the two halves
-    once more, `factor - 1` of the guidance scale. Without guidance nothing changes."""
+    """amed.sampling.Guide by a post-CFG function on this one evaluation's options: the difference of the
+    two halves once more, `factor - 1` of the guidance scale. Without guidance nothing changes."""
     options = options_of(model, extra_args)
 
     def scaled(args: dict) -> Tensor:
@@ -793,7 +794,8 @@ def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], fact
 
 
 class Asking:
-    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of `real`."""
+    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of
+    `real`."""
 
     def __init__(self, model: Any, args: dict[str, Any], real: Any):
         self.model, self.args, self.real = model, args, real
@@ -816,7 +818,9 @@ def shipped(model_sampling: Any, nfe: int, real: Any) -> dict[str, Callable[...,
 
         def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
             x = noise * sigmas[0].to(noise)
-            return function(Asking(model, args, real), x, sigmas.to(noise), extra_args={}, callback=None, disable=True)
+            return function(
+                Asking(model, args, real), x, sigmas.to(noise), extra_args={}, callback=None, disable=True
+            )
 
         return run
 
@@ -832,8 +836,8 @@ def progress_bar(node_id: str | None, total: int) -> Callable[[int], None]:
 
 
 def preview_pixels(model: Any, samples: Tensor) -> Tensor:
-    """A LATENT `[n, C, H, W]` in the model's own space as rough RGB `[n, 3, H, W]` in [-1, 1], by the latent format's
-    factors as the host's quick previews are."""
+    """A LATENT `[n, C, H, W]` in the model's own space as rough RGB `[n, 3, H, W]` in [-1, 1], by the
+    latent format's factors as the host's quick previews are."""
     form = model.get_model_object("latent_format")
     factors = getattr(form, "latent_rgb_factors", None)
     if samples.ndim != 4 or factors is None:

@@ -48,7 +48,7 @@ class ApplyPredictor(io.ComfyNode):
             "and its amed schedule is the predictor's own. Without one linked, the library's for this model.",
             inputs=[
                 io.Model.Input("model"),
-                Predictor.Input("predictor", optional=True, tooltip="left open: the library's for this model"),
+                Predictor.Input("predictor", optional=True, tooltip="left open: the library's for it"),
                 io.Combo.Input("sampler", options=SOLVERS, default="auto", optional=True,
                                tooltip="which to look up, with no predictor linked"),
                 io.Int.Input("nfe", default=5, min=2, max=100, optional=True,
@@ -66,8 +66,18 @@ class ApplyPredictor(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, predictor=None, sampler="auto", nfe=5, guidance=1.0, if_missing="error", positive=None,
-                negative=None, latent_image=None):
+    def execute(
+        cls,
+        model,
+        predictor=None,
+        sampler="auto",
+        nfe=5,
+        guidance=1.0,
+        if_missing="error",
+        positive=None,
+        negative=None,
+        latent_image=None,
+    ):
         report = host.Report()
         if predictor is None:
             job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
@@ -87,11 +97,19 @@ class ApplyPredictor(io.ComfyNode):
         return host.library_state()
 
 
-def look_up(model: object, sampler: str, nfe: int, guidance: float, if_missing: str, report: host.Report,
-            job: Job, node_id: str | None) -> Fitted:
-    """The library's predictor for a MODEL, or by `if_missing` one calibrated for `job` now, or the untrained
-    solver. A calibration is for this very checkpoint: where it is asked for, another checkpoint's predictor does
-    not count as found.
+def look_up(
+    model: object,
+    sampler: str,
+    nfe: int,
+    guidance: float,
+    if_missing: str,
+    report: host.Report,
+    job: Job,
+    node_id: str | None,
+) -> Fitted:
+    """The library's predictor for a MODEL, or by `if_missing` one calibrated for `job` now, or the
+    untrained solver. A calibration is for this very checkpoint: where it is asked for, another checkpoint's
+    predictor does not count as found.
 
     Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
     solver, order = asked(sampler)
@@ -109,8 +127,8 @@ def look_up(model: object, sampler: str, nfe: int, guidance: float, if_missing: 
     if if_missing == CALIBRATE:
         if None in (job.positives[0], job.negative, job.latent):
             raise ValueError(
-                "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
-                "kind you use and the size of the images"
+                "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of "
+                "the kind you use and the size of the images"
             )
         fitted = calibrate_now(model, job, node_id)
         report.remarks.append(f"calibrated now, as asked ({missing}); kept as {fitted.name}")
@@ -120,7 +138,8 @@ def look_up(model: object, sampler: str, nfe: int, guidance: float, if_missing: 
 
 
 def untrained(model: object, sampler: str, nfe: int) -> Fitted:
-    """The untrained solver at `nfe` evaluations, with the analytic first step if nfe is odd (multistep: without).
+    """The untrained solver at `nfe` evaluations, with the analytic first step if nfe is odd (multistep:
+    without).
 
     Raises ValueError for a number the solver cannot take."""
     model_sampling = host.sampling_of(model)
@@ -128,8 +147,10 @@ def untrained(model: object, sampler: str, nfe: int) -> Fitted:
     if sampler == "amed_multistep":
         return host.untrained(sampler, host.base_times(model_sampling, nfe + 1))
     if nfe < 2 - (not flow) or (flow and nfe % 2):
-        raise ValueError(f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
-                         f"{'an even number' if flow else 'at least 1'}")
+        raise ValueError(
+            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
+            f"{'an even number' if flow else 'at least 1'}"
+        )
     times = host.base_times(model_sampling, (nfe + 1) // 2 + 1)
     return host.untrained(sampler, times, afs=nfe % 2 == 1)
 

@@ -42,13 +42,17 @@ class Panel:
             place = self.x[0] + share * (self.x[1] - self.x[0])
             if log_x:
                 place = math.exp(math.log(self.x[0]) + share * (math.log(self.x[1]) - math.log(self.x[0])))
-            self.draw.text((left + share * (right - left), bottom + 8), f"{place:.3g}", INK, font(11), anchor="mt")
+            self.draw.text(
+                (left + share * (right - left), bottom + 8), f"{place:.3g}", INK, font(11), anchor="mt"
+            )
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
-        return left + share * (right - left), bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (bottom - top)
+        return left + share * (right - left), bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (
+            bottom - top
+        )
 
     def line(self, points: list[tuple[float, float]], colour: tuple, name: str = "", row: int = 0) -> None:
         """Points joined; `name` stands in the upper right corner, in its `row`."""
@@ -86,9 +90,13 @@ def constants(fitted: Fitted) -> Image.Image:
     values = torch.cat(list(lines.values()))
     low, high = float(values.min().clamp(max=0)), float(values.max())
     end = (starts[0], max(starts[-1] * 0.9, 1e-6))
-    panel = Panel("constants over the noise level (sigma)", end, (low, high + 0.25 * (high - low)), log_x=True)
+    panel = Panel(
+        "constants over the noise level (sigma)", end, (low, high + 0.25 * (high - low)), log_x=True
+    )
     for i, (name, column) in enumerate(lines.items()):
-        reach = [(s, float(v)) for n, (s, v) in enumerate(zip(starts, column)) if i <= n or "weight" not in name]
+        reach = [
+            (s, float(v)) for n, (s, v) in enumerate(zip(starts, column)) if i <= n or "weight" not in name
+        ]
         panel.line(reach, COLOURS[i], name, i)
     return panel.image
 
@@ -105,7 +113,9 @@ def bars(result: Result) -> Image.Image:
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
         draw.text((14, top), name, INK, font(12))
         length = (WIDE - 110) * min(row.error / most, 1.0)
-        draw.rectangle([14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[0] if i == 0 else COLOURS[1])
+        draw.rectangle(
+            [14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[0] if i == 0 else COLOURS[1]
+        )
         draw.text((22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, font(12), anchor="lm")
     return image
 
@@ -136,16 +146,21 @@ def picture(result: Result, pictures: dict[str, Tensor]) -> Tensor:
 def training(
     text: str, progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
 ) -> Tensor:
-    """A training's report as an IMAGE `[1, H, W, 3]` in [0, 1]: the held-out error beside the untrained solver's, and
-    each interval's loss over its first one."""
+    """A training's report as an IMAGE `[1, H, W, 3]` in [0, 1]: the held-out error beside the untrained
+    solver's, and each interval's loss over its first one."""
     last = float(progress[-1][0])
     held = [(float(n), e) for n, _, e in progress]
     error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in held))))
     error.line([(0.0, untrained), (last, untrained)], COLOURS[1], "untrained")
     error.line(held, COLOURS[0], "network", 1)
     first = [max(v, 1e-12) for v in progress[0][1]]
-    lines = [[(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])] for i in range(len(first))]
-    losses = Panel("loss of each interval over its first", (0, last), (0, max(v for line in lines for _, v in line)))
+    lines = [
+        [(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])]
+        for i in range(len(first))
+    ]
+    losses = Panel(
+        "loss of each interval over its first", (0, last), (0, max(v for line in lines for _, v in line))
+    )
     for i, line in enumerate(lines):
         losses.line(line, COLOURS[i % len(COLOURS)], f"interval {i + 1}", i)
     return page(text, [error.image, losses.image], pictures)

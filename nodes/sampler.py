@@ -93,7 +93,9 @@ class AmedKSampler(io.ComfyNode):
     ):
         report = host.Report()
         job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
-        fitted = choose(model, predictor, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
+        fitted = choose(
+            model, predictor, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id
+        )
         samples = host.run(
             model,
             host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
@@ -116,8 +118,17 @@ class AmedKSampler(io.ComfyNode):
         return host.library_state()
 
 
-def choose(model: object, name: str, sampler: str, nfe: int, guidance: float, if_missing: str,
-           report: host.Report, job: Job, node_id: str | None) -> Fitted:
+def choose(
+    model: object,
+    name: str,
+    sampler: str,
+    nfe: int,
+    guidance: float,
+    if_missing: str,
+    report: host.Report,
+    job: Job,
+    node_id: str | None,
+) -> Fitted:
     """The predictor to run: the named file, or the one on the MODEL, or what `look_up` gives.
 
     Raises ValueError or PredictorError where these do not agree with sampler and nfe."""

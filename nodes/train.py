@@ -19,8 +19,8 @@ SCALE_DIR, SCALE_TIME = 0.01, 0.0  # the paper's, for most data sets
 
 @dataclass
 class Job:
-    """What is trained, for a MODEL: prompt, negative, LATENT (its size), sampler, evaluations, guidance scale, the
-    teacher's points inside an interval, and the name to save under."""
+    """What is trained, for a MODEL: prompt, negative, LATENT (its size), sampler, evaluations, guidance
+    scale, the teacher's points inside an interval, and the name to save under."""
 
     positive: list
     negative: list
@@ -34,8 +34,9 @@ class Job:
 
 @dataclass
 class Trained:
-    """What came of it: `progress` is (images, loss of each interval, held-out error) after each batch; `untrained`
-    the held-out error of the same solver with r = 1/2, `best` the least one; `images` held-out end states by name."""
+    """What came of it: `progress` is (images, loss of each interval, held-out error) after each batch;
+    `untrained` the held-out error of the same solver with r = 1/2, `best` the least one; `images` held-out
+    end states by name."""
 
     fitted: Fitted
     progress: list[tuple[int, list[float], float]]
@@ -55,8 +56,8 @@ class Trained:
 
 
 def trained(model: object, job: Job, settings: Settings, node_id: str | None = None) -> Trained:
-    """Train on a copy of the MODEL and save; interrupted, the best so far is saved. Raises ValueError for numbers
-    that do not go together, PredictorError for a model without a middle block."""
+    """Train on a copy of the MODEL and save; interrupted, the best so far is saved. Raises ValueError for
+    numbers that do not go together, PredictorError for a model without a middle block."""
     path = host.user_folder() / host.file_name(f"{job.name}-nfe{job.nfe}-cfg{job.guidance:g}")
     model_sampling, who = host.sampling_of(model), host.identity(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not host.is_flow(model_sampling))
@@ -87,8 +88,8 @@ def trained(model: object, job: Job, settings: Settings, node_id: str | None = N
         one = {"prompt": args["prompt"][:1]}
         if host.capture(denoiser, x[:1], times[:1].to(x), one)[1] is None:
             raise PredictorError(
-                f"{who.family or 'this model'} has no middle block for the paper's network to read: use Calibrate "
-                "AMED, which fits constants to any model"
+                f"{who.family or 'this model'} has no middle block for the paper's network to read: use "
+                "Calibrate AMED, which fits constants to any model"
             )
         truth = planned.teacher.states(denoiser, x, times, args)[-1]
 
@@ -144,8 +145,8 @@ class TrainPredictor(io.ComfyNode):
             node_id="AMEDTrainPredictor",
             display_name="Train AMED Predictor",
             search_aliases=["amed", "train", "algorithm 1"],
-            description="Train the paper's network by gradient (Algorithm 1). It needs several times the memory of "
-            "sampling; Calibrate AMED needs no more than sampling and gives better images.",
+            description="Train the paper's network by gradient (Algorithm 1). It needs several times "
+            "the memory of sampling; Calibrate AMED needs no more than sampling and gives better images.",
             inputs=[
                 io.Model.Input("model"),
                 io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
@@ -156,7 +157,7 @@ class TrainPredictor(io.ComfyNode):
                 io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1,
                                tooltip="the cfg you will sample with; 1 is none"),
                 io.Int.Input("images", default=400, min=4, max=1_000_000, tooltip="trajectories to train on"),
-                io.Int.Input("batch", default=4, min=1, max=256, tooltip="trajectories at once: memory grows with it"),
+                io.Int.Input("batch", default=4, min=1, max=256, tooltip="trajectories at once"),
                 io.Int.Input("teacher_points", default=1, min=1, max=8,
                              tooltip="the paper's M: points the teacher takes inside each interval"),
                 io.Float.Input("learning_rate", default=5e-3, min=1e-6, max=1.0, step=1e-4),
@@ -173,8 +174,22 @@ class TrainPredictor(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, latent_image, sampler, nfe, guidance, images, batch, teacher_points,
-                learning_rate, seed, name):
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        sampler,
+        nfe,
+        guidance,
+        images,
+        batch,
+        teacher_points,
+        learning_rate,
+        seed,
+        name,
+    ):
         job = Job(positive, negative, latent_image, sampler, nfe, guidance, teacher_points, name)
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
         result = trained(model, job, settings, cls.hidden.unique_id)

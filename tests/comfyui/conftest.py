@@ -101,7 +101,8 @@ def write_user_predictors(folder: Path) -> None:
             ),
         )
     five = schedules.make("time_uniform", 5, SIGMA_MIN, SIGMA_MAX)
-    spec = Spec(solver="multistep", num_steps=5, schedule="time_uniform", sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
+    spec = Spec(solver="multistep", num_steps=5, schedule="time_uniform",
+                sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
                 prediction_type="edm", model_family="emoji32", how="for a test")  # fmt: skip
     table = as_multistep(Solver("ipndm", 3), five)
     save(folder / "test_amed_multistep.safetensors", Fitted(spec, table, five))
@@ -126,13 +127,28 @@ def write_user_predictors(folder: Path) -> None:
         network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
     base = schedules.make("time_uniform", 4, SIGMA_MIN, SIGMA_MAX)
     save(folder / MLP, Fitted(spec, network, base))
-    save(folder / "test_other_checkpoint.safetensors",
-         Fitted(replace(spec, model_fingerprint="0" * 16, solver="dpm_2", num_steps=4), network, base))
+    save(
+        folder / "test_other_checkpoint.safetensors",
+        Fitted(replace(spec, model_fingerprint="0" * 16, solver="dpm_2", num_steps=4), network, base),
+    )
     low, high = 0.029167158151720367, 14.614641229333639
     base = schedules.make("discrete", 4, low, high)
-    save(folder / "test_sd.safetensors", Fitted(
-        replace(spec, schedule="discrete", sigma_min=low, sigma_max=high, prediction_type="eps",
-                model_family="sd15", model_fingerprint=""), network, base))
+    save(
+        folder / "test_sd.safetensors",
+        Fitted(
+            replace(
+                spec,
+                schedule="discrete",
+                sigma_min=low,
+                sigma_max=high,
+                prediction_type="eps",
+                model_family="sd15",
+                model_fingerprint="",
+            ),
+            network,
+            base,
+        ),
+    )
     (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
     (folder / "notes.txt").write_text("no predictor")
 
@@ -169,8 +185,17 @@ class Graph:
         )
         return [node, 0]
 
-    def amed(self, nfe=SMALL_NFE, sampler="amed", guidance=1.0, seed=3, denoise=1.0, predictor="auto",
-             if_missing="error", **other):
+    def amed(
+        self,
+        nfe=SMALL_NFE,
+        sampler="amed",
+        guidance=1.0,
+        seed=3,
+        denoise=1.0,
+        predictor="auto",
+        if_missing="error",
+        **other,
+    ):
         node = self.add(
             "AMEDKSampler",
             nfe=nfe,
@@ -185,13 +210,24 @@ class Graph:
         return [node, 0]
 
     def custom(self, sampler, sigmas, cfg=1.0, seed=3):
-        node = self.add("SamplerCustom", add_noise=True, noise_seed=seed, cfg=cfg, sampler=[sampler, 0],
-                        sigmas=[sigmas, 0], **self.around())
+        node = self.add(
+            "SamplerCustom",
+            add_noise=True,
+            noise_seed=seed,
+            cfg=cfg,
+            sampler=[sampler, 0],
+            sigmas=[sigmas, 0],
+            **self.around(),
+        )
         return [node, 0]
 
     def around(self):
-        return {"model": self.model, "positive": self.positive, "negative": self.negative,
-                "latent_image": self.latent}
+        return {
+            "model": self.model,
+            "positive": self.positive,
+            "negative": self.negative,
+            "latent_image": self.latent,
+        }
 
 
 @pytest.fixture(autouse=True)

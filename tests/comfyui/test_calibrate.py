@@ -20,8 +20,8 @@ def folder(server):
 
 
 def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
-    """The example workflow as it is; then, found by auto and on a batch of seeds of the sampler's own, nearer to a
-    converged run than a good plain setting of the same evaluations."""
+    """The example workflow as it is; then, found by auto and on a batch of seeds of the sampler's own,
+    nearer to a converged run than a good plain setting of the same evaluations."""
     result = server.run_workflow(ROOT / "example_workflows" / "calibrate_demo_model.json")
     assert "of the best plain solver" in result.text() and "note:" not in result.text()
     pictures = result.images()
@@ -34,11 +34,16 @@ def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
 
     g = graph(batch=24)
     sampled = g.amed(5, "auto")
-    plain = g.add("AMEDPlainSolver", model=g.model, solver="iPNDM-3", nfe=5, schedule="time_uniform", rho=1.0, afs=True)
-    fine = g.add("AMEDPlainSolver", model=g.model, solver="iPNDM-4", nfe=48, schedule="polynomial", rho=7.0, afs=False)
+    plain = g.add(
+        "AMEDPlainSolver", model=g.model, solver="iPNDM-3", nfe=5, schedule="time_uniform", rho=1.0, afs=True
+    )
+    fine = g.add(
+        "AMEDPlainSolver", model=g.model, solver="iPNDM-4", nfe=48, schedule="polynomial", rho=7.0, afs=False
+    )
     latents = [sampled]
     for setting in (plain, fine):
-        node = g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=1.0, sampler=[setting, 0], sigmas=[setting, 1],
+        node = g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=1.0, sampler=[setting, 0],
+                     sigmas=[setting, 1],
                      **g.around())  # fmt: skip
         latents.append([node, 0])
     shown = [g.show(latent) for latent in latents]
@@ -46,7 +51,9 @@ def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
     assert "demo-nfe5-cfg1" in result.text(sampled[0]) and "note:" not in result.text(sampled[0])
     assert "evaluations counted: 5, 5 network passes" in result.text(sampled[0])
     ours, rival, truth = (np.stack(result.images(node)).astype(float) for node in shown)
-    assert np.median(np.square(ours - truth).mean((1, 2, 3))) < np.median(np.square(rival - truth).mean((1, 2, 3)))
+    assert np.median(np.square(ours - truth).mean((1, 2, 3))) < np.median(
+        np.square(rival - truth).mean((1, 2, 3))
+    )
 
 
 def test_several_numbers_in_one_run_and_several_prompts(server, graph):
@@ -60,7 +67,9 @@ def test_several_numbers_in_one_run_and_several_prompts(server, graph):
     assert len(result.images(shown)) == 2
     for nfe in (2, 3):
         spec = load(folder(server) / f"two-nfe{nfe}-cfg1.5.safetensors").spec
-        assert spec.nfe == nfe and spec.guidance == 1.5 and spec.metrics["error"] <= spec.metrics["plain_error"]
+        assert (
+            spec.nfe == nfe and spec.guidance == 1.5 and spec.metrics["error"] <= spec.metrics["plain_error"]
+        )
 
 
 def test_missing_is_calibrated_now_and_found_the_next_time(server, graph):
@@ -111,7 +120,7 @@ def test_info_and_save(server, graph):
     shown = g.add("PreviewImage", images=[info, 1])
     saved = g.add("AMEDSavePredictor", predictor=[loaded, 0], name="a copy")
     result = server.run(g.nodes)
-    assert "weights" in result.text(info) and "solver: \"multistep\"" in result.text(info)
+    assert "weights" in result.text(info) and 'solver: "multistep"' in result.text(info)
     assert result.images(shown)[0].std() > 5
     copy, source = (load(folder(server) / f"{n}.safetensors") for n in ("a copy", "test_amed_multistep"))
     assert (copy.predictor.weights == source.predictor.weights).all()

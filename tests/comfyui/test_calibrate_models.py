@@ -1,5 +1,5 @@
-"""Calibrate AMED on other kinds of model: calibrate, save, found by auto, sampled with. Random weights test the
-path; quality is judged on the demo model."""
+"""Calibrate AMED on other kinds of model: calibrate, save, found by auto, sampled with. Random weights test
+the path; quality is judged on the demo model."""
 
 import pytest
 import torch
@@ -8,9 +8,11 @@ from safetensors.torch import load
 from amed import load as load_predictor
 from demo.comfyui import RunError
 
+
 def calibrated(server, g, around, nfe, name, **other):
     """Calibrate a graph's MODEL, then sample with what auto finds; (spec, latents, report)."""
-    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": 900 + 220 * nfe,
+    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom",
+             "evaluations": 900 + 220 * nfe,
              "seed": 0, "name": name} | other  # fmt: skip
     g.add("AMEDCalibrate", **around | asked)
     server.run(g.nodes)
@@ -19,7 +21,9 @@ def calibrated(server, g, around, nfe, name, **other):
     g.add("SaveLatent", samples=found, filename_prefix=name)
     result = server.run(g.nodes)
     latents = load(server.view(result.files("latents")[0]))["latent_tensor"]
-    file = server.base / "models" / "amed_predictors" / f"{name}-nfe{nfe}-cfg{asked['guidance']:g}.safetensors"
+    file = (
+        server.base / "models" / "amed_predictors" / f"{name}-nfe{nfe}-cfg{asked['guidance']:g}.safetensors"
+    )
     assert latents.isfinite().all() and latents.std() > 0.05
     assert file.name in result.text(found[0]) and f"evaluations counted: {nfe}" in result.text(found[0])
     return load_predictor(file).spec, latents, result.text(found[0])
@@ -57,7 +61,8 @@ def test_flow(server, graph):
 def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
     g = graph()
     broken = [g.add("TestBroken", model=g.model), 0]
-    asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom", "evaluations": 2000,
+    asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+             "evaluations": 2000,
              "seed": 0, "name": "broken"}  # fmt: skip
     g.add("AMEDCalibrate", **g.around() | asked | {"model": broken})
     with pytest.raises(RunError, match=r"NaN or infinity at sigma="):
@@ -67,7 +72,8 @@ def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
 
 def test_interrupted_it_keeps_the_best_so_far(server, graph):
     g = graph()
-    asked = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom", "evaluations": 2500,
+    asked = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+             "evaluations": 2500,
              "seed": 0, "name": "stopped"}  # fmt: skip
     node = g.add("AMEDCalibrate", **g.around() | asked)
     seen = []

@@ -1,5 +1,5 @@
-"""Writes checkpoints with random weights: Stable Diffusion 1.5's architecture two levels deep, and SDXL's (as its
-smaller sister Segmind-Vega has it) with 320 channels at every level.
+"""Writes checkpoints with random weights: Stable Diffusion 1.5's architecture two levels deep, and SDXL's
+(as its smaller sister Segmind-Vega has it) with 320 channels at every level.
 
     python tests/comfyui/tiny_sd.py COMFYUI_FOLDER FOLDER
 
@@ -11,15 +11,16 @@ from pathlib import Path
 
 PREFIX = "model.diffusion_model."  # where checkpoints of these models keep their U-Net
 SETTINGS = {
-    "tiny_sd15": dict(
-        channel_mult=(1, 1), num_res_blocks=[1, 1], transformer_depth=[1, 0], transformer_depth_output=[1, 1, 0, 0],
-        transformer_depth_middle=1, num_heads=8, context_dim=768,
-    ),
-    "tiny_sdxl": dict(
-        channel_mult=(1, 1, 1), num_res_blocks=[2, 2, 2], transformer_depth=[0, 0, 1, 1, 2, 2],
-        transformer_depth_output=[0, 0, 0, 1, 1, 1, 2, 2, 2], transformer_depth_middle=2, num_head_channels=64,
-        context_dim=2048, adm_in_channels=2816, num_classes="sequential", use_linear_in_transformer=True,
-    ),
+    "tiny_sd15": {
+        "channel_mult": (1, 1), "num_res_blocks": [1, 1], "transformer_depth": [1, 0], "num_heads": 8,
+        "transformer_depth_output": [1, 1, 0, 0], "transformer_depth_middle": 1, "context_dim": 768,
+    },
+    "tiny_sdxl": {
+        "channel_mult": (1, 1, 1), "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 1, 1, 2, 2],
+        "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2], "transformer_depth_middle": 2,
+        "num_head_channels": 64, "context_dim": 2048, "adm_in_channels": 2816, "num_classes": "sequential",
+        "use_linear_in_transformer": True,
+    },
 }  # fmt: skip
 
 
@@ -29,13 +30,15 @@ def main(comfyui: str, folder: str) -> None:
     import comfy.options
     import torch
     from safetensors.torch import save_file
+
     comfy.options.enable_args_parsing()
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     for name, settings in SETTINGS.items():
         unet = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, legacy=False,
-                         use_spatial_transformer=True, operations=comfy.ops.disable_weight_init, **settings)  # fmt: skip
+                         use_spatial_transformer=True,
+                         operations=comfy.ops.disable_weight_init, **settings)  # fmt: skip
         torch.manual_seed(0)
         weights = {}
         for key, weight in unet.state_dict().items():

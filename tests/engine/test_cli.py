@@ -18,7 +18,8 @@ def target(guidance):
     toy = Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     def draw(generator, count):
         return torch.randn(count, 3, 8, 8, generator=generator), {}
-    return Target(toy, draw, 0.01, 40.0, "edm", "toy", "f" * 16, "a toy", capture=ModuleCapture(toy.middle_block))
+    listen = ModuleCapture(toy.middle_block)
+    return Target(toy, draw, 0.01, 40.0, "edm", "toy", "f" * 16, "a toy", capture=listen)
 
 def wrong(guidance):
     return 3
@@ -45,19 +46,36 @@ def test_calibrate_inspect_evaluate(toy, tmp_path, capsys):
     assert main(["inspect", "--json", str(files[0])]) == 0
     assert json.loads(capsys.readouterr().out)["solver"] == "multistep"
     rows_file = tmp_path / "rows.json"
-    assert main(["evaluate", "--model", toy, *map(str, files), "--noises", "32", "--json", str(rows_file)]) == 0
+    assert (
+        main(["evaluate", "--model", toy, *map(str, files), "--noises", "32", "--json", str(rows_file)]) == 0
+    )
     rows = json.loads(rows_file.read_text())
     assert {"solver", "schedule", "nfe", "guidance", "rmse_ref", "seconds"} <= rows[0].keys()
     for nfe, ours in zip((4, 5), rows):
         assert ours["nfe"] == nfe
         assert ours["rmse_ref"] < min(r["rmse_ref"] for r in rows[2:] if r["nfe"] == nfe)
-    again = ["calibrate", "--model", toy, "--nfe", "5", "--budget", "2500", "--start", str(files[1]), "--seed", "1"]
+    again = [
+        "calibrate",
+        "--model",
+        toy,
+        "--nfe",
+        "5",
+        "--budget",
+        "2500",
+        "--start",
+        str(files[1]),
+        "--seed",
+        "1",
+    ]
     assert main([*again, "--out", str(out)]) == 0
 
 
 def test_train(toy, tmp_path):
     out = tmp_path / "mlp.safetensors"
-    assert main(["train", "--model", toy, "--nfe", "5", "--images", "32", "--batch", "8", "--out", str(out)]) == 0
+    assert (
+        main(["train", "--model", toy, "--nfe", "5", "--images", "32", "--batch", "8", "--out", str(out)])
+        == 0
+    )
     assert load(out).nfe == 5 and load(out).wants_bottleneck
     assert main(["inspect", str(out)]) == 0
 
@@ -68,7 +86,20 @@ def test_train(toy, tmp_path):
         (["inspect", "nowhere.safetensors"], "no such predictor file"),
         (["convert", "nowhere.pkl", "x.safetensors"], "no such file"),
         (["calibrate", "--nfe", "1", "--out", "x.safetensors", "--model", "toy_model:target"], "at least 2"),
-        (["calibrate", "--nfe", "5", "--budget", "10", "--out", "x.safetensors", "--model", "toy_model:target"], "10"),
+        (
+            [
+                "calibrate",
+                "--nfe",
+                "5",
+                "--budget",
+                "10",
+                "--out",
+                "x.safetensors",
+                "--model",
+                "toy_model:target",
+            ],
+            "10",
+        ),
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "nowhere:target"], "nowhere"),
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model:wrong"], "int"),
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model"], "module:function"),

@@ -82,7 +82,9 @@ def test_lists_of_every_length(toy, noise, name, length, ends_in_zero):
     if ends_in_zero:
         sigmas[-1] = 0
     counter, calls = Counter(toy), []
-    out = SAMPLERS[name](counter, noise * 40, sigmas, callback=calls.append, disable=True, predictor=constants(name))
+    out = SAMPLERS[name](
+        counter, noise * 40, sigmas, callback=calls.append, disable=True, predictor=constants(name)
+    )
     assert out.shape == noise.shape and out.isfinite().all()
     each = 1 if name == "amed_multistep" else 2
     assert counter.evaluations == each * (length - 1 - ends_in_zero) + ends_in_zero
@@ -104,7 +106,9 @@ def test_dtypes(toy, noise, name, dtype, tolerance):
         seen.update((x.dtype, sigma.dtype))
         return toy(x.double(), sigma.double()).to(x.dtype)
 
-    out = SAMPLERS[name](model, (noise * 40).to(dtype), SIGMAS.float(), disable=True, predictor=constants(name))
+    out = SAMPLERS[name](
+        model, (noise * 40).to(dtype), SIGMAS.float(), disable=True, predictor=constants(name)
+    )
     assert out.dtype == dtype and seen == {dtype}
     assert (out.double() - truth).abs().mean() < tolerance * truth.abs().mean().clamp(min=1)
 

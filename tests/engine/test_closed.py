@@ -1,0 +1,105 @@
+"""Weights in closed form, on denoisers in closed form."""
+
+import pytest
+import torch
+
+from amed import closed, schedules
+from amed.calibration import References, Settings
+from amed.conversion import as_multistep
+from amed.evaluation import Counter, rmse
+from amed.sampling import Problem, Solver, sample, trajectory
+
+GRID = schedules.make("time_uniform", 6, 0.01, 40.0)
+FINE = schedules.make("polynomial", 161, 0.01, 40.0)
+
+
+def denoise(x, sigma):
+    """One Gaussian of standard deviation 0.5: every sample moves along one line."""
+    variance = sigma.view(-1, 1, 1, 1) ** 2
+    return x * 0.25 / (0.25 + variance)
+
+
+def path_of(model, noise):
+    x = noise * 40
+    run = trajectory(Problem(model, Solver("ipndm", 4)), x, FINE)
+    return closed.Path(FINE, (x, *(state.x for state in run)))
+
+
+def ends(model, table, noise, afs):
+    return sample(
+        model, noise * 40, table.sigmas, Solver("multistep"), disable=True, predictor=table, afs=afs
+    )
+
+
+@pytest.mark.parametrize("afs", [False, True])
+def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
+    counter, path = Counter(denoise), path_of(denoise, noise)
+    found = closed.run(counter, GRID, afs, [(noise, {})], path, 3)
+    assert counter.evaluations == len(GRID) - 1 - afs
+    exact = noise * 40 * ((0.25 + 0.01**2) / (0.25 + 40.0**2)) ** 0.5
+    assert (
+        rmse(found.end, exact)
+        < 1e-4
+        < rmse(ends(denoise, as_multistep(Solver("ipndm", 2), GRID, afs), noise, afs), exact)
+    )
+    assert torch.allclose(ends(denoise, found.table, noise, afs), found.end, atol=1e-9)
+
+
+def test_nearer_than_the_plain_solver_on_other_noise(toy, noise):
+    other = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    found = closed.run(toy, GRID, False, [(noise, {})], path_of(toy, noise), 4)
+    truth = path_of(toy, other).states[-1]
+    plain = [ends(toy, as_multistep(Solver("ipndm", k), GRID), other, False) for k in (1, 2, 3, 4)]
+    assert rmse(ends(toy, found.table, other, False), truth) < min(rmse(end, truth) for end in plain)
+
+
+def test_goes_on_from_a_run_and_in_batches(toy, noise):
+    """The same to rounding, for the intervals that follow and no more."""
+    path, moved = path_of(toy, noise), GRID.clone()
+    moved[3] *= 1.1
+    whole = closed.run(toy, moved, False, [(noise, {})], path, 3)
+    first = closed.run(toy, GRID, False, [(noise, {})], path, 3)
+    counter = Counter(toy)
+    again = closed.run(counter, moved, False, [(noise, {})], path, 3, first, 2)
+    assert counter.evaluations == 2  # the slope at time 2 is in hand
+    assert torch.allclose(again.end, whole.end, atol=1e-9) and torch.allclose(again.weights, whole.weights)
+    parts = closed.run(toy, moved, False, [(noise[:2], {}), (noise[2:], {})], path, 3)
+    assert torch.allclose(parts.end, whole.end, atol=1e-8)
+
+
+def test_a_path_gives_its_states_and_cubics_between(noise):
+    times = torch.tensor([8.0, 5.0, 3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    path = closed.Path(times, tuple(noise * (t**3 - 2 * t**2 + 1) for t in times))
+    for t in (8.0, 6.1, 3.0, 1.4, 0.5):
+        assert torch.allclose(path.at(t, slice(1, 3)), noise[1:3] * (t**3 - 2 * t**2 + 1))
+
+
+def test_one_sample_that_goes_elsewhere_does_not_decide():
+    generator = torch.Generator().manual_seed(3)
+    slopes = torch.randn(9, 2, 40, generator=generator, dtype=torch.float64)
+    wanted = torch.einsum("k,nkd->nd", torch.tensor([1.4, -0.4], dtype=torch.float64), slopes)
+    wanted += 0.01 * torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    wanted[4] = 30.0
+    basis = torch.cat([slopes, wanted[:, None]], dim=1)
+    found = closed.best_weights(basis @ basis.mT, torch.tensor([1.5, -0.5], dtype=torch.float64))
+    assert torch.allclose(found, torch.tensor([1.4, -0.4], dtype=torch.float64), atol=0.01)
+
+
+def test_slopes_that_are_all_alike_keep_the_plain_weights():
+    basis = torch.ones(3, 3, 10, dtype=torch.float64)
+    prior = torch.tensor([1.5, -0.5], dtype=torch.float64)
+    assert torch.allclose(closed.best_weights(basis @ basis.mT, prior), prior)
+
+
+def test_references_keep_the_paths_of_the_samples_to_fit_to(toy):
+    def draw(generator, count):
+        return torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64), {}
+
+    made = References(toy, draw, Settings(5, 0.01, 40.0, budget=2500))
+    for _ in made.make(made.held_out + 11):
+        pass
+    path, samples = made.path(made.held_out + 3, 8), made.take(made.held_out + 3, 8)
+    assert torch.equal(path.states[-1], samples.end) and torch.allclose(path.states[0], samples.noise * 40)
+    assert len(path.states) == len(path.times) and not set(made.paths) & set(
+        range(made.held_out // made.block)
+    )
