@@ -508,7 +508,8 @@ class Calibration:
         if afs and not settings.afs:
             raise ValueError(
                 f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, "
-                f"which this model does not allow: set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
+                f"which this model does not allow: set nfe to {settings.nfe + 1}, or the sampler to "
+                "amed_multistep"
             )
         num_steps = (settings.nfe + afs) // 2 + 1
         for _, setting in self.ranking:

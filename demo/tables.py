@@ -1,8 +1,10 @@
-"""The tables of predictors/README.md, written into it: `python -m demo.tables`.
+"""The tables of predictors/README.md and of the README, written into them: `python -m demo.tables`.
 
-From the files themselves and predictors/measured.json (made by `python -m demo.fit`)."""
+From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and predictors/calibrated.json (by
+`python -m demo.calibrate`)."""
 
 import json
+from pathlib import Path
 
 from amed.store import load
 
@@ -39,14 +41,43 @@ def measured() -> list[str]:
     return lines
 
 
-def main() -> None:
-    page = FOLDER / "README.md"
+def calibrated(short: bool = False) -> list[str]:
+    """For each NFE and guidance: the least error and the least Fréchet distance of any plain solver at any setting,
+    AMED-Solver by Algorithm 1, the quick and the normal calibration. `short`: the normal one beside the plain best."""
+    names = ["NFE", "guidance", "best plain", "quick", "normal", "normal / best plain"]
+    if not short:
+        names.insert(3, "AMED-Solver, Algorithm 1")
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+
+    def both(row: dict | None) -> str:
+        return f"{row['rmse_ref']:.3f} / {row['fd_ref']:.2f}" if row else ""
+
+    found = json.loads((FOLDER / "calibrated.json").read_text())
+    for key in sorted(found, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
+        rows = {row.get("how", ""): row for row in found[key] if row["solver"] == "amed_multistep"}
+        plain = [row for row in found[key] if "how" not in row]
+        best = {name: min(row[name] for row in plain) for name in ("rmse_ref", "fd_ref")}
+        paper = next((row for row in found[key] if row["solver"].startswith("AMED-Solver")), None)
+        cells = [*key.split(), both(best), both(paper), both(rows.get("quick")), both(rows.get("normal"))]
+        ratio = rows.get("normal")
+        cells.append(f"**{ratio['rmse_ref_ratio']:.2f}** / **{ratio['fd_ref_ratio']:.2f}**" if ratio else "")
+        lines.append("| " + " | ".join(cells[:3] + cells[3 + short :]) + " |")
+    return lines
+
+
+def write(page: Path, tables: dict[str, list[str]]) -> None:
+    """Put each table between its marks."""
     text = page.read_text()
-    for name, lines in (("files", files()), ("measured", measured())):
+    for name, lines in tables.items():
         head, rest = text.split(f"<!-- {name} -->\n")
         tail = rest.split("<!-- end -->", 1)[1]
         text = f"{head}<!-- {name} -->\n" + "\n".join(lines) + "\n<!-- end -->" + tail
     page.write_text(text)
+
+
+def main() -> None:
+    write(FOLDER / "README.md", {"files": files(), "measured": measured(), "calibrated": calibrated()})
+    write(FOLDER.parent / "README.md", {"calibrated": calibrated(short=True)})
 
 
 if __name__ == "__main__":
