@@ -146,10 +146,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a fit
-    and not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`:
-    (evaluations, held-out error) of each iteration. `images`: end states of the held-out samples by row name,
-    and "reference"."""
+    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a
+    fit and not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`:
+    (evaluations, held-out error) of each start and iteration. `images`: end states of the held-out samples
+    by row name, and "reference"."""
 
     fitted: Fitted
     improved: bool
@@ -426,6 +426,7 @@ class Calibration:
         """A new fit at its start."""
         self.fits.append(Fit(name, form, form.vector()))
         self._judge(self.fits[-1], self.fits[-1].values)
+        self.history.append((self.evaluations, self._last))
         return self._progress("fit", f"start: {name}: held-out error {self._last:.4f}")
 
     def _closed(self) -> Iterator[Progress]:
@@ -647,7 +648,8 @@ class Calibration:
         if improved:
             form = self.winner.form
             sigmas, table = form.build(self.winner.best)
-            how = f"calibrated jointly on the end state, from {self.winner.name}"
+            at_start = torch.equal(self.winner.best, form.vector())
+            how = f"calibrated{':' if at_start else ' jointly on the end state, from'} {self.winner.name}"
             solver, afs, end, name = form.solver, form.afs, self._ends["fit"], settings.sampler
         else:
             kept = self.best_plain

@@ -52,11 +52,14 @@ def entries(nfe: int, best: dict) -> list[Entry]:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
         return Entry(name, "karras", "count_any_sampler.json", change)
 
+    def ours(name: str, sampler: str) -> Entry:
+        return Entry(name, "its own", "amed_ksampler.json", {"sampler": sampler, "nfe": nfe})
+
     return [
         usual("reference", "ipndm", 60),
-        Entry("AMED multistep", "calibrated", "amed_ksampler.json", {"sampler": "amed_multistep", "nfe": nfe}),
-        Entry("AMED-Plugin", "its own", "amed_ksampler.json", {"sampler": "amed_ipndm", "nfe": nfe}),
-        Entry("AMED-Solver", "its own", "amed_ksampler.json", {"sampler": "amed", "nfe": nfe}),
+        ours("AMED multistep, calibrated", "amed_multistep"),
+        ours("AMED-Plugin", "amed_ipndm"),
+        ours("AMED-Solver", "amed"),
         usual("DPM++ 2M", "dpmpp_2m"),
         usual("UniPC", "uni_pc"),
         usual("iPNDM", "ipndm"),

@@ -1,7 +1,7 @@
 """The tables of predictors/README.md and of the README, written into them: `python -m demo.tables`.
 
-From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and predictors/calibrated.json (by
-`python -m demo.calibrate`)."""
+From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and
+predictors/calibrated.json (by `python -m demo.calibrate`)."""
 
 import json
 from pathlib import Path
@@ -42,8 +42,9 @@ def measured() -> list[str]:
 
 
 def calibrated(short: bool = False) -> list[str]:
-    """For each NFE and guidance: the least error and the least Fréchet distance of any plain solver at any setting,
-    AMED-Solver by Algorithm 1, the quick and the normal calibration. `short`: the normal one beside the plain best."""
+    """For each NFE and guidance: the least error and the least Fréchet distance of any plain solver at any
+    setting, AMED-Solver by Algorithm 1, the quick and the normal calibration. `short`: the normal one
+    beside the plain best."""
     names = ["NFE", "guidance", "best plain", "quick", "normal", "normal / best plain"]
     if not short:
         names.insert(3, "AMED-Solver, Algorithm 1")

@@ -43,7 +43,11 @@ class Panel:
             if log_x:
                 place = math.exp(math.log(self.x[0]) + share * (math.log(self.x[1]) - math.log(self.x[0])))
             self.draw.text(
-                (left + share * (right - left), bottom + 8), f"{place:.3g}", INK, font(11), anchor="mt"
+                (left + share * (right - left), bottom + 8),
+                (f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"),
+                INK,
+                font(11),
+                anchor="mt",
             )
 
     def at(self, x: float, y: float) -> tuple[float, float]:
@@ -66,13 +70,16 @@ class Panel:
 
 
 def errors(result: Result) -> Image.Image:
-    """The held-out error after each iteration."""
+    """The held-out error of each start and after each iteration, beside the best plain setting's."""
     points = [(float(n), e) for n, e in result.history if math.isfinite(e)]
     if not points:
         return Panel("no iteration was made", (0, 1), (0, 1)).image
-    top = max(e for _, e in points)
-    panel = Panel("held-out error over evaluations", (0, max(n for n, _ in points)), (0, top * 1.1))
-    panel.line(points, COLOURS[0])
+    plain, last = result.rows[1].error, max(n for n, _ in points)
+    panel = Panel(
+        "held-out error over evaluations", (0, last), (0, 1.25 * max(plain, *(e for _, e in points)))
+    )
+    panel.line([(0.0, plain), (last, plain)], COLOURS[1], f"best plain: {result.rows[1].solver}")
+    panel.line(points, COLOURS[0], "AMED", 1)
     return panel.image
 
 
@@ -90,9 +97,7 @@ def constants(fitted: Fitted) -> Image.Image:
     values = torch.cat(list(lines.values()))
     low, high = float(values.min().clamp(max=0)), float(values.max())
     end = (starts[0], max(starts[-1] * 0.9, 1e-6))
-    panel = Panel(
-        "constants over the noise level (sigma)", end, (low, high + 0.25 * (high - low)), log_x=True
-    )
+    panel = Panel("constants over the noise level (sigma)", end, (low, high + 0.4 * (high - low)), log_x=True)
     for i, (name, column) in enumerate(lines.items()):
         reach = [
             (s, float(v)) for n, (s, v) in enumerate(zip(starts, column)) if i <= n or "weight" not in name
