@@ -406,6 +406,7 @@ class Calibration:
         budget."""
         settings = self.settings
         if settings.sampler == "amed_multistep" and self.start is None:
+            self._from_plain()
             yield from self._closed()
         for name, form in self._starts():
             yield self._open(name, form)
@@ -429,6 +430,19 @@ class Calibration:
         self.history.append((self.evaluations, self._last))
         return self._progress("fit", f"start: {name}: held-out error {self._last:.4f}")
 
+    def _from_plain(self) -> None:
+        """A start at the best plain setting that is a table; what it is worth is known."""
+        for _, setting in self.ranking:
+            if setting.solver.name != "heun" and key(setting) in self._ends:
+                table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
+                form = MultistepForm(table, setting.afs, LAGS, self._guided)
+                fit = Fit(f"{setting.name} on {setting.schedule}", form, form.vector(), best=form.vector())
+                self._ends["fit"] = self._ends[key(setting)]
+                fit.held_out = self._score(self._ends["fit"])
+                self.fits.append(fit)
+                self.winner = fit
+                return
+
     def _closed(self) -> Iterator[Progress]:
         """Weights in closed form on the schedules that did best; the times of the best one refined, the
         weights following them."""
@@ -447,6 +461,8 @@ class Calibration:
             yield self._progress("fit", f"closed form on {setting.schedule}: {loss:.4f}")
         loss, name, run, afs = min(tried, key=lambda t: t[0])
         yield self._open(name, MultistepForm(run.table, afs, LAGS, self._guided))
+        if self.winner is not self.fits[-1]:
+            return
         moves, each = len(run.sigmas) - 2, len(run.sigmas) - 1 - afs
         cost = count * (moves * (moves + 1) // 2 + len(REFINED) * each) + settings.held_out * settings.nfe
         if cost > self._left():
