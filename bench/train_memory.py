@@ -47,8 +47,10 @@ def measure(comfyui: str, mode: str) -> float:
     unet = UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 2, 4, 4),
         num_res_blocks=[2, 2, 2, 2], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
-        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], transformer_depth_middle=1, num_heads=8,
-        context_dim=768, use_spatial_transformer=True, legacy=False, operations=comfy.ops.disable_weight_init,
+        transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], transformer_depth_middle=1,
+        num_heads=8,
+        context_dim=768, use_spatial_transformer=True, legacy=False,
+        operations=comfy.ops.disable_weight_init,
     ).requires_grad_(False)  # fmt: skip
     for weight in unet.parameters():
         weight.normal_(0, 0.02)

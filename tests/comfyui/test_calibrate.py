@@ -57,10 +57,10 @@ def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
 
 
 def test_several_numbers_in_one_run_and_several_prompts(server, graph):
-    g = graph(batch=2)
-    other = g.add("AMEDDemoModel", category="Food & Drink", width=32, height=32, batch_size=1)
+    g = graph(batch=2, width=16, height=16)
+    other = g.add("AMEDDemoModel", category="Food & Drink", width=16, height=16, batch_size=1)
     made = add_calibrate(
-        g, "2, 3", guidance=1.5, evaluations=1400, name="two", positive_2=[other, 1], sampler="amed_multistep"
+        g, "2, 3", guidance=1.5, evaluations=1600, name="two", positive_2=[other, 1], sampler="amed_multistep"
     )
     shown = g.add("PreviewImage", images=[made, 1])
     result = server.run(g.nodes)
@@ -74,7 +74,7 @@ def test_several_numbers_in_one_run_and_several_prompts(server, graph):
 
 def test_missing_is_calibrated_now_and_found_the_next_time(server, graph):
     def run():
-        g = graph(batch=5)
+        g = graph(batch=5, width=16, height=16)
         latent = g.amed(8, "auto", guidance=1.0, if_missing="calibrate now (quick)", seed=8)
         shown = g.show(latent)
         result = server.run(g.nodes)
@@ -86,8 +86,8 @@ def test_missing_is_calibrated_now_and_found_the_next_time(server, graph):
 
 
 def test_a_calibrated_predictor_does_img2img_and_says_so(server, graph):
-    g = graph(batch=1)
-    made = add_calibrate(g, "4", evaluations=1600, name="img")
+    g = graph(batch=1, width=16, height=16)
+    made = add_calibrate(g, "4", evaluations=1800, name="img")
     start = g.ksampler("euler", steps=8)
     again = g.add("AMEDKSampler", nfe=4, sampler="amed_multistep", guidance=1.0, seed=5, denoise=0.5,
                   predictor="auto", if_missing="error",

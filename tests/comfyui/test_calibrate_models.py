@@ -52,14 +52,14 @@ def test_stable_diffusion(server, graph, checkpoint, sampling, family, guidance)
 
 def test_flow(server, graph):
     """The demo network under a flow model's sampling: noise levels from 1 to 0, no analytic first step."""
-    g = graph()
+    g = graph(width=16, height=16)
     model = [g.add("ModelSamplingSD3", model=g.model, shift=3.0), 0]
     spec, _, text = calibrated(server, g, g.around() | {"model": model}, 2, "flow")
     assert spec.prediction_type == "flow" and not spec.afs and spec.sigma_max == pytest.approx(1.0)
 
 
 def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
-    g = graph()
+    g = graph(width=16, height=16)
     broken = [g.add("TestBroken", model=g.model), 0]
     asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
              "evaluations": 2000,
@@ -71,7 +71,7 @@ def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
 
 
 def test_interrupted_it_keeps_the_best_so_far(server, graph):
-    g = graph()
+    g = graph(width=16, height=16)
     asked = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
              "evaluations": 2500,
              "seed": 0, "name": "stopped"}  # fmt: skip
