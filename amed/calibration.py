@@ -459,31 +459,35 @@ class Calibration:
             loss = robust(per_sample(run.end, samples.end), self.scale)
             tried.append((loss, f"closed form on {setting.schedule}", run, afs))
             yield self._progress("fit", f"closed form on {setting.schedule}: {loss:.4f}")
-        loss, name, run, afs = min(tried, key=lambda t: t[0])
+        best = min(tried, key=lambda t: t[0])
+        _, name, run, afs = best
         yield self._open(name, MultistepForm(run.table, afs, LAGS, self._guided))
-        if self.winner is not self.fits[-1]:
-            return
-        moves, each = len(run.sigmas) - 2, len(run.sigmas) - 1 - afs
-        cost = count * (moves * (moves + 1) // 2 + len(REFINED) * each) + settings.held_out * settings.nfe
-        if cost > self._left():
-            return
+        moves = len(run.sigmas) - 2
+        runs = moves * (moves + 1) // 2 + len(REFINED) * (moves + 1 - afs)
+        if self.winner is self.fits[-1] and count * runs + settings.held_out * settings.nfe <= self._left():
+            yield from self._refine(best, samples, parts, path)
+
+    def _refine(self, tried: tuple, samples: Samples, parts: list, path: closed.Path) -> Iterator[Progress]:
+        """One Gauss-Newton iteration on the times, whose weights follow in closed form; `loss` is the
+        run's."""
         weight = (1 / (1 + per_sample(run.end, samples.end) / self.scale)).sqrt().to(run.end)[:, None]
         residual = ((run.end - samples.end.to(run.end)).flatten(1) * weight).flatten()
-        rows, step = [], 1.5 * RANGES["t"][0]
-        for n in range(1, len(run.sigmas) - 1):
+        logs, rows = run.sigmas.log(), []
+        step = min(1.5 * RANGES["t"][0], 0.5 * float(-logs.diff().max()))
+        for n in range(1, len(logs) - 1):
             sigmas = run.sigmas.clone()
             sigmas[n] *= math.exp(step)
             moved = closed.run(self.model, sigmas, afs, parts, path, LAGS, run, n - 1)
             rows.append(((moved.end - run.end).flatten(1) * weight / step).flatten())
-            yield self._progress("fit", f"{name}: time {n} of {len(run.sigmas) - 2}")
+            yield self._progress("fit", f"{name}: time {n} of {len(logs) - 2}")
         jacobian = torch.stack(rows)
         matrix, vector = ((jacobian @ v).double().cpu() for v in (jacobian.T, residual))
         best = loss, run
         for damping in REFINED:
             move = torch.linalg.solve(matrix + torch.diag(damping * matrix.diagonal() + 1e-30), vector)
-            logs = run.sigmas.log()
-            logs[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-RANGES["t"][3], RANGES["t"][3]))
-            refined = closed.run(self.model, logs.exp(), afs, parts, path, LAGS)
+            sigmas = run.sigmas.clone()
+            sigmas[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-RANGES["t"][3], RANGES["t"][3])).exp()
+            refined = closed.run(self.model, sigmas, afs, parts, path, LAGS)
             loss = robust(per_sample(refined.end, samples.end), self.scale)
             best = min(best, (loss, refined), key=lambda b: b[0])
             yield self._progress("fit", f"{name}, times refined, damping {damping:g}: {loss:.4f}")
