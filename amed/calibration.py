@@ -468,8 +468,9 @@ class Calibration:
             yield from self._refine(best, samples, parts, path)
 
     def _refine(self, tried: tuple, samples: Samples, parts: list, path: closed.Path) -> Iterator[Progress]:
-        """One Gauss-Newton iteration on the times, whose weights follow in closed form; `loss` is the
-        run's."""
+        """One Gauss-Newton iteration on the times, whose weights follow in closed form, of the schedule tried
+        with the least loss."""
+        loss, name, run, afs = tried
         weight = (1 / (1 + per_sample(run.end, samples.end) / self.scale)).sqrt().to(run.end)[:, None]
         residual = ((run.end - samples.end.to(run.end)).flatten(1) * weight).flatten()
         logs, rows = run.sigmas.log(), []
