@@ -751,8 +751,9 @@ def frozen_copy(model: Any) -> Any:
         clone = model.clone(disable_dynamic=True)  # the host reads the file again
     else:
         clone = model.clone()
-        skip = {id(p): None for p in (getattr(model.model, "current_patcher", None),) if p is not None}
-        clone.model, clone.backup, clone.object_patches_backup = copy.deepcopy(model.model, skip), {}, {}
+        base = model.model  # not to be copied: its patcher, and settings whose every unknown name is None
+        known = {id(getattr(base, "current_patcher", None)): None, id(base.model_config): base.model_config}
+        clone.model, clone.backup, clone.object_patches_backup = copy.deepcopy(base, known), {}, {}
         if hasattr(clone, "backup_buffers"):
             clone.backup_buffers = {}
     clone.object_patches = {k: copy.deepcopy(v) for k, v in clone.object_patches.items()}
