@@ -244,7 +244,7 @@ def find(
 
 def best_like(found: Fitted) -> Fitted:
     """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose
-    file states the smallest error to the reference (where not all do, the smallest Fréchet distance); `found`
+    file states the smallest error to the reference (where none does, the smallest Fréchet distance); `found`
     itself where none states one."""
 
     def same(other: Fitted) -> bool:
@@ -256,7 +256,7 @@ def best_like(found: Fitted) -> Fitted:
         return float(value) if isinstance(value, int | float) else math.inf
 
     alike = [found, *filter(same, library().fitted())]
-    by = "rmse_ref" if all(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
+    by = "rmse_ref" if any(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
     return min(alike, key=lambda f: told(by, f))
 
 
