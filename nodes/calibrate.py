@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..amed import SAMPLERS, Fitted, plain, store
 from ..amed.calibration import PRESETS, Calibration, References, Result, Settings, budget_of
 from . import host, report
-from .schema import Predictor, schema
+from .schema import fit_inputs, fit_outputs, guidance_input, schema
 
 CALIBRATE = "calibrate now (quick)"
 MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
@@ -135,15 +135,11 @@ class Calibrate(io.ComfyNode):
             description="Fit a few dozen constants to this model, by sampling only: better images at few "
             "evaluations. Saved under models/amed_predictors and found by auto from then on.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image", tooltip="its size; the fit starts from noise"),
+                *fit_inputs(),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="amed_multistep",
                                tooltip="amed_multistep is the best there is; the others are the paper's"),
                 io.String.Input("nfe", default="5", tooltip="evaluations; several in one run: 5, 7, 9"),
-                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="the cfg you will sample with; 1 is none"),
+                guidance_input(),
                 io.Combo.Input("budget", options=[*PRESETS, "custom"], default="quick",
                                tooltip=", ".join(f"{k}: {v}" for k, v in PRESETS.items()) + " evaluations"),
                 io.Int.Input("evaluations", default=PRESETS["quick"], min=1000, max=1_000_000, step=100,
@@ -152,11 +148,7 @@ class Calibrate(io.ComfyNode):
                 io.String.Input("name", default="calibrated", tooltip="files are NAME-nfe5-cfg1.safetensors"),
                 *(io.Conditioning.Input(n, optional=True, tooltip="another prompt to fit to") for n in MORE),
             ],
-            outputs=[
-                Predictor.Output(display_name="predictor"),
-                io.Image.Output(display_name="report"),
-                io.String.Output(display_name="text"),
-            ],
+            outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip

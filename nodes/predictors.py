@@ -81,7 +81,7 @@ class ApplyPredictor(io.ComfyNode):
         report = host.Report()
         if predictor is None:
             job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
-            predictor = look_up(model, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id)
+            predictor = look_up(model, job, if_missing, report, cls.hidden.unique_id)
         lines = [
             predictor.label,
             f"KSampler: sampler {host.sampler_for(predictor)}, scheduler {host.SCHEDULER}, "
@@ -98,20 +98,14 @@ class ApplyPredictor(io.ComfyNode):
 
 
 def look_up(
-    model: object,
-    sampler: str,
-    nfe: int,
-    guidance: float,
-    if_missing: str,
-    report: host.Report,
-    job: Job,
-    node_id: str | None,
+    model: object, job: Job, if_missing: str, report: host.Report, node_id: str | None
 ) -> Fitted:
     """The library's predictor for a MODEL, or by `if_missing` one calibrated for `job` now, or the
     untrained solver. A calibration is for this very checkpoint: where it is asked for, another checkpoint's
     predictor does not count as found.
 
     Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
+    sampler, (nfe,), guidance = job.sampler, job.nfe, job.guidance
     solver, order = asked(sampler)
     who = host.identity(model)
     try:

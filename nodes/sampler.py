@@ -93,9 +93,7 @@ class AmedKSampler(io.ComfyNode):
     ):
         report = host.Report()
         job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
-        fitted = choose(
-            model, predictor, sampler, nfe, guidance, if_missing, report, job, cls.hidden.unique_id
-        )
+        fitted = choose(model, predictor, job, if_missing, report, cls.hidden.unique_id)
         samples = host.run(
             model,
             host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
@@ -119,20 +117,12 @@ class AmedKSampler(io.ComfyNode):
 
 
 def choose(
-    model: object,
-    name: str,
-    sampler: str,
-    nfe: int,
-    guidance: float,
-    if_missing: str,
-    report: host.Report,
-    job: Job,
-    node_id: str | None,
+    model: object, name: str, job: Job, if_missing: str, report: host.Report, node_id: str | None
 ) -> Fitted:
     """The predictor to run: the named file, or the one on the MODEL, or what `look_up` gives.
 
     Raises ValueError or PredictorError where these do not agree with sampler and nfe."""
-    carried = host.attached(model)
+    carried, sampler, (nfe,) = host.attached(model), job.sampler, job.nfe
     if name != AUTO or carried is not None:
         fitted = host.library().load(name) if name != AUTO else carried
         if sampler not in (AUTO, host.sampler_for(fitted)):
@@ -146,7 +136,7 @@ def choose(
                 "choose another predictor"
             )
         return fitted
-    return look_up(model, sampler, nfe, guidance, if_missing, report, job, node_id)
+    return look_up(model, job, if_missing, report, node_id)
 
 
 NODES = [AmedKSampler]

@@ -11,7 +11,7 @@ from ..amed.evaluation import rmse
 from ..amed.sampling import sample
 from ..amed.training import HELD_OUT, Settings, plan, train
 from . import host, report
-from .schema import Predictor, schema
+from .schema import fit_inputs, fit_outputs, guidance_input, schema
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
 SCALE_DIR, SCALE_TIME = 0.01, 0.0  # the paper's, for most data sets
@@ -145,17 +145,13 @@ class TrainPredictor(io.ComfyNode):
             node_id="AMEDTrainPredictor",
             display_name="Train AMED Predictor",
             search_aliases=["amed", "train", "algorithm 1"],
-            description="Train the paper's network by gradient (Algorithm 1). It needs several times "
-            "the memory of sampling; Calibrate AMED needs no more than sampling and gives better images.",
+            description="Train the paper's network by gradient (Algorithm 1). It needs more memory "
+            "than sampling; Calibrate AMED needs no more than sampling and gives better images.",
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image", tooltip="its size; training starts from noise"),
+                *fit_inputs(),
                 io.Combo.Input("sampler", options=NETWORKS, default="amed"),
                 io.Int.Input("nfe", default=5, min=2, max=100, tooltip="evaluations, one after the other"),
-                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="the cfg you will sample with; 1 is none"),
+                guidance_input(),
                 io.Int.Input("images", default=400, min=4, max=1_000_000, tooltip="trajectories to train on"),
                 io.Int.Input("batch", default=4, min=1, max=256, tooltip="trajectories at once"),
                 io.Int.Input("teacher_points", default=1, min=1, max=8,
@@ -164,11 +160,7 @@ class TrainPredictor(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
                 io.String.Input("name", default="trained", tooltip="the file is NAME-nfe5-cfg1.safetensors"),
             ],
-            outputs=[
-                Predictor.Output(display_name="predictor"),
-                io.Image.Output(display_name="report"),
-                io.String.Output(display_name="text"),
-            ],
+            outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
