@@ -1,0 +1,143 @@
+"""The opponents: ComfyUI's own samplers and schedules, run as ComfyUI ships them around any denoiser.
+
+The only file here that touches the host. Contracts: comfy/k_diffusion/sampling.py, comfy/extra_samplers/uni_pc.py
+and the scheduler functions of comfy/samplers.py, the same in 0.3.75 and 0.33.0.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from demo.comfyui import find
+
+HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way a sampler can be set: its function's name and keyword arguments."""
+
+    solver: str
+    function: str
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def name(self) -> str:
+        """The solver and what is not its default."""
+        told = ", ".join(f"{k} {v}" for k, v in self.options.items() if k in ("max_order", "order", "variant"))
+        return f"{self.solver} ({told})" if told else self.solver
+
+
+VARIANTS = (
+    Variant("euler", "sample_euler"),  # the same as DDIM
+    Variant("heun", "sample_heun"),
+    Variant("dpm_2", "sample_dpm_2"),
+    Variant("dpmpp_2m", "sample_dpmpp_2m"),
+    Variant("dpmpp_3m", "sample_dpmpp_3m_sde", {"eta": 0.0}),
+    Variant("lms", "sample_lms", {"order": 4}),
+    Variant("lms", "sample_lms", {"order": 3}),
+    Variant("ipndm", "sample_ipndm", {"max_order": 4}),
+    Variant("ipndm", "sample_ipndm", {"max_order": 3}),
+    Variant("ipndm", "sample_ipndm", {"max_order": 2}),
+    Variant("ipndm_v", "sample_ipndm_v", {"max_order": 4}),
+    Variant("ipndm_v", "sample_ipndm_v", {"max_order": 2}),
+    Variant("deis", "sample_deis", {"max_order": 3}),
+    Variant("deis", "sample_deis", {"max_order": 2}),
+    Variant("uni_pc", "sample_unipc", {"variant": "bh1"}),
+    Variant("uni_pc", "sample_unipc", {"variant": "bh2"}),
+    Variant("res_multistep", "sample_res_multistep"),
+)
+SOLVERS = tuple(dict.fromkeys(v.solver for v in VARIANTS))
+
+
+@cache
+def modules() -> SimpleNamespace:
+    """ComfyUI's modules. Raises RuntimeError if there is no ComfyUI (`make host` installs one)."""
+    root = find()
+    if root is None:
+        raise RuntimeError("there is no ComfyUI to take the other samplers from: run `make host`")
+    sys.path.insert(0, str(root))
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import comfy.model_sampling
+    import comfy.samplers
+    from comfy.extra_samplers import uni_pc
+    from comfy.k_diffusion import sampling
+
+    version = (Path(root) / "comfyui_version.py").read_text().split('"')[1]
+    return SimpleNamespace(
+        sampling=sampling, uni_pc=uni_pc, samplers=comfy.samplers, models=comfy.model_sampling, version=version
+    )
+
+
+def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """The host's own schedule, `[steps + 1]` (fewer for `beta` where it drops repeats), 0 at its end."""
+    host = modules()
+    if kind == "beta":
+        sampling = host.models.ModelSamplingContinuousEDM()
+        sampling.set_parameters(sigma_min, sigma_max, 0.5)
+        return host.samplers.beta_scheduler(sampling, steps)
+    if kind == "kl_optimal":
+        return host.samplers.kl_optimal_scheduler(steps, sigma_min, sigma_max)
+    make = {"karras": host.sampling.get_sigmas_karras, "exponential": host.sampling.get_sigmas_exponential}[kind]
+    return make(n=steps, sigma_min=sigma_min, sigma_max=sigma_max)
+
+
+class HostModel(nn.Module):
+    """A denoiser as the host's samplers expect it: some ask `inner_model.model_patcher` for the model's sigmas.
+
+    afs: the first call is answered by the analytic direction x / sqrt(1 + sigma^2), at no evaluation."""
+
+    def __init__(self, model: Callable[..., Tensor], afs: bool):
+        super().__init__()
+        sampling = modules().models.ModelSamplingContinuousEDM()
+        self.inner_model = SimpleNamespace(
+            model_patcher=SimpleNamespace(get_model_object=lambda name: {"model_sampling": sampling}[name])
+        )
+        self.model, self.analytic = model, afs
+
+    def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        if self.analytic:
+            self.analytic = False
+            s = sigma.view(-1, *[1] * (x.ndim - 1))
+            return x - s * x / (1 + s**2).sqrt()
+        return self.model(x, sigma, **kwargs)
+
+
+@torch.no_grad()
+def sample(
+    variant: Variant, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, afs: bool, args: dict[str, Any]
+) -> Tensor:
+    """The host's sampler from `x` `[B, ...]` (noise times sigmas[0]) along sigmas; `args` go to the model."""
+    host = modules()
+    function = getattr(host.uni_pc if variant.solver == "uni_pc" else host.sampling, variant.function)
+    sigmas = sigmas.to(x.dtype).clone()
+    return function(HostModel(model, afs), x, sigmas, extra_args=dict(args), disable=True, **variant.options)
+
+
+@cache
+def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int | None:
+    """Evaluations of a run of `steps` steps, counted; None if the sampler cannot be run so."""
+    count = 0
+
+    def free(x: Tensor, sigma: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return 0.5 * x
+
+    sigmas = torch.linspace(2, 0.1, steps + 1, dtype=torch.float64).exp()
+    if to_zero:
+        sigmas[-1] = 0
+    try:
+        sample(variant, free, torch.ones(1, 1, 2, 2) * sigmas[0].float(), sigmas, afs, {})
+    except (IndexError, ValueError, RuntimeError, ZeroDivisionError, AssertionError):
+        return None
+    return count

@@ -1,0 +1,111 @@
+"""Every setting of the other solvers: sampler and order, schedule, with or without the analytic first step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amed import schedules
+from amed.closed import Path
+
+from . import host
+from .problem import SIGMA_MAX, SIGMA_MIN, Ends, Problem
+
+OURS = {
+    "polynomial 7": ("polynomial", 7.0),
+    "polynomial 3": ("polynomial", 3.0),
+    "logsnr": ("logsnr", 1.0),
+    "time_uniform": ("time_uniform", 1.0),
+    "time_uniform 2": ("time_uniform", 2.0),
+}
+GRID = 61  # times a searched grid may choose from
+Grids = dict[int, Tensor]  # by their number of steps
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One run: `steps` of a sampler on a schedule; the host's own schedules end at 0, the others at sigma_min."""
+
+    variant: host.Variant
+    schedule: str
+    steps: int
+    afs: bool
+
+    @property
+    def schedule_name(self) -> str:
+        return self.schedule + (" + AFS" if self.afs else "")
+
+    def sigmas(self, grids: Grids) -> Tensor:
+        if self.schedule in host.HOST_SCHEDULES:
+            return host.schedule(self.schedule, self.steps, SIGMA_MIN, SIGMA_MAX)
+        if self.schedule == "searched":
+            return grids[self.steps]
+        kind, rho = OURS[self.schedule]
+        return schedules.make(kind, self.steps + 1, SIGMA_MIN, SIGMA_MAX, rho)
+
+    def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
+        sigmas = self.sigmas(grids)
+
+        def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
+            return host.sample(self.variant, model, noise * sigmas[0].to(noise), sigmas, self.afs, args)
+
+        return problem.run(sample, batch)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "solver": self.variant.solver,
+            "options": self.variant.options,
+            "schedule": self.schedule,
+            "steps": self.steps,
+            "afs": self.afs,
+        }
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> "Setting":
+        """From `as_dict`. Raises ValueError for a setting there is not."""
+        for variant in host.VARIANTS:
+            if (variant.solver, variant.options) == (told["solver"], told["options"]):
+                return cls(variant, told["schedule"], told["steps"], told["afs"])
+        raise ValueError(f"no such sampler: {told}")
+
+
+def candidates(nfe: int) -> Iterator[Setting]:
+    """Every setting that takes exactly `nfe` evaluations, counted by a run around a model of no cost."""
+    kinds = [(kind, False, afs) for kind, afs in product((*OURS, "searched"), (False, True))]
+    kinds += [(kind, True, False) for kind in host.HOST_SCHEDULES]
+    for variant, (kind, to_zero, afs) in product(host.VARIANTS, kinds):
+        for steps in range(2, nfe + 2):
+            if host.evaluations(variant, steps, to_zero, afs) == nfe:
+                yield Setting(variant, kind, steps, afs)
+                break
+
+
+def searched_grids(path: Path, most: int) -> Grids:
+    """Grids of 2 to `most` steps chosen from the path's own times by dynamic programming, so that the sum of one
+    Euler step's errors, against the reference path, is least: the idea of GITS (Chen et al. 2024, "On the
+    Trajectory Regularity of ODE-based Diffusion Sampling"), on the samples' mean error."""
+    times, count = path.times, len(path.times)
+    states = torch.stack([state.flatten(1) for state in path.states]).double()
+    slopes = torch.zeros_like(states)
+    for i in range(count - 1):  # the path is fine: its own chords, halfway between two of them, are its slopes
+        after = (states[i + 1] - states[i]) / (times[i + 1] - times[i])
+        before = (states[i] - states[i - 1]) / (times[i] - times[i - 1]) if i else after
+        slopes[i] = (after + before) / 2
+    cost = torch.full((count, count), torch.inf, dtype=torch.float64)
+    for i in range(count - 1):
+        stepped = states[i] + (times[i + 1 :] - times[i]).view(-1, 1, 1) * slopes[i]
+        cost[i, i + 1 :] = (stepped - states[i + 1 :]).norm(dim=-1).mean(dim=-1)
+    grids, best, came = {}, cost[:, -1].clone(), []
+    for steps in range(2, most + 1):
+        total = cost + best[None]  # one step to j, then the best way on from there
+        best, chosen = total.min(dim=1)
+        came.insert(0, chosen)
+        at, grid = 0, [0]
+        for choice in came:
+            at = int(choice[at])
+            grid.append(at)
+        grids[steps] = times[[*grid, count - 1]]
+    return grids

@@ -1,0 +1,375 @@
+"""Quality: every solver at its best settings and every predictor, on the same noises, against a converged
+reference.
+
+Work is done by one process a core, one thread each. Every finished row is kept in bench/out, so that a run that
+was stopped goes on with `--resume`."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from amed import store
+from amed.bottleneck import ModuleCapture
+from amed.evaluation import rmse, run
+from amed.fingerprint import fingerprint
+from amed.sampling import sample
+from demo import model as demo
+
+from .measures import RESAMPLES, Measured, Ruler
+from .opponents import Grids, Setting
+from .problem import Ends, Problem
+from .search import SETTINGS, reference_plan
+
+ROOT = Path(__file__).parent
+OUT = ROOT / "out"
+FOLDERS = (ROOT.parent / "predictors", ROOT / "predictors")
+MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd", "fd_ref_unet")
+SHOWN, SHOWN_NFES = 8, (3, 5, 7)
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: noises at each guidance scale (the first of `seed`), evaluations, the same again on `many`
+    noises for the calibrated table and its best opponents (`many_nfes`, guidance 1), and how many noises prove
+    that the reference has converged."""
+
+    noises: dict[float, int] = field(default_factory=lambda: {1.0: 256, 2.0: 128, 4.0: 128}, hash=False)
+    nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
+    many: int = 2000
+    many_nfes: tuple[int, ...] = (5, 7, 9)
+    converged: int = 64
+    resamples: int = RESAMPLES
+    dtype: str = "bfloat16"
+    seed: int = 7
+    workers: int = os.cpu_count() or 1
+
+
+QUICK = Plan({1.0: 48, 4.0: 24}, (3, 5, 7), 0, (), 8, 20)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row to measure: another solver's setting, or a predictor's file."""
+
+    nfe: int
+    guidance: float
+    count: int
+    setting: Setting | None = None
+    file: str = ""
+
+    @property
+    def key(self) -> str:
+        which = Path(self.file).stem if self.file else json.dumps(self.setting.as_dict(), sort_keys=True)
+        return f"{which} nfe {self.nfe} cfg {self.guidance:g} n {self.count}"
+
+    @property
+    def work(self) -> float:
+        return self.nfe * self.count * (1 if self.guidance == 1 else 2)
+
+
+@dataclass
+class Row:
+    """What was measured of an entry."""
+
+    entry: Entry
+    solver: str
+    schedule: str
+    predictor: str
+    nfe: int
+    passes: int
+    measures: dict[str, Measured]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row of docs/results.json."""
+        row = {
+            "solver": self.solver,
+            "schedule": self.schedule,
+            "predictor": self.predictor,
+            "nfe": self.nfe,
+            "passes": self.passes,
+            "guidance": self.entry.guidance,
+            "noises": self.entry.count,
+        }
+        for name, measured in self.measures.items():
+            row[name] = rounded(measured.value)
+            if len(measured.resampled):
+                row[f"{name}_interval"] = [rounded(v) for v in measured.interval]
+        return row
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def label(fitted: store.Fitted) -> tuple[str, str]:
+    """A file's solver and kind of predictor, for people."""
+    spec = fitted.spec
+    if spec.solver == "multistep":
+        return "AMED multistep", "calibrated table"
+    names = {"amed": "AMED-Solver", "ipndm": "iPNDM", "dpmpp": "DPM++", "euler": "Euler", "dpm_2": "DPM-Solver-2"}
+    order = f"-{spec.max_order}" if spec.max_order > 1 else ""
+    name = names[spec.solver] if spec.solver == "amed" else f"AMED-Plugin on {names[spec.solver]}{order}"
+    return name, "MLP" if spec.features == "bottleneck" else "greedy table"
+
+
+@cache
+def predictors() -> tuple[tuple[str, int, float], ...]:
+    """(file, evaluations, guidance) of every predictor of the demo model."""
+    told = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
+    found = []
+    for path in sorted(p for folder in FOLDERS for p in folder.glob("*.safetensors")):
+        spec = store.load(path).spec
+        if spec.model_fingerprint == told:
+            found.append((str(path), spec.nfe, spec.guidance))
+    return tuple(found)
+
+
+def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
+    """What bench/settings.json has for these evaluations, and the guidance's searched grids."""
+    known = json.loads(SETTINGS.read_text())
+    grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
+    return [Setting.of(told) for told in known[f"{nfe} {guidance:g}"]], grids
+
+
+def entries(plan: Plan) -> list[Entry]:
+    found = []
+    for guidance, count in plan.noises.items():
+        for nfe in plan.nfes:
+            found += [Entry(nfe, guidance, count, setting) for setting in settings(nfe, guidance)[0]]
+            found += [Entry(nfe, guidance, count, file=f) for f, n, g in predictors() if (n, g) == (nfe, guidance)]
+    return found
+
+
+# In a worker
+
+
+@cache
+def problem(guidance: float, count: int, seed: int, dtype: str) -> Problem:
+    return Problem(guidance, count, seed, getattr(torch, dtype))
+
+
+@cache
+def ruler(guidance: float, count: int, plan_seed: int, dtype: str, resamples: int, total: int) -> Ruler:
+    images = load_file(OUT / f"reference-cfg{guidance:g}.safetensors")["images"]
+    return Ruler(images[:count], problem(guidance, total, plan_seed, dtype).denoiser, resamples)
+
+
+def total(plan: Plan) -> int:
+    return max(plan.many, *plan.noises.values())
+
+
+def reference(plan: Plan, guidance: float, evaluations: int, start: int) -> Tensor:
+    """The reference images of CHUNK noises."""
+    whole = problem(guidance, total(plan), plan.seed, plan.dtype)
+    part, setting = slice(start, start + CHUNK), reference_plan(evaluations)
+    args = {k: {n: v[part] for n, v in told.items()} for k, told in whole.args.items()}
+    return run(whole.guided, whole.noise[part], setting.sigmas(), setting.solver, args)[0]
+
+
+def run_file(found: Problem, file: str) -> tuple[Ends, store.Fitted]:
+    """A predictor's own run, on its own schedule."""
+    fitted = store.load(Path(file))
+    spec, sigmas = fitted.spec, fitted.sigmas()
+    capture = ModuleCapture(found.denoiser.inner_model.middle_block)
+    # a remembered first evaluation has no bottleneck to give
+    found.model.remembers = spec.features == "none"
+
+    def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
+        return sample(
+            model,
+            noise * sigmas[0].to(noise),
+            sigmas,
+            spec.settings,
+            args,
+            disable=True,
+            predictor=fitted,
+            afs=spec.afs,
+            capture=capture,
+        )
+
+    try:
+        return found.run(sampler), fitted
+    finally:
+        found.model.remembers = True
+
+
+def measure(plan: Plan, entry: Entry) -> Row:
+    """Run one entry and measure it. Raises RuntimeError if it took other evaluations than it is entered under."""
+    found = problem(entry.guidance, total(plan), plan.seed, plan.dtype).first(entry.count)
+    passes = found.model.passes
+    if entry.setting is not None:
+        ends = entry.setting.run(found, settings(entry.nfe, entry.guidance)[1])
+        solver, schedule, predictor = entry.setting.variant.name, entry.setting.schedule_name, ""
+    else:
+        ends, fitted = run_file(found, entry.file)
+        solver, predictor = label(fitted)
+        spec = fitted.spec
+        schedule = "fitted" if spec.schedule == "custom" else f"{spec.schedule} {spec.rho:g}"
+        schedule += " + AFS" * spec.afs
+    if ends.nfe != entry.nfe:
+        raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations")
+    each = (found.model.passes - passes) // entry.count
+    told = ruler(entry.guidance, entry.count, plan.seed, plan.dtype, plan.resamples, total(plan))
+    row = Row(entry, solver, schedule, predictor, ends.nfe, each, told.measure(ends.images.nan_to_num(0.0)))
+    if entry.nfe in SHOWN_NFES and entry.count < plan.many:
+        strip(ends.images[:SHOWN], OUT / "strips" / f"{row.entry.guidance:g}-{row.nfe}-{solver}-{predictor}.png")
+    return row
+
+
+def strip(images: Tensor, file: Path) -> None:
+    """Images side by side in one PNG."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file)
+
+
+# In the main process
+
+
+def start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+class Workers:
+    """A pool; `each(function, jobs)` yields (job, result) as they come and prints how far it is."""
+
+    def __init__(self, count: int):
+        self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def each(
+        self, what: str, function: Callable, jobs: Iterable[tuple], work: Callable[[tuple], float] = lambda job: 1.0
+    ) -> Iterator[tuple[tuple, Any]]:
+        jobs = sorted(jobs, key=work, reverse=True)
+        whole, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
+        waiting = {self.pool.submit(function, *job): job for job in jobs}
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                yield job, future.result()
+                done += work(job)
+            if (now := time.perf_counter()) - shown > 20 or not waiting:
+                shown, took = now, now - begin
+                left = took * (whole / done - 1)
+                print(f"  {what}: {done / whole:4.0%}, {took / 60:.1f} min, {left / 60:.1f} left", flush=True)
+
+
+def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> dict[str, Any]:
+    """Write the reference's images to bench/out, and prove it: its distance to one of twice the evaluations."""
+    file = OUT / f"reference-cfg{guidance:g}.safetensors"
+    count = max(plan.noises[guidance], plan.many if guidance == 1 else 0)
+    if not (resume and file.is_file()):
+        images = {}
+        for evaluations, noises in ((100, count), (200, plan.converged)):
+            jobs = [(plan, guidance, evaluations, start) for start in range(0, noises, CHUNK)]
+            what = f"reference, {evaluations} evaluations, guidance {guidance:g}"
+            parts = {job[3]: part for job, part in workers.each(what, reference, jobs)}
+            images[evaluations] = torch.cat([parts[start] for start in sorted(parts)])[:noises]
+        save_file({"images": images[100], "twice": images[200]}, file)
+    told = load_file(file)
+    images, twice = told["images"], told["twice"]
+    first = images[: len(twice)]
+    strip(images[:SHOWN], OUT / "strips" / f"{guidance:g}-reference.png")
+    whole = problem(guidance, total(plan), plan.seed, plan.dtype)
+    proof = Ruler(twice, whole.denoiser, plan.resamples).measure(first)
+    shown = images[: plan.noises[guidance]]
+    own = Ruler(shown, whole.denoiser, plan.resamples).measure(shown)
+    row = {"solver": "reference", "schedule": "polynomial 7", "predictor": "", "nfe": 100, "guidance": guidance}
+    row |= {"noises": len(shown), "rmse_ref": 0.0, "fd_ref": 0.0, "swd": 0.0}
+    row |= {"fd_data": rounded(own["fd_data"].value)}
+    row |= {"fd_data_interval": [rounded(v) for v in own["fd_data"].interval]}
+    row |= {"to_200_evaluations": {k: rounded(proof[k].value) for k in ("rmse_ref", "fd_ref", "swd")}}
+    row["to_200_evaluations"] |= {"noises": len(twice), "median": rounded(median(first, twice))}
+    if len(images) > len(shown):
+        row["fd_data_many"] = rounded(Ruler(images, whole.denoiser, 0).measure(images)["fd_data"].value)
+    return row
+
+
+def median(images: Tensor, reference: Tensor) -> float:
+    """The median noise's error."""
+    return float(torch.tensor([rmse(a, b) for a, b in zip(images, reference)]).median())
+
+
+def kept(resume: bool) -> dict[str, Row]:
+    """Rows of an earlier run that was stopped."""
+    file = OUT / "rows.jsonl"
+    if not resume:
+        file.unlink(missing_ok=True)
+    lines = file.read_text().splitlines() if file.is_file() else []
+    rows = {}
+    for told in map(json.loads, lines):
+        told["entry"]["setting"] = told["entry"]["setting"] and Setting.of(told["entry"]["setting"])
+        told["entry"] = Entry(**told["entry"])
+        told["measures"] = {
+            k: Measured(value, torch.tensor(again, dtype=torch.float64))
+            for k, (value, again) in told["measures"].items()
+        }
+        row = Row(**told)
+        rows[row.entry.key] = row
+    return rows
+
+
+def keep(row: Row) -> None:
+    told = dict(vars(row))
+    told["entry"] = vars(row.entry) | {"setting": row.entry.setting and row.entry.setting.as_dict()}
+    told["measures"] = {k: (m.value, m.resampled.tolist()) for k, m in row.measures.items()}
+    with open(OUT / "rows.jsonl", "a") as file:
+        file.write(json.dumps(told) + "\n")
+
+
+def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
+    """Rows of these entries; those in `old` are not measured again."""
+    rows = [old[e.key] for e in wanted if e.key in old]
+    jobs = [(plan, e) for e in wanted if e.key not in old]
+    for _, row in workers.each(what, measure, jobs, work=lambda job: job[1].work):
+        keep(row)
+        rows.append(row)
+    return rows
+
+
+def best_others(rows: list[Row], nfe: int, guidance: float) -> dict[str, Row]:
+    """For each measure the other solver's row that is best in it."""
+    others = [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
+    return {name: min(others, key=lambda r: r.measures[name].value) for name in MEASURES}
+
+
+def again(plan: Plan, rows: list[Row]) -> list[Entry]:
+    """The calibrated table and the best other solvers without guidance, on `plan.many` noises."""
+    wanted = []
+    for nfe in plan.many_nfes:
+        chosen = {best_others(rows, nfe, 1.0)[name].entry.key: best_others(rows, nfe, 1.0)[name] for name in
+                  ("rmse_ref", "fd_ref")}
+        ours = [r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == "calibrated table"]
+        for row in [*ours, *chosen.values()]:
+            wanted.append(Entry(nfe, 1.0, plan.many, row.entry.setting, row.entry.file))
+    return wanted
+
+
+def quality(plan: Plan, resume: bool = False) -> tuple[list[dict], list[Row], list[Row]]:
+    """The reference's rows, all rows, and the rows on many noises."""
+    OUT.mkdir(exist_ok=True)
+    old = kept(resume)
+    with Workers(plan.workers) as workers:
+        told = [references(plan, workers, guidance, resume) for guidance in plan.noises]
+        rows = measured(plan, workers, "solvers", entries(plan), old)
+        many = measured(plan, workers, f"{plan.many} noises", again(plan, rows), old) if plan.many else []
+    return told, rows, many

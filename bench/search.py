@@ -1,0 +1,90 @@
+"""Find every other solver's best settings: `make bench-search` (about an hour), kept in bench/settings.json.
+
+The noises are not those of the benchmark, and the network runs in bfloat16, as this only ranks. For each
+evaluations x guidance: every setting by its error on 4 noises; the best 4 of each solver on 28, by error and by
+error times the root of the Frechet distance. Each solver keeps the first of either list, often one setting."""
+
+import argparse
+import json
+from pathlib import Path as File
+
+import torch
+from torch import Tensor
+
+from amed.closed import Path
+from amed.evaluation import Statistics, frechet, rmse, run
+from amed.plain import Setting as Plain
+from amed.sampling import Solver, sample
+from demo.features import Features
+from demo.fit import remember
+
+from . import host
+from .opponents import GRID, Grids, Setting, candidates, searched_grids
+from .problem import SIGMA_MAX, SIGMA_MIN, Problem
+
+SETTINGS = File(__file__).parent / "settings.json"
+NFES, GUIDANCES = (3, 4, 5, 6, 7, 8, 9, 10), (1.0, 2.0, 4.0)
+SEED, FEW, MANY, BEST = 100, 4, 28, 4
+
+
+def reference_plan(evaluations: int) -> Plain:
+    """The reference's setting: iPNDM-4 on the polynomial schedule, one evaluation a step."""
+    return Plain(Solver("ipndm", 4), "polynomial", 7.0, evaluations + 1, False, SIGMA_MIN, SIGMA_MAX)
+
+
+def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
+    """States of the problem's noises at every step of a reference run."""
+    plan, states = reference_plan(evaluations), []
+    sigmas = plan.sigmas()
+
+    def keep(info: dict) -> None:
+        states.append(info["x"].clone())
+
+    x = problem.noise * sigmas[0].float()
+    states.append(sample(problem.guided, x, sigmas, plan.solver, problem.args, disable=True, callback=keep))
+    return Path(sigmas, tuple(states))
+
+
+def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
+    """The best settings of each solver, as the module says."""
+    few, told = problem.first(FEW), Statistics.of(features(reference))
+    errors = []
+    for setting in candidates(nfe):
+        error = rmse(setting.run(few, grids, FEW).images, reference[:FEW])
+        errors.append((error if error == error else float("inf"), setting))
+    kept = []
+    for solver in host.SOLVERS:
+        first = sorted((e for e in errors if e[1].variant.solver == solver), key=lambda e: e[0])[:BEST]
+        scores = []
+        for _, setting in first:
+            images = setting.run(problem, grids, MANY).images.nan_to_num(0.0)
+            error = rmse(images, reference)
+            scores.append((error, error * max(frechet(Statistics.of(features(images)), told), 0.0) ** 0.5, setting))
+        kept += dict.fromkeys(min(scores, key=lambda s, i=i: s[i])[2] for i in (0, 1)) if scores else []
+    return kept
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__.splitlines()[0])
+    parser.add_argument("--nfe", nargs="+", type=int, default=list(NFES))
+    parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCES))
+    parser.add_argument("--again", action="store_true", help="also what is found already")
+    args = parser.parse_args(argv)
+    features = Features()
+    for guidance in args.guidance:
+        problem = Problem(guidance, MANY, SEED, torch.bfloat16)
+        plan = reference_plan(100)
+        reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
+        grids = searched_grids(reference_path(problem.first(16)), max(NFES) + 1)
+        remember(SETTINGS, lambda old: old | {f"grids {guidance:g}": {n: g.tolist() for n, g in grids.items()}})  # noqa: B023
+        for nfe in args.nfe:
+            key = f"{nfe} {guidance:g}"
+            if key in json.loads(SETTINGS.read_text()) and not args.again:
+                continue
+            found = [setting.as_dict() for setting in ranked(problem, reference, grids, nfe, features)]
+            remember(SETTINGS, lambda old: old | {key: found})  # noqa: B023
+            print(key, *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in found), sep="\n  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
