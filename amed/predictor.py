@@ -5,6 +5,8 @@ One interface: `predictor(t_cur, t_next, bottleneck=None) -> (r, c, a)`, each `[
 lies (0 < r < 1), the direction's scale and the time's scale. Times are scalar tensors (noise levels).
 """
 
+import math
+from bisect import bisect_left
 from typing import Protocol
 
 import torch
@@ -21,6 +23,27 @@ class Predictor(Protocol):
     def __call__(
         self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class Grid:
+    """Where a noise level lies among a table's: by linear interpolation in log sigma, the ends beyond them.
+
+    In plain Python, as a sampling loop asks it at every step and a GPU must not be waited for."""
+
+    def __init__(self, sigmas: Tensor):
+        self.rising = [math.log(s) for s in reversed(sigmas.tolist())]
+
+    def find(self, t: Tensor) -> tuple[int, int, float]:
+        """(index before, index after, share of the latter) at level t, indices of the falling list."""
+        x, last = math.log(float(t)), len(self.rising) - 1
+        high = min(bisect_left(self.rising, x - 1e-5), last)
+        low = max(high - 1, 0)
+        share = 1.0
+        if high > low:
+            share = min(max((x - self.rising[low]) / (self.rising[high] - self.rising[low]), 0.0), 1.0)
+        if abs(share - round(share)) < 1e-5:  # fp32's own rounding
+            share = float(round(share))
+        return last - low, last - high, share
 
 
 class TablePredictor(nn.Module):
@@ -53,6 +76,7 @@ class TablePredictor(nn.Module):
         if not (a > 0).all():
             raise ValueError(f"a must be positive, got {a.tolist()}")
         self.register_buffer("sigmas", sigmas)
+        self.grid = Grid(sigmas[:-1])
         self.logit_r, self.c, self.a = nn.Parameter(torch.logit(r)), nn.Parameter(c), nn.Parameter(a)
 
     @property
@@ -62,18 +86,10 @@ class TablePredictor(nn.Module):
     def forward(
         self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rising = self.sigmas[:-1].log().flip(0)
-        x = torch.as_tensor(t_cur).detach().to(rising).log()
-        last = len(rising) - 1
-        high = int(torch.searchsorted(rising, x).clamp(max=last))
-        low = max(high - 1, 0)
-        span = rising[high] - rising[low]
-        weight = ((x - rising[low]) / span).clamp(0, 1) if high > low else torch.ones_like(x)
-        weight = torch.where(
-            (weight - weight.round()).abs() < 1e-5, weight.round(), weight
-        )  # fp32's own rounding
+        before, after, share = self.grid.find(t_cur)
         r, c, a = (
-            torch.lerp(v[last - low], v[last - high], weight).reshape(1) for v in (self.r, self.c, self.a)
+            (v[after] if share == 1 else torch.lerp(v[before], v[after], share)).reshape(1)
+            for v in (self.r, self.c, self.a)
         )
         return r, c, a
 
@@ -113,6 +129,8 @@ class MultistepTable(nn.Module):
                 raise ValueError(f"{name} must be positive, got {value.tolist()}")
         for name, value in (("sigmas", sigmas), ("weights", weights), ("a", a), ("g", g)):
             self.register_buffer(name, value.detach().double())
+        self.grid = Grid(self.sigmas[:-1])
+        self.rows = torch.cat([self.weights, self.a[:, None], self.g[:, None]], dim=1).tolist()
 
     def parameters(self, recurse: bool = True):
         """Its constants (buffers: nothing here is trained by gradient)."""
@@ -125,15 +143,10 @@ class MultistepTable(nn.Module):
     def row(self, t: Tensor) -> tuple[list[float], float, float]:
         """(weights newest first, a, g) of the step from t; between the fitted times, and beyond them, by
         linear interpolation in log sigma."""
-        rising = self.sigmas[:-1].log().flip(0)
-        x = torch.as_tensor(t).detach().to(rising).log().reshape(())
-        last = len(rising) - 1
-        high = int(torch.searchsorted(rising, x - 1e-5).clamp(max=last))
-        low = max(high - 1, 0)
-        share = ((x - rising[low]) / (rising[high] - rising[low])).clamp(0, 1) if high > low else x * 0 + 1
-        share = torch.where((share - share.round()).abs() < 1e-5, share.round(), share)
-        values = torch.cat([self.weights, self.a[:, None], self.g[:, None]], dim=1)
-        row = torch.lerp(values[last - low], values[last - high], share).tolist()
+        before, after, share = self.grid.find(t)
+        row = self.rows[after]
+        if share < 1:
+            row = [x + share * (y - x) for x, y in zip(self.rows[before], row)]
         return row[:-2], row[-2], row[-1]
 
     def forward(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None):
@@ -159,6 +172,7 @@ class BottleneckPredictor(nn.Module):
         if scale_dir < 0 or scale_time < 0 or scale_dir >= 1 or scale_time >= 1:
             raise ValueError(f"scale_dir and scale_time must be in [0, 1), got {scale_dir} and {scale_time}")
         self.scale_dir, self.scale_time = float(scale_dir), float(scale_time)
+        self.register_buffer("freqs", 10000.0 ** -torch.linspace(0, 1, 4), persistent=False)
         self.map_layer0 = nn.Linear(8, 8)
         self.enc_layer0, self.enc_layer1 = nn.Linear(64, 128), nn.Linear(128, 4)
         self.fc_r = nn.Linear(20, 1)
@@ -171,10 +185,8 @@ class BottleneckPredictor(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def embed(self, t: Tensor) -> Tensor:
-        """Sinusoidal embedding of a scalar time, `[1, 8]`: 4 frequencies from 1 to 1/10000, sine half
-        first."""
-        freqs = 10000.0 ** -torch.linspace(0, 1, 4, device=t.device, dtype=torch.float32)
-        angle = t.reshape(1, 1) * freqs.to(t.dtype)
+        """Sinusoidal embedding of times `[n]`, `[n, 8]`: 4 frequencies from 1 to 1/10000, sine half first."""
+        angle = t.reshape(-1, 1) * self.freqs.to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
     def forward(
@@ -182,7 +194,12 @@ class BottleneckPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else pool(bottleneck).to(like)
-        times = torch.cat([self.embed(torch.as_tensor(t).to(like)) for t in (t_cur, t_next)], dim=1)
+        # a fill, not a copy: no device has to be waited for
+        both = [
+            like.new_full((1,), float(t)) if t.device.type == "cpu" else t.to(like).reshape(1)
+            for t in map(torch.as_tensor, (t_cur, t_next))
+        ]
+        times = self.embed(torch.cat(both)).reshape(1, 16)
         features = self.enc_layer1(F.silu(self.enc_layer0(features)))
         out = torch.cat([features, times.expand(len(features), -1)], dim=1)
         r = torch.sigmoid(self.fc_r(out)).flatten()

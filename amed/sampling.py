@@ -96,6 +96,7 @@ class Problem:
     total_legs: int = 0
     dtype: torch.dtype | None = None  # what the model is called in; None: x's own
     guide: Guide | None = None  # None: the guidance scale cannot be changed here
+    watch: list[tuple[Tensor, Tensor]] | None = None  # (time, sum of the output), checked later; None: at once
 
     def evaluate(
         self, x: Tensor, t: Tensor, ask: Capture = plain, factor: float = 1.0
@@ -103,7 +104,10 @@ class Problem:
         """Denoised image (in x's dtype) and bottleneck at time t `[B or 1, 1, ...]`; `factor` on the guidance
         scale."""
         dtype = self.dtype or x.dtype
-        sigma = t.flatten().expand(len(x)).to(dtype)
+        if t.ndim == 0 and not t.requires_grad:
+            sigma = x.new_full((len(x),), float(t), dtype=dtype)
+        else:
+            sigma = t.flatten().expand(len(x)).to(x.device, dtype)
         if factor != 1 and self.guide is not None:
             denoised, bottleneck = (
                 self.guide(self.model, x.to(dtype), sigma, self.extra_args, factor),
@@ -112,12 +116,32 @@ class Problem:
         else:
             denoised, bottleneck = ask(self.model, x.to(dtype), sigma, self.extra_args)
         denoised = denoised.to(x.dtype)
-        if not denoised.isfinite().all():
-            raise NotFiniteError(
-                f"the model returned NaN or infinity at sigma={float(sigma[0]):.5g}; "
-                f"x was {'finite' if x.isfinite().all() else 'already not finite'}"
-            )
+        if self.watch is not None:
+            self.watch.append((t, denoised.sum()))
+        elif not denoised.isfinite().all():
+            raise not_finite(t, x)
         return denoised, bottleneck
+
+
+def not_finite(t: Tensor, x: Tensor | None = None) -> NotFiniteError:
+    """What to raise when the model returned NaN or infinity at time t, for x if it is still there."""
+    message = f"the model returned NaN or infinity at sigma={float(t.flatten()[0]):.5g}"
+    if x is not None:
+        message += f"; x was {'finite' if x.isfinite().all() else 'already not finite'}"
+    return NotFiniteError(message)
+
+
+def check(watch: list[tuple[Tensor, Tensor]], x: Tensor) -> None:
+    """Raise NotFiniteError for the first evaluation of a run from x whose output was not finite. This waits for
+    the device, so it comes after the loop."""
+    if not watch:
+        return
+    finite = torch.stack([total for _, total in watch]).isfinite().tolist()
+    if not all(finite):
+        first = finite.index(False)
+        raise not_finite(watch[first][0], None if first else x)
+
+
 
 
 def begin(problem: Problem, state: State, t: Tensor, afs: bool = False) -> State:
@@ -192,6 +216,14 @@ def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: boo
     return State(x_next, history, state.legs + 2, denoised, constants)
 
 
+def beside(v: Tensor, x: Tensor) -> Tensor:
+    """A predictor's `[B or 1]` as it multiplies x `[B, ...]`. One number on the CPU stays there: as a scalar no
+    device has to be waited for."""
+    if len(v) == 1 and v.device.type == "cpu":
+        return v.to(x.dtype).reshape(())
+    return v.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
 def multistep(problem: Problem, state: State, t: Tensor, t_next: Tensor) -> State:
     """One leg of the free multistep student. Without a table it is iPNDM-2. Weights on slopes a run does not
     have (it began below the table's first time) go to its newest."""
@@ -243,11 +275,12 @@ def trajectory(problem: Problem, x: Tensor, sigmas: Tensor, afs: bool = False) -
     Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
     sigmas = schedules.checked(sigmas)
     work = torch.promote_types(x.dtype, torch.float32)
-    times = sigmas.to(x.device, work).view(-1, *[1] * x.ndim)  # each [1, 1, ...]
+    times = sigmas.to(work)  # on the CPU: as scalars no device has to be waited for
     positive = int((sigmas > 0).sum())
     total_legs = problem.solver.evaluations(positive, False, problem.predictor is not None)
     problem = replace(problem, dtype=problem.dtype or x.dtype, total_legs=total_legs)
     state = first_state(problem, x.to(work), times[0], afs)
+    del x
     for i in range(len(sigmas) - 1):
         if sigmas[i + 1] == 0:
             denoised, _ = problem.evaluate(state.x, times[i])
@@ -284,7 +317,8 @@ def sample(
     """Run a solver over a sigma list; returns the end state in x's dtype.
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
-    problem = Problem(model, solver, predictor, extra_args or {}, capture or plain, guide=guide)
+    watch: list[tuple[Tensor, Tensor]] = []
+    problem = Problem(model, solver, predictor, extra_args or {}, capture or plain, guide=guide, watch=watch)
     states = trajectory(problem, x, sigmas, afs)
     result = x
     for i in progress(len(sigmas) - 1, disable):
@@ -294,6 +328,7 @@ def sample(
                 {"x": result, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": state.denoised}
             )
         result = state.x
+    check(watch, x)
     return result.to(x.dtype)
 
 
