@@ -1,8 +1,8 @@
 """Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet
-distance."""
+distance; and the geometry of trajectories that AMED rests on (Zhou et al. 2024, figs. 4 and 5)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .bottleneck import Capture, Denoiser, plain
 from .predictor import Predictor
-from .sampling import Solver, sample
+from .sampling import TWO_POINT, Problem, Solver, State, begin, interval, sample
 
 
 class Counter(nn.Module):
@@ -101,3 +101,98 @@ def cut(value: Any, part: slice) -> Any:
     if isinstance(value, dict):
         return {k: cut(v, part) for k, v in value.items()}
     return value[part] if isinstance(value, Tensor) else value
+
+
+def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
+    """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
+
+    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x| with the
+    first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest first. Raises
+    ValueError for fewer times than components."""
+    if len(states) < components:
+        raise ValueError(f"{components} components need as many times, got {len(states)}")
+    x = states.flatten(2).transpose(0, 1).double()  # [n, T, d]
+    centred = x - x.mean(dim=1, keepdim=True)
+    values, vectors = torch.linalg.eigh(centred @ centred.mT)  # of the Gram matrix: T is small, d is not
+    values, vectors = values.clamp(min=0).flip(-1), vectors.flip(-1)
+    left = vectors[..., components:]
+    lost = (left.square() * values[:, None, components:]).sum(-1).sqrt()
+    return (lost / x.norm(dim=-1)).T, values / values.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class BestR:
+    """Greedy search of the mid time (fig. 5), for each of N-1 intervals and n samples: `r` `[N-1, n]` that ends
+    nearest to the reference, its distance `best` and that of r = 1/2, `half`, root mean square over x."""
+
+    r: Tensor
+    best: Tensor
+    half: Tensor
+
+    @property
+    def alignment(self) -> Tensor:
+        """Share of the distance at r = 1/2 that the best r takes away, over all samples, `[N-1]`."""
+        return 1 - (self.best.square().mean(1) / self.half.square().mean(1)).sqrt()
+
+    @property
+    def spread(self) -> Tensor:
+        """Standard deviation of the best r over the samples, `[N-1]`."""
+        return self.r.std(dim=1)
+
+
+class _Fixed:
+    """A predictor of one r for every sample."""
+
+    wants_bottleneck = False
+
+    def __init__(self, r: Tensor):
+        self.r = r
+
+    def __call__(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None):
+        one = torch.ones_like(self.r)
+        return self.r, one, one
+
+
+@torch.no_grad()
+def best_r(
+    model: Denoiser,
+    solver: Solver,
+    sigmas: Tensor,
+    reference: list[Tensor],
+    extra_args: dict[str, Any] | None = None,
+    grid: Tensor | None = None,
+    done: Callable[[int], None] = lambda interval: None,
+) -> BestR:
+    """Greedy grid search of r in each interval of `sigmas` `[N]`, c = a = 1. reference: the N states `[n, ...]` of
+    a fine trajectory at these times. A single-step solver starts every interval at the reference, a multistep one
+    goes on from its own best states, with its history. grid: values of r, 1/2 among them; default 0.05 to 0.95.
+
+    Raises ValueError for a grid without 1/2 or a reference of another length."""
+    grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
+    half = int((grid - 0.5).abs().argmin())
+    if abs(float(grid[half]) - 0.5) > 1e-9:
+        raise ValueError("the grid of r must have 1/2")
+    if len(reference) != len(sigmas):
+        raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
+    single = solver.name in TWO_POINT or solver.name == "euler"
+    legs, args = 2 * (len(sigmas) - 1), extra_args or {}
+    state, count, found = State(reference[0].float()), len(reference[0]), []
+    for n, (t, t_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
+        if single:
+            state = State(reference[n].float())
+
+        def step(r: Tensor, opened: State, t: Tensor = t, t_next: Tensor = t_next) -> State:
+            problem = Problem(model, solver, _Fixed(r), args, total_legs=legs)
+            return interval(problem, opened, t.float(), t_next.float())
+
+        opened = begin(Problem(model, solver, None, args), state, t.float())
+        target = reference[n + 1].float()
+        errors = torch.stack(
+            [(step(r.expand(count), opened).x - target).square().flatten(1).mean(1).sqrt() for r in grid]
+        )
+        best, chosen = errors.min(dim=0)
+        found.append((grid[chosen], best.double(), errors[half].double()))
+        if not single:
+            state = replace(step(grid[chosen], opened), begun=None)
+        done(n)
+    return BestR(*(torch.stack(v) for v in zip(*found)))

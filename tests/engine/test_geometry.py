@@ -1,0 +1,56 @@
+"""Figs. 4 and 5: flat trajectories are found flat, and the best r is the best."""
+
+import pytest
+import torch
+
+from amed.evaluation import best_r, trajectory_pca
+from amed.sampling import SAMPLERS, Solver
+
+
+def test_a_plane_curve_has_two_components():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(48, 3, dtype=torch.float64))[0].T
+    t = torch.linspace(0, 3, 20, dtype=torch.float64)[:, None]
+    curves = [torch.cat([t, (k + t).sin(), k * 0.05 * t**3], dim=1) @ basis for k in (0.0, 1.0)]
+    states = torch.stack(curves, dim=1).view(20, 2, 3, 4, 4)
+    error, variance = trajectory_pca(states + 1)
+    assert error.shape == (20, 2) and variance.shape == (2, 20)
+    assert error[:, 0].max() < 1e-7 and error[:, 1].max() > 1e-3
+    assert variance[0, :2].sum() == pytest.approx(1) and variance[1, 2] > 1e-4
+    direct = torch.linalg.svd((states[:, 1].flatten(1)) - states[:, 1].flatten(1).mean(0), full_matrices=False)
+    flat = states[:, 1].flatten(1) + 1
+    centre = flat.mean(0)
+    back = centre + (flat - centre) @ direct.Vh[:2].T @ direct.Vh[:2]
+    assert torch.allclose(error[:, 1], (flat - back).norm(dim=1) / flat.norm(dim=1), atol=1e-9)
+
+
+def model(x, sigma):
+    """The exact denoiser of a Gaussian of variance 1/4: x(t) is x(T) sqrt((1/4 + t^2) / (1/4 + T^2))."""
+    return x * (0.25 / (0.25 + sigma.view(-1, 1) ** 2))
+
+
+@pytest.mark.parametrize("solver", [Solver("amed"), Solver("dpm_2"), Solver("euler"), Solver("ipndm", 3)])
+def test_best_r_is_never_worse_than_half_and_is_the_samplers_own(solver):
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    exact = [x * ((0.25 + t**2) / (0.25 + 100)).sqrt() for t in sigmas]
+    found = best_r(model, solver, sigmas, exact)
+    assert found.r.shape == (3, 3) and (found.best <= found.half).all()
+    assert (found.alignment >= 0).all() and (found.spread < 1e-6).all()  # a linear model: one r serves all
+    if solver.name == "amed":
+        from amed.predictor import TablePredictor
+
+        table = TablePredictor(sigmas[:2], found.r[0, :1])
+        end = SAMPLERS["amed"](model, exact[0].float(), sigmas[:2], predictor=table, disable=True)
+        assert (end - exact[1].float()).square().mean(1).sqrt()[0] == pytest.approx(float(found.best[0, 0]), rel=1e-4)
+
+
+def test_what_does_not_fit_is_said():
+    sigmas = torch.tensor([10.0, 1.0], dtype=torch.float64)
+    x = torch.randn(2, 5)
+    with pytest.raises(ValueError, match="1/2"):
+        best_r(model, Solver("amed"), sigmas, [x, x], grid=torch.tensor([0.2, 0.4]))
+    with pytest.raises(ValueError, match="reference"):
+        best_r(model, Solver("amed"), sigmas, [x])
+    with pytest.raises(ValueError, match="components"):
+        trajectory_pca(x[None], 2)
