@@ -68,14 +68,14 @@ class Solver:
 class State:
     """Where a run is: x `[B, ...]`, the history of (model output, time) newest last, legs taken so far, the
     last interval's denoised image and (r, c, a); and, of an interval that is begun (`begin`), its first
-    (denoised, slope, bottleneck)."""
+    (denoised if it is needed again, slope, bottleneck)."""
 
     x: Tensor
     history: tuple[tuple[Tensor, Tensor], ...] = ()
     legs: int = 0
     denoised: Tensor | None = None
     constants: tuple[Tensor, Tensor, Tensor] | None = None
-    begun: tuple[Tensor, Tensor, Tensor | None] | None = None
+    begun: tuple[Tensor | None, Tensor, Tensor | None] | None = None
 
     def detached(self) -> "State":
         return replace(
@@ -96,7 +96,7 @@ class Problem:
     total_legs: int = 0
     dtype: torch.dtype | None = None  # what the model is called in; None: x's own
     guide: Guide | None = None  # None: the guidance scale cannot be changed here
-    watch: list[tuple[Tensor, Tensor]] | None = None  # (time, sum of the output), checked later; None: at once
+    watch: list[tuple[Tensor, Tensor]] | None = None  # for `check`, after the run; None: each output at once
 
     def evaluate(
         self, x: Tensor, t: Tensor, ask: Capture = plain, factor: float = 1.0
@@ -117,7 +117,7 @@ class Problem:
             denoised, bottleneck = ask(self.model, x.to(dtype), sigma, self.extra_args)
         denoised = denoised.to(x.dtype)
         if self.watch is not None:
-            self.watch.append((t, denoised.sum()))
+            self.watch.append((t, denoised[..., 0].sum()))
         elif not denoised.isfinite().all():
             raise not_finite(t, x)
         return denoised, bottleneck
@@ -131,17 +131,17 @@ def not_finite(t: Tensor, x: Tensor | None = None) -> NotFiniteError:
     return NotFiniteError(message)
 
 
-def check(watch: list[tuple[Tensor, Tensor]], x: Tensor) -> None:
-    """Raise NotFiniteError for the first evaluation of a run from x whose output was not finite. This waits for
-    the device, so it comes after the loop."""
-    if not watch:
+def check(watch: list[tuple[Tensor, Tensor]], x: Tensor, end: Tensor) -> None:
+    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation whose
+    output was not (`watch`: time, sum of some of the output). This waits for the device, so it comes after the
+    loop."""
+    if end.sum().isfinite():
         return
-    finite = torch.stack([total for _, total in watch]).isfinite().tolist()
-    if not all(finite):
-        first = finite.index(False)
-        raise not_finite(watch[first][0], None if first else x)
-
-
+    finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
+    if all(finite):
+        raise NotFiniteError(f"the result is not finite; x was {'' if x.isfinite().all() else 'not '}finite")
+    first = finite.index(False)
+    raise not_finite(watch[first][0], None if first else x)
 
 
 def begin(problem: Problem, state: State, t: Tensor, afs: bool = False) -> State:
@@ -149,9 +149,10 @@ def begin(problem: Problem, state: State, t: Tensor, afs: bool = False) -> State
 
     It carries no gradient (its input never depends on the interval's own r, c, a)."""
     solver, predictor, x = problem.solver, problem.predictor, state.x
+    two = solver.name in TWO_POINT or (predictor is not None and solver.name in ("euler", "ipndm"))
     if afs:
         d = x / (1 + t**2).sqrt()
-        return replace(state, begun=(x - t * d, d, None))
+        return State(x, state.history, state.legs, begun=(None if two else x - t * d, d, None))
     told, factor = t, 1.0
     if solver.name == MULTISTEP and predictor is not None:
         _, a, factor = predictor.row(t)
@@ -164,7 +165,8 @@ def begin(problem: Problem, state: State, t: Tensor, afs: bool = False) -> State
             "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
             stacklevel=2,
         )
-    return replace(state, begun=(denoised, (x - denoised) / t, bottleneck))
+    begun = (None if two else denoised, (x - denoised).div_(t), bottleneck)
+    return State(x, state.history, state.legs, begun=begun)
 
 
 def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: bool = False) -> State:
@@ -178,9 +180,7 @@ def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: boo
         return multistep(problem, state, t, t_next)
     constants = None
     if predictor is not None:
-        constants = r, c, a = [
-            v.to(x).view(-1, *[1] * (x.ndim - 1)) for v in predictor(t, t_next, bottleneck)
-        ]
+        constants = r, c, a = [beside(v, x) for v in predictor(t, t_next, bottleneck)]
     elif solver.name in TWO_POINT:
         half = torch.full_like(t, 0.5)
         r, c, a = (
@@ -275,7 +275,7 @@ def trajectory(problem: Problem, x: Tensor, sigmas: Tensor, afs: bool = False) -
     Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
     sigmas = schedules.checked(sigmas)
     work = torch.promote_types(x.dtype, torch.float32)
-    times = sigmas.to(work)  # on the CPU: as scalars no device has to be waited for
+    times = sigmas.to(work).unbind()  # on the CPU: as scalars no device has to be waited for
     positive = int((sigmas > 0).sum())
     total_legs = problem.solver.evaluations(positive, False, problem.predictor is not None)
     problem = replace(problem, dtype=problem.dtype or x.dtype, total_legs=total_legs)
@@ -288,6 +288,7 @@ def trajectory(problem: Problem, x: Tensor, sigmas: Tensor, afs: bool = False) -
         else:
             state = interval(problem, state, times[i], times[i + 1], afs and i == 0)
         yield state
+        state = State(state.x, state.history, state.legs)
 
 
 def progress(count: int, disable: bool | None) -> Iterator[int]:
@@ -322,13 +323,14 @@ def sample(
     states = trajectory(problem, x, sigmas, afs)
     result = x
     for i in progress(len(sigmas) - 1, disable):
-        state = next(states)
+        before, state = result if callback is not None else None, next(states)
         if callback is not None:
             callback(
-                {"x": result, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": state.denoised}
+                {"x": before, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": state.denoised}
             )
         result = state.x
-    check(watch, x)
+        del before, state
+    check(watch, x, result)
     return result.to(x.dtype)
 
 

@@ -22,9 +22,20 @@ def midpoint_time(t: Tensor, t_next: Tensor, r: Tensor) -> Tensor:
     return t_next**r * t ** (1 - r)
 
 
+def scalar(v: Tensor | float) -> Tensor | float:
+    """One number on the CPU as a float: multiplied by it, a tensor takes one pass, and no device waits."""
+    return float(v) if isinstance(v, Tensor) and not v.ndim and not v.requires_grad else v
+
+
+def along(x: Tensor, d: Tensor, length: Tensor | float) -> Tensor:
+    """x + length * d, in one pass where the length is one number on the CPU."""
+    length = scalar(length)
+    return x + length * d if isinstance(length, Tensor) else torch.add(x, d, alpha=length)
+
+
 def euler(x: Tensor, d: Tensor, t: Tensor, t_next: Tensor, c: Tensor | float = 1.0) -> Tensor:
     """x + c (t_next - t) d: DDIM in EDM's time."""
-    return x + c * (t_next - t) * d
+    return along(x, d, c * (t_next - t))
 
 
 def amed(x: Tensor, d: Tensor, d_mid: Tensor, t: Tensor, t_next: Tensor, r: Tensor, c: Tensor) -> Tensor:
@@ -34,20 +45,21 @@ def amed(x: Tensor, d: Tensor, d_mid: Tensor, t: Tensor, t_next: Tensor, r: Tens
 
 def dpm_2(x: Tensor, d: Tensor, d_mid: Tensor, t: Tensor, t_next: Tensor, r: Tensor, c: Tensor) -> Tensor:
     """DPM-Solver-2(r) (Lu et al. 2022, alg. 4; r = 1/2 is the classic), r learned in the weights too."""
-    return euler(x, d_mid / (2 * r) + (1 - 1 / (2 * r)) * d, t, t_next, c)
+    step, w = c * (t_next - t), 1 / (2 * r)
+    return along(along(x, d_mid, step * w), d, step * (1 - w))
 
 
 def heun(x: Tensor, d: Tensor, d_mid: Tensor, t: Tensor, t_next: Tensor, r: Tensor, c: Tensor) -> Tensor:
     """EDM's Heun step: the mean of the slopes at both ends (r = 1)."""
-    return euler(x, (d + d_mid) / 2, t, t_next, c)
+    half = c * (t_next - t) / 2
+    return along(along(x, d, half), d_mid, half)
 
 
 def ipndm(
     x: Tensor, slopes: Sequence[Tensor], t: Tensor, t_next: Tensor, order: int, c: Tensor | float = 1.0
 ) -> Tensor:
     """Adams-Bashforth of equal steps on the last `order` slopes."""
-    weights = ADAMS_BASHFORTH[order]
-    return euler(x, sum(w * d for w, d in zip(weights, reversed(slopes[-order:]))), t, t_next, c)
+    return multistep(x, slopes[::-1], t, t_next, ADAMS_BASHFORTH[order], c)
 
 
 def dpmpp(
@@ -66,29 +78,43 @@ def dpmpp(
     t = times[-1]
     h = t.log() - t_next.log()
     sign = -1 if predict_x0 else 1
-    linear, scale = (t_next / t * x, -1.0) if predict_x0 else (x, -t_next)
+    linear, scale = (t_next / t * x, -c) if predict_x0 else (x, -c * t_next)
     phi_1 = torch.expm1(sign * h)
     if order == 1:
-        return linear + c * scale * phi_1 * outputs[-1]
+        return along(linear, outputs[-1], scale * phi_1)
     m0, m1 = outputs[-1], outputs[-2]
     r0 = (times[-2].log() - t.log()) / h
-    d10 = (m0 - m1) / r0
     if order == 2:
-        return linear + c * scale * phi_1 * (m0 + d10 / 2)
+        w = scale * phi_1 / (2 * r0)
+        return along(along(linear, m0, scale * phi_1 + w), m1, -w)
     r1 = (times[-3].log() - times[-2].log()) / h
-    d11 = (m1 - outputs[-3]) / r1
-    d1 = d10 + r0 / (r0 + r1) * (d10 - d11)
-    d2 = (d10 - d11) / (r0 + r1)
     phi_2 = phi_1 / h - sign
     phi_3 = phi_2 / h - 0.5
-    return linear + c * scale * (phi_1 * m0 + sign * phi_2 * d1 + phi_3 * d2)
+    # D1 = D10 + r0 q (D10 - D11), D2 = q (D10 - D11), D10 = (m0 - m1) / r0, D11 = (m1 - m2) / r1
+    q = 1 / (r0 + r1)
+    w10 = scale * (sign * phi_2 * (1 + r0 * q) + phi_3 * q) / r0
+    w11 = -scale * (sign * phi_2 * r0 * q + phi_3 * q) / r1
+    x = along(linear, m0, scale * phi_1 + w10)
+    return along(along(x, m1, w11 - w10), outputs[-3], -w11)
 
 
 def multistep(
-    x: Tensor, slopes: Sequence[Tensor], t: Tensor, t_next: Tensor, weights: Sequence[float]
+    x: Tensor,
+    slopes: Sequence[Tensor],
+    t: Tensor,
+    t_next: Tensor,
+    weights: Sequence[float],
+    c: Tensor | float = 1.0,
 ) -> Tensor:
-    """x + (t_next - t) sum_k w_k d_k: free weights on the slopes in hand, both newest first."""
-    return euler(x, sum(w * d for w, d in zip(weights, slopes) if w), t, t_next)
+    """x + c (t_next - t) sum_k w_k d_k: weights on the slopes in hand, both newest first."""
+    step = scalar(c * (t_next - t))
+    terms = [(step * w, d) for w, d in zip(weights, slopes) if w]
+    if isinstance(step, Tensor) or not terms:
+        return x + sum(w * d for w, d in terms)
+    x = torch.add(x, terms[0][1], alpha=terms[0][0])
+    for w, d in terms[1:]:
+        x.add_(d, alpha=w)
+    return x
 
 
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:

@@ -1,0 +1,86 @@
+"""The paper's figures 4 and 5 on the demo model, without guidance."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amed.evaluation import best_r, trajectory_pca
+from amed.plain import Setting as Plain
+from amed.sampling import Solver, sample
+
+from .problem import SIGMA_MAX, SIGMA_MIN
+from .quality import CHUNK, Plan, Workers, problem, rounded
+
+TRAJECTORIES, SAMPLES = 1000, 64
+EVALUATIONS = 80
+N = 6
+STUDENTS = {
+    "AMED-Solver": Solver("amed"),
+    "DPM-Solver-2": Solver("dpm_2"),
+    "Euler": Solver("euler"),
+    "iPNDM": Solver("ipndm", 4),
+    "DPM++": Solver("dpmpp", 2, predict_x0=True),
+}
+COMPONENTS = 8
+
+
+def heun() -> Plain:
+    """80 evaluations of Heun on the polynomial schedule; every eighth time is one of the N = 6 base times."""
+    return Plain(Solver("heun"), "polynomial", 7.0, EVALUATIONS // 2 + 1, False, SIGMA_MIN, SIGMA_MAX)
+
+
+def states_of(plan: Plan, start: int, count: int) -> Tensor:
+    """States of these noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
+    whole = problem(1.0, max(plan.many, TRAJECTORIES), plan.seed, plan.dtype)
+    setting, states = heun(), []
+    sigmas = setting.sigmas()
+    x = whole.noise[start : start + count] * sigmas[0].float()
+    args = {k: {n: v[start : start + count] for n, v in told.items()} for k, told in whole.args.items()}
+
+    def keep(info: dict) -> None:
+        states.append(info["x"].clone())
+
+    states.append(sample(whole.guided, x, sigmas, setting.solver, args, disable=True, callback=keep))
+    return torch.stack(states)
+
+
+def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Fig. 4 of some trajectories: relative projection errors `[41, n]`, shares of variance `[n, 8]`."""
+    error, variance = trajectory_pca(states_of(plan, start, count))
+    return error, variance[:, :COMPONENTS]
+
+
+def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
+    """Fig. 5 of one student."""
+    whole = problem(1.0, max(plan.many, TRAJECTORIES), plan.seed, plan.dtype)
+    states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
+    every = EVALUATIONS // 2 // (N - 1)
+    sigmas = heun().sigmas()[::every]
+    none = {k: {n: v[:samples] for n, v in told.items()} for k, told in whole.args.items()}
+    found = best_r(whole.guided, STUDENTS[name], sigmas, list(states[::every]), none)
+    return {
+        "alignment": [rounded(v) for v in found.alignment.tolist()],
+        "r_mean": [rounded(v) for v in found.r.mean(1).tolist()],
+        "r_spread": [rounded(v) for v in found.spread.tolist()],
+        "better": [rounded(v) for v in (found.best < found.half).double().mean(1).tolist()],
+    }
+
+
+def geometry(plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES) -> dict[str, Any]:
+    """Both figures' numbers."""
+    jobs = [(plan, start, min(CHUNK, trajectories - start)) for start in range(0, trajectories, CHUNK)]
+    parts = dict(workers.each("figure 4", flatness, jobs))
+    error = torch.cat([parts[job][0] for job in jobs], dim=1)
+    variance = torch.cat([parts[job][1] for job in jobs])
+    jobs = [(plan, name, samples) for name in STUDENTS]
+    found = {job[1]: told for job, told in workers.each("figure 5", search, jobs)}
+    return {
+        "trajectories": trajectories,
+        "sigmas": heun().sigmas().tolist(),
+        "error_mean": [rounded(v) for v in error.mean(1).tolist()],
+        "error_95": [rounded(v) for v in error.quantile(0.95, dim=1).tolist()],
+        "variance": [rounded(v) for v in variance.mean(0).tolist()],
+        "samples": samples,
+        "students": {name: found[name] for name in STUDENTS},
+    }
