@@ -1,6 +1,9 @@
 # make demo      AMED beside other samplers, made by a real ComfyUI: a picture and a table in demo/out
 # make comfyui   the same ComfyUI, left running to be opened in a browser
 # make test      engine tests, and the pack in a real ComfyUI
+# make bench     AMED beside every other solver at its best: docs/RESULTS.md, under an hour on 2 cores
+# make bench-quick   the same with few noises, in minutes; docs stay as they are
+# make bench-search  searches the other solvers' best settings again (an hour)
 # make lint      ruff
 #
 # All of it happens in .venv and .comfyui (or the ComfyUI that COMFYUI_PATH names).
@@ -11,7 +14,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --disable-pip-version-check -q
 PORT   ?= 8188
 
-.PHONY: venv host demo comfyui test lint clean
+.PHONY: venv host demo comfyui test bench bench-quick bench-search lint clean
 
 venv: $(VENV)/.ready
 
@@ -38,6 +41,13 @@ comfyui: host
 # one thread: the tensors are small, and threads that wait for each other on a busy machine cost tenfold
 test: host
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
+
+# one thread each: it starts a process a core
+bench bench-quick: host
+	@OMP_NUM_THREADS=1 $(PY) -m bench $(if $(filter bench-quick,$@),--quick) $(ARGS)
+
+bench-search: host
+	@OMP_NUM_THREADS=1 $(PY) -m bench.search $(ARGS)
 
 lint: venv
 	@$(PY) -m ruff check .

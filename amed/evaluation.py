@@ -106,9 +106,9 @@ def cut(value: Any, part: slice) -> Any:
 def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
     """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
 
-    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x| with the
-    first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest first. Raises
-    ValueError for fewer times than components."""
+    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x|
+    with the first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest
+    first. Raises ValueError for fewer times than components."""
     if len(states) < components:
         raise ValueError(f"{components} components need as many times, got {len(states)}")
     x = states.flatten(2).transpose(0, 1).double()  # [n, T, d]
@@ -122,8 +122,9 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class BestR:
-    """Greedy search of the mid time (fig. 5), for each of N-1 intervals and n samples: `r` `[N-1, n]` that ends
-    nearest to the reference, its distance `best` and that of r = 1/2, `half`, root mean square over x."""
+    """Greedy search of the mid time (fig. 5), for each of N-1 intervals and n samples: `r` `[N-1, n]` that
+    ends nearest to the reference, its distance `best` and that of r = 1/2, `half`, root mean square over
+    x."""
 
     r: Tensor
     best: Tensor
@@ -163,9 +164,10 @@ def best_r(
     grid: Tensor | None = None,
     done: Callable[[int], None] = lambda interval: None,
 ) -> BestR:
-    """Greedy grid search of r in each interval of `sigmas` `[N]`, c = a = 1. reference: the N states `[n, ...]` of
-    a fine trajectory at these times. A single-step solver starts every interval at the reference, a multistep one
-    goes on from its own best states, with its history. grid: values of r, 1/2 among them; default 0.05 to 0.95.
+    """Greedy grid search of r in each interval of `sigmas` `[N]`, c = a = 1. reference: the N states `[n,
+    ...]` of a fine trajectory at these times. A single-step solver starts every interval at the reference,
+    a multistep one goes on from its own best states, with its history. grid: values of r, 1/2 among them;
+    default 0.05 to 0.95.
 
     Raises ValueError for a grid without 1/2 or a reference of another length."""
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid

@@ -132,9 +132,9 @@ def not_finite(t: Tensor, x: Tensor | None = None) -> NotFiniteError:
 
 
 def check(watch: list[tuple[Tensor, Tensor]], x: Tensor, end: Tensor) -> None:
-    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation whose
-    output was not (`watch`: time, sum of some of the output). This waits for the device, so it comes after the
-    loop."""
+    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation
+    whose output was not (`watch`: time, sum of some of the output). This waits for the device, so it comes
+    after the loop."""
     if end.sum().isfinite():
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
@@ -217,8 +217,8 @@ def interval(problem: Problem, state: State, t: Tensor, t_next: Tensor, afs: boo
 
 
 def beside(v: Tensor, x: Tensor) -> Tensor:
-    """A predictor's `[B or 1]` as it multiplies x `[B, ...]`. One number on the CPU stays there: as a scalar no
-    device has to be waited for."""
+    """A predictor's `[B or 1]` as it multiplies x `[B, ...]`. One number on the CPU stays there: as a
+    scalar no device has to be waited for."""
     if len(v) == 1 and v.device.type == "cpu":
         return v.to(x.dtype).reshape(())
     return v.to(x).view(-1, *[1] * (x.ndim - 1))

@@ -152,8 +152,8 @@ class Fitted:
         return self.base.clone()
 
     def to(self, device: torch.device | str) -> "Fitted":
-        """The same predictor on a device (a copy: the library's own is left alone). Tables stay where they are:
-        a few scalars, which a GPU takes as arguments."""
+        """The same predictor on a device (a copy: the library's own is left alone). Tables stay where they
+        are: a few scalars, which a GPU takes as arguments."""
         if not self.wants_bottleneck or next(self.predictor.parameters()).device == torch.device(device):
             return self
         return dataclasses.replace(self, predictor=build(self.spec, tensors_of(self)).to(device))

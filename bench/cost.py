@@ -1,5 +1,7 @@
-"""Cost: the sampling loop over the bare model, memory, imports, fits, and how they grow. One thread, this process."""
+"""Cost: the sampling loop over the bare model, memory, imports, fits, and how they grow. One thread, this
+process."""
 
+import importlib.util
 import statistics
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +27,6 @@ from amed.sampling import Solver, sample
 from amed.training import Settings, Teacher, train
 from demo import model as demo
 from demo.comfyui import find
-from tests import kdiffusion
 
 from .problem import Counted, Problem
 from .quality import FOLDERS, rounded
@@ -44,9 +46,17 @@ def free_capture(model: Callable, x: Tensor, sigma: Tensor, args: dict) -> tuple
     return model(x, sigma), x.new_zeros(len(x), 8, 8, 8)
 
 
+def k_diffusion_sampling() -> ModuleType:
+    """PyPI's k-diffusion, without what it imports for training."""
+    spec = importlib.util.spec_from_file_location("kdiffusion", ROOT / "tests" / "kdiffusion.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.sampling()
+
+
 def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
     """Name -> (whom it is compared with, run(model, x)); all of them take NFE evaluations."""
-    sampling = kdiffusion.sampling()
+    sampling = k_diffusion_sampling()
 
     def theirs(function: Callable, steps: int) -> Callable[..., Tensor]:
         sigmas = sampling.get_sigmas_karras(steps, 0.002, 80.0)
@@ -81,7 +91,8 @@ def file_of(solver: str, nfe: int = NFE) -> Path:
 
 
 def seconds(calls: dict[str, Callable[[], Any]], least: float = 0.6) -> dict[str, float]:
-    """Median processor seconds of each call, all of them in turn, for `least` seconds each or 5 rounds, whichever is more."""
+    """Median processor seconds of each call, all of them in turn, for `least` seconds each or 5 rounds,
+    whichever is more."""
     for call in calls.values():
         call()
     took: dict[str, list[float]] = {name: [] for name in calls}
@@ -170,31 +181,40 @@ def share() -> list[dict[str, Any]]:
 
 IMPORT_ENGINE = "import time, torch; t = time.perf_counter(); import amed; print(time.perf_counter() - t)"
 IMPORT_PACK = """
-import importlib.util, sys, time
+import asyncio, importlib.util, sys, time
 sys.path.insert(0, {host!r})
 from comfy.cli_args import args
 args.cpu = True
+import utils.extra_config
 import nodes, server, comfy.samplers, comfy.model_base, comfy.sd, folder_paths, node_helpers, latent_preview
-import comfy_extras.nodes_custom_sampler
+import comfy_extras.nodes_custom_sampler, comfy_api.latest
 t = time.perf_counter()
 spec = importlib.util.spec_from_file_location('amed_pack', {pack!r} + '/__init__.py',
                                               submodule_search_locations=[{pack!r}])
 module = importlib.util.module_from_spec(spec)
 sys.modules['amed_pack'] = module
 spec.loader.exec_module(module)
-assert module.NODE_CLASS_MAPPINGS
+extension = asyncio.run(module.comfy_entrypoint())
+assert asyncio.run(extension.get_node_list())
 print(time.perf_counter() - t)
 """
 
 
 def imports(rounds: int = 5) -> dict[str, float]:
-    """Milliseconds of `import amed` after torch, and of the pack after ComfyUI: the median of fresh processes."""
-    codes = {"amed": IMPORT_ENGINE, "pack in ComfyUI": IMPORT_PACK.format(host=str(find()), pack=str(ROOT))}
+    """Milliseconds of `import amed` after torch, and of the pack after ComfyUI: the median of fresh
+    processes."""
+    host = find()
+    codes = {
+        "amed": (IMPORT_ENGINE, ROOT),
+        "pack in ComfyUI": (IMPORT_PACK.format(host=str(host), pack=str(ROOT)), host),
+    }
     took: dict[str, float] = {}
-    for name, code in codes.items():
+    for name, (code, folder) in codes.items():
         values = []
         for _ in range(rounds):
-            done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+            )
             values.append(float(done.stdout.split()[-1]))
         took[name] = rounded(statistics.median(values) * 1e3)
     return took
@@ -214,17 +234,27 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
         sampling.append({"nfe": nfe, "batch": batch, "side": side, "seconds": rounded(took)})
 
     def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
-        return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2)) + 0.1 * torch.tanh(x / (1 + sigma.view(-1, 1, 1, 1)))
+        return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2)) + 0.1 * torch.tanh(
+            x / (1 + sigma.view(-1, 1, 1, 1))
+        )
 
     for nfe, shape in [(n, (3, 32, 32)) for n in nfes] + [(5, (4, 64, 64)), (5, (4, 128, 128))]:
         budget = calibration.budget_of("quick", nfe)
         settings = calibration.Settings(nfe, 0.002, 80.0, budget=budget)
         begin = time.perf_counter()
-        fit = Calibration(gaussian, lambda g, n, shape=shape: (torch.randn(n, *shape, generator=g), {}), settings)
+        fit = Calibration(
+            gaussian, lambda g, n, shape=shape: (torch.randn(n, *shape, generator=g), {}), settings
+        )
         last = list(fit.run())[-1]
         took = time.perf_counter() - begin
-        fitting.append({"nfe": nfe, "latent": "x".join(map(str, shape)), "evaluations": last.evaluations,
-                        "seconds": rounded(took)})
+        fitting.append(
+            {
+                "nfe": nfe,
+                "latent": "x".join(map(str, shape)),
+                "evaluations": last.evaluations,
+                "seconds": rounded(took),
+            }
+        )
     return {"sampling": sampling, "calibration of a model of no cost": fitting}
 
 
@@ -237,8 +267,16 @@ def fits(nfe: int = 5, images: int = 240, noises: int = 64) -> list[dict[str, An
     reference = run(whole.guided, whole.noise, plan.sigmas(), plan.solver, whole.args)[0]
 
     def error(predictor: Any, sigmas: Tensor, solver: Solver, afs: bool, capture: Any = None) -> float:
-        ends, _ = run(whole.guided, whole.noise, sigmas, solver, whole.args, predictor=predictor, afs=afs,
-                      **({"capture": capture} if capture else {}))
+        ends, _ = run(
+            whole.guided,
+            whole.noise,
+            sigmas,
+            solver,
+            whole.args,
+            predictor=predictor,
+            afs=afs,
+            **({"capture": capture} if capture else {}),
+        )
         return rounded(rmse(ends, reference))
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict]:
@@ -250,12 +288,20 @@ def fits(nfe: int = 5, images: int = 240, noises: int = 64) -> list[dict[str, An
     counted = Counted(whole.guided)
     counted.remembers = False
     begin = time.perf_counter()
-    settings = calibration.Settings(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX, budget=calibration.budget_of("quick", nfe))
+    settings = calibration.Settings(
+        nfe, demo.SIGMA_MIN, demo.SIGMA_MAX, budget=calibration.budget_of("quick", nfe)
+    )
     fit = Calibration(counted, draw, settings)
     for _ in fit.run():
         pass
     fitted = fit.result().fitted
-    rows.append({"fit": "calibration, quick", "passes": counted.passes, "seconds": rounded(time.perf_counter() - begin)})
+    rows.append(
+        {
+            "fit": "calibration, quick",
+            "passes": counted.passes,
+            "seconds": rounded(time.perf_counter() - begin),
+        }
+    )
     rows[-1]["rmse_ref"] = error(fitted, fitted.sigmas(), fitted.spec.settings, fitted.spec.afs)
 
     solver, base_steps = Solver("amed"), (nfe + 1) // 2 + 1
@@ -273,11 +319,25 @@ def fits(nfe: int = 5, images: int = 240, noises: int = 64) -> list[dict[str, An
         x, args = draw(generator, count)
         return x * demo.SIGMA_MAX, args
 
-    for step in train(counted, solver, predictor, times, noise, teacher, Settings(images, 16, held_out=16, every=5),
-                      afs=True, capture=capture):
+    for step in train(
+        counted,
+        solver,
+        predictor,
+        times,
+        noise,
+        teacher,
+        Settings(images, 16, held_out=16, every=5),
+        afs=True,
+        capture=capture,
+    ):
         gradients = 2 * step.images * (base_steps - 1)
-    rows.append({"fit": f"Algorithm 1, AMED-Solver, {images} images", "passes": counted.passes + gradients,
-                 "seconds": rounded(time.perf_counter() - begin)})
+    rows.append(
+        {
+            "fit": f"Algorithm 1, AMED-Solver, {images} images",
+            "passes": counted.passes + gradients,
+            "seconds": rounded(time.perf_counter() - begin),
+        }
+    )
     rows[-1]["rmse_ref"] = error(predictor.eval(), base, solver, True, capture)
     rows[0]["nfe"] = rows[1]["nfe"] = nfe
     return rows
@@ -298,5 +358,3 @@ def cost(quick: bool = False) -> dict[str, Any]:
         print("  fits and growth", flush=True)
         found |= {"fits": fits(), "growth": growth()}
     return found
-
-

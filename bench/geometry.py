@@ -67,7 +67,9 @@ def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
     }
 
 
-def geometry(plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES) -> dict[str, Any]:
+def geometry(
+    plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES
+) -> dict[str, Any]:
     """Both figures' numbers."""
     jobs = [(plan, start, min(CHUNK, trajectories - start)) for start in range(0, trajectories, CHUNK)]
     parts = dict(workers.each("figure 4", flatness, jobs))

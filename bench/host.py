@@ -1,8 +1,8 @@
 """The opponents: ComfyUI's own samplers and schedules, run as ComfyUI ships them around any denoiser.
 
-The only file here that touches the host. Contracts: comfy/k_diffusion/sampling.py, comfy/extra_samplers/uni_pc.py
-and the scheduler functions of comfy/samplers.py, the same in 0.3.75 and 0.33.0.
-"""
+The only file here that touches the host. Contracts: comfy/k_diffusion/sampling.py,
+comfy/extra_samplers/uni_pc.py and the scheduler functions of comfy/samplers.py, the same in 0.3.75 and
+0.33.0."""
 
 import sys
 from collections.abc import Callable
@@ -31,7 +31,9 @@ class Variant:
     @property
     def name(self) -> str:
         """The solver and what is not its default."""
-        told = ", ".join(f"{k} {v}" for k, v in self.options.items() if k in ("max_order", "order", "variant"))
+        told = ", ".join(
+            f"{k} {v}" for k, v in self.options.items() if k in ("max_order", "order", "variant")
+        )
         return f"{self.solver} ({told})" if told else self.solver
 
 
@@ -63,7 +65,7 @@ def modules() -> SimpleNamespace:
     root = find()
     if root is None:
         raise RuntimeError("there is no ComfyUI to take the other samplers from: run `make host`")
-    sys.path.insert(0, str(root))
+    sys.path.append(str(root))  # last: its `tests` and `nodes` are not ours
     from comfy.cli_args import args
 
     args.cpu = True
@@ -74,7 +76,11 @@ def modules() -> SimpleNamespace:
 
     version = (Path(root) / "comfyui_version.py").read_text().split('"')[1]
     return SimpleNamespace(
-        sampling=sampling, uni_pc=uni_pc, samplers=comfy.samplers, models=comfy.model_sampling, version=version
+        sampling=sampling,
+        uni_pc=uni_pc,
+        samplers=comfy.samplers,
+        models=comfy.model_sampling,
+        version=version,
     )
 
 
@@ -87,12 +93,15 @@ def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tenso
         return host.samplers.beta_scheduler(sampling, steps)
     if kind == "kl_optimal":
         return host.samplers.kl_optimal_scheduler(steps, sigma_min, sigma_max)
-    make = {"karras": host.sampling.get_sigmas_karras, "exponential": host.sampling.get_sigmas_exponential}[kind]
+    make = {"karras": host.sampling.get_sigmas_karras, "exponential": host.sampling.get_sigmas_exponential}[
+        kind
+    ]
     return make(n=steps, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 class HostModel(nn.Module):
-    """A denoiser as the host's samplers expect it: some ask `inner_model.model_patcher` for the model's sigmas.
+    """A denoiser as the host's samplers expect it: some ask `inner_model.model_patcher` for the model's
+    sigmas.
 
     afs: the first call is answered by the analytic direction x / sqrt(1 + sigma^2), at no evaluation."""
 

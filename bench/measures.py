@@ -1,6 +1,7 @@
 """How far end states are from the reference and from the data, with bootstrap intervals."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ class _Enough(Exception):
 
 
 class Bottleneck:
-    """A second set of features: the demo U-Net's own middle block at sigma 0.2, means over the pixels, `[B, 128]`."""
+    """A second set of features: the demo U-Net's own middle block at sigma 0.2, means over the pixels, `[B,
+    128]`."""
 
     def __init__(self, denoiser: demo.Denoiser, sigma: float = 0.2):
         self.denoiser, self.sigma = denoiser, sigma
@@ -39,10 +41,8 @@ class Bottleneck:
             seen.append(h.float().mean(dim=(2, 3)))
             raise _Enough
 
-        try:
+        with suppress(_Enough):
             unet(x, noise, torch.full((len(x),), demo.UNCONDITIONAL), after_middle)
-        except _Enough:
-            pass
         return seen[0]
 
 
@@ -65,20 +65,25 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle 90 % of the resamples, moved by their mean's distance from the value: a Frechet distance of
-        a resample is biased upwards. Never below 0."""
+        """The middle 90 % of the resamples, moved by their mean's distance from the value: a Frechet
+        distance of a resample is biased upwards. Never below 0."""
         if not len(self.resampled):
             return self.value, self.value
         moved = self.resampled - self.resampled.mean() + self.value
-        low, high = torch.quantile(moved, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=moved.dtype)).tolist()
+        low, high = torch.quantile(
+            moved, torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=moved.dtype)
+        ).tolist()
         return max(low, 0.0), high
 
     @classmethod
     def of(cls, measure: Callable[[Tensor], float], count: int, resamples: int = RESAMPLES) -> "Measured":
-        """`measure(rows)` on all rows, and on resamples drawn with replacement, the same ones for every solver."""
+        """`measure(rows)` on all rows, and on resamples drawn with replacement, the same ones for every
+        solver."""
         generator = torch.Generator().manual_seed(1)
         draws = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
-        return cls(measure(torch.arange(count)), torch.tensor([measure(d) for d in draws], dtype=torch.float64))
+        return cls(
+            measure(torch.arange(count)), torch.tensor([measure(d) for d in draws], dtype=torch.float64)
+        )
 
 
 class Ruler:
@@ -106,7 +111,9 @@ class Ruler:
 
         return {
             "rmse_ref": over(lambda rows: float(squares[rows].mean().sqrt())),
-            "fd_ref": over(lambda rows: frechet(Statistics.of(features[rows]), Statistics.of(self.told[rows]))),
+            "fd_ref": over(
+                lambda rows: frechet(Statistics.of(features[rows]), Statistics.of(self.told[rows]))
+            ),
             "fd_data": over(lambda rows: frechet(Statistics.of(features[rows]), self.classifier.data)),
             "swd": over(lambda rows: sliced(projected[rows], self.projected[rows])),
             "fd_ref_unet": Measured(

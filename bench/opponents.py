@@ -1,4 +1,5 @@
-"""Every setting of the other solvers: sampler and order, schedule, with or without the analytic first step."""
+"""Every setting of the other solvers: sampler and order, schedule, with or without the analytic first
+step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ Grids = dict[int, Tensor]  # by their number of steps
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: `steps` of a sampler on a schedule; the host's own schedules end at 0, the others at sigma_min."""
+    """One run: `steps` of a sampler on a schedule; the host's own schedules end at 0, the others at
+    sigma_min."""
 
     variant: host.Variant
     schedule: str
@@ -84,13 +86,15 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def searched_grids(path: Path, most: int) -> Grids:
-    """Grids of 2 to `most` steps chosen from the path's own times by dynamic programming, so that the sum of one
-    Euler step's errors, against the reference path, is least: the idea of GITS (Chen et al. 2024, "On the
-    Trajectory Regularity of ODE-based Diffusion Sampling"), on the samples' mean error."""
+    """Grids of 2 to `most` steps chosen from the path's own times by dynamic programming, so that the sum
+    of one Euler step's errors, against the reference path, is least: the idea of GITS (Chen et al. 2024,
+    "On the Trajectory Regularity of ODE-based Diffusion Sampling"), on the samples' mean error."""
     times, count = path.times, len(path.times)
     states = torch.stack([state.flatten(1) for state in path.states]).double()
     slopes = torch.zeros_like(states)
-    for i in range(count - 1):  # the path is fine: its own chords, halfway between two of them, are its slopes
+    for i in range(
+        count - 1
+    ):  # the path is fine: its own chords, halfway between two of them, are its slopes
         after = (states[i + 1] - states[i]) / (times[i + 1] - times[i])
         before = (states[i] - states[i - 1]) / (times[i] - times[i - 1]) if i else after
         slopes[i] = (after + before) / 2

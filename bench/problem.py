@@ -16,11 +16,11 @@ BATCH = 32
 
 
 class Counted(nn.Module):
-    """Counts what the network is asked for: `evaluations` (calls one after the other) and `passes` (rows through
-    the network, two per sample under guidance).
+    """Counts what the network is asked for: `evaluations` (calls one after the other) and `passes` (rows
+    through the network, two per sample under guidance).
 
-    The first evaluation of one noise is the same for every solver: it is counted each time, and computed once
-    while `remembers`."""
+    The first evaluation of one noise is the same for every solver: it is counted each time, and computed
+    once while `remembers`."""
 
     def __init__(self, model: Guided):
         super().__init__()
@@ -71,8 +71,8 @@ class Problem:
         return part
 
     def run(self, sample: Callable[[nn.Module, Tensor, dict[str, Any]], Tensor], batch: int = BATCH) -> Ends:
-        """`sample(model, unit noise, arguments)` on every batch. Raises RuntimeError if the batches did not cost
-        the same."""
+        """`sample(model, unit noise, arguments)` on every batch. Raises RuntimeError if the batches did not
+        cost the same."""
         ends, costs = [], set()
         for start in range(0, self.count, batch):
             part = slice(start, start + batch)

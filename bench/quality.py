@@ -1,8 +1,8 @@
 """Quality: every solver at its best settings and every predictor, on the same noises, against a converged
 reference.
 
-Work is done by one process a core, one thread each. Every finished row is kept in bench/out, so that a run that
-was stopped goes on with `--resume`."""
+Work is done by one process a core, one thread each. Every finished row is kept in bench/out, so that a run
+that was stopped goes on with `--resume`."""
 
 import json
 import os
@@ -43,15 +43,15 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: noises at each guidance scale (the first of `seed`), evaluations, the same again on `many`
-    noises for the calibrated table and its best opponents (`many_nfes`, guidance 1), and how many noises prove
-    that the reference has converged."""
+    """What is measured: noises at each guidance scale (the first of `seed`), evaluations, the same again on
+    `many` noises for the calibrated table and its best opponents (`many_nfes`, guidance 1), and how many
+    noises prove that the reference has converged."""
 
-    noises: dict[float, int] = field(default_factory=lambda: {1.0: 256, 2.0: 128, 4.0: 128}, hash=False)
+    noises: dict[float, int] = field(default_factory=lambda: {1.0: 160, 2.0: 80, 4.0: 80}, hash=False)
     nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
     many: int = 2000
     many_nfes: tuple[int, ...] = (5, 7, 9)
-    converged: int = 64
+    converged: int = 32
     resamples: int = RESAMPLES
     dtype: str = "bfloat16"
     seed: int = 7
@@ -120,7 +120,13 @@ def label(fitted: store.Fitted) -> tuple[str, str]:
     spec = fitted.spec
     if spec.solver == "multistep":
         return "AMED multistep", "calibrated table"
-    names = {"amed": "AMED-Solver", "ipndm": "iPNDM", "dpmpp": "DPM++", "euler": "Euler", "dpm_2": "DPM-Solver-2"}
+    names = {
+        "amed": "AMED-Solver",
+        "ipndm": "iPNDM",
+        "dpmpp": "DPM++",
+        "euler": "Euler",
+        "dpm_2": "DPM-Solver-2",
+    }
     order = f"-{spec.max_order}" if spec.max_order > 1 else ""
     name = names[spec.solver] if spec.solver == "amed" else f"AMED-Plugin on {names[spec.solver]}{order}"
     return name, "MLP" if spec.features == "bottleneck" else "greedy table"
@@ -150,7 +156,9 @@ def entries(plan: Plan) -> list[Entry]:
     for guidance, count in plan.noises.items():
         for nfe in plan.nfes:
             found += [Entry(nfe, guidance, count, setting) for setting in settings(nfe, guidance)[0]]
-            found += [Entry(nfe, guidance, count, file=f) for f, n, g in predictors() if (n, g) == (nfe, guidance)]
+            found += [
+                Entry(nfe, guidance, count, file=f) for f, n, g in predictors() if (n, g) == (nfe, guidance)
+            ]
     return found
 
 
@@ -208,7 +216,8 @@ def run_file(found: Problem, file: str) -> tuple[Ends, store.Fitted]:
 
 
 def measure(plan: Plan, entry: Entry) -> Row:
-    """Run one entry and measure it. Raises RuntimeError if it took other evaluations than it is entered under."""
+    """Run one entry and measure it. Raises RuntimeError if it took other evaluations than it is entered
+    under."""
     found = problem(entry.guidance, total(plan), plan.seed, plan.dtype).first(entry.count)
     passes = found.model.passes
     if entry.setting is not None:
@@ -225,8 +234,10 @@ def measure(plan: Plan, entry: Entry) -> Row:
     each = (found.model.passes - passes) // entry.count
     told = ruler(entry.guidance, entry.count, plan.seed, plan.dtype, plan.resamples, total(plan))
     row = Row(entry, solver, schedule, predictor, ends.nfe, each, told.measure(ends.images.nan_to_num(0.0)))
-    if entry.nfe in SHOWN_NFES and entry.count < plan.many:
-        strip(ends.images[:SHOWN], OUT / "strips" / f"{row.entry.guidance:g}-{row.nfe}-{solver}-{predictor}.png")
+    if entry.nfe in SHOWN_NFES and entry.count != plan.many:
+        strip(
+            ends.images[:SHOWN], OUT / "strips" / f"{row.entry.guidance:g}-{row.nfe}-{solver}-{predictor}.png"
+        )
     return row
 
 
@@ -257,7 +268,11 @@ class Workers:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def each(
-        self, what: str, function: Callable, jobs: Iterable[tuple], work: Callable[[tuple], float] = lambda job: 1.0
+        self,
+        what: str,
+        function: Callable,
+        jobs: Iterable[tuple],
+        work: Callable[[tuple], float] = lambda job: 1.0,
     ) -> Iterator[tuple[tuple, Any]]:
         jobs = sorted(jobs, key=work, reverse=True)
         whole, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
@@ -274,7 +289,8 @@ class Workers:
 
 
 def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> dict[str, Any]:
-    """Write the reference's images to bench/out, and prove it: its distance to one of twice the evaluations."""
+    """Write the reference's images to bench/out, and prove it: its distance to one of twice the
+    evaluations."""
     file = OUT / f"reference-cfg{guidance:g}.safetensors"
     count = max(plan.noises[guidance], plan.many if guidance == 1 else 0)
     if not (resume and file.is_file()):
@@ -293,7 +309,13 @@ def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> d
     proof = Ruler(twice, whole.denoiser, plan.resamples).measure(first)
     shown = images[: plan.noises[guidance]]
     own = Ruler(shown, whole.denoiser, plan.resamples).measure(shown)
-    row = {"solver": "reference", "schedule": "polynomial 7", "predictor": "", "nfe": 100, "guidance": guidance}
+    row = {
+        "solver": "reference",
+        "schedule": "polynomial 7",
+        "predictor": "",
+        "nfe": 100,
+        "guidance": guidance,
+    }
     row |= {"noises": len(shown), "rmse_ref": 0.0, "fd_ref": 0.0, "swd": 0.0}
     row |= {"fd_data": rounded(own["fd_data"].value)}
     row |= {"fd_data_interval": [rounded(v) for v in own["fd_data"].interval]}
@@ -302,6 +324,19 @@ def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> d
     if len(images) > len(shown):
         row["fd_data_many"] = rounded(Ruler(images, whole.denoiser, 0).measure(images)["fd_data"].value)
     return row
+
+
+def own_distances(plan: Plan) -> tuple[dict[float, Measured], dict[float, Measured]]:
+    """The reference's own Frechet distance to the data by guidance, with its resamples: on the noises of
+    the rows, and without guidance on `plan.many`."""
+    own, many = {}, {}
+    for guidance, count in plan.noises.items():
+        images = load_file(OUT / f"reference-cfg{guidance:g}.safetensors")["images"]
+        denoiser = problem(guidance, total(plan), plan.seed, plan.dtype).denoiser
+        own[guidance] = Ruler(images[:count], denoiser, plan.resamples).measure(images[:count])["fd_data"]
+        if guidance == 1 and plan.many:
+            many[guidance] = Ruler(images, denoiser, plan.resamples).measure(images)["fd_data"]
+    return own, many
 
 
 def median(images: Tensor, reference: Tensor) -> float:
@@ -356,9 +391,13 @@ def again(plan: Plan, rows: list[Row]) -> list[Entry]:
     """The calibrated table and the best other solvers without guidance, on `plan.many` noises."""
     wanted = []
     for nfe in plan.many_nfes:
-        chosen = {best_others(rows, nfe, 1.0)[name].entry.key: best_others(rows, nfe, 1.0)[name] for name in
-                  ("rmse_ref", "fd_ref")}
-        ours = [r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == "calibrated table"]
+        chosen = {
+            best_others(rows, nfe, 1.0)[name].entry.key: best_others(rows, nfe, 1.0)[name]
+            for name in ("rmse_ref", "fd_ref")
+        }
+        ours = [
+            r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == "calibrated table"
+        ]
         for row in [*ours, *chosen.values()]:
             wanted.append(Entry(nfe, 1.0, plan.many, row.entry.setting, row.entry.file))
     return wanted

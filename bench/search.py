@@ -1,12 +1,15 @@
-"""Find every other solver's best settings: `make bench-search` (about an hour), kept in bench/settings.json.
+"""Find every other solver's best settings: `make bench-search` (about an hour), kept in
+bench/settings.json.
 
 The noises are not those of the benchmark, and the network runs in bfloat16, as this only ranks. For each
-evaluations x guidance: every setting by its error on 4 noises; the best 4 of each solver on 28, by error and by
-error times the root of the Frechet distance. Each solver keeps the first of either list, often one setting."""
+evaluations x guidance: every setting by its error on 4 noises; the best 4 of each solver on 28, by error
+and by error times the root of the Frechet distance. Each solver keeps the first of either list, often one
+setting."""
 
 import argparse
 import json
 from pathlib import Path as File
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,9 +62,15 @@ def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features
         for _, setting in first:
             images = setting.run(problem, grids, MANY).images.nan_to_num(0.0)
             error = rmse(images, reference)
-            scores.append((error, error * max(frechet(Statistics.of(features(images)), told), 0.0) ** 0.5, setting))
+            scores.append(
+                (error, error * max(frechet(Statistics.of(features(images)), told), 0.0) ** 0.5, setting)
+            )
         kept += dict.fromkeys(min(scores, key=lambda s, i=i: s[i])[2] for i in (0, 1)) if scores else []
     return kept
+
+
+def add(key: str, value: Any) -> None:
+    remember(SETTINGS, lambda old: old | {key: value})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,14 +85,19 @@ def main(argv: list[str] | None = None) -> None:
         plan = reference_plan(100)
         reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
         grids = searched_grids(reference_path(problem.first(16)), max(NFES) + 1)
-        remember(SETTINGS, lambda old: old | {f"grids {guidance:g}": {n: g.tolist() for n, g in grids.items()}})  # noqa: B023
+        add(f"grids {guidance:g}", {n: g.tolist() for n, g in grids.items()})
         for nfe in args.nfe:
             key = f"{nfe} {guidance:g}"
             if key in json.loads(SETTINGS.read_text()) and not args.again:
                 continue
             found = [setting.as_dict() for setting in ranked(problem, reference, grids, nfe, features)]
-            remember(SETTINGS, lambda old: old | {key: found})  # noqa: B023
-            print(key, *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in found), sep="\n  ", flush=True)
+            add(key, found)
+            print(
+                key,
+                *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in found),
+                sep="\n  ",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

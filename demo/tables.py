@@ -1,4 +1,4 @@
-"""The tables of predictors/README.md and of the README, written into them: `python -m demo.tables`.
+"""The tables of predictors/README.md, written into it: `python -m demo.tables`.
 
 From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and
 predictors/calibrated.json (by `python -m demo.calibrate`)."""
@@ -41,13 +41,11 @@ def measured() -> list[str]:
     return lines
 
 
-def calibrated(short: bool = False) -> list[str]:
+def calibrated() -> list[str]:
     """For each NFE and guidance: the least error and the least Fréchet distance of any plain solver at any
-    setting, AMED-Solver by Algorithm 1, the quick and the normal calibration. `short`: the normal one
-    beside the plain best."""
-    names = ["NFE", "guidance", "best plain", "quick", "normal", "normal / best plain"]
-    if not short:
-        names.insert(3, "AMED-Solver, Algorithm 1")
+    setting, AMED-Solver by Algorithm 1, the quick and the normal calibration."""
+    names = ["NFE", "guidance", "best plain", "AMED-Solver, Algorithm 1", "quick", "normal"]
+    names.append("normal / best plain")
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
 
     def both(row: dict | None) -> str:
@@ -62,7 +60,7 @@ def calibrated(short: bool = False) -> list[str]:
         cells = [*key.split(), both(best), both(paper), both(rows.get("quick")), both(rows.get("normal"))]
         ratio = rows.get("normal")
         cells.append(f"**{ratio['rmse_ref_ratio']:.2f}** / **{ratio['fd_ref_ratio']:.2f}**" if ratio else "")
-        lines.append("| " + " | ".join(cells[:3] + cells[3 + short :]) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
@@ -78,7 +76,6 @@ def write(page: Path, tables: dict[str, list[str]]) -> None:
 
 def main() -> None:
     write(FOLDER / "README.md", {"files": files(), "measured": measured(), "calibrated": calibrated()})
-    write(FOLDER.parent / "README.md", {"calibrated": calibrated(short=True)})
 
 
 if __name__ == "__main__":

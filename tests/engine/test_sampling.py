@@ -232,7 +232,7 @@ def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
         return model(x, sigma), torch.zeros(len(x), 1, 8, 8)
 
     fed = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, capture=zeros)
-    assert torch.allclose(out, fed, rtol=1e-12, atol=1e-12)  # one r for all, or one each: the same but for rounding
+    assert torch.allclose(out, fed, rtol=1e-12, atol=1e-12)  # the same but for rounding
 
 
 def test_nan_names_its_sigma(toy, noise):

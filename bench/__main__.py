@@ -1,0 +1,74 @@
+"""The benchmark: `make bench` (under an hour on 2 cores) or `make bench-quick` (minutes, nothing in docs).
+
+    python -m bench [--quick] [--resume] [--noises 2000] [--dtype float32]
+
+Writes docs/RESULTS.md, results.json, geometry.json, cost.json, pictures in docs/bench, and the README's
+table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run has
+measured; --noises measures every row on so many (2000: about nine hours)."""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+
+from demo.tables import write
+
+from . import host, plots, report
+from .cost import cost
+from .geometry import SAMPLES, TRAJECTORIES, geometry
+from .quality import OUT, QUICK, Plan, Workers, own_distances, quality
+from .report import ROOT
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="few noises, 3 5 7 evaluations; docs stay as they are"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep what a stopped run has measured")
+    parser.add_argument("--noises", type=int, help="measure every row on so many noises")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the network")
+    args = parser.parse_args(argv)
+    plan = replace(QUICK if args.quick else Plan(), dtype=args.dtype)
+    if args.noises:
+        plan = replace(plan, noises=dict.fromkeys(plan.noises, args.noises), many=0, many_nfes=())
+    try:
+        host.modules()
+    except RuntimeError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    begin = time.perf_counter()
+    print("cost", flush=True)
+    OUT.mkdir(exist_ok=True)
+    costs = cost(args.quick)  # first, while no other process runs
+    print("quality", flush=True)
+    references, rows, many = quality(plan, args.resume)
+    print("geometry", flush=True)
+    with Workers(plan.workers) as workers:
+        shape = geometry(plan, workers, *((64, 32) if args.quick else (TRAJECTORIES, SAMPLES)))
+
+    folder = OUT / "quick" if args.quick else ROOT / "docs"
+    pictures = folder / "bench"
+    pictures.mkdir(parents=True, exist_ok=True)
+    plots.quality(rows, pictures / "quality.png")
+    plots.figure_4(shape, pictures / "figure-4.png")
+    plots.figure_5(shape, pictures / "figure-5.png")
+    grids = plots.grids(rows, pictures)
+    own, own_many = own_distances(plan)
+    minutes = (time.perf_counter() - begin) / 60
+    text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids, minutes)
+    report.write_all(folder, text, report.results(references, rows + many), shape, costs)
+    found = [
+        c
+        for g, n in sorted({(r.entry.guidance, r.nfe) for r in rows})
+        for c in report.compared(rows, own, n, g)
+    ]
+    if not args.quick:
+        write(ROOT / "README.md", {"results": report.readme(found)})
+    print("\n".join(report.readme(found, plan.nfes)))
+    print(f"\n{folder / 'RESULTS.md'}, {minutes:.0f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

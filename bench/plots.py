@@ -1,0 +1,142 @@
+"""The pictures: quality against evaluations, the same noises side by side, and the paper's figures 4 and
+5."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from . import host
+from .quality import OUT, SHOWN, SHOWN_NFES, Row, best_others
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+CALIBRATED = "calibrated table"
+NAMES = {"fd_ref": "Fréchet distance to the reference", "rmse_ref": "error to the reference"}
+COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS)))))
+
+
+def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
+    """Name -> evaluations -> value: a line for every other solver at its best, the calibrated table, the best
+    AMED-Plugin, AMED-Solver."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row.entry.guidance != guidance:
+            continue
+        if row.entry.setting is not None:
+            name = row.entry.setting.variant.solver
+        elif row.predictor == CALIBRATED:
+            name = "AMED multistep, calibrated"
+        else:
+            name = "AMED-Solver" if row.solver == "AMED-Solver" else "best AMED-Plugin"
+        value = row.measures[measure].value
+        line = found.setdefault(name, {})
+        line[row.nfe] = min(value, line.get(row.nfe, value))
+    return found
+
+
+def quality(rows: list[Row], file: Path) -> None:
+    guidances = sorted({row.entry.guidance for row in rows})
+    figure, axes = plt.subplots(
+        2, len(guidances), figsize=(4.6 * len(guidances), 8), sharex=True, squeeze=False, layout="constrained"
+    )
+    ours = {
+        "AMED multistep, calibrated": ("k", "o"),
+        "best AMED-Plugin": ("k", "s"),
+        "AMED-Solver": ("k", "^"),
+    }
+    for i, measure in enumerate(NAMES):
+        for j, guidance in enumerate(guidances):
+            axis, found = axes[i][j], lines(rows, guidance, measure)
+            for name in sorted(found, key=lambda n: n in ours):
+                points = sorted(found[name].items())
+                style = {"color": COLOURS.get(name), "lw": 1.1, "alpha": 0.8}
+                if name in ours:
+                    colour, marker = ours[name]
+                    style = {"color": colour, "marker": marker, "ms": 5, "lw": 2.2 if marker == "o" else 1}
+                    style["ls"] = "-" if marker == "o" else ":"
+                axis.plot(*zip(*points), label=name, **style)
+            low = min(v for line in found.values() for v in line.values())
+            axis.set_yscale("log")
+            axis.set_ylim(low * 0.7, low * (400 if measure == "fd_ref" else 20))
+            axis.set_title(f"guidance {guidance:g}" if guidance != 1 else "no guidance", fontsize=10)
+            axis.grid(alpha=0.3, which="both")
+            axis.set_xlabel("evaluations") if i else None
+            axis.set_ylabel(NAMES[measure]) if j == 0 else None
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
+    """The first noises of the reference, AMED, the best other solvers, and what people use."""
+    here = [r for r in rows if (r.entry.guidance, r.nfe) == (guidance, nfe)]
+    best = best_others(rows, nfe, guidance)
+    shown: list[tuple[str, str]] = [("reference, 100", f"{guidance:g}-reference")]
+
+    def add(row: Row, text: str) -> None:
+        key = f"{guidance:g}-{nfe}-{row.solver}-{row.predictor}"
+        if key not in [k for _, k in shown]:
+            shown.append((text, key))
+
+    for row in sorted((r for r in here if r.entry.file), key=lambda r: r.predictor != CALIBRATED):
+        add(row, row.solver + (", calibrated" if row.predictor == CALIBRATED else f", {row.predictor}"))
+    add(best["fd_ref"], f"best other: {best['fd_ref'].solver}")
+    for solver in ("dpmpp_2m", "uni_pc", "euler"):
+        for row in here:
+            if row.entry.setting is not None and row.entry.setting.variant.solver == solver:
+                add(row, row.solver)
+    side, left = 32 * scale, 210
+    page = Image.new("RGB", (left + SHOWN * side, len(shown) * side), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for i, (text, key) in enumerate(shown):
+        draw.text((6, i * side + side // 2 - 8), text, "black", font)
+        with Image.open(OUT / "strips" / f"{key}.png") as strip:
+            page.paste(strip.resize((SHOWN * side, side), Image.Resampling.BICUBIC), (left, i * side))
+    page.save(file, optimize=True)
+
+
+def grids(rows: list[Row], folder: Path) -> list[str]:
+    """A grid at 3, 5 and 7 evaluations for each guidance; their file names."""
+    names = []
+    for guidance, nfe in sorted({(r.entry.guidance, r.nfe) for r in rows if r.nfe in SHOWN_NFES}):
+        names.append(f"grid-nfe{nfe}-cfg{guidance:g}.png")
+        grid(rows, guidance, nfe, folder / names[-1])
+    return names
+
+
+def figure_4(told: dict[str, Any], file: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    left.plot(told["sigmas"], [100 * v for v in told["error_mean"]], "k-o", ms=3, label="mean")
+    left.plot(told["sigmas"], [100 * v for v in told["error_95"]], "k:", label="95 % of trajectories below")
+    left.axhline(8, color="tab:red", lw=1, ls="--", label="the paper's bound, 8 %")
+    left.set(xscale="log", xlabel="sigma", ylabel="relative projection error, %", ylim=(0, None))
+    left.invert_xaxis()
+    left.legend(fontsize=8)
+    right.bar(range(1, len(told["variance"]) + 1), told["variance"], color="0.3")
+    right.set(yscale="log", xlabel="component", ylabel="share of variance")
+    figure.suptitle(
+        f"{told['trajectories']} trajectories of 80 evaluations, each projected on its two components",
+        fontsize=10,
+    )
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def figure_5(told: dict[str, Any], file: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, (name, found) in enumerate(told["students"].items()):
+        x = np.arange(1, len(found["alignment"]) + 1)
+        left.plot(x, found["alignment"], "-o", ms=3, label=name)
+        right.errorbar(
+            x + 0.06 * (i - 2), found["r_mean"], found["r_spread"], fmt="-o", ms=3, capsize=2, label=name
+        )
+    left.set(xlabel="interval, from the noise on", ylabel="share of the error removed by the best r")
+    right.set(xlabel="interval, from the noise on", ylabel="best r, its spread over noises", ylim=(0, 1))
+    left.legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
