@@ -13,6 +13,7 @@ from .quality import OUT, SHOWN, SHOWN_NFES, Row, best_others
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 CALIBRATED = "calibrated table"
 NAMES = {"fd_ref": "Fréchet distance to the reference", "rmse_ref": "error to the reference"}
@@ -64,10 +65,11 @@ def quality(rows: list[Row], file: Path) -> None:
             axis.set_ylim(low * 0.7, low * (400 if measure == "fd_ref" else 20))
             axis.set_title(f"guidance {guidance:g}" if guidance != 1 else "no guidance", fontsize=10)
             axis.grid(alpha=0.3, which="both")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel("evaluations") if i else None
             axis.set_ylabel(NAMES[measure]) if j == 0 else None
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 + len(guidances), fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
@@ -90,7 +92,7 @@ def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2)
         for row in here:
             if row.entry.setting is not None and row.entry.setting.variant.solver == solver:
                 add(row, row.solver)
-    side, left = 32 * scale, 210
+    side, left = 32 * scale, 270
     page = Image.new("RGB", (left + SHOWN * side, len(shown) * side), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     for i, (text, key) in enumerate(shown):
@@ -138,5 +140,7 @@ def figure_5(told: dict[str, Any], file: Path) -> None:
     left.set(xlabel="interval, from the noise on", ylabel="share of the error removed by the best r")
     right.set(xlabel="interval, from the noise on", ylabel="best r, its spread over noises", ylim=(0, 1))
     left.legend(fontsize=8)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(file, dpi=110)
     plt.close(figure)
