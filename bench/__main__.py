@@ -4,7 +4,7 @@
 
 Writes docs/RESULTS.md, results.json, geometry.json, cost.json, pictures in docs/bench, and the README's
 table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run has
-measured; --noises measures every row on so many (2000: about nine hours)."""
+measured; --noises measures every row on so many (2000 take hours)."""
 
 import argparse
 import sys
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     references, rows, many = quality(plan, args.resume)
     print("geometry", flush=True)
     with Workers(plan.workers) as workers:
-        shape = geometry(plan, workers, *((64, 32) if args.quick else (TRAJECTORIES, SAMPLES)))
+        shape = geometry(plan, workers, *((32, 12) if args.quick else (TRAJECTORIES, SAMPLES)))
 
     folder = OUT / "quick" if args.quick else ROOT / "docs"
     pictures = folder / "bench"

@@ -58,7 +58,7 @@ class Plan:
     workers: int = os.cpu_count() or 1
 
 
-QUICK = Plan({1.0: 48, 4.0: 24}, (3, 5, 7), 0, (), 8, 20)
+QUICK = Plan({1.0: 32, 4.0: 16}, (3, 5, 7), 0, (), 8, 20)
 
 
 @dataclass(frozen=True)

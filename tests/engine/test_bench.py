@@ -73,11 +73,12 @@ def test_searched_grid_is_the_best_of_all():
 
 def test_results_have_every_row():
     rows = [r for r in RESULTS if r["solver"] != "reference"]
-    assert {r["guidance"] for r in rows} == {1, 2, 4} and {r["nfe"] for r in rows} == set(range(3, 11))
+    assert sorted({r["guidance"] for r in rows}) == [1, 2, 4]
+    assert sorted({r["nfe"] for r in rows}) == list(range(3, 11))
     for guidance, nfe in itertools.product((1, 2, 4), range(3, 11)):
         here = [r for r in rows if (r["guidance"], r["nfe"]) == (guidance, nfe)]
         names = {r["solver"].split(" (")[0] for r in here if not r["predictor"]}
-        assert ONE_A_STEP <= names
+        assert names >= ONE_A_STEP
         assert any(r["predictor"] == "calibrated table" for r in here)
     for row in rows:
         for name in MEASURES:
