@@ -14,6 +14,7 @@ from dataclasses import replace
 from demo.tables import write
 
 from . import host, plots, report
+from .compare import all_compared
 from .cost import cost
 from .geometry import SAMPLES, TRAJECTORIES, geometry
 from .quality import OUT, QUICK, Plan, Workers, own_distances, quality
@@ -58,11 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     minutes = (time.perf_counter() - begin) / 60
     text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids, minutes)
     report.write_all(folder, text, report.results(references, rows + many), shape, costs)
-    found = [
-        c
-        for g, n in sorted({(r.entry.guidance, r.nfe) for r in rows})
-        for c in report.compared(rows, own, n, g)
-    ]
+    found = all_compared(rows, own)
     if not args.quick:
         write(ROOT / "README.md", {"results": report.readme(found)})
     print("\n".join(report.readme(found, plan.nfes)))

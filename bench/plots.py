@@ -9,13 +9,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import host
-from .quality import OUT, SHOWN, SHOWN_NFES, Row, best_others
+from .quality import CALIBRATED, OUT, SHOWN, SHOWN_NFES, Row, best_others
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
-CALIBRATED = "calibrated table"
 NAMES = {"fd_ref": "Fréchet distance to the reference", "rmse_ref": "error to the reference"}
 COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS)))))
 

@@ -36,6 +36,7 @@ from .search import SETTINGS, reference_plan
 ROOT = Path(__file__).parent
 OUT = ROOT / "out"
 FOLDERS = (ROOT.parent / "predictors", ROOT / "predictors")
+CALIBRATED = "calibrated table"
 MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd", "fd_ref_unet")
 SHOWN, SHOWN_NFES = 8, (3, 5, 7)
 CHUNK = 32
@@ -119,7 +120,7 @@ def label(fitted: store.Fitted) -> tuple[str, str]:
     """A file's solver and kind of predictor, for people."""
     spec = fitted.spec
     if spec.solver == "multistep":
-        return "AMED multistep", "calibrated table"
+        return "AMED multistep", CALIBRATED
     names = {
         "amed": "AMED-Solver",
         "ipndm": "iPNDM",
@@ -395,9 +396,7 @@ def again(plan: Plan, rows: list[Row]) -> list[Entry]:
             best_others(rows, nfe, 1.0)[name].entry.key: best_others(rows, nfe, 1.0)[name]
             for name in ("rmse_ref", "fd_ref")
         }
-        ours = [
-            r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == "calibrated table"
-        ]
+        ours = [r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == CALIBRATED]
         for row in [*ours, *chosen.values()]:
             wanted.append(Entry(nfe, 1.0, plan.many, row.entry.setting, row.entry.file))
     return wanted
