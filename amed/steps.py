@@ -28,9 +28,11 @@ def scalar(v: Tensor | float) -> Tensor | float:
 
 
 def along(x: Tensor, d: Tensor, length: Tensor | float) -> Tensor:
-    """x + length * d, in one pass where the length is one number on the CPU."""
+    """x + length * d, in one pass."""
     length = scalar(length)
-    return x + length * d if isinstance(length, Tensor) else torch.add(x, d, alpha=length)
+    if not isinstance(length, Tensor):
+        return torch.add(x, d, alpha=length)
+    return torch.addcmul(x, d, length) if length.ndim else x + length * d
 
 
 def euler(x: Tensor, d: Tensor, t: Tensor, t_next: Tensor, c: Tensor | float = 1.0) -> Tensor:
@@ -108,13 +110,19 @@ def multistep(
 ) -> Tensor:
     """x + c (t_next - t) sum_k w_k d_k: weights on the slopes in hand, both newest first."""
     step = scalar(c * (t_next - t))
-    terms = [(step * w, d) for w, d in zip(weights, slopes) if w]
-    if isinstance(step, Tensor) or not terms:
-        return x + sum(w * d for w, d in terms)
-    x = torch.add(x, terms[0][1], alpha=terms[0][0])
-    for w, d in terms[1:]:
-        x.add_(d, alpha=w)
-    return x
+    terms = [(w, d) for w, d in zip(weights, slopes) if w]
+    if not terms:
+        return x
+    (first, newest), *older = terms
+    if not isinstance(step, Tensor):
+        x = torch.add(x, newest, alpha=step * first)
+        for w, d in older:
+            x.add_(d, alpha=step * w)
+        return x
+    total = newest if first == 1 else first * newest
+    for w, d in older:
+        total = torch.add(total, d, alpha=w)
+    return along(x, total, step)
 
 
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
