@@ -258,7 +258,7 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
     return {"sampling": sampling, "calibration of a model of no cost": fitting}
 
 
-def fits(nfe: int = 5, images: int = 240, noises: int = 64) -> list[dict[str, Any]]:
+def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, Any]]:
     """Calibration (quick) and Algorithm 1 on the same model without guidance: network passes, seconds, error.
 
     A pass is one sample through the network; a gradient through it counts as two more."""

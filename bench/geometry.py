@@ -12,7 +12,7 @@ from amed.sampling import Solver, sample
 from .problem import SIGMA_MAX, SIGMA_MIN
 from .quality import CHUNK, Plan, Workers, problem, rounded
 
-TRAJECTORIES, SAMPLES = 1000, 64
+TRAJECTORIES, SAMPLES = 1000, 32
 EVALUATIONS = 80
 N = 6
 STUDENTS = {

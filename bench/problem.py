@@ -31,7 +31,7 @@ class Counted(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         self.evaluations += 1
         self.passes += len(x) * (1 if self.model.scale == 1 else 2)
-        level = float(sigma[0])
+        level = float(sigma[0].detach())
         if level < 0.999 * SIGMA_MAX or "factor" in kwargs or not self.remembers:
             return self.model(x, sigma, **kwargs)
         for noise, at, denoised in self.first:

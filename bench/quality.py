@@ -48,9 +48,9 @@ class Plan:
     `many` noises for the calibrated table and its best opponents (`many_nfes`, guidance 1), and how many
     noises prove that the reference has converged."""
 
-    noises: dict[float, int] = field(default_factory=lambda: {1.0: 160, 2.0: 80, 4.0: 80}, hash=False)
+    noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
     nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
-    many: int = 2000
+    many: int = 1000
     many_nfes: tuple[int, ...] = (5, 7, 9)
     converged: int = 32
     resamples: int = RESAMPLES
@@ -392,10 +392,8 @@ def again(plan: Plan, rows: list[Row]) -> list[Entry]:
     """The calibrated table and the best other solvers without guidance, on `plan.many` noises."""
     wanted = []
     for nfe in plan.many_nfes:
-        chosen = {
-            best_others(rows, nfe, 1.0)[name].entry.key: best_others(rows, nfe, 1.0)[name]
-            for name in ("rmse_ref", "fd_ref")
-        }
+        best = best_others(rows, nfe, 1.0)
+        chosen = {best[name].entry.key: best[name] for name in ("rmse_ref", "fd_ref")}
         ours = [r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == CALIBRATED]
         for row in [*ours, *chosen.values()]:
             wanted.append(Entry(nfe, 1.0, plan.many, row.entry.setting, row.entry.file))
@@ -405,6 +403,11 @@ def again(plan: Plan, rows: list[Row]) -> list[Entry]:
 def quality(plan: Plan, resume: bool = False) -> tuple[list[dict], list[Row], list[Row]]:
     """The reference's rows, all rows, and the rows on many noises."""
     OUT.mkdir(exist_ok=True)
+    ran = OUT / "plan.txt"
+    if resume and not (ran.is_file() and ran.read_text() == repr(plan)):
+        print("  nothing to resume: the run before was not this one", flush=True)
+        resume = False
+    ran.write_text(repr(plan))
     old = kept(resume)
     with Workers(plan.workers) as workers:
         told = [references(plan, workers, guidance, resume) for guidance in plan.noises]
