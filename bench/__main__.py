@@ -1,12 +1,14 @@
 """The benchmark: `make bench` (under an hour on 2 cores) or `make bench-quick` (minutes, nothing in docs).
 
-    python -m bench [--quick] [--resume] [--noises 2000] [--dtype float32]
+    python -m bench [--quick] [--resume] [--noises 2000] [--dtype float32] [--report]
 
 Writes docs/RESULTS.md, results.json, geometry.json, cost.json, pictures in docs/bench, and the README's
 table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run has
-measured; --noises measures every row on so many (2000 take hours)."""
+measured; --noises measures every row on so many (2000 take hours). --report writes the pages of a finished
+run again, from bench/out and the JSON files."""
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import replace
@@ -29,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="keep what a stopped run has measured")
     parser.add_argument("--noises", type=int, help="measure every row on so many noises")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the network")
+    parser.add_argument("--report", action="store_true", help="only write a finished run's pages again")
     args = parser.parse_args(argv)
     plan = replace(QUICK if args.quick else Plan(), dtype=args.dtype)
     if args.noises:
@@ -38,17 +41,22 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    begin = time.perf_counter()
-    print("cost", flush=True)
-    OUT.mkdir(exist_ok=True)
-    costs = cost(args.quick)  # first, while no other process runs
-    print("quality", flush=True)
-    references, rows, many = quality(plan, args.resume)
-    print("geometry", flush=True)
-    with Workers(plan.workers) as workers:
-        shape = geometry(plan, workers, *((32, 12) if args.quick else (TRAJECTORIES, SAMPLES)))
-
     folder = OUT / "quick" if args.quick else ROOT / "docs"
+    OUT.mkdir(exist_ok=True)
+    begin = time.perf_counter()
+    if args.report:
+        costs, shape = (json.loads((folder / f"{name}.json").read_text()) for name in ("cost", "geometry"))
+        references, rows, many = quality(plan, resume=True)
+    else:
+        print("cost", flush=True)
+        costs = cost(args.quick)  # first, while no other process runs
+        print("quality", flush=True)
+        references, rows, many = quality(plan, args.resume)
+        print("geometry", flush=True)
+        with Workers(plan.workers) as workers:
+            shape = geometry(plan, workers, *((32, 12) if args.quick else (TRAJECTORIES, SAMPLES)))
+        costs["minutes"] = round((time.perf_counter() - begin) / 60)
+
     pictures = folder / "bench"
     pictures.mkdir(parents=True, exist_ok=True)
     plots.quality(rows, pictures / "quality.png")
@@ -56,14 +64,13 @@ def main(argv: list[str] | None = None) -> int:
     plots.figure_5(shape, pictures / "figure-5.png")
     grids = plots.grids(rows, pictures)
     own, own_many = own_distances(plan)
-    minutes = (time.perf_counter() - begin) / 60
-    text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids, minutes)
+    text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids)
     report.write_all(folder, text, report.results(references, rows + many), shape, costs)
     found = all_compared(rows, own)
     if not args.quick:
         write(ROOT / "README.md", {"results": report.readme(found)})
     print("\n".join(report.readme(found, plan.nfes)))
-    print(f"\n{folder / 'RESULTS.md'}, {minutes:.0f} minutes")
+    print(f"\n{folder / 'RESULTS.md'}, {costs['minutes']} minutes")
     return 0
 
 

@@ -32,7 +32,7 @@ class Compared:
     @property
     def text(self) -> str:
         if self.ratio is None:
-            return "none: the best other is at the reference's own distance"
+            return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
 
 
@@ -59,11 +59,9 @@ def compared(rows: list[Row], references: dict[float, Measured], nfe: int, guida
         ratio = interval = None
         if other > 0:
             ratio = ours / other
-            good = other_again > 0
-            span = torch.quantile(
-                (ours_again / other_again)[good], torch.tensor([0.05, 0.95], dtype=torch.float64)
-            )
-            interval = tuple(span.tolist())
+            again = (ours_again / other_again)[other_again > 0]
+            again = again - again.mean() + ratio  # as in Measured.interval
+            interval = tuple(torch.quantile(again, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
         found.append(Compared(nfe, guidance, measure, ours, other, best, ratio, interval))
     return found
 

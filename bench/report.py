@@ -283,7 +283,6 @@ def page(
     shape: dict,
     cost: dict,
     pictures: list[str],
-    minutes: float,
 ) -> str:
     """docs/RESULTS.md: page.md with everything filled in."""
     found, ranks = all_compared(rows, own), agreement(rows)
@@ -292,7 +291,7 @@ def page(
     if plan.many:
         noises.append(f"{plan.many} for the closest comparisons without guidance")
     values = {
-        "minutes": f"{minutes:.0f}",
+        "minutes": cost["minutes"],
         "workers": plan.workers,
         "machine": platform.machine(),
         "torch": torch.__version__.split("+")[0],
