@@ -59,7 +59,7 @@ class Plan:
     workers: int = os.cpu_count() or 1
 
 
-QUICK = Plan({1.0: 32, 4.0: 16}, (3, 5, 7), 0, (), 8, 20)
+QUICK = Plan({1.0: 32, 4.0: 16}, (3, 5, 7), 0, (), 4, 20)
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ def total(plan: Plan) -> int:
     return max(plan.many, *plan.noises.values())
 
 
-def reference(plan: Plan, guidance: float, evaluations: int, start: int) -> Tensor:
-    """The reference images of CHUNK noises."""
+def reference(plan: Plan, guidance: float, evaluations: int, start: int, stop: int) -> Tensor:
+    """The reference images of some noises."""
     whole = problem(guidance, total(plan), plan.seed, plan.dtype)
-    part, setting = slice(start, start + CHUNK), reference_plan(evaluations)
+    part, setting = slice(start, stop), reference_plan(evaluations)
     args = {k: {n: v[part] for n, v in told.items()} for k, told in whole.args.items()}
     return run(whole.guided, whole.noise[part], setting.sigmas(), setting.solver, args)[0]
 
@@ -295,12 +295,14 @@ def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> d
     file = OUT / f"reference-cfg{guidance:g}.safetensors"
     count = max(plan.noises[guidance], plan.many if guidance == 1 else 0)
     if not (resume and file.is_file()):
-        images = {}
-        for evaluations, noises in ((100, count), (200, plan.converged)):
-            jobs = [(plan, guidance, evaluations, start) for start in range(0, noises, CHUNK)]
-            what = f"reference, {evaluations} evaluations, guidance {guidance:g}"
-            parts = {job[3]: part for job, part in workers.each(what, reference, jobs)}
-            images[evaluations] = torch.cat([parts[start] for start in sorted(parts)])[:noises]
+        jobs = [
+            (plan, guidance, evaluations, start, min(start + CHUNK, noises))
+            for evaluations, noises in ((100, count), (200, plan.converged))
+            for start in range(0, noises, CHUNK)
+        ]
+        what = f"reference, 100 and 200 evaluations, guidance {guidance:g}"
+        parts = dict(workers.each(what, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
+        images = {n: torch.cat([parts[job] for job in jobs if job[2] == n]) for n in (100, 200)}
         save_file({"images": images[100], "twice": images[200]}, file)
     told = load_file(file)
     images, twice = told["images"], told["twice"]
