@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         references, rows, many = quality(plan, args.resume)
         print("geometry", flush=True)
         with Workers(plan.workers) as workers:
-            shape = geometry(plan, workers, *((32, 12) if args.quick else (TRAJECTORIES, SAMPLES)))
+            shape = geometry(plan, workers, *((32, 8) if args.quick else (TRAJECTORIES, SAMPLES)))
         costs["minutes"] = round((time.perf_counter() - begin) / 60)
 
     pictures = folder / "bench"

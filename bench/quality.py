@@ -59,7 +59,7 @@ class Plan:
     workers: int = os.cpu_count() or 1
 
 
-QUICK = Plan({1.0: 32, 4.0: 16}, (3, 5, 7), 0, (), 4, 20)
+QUICK = Plan({1.0: 24, 4.0: 12}, (3, 5, 7), 0, (), 4, 20)
 
 
 @dataclass(frozen=True)
