@@ -36,6 +36,15 @@ def guided(guidance: float) -> str:
     return "none" if guidance == 1 else f"{guidance:g}"
 
 
+HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "ratio (90 %)"]
+
+
+def line(c: Compared) -> list[Any]:
+    """A comparison's cells under HEAD."""
+    which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
+    return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
+
+
 def goals(all_compared: list[Compared]) -> list[str]:
     """Every goal with its figure."""
     body = []
@@ -43,21 +52,8 @@ def goals(all_compared: list[Compared]) -> list[str]:
         goal = GOALS[c.guidance != 1].get(c.measure) if c.nfe in GOAL_NFES else None
         if goal is not None:
             met = c.ratio is not None and c.ratio <= goal
-            body.append(
-                [
-                    c.nfe,
-                    guided(c.guidance),
-                    SHORT[c.measure],
-                    number(c.ours),
-                    number(c.other),
-                    f"{c.row.solver}, {c.row.entry.setting.schedule_name}",
-                    c.text,
-                    goal,
-                    "**reached**" if met else "missed",
-                ]
-            )
-    head = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "ratio (90 %)", "goal", ""]
-    return table(head, body)
+            body.append([*line(c), goal, "**reached**" if met else "missed"])
+    return table([*HEAD, "goal", ""], body)
 
 
 def ahead(all_compared: list[Compared]) -> list[str]:
@@ -70,22 +66,7 @@ def ahead(all_compared: list[Compared]) -> list[str]:
         f"(evaluations x guidance x {len(SHORT)} measures, the best other chosen anew for each)."
     ]
     if behind:
-        text += ["It is behind here:", ""]
-        text += table(
-            ["NFE", "guidance", "measure", "calibrated", "best other", "which", "ratio (90 %)"],
-            [
-                [
-                    c.nfe,
-                    guided(c.guidance),
-                    SHORT[c.measure],
-                    number(c.ours),
-                    number(c.other),
-                    f"{c.row.solver}, {c.row.entry.setting.schedule_name}",
-                    c.text,
-                ]
-                for c in behind
-            ],
-        )
+        text += ["It is behind here:", "", *table(HEAD, [line(c) for c in behind])]
     return text
 
 
