@@ -1,14 +1,14 @@
-"""The conditional rows of the U-Net's middle block during one evaluation, whatever order a WebUI runs them in.
+"""The conditional rows of the U-Net's middle block during one evaluation, whatever order a WebUI runs them
+in.
 
-A denoiser call of a WebUI is one or several calls of its U-Net, with the rows of prompt and negative prompt in an
-order of the host's own:
+A denoiser call of a WebUI is one or several calls of its U-Net, with the rows of prompt and negative prompt
+in an order of the host's own:
 
-- A1111 (modules/sd_samplers_cfg_denoiser.py, 1.10.1): all prompt rows first, image by image, several for an image
-  whose prompt has AND; then the negative ones; together or cut into calls in that order; without the negative ones
-  where `s_min_uncond` or `skip_early_cond` leaves them out.
-- Forge and reForge (backend/sampling/sampling_function.py): one chunk of all images for each prompt of AND and for
-  the negative one, in reversed order, `transformer_options["cond_or_uncond"]` with 0 for prompts.
-"""
+- A1111 (modules/sd_samplers_cfg_denoiser.py, 1.10.1): all prompt rows first, image by image, several for an
+image whose prompt has AND; then the negative ones; together or cut into calls in that order; without the
+negative ones where `s_min_uncond` or `skip_early_cond` leaves them out. - Forge and reForge
+(backend/sampling/sampling_function.py): one chunk of all images for each prompt of AND and for the negative
+one, in reversed order, `transformer_options["cond_or_uncond"]` with 0 for prompts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Seen:
-    """One call of the U-Net: its middle block's output `[R, C, H, W]`, and what its chunks are (0 a prompt, 1 the
-    negative one), if the host says so."""
+    """One call of the U-Net: its middle block's output `[R, C, H, W]`, and what its chunks are (0 a prompt,
+    1 the negative one), if the host says so."""
 
     output: Tensor
     chunks: list[int] | None = None
@@ -53,9 +53,9 @@ def by_chunks(seen: list[Seen], count: int, extra_args: dict[str, Any]) -> Tenso
 class RowCapture:
     """amed.bottleneck.Capture by a forward hook on `unet().middle_block[-1]`, for one evaluation at a time.
 
-    unet: the module now in use (a refiner may have replaced it), None for a model that has no U-Net. rows: `in_order`
-    or `by_chunks`. `failed` counts the evaluations whose rows could not be told: these get None, which the predictor
-    takes as zeros."""
+    unet: the module now in use (a refiner may have replaced it), None for a model that has no U-Net. rows:
+    `in_order` or `by_chunks`. `failed` counts the evaluations whose rows could not be told: these get None,
+    which the predictor takes as zeros."""
 
     def __init__(
         self,

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
-
 from amed_webui.capture import RowCapture, by_chunks, in_order
+from torch import nn
 
 NEGATIVE = 90
 
@@ -39,15 +38,17 @@ class A1111:
             calls = [rows[a : a + size] for a in range(0, len(rows), size)]
         else:
             size = batch * 2 if self.batched else batch
-            calls = [prompts[a : a + size] for a in range(0, len(prompts), size)] + ([negative] if negative else [])
+            calls = [prompts[a : a + size] for a in range(0, len(prompts), size)] + (
+                [negative] if negative else []
+            )
         for call in calls:
             self.unet(torch.tensor(call))
         return x
 
 
 class Forge:
-    """backend.sampling.sampling_function.calc_cond_uncond_batch: chunks in reversed order, `at_once` of them a
-    call."""
+    """backend.sampling.sampling_function.calc_cond_uncond_batch: chunks in reversed order, `at_once` of
+    them a call."""
 
     def __init__(self, unet, at_once=9, guided=True):
         self.unet, self.at_once, self.guided = unet, at_once, guided

@@ -1,0 +1,135 @@
+"""The dropdown, against the host's lists restated here (modules/sd_samplers*.py,
+modules/sd_schedulers.py)."""
+
+import inspect
+from collections import namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from amed_webui.samplers import ENTRIES, SCHEDULE_LABEL, add_samplers, add_schedule
+
+from amed import SAMPLERS
+
+
+class SamplerData(namedtuple("SamplerData", ["name", "constructor", "aliases", "options"])):
+    def total_steps(self, steps):
+        return steps * 2 if self.options.get("second_order", False) else steps
+
+
+@dataclass
+class Scheduler:
+    name: str
+    label: str
+    function: object
+    default_rho: float = -1
+    need_inner_model: bool = False
+    aliases: list = None
+
+
+class KDiffusionSampler:
+    """Gives a sampler's function what its signature names."""
+
+    def __init__(self, func, model):
+        self.func, self.model = func, model
+
+    def sample(self, x, sigmas):
+        wanted = inspect.signature(self.func).parameters
+        extra = {
+            k: v
+            for k, v in {"n": 5, "sigma_min": 0.1, "sigma_max": 9.0, "sigmas": sigmas}.items()
+            if k in wanted
+        }
+        return self.func(self.model, x, extra_args={}, disable=False, callback=lambda d: None, **extra)
+
+
+@pytest.fixture
+def host():
+    euler = SamplerData("Euler", lambda model: KDiffusionSampler(None, model), ["k_euler"], {})
+    samplers = SimpleNamespace(all_samplers=[euler], all_samplers_map={"Euler": euler}, samplers_map={})
+
+    def set_samplers():
+        samplers.samplers = samplers.all_samplers
+        samplers.samplers_map.clear()
+        for sampler in samplers.all_samplers:
+            samplers.samplers_map[sampler.name.lower()] = sampler.name
+            for alias in sampler.aliases:
+                samplers.samplers_map[alias.lower()] = sampler.name
+
+    samplers.set_samplers = set_samplers
+    schedulers = [Scheduler("automatic", "Automatic", None), Scheduler("karras", "Karras", None)]
+    schedules = SimpleNamespace(
+        Scheduler=Scheduler,
+        schedulers=schedulers,
+        schedulers_map={**{s.name: s for s in schedulers}, **{s.label: s for s in schedulers}},
+    )
+    return SimpleNamespace(
+        samplers=samplers,
+        common=SimpleNamespace(SamplerData=SamplerData),
+        kdiffusion=SimpleNamespace(KDiffusionSampler=KDiffusionSampler),
+        schedules=schedules,
+    )
+
+
+def add(host, run=None, shown=None):
+    add_samplers(host.samplers, host.common, host.kdiffusion, run or (lambda *a: None), shown)
+
+
+def test_added_once_however_often(host):
+    add(host)
+    add(host)
+    names = [s.name for s in host.samplers.samplers]
+    assert names == ["Euler", *(e.label for e in ENTRIES)]
+    assert set(host.samplers.all_samplers_map) == set(names)
+    assert host.samplers.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
+
+
+def test_a_hidden_one_goes(host):
+    add(host)
+    add(host, shown={"AMED"})
+    assert [s.name for s in host.samplers.samplers] == ["Euler", "AMED"]
+    assert "AMED Multistep" not in host.samplers.all_samplers_map
+
+
+def test_every_entry_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
+    labels = (
+        "Karras",
+        "Exponential",
+        "Uniform",
+        "Simple",
+        "Normal",
+        "DDIM",
+        "Beta",
+        "Turbo",
+        "Optimal",
+        "Automatic",
+    )
+    assert {e.sampler for e in ENTRIES} == set(SAMPLERS)
+    for entry in ENTRIES:
+        assert not entry.label.endswith(labels)
+        assert entry.label == "AMED" or not entry.label.endswith(f" {SCHEDULE_LABEL}")
+
+
+def test_the_host_calls_with_what_the_signature_names(host):
+    seen = []
+
+    def run(entry, model, x, sigmas, extra_args, callback, disable):
+        seen.append((entry.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
+        return x + 1
+
+    add(host, run)
+    data = host.samplers.all_samplers_map["AMED"]
+    assert data.total_steps(3) == 6 and host.samplers.all_samplers_map["AMED Multistep"].total_steps(5) == 5
+    end = data.constructor("model").sample(torch.zeros(1), torch.tensor([2.0, 1.0]))
+    assert end.tolist() == [1.0] and seen == [("amed", "model", [2.0, 1.0], {}, False, True)]
+
+
+def test_schedule(host):
+    add_schedule(host.schedules, lambda **told: told)
+    add_schedule(host.schedules, lambda **told: told)
+    assert [s.name for s in host.schedules.schedulers] == ["automatic", "karras", "amed"]
+    assert host.schedules.schedulers_map["AMED"] is host.schedules.schedulers_map["amed"]
+    add(host)
+    assert all(s.options["scheduler"] == "amed" for s in host.samplers.samplers[1:])
+    assert all(isinstance(v, (str, bool)) for s in host.samplers.samplers for v in s.options.values())
