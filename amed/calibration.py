@@ -19,6 +19,7 @@ plain solvers (at 2,500 evaluations they often lost to where they began, at 12,0
 place later)."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,16 @@ def budget_of(budget: str | int, nfe: int) -> int:
         return int(budget)
     except ValueError:
         raise ValueError(f"budget is {budget!r}: give one of {', '.join(PRESETS)}, or a number") from None
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
+    parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
+    if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
+        raise ValueError(
+            f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
+        )
+    return tuple(dict.fromkeys(int(p) for p in parts))
 
 
 @dataclass(frozen=True)
@@ -168,6 +179,12 @@ class Result:
             else "the fit did not beat the best plain solver, which is kept"
         )
         return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
+
+
+    def table(self, name: str) -> str:
+        """What came of it and what it was held against, for people; `name`: the file it was saved as."""
+        lines = [f"{name}: {self.text}", f"fitted with {self.evaluations} evaluations"]
+        return "\n".join(lines + [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in self.rows])
 
 
 class References:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,6 +300,19 @@ def save(path: str | os.PathLike, fitted: Fitted) -> Path:
         Path(part).unlink(missing_ok=True)
         raise
     return path
+
+
+def file_name(name: str) -> str:
+    """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"\w[\w .+-]*", stem):
+        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+    return f"{stem}.safetensors"
+
+
+def saved_as(name: str, nfe: int, guidance: float) -> str:
+    """The file a fit is saved as. Raises ValueError for a name that is none."""
+    return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}")
 
 
 class Library:

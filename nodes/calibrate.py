@@ -1,14 +1,13 @@
 """Calibrate AMED: a predictor for this MODEL, by forward evaluations only."""
 
 import logging
-import re
 from dataclasses import dataclass, replace
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..amed import SAMPLERS, Fitted, plain, store
-from ..amed.calibration import PRESETS, Calibration, References, Result, Settings, budget_of
+from ..amed.calibration import PRESETS, Calibration, References, Result, Settings, budget_of, numbers
 from . import host, report
 from .schema import fit_inputs, fit_outputs, guidance_input, schema
 
@@ -33,26 +32,11 @@ class Job:
     name: str
 
 
-def file_name(name: str, nfe: int, guidance: float) -> str:
-    """The file a calibration is saved as. Raises ValueError for a name that is none."""
-    return host.file_name(f"{name}-nfe{nfe}-cfg{guidance:g}")
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
-    parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
-    if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
-        raise ValueError(
-            f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
-        )
-    return tuple(dict.fromkeys(int(p) for p in parts))
-
-
 def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list[Result], list[Fitted]]:
     """Fit, compare and save each number of evaluations of a job; they share their references. What is
     finished when the user interrupts, and the best so far of the one under way, is saved."""
     for nfe in job.nfe:  # before any work is done
-        file_name(job.name, nfe, job.guidance)
+        store.saved_as(job.name, nfe, job.guidance)
     model_sampling, who = host.sampling_of(model), host.identity(model)
     low, high = host.sigma_range(model_sampling)
     flow = host.is_flow(model_sampling)
@@ -73,7 +57,7 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
 
     def keep(calibration: Calibration, nfe: int) -> None:
         result = calibration.result()
-        path = host.user_folder() / file_name(job.name, nfe, job.guidance)
+        path = host.user_folder() / store.saved_as(job.name, nfe, job.guidance)
         saved.append(replace(result.fitted, name=store.save(path, result.fitted).name))
         results.append(result)
         logging.info("AMED: %s; saved as %s", result.text, path.name)
@@ -114,13 +98,6 @@ def calibrate_now(model: object, job: Job, node_id: str | None) -> Fitted:
     name = f"{who.family}-{who.fingerprint[:8] or 'unknown'}-{sampler.removeprefix('amed_')}"
     _, saved = calibrate(model, replace(job, sampler=sampler, name=name), node_id)
     return saved[0]
-
-
-def text_of(result: Result, fitted: Fitted) -> str:
-    """What came of it, for people."""
-    lines = [f"{fitted.name}: {result.text}", f"fitted with {result.evaluations} evaluations"]
-    lines += [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in result.rows]
-    return "\n".join(lines)
 
 
 class Calibrate(io.ComfyNode):
@@ -175,7 +152,7 @@ class Calibrate(io.ComfyNode):
             numbers(nfe), guidance, evaluations if budget == "custom" else budget, seed, name,
         )  # fmt: skip
         results, saved = calibrate(model, job, cls.hidden.unique_id)
-        text = "\n\n".join(text_of(r, f) for r, f in zip(results, saved))
+        text = "\n\n".join(r.table(f.name) for r, f in zip(results, saved))
         images = [report.picture(r, pictures(model, r)) for r in results]
         high = max(image.shape[1] for image in images)
         images = [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]

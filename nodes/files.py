@@ -61,7 +61,7 @@ class SavePredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, predictor, name):
-        path = store.save(host.user_folder() / host.file_name(name), predictor)
+        path = store.save(host.user_folder() / store.file_name(name), predictor)
         return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}"))
 
 

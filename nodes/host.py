@@ -6,10 +6,7 @@ copy of that run's options.
 
 import copy
 import logging
-import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +26,20 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ..amed import SAMPLERS, Fitted, Library, PredictorError, Spec, TablePredictor, plain, schedules
-from ..amed.conversion import as_multistep
+from ..amed import SAMPLERS, Fitted, Library, PredictorError, choice, plain, schedules
+from ..amed.choice import Identity, Report, find_for_times, mismatches, on_grid, untrained
 from ..amed.fingerprint import fingerprint
-from ..amed.sampling import MULTISTEP, Solver, sampler_of, solver_of
 from ..amed.sampling import sample as engine_sample
+from ..amed.sampling import sampler_of
 
 FOLDER = "amed_predictors"
 SCHEDULER = "amed"
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 COUNT = "amed_evaluations"  # the key of a counting MODEL's Count
+ADVICE = (
+    f"Choose one of these, load a file with Load AMED Predictor, put one into models/{FOLDER}, or set "
+    "if_missing to untrained."
+)
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
 
 
@@ -101,15 +102,6 @@ def library_state() -> list[tuple[str, float]]:
 
 
 # --- what a MODEL is ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not
-    readable)."""
-
-    family: str
-    fingerprint: str
 
 
 def identity(model: Any) -> Identity:
@@ -209,159 +201,14 @@ def attached(model: Any) -> Fitted | None:
     return None if found is None else found.fitted
 
 
-# --- which predictor ---------------------------------------------------------------------------------------
-
-
 def find(
     model: Identity, solver: str | None, nfe: int, guidance: float, max_order: int | None = None
 ) -> Fitted:
-    """The library's predictor for this model. Raises PredictorError: what was looked for, which NFE there
-    are, which files are broken, and what to do."""
-    try:
-        found = library().find(
-            solver=solver,
-            nfe=nfe,
-            guidance=guidance,
-            family=model.family,
-            fingerprint=model.fingerprint,
-            max_order=max_order,
-        )
-        return found if solver else best_like(found)
-    except PredictorError as error:
-        fits = [f.spec for f in library().fitted() if model.family == f.spec.model_family]
-        allowed = sorted({s.nfe for s in fits if solver in (None, s.solver)})
-        hint = (
-            f"For this model{f' and {solver}' if solver else ''}, NFE can be {', '.join(map(str, allowed))}."
-            if allowed
-            else "There are none for this model."
-        )
-        broken = "".join(f"\nBroken file: {p}" for p in library().problems())
-        raise PredictorError(
-            f"{error}\n{hint} Choose one of these, load a file with Load AMED Predictor, put one "
-            f"into models/{FOLDER}, or set if_missing to untrained.{broken}"
-        ) from None
-
-
-def best_like(found: Fitted) -> Fitted:
-    """Of the predictors for the same model, evaluations and guidance, whatever their solver, the one whose
-    file states the smallest error to the reference (where none does, the smallest Fréchet distance); `found`
-    itself where none states one."""
-
-    def same(other: Fitted) -> bool:
-        keys = ("nfe", "guidance", "model_family", "model_fingerprint")
-        return all(getattr(other.spec, k) == getattr(found.spec, k) for k in keys)
-
-    def told(name: str, other: Fitted) -> float:
-        value = other.spec.metrics.get(name)
-        return float(value) if isinstance(value, int | float) else math.inf
-
-    alike = [found, *filter(same, library().fitted())]
-    by = "rmse_ref" if any(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
-    return min(alike, key=lambda f: told(by, f))
-
-
-def find_for_sigmas(model: Identity, sampler: str, sigmas: Tensor, guidance: float) -> Fitted:
-    """The library's predictor for a sampler of the dropdown that was handed `sigmas`: one fitted on as many
-    times, on these very times if there is one. Raises PredictorError as `find` does."""
-    solver, times = solver_of(sampler), sigmas[sigmas > 0].double().cpu()
-    order = solver.max_order if solver.name == "dpmpp" else None
-    mine = [
-        f
-        for f in library().fitted()
-        if f.spec.solver == solver.name
-        and order in (None, f.spec.max_order)
-        and f.spec.num_steps == len(times)
-        and f.spec.model_family == model.family
-    ]
-    if not mine:
-        nfe = solver.evaluations(len(times), afs=False, with_predictor=True)
-        try:
-            return find(model, solver.name, nfe, guidance, order)
-        except PredictorError as error:
-            raise PredictorError(
-                f"the sampler {sampler!r} has no predictor for {len(times)} noise levels "
-                f"(about {nfe} evaluations).\n{error}"
-            ) from None
-
-    def order_of(f: Fitted) -> tuple:
-        same = bool(model.fingerprint) and f.spec.model_fingerprint == model.fingerprint
-        return not on_grid(f, times), not same, ratio(f.spec.guidance, guidance)
-
-    return min(mine, key=order_of)
-
-
-def on_grid(fitted: Fitted, sigmas: Tensor) -> bool:
-    """Whether the positive ones of `sigmas` are the times a predictor was fitted on (to 1 %)."""
-    times, own = sigmas[sigmas > 0].double().cpu(), fitted.sigmas()
-    return len(times) == len(own) and bool(((times / own).log().abs() < 0.01).all())
-
-
-def ratio(a: float, b: float) -> float:
-    return abs(math.log(max(a, 1e-3) / max(b, 1e-3)))
-
-
-def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
-    """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales; for multistep, iPNDM-2."""
-    solver = solver_of(sampler)
-    multistep = solver.name == MULTISTEP
-    settings = {f.name: getattr(solver, f.name) for f in fields(solver) if f.name != "name"}
-    spec = Spec(
-        solver=solver.name,
-        num_steps=len(times),
-        schedule="custom",
-        sigma_min=float(times[-1]),
-        sigma_max=float(times[0]),
-        afs=afs,
-        model_name=f"untrained: {'iPNDM-2' if multistep else 'geometric midpoints'}",
-        **settings,
-    )
-    times = torch.as_tensor(times, dtype=torch.float64)
-    if multistep:
-        return Fitted(spec, as_multistep(Solver("ipndm", 2), times, afs), times, "untrained")
-    halves = torch.full((len(times) - 1,), 0.5, dtype=torch.float64)
-    return Fitted(spec, TablePredictor(times, halves), times, "untrained")
-
-
-def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
-    """What a predictor was not fitted for, in words."""
-    spec, found = fitted.spec, []
-    if spec.model_family and spec.model_family != model.family:
-        found.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
-    elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
-        found.append(
-            f"fitted for another checkpoint of this family ({spec.model_name or spec.model_fingerprint})"
-        )
-    if fitted.name != "untrained" and ratio(spec.guidance, guidance) > 0.01:
-        found.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
-    return found
+    """The library's predictor for this model, as amed.choice.find tells."""
+    return choice.find(library(), model, solver, nfe, guidance, max_order, ADVICE)
 
 
 # --- during sampling ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Report:
-    """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable
-    here), `batch` images, the predictor, remarks."""
-
-    evaluations: int = 0
-    rows: int | None = None
-    batch: int = 1
-    fitted: Fitted | None = None
-    remarks: list[str] = field(default_factory=list)
-
-    @property
-    def passes(self) -> int | None:
-        """Network passes per image; guidance makes two of most evaluations."""
-        return None if self.rows is None else round(self.rows / self.batch)
-
-    def text(self) -> str:
-        passes = "" if self.passes is None else f", {self.passes} network passes an image"
-        lines = [
-            f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
-            f"evaluations counted: {self.evaluations}{passes}",
-        ]
-        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])
 
 
 class Counted:
@@ -494,7 +341,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         if predictor is None:
             times = sigmas[sigmas > 0]
             try:
-                predictor = find_for_sigmas(who, name, sigmas, guidance) if len(times) > 1 else None
+                if len(times) > 1:
+                    predictor = find_for_times(library(), who, name, times, guidance, ADVICE)
             except PredictorError as error:
                 if if_missing != "untrained":
                     raise
@@ -848,14 +696,6 @@ def preview_pixels(model: Any, samples: Tensor) -> Tensor:
     bias = torch.as_tensor(getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
     scaled = form.process_out(samples.float().cpu())
     return (torch.einsum("nchw,cr->nrhw", scaled, torch.tensor(factors)) + bias.view(1, 3, 1, 1)).clamp(-1, 1)
-
-
-def file_name(name: str) -> str:
-    """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
-    stem = name.strip().removesuffix(".safetensors")
-    if not re.fullmatch(r"\w[\w .+-]*", stem):
-        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
-    return f"{stem}.safetensors"
 
 
 def user_folder() -> Path:

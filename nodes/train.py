@@ -58,7 +58,7 @@ class Trained:
 def trained(model: object, job: Job, settings: Settings, node_id: str | None = None) -> Trained:
     """Train on a copy of the MODEL and save; interrupted, the best so far is saved. Raises ValueError for
     numbers that do not go together, PredictorError for a model without a middle block."""
-    path = host.user_folder() / host.file_name(f"{job.name}-nfe{job.nfe}-cfg{job.guidance:g}")
+    path = host.user_folder() / store.saved_as(job.name, job.nfe, job.guidance)
     model_sampling, who = host.sampling_of(model), host.identity(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not host.is_flow(model_sampling))
     times = host.base_times(model_sampling, planned.points)

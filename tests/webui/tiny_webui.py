@@ -1,0 +1,128 @@
+"""Writes Stable Diffusion 1.5's architecture with random weights and a U-Net two levels deep, as a checkpoint
+of A1111 (with its .yaml, a small VAE and a text encoder and tokenizer of its own) or of Forge (whose VAE and
+text encoder have fixed sizes).
+
+    python tests/webui/tiny_webui.py WEBUI_FOLDER FOLDER SEED NAME
+
+A process of its own, for it imports the WebUI's network classes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+UNET = {
+    "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 1, "channel_mult": [1, 1],
+    "context_dim": 768, "num_heads": 8, "use_spatial_transformer": True, "image_size": 32, "legacy": False,
+}  # fmt: skip
+WORDS = 512  # tokens of the tokenizer: 256 bytes, each also as the end of a word
+
+
+def weights_of(module, prefix: str) -> dict:
+    """Random weights of unit gain, half precision."""
+    import torch
+
+    named = {}
+    for key, weight in module.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        if weight.ndim < 2:
+            value = torch.ones(weight.shape) if key.endswith("weight") else torch.zeros(weight.shape)
+        else:
+            value = torch.randn(weight.shape) * (weight[0].numel() ** -0.5)
+        named[prefix + key] = value.half().contiguous()
+    return named
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in byte-level BPE: itself if printable."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in shown]
+    return [chr(b) for b in shown] + [chr(256 + i) for i in range(len(hidden))]
+
+
+def write_clip(folder: Path) -> None:
+    """A text encoder's configuration and a tokenizer that knows single characters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = [c + end for end in ("", "</w>") for c in byte_characters()]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
+    settings = {
+        "model_type": "clip_text_model", "vocab_size": len(tokens), "hidden_size": 768, "intermediate_size": 768,
+        "num_hidden_layers": 2, "num_attention_heads": 12, "max_position_embeddings": 77,
+        "bos_token_id": WORDS, "eos_token_id": WORDS + 1, "pad_token_id": WORDS + 1,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def a1111(webui: Path, folder: Path, name: str) -> dict:
+    sys.path.insert(0, str(webui / "repositories" / "stable-diffusion-stability-ai"))
+    from ldm.models.autoencoder import AutoencoderKL
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    clip = folder.resolve().parent / f"{name}-clip"
+    write_clip(clip)
+    unet = {**UNET, "attention_resolutions": [1], "use_checkpoint": False}
+    vae = {
+        "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+        "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    loss = {"target": "torch.nn.Identity"}
+    inner = {"embed_dim": 4, "ddconfig": vae, "lossconfig": loss}
+    settings = {
+        "linear_start": 0.00085, "linear_end": 0.012, "num_timesteps_cond": 1, "timesteps": 1000,
+        "first_stage_key": "jpg", "cond_stage_key": "txt", "image_size": 8, "channels": 4,
+        "cond_stage_trainable": False, "conditioning_key": "crossattn", "scale_factor": 0.18215,
+        "use_ema": False,
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
+        "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": inner},
+        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+                              "params": {"version": str(clip)}},
+    }  # fmt: skip
+    model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": settings}
+    (folder / f"{name}.yaml").write_text(json.dumps({"model": model}))  # JSON is YAML
+    text = CLIPTextModel(CLIPTextConfig.from_pretrained(clip))
+    return {
+        **weights_of(UNetModel(**unet), "model.diffusion_model."),
+        **weights_of(AutoencoderKL(vae, loss, 4), "first_stage_model."),
+        **weights_of(text, "cond_stage_model.transformer."),
+    }
+
+
+def forge(webui: Path, folder: Path, name: str) -> dict:
+    sys.argv = ["launch.py", "--always-cpu"]
+    sys.path[:0] = [str(webui), str(webui / "repositories" / "huggingface_guess")]
+    sys.path += [str(p) for p in webui.glob("packages_3rdparty")]
+    from backend.nn.unet import IntegratedUNet2DConditionModel
+    from backend.nn.vae import IntegratedAutoencoderKL
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    told = webui / "backend" / "huggingface" / "runwayml" / "stable-diffusion-v1-5"
+    unet = {
+        **{k: v for k, v in UNET.items() if k != "image_size"}, "num_res_blocks": [1, 1],
+        "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+    }  # fmt: skip
+    vae = IntegratedAutoencoderKL.from_config(IntegratedAutoencoderKL.load_config(told / "vae"))
+    text = CLIPTextModel(CLIPTextConfig.from_pretrained(told / "text_encoder"))
+    return {
+        **weights_of(IntegratedUNet2DConditionModel.from_config(unet), "model.diffusion_model."),
+        **weights_of(vae, "first_stage_model."),
+        **weights_of(text, "cond_stage_model.transformer."),
+    }
+
+
+def main(webui: str, folder: str, seed: str, name: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(int(seed))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    make = forge if (Path(webui) / "backend").is_dir() else a1111
+    save_file(make(Path(webui).resolve(), Path(folder), name), Path(folder) / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
