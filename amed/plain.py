@@ -28,6 +28,13 @@ SCHEDULES = (
     ("time_uniform", 1.0),
     ("time_uniform", 2.0),
 )
+FLOW_SCHEDULES = (
+    ("polynomial", 1.0),
+    ("polynomial", 2.0),
+    ("polynomial", 3.0),
+    ("logsnr", 1.0),
+    ("time_uniform", 1.0),
+)
 
 
 @dataclass(frozen=True)

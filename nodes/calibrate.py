@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from comfy_api.latest import io, ui
 
-from ..amed import SAMPLERS, Fitted, plain, store
+from ..amed import SAMPLERS, Fitted, plain, report, store
 from ..amed.calibration import PRESETS, Calibration, References, Result, Settings, budget_of, numbers
-from . import host, report
+from . import host
 from .schema import fit_inputs, fit_outputs, guidance_input, schema
 
 CALIBRATE = "calibrate now (quick)"
 MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
-FLOW_KINDS = (*(("polynomial", rho) for rho in (1.0, 2.0, 3.0)), ("logsnr", 1.0), ("time_uniform", 1.0))
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def calibrate(model: object, job: Job, node_id: str | None = None) -> tuple[list
         Settings(
             nfe, low, high, job.sampler, budget_of(job.budget, nfe), job.guidance,
             afs=not flow, seed=job.seed,
-            batch=8, kinds=FLOW_KINDS if flow else plain.SCHEDULES,
+            batch=8, kinds=plain.FLOW_SCHEDULES if flow else plain.SCHEDULES,
             prediction_type=host.prediction_type(model_sampling), model_family=who.family,
             model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
         )
@@ -153,7 +152,7 @@ class Calibrate(io.ComfyNode):
         )  # fmt: skip
         results, saved = calibrate(model, job, cls.hidden.unique_id)
         text = "\n\n".join(r.table(f.name) for r, f in zip(results, saved))
-        images = [report.picture(r, pictures(model, r)) for r in results]
+        images = [report.as_image(report.picture(r, pictures(model, r))) for r in results]
         high = max(image.shape[1] for image in images)
         images = [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
         images = torch.cat(images)

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io, ui
 
-from ..amed import Fitted, store
-from . import host, report
+from ..amed import Fitted, report, store
+from . import host
 from .schema import Predictor, schema
 
 

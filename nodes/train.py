@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from comfy_api.latest import io, ui
 
-from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, store
+from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, report, store
 from ..amed.evaluation import rmse
 from ..amed.sampling import sample
 from ..amed.training import HELD_OUT, Settings, plan, train
-from . import host, report
+from . import host
 from .schema import fit_inputs, fit_outputs, guidance_input, schema
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
@@ -186,7 +186,7 @@ class TrainPredictor(io.ComfyNode):
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
         result = trained(model, job, settings, cls.hidden.unique_id)
         rows = {name: host.preview_pixels(model, made) for name, made in result.images.items()}
-        picture = report.training(result.text, result.progress, result.untrained, rows)
+        picture = report.as_image(report.training(result.text, result.progress, result.untrained, rows))
         return io.NodeOutput(result.fitted, picture, result.text, ui=ui.PreviewText(result.text))
 
 

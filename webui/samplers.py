@@ -2,8 +2,8 @@
 
 Contracts: `SamplerData(name, constructor, aliases, options)` of modules/sd_samplers_common.py, the lists of
 modules/sd_samplers.py (read through `set_samplers`), `Scheduler` of modules/sd_schedulers.py (a map by name
-and label is looked at). Options are scalars. A sampler is called with what its signature names, so it names
-no more than k-diffusion's own six."""
+and label is looked at), `KDiffusionSampler(function, model)` of modules/sd_samplers_kdiffusion.py, which asks
+itself for the noise levels and calls the function with what its signature names: k-diffusion's own six."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,48 +31,72 @@ ENTRIES = (
     Entry("AMED Plugin iPNDM", "amed_ipndm", ("amed_ipndm",)),
     Entry("AMED Multistep", "amed_multistep", ("amed_multistep",), evaluations=1),
 )
+LABELS = tuple(entry.label for entry in ENTRIES)
 SCHEDULE, SCHEDULE_LABEL = "amed", "AMED"
-Run = Callable[..., Tensor]  # run(entry, model, x, sigmas, extra_args, callback, disable)
+AUTOMATIC = ("Automatic", "automatic", SCHEDULE, SCHEDULE_LABEL)  # with a sampler of ours
+
+# run(entry, sampler, model, x, sigmas, extra_args, callback, disable); sampler: the host's object
+Run = Callable[..., Tensor]
+Times = Callable[..., Tensor]  # times(entry, sampler, p, steps): the noise levels of so many steps
 
 
-def function(entry: Entry, run: Run) -> Callable[..., Tensor]:
-    """A k-diffusion sampler that runs one entry."""
-
-    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
-        return run(entry, model, x, sigmas, extra_args, callback, disable)
-
-    sampler.__name__ = sampler.__qualname__ = f"sample_{entry.sampler}"
-    return sampler
+def entry_of(label: str | None) -> Entry | None:
+    """The entry of a sampler's name, None if it is not ours."""
+    return next((entry for entry in ENTRIES if entry.label == label), None)
 
 
 def options(entry: Entry) -> dict[str, Any]:
-    """What the host should know: "Automatic" takes our schedule, and a step may cost two evaluations."""
+    """What the host should know: "Automatic" takes our schedule, and a step may cost two evaluations.
+    Scalars, for the API tells them."""
     told: dict[str, Any] = {"scheduler": SCHEDULE}
     return told | {"second_order": True} if entry.evaluations == 2 else told
 
 
-def add_samplers(
-    sd_samplers: Any, common: Any, kdiffusion: Any, run: Run, shown: set[str] | None = None
-) -> None:
-    """Put ENTRIES (or those whose label is `shown`) into the host's lists, in place of any of the same
-    name: so it may be done again on a reload of the scripts."""
+def sampler_class(base: type, entry: Entry, run: Run, times: Times, schedule_of: Callable[[Any], str]) -> type:
+    """The host's sampler with one entry's noise levels, where the schedule is left to us, and steps."""
 
-    def data(entry: Entry) -> Any:
-        call = function(entry, run)
-        return common.SamplerData(
+    class AmedSampler(base):
+        def __init__(self, model: Any):
+            super().__init__(self.integrate, model)
+
+        def get_sigmas(self, p: Any, steps: int) -> Tensor:
+            label = schedule_of(p)
+            if label not in AUTOMATIC:
+                return super().get_sigmas(p, steps)
+            sigmas = times(entry, self, p, steps)
+            return sigmas
+
+        def integrate(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
+            return run(entry, self, model, x, sigmas, extra_args, callback, disable)
+
+    return AmedSampler
+
+
+def add_samplers(
+    sd_samplers: Any,
+    common: Any,
+    kdiffusion: Any,
+    run: Run,
+    times: Times,
+    schedule_of: Callable[[Any], str],
+    listed: list[str] | None = None,
+) -> None:
+    """Put ENTRIES into the host's lists, in place of any of the same name: so it may be done again on a
+    reload of the scripts. Those whose label is not `listed` are found by name but not shown."""
+    ours = [
+        common.SamplerData(
             entry.label,
-            lambda model: kdiffusion.KDiffusionSampler(call, model),
+            sampler_class(kdiffusion.KDiffusionSampler, entry, run, times, schedule_of),
             list(entry.aliases),
             options(entry),
         )
-
-    ours = [data(entry) for entry in ENTRIES if shown is None or entry.label in shown]
-    names = {entry.label for entry in ENTRIES}
-    sd_samplers.all_samplers[:] = [s for s in sd_samplers.all_samplers if s.name not in names] + ours
-    for name in names:
-        sd_samplers.all_samplers_map.pop(name, None)
+        for entry in ENTRIES
+    ]
+    sd_samplers.all_samplers[:] = [s for s in sd_samplers.all_samplers if s.name not in LABELS] + ours
     sd_samplers.all_samplers_map.update({sampler.name: sampler for sampler in ours})
     sd_samplers.set_samplers()
+    if listed is not None:
+        sd_samplers.samplers_hidden.update(set(LABELS) - set(listed))
 
 
 def add_schedule(sd_schedulers: Any, sigmas: Callable[..., Tensor]) -> None:

@@ -7,9 +7,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..amed import Fitted
-from ..amed.calibration import Result
-from ..amed.store import tensors_of
+from .calibration import Result
+from .store import Fitted, tensors_of
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
@@ -143,15 +142,15 @@ def grid(pictures: dict[str, Tensor]) -> Image.Image:
     return image
 
 
-def picture(result: Result, pictures: dict[str, Tensor]) -> Tensor:
-    """A calibration's whole report as an IMAGE `[1, H, W, 3]` in [0, 1]."""
+def picture(result: Result, pictures: dict[str, Tensor]) -> Image.Image:
+    """A calibration's whole report."""
     return page(result.text, [errors(result), constants(result.fitted), bars(result)], pictures)
 
 
 def training(
     text: str, progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
-) -> Tensor:
-    """A training's report as an IMAGE `[1, H, W, 3]` in [0, 1]: the held-out error beside the untrained
+) -> Image.Image:
+    """A training's report: the held-out error beside the untrained
     solver's, and each interval's loss over its first one."""
     last = float(progress[-1][0])
     held = [(float(n), e) for n, _, e in progress]
@@ -171,8 +170,8 @@ def training(
     return page(text, [error.image, losses.image], pictures)
 
 
-def page(text: str, plots: list[Image.Image], pictures: dict[str, Tensor]) -> Tensor:
-    """A line of text, plots side by side, a grid of samples; as an IMAGE."""
+def page(text: str, plots: list[Image.Image], pictures: dict[str, Tensor]) -> Image.Image:
+    """A line of text, plots side by side, a grid of samples."""
     samples = grid(pictures)
     head = 16 + 18 * len(text.splitlines())
     whole = Image.new("RGB", (max(WIDE * len(plots), samples.width), head + HIGH + samples.height), BACK)
@@ -180,10 +179,10 @@ def page(text: str, plots: list[Image.Image], pictures: dict[str, Tensor]) -> Te
     for i, plot in enumerate(plots):
         whole.paste(plot, (i * WIDE, head))
     whole.paste(samples, (0, head + HIGH))
-    return as_image(whole)
+    return whole
 
 
 def as_image(picture: Image.Image) -> Tensor:
-    """PIL to IMAGE `[1, H, W, 3]` in [0, 1]."""
+    """PIL to `[1, H, W, 3]` in [0, 1]."""
     values = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return values.view(1, picture.height, picture.width, 3).float() / 255
