@@ -353,8 +353,12 @@ class Library:
 
     def fitted(self) -> list[Fitted]:
         """All that load, in the folders' order."""
-        read = (self._try(path) for path in self.paths().values())
-        return [result for result in read if isinstance(result, Fitted)]
+        return list(self.named().values())
+
+    def named(self) -> dict[str, Fitted]:
+        """name -> predictor, of all that load, in the folders' order."""
+        read = {name: self._try(path) for name, path in self.paths().items()}
+        return {name: result for name, result in read.items() if isinstance(result, Fitted)}
 
     def find(
         self,

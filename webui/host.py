@@ -1,7 +1,7 @@
 """The only file that touches a WebUI's insides (`modules.*`): AUTOMATIC1111 1.10, Forge and reForge.
 
-What differs between them is asked for, never their names: a model with `forge_objects` is Forge's or reForge's.
-Nothing of the host is replaced but its lists, which samplers.py appends to.
+What differs between them is asked for, never their names: a model with `forge_objects` is Forge's or
+reForge's. Nothing of the host is replaced, only added to.
 """
 
 import os
@@ -19,13 +19,14 @@ import modules.sd_samplers_kdiffusion as sd_samplers_kdiffusion
 import modules.sd_schedulers as sd_schedulers
 import modules.shared as shared
 import torch
-from modules import call_queue, errors, paths
+from modules import call_queue, paths
 from torch import Tensor, nn
 
 from amed import Library, schedules
 from amed.choice import Identity
 from amed.fingerprint import fingerprint
 
+from . import samplers
 from .capture import by_chunks, in_order
 
 FOLDER = "AMED"  # in the host's models folder
@@ -41,6 +42,14 @@ _identities: dict[tuple, Identity] = {}
 def warn(text: str) -> None:
     """A line in the console."""
     print(f"AMED: {text}")
+
+
+def register(run: Callable, times: Callable, listed: list[str] | None) -> None:
+    """Our samplers and schedule into the host's lists."""
+    samplers.add_samplers(
+        sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, run, times, schedule_of, listed
+    )
+    samplers.add_schedule(sd_schedulers, schedule)
 
 
 # --- folders and settings ----------------------------------------------------------------------------------
@@ -75,6 +84,13 @@ def add_settings(section: tuple[str, str], options: dict[str, tuple]) -> None:
 def loaded_model() -> Any:
     """The checkpoint in memory, None before one is loaded: asking must not load it."""
     return sd_models.model_data.sd_model
+
+
+def checkpoint() -> Any:
+    """The chosen checkpoint, loaded if it is not."""
+    if hasattr(sd_models, "forge_model_reload"):
+        sd_models.forge_model_reload()
+    return shared.sd_model
 
 
 def network(model: Any) -> nn.Module | None:
@@ -136,9 +152,8 @@ def prediction_type(model: Any) -> str:
 
 
 def sigma_range(model_wrap: Any) -> tuple[float, float]:
-    """sigma_min and sigma_max of a denoiser, or what the settings page puts in their place."""
-    low, high = (float(model_wrap.sigmas[i]) for i in (0, -1))
-    return float(setting("sigma_min", 0) or low), float(setting("sigma_max", 0) or high)
+    """sigma_min and sigma_max of a denoiser."""
+    return float(model_wrap.sigmas[0]), float(model_wrap.sigmas[-1])
 
 
 def base_times(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
@@ -160,6 +175,15 @@ def schedule_of(p: Any) -> str:
     if getattr(p, "sampler_noise_scheduler_override", None):
         return ""
     return (p.hr_scheduler if is_hires(p) else getattr(p, "scheduler", None)) or "Automatic"
+
+
+def tell_schedule(p: Any, label: str) -> None:
+    """The schedule in the infotext, as the host writes its own."""
+    told = p.extra_generation_params
+    if not is_hires(p):
+        told["Schedule type"] = label
+    elif told.get("Schedule type") != label:
+        told["Hires schedule type"] = label
 
 
 def is_hires(p: Any) -> bool:
@@ -194,14 +218,20 @@ def of_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]
     return told
 
 
+def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
+    """amed.sampling.Guide: the CFG scale is an argument of the host's denoiser. 1 stays 1: no guidance."""
+    scale = extra_args.get("cond_scale", 1)
+    return model(x, sigma, **{**extra_args, "cond_scale": scale if scale == 1 else scale * factor})
+
+
 def tell_progress(done: int, total: int, text: str) -> None:
     """What the progress bar and the API show."""
     shared.state.sampling_step, shared.state.sampling_steps = done, total
     shared.state.textinfo = text
 
 
-def interrupted() -> bool:
-    return shared.state.interrupted or shared.state.skipped
+def progress_text() -> str:
+    return shared.state.textinfo or ""
 
 
 def interrupt() -> None:
@@ -243,7 +273,13 @@ def on_main_thread(function: Callable, *args: Any) -> Any:
 
 
 def generate(
-    sampler: str, prompts: list[str], negative: str, size: tuple[int, int], guidance: float, seed: int, job: Any
+    sampler: str,
+    prompts: list[str],
+    negative: str,
+    size: tuple[int, int],
+    guidance: float,
+    seed: int,
+    job: Any,
 ) -> Any:
     """txt2img of a batch with one image a prompt, nothing saved and no other extension's scripts: `job`
     becomes `p.amed`. The host's Processed."""
@@ -274,10 +310,6 @@ def pixels(latents: Tensor) -> Tensor:
     """Images `[n, 3, H, W]` in [-1, 1] of latents `[n, C, h, w]`, by the checkpoint's own VAE, one by one."""
     images = [sd_samplers_common.samples_to_images_tensor(one[None], 0)[0] for one in latents]
     return torch.stack([image.detach().float().cpu() for image in images])
-
-
-def report_error(text: str) -> None:
-    errors.report(f"AMED: {text}", exc_info=True)
 
 
 # --- X/Y/Z plot --------------------------------------------------------------------------------------------

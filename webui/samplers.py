@@ -52,7 +52,9 @@ def options(entry: Entry) -> dict[str, Any]:
     return told | {"second_order": True} if entry.evaluations == 2 else told
 
 
-def sampler_class(base: type, entry: Entry, run: Run, times: Times, schedule_of: Callable[[Any], str]) -> type:
+def sampler_class(
+    base: type, entry: Entry, run: Run, times: Times, schedule_of: Callable[[Any], str]
+) -> type:
     """The host's sampler with one entry's noise levels, where the schedule is left to us, and steps."""
 
     class AmedSampler(base):
@@ -60,11 +62,9 @@ def sampler_class(base: type, entry: Entry, run: Run, times: Times, schedule_of:
             super().__init__(self.integrate, model)
 
         def get_sigmas(self, p: Any, steps: int) -> Tensor:
-            label = schedule_of(p)
-            if label not in AUTOMATIC:
+            if schedule_of(p) not in AUTOMATIC:
                 return super().get_sigmas(p, steps)
-            sigmas = times(entry, self, p, steps)
-            return sigmas
+            return times(entry, self, p, steps)
 
         def integrate(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
             return run(entry, self, model, x, sigmas, extra_args, callback, disable)

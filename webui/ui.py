@@ -1,0 +1,335 @@
+"""What people see: the accordion, the settings page, the X/Y/Z axes, the AMED tab, and the tab's API."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from amed import PredictorError, choice
+from amed.calibration import PRESETS
+from amed.sampling import sampler_of, solver_of
+
+from . import calibrate, host
+from .run import AUTO, FALLBACKS, SETTINGS, UNTRAINED, Job, prepare, steps_for
+from .samplers import LABELS, Entry, entry_of
+
+SECTION = ("amed", "AMED")
+
+
+# --- settings ----------------------------------------------------------------------------------------------
+
+
+def choices() -> list[str]:
+    return [AUTO, UNTRAINED, *host.library().names()]
+
+
+def add_settings() -> None:
+    """The settings page; each is also an API override_settings."""
+    listed = "Samplers to list (the others stay reachable by name; Reload UI to see it)"
+    host.add_settings(
+        SECTION,
+        {
+            "amed_predictor": (AUTO, "Default predictor", gr.Dropdown, lambda: {"choices": choices()}),
+            "amed_nfe": (
+                0, "Default NFE (evaluations; 0: as many as the steps take)", gr.Slider,
+                {"minimum": 0, "maximum": 30, "step": 1},
+            ),
+            "amed_fallback": (
+                UNTRAINED, "Where no predictor fits: the untrained solver, or an error", gr.Radio,
+                {"choices": list(FALLBACKS)},
+            ),
+            "amed_samplers": (list(LABELS), listed, gr.CheckboxGroup, {"choices": list(LABELS)}),
+        },
+    )  # fmt: skip
+
+
+# --- the accordion -----------------------------------------------------------------------------------------
+
+
+def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> str:
+    """What these settings will run, in one line."""
+    entry = entry_of(label)
+    if entry is None:
+        return "Choose one of the AMED samplers to use this."
+    steps, nfe, scale = int(steps or 1), int(nfe or 0), float(guidance or 1)
+    fitted, note = None, ""
+    try:
+        fitted = foreseen(entry, steps, scale, predictor, nfe)
+    except (PredictorError, ValueError) as error:
+        note = f" {str(error).splitlines()[0]}"
+    if fitted is None:
+        steps = steps_for(entry, nfe) if nfe else steps
+        count = nfe or entry.evaluations * steps
+        what = "untrained" if predictor == UNTRAINED or host.loaded_model() else "no checkpoint is loaded yet"
+        fit = ""
+    else:
+        steps, count, what = fitted.spec.num_steps - 1, fitted.nfe, fitted.name
+        at = fitted.spec.guidance
+        fit = f"; fitted at guidance {at:g}" + (f", CFG scale is {scale:g}" if abs(at - scale) > 0.01 else "")
+    passes = count * (1 if scale == 1 else 2)
+    return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
+
+
+def foreseen(entry: Entry, steps: int, scale: float, predictor: str, nfe: int) -> Any:
+    """The predictor a generation with these settings would take, None for none."""
+    if predictor == UNTRAINED or host.loaded_model() is None:
+        return None
+    fits = [
+        f
+        for f in ([host.library().load(predictor)] if predictor != AUTO else host.library().fitted())
+        if sampler_of(f.spec.solver, f.spec.max_order) == entry.sampler
+    ]
+    if predictor != AUTO:
+        if not fits:
+            raise PredictorError(f"{predictor} was fitted for another sampler.")
+        return fits[0]
+    who = host.identity(host.loaded_model())
+    if nfe:
+        solver = solver_of(entry.sampler)
+        order = solver.max_order if solver.name == "dpmpp" else None
+        return choice.find(host.library(), who, solver.name, nfe, scale, order, "")
+    return choice.find_for_times(host.library(), who, entry.sampler, steps + 1, scale, "")
+
+
+def refresh_button(dropdown: Any, elem_id: str) -> None:
+    button = gr.Button("↻", elem_id=elem_id, min_width=40, scale=0)
+    button.click(lambda: gr.update(choices=choices()), inputs=[], outputs=[dropdown])
+
+
+class Accordion:
+    """The script's half that has a face; scripts/amed_webui.py mixes it with the host's Script."""
+
+    watched = {"sampling": "sampler", "steps": "steps", "cfg_scale": "guidance"}
+
+    def __init__(self):
+        self.host_components: dict[str, Any] = {}
+        self.bound = False
+        add_axes()
+
+    def title(self) -> str:
+        return "AMED"
+
+    def show(self, is_img2img: bool) -> Any:
+        return host.AlwaysVisible
+
+    def after_component(self, component: Any, **kwargs: Any) -> None:
+        tab = "img2img" if self.is_img2img else "txt2img"
+        for name, role in self.watched.items():
+            if kwargs.get("elem_id") == f"{tab}_{name}":
+                self.host_components[role] = component
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        tab = "img2img" if is_img2img else "txt2img"
+        with gr.Accordion("AMED", open=False, elem_id=f"{tab}_amed"):
+            with gr.Row():
+                predictor = gr.Dropdown(
+                    choices(), value=AUTO, label="AMED predictor", elem_id=f"{tab}_amed_predictor", scale=4
+                )
+                refresh_button(predictor, f"{tab}_amed_refresh")
+            with gr.Row():
+                nfe = gr.Slider(
+                    0, 30, value=0, step=1, elem_id=f"{tab}_amed_nfe",
+                    label="NFE: evaluations of the network, sets the steps (0: as many as the steps take)",
+                )  # fmt: skip
+                fallback = gr.Dropdown(
+                    [SETTINGS, *FALLBACKS], value=SETTINGS, label="Where no predictor fits",
+                    elem_id=f"{tab}_amed_fallback",
+                )  # fmt: skip
+            shown = gr.Markdown("", elem_id=f"{tab}_amed_status")
+        if not self.bound:  # the API calls this again for the defaults, in a page of its own
+            self.bound = True
+            self.bind(predictor, nfe, shown)
+        self.infotext_fields = [
+            (predictor, lambda told: told.get("AMED predictor", AUTO)),
+            (nfe, lambda told: int(told["AMED NFE"]) if told.get("AMED NFE", "").isdigit() else 0),
+            (fallback, lambda told: told.get("AMED fallback", SETTINGS)),
+        ]
+        self.paste_field_names = ["AMED predictor", "AMED NFE", "AMED fallback"]
+        return [predictor, nfe, fallback]
+
+    def bind(self, predictor: Any, nfe: Any, shown: Any) -> None:
+        """Tell what will run whenever something of it changes; NFE and a named predictor move the steps."""
+        theirs = [self.host_components.get(role) for role in self.watched.values()]
+        if None in theirs:
+            return
+        inputs = [*theirs, predictor, nfe]
+        for component in inputs:
+            component.change(status, inputs=inputs, outputs=[shown], show_progress="hidden")
+
+        def steps_of(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> Any:
+            entry = entry_of(label)
+            if entry is None or not (nfe or predictor not in (AUTO, UNTRAINED)):
+                return gr.update()
+            try:
+                fitted = foreseen(entry, int(steps), float(guidance), predictor, int(nfe or 0))
+            except (PredictorError, ValueError):
+                fitted = None
+            if fitted is None and not nfe:
+                return gr.update()
+            return gr.update(value=fitted.spec.num_steps - 1 if fitted else steps_for(entry, int(nfe)))
+
+        for component in (predictor, nfe):
+            component.change(steps_of, inputs=inputs, outputs=[theirs[1]], show_progress="hidden")
+
+    def process(
+        self, p: Any, predictor: Any = AUTO, nfe: Any = 0, fallback: Any = SETTINGS, *_more: Any
+    ) -> None:
+        """Before a generation. What is wrong is kept for the sampler to raise: the host only prints what a
+        script raises here."""
+        entry, hires = entry_of(p.sampler_name), entry_of(getattr(p, "hr_sampler_name", None))
+        if entry is None and hires is None:
+            p.amed = None
+            return
+        try:
+            p.amed = Job.of(p, predictor, nfe, fallback)
+        except ValueError as error:
+            p.amed = Job(error=error)
+            return
+        if entry is None:
+            return
+        if p.amed.nfe:
+            p.extra_generation_params["AMED NFE"] = p.amed.nfe
+        if fallback not in (None, "", SETTINGS):
+            p.extra_generation_params["AMED fallback"] = p.amed.fallback
+        try:
+            prepare(p, entry, p.amed)
+        except ValueError as error:  # PredictorError is one
+            p.amed.error = error
+
+
+# --- X/Y/Z plot --------------------------------------------------------------------------------------------
+
+
+def add_axes() -> None:
+    """Predictor and NFE as axes, once."""
+    module = host.xyz_module()
+    if module is None or any(option.label == "[AMED] NFE" for option in module.axis_options):
+        return
+
+    def apply(name: str) -> Any:
+        return lambda p, x, xs: setattr(p, name, x)
+
+    def known(p: Any, xs: list[str]) -> None:
+        for x in xs:
+            if x not in choices():
+                raise RuntimeError(f"Unknown AMED predictor: {x}")
+
+    module.axis_options += [
+        module.AxisOption("[AMED] Predictor", str, apply("amed_predictor"), confirm=known, choices=choices),
+        module.AxisOption("[AMED] NFE", int, apply("amed_nfe")),
+    ]
+
+
+# --- the tab -----------------------------------------------------------------------------------------------
+
+
+def tab() -> list[tuple[Any, str, str]]:
+    """The AMED tab: Calibrate."""
+    default = calibrate.Request([""])
+    with gr.Blocks(analytics_enabled=False) as page:
+        gr.Markdown(
+            "Fit AMED to the loaded checkpoint: a few dozen constants, by sampling only, saved in "
+            "`models/AMED` and found by *auto* from then on. Give prompts, size and CFG scale of the kind "
+            "you use."
+        )
+        with gr.Row():
+            with gr.Column():
+                prompts = gr.Textbox(
+                    calibrate.DEFAULT_PROMPTS, lines=4, label="Prompts, a line each (1 to 8)"
+                )
+                negative = gr.Textbox("", label="Negative prompt")
+                with gr.Row():
+                    width = gr.Slider(64, 2048, value=default.width, step=8, label="Width")
+                    height = gr.Slider(64, 2048, value=default.height, step=8, label="Height")
+                    guidance = gr.Slider(1, 30, value=default.guidance, step=0.5, label="CFG scale")
+                with gr.Row():
+                    sampler = gr.Dropdown(list(LABELS), value=default.sampler, label="Sampler")
+                    nfe = gr.Textbox("5", label="NFE: evaluations, one or several (5, 7, 9)")
+                with gr.Row():
+                    told = ", ".join(f"{name} {count}" for name, count in PRESETS.items())
+                    budget = gr.Dropdown(list(PRESETS), value="quick", label=f"Budget (evaluations: {told})")
+                    batch = gr.Slider(1, 16, value=default.batch, step=1, label="Images at once")
+                    seed = gr.Number(0, precision=0, label="Seed")
+                name = gr.Textbox("", label="Name to save under (empty: the checkpoint's)")
+                with gr.Row():
+                    start = gr.Button("Calibrate", variant="primary", elem_id="amed_calibrate")
+                    stop = gr.Button("Interrupt", elem_id="amed_interrupt")
+            with gr.Column():
+                text = gr.Textbox("", lines=12, label="Result", interactive=False, elem_id="amed_result")
+                pictures = gr.Gallery(label="Report", columns=1, elem_id="amed_report")
+        fields = {
+            "prompts": prompts, "negative": negative, "width": width, "height": height, "guidance": guidance,
+            "sampler": sampler, "nfe": nfe, "budget": budget, "batch": batch, "seed": seed, "name": name,
+        }  # fmt: skip
+
+        def run(*values: Any) -> Iterator[tuple[str, list]]:
+            yield from followed(dict(zip(fields, values)))
+
+        start.click(run, inputs=list(fields.values()), outputs=[text, pictures])
+        stop.click(host.interrupt, inputs=[], outputs=[])
+    return [(page, "AMED", "amed")]
+
+
+def followed(told: dict[str, Any]) -> Iterator[tuple[str, list]]:
+    """A calibration's text and pictures, as it goes on."""
+    try:
+        request = calibrate.Request.of(told)
+    except ValueError as error:
+        yield str(error), []
+        return
+    end: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            end["outcome"] = calibrate.started(request)
+        except Exception as error:
+            end["error"] = error
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        yield host.progress_text() or "waiting", []
+        time.sleep(0.5)
+    if "error" in end:
+        yield f"{type(end['error']).__name__}: {end['error']}", []
+        return
+    yield end["outcome"].text, end["outcome"].pictures
+
+
+def add_api(_page: Any, app: Any) -> None:
+    """GET /amed/predictors, POST /amed/calibrate (the tab's fields); the host's progress and interrupt
+    serve."""
+    from fastapi import Body, HTTPException
+
+    def predictors() -> dict[str, Any]:
+        library = host.library()
+        labels = {name: fitted.label for name, fitted in library.named().items()}
+        return {"predictors": labels, "broken": library.problems()}
+
+    def fit(told: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
+        try:
+            outcome = calibrate.started(calibrate.Request.of(told))
+        except ValueError as error:
+            raise HTTPException(status_code=422, detail=str(error)) from None
+        return {
+            "saved": outcome.saved,
+            "text": outcome.text,
+            "interrupted": outcome.interrupted,
+            "images": [encoded(picture) for picture in outcome.pictures],
+        }
+
+    app.add_api_route("/amed/predictors", predictors, methods=["GET"])
+    app.add_api_route("/amed/calibrate", fit, methods=["POST"])
+
+
+def encoded(picture: Any) -> str:
+    """PNG in base64, as the host's API gives images."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
