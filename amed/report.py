@@ -22,6 +22,23 @@ def font(size: int) -> ImageFont.ImageFont:
         return ImageFont.load_default()
 
 
+def write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    text: str,
+    colour: tuple,
+    size: int,
+    across: float,
+    down: float,
+) -> None:
+    """Text of which the point so far `across` and `down` it (0 to 1) is `at`: Pillow's own anchors need its
+    own font, which versions before 10.1 do not have."""
+    face = font(size)
+    left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=face)
+    place = at[0] - left - across * (right - left), at[1] - top - down * (bottom - top)
+    draw.multiline_text(place, text, colour, face)
+
+
 class Panel:
     """A plot on a canvas of its own: a title, two axes, one scale each."""
 
@@ -37,17 +54,12 @@ class Panel:
             value = self.y[0] + share * (self.y[1] - self.y[0])
             at = bottom - share * (bottom - top)
             self.draw.line([(left, at), (right, at)], FAINT, 1)
-            self.draw.text((left - 6, at), f"{value:.3g}", INK, font(11), anchor="rm")
+            write(self.draw, (left - 6, at), f"{value:.3g}", INK, 11, 1, 0.5)
             place = self.x[0] + share * (self.x[1] - self.x[0])
             if log_x:
                 place = math.exp(math.log(self.x[0]) + share * (math.log(self.x[1]) - math.log(self.x[0])))
-            self.draw.text(
-                (left + share * (right - left), bottom + 8),
-                (f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"),
-                INK,
-                font(11),
-                anchor="mt",
-            )
+            told = f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"
+            write(self.draw, (left + share * (right - left), bottom + 8), told, INK, 11, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         left, top, right, bottom = self.box
@@ -65,7 +77,7 @@ class Panel:
         for x, y in places:
             self.draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
         if name:
-            self.draw.text((self.box[2] - 4, self.box[1] + 2 + 14 * row), name, colour, font(12), anchor="ra")
+            write(self.draw, (self.box[2] - 4, self.box[1] + 4 + 14 * row), name, colour, 12, 1, 0)
 
 
 def errors(result: Result) -> Image.Image:
@@ -120,7 +132,7 @@ def bars(result: Result) -> Image.Image:
         draw.rectangle(
             [14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[0] if i == 0 else COLOURS[1]
         )
-        draw.text((22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, font(12), anchor="lm")
+        write(draw, (22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, 12, 0, 0.5)
     return image
 
 
@@ -131,7 +143,7 @@ def grid(pictures: dict[str, Tensor]) -> Image.Image:
     draw = ImageDraw.Draw(image)
     for row, (name, pixels) in enumerate(pictures.items()):
         top = 4 + row * (SIDE + 4)
-        draw.multiline_text((8, top + SIDE // 2), name, INK, font(13), anchor="lm")
+        write(draw, (8, top + SIDE // 2), name, INK, 13, 0, 0.5)
         for i, sample in enumerate(pixels[:count]):
             values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
             tile = Image.fromarray(values)

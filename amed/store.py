@@ -396,7 +396,7 @@ class Library:
             }
             text = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None)
             there = "; ".join(sorted(f.label for f in self.fitted())) or "none"
-            raise PredictorError(f"no predictor for {text} in {self._where()}. There are: {there}")
+            raise PredictorError(f"no predictor for {text} in {self._where()}.\nThere are: {there}")
         if guidance is None:
             return candidates[0]
         return min(candidates, key=lambda f: abs(math.log(max(f.spec.guidance, 1e-3) / max(guidance, 1e-3))))

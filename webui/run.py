@@ -303,7 +303,7 @@ def other_schedule(entry: Entry, job: Job, sampler: Any, p: Any, sigmas: Tensor)
     if choice.on_grid(made.fitted, given):
         return Plan(made.fitted, given, made.remarks)
     said = f"these noise levels are not those {made.fitted.name} was fitted on: choose the AMED schedule"
-    return Plan(made.fitted, given, (*made.remarks, said))
+    return Plan(made.fitted, given, (said,))
 
 
 def tell(p: Any, report: Report) -> None:

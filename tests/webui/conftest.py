@@ -1,14 +1,56 @@
-"""`amed_webui`, loaded by path as scripts/amed_webui.py loads it."""
+"""`amed_webui` as the door loads it, in a restated WebUI of either kind."""
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-FOLDER = Path(__file__).parents[2] / "webui"
+import pytest
+import restated
+import torch
 
-if "amed_webui" not in sys.modules:
+from amed.choice import Identity
+from demo import model as demo
+
+ROOT = Path(__file__).parents[2]
+
+
+def load_package() -> None:
+    """webui/ under the name the door gives it."""
     spec = importlib.util.spec_from_file_location(
-        "amed_webui", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=[str(ROOT / "webui")]
     )
     sys.modules["amed_webui"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["amed_webui"])
+
+
+if "amed_webui" not in sys.modules:
+    load_package()
+
+
+@pytest.fixture(scope="session")
+def denoiser() -> demo.Denoiser:
+    torch.set_num_threads(1)
+    return demo.load_denoiser()
+
+
+@pytest.fixture(params=["a1111", "forge"])
+def webui(request, tmp_path, denoiser):
+    """A host with AMED installed: `.script` ours, `.ui`, `.run`, `.calibrate`, `.host` our modules. Its
+    checkpoint is taken for a Stable Diffusion 1.5 that no predictor was fitted for."""
+    made = restated.install(request.param, tmp_path, denoiser)
+    load_package()
+    door = importlib.import_module("amed_webui.door")
+    script = door.install()()
+    script.is_img2img = False
+    read_identity = sys.modules["amed_webui.host"].read_identity
+    unknown = Identity("sd15", "0123456789abcdef")
+    sys.modules["amed_webui.host"].read_identity = lambda model: unknown
+    names = ("ui", "run", "calibrate", "host", "samplers", "capture")
+    modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
+    yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
+                          sampler_base=restated.KDiffusionSampler,
+                          Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
+    restated.remove()
+    load_package()

@@ -29,28 +29,30 @@ class Scheduler:
 
 
 class KDiffusionSampler:
-    """Gives a sampler's function what its signature names."""
+    """Asks itself for noise levels, gives its function what its signature names."""
 
     def __init__(self, func, model):
         self.func, self.model = func, model
 
-    def sample(self, x, sigmas):
+    def get_sigmas(self, p, steps):
+        return torch.tensor([9.0, 0.0])
+
+    def sample(self, p, x):
         wanted = inspect.signature(self.func).parameters
-        extra = {
-            k: v
-            for k, v in {"n": 5, "sigma_min": 0.1, "sigma_max": 9.0, "sigmas": sigmas}.items()
-            if k in wanted
-        }
+        given = {"n": 5, "sigma_min": 0.1, "sigma_max": 9.0, "sigmas": self.get_sigmas(p, 3)}
+        extra = {k: v for k, v in given.items() if k in wanted}
         return self.func(self.model, x, extra_args={}, disable=False, callback=lambda d: None, **extra)
 
 
 @pytest.fixture
 def host():
     euler = SamplerData("Euler", lambda model: KDiffusionSampler(None, model), ["k_euler"], {})
-    samplers = SimpleNamespace(all_samplers=[euler], all_samplers_map={"Euler": euler}, samplers_map={})
+    samplers = SimpleNamespace(
+        all_samplers=[euler], all_samplers_map={"Euler": euler}, samplers_map={}, samplers_hidden={"x"}
+    )
 
     def set_samplers():
-        samplers.samplers = samplers.all_samplers
+        samplers.samplers, samplers.samplers_hidden = samplers.all_samplers, set()
         samplers.samplers_map.clear()
         for sampler in samplers.all_samplers:
             samplers.samplers_map[sampler.name.lower()] = sampler.name
@@ -72,8 +74,15 @@ def host():
     )
 
 
-def add(host, run=None, shown=None):
-    add_samplers(host.samplers, host.common, host.kdiffusion, run or (lambda *a: None), shown)
+def add(host, run=None, listed=None):
+    def times(entry, sampler, p, steps):
+        return torch.linspace(2, 1, steps + 1)
+
+    def schedule_of(p):
+        return p.scheduler
+
+    given = run or (lambda *a: None), times, schedule_of
+    add_samplers(host.samplers, host.common, host.kdiffusion, *given, listed)
 
 
 def test_added_once_however_often(host):
@@ -85,11 +94,11 @@ def test_added_once_however_often(host):
     assert host.samplers.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
 
 
-def test_a_hidden_one_goes(host):
-    add(host)
-    add(host, shown={"AMED"})
-    assert [s.name for s in host.samplers.samplers] == ["Euler", "AMED"]
-    assert "AMED Multistep" not in host.samplers.all_samplers_map
+def test_one_that_is_not_listed_is_hidden_but_known(host):
+    add(host, listed=["AMED"])
+    shown = [s.name for s in host.samplers.samplers if s.name not in host.samplers.samplers_hidden]
+    assert shown == ["Euler", "AMED"]
+    assert host.samplers.samplers_map["amed_multistep"] == "AMED Multistep"
 
 
 def test_every_entry_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
@@ -114,15 +123,19 @@ def test_every_entry_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(h
 def test_the_host_calls_with_what_the_signature_names(host):
     seen = []
 
-    def run(entry, model, x, sigmas, extra_args, callback, disable):
+    def run(entry, sampler, model, x, sigmas, extra_args, callback, disable):
         seen.append((entry.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
         return x + 1
 
     add(host, run)
     data = host.samplers.all_samplers_map["AMED"]
     assert data.total_steps(3) == 6 and host.samplers.all_samplers_map["AMED Multistep"].total_steps(5) == 5
-    end = data.constructor("model").sample(torch.zeros(1), torch.tensor([2.0, 1.0]))
-    assert end.tolist() == [1.0] and seen == [("amed", "model", [2.0, 1.0], {}, False, True)]
+    for scheduler in ("Automatic", "AMED"):
+        end = data.constructor("model").sample(SimpleNamespace(scheduler=scheduler), torch.zeros(1))
+        assert end.tolist() == [1.0]
+        assert seen.pop() == ("amed", "model", torch.linspace(2, 1, 4).tolist(), {}, False, True)
+    data.constructor("model").sample(SimpleNamespace(scheduler="Karras"), torch.zeros(1))
+    assert seen.pop()[2] == [9.0, 0.0]
 
 
 def test_schedule(host):

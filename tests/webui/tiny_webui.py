@@ -50,8 +50,9 @@ def write_clip(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
     settings = {
-        "model_type": "clip_text_model", "vocab_size": len(tokens), "hidden_size": 768, "intermediate_size": 768,
-        "num_hidden_layers": 2, "num_attention_heads": 12, "max_position_embeddings": 77,
+        "model_type": "clip_text_model", "vocab_size": len(tokens), "hidden_size": 768,
+        "intermediate_size": 768, "num_hidden_layers": 2, "num_attention_heads": 12,
+        "max_position_embeddings": 77,
         "bos_token_id": WORDS, "eos_token_id": WORDS + 1, "pad_token_id": WORDS + 1,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(settings))

@@ -1,0 +1,305 @@
+"""Generations in the restated hosts, with the demo model: what comes out, and what is said of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amed import SAMPLERS, Library, sample_amed
+from amed.bottleneck import ModuleCapture
+from amed.guidance import Guided
+
+PREDICTORS = Library([Path(__file__).parents[2] / "predictors"])
+MLP = "emoji32-amed-nfe5-cfg2.safetensors"
+
+
+@pytest.fixture
+def emoji(webui):
+    """The host's checkpoint is known for the demo model, which the bundled predictors are for."""
+    webui.host.read_identity = webui.read_identity
+    webui.host.FAMILIES["is_sd1"] = "emoji32"
+    return webui
+
+
+def images(host, args=("auto", 0, "as in settings"), **settings):
+    p = host.Processing(**settings)
+    return host.generate(p, host.script, args), p
+
+
+def direct(host, name, x, sigmas, **settings):
+    """The engine itself, on the host's own denoiser for category 3 without guidance."""
+    label = {"context": torch.full((len(x),), 3)}
+    return SAMPLERS[name](wrapped(host), x, sigmas, label, None, True, **settings)
+
+
+def wrapped(host):
+    """The host's denoiser without guidance."""
+    return host.webui.sd_samplers.all_samplers_map["AMED"].constructor(host.checkpoint).model_wrap
+
+
+def noise(count=1, size=32, seed=0):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_sampler_untrained(webui):
+    for entry in webui.samplers.ENTRIES:
+        out, p = images(webui, sampler_name=entry.label, steps=3)
+        told = p.extra_generation_params
+        assert out.isfinite().all() and out.std() > 0.05
+        assert told["AMED predictor"] == "untrained" and told["Schedule type"] == "AMED"
+        assert told["AMED evaluations"] == 3 * entry.evaluations == len(webui.checkpoint.network.calls)
+        assert [c["i"] for c in webui.webui.callbacks] == [0, 1, 2]
+        assert any("no predictor" in text for text in p.comments)
+        webui.checkpoint.network.calls.clear()
+
+
+@pytest.mark.parametrize("label, name, nfe", [
+    ("AMED", "amed", 5), ("AMED Plugin DPM++ 2M", "amed_dpmpp_2m", 7), ("AMED Plugin iPNDM", "amed_ipndm", 3),
+    ("AMED Multistep", "amed_multistep", 5),
+])  # fmt: skip
+def test_the_host_changes_nothing(emoji, label, name, nfe):
+    """A generation is the engine's own result, at the evaluations that were asked for: bit for bit in Forge,
+    while A1111 runs the negative prompt along even where nothing is made of it."""
+    out, p = images(emoji, ("auto", nfe), sampler_name=label)
+    chosen = p.extra_generation_params["AMED predictor"]
+    fitted = PREDICTORS.load(chosen)
+    assert fitted.nfe == nfe == p.extra_generation_params["AMED evaluations"]
+    assert p.extra_generation_params["AMED NFE"] == nfe and p.steps == fitted.spec.num_steps - 1
+    sigmas = fitted.sigmas().float()
+    capture = ModuleCapture(emoji.checkpoint.network.middle_block[-1]) if fitted.wants_bottleneck else None
+    expected = direct(emoji, name, noise() * sigmas[0], sigmas, predictor=fitted, capture=capture)
+    assert torch.equal(out, expected) if emoji.kind == "forge" else torch.allclose(out, expected, atol=1e-4)
+
+
+def test_without_nfe_the_steps_decide(emoji):
+    _, p = images(emoji, steps=3)
+    assert p.extra_generation_params["AMED predictor"] == "emoji32-amed-nfe5-cfg1.safetensors"
+    assert "AMED NFE" not in p.extra_generation_params
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("prompt", ["3", "3 AND 5"])
+def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
+    """The MLP is fed the first prompt's rows, whatever order and calls the host runs them in."""
+    emoji.webui.batched = batched
+    out, p = images(emoji, (MLP,), prompt=prompt, cfg_scale=2.0, batch_size=2)
+    prompts = prompt.count("AND") + 1
+    assert p.extra_generation_params["AMED evaluations"] == 5
+    assert p.extra_generation_params["AMED network passes"] == 5 * (prompts + 1)
+    assert "AMED note" not in p.extra_generation_params
+    if prompts == 1:  # which rows of several prompts is test_capture's
+        fitted = PREDICTORS.load(MLP)
+        sigmas = fitted.sigmas().float()
+        args = {"cond": {"context": torch.tensor([3, 3])}, "uncond": {"context": torch.tensor([10, 10])}}
+        capture = ModuleCapture(emoji.checkpoint.network.middle_block[-1])
+        guided = Guided(wrapped(emoji), 2.0)
+        settings = {"predictor": fitted, "capture": capture}
+        expected = sample_amed(guided, noise(2) * sigmas[0], sigmas, args, None, True, **settings)
+        assert torch.allclose(out, expected, atol=2e-4)
+
+
+def test_hooks_are_gone(emoji):
+    images(emoji, (MLP,), cfg_scale=2.0)
+    assert no_hooks(emoji.checkpoint.network)
+
+
+def no_hooks(network):
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_interruption(emoji):
+    """It stops at the next evaluation; the host has its last latent, the model no hook."""
+    seen = []
+
+    def interrupt(denoiser):
+        seen.append(denoiser.step)
+        if len(seen) == 3:
+            emoji.webui.shared.state.interrupt()
+
+    emoji.webui.before_evaluation = interrupt
+    out, p = images(emoji, (MLP,), cfg_scale=2.0)
+    assert len(seen) == 3 and out.isfinite().all() and no_hooks(emoji.checkpoint.network)
+    assert p.extra_generation_params["AMED evaluations"] == 4  # the fourth was asked for and refused
+
+
+def test_skipped_negative_rows(emoji):
+    """s_min_uncond leaves the negative rows of some evaluations out: the capture still finds the prompt's."""
+    _, p = images(emoji, (MLP,), cfg_scale=2.0, s_min_uncond=100.0)
+    told = p.extra_generation_params
+    assert told["AMED network passes"] == 5 + 3 and "AMED note" not in told
+
+
+def test_a_model_without_a_middle_block(emoji):
+    emoji.checkpoint.network.middle_block = None
+    emoji.checkpoint.network._modules.pop("middle_block")
+    _, p = images(emoji, (MLP,), cfg_scale=2.0)
+    assert "zeros in its place" in p.extra_generation_params["AMED note"]
+    assert any("zeros" in text for text in p.comments)
+
+
+def test_refiner(emoji, denoiser):
+    """The network is another one from some evaluation on: rows are counted and captured there."""
+    import restated
+
+    other = restated.Network(denoiser)
+
+    def swap(cfg):
+        if cfg.step == 2:
+            objects = getattr(emoji.checkpoint, "forge_objects", None)
+            (objects.unet.model if objects else emoji.checkpoint.model).diffusion_model = other
+            emoji.checkpoint.network = other
+
+    first = emoji.checkpoint.network
+    emoji.webui.before_evaluation = swap
+    out, p = images(emoji, (MLP,), cfg_scale=2.0)
+    assert len(first.calls) == 2 and len(other.calls) == 3 and out.isfinite().all()
+    assert no_hooks(first) and no_hooks(other)
+
+
+# --- NFE, predictor, fallback ------------------------------------------------------------------------------
+
+
+def test_a_named_predictor_sets_the_steps(webui):
+    _, p = images(webui, (MLP,))
+    assert p.steps == 3 and p.extra_generation_params["AMED predictor"] == MLP
+    assert "emoji32" in p.extra_generation_params["AMED note"]  # this is sd15
+
+
+@pytest.mark.parametrize("args, label, words", [
+    ((MLP,), "AMED Plugin iPNDM", "choose that sampler"),
+    ((MLP, 7), "AMED", "takes 5 evaluations, not 7"),
+    (("nothing.safetensors",), "AMED", "no predictor named 'nothing.safetensors'"),
+    (("auto", "many"), "AMED", "whole number"),
+    (("auto", 2.5), "AMED", "whole number"),
+    (("auto", -3), "AMED", "whole number"),
+    (("auto", 0, "guess"), "AMED", "fallback is 'guess'"),
+    (("auto", 6, "error"), "AMED", "no predictor for"),
+    (("auto", 0, "error"), "AMED", "no predictor for"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_when_sampling_begins(webui, args, label, words):
+    """Never in `process`, whose exceptions the hosts only print."""
+    p = webui.Processing(sampler_name=label)
+    webui.script.process(p, *args)
+    with pytest.raises(ValueError, match=words):
+        webui.generate(p, None)
+
+
+def test_settings_and_plots(emoji):
+    emoji.webui.shared.opts.data.update(amed_nfe=7, amed_fallback="error")
+    assert images(emoji)[1].extra_generation_params["AMED evaluations"] == 7
+    assert images(emoji, ("auto", 3))[1].extra_generation_params["AMED evaluations"] == 3
+    p = emoji.Processing()
+    p.amed_nfe = 9
+    emoji.generate(p, emoji.script, ("auto", 3))
+    assert p.extra_generation_params["AMED evaluations"] == 9
+    p = emoji.Processing()
+    p.amed_predictor = MLP
+    p.amed_nfe = 5
+    emoji.generate(p, emoji.script, ())
+    assert p.extra_generation_params["AMED predictor"] == MLP
+    with pytest.raises(ValueError, match="no predictor"):
+        images(emoji, ("auto", 11))
+
+
+def test_untrained_on_demand(emoji):
+    for nfe, label in ((5, "AMED"), (6, "AMED"), (5, "AMED Multistep")):
+        _, p = images(emoji, ("untrained", nfe), sampler_name=label)
+        told = p.extra_generation_params
+        assert told["AMED evaluations"] == nfe and told["AMED predictor"] == "untrained"
+        assert "AMED note" not in told
+
+
+def test_other_samplers_are_left_alone(webui):
+    p = webui.Processing(sampler_name="Euler")
+    webui.script.process(p, "auto", 5)
+    assert p.steps == 20 and not p.extra_generation_params
+
+
+def test_without_the_script(emoji):
+    """A generation another extension started: the settings count."""
+    p = emoji.Processing(steps=3)
+    emoji.generate(p, None)
+    assert p.extra_generation_params["AMED evaluations"] == 5
+
+
+# --- schedules and passes ----------------------------------------------------------------------------------
+
+
+def test_another_schedule(emoji):
+    out, p = images(emoji, scheduler="Karras", steps=4)
+    told = p.extra_generation_params
+    assert "choose the AMED schedule" in told["AMED note"] and out.isfinite().all()
+    assert told["AMED evaluations"] == 2 * 3 + 1  # the last step, to 0, is one evaluation
+
+
+def test_our_schedule_for_other_samplers(webui):
+    wrap = wrapped(webui)
+    for n in (1, 2, 7):
+        sigmas = webui.host.schedule(n, float(wrap.sigmas[0]), float(wrap.sigmas[-1]), wrap, "cpu")
+        assert len(sigmas) == n + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+        assert float(sigmas[0]) == pytest.approx(float(wrap.sigmas[-1]))
+
+
+def test_img2img(emoji):
+    """The lower part of the predictor's own schedule, without the analytic first step."""
+    image = torch.zeros(1, 3, 32, 32)
+    _, p = images(emoji, image=image, steps=3, denoising_strength=0.5)
+    assert p.extra_generation_params["AMED evaluations"] == 4
+    assert "AMED note" not in p.extra_generation_params
+    fitted = PREDICTORS.load(p.extra_generation_params["AMED predictor"])
+    assert [c["sigma"] for c in emoji.webui.callbacks] == fitted.sigmas()[1:3].float().tolist()
+
+
+def test_inpainting(emoji):
+    """The kept part stays as the host wants it: no analytic first step, which knows no mask."""
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :16] = 1
+    image = torch.full((1, 3, 32, 32), 0.7)
+    out, p = images(emoji, ("auto", 5), image=image, mask=mask, denoising_strength=1.0)
+    assert p.extra_generation_params["AMED evaluations"] == 6
+    assert (out[..., :16] - 0.7).abs().max() < 1e-6 and (out[..., 16:] - 0.7).abs().max() > 0.2
+
+
+def test_hires_fix(emoji):
+    """The second pass has its own predictor and its own words; its steps are more than it runs."""
+    out, p = images(emoji, ("auto", 5), enable_hr=True, denoising_strength=0.7)
+    told = p.extra_generation_params
+    assert told["AMED evaluations"] == 5 and told["AMED hires evaluations"] == 6
+    assert told["AMED hires predictor"] == "emoji32-amed-nfe7-cfg1.safetensors"  # 4 steps, 3 of them run
+    assert out.isfinite().all()
+    _, p = images(emoji, (MLP,), enable_hr=True, hr_sampler_name="AMED Multistep", denoising_strength=0.7)
+    assert "multistep" in p.extra_generation_params["AMED hires predictor"]
+    _, p = images(emoji, ("auto", 5), enable_hr=True, hr_second_pass_steps=20)
+    assert p.extra_generation_params["AMED hires predictor"] == "untrained"
+
+
+def test_batches_and_odd_sizes(emoji):
+    for batch in (1, 5):
+        out, _ = images(emoji, (MLP,), batch_size=batch, cfg_scale=2.0, height=40, width=36)
+        assert out.shape == (batch, 3, 40, 36) and out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(emoji, dtype):
+    """A host that samples in half precision: near what it gives in full."""
+    full, _ = images(emoji, (MLP,), cfg_scale=2.0)
+    made = emoji.sampler_base.launch
+
+    def launch(self, p, steps, x, sigmas, prompts, negative):
+        return made(self, p, steps, x.to(dtype), sigmas, prompts, negative)
+
+    emoji.sampler_base.launch = launch
+    try:
+        out, _ = images(emoji, (MLP,), cfg_scale=2.0)
+    finally:
+        emoji.sampler_base.launch = made
+    assert out.dtype == dtype and (out.float() - full).pow(2).mean().sqrt() < 0.05
+
+
+def test_nan_is_named(webui):
+    def poison(x, t, context=None, transformer_options=None):
+        return torch.full_like(x, float("nan"))
+
+    webui.checkpoint.network.forward = poison
+    with pytest.raises(ValueError, match="sigma"):
+        images(webui, steps=2)
