@@ -66,6 +66,13 @@ def library() -> Library:
     return _library
 
 
+def offered() -> list[str]:
+    """Names of the user's predictors and of the bundled for models that a WebUI has: not the demo model's."""
+    ours, families = Library([user_folder()]).names(), ("", *FAMILIES.values())
+    named = library().named().items()
+    return [name for name, fitted in named if name in ours or fitted.spec.model_family in families]
+
+
 def setting(name: str, default: Any) -> Any:
     """A value of the settings page, `default` as long as there is none."""
     return shared.opts.data.get(name, default)

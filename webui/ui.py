@@ -24,7 +24,8 @@ SECTION = ("amed", "AMED")
 
 
 def choices() -> list[str]:
-    return [AUTO, UNTRAINED, *host.library().names()]
+    """What to choose from: the user's predictors, and the bundled that are for models of a WebUI."""
+    return [AUTO, UNTRAINED, *host.offered()]
 
 
 def add_settings() -> None:
@@ -215,7 +216,7 @@ def add_axes() -> None:
 
     def known(p: Any, xs: list[str]) -> None:
         for x in xs:
-            if x not in choices():
+            if x not in (AUTO, UNTRAINED, *host.library().names()):
                 raise RuntimeError(f"Unknown AMED predictor: {x}")
 
     module.axis_options += [

@@ -50,7 +50,7 @@ def webui(request, tmp_path, denoiser):
     names = ("ui", "run", "calibrate", "host", "samplers", "capture")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
     yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
-                          sampler_base=restated.KDiffusionSampler,
+                          restated=restated, sampler_base=restated.KDiffusionSampler,
                           Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
     restated.remove()
     load_package()

@@ -27,7 +27,8 @@ def weights_of(module, prefix: str) -> dict:
         if not weight.is_floating_point():
             continue
         if weight.ndim < 2:
-            value = torch.ones(weight.shape) if key.endswith("weight") else torch.zeros(weight.shape)
+            # the hosts divide by the mean of a prompt's embedding, which a bias of 0 leaves at 0
+            value = torch.full(weight.shape, 1.0 if key.endswith("weight") else 0.1)
         else:
             value = torch.randn(weight.shape) * (weight[0].numel() ** -0.5)
         named[prefix + key] = value.half().contiguous()

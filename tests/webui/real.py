@@ -1,0 +1,100 @@
+"""A real WebUI: its server headless on loopback, AMED its only extension, tiny random checkpoints."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FLAGS = {
+    "A1111_PATH": ["--use-cpu", "all", "--no-half", "--do-not-download-clip"],
+    "FORGE_PATH": ["--always-cpu"],
+}
+UP = 300  # seconds
+
+
+class Refused(Exception):
+    """An answer that is not 200; `text` its body."""
+
+    def __init__(self, status: int, text: str):
+        super().__init__(f"HTTP {status}: {text[:2000]}")
+        self.status, self.text = status, text
+
+
+def python_of(variable: str, folder: Path) -> str:
+    """The host's own interpreter: A1111_PYTHON or FORGE_PYTHON, or the venv its launcher makes."""
+    told = os.environ.get(variable.replace("_PATH", "_PYTHON"))
+    places = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
+    found = [told] if told else [str(place) for place in places if place.exists()]
+    return found[0] if found else sys.executable
+
+
+class Server:
+    """`python launch.py` in a data folder of its own; the host's tree is only read."""
+
+    def __init__(self, variable: str, data: Path):
+        self.folder, self.data = Path(os.environ[variable]).resolve(), data
+        self.python, self.kind = python_of(variable, self.folder), variable
+        self.models = data / "models" / "Stable-diffusion"
+        for seed, name in enumerate(("tiny", "other")):
+            command = [self.python, str(ROOT / "tests" / "webui" / "tiny_webui.py"), str(self.folder)]
+            subprocess.run([*command, str(self.models), str(seed), name], check=True, capture_output=True)
+        (data / "extensions").mkdir()
+        (data / "extensions" / "amed").symlink_to(ROOT, target_is_directory=True)
+        (data / "config.json").write_text(json.dumps({"sd_model_checkpoint": "tiny.safetensors"}))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.log_file = data / "log.txt"
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen:
+        command = [
+            self.python, "launch.py", "--data-dir", str(self.data), "--port", str(self.port), "--api",
+            "--skip-prepare-environment", "--skip-torch-cuda-test", *FLAGS[self.kind],
+        ]  # fmt: skip
+        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        with self.log_file.open("w") as log:
+            process = subprocess.Popen(
+                command, cwd=self.folder, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT
+            )
+        end = time.monotonic() + UP
+        while time.monotonic() < end and process.poll() is None:
+            try:
+                # ours is added last, when all extensions are told that the server is up
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/amed/predictors", timeout=5)
+                return process
+            except OSError:
+                time.sleep(1)
+        process.kill()
+        raise RuntimeError(f"{self.folder} did not start:\n{self.log[-4000:]}")
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(errors="replace")
+
+    def get(self, path: str) -> Any:
+        return self.ask(path, None)
+
+    def post(self, path: str, told: dict | None = None) -> Any:
+        return self.ask(path, json.dumps(told or {}).encode())
+
+    def ask(self, path: str, body: bytes | None) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=900) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise Refused(error.code, error.read().decode()) from None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
