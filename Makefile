@@ -1,6 +1,6 @@
 # make demo      AMED beside other samplers, made by a real ComfyUI: a picture and a table in demo/out
 # make comfyui   the same ComfyUI, left running to be opened in a browser
-# make test      engine tests, and the pack in a real ComfyUI
+# make test      engine and WebUI tests, and the pack in a real ComfyUI
 # make bench     AMED beside every other solver at its best: docs/RESULTS.md, under an hour on 2 cores
 # make bench-quick   the same with few noises, in minutes; docs stay as they are
 # make bench-search  searches the other solvers' best settings again (an hour)

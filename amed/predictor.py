@@ -158,6 +158,19 @@ def pool(bottleneck: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(bottleneck.mean(dim=1, keepdim=True), 8).flatten(1)
 
 
+class Linear(nn.Module):
+    """nn.Linear by another name: WebUIs change torch's own class while they load a checkpoint, and its
+    forward for LoRAs."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
 class BottleneckPredictor(nn.Module):
     """The paper's predictor g_phi (sec. 3.3): a small MLP on the U-Net's bottleneck and both times.
 
@@ -173,11 +186,11 @@ class BottleneckPredictor(nn.Module):
             raise ValueError(f"scale_dir and scale_time must be in [0, 1), got {scale_dir} and {scale_time}")
         self.scale_dir, self.scale_time = float(scale_dir), float(scale_time)
         self.register_buffer("freqs", 10000.0 ** -torch.linspace(0, 1, 4), persistent=False)
-        self.map_layer0 = nn.Linear(8, 8)
-        self.enc_layer0, self.enc_layer1 = nn.Linear(64, 128), nn.Linear(128, 4)
-        self.fc_r = nn.Linear(20, 1)
-        self.fc_scale_dir = nn.Linear(20, 1) if scale_dir else None
-        self.fc_scale_time = nn.Linear(20, 1) if scale_time else None
+        self.map_layer0 = Linear(8, 8)
+        self.enc_layer0, self.enc_layer1 = Linear(64, 128), Linear(128, 4)
+        self.fc_r = Linear(20, 1)
+        self.fc_scale_dir = Linear(20, 1) if scale_dir else None
+        self.fc_scale_time = Linear(20, 1) if scale_time else None
         nn.init.xavier_uniform_(self.map_layer0.weight)
         for name, layer in self.named_children():
             nn.init.zeros_(layer.bias)
@@ -204,7 +217,7 @@ class BottleneckPredictor(nn.Module):
         out = torch.cat([features, times.expand(len(features), -1)], dim=1)
         r = torch.sigmoid(self.fc_r(out)).flatten()
 
-        def around_one(layer: nn.Linear | None, scale: float) -> Tensor:
+        def around_one(layer: Linear | None, scale: float) -> Tensor:
             return (
                 torch.ones_like(r)
                 if layer is None

@@ -206,7 +206,8 @@ def build(
             )
         if not value.isfinite().all():
             raise ValueError(f"tensor {name!r} is not finite")
-    predictor.to(next(iter(own.values())).dtype).load_state_dict(own)
+    for name, parameter in predictor.named_parameters():  # not load_state_dict: see predictor.Linear
+        parameter.data = own[name].clone()
     return predictor.eval().requires_grad_(False)
 
 

@@ -213,7 +213,8 @@ def test_plot(server):
     names, arguments = axes(server)
     given = [a["value"] if a.get("value") is not None else "" for a in arguments]
     labels = [a["label"] for a in arguments]
-    at = {name: labels.index(name) for name in ("X type", "X values", "Y type", "Y values")}
+    at = {name: labels.index(name) for name in ("X type", "X values", "Y type", "Y values", "Z type")}
+    given[at["Z type"]] = names.index("Nothing")
     given[at["X type"]], given[at["X values"]] = names.index("[AMED] NFE"), "3, 5"
     given[at["Y type"]], given[at["Y values"]] = names.index("[AMED] Predictor"), "auto, untrained"
     _, _, answer = generate(server, script_name="x/y/z plot", script_args=given)

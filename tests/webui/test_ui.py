@@ -139,3 +139,26 @@ def test_install_py(tmp_path, how):
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert time.monotonic() - start < 5
+
+
+def test_predictors_are_read_while_the_host_loads_a_checkpoint(monkeypatch):
+    """A1111 changes torch's classes while its loading thread makes a network without memory; the page and the
+    API may ask for predictors at that moment."""
+    import torch
+    from torch import nn
+
+    from amed import load
+
+    file = ROOT / "predictors" / "emoji32-amed-nfe5-cfg2.safetensors"
+    before = load(file)
+    make, read = nn.Linear.__init__, nn.Module.load_state_dict
+
+    def on_meta(self, *args, **kwargs):
+        make(self, *args, **{**kwargs, "device": "meta"})
+
+    monkeypatch.setattr(nn.Linear, "__init__", on_meta)
+    monkeypatch.setattr(nn.Module, "to", lambda *args, **kwargs: None)
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, told: read(self, {}, strict=False))
+    during = load(file)
+    times = torch.tensor(3.0), torch.tensor(1.0)
+    assert torch.stack(during(*times)).tolist() == torch.stack(before(*times)).tolist()
