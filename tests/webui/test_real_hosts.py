@@ -216,7 +216,7 @@ def test_plot(server):
     at = {name: labels.index(name) for name in ("X type", "X values", "Y type", "Y values", "Z type")}
     given[at["Z type"]] = names.index("Nothing")
     given[at["X type"]], given[at["X values"]] = names.index("[AMED] NFE"), "3, 5"
-    given[at["Y type"]], given[at["Y values"]] = names.index("[AMED] Predictor"), "auto, untrained"
+    given[at["Y type"]], given[at["Y values"] + 1] = names.index("[AMED] Predictor"), ["auto", "untrained"]
     _, _, answer = generate(server, script_name="x/y/z plot", script_args=given)
     told = [fields(text) for text in json.loads(answer["info"])["infotexts"]]
     assert sorted(int(t["AMED evaluations"]) for t in told)[:1] == [3]
