@@ -34,4 +34,6 @@ def load():
 try:
     AmedScript = load().install()
 except Exception as error:  # the WebUI must start as if we were not there
-    print(f"AMED: not loaded, the WebUI goes on without it: {type(error).__name__}: {error}")
+    old = getattr(error, "name", None) or ""
+    advice = " (this WebUI is too old: 1.9 has it)" if old.startswith("modules.") else ""
+    print(f"AMED: not loaded, the WebUI goes on without it: {type(error).__name__}: {error}{advice}")

@@ -200,5 +200,3 @@ def started(request: Request) -> Outcome:
     """`calibrate`, queued like a generation."""
     with host.the_gpu("AMED calibration"):
         return host.on_main_thread(calibrate, request)
-
-

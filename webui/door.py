@@ -1,6 +1,5 @@
 """Puts AMED into a WebUI: called once, and again at each reload of the scripts."""
 
-
 from modules import script_callbacks, scripts
 
 from . import host, run, ui
@@ -21,5 +20,3 @@ def install() -> type:
             ui.Accordion.__init__(self)
 
     return AmedScript
-
-

@@ -237,6 +237,11 @@ def tell_progress(done: int, total: int, text: str) -> None:
     shared.state.textinfo = text
 
 
+def has_queue() -> bool:
+    """Whether the page can show what is not finished."""
+    return not getattr(shared.cmd_opts, "no_gradio_queue", False)
+
+
 def progress_text() -> str:
     return shared.state.textinfo or ""
 
@@ -306,7 +311,7 @@ def generate(
         do_not_save_grid=True,
     )
     p.scheduler = "Automatic"
-    p.amed = job
+    p.scripts, p.amed = scripts.ScriptRunner(), job  # an empty one: reForge looks into it
     try:
         return processing.process_images(p)
     finally:
@@ -328,5 +333,3 @@ def xyz_module() -> Any:
         if hasattr(data.module, "AxisOption") and hasattr(data.module, "axis_options"):
             return data.module
     return None
-
-

@@ -323,5 +323,3 @@ def tell(p: Any, report: Report) -> None:
 def name_of(fitted: Fitted) -> str:
     """The name the library knows it by (a file may lie in a subfolder)."""
     return next((n for n, other in host.library().named().items() if other.base is fitted.base), fitted.name)
-
-

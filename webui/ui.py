@@ -18,6 +18,7 @@ from .run import AUTO, FALLBACKS, SETTINGS, UNTRAINED, Job, prepare, steps_for
 from .samplers import LABELS, Entry, entry_of
 
 SECTION = ("amed", "AMED")
+OTHER_SAMPLER = "Choose one of the AMED samplers to use this."
 
 
 # --- settings ----------------------------------------------------------------------------------------------
@@ -55,13 +56,14 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     """What these settings will run, in one line."""
     entry = entry_of(label)
     if entry is None:
-        return "Choose one of the AMED samplers to use this."
+        return OTHER_SAMPLER
     steps, nfe, scale = int(steps or 1), int(nfe or 0), float(guidance or 1)
     fitted, note = None, ""
     try:
         fitted = foreseen(entry, steps, scale, predictor, nfe)
-    except (PredictorError, ValueError) as error:
-        note = f" {str(error).splitlines()[0]}"
+    except PredictorError as error:
+        none = " No predictor was fitted for these yet: the AMED tab fits one."
+        note = none if predictor == AUTO else f" {str(error).splitlines()[0]}"
     if fitted is None:
         steps = steps_for(entry, nfe) if nfe else steps
         count = nfe or entry.evaluations * steps
@@ -134,13 +136,13 @@ class Accordion:
             with gr.Row():
                 nfe = gr.Slider(
                     0, 30, value=0, step=1, elem_id=f"{tab}_amed_nfe",
-                    label="NFE: evaluations of the network, sets the steps (0: as many as the steps take)",
+                    label="NFE: evaluations an image (0: by the steps)",
                 )  # fmt: skip
                 fallback = gr.Dropdown(
                     [SETTINGS, *FALLBACKS], value=SETTINGS, label="Where no predictor fits",
                     elem_id=f"{tab}_amed_fallback",
                 )  # fmt: skip
-            shown = gr.Markdown("", elem_id=f"{tab}_amed_status")
+            shown = gr.Markdown(OTHER_SAMPLER, elem_id=f"{tab}_amed_status")
         if not self.bound:  # the API calls this again for the defaults, in a page of its own
             self.bound = True
             self.bind(predictor, nfe, shown)
@@ -167,7 +169,7 @@ class Accordion:
                 return gr.update()
             try:
                 fitted = foreseen(entry, int(steps), float(guidance), predictor, int(nfe or 0))
-            except (PredictorError, ValueError):
+            except PredictorError:
                 fitted = None
             if fitted is None and not nfe:
                 return gr.update()
@@ -251,8 +253,10 @@ def tab() -> list[tuple[Any, str, str]]:
                     sampler = gr.Dropdown(list(LABELS), value=default.sampler, label="Sampler")
                     nfe = gr.Textbox("5", label="NFE: evaluations, one or several (5, 7, 9)")
                 with gr.Row():
-                    told = ", ".join(f"{name} {count}" for name, count in PRESETS.items())
-                    budget = gr.Dropdown(list(PRESETS), value="quick", label=f"Budget (evaluations: {told})")
+                    told = ", ".join(f"{count:,}" for count in PRESETS.values())
+                    budget = gr.Dropdown(
+                        list(PRESETS), value="quick", label="Budget", info=f"evaluations: {told}"
+                    )
                     batch = gr.Slider(1, 16, value=default.batch, step=1, label="Images at once")
                     seed = gr.Number(0, precision=0, label="Seed")
                 name = gr.Textbox("", label="Name to save under (empty: the checkpoint's)")
@@ -267,10 +271,15 @@ def tab() -> list[tuple[Any, str, str]]:
             "sampler": sampler, "nfe": nfe, "budget": budget, "batch": batch, "seed": seed, "name": name,
         }  # fmt: skip
 
-        def run(*values: Any) -> Iterator[tuple[str, list]]:
+        def follow(*values: Any) -> Iterator[tuple[str, list]]:
             yield from followed(dict(zip(fields, values)))
 
-        start.click(run, inputs=list(fields.values()), outputs=[text, pictures])
+        def wait(*values: Any) -> tuple[str, list]:
+            return list(followed(dict(zip(fields, values))))[-1]
+
+        # a page without Gradio's queue refuses to start if it has an answer in parts
+        click = follow if host.has_queue() else wait
+        start.click(click, inputs=list(fields.values()), outputs=[text, pictures])
         stop.click(host.interrupt, inputs=[], outputs=[])
     return [(page, "AMED", "amed")]
 
@@ -332,5 +341,3 @@ def encoded(picture: Any) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
-
-

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 FLAGS = {
     "A1111_PATH": ["--use-cpu", "all", "--no-half", "--do-not-download-clip"],
     "FORGE_PATH": ["--always-cpu"],
+    "REFORGE_PATH": ["--always-cpu"],
 }
 UP = 300  # seconds
 
@@ -47,7 +48,8 @@ class Server:
             subprocess.run([*command, str(self.models), str(seed), name], check=True, capture_output=True)
         (data / "extensions").mkdir()
         (data / "extensions" / "amed").symlink_to(ROOT, target_is_directory=True)
-        (data / "config.json").write_text(json.dumps({"sd_model_checkpoint": "tiny.safetensors"}))
+        told = {"sd_model_checkpoint": "tiny.safetensors", "show_progress_type": "Approx cheap"}
+        (data / "config.json").write_text(json.dumps(told))  # previews that need no download
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]

@@ -343,12 +343,15 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         sys.modules[name] = made
         return made
 
-    state = State(
-        interrupted=False, skipped=False, sampling_step=0, sampling_steps=0, textinfo=None, job=""
-    )
+    state = State(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0, textinfo=None, job="")
     checkpoint = Checkpoint(kind, Network(denoiser), "emoji")
     shared = module(
-        "modules.shared", opts=Options(), state=state, OptionInfo=OptionInfo, sd_model=checkpoint
+        "modules.shared",
+        opts=Options(),
+        state=state,
+        OptionInfo=OptionInfo,
+        sd_model=checkpoint,
+        cmd_opts=SimpleNamespace(),
     )
     common = module(
         "modules.sd_samplers_common",
@@ -377,7 +380,11 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         schedulers_map={**{s.name: s for s in listed}, **{s.label: s for s in listed}},
     )  # fmt: skip
     scripts = module(
-        "modules.scripts", AlwaysVisible=object(), Script=type("Script", (), {}), scripts_data=[]
+        "modules.scripts",
+        AlwaysVisible=object(),
+        Script=type("Script", (), {}),
+        scripts_data=[],
+        ScriptRunner=type("ScriptRunner", (), {"alwayson_scripts": []}),
     )
     callbacks: dict[str, list] = {}
 

@@ -1,4 +1,5 @@
-"""AMED in a real AUTOMATIC1111 and a real Forge, where A1111_PATH and FORGE_PATH say where they are."""
+"""AMED in a real AUTOMATIC1111, Forge and reForge, where A1111_PATH, FORGE_PATH and REFORGE_PATH say where
+they are."""
 
 import base64
 import io
@@ -215,6 +216,7 @@ def test_plot(server):
     labels = [a["label"] for a in arguments]
     at = {name: labels.index(name) for name in ("X type", "X values", "Y type", "Y values", "Z type")}
     given[at["Z type"]] = names.index("Nothing")
+    given[labels.index("Include Sub Images")] = True
     given[at["X type"]], given[at["X values"]] = names.index("[AMED] NFE"), "3, 5"
     given[at["Y type"]], given[at["Y values"] + 1] = names.index("[AMED] Predictor"), ["auto", "untrained"]
     _, _, answer = generate(server, script_name="x/y/z plot", script_args=given)

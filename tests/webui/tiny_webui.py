@@ -1,6 +1,6 @@
 """Writes Stable Diffusion 1.5's architecture with random weights and a U-Net two levels deep, as a checkpoint
-of A1111 (with its .yaml, a small VAE and a text encoder and tokenizer of its own) or of Forge (whose VAE and
-text encoder have fixed sizes).
+of A1111 (with its .yaml, a small VAE and a text encoder and tokenizer of its own), of Forge or of reForge
+(whose VAE and text encoder have fixed sizes).
 
     python tests/webui/tiny_webui.py WEBUI_FOLDER FOLDER SEED NAME
 
@@ -35,6 +35,15 @@ def weights_of(module, prefix: str) -> dict:
     return named
 
 
+def weights_by(unet, vae, text) -> dict:
+    """A checkpoint's weights, by the names that all of these hosts read."""
+    return {
+        **weights_of(unet, "model.diffusion_model."),
+        **weights_of(vae, "first_stage_model."),
+        **weights_of(text, "cond_stage_model.transformer."),
+    }
+
+
 def byte_characters() -> list[str]:
     """The character that stands for each byte in byte-level BPE: itself if printable."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -59,20 +68,26 @@ def write_clip(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def a1111(webui: Path, folder: Path, name: str) -> dict:
+def classic(webui: Path, folder: Path, name: str) -> dict:
+    """By Stability's own classes: A1111 small, reForge in the usual sizes."""
     sys.path.insert(0, str(webui / "repositories" / "stable-diffusion-stability-ai"))
     from ldm.models.autoencoder import AutoencoderKL
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    small = not (webui / "ldm_patched").is_dir()
     clip = folder.resolve().parent / f"{name}-clip"
-    write_clip(clip)
     unet = {**UNET, "attention_resolutions": [1], "use_checkpoint": False}
     vae = {
         "double_z": True, "z_channels": 4, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
         "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
     }  # fmt: skip
     loss = {"target": "torch.nn.Identity"}
+    if not small:
+        vae |= {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "resolution": 256}
+        text = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12)
+        return weights_by(UNetModel(**unet), AutoencoderKL(vae, loss, 4), CLIPTextModel(text))
+    write_clip(clip)
     inner = {"embed_dim": 4, "ddconfig": vae, "lossconfig": loss}
     settings = {
         "linear_start": 0.00085, "linear_end": 0.012, "num_timesteps_cond": 1, "timesteps": 1000,
@@ -87,11 +102,7 @@ def a1111(webui: Path, folder: Path, name: str) -> dict:
     model = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": settings}
     (folder / f"{name}.yaml").write_text(json.dumps({"model": model}))  # JSON is YAML
     text = CLIPTextModel(CLIPTextConfig.from_pretrained(clip))
-    return {
-        **weights_of(UNetModel(**unet), "model.diffusion_model."),
-        **weights_of(AutoencoderKL(vae, loss, 4), "first_stage_model."),
-        **weights_of(text, "cond_stage_model.transformer."),
-    }
+    return weights_by(UNetModel(**unet), AutoencoderKL(vae, loss, 4), text)
 
 
 def forge(webui: Path, folder: Path, name: str) -> dict:
@@ -109,11 +120,7 @@ def forge(webui: Path, folder: Path, name: str) -> dict:
     }  # fmt: skip
     vae = IntegratedAutoencoderKL.from_config(IntegratedAutoencoderKL.load_config(told / "vae"))
     text = CLIPTextModel(CLIPTextConfig.from_pretrained(told / "text_encoder"))
-    return {
-        **weights_of(IntegratedUNet2DConditionModel.from_config(unet), "model.diffusion_model."),
-        **weights_of(vae, "first_stage_model."),
-        **weights_of(text, "cond_stage_model.transformer."),
-    }
+    return weights_by(IntegratedUNet2DConditionModel.from_config(unet), vae, text)
 
 
 def main(webui: str, folder: str, seed: str, name: str) -> None:
@@ -122,7 +129,7 @@ def main(webui: str, folder: str, seed: str, name: str) -> None:
 
     torch.manual_seed(int(seed))
     Path(folder).mkdir(parents=True, exist_ok=True)
-    make = forge if (Path(webui) / "backend").is_dir() else a1111
+    make = forge if (Path(webui) / "backend").is_dir() else classic
     save_file(make(Path(webui).resolve(), Path(folder), name), Path(folder) / f"{name}.safetensors")
 
 
