@@ -198,6 +198,11 @@ def is_hires(p: Any) -> bool:
     return bool(getattr(p, "is_hr_pass", False))
 
 
+def starts_below(p: Any) -> bool:
+    """Whether this pass runs the lower part of its schedule only: hires fix's second, and img2img."""
+    return is_hires(p) or bool(getattr(p, "init_images", None))
+
+
 def guidance(p: Any) -> float:
     """The CFG scale of this pass."""
     scale = getattr(p, "hr_cfg", None) if is_hires(p) else None

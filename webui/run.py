@@ -155,7 +155,8 @@ def plan(entry: Entry, job: Job, p: Any, count: int, ends: tuple[float, float], 
         try:
             fitted = choice.find_for_times(host.library(), who, entry.sampler, count, scale, ADVICE)
         except PredictorError as error:
-            fitted, missing = near(entry, who, count, scale), str(error)
+            fitted = near(entry, who, count, scale) if host.starts_below(p) else None
+            missing = str(error)
             if fitted is None and job.fallback == ERROR:
                 raise
     if fitted is not None and not job.named and not 1 / REACH <= count / fitted.spec.num_steps <= REACH:
@@ -173,8 +174,8 @@ def plan(entry: Entry, job: Job, p: Any, count: int, ends: tuple[float, float], 
 
 
 def near(entry: Entry, who: Identity, count: int, scale: float) -> Fitted | None:
-    """For a pass that no predictor has the steps of (hires fix, img2img with exact steps): the nearest in
-    number that was fitted for this very checkpoint."""
+    """For hires fix and img2img, whose whole schedule may have steps that nobody fitted, and which run only
+    its lower part: the nearest in number that was fitted for this very checkpoint."""
     solver = solver_of(entry.sampler)
     mine = [
         f

@@ -288,6 +288,7 @@ class Processing:
 
     def __post_init__(self):
         self.sd_model = self.sd_model or HOST.shared.sd_model
+        self.init_images = [] if self.image is None else [self.image]
 
     def comment(self, text: str) -> None:
         self.comments[text] = 1

@@ -250,6 +250,19 @@ def test_img2img(emoji):
     assert [c["sigma"] for c in emoji.webui.callbacks] == fitted.sigmas()[1:3].float().tolist()
 
 
+def test_the_nearest_predictor_is_for_lower_parts_alone(emoji):
+    """Steps that nobody fitted: img2img takes the nearest predictor, a whole generation the plain solver."""
+    steps = {"steps": 7, "sampler_name": "AMED"}
+    _, p = images(emoji, image=torch.zeros(1, 3, 32, 32), **steps)
+    told = p.extra_generation_params
+    assert told["AMED predictor"] == "emoji32-amed-nfe9-cfg1.safetensors"
+    assert "fitted for 5 steps, running 7" in told["AMED note"]
+    _, p = images(emoji, **steps)
+    assert p.extra_generation_params["AMED predictor"] == "untrained"
+    _, p = images(emoji, image=torch.zeros(1, 3, 32, 32), **{**steps, "steps": 30})
+    assert p.extra_generation_params["AMED predictor"] == "untrained"
+
+
 def test_inpainting(emoji):
     """The kept part stays as the host wants it: no analytic first step, which knows no mask."""
     mask = torch.zeros(1, 1, 32, 32)
