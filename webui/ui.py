@@ -136,7 +136,7 @@ class Accordion:
             with gr.Row():
                 nfe = gr.Slider(
                     0, 30, value=0, step=1, elem_id=f"{tab}_amed_nfe",
-                    label="NFE: evaluations an image (0: by the steps)",
+                    label="NFE: evaluations (0: by Steps)",
                 )  # fmt: skip
                 fallback = gr.Dropdown(
                     [SETTINGS, *FALLBACKS], value=SETTINGS, label="Where no predictor fits",
@@ -265,7 +265,7 @@ def tab() -> list[tuple[Any, str, str]]:
                     stop = gr.Button("Interrupt", elem_id="amed_interrupt")
             with gr.Column():
                 text = gr.Textbox("", lines=12, label="Result", interactive=False, elem_id="amed_result")
-                pictures = gr.Gallery(label="Report", columns=1, elem_id="amed_report")
+                pictures = gr.Gallery(label="Report", columns=1, object_fit="contain", elem_id="amed_report")
         fields = {
             "prompts": prompts, "negative": negative, "width": width, "height": height, "guidance": guidance,
             "sampler": sampler, "nfe": nfe, "budget": budget, "batch": batch, "seed": seed, "name": name,
