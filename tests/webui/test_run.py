@@ -107,14 +107,15 @@ def no_hooks(network):
     return not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
-def test_interruption(emoji):
+@pytest.mark.parametrize("button", ["interrupted", "skipped"])
+def test_interruption(emoji, button):
     """It stops at the next evaluation; the host has its last latent, the model no hook."""
     seen = []
 
     def interrupt(denoiser):
         seen.append(denoiser.step)
         if len(seen) == 3:
-            emoji.webui.shared.state.interrupt()
+            setattr(emoji.webui.shared.state, button, True)
 
     emoji.webui.before_evaluation = interrupt
     out, p = images(emoji, (MLP,), cfg_scale=2.0)
