@@ -198,6 +198,11 @@ def is_hires(p: Any) -> bool:
     return bool(getattr(p, "is_hr_pass", False))
 
 
+def halves(scale: float) -> int:
+    """Network passes of an evaluation, for planning: A1111 runs the negative prompt even at CFG 1."""
+    return 1 if scale == 1 and row_order() is by_chunks else 2
+
+
 def starts_below(p: Any) -> bool:
     """Whether this pass runs the lower part of its schedule only: hires fix's second, and img2img."""
     return is_hires(p) or bool(getattr(p, "init_images", None))

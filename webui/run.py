@@ -100,17 +100,26 @@ def prepare(p: Any, entry: Entry, job: Job) -> None:
                 f"{job.found.nfe}, or choose another predictor"
             )
     elif job.nfe:
-        solver = solver_of(entry.sampler)
-        order = solver.max_order if solver.name == "dpmpp" else None
-        who, scale = host.identity(p.sd_model), host.guidance(p)
         try:
-            job.found = choice.find(host.library(), who, solver.name, job.nfe, scale, order, ADVICE)
+            job.found = by_nfe(entry, host.identity(p.sd_model), job.nfe, host.guidance(p))
         except PredictorError as error:
             if job.fallback == ERROR:
                 raise
             job.missing, p.steps = str(error), steps_for(entry, job.nfe)
     if job.found is not None:
         p.steps = job.found.spec.num_steps - 1
+
+
+def by_nfe(entry: Entry, who: Identity, nfe: int, scale: float) -> Fitted:
+    """The library's predictor for so many evaluations. Raises PredictorError."""
+    solver = solver_of(entry.sampler)
+    order = solver.max_order if solver.name == "dpmpp" else None
+    return choice.find(host.library(), who, solver.name, nfe, scale, order, ADVICE)
+
+
+def by_times(entry: Entry, who: Identity, count: int, scale: float) -> Fitted:
+    """The library's predictor for so many noise levels. Raises PredictorError."""
+    return choice.find_for_times(host.library(), who, entry.sampler, count, scale, ADVICE)
 
 
 def steps_for(entry: Entry, nfe: int) -> int:
@@ -153,7 +162,7 @@ def plan(entry: Entry, job: Job, p: Any, count: int, ends: tuple[float, float], 
         fitted = named(job.predictor, entry)
     elif fitted is None and job.predictor != UNTRAINED and not missing:
         try:
-            fitted = choice.find_for_times(host.library(), who, entry.sampler, count, scale, ADVICE)
+            fitted = by_times(entry, who, count, scale)
         except PredictorError as error:
             fitted = near(entry, who, count, scale) if host.starts_below(p) else None
             missing = str(error)

@@ -9,12 +9,11 @@ from typing import Any
 
 import gradio as gr
 
-from amed import PredictorError, choice
+from amed import Fitted, PredictorError
 from amed.calibration import PRESETS
-from amed.sampling import sampler_of, solver_of
 
 from . import calibrate, host
-from .run import AUTO, FALLBACKS, SETTINGS, UNTRAINED, Job, prepare, steps_for
+from .run import AUTO, FALLBACKS, SETTINGS, UNTRAINED, Job, by_nfe, by_times, named, prepare, steps_for
 from .samplers import LABELS, Entry, entry_of
 
 SECTION = ("amed", "AMED")
@@ -57,45 +56,34 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     entry = entry_of(label)
     if entry is None:
         return OTHER_SAMPLER
-    steps, nfe, scale = int(steps or 1), int(nfe or 0), float(guidance or 1)
+    job, steps, scale = Job.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
     fitted, note = None, ""
     try:
-        fitted = foreseen(entry, steps, scale, predictor, nfe)
+        fitted = foreseen(entry, job, steps, scale)
     except PredictorError as error:
         none = " No predictor was fitted for these yet: the AMED tab fits one."
-        note = none if predictor == AUTO else f" {str(error).splitlines()[0]}"
+        note = f" {str(error).splitlines()[0]}" if job.named else none
     if fitted is None:
-        steps = steps_for(entry, nfe) if nfe else steps
-        count = nfe or entry.evaluations * steps
-        what = "untrained" if predictor == UNTRAINED or host.loaded_model() else "no checkpoint is loaded yet"
-        fit = ""
+        steps = steps_for(entry, job.nfe) if job.nfe else steps
+        count = job.nfe or entry.evaluations * steps
+        known = job.predictor == UNTRAINED or host.loaded_model() is not None
+        what, fit = "untrained" if known else "no checkpoint is loaded yet", ""
     else:
         steps, count, what = fitted.spec.num_steps - 1, fitted.nfe, fitted.name
         at = fitted.spec.guidance
         fit = f"; fitted at guidance {at:g}" + (f", CFG scale is {scale:g}" if abs(at - scale) > 0.01 else "")
-    passes = count * (1 if scale == 1 else 2)
+    passes = count * host.halves(scale)
     return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
 
 
-def foreseen(entry: Entry, steps: int, scale: float, predictor: str, nfe: int) -> Any:
-    """The predictor a generation with these settings would take, None for none."""
-    if predictor == UNTRAINED or host.loaded_model() is None:
+def foreseen(entry: Entry, job: Job, steps: int, scale: float) -> Fitted | None:
+    """The predictor a generation with these settings would take, None for none. Raises PredictorError."""
+    if job.named:
+        return named(job.predictor, entry)
+    if job.predictor == UNTRAINED or host.loaded_model() is None:
         return None
-    fits = [
-        f
-        for f in ([host.library().load(predictor)] if predictor != AUTO else host.library().fitted())
-        if sampler_of(f.spec.solver, f.spec.max_order) == entry.sampler
-    ]
-    if predictor != AUTO:
-        if not fits:
-            raise PredictorError(f"{predictor} was fitted for another sampler.")
-        return fits[0]
     who = host.identity(host.loaded_model())
-    if nfe:
-        solver = solver_of(entry.sampler)
-        order = solver.max_order if solver.name == "dpmpp" else None
-        return choice.find(host.library(), who, solver.name, nfe, scale, order, "")
-    return choice.find_for_times(host.library(), who, entry.sampler, steps + 1, scale, "")
+    return by_nfe(entry, who, job.nfe, scale) if job.nfe else by_times(entry, who, steps + 1, scale)
 
 
 def refresh_button(dropdown: Any, elem_id: str) -> None:
@@ -164,16 +152,16 @@ class Accordion:
             component.change(status, inputs=inputs, outputs=[shown], show_progress="hidden")
 
         def steps_of(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> Any:
-            entry = entry_of(label)
-            if entry is None or not (nfe or predictor not in (AUTO, UNTRAINED)):
+            entry, job = entry_of(label), Job.of(None, predictor, nfe)
+            if entry is None or not (job.nfe or job.named):
                 return gr.update()
             try:
-                fitted = foreseen(entry, int(steps), float(guidance), predictor, int(nfe or 0))
+                fitted = foreseen(entry, job, int(steps), float(guidance))
             except PredictorError:
                 fitted = None
-            if fitted is None and not nfe:
+            if fitted is None and not job.nfe:
                 return gr.update()
-            return gr.update(value=fitted.spec.num_steps - 1 if fitted else steps_for(entry, int(nfe)))
+            return gr.update(value=fitted.spec.num_steps - 1 if fitted else steps_for(entry, job.nfe))
 
         for component in (predictor, nfe):
             component.change(steps_of, inputs=inputs, outputs=[theirs[1]], show_progress="hidden")
