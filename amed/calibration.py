@@ -713,15 +713,9 @@ class Calibration:
         }
         if rows[1].fd_ref is not None:
             metrics["plain_fd_ref"] = round(rows[1].fd_ref, 5)
-        spec = Spec(
-            solver=solver.name,
-            max_order=solver.max_order,
-            predict_x0=solver.predict_x0,
-            lower_order_final=solver.lower_order_final,
-            num_steps=len(sigmas),
-            schedule="custom",
-            sigma_min=float(sigmas[-1]),
-            sigma_max=float(sigmas[0]),
+        spec = Spec.on(
+            solver,
+            sigmas,
             afs=afs,
             prediction_type=settings.prediction_type,
             guidance=settings.guidance,

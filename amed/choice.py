@@ -1,7 +1,7 @@
 """Which predictor a run takes, and what is said of the run: what the hosts' adapters share."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -120,17 +120,8 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales; for multistep, iPNDM-2."""
     solver = solver_of(sampler)
     multistep = solver.name == MULTISTEP
-    settings = {f.name: getattr(solver, f.name) for f in fields(solver) if f.name != "name"}
-    spec = Spec(
-        solver=solver.name,
-        num_steps=len(times),
-        schedule="custom",
-        sigma_min=float(times[-1]),
-        sigma_max=float(times[0]),
-        afs=afs,
-        model_name=f"untrained: {'iPNDM-2' if multistep else 'geometric midpoints'}",
-        **settings,
-    )
+    kind = "iPNDM-2" if multistep else "geometric midpoints"
+    spec = Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}")
     times = torch.as_tensor(times, dtype=torch.float64)
     if multistep:
         return Fitted(spec, as_multistep(Solver("ipndm", 2), times, afs), times, "untrained")

@@ -103,6 +103,13 @@ class Spec:
         except ValueError as error:
             raise ValueError(f"max_order is {self.max_order}: {error}") from None
 
+    @classmethod
+    def on(cls, solver: Solver, times: Tensor, **told: Any) -> "Spec":
+        """For a solver over `times`, falling `[N]`; `told`: the other fields."""
+        student = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver) if f.name != "name"}
+        ends = {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
+        return cls(solver=solver.name, num_steps=len(times), schedule="custom", **ends, **student, **told)
+
     @property
     def settings(self) -> Solver:
         """The student as the sampling loop wants it."""

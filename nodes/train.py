@@ -64,9 +64,8 @@ def trained(model: object, job: Job, settings: Settings, node_id: str | None = N
     times = host.base_times(model_sampling, planned.points)
     base = times[:: job.extra + 1]
     solver, afs = planned.solver, planned.afs
-    spec = Spec(
-        solver=solver.name, max_order=solver.max_order, predict_x0=solver.predict_x0, num_steps=len(base),
-        schedule="custom", sigma_min=float(base[-1]), sigma_max=float(base[0]), afs=afs,
+    spec = Spec.on(
+        solver, base, afs=afs,
         prediction_type=host.prediction_type(model_sampling), guidance=job.guidance, model_family=who.family,
         model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
         features="bottleneck", scale_dir=SCALE_DIR, scale_time=SCALE_TIME,
