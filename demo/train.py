@@ -1,9 +1,11 @@
 """Train the demo model: EDM's loss on the emoji, with label dropout, EMA, checkpoints; resumes by itself.
 
-    python -m demo.data && python -m demo.train
+    python -m demo.data && python -m demo.train --start demo/emoji32.safetensors --hours 10
+    python -m demo.train --decay 3000    # the end: the rate falls to nothing over so many more steps
 
-Writes demo/data/train.pt at every checkpoint (yours alone: never loaded by the pack) and, at each of them,
-the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
+The learning rate is constant, so that training may go on for as long as there is time; the EMA weights are
+what is used. Writes ~/.cache/amed/train.pt at every checkpoint (yours alone: never loaded by the pack) and, at
+each of them, the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
 """
 
 import argparse
@@ -14,11 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import data
 from .model import CLASSES, SIGMA_DATA, UNCONDITIONAL, WEIGHTS, Denoiser, UNet
 
+FOLDER = Path.home() / ".cache" / "amed"
 P_MEAN, P_STD = -1.2, 1.2  # ln sigma of the training noise, as EDM's
 
 
@@ -41,42 +44,52 @@ def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument("--hours", type=float, default=math.inf, help="stop after so many, in all")
+    parser.add_argument("--decay", type=int, help="finish: the rate falls to 0 over so many steps from here")
+    parser.add_argument("--start", type=Path, help="weights to start from, where there is no checkpoint yet")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--ema", type=float, default=0.9995)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--ema", type=float, default=0.9998)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--data", type=Path, default=data.DEFAULT_FILE)
-    parser.add_argument("--checkpoint", type=Path, default=data.DEFAULT_FILE.parent / "train.pt")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--checkpoint", type=Path, default=FOLDER / "train.pt")
+    parser.add_argument("--out", type=Path, default=FOLDER / WEIGHTS.name)
     args = parser.parse_args(argv)
 
     images, labels = data.load(args.data)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    unet = UNet(dropout=args.dropout)
+    unet = UNet(dropout=args.dropout).to(memory_format=torch.channels_last)
+    if args.start:
+        unet.load_state_dict(load_file(args.start))
     denoiser = Denoiser(unet)
     ema = {k: v.clone() for k, v in unet.state_dict().items()}
     optimiser = torch.optim.Adam(unet.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    step, seconds, log = 0, 0.0, []
+    step, seconds, log, first = 0, 0.0, [], None
+    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if args.checkpoint.is_file():
         saved = torch.load(args.checkpoint, weights_only=True)
         unet.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         generator.set_state(saved["generator"])
         ema, step, seconds, log = saved["ema"], saved["step"], saved["seconds"], saved["log"]
+        first, args.decay = saved["decaying"] or (None, args.decay)
         print(f"resumed at step {step}", flush=True)
     print(f"{sum(p.numel() for p in unet.parameters()):,} parameters, {len(images)} images", flush=True)
     run = torch.compile(denoiser) if args.compile else denoiser
 
-    total, start = 0.0, time.time()
-    while step < args.steps:
-        rate = args.lr * min(1, (step + 1) / 500) * (0.5 + 0.5 * math.cos(math.pi * step / args.steps))
+    if args.decay and first is None:
+        first = step
+    total, count, start = 0.0, 0, time.time()
+    while first is None or step < first + args.decay:
+        if seconds + time.time() - start > 3600 * args.hours:
+            break
+        left = 1.0 if first is None else 1 - (step - first) / args.decay
         for group in optimiser.param_groups:
-            group["lr"] = max(rate, args.lr * 0.01)
+            group["lr"] = args.lr * min(1, (step + 1) / 500) * left
         pick = torch.randint(len(images), (args.batch,), generator=generator)
         x, label = data.mirrored(images[pick], labels[pick], generator), labels[pick]
         label = torch.where(torch.rand(args.batch, generator=generator) < 0.15, UNCONDITIONAL, label)
@@ -86,16 +99,15 @@ def main(argv: list[str] | None = None) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
-        step, total = step + 1, total + loss.item()
+        step, count, total = step + 1, count + 1, total + loss.item()
         decay = min(args.ema, (1 + step) / (10 + step))
         state = unet.state_dict()
         torch._foreach_lerp_(list(ema.values()), [state[k] for k in ema], 1 - decay)
-        if step % args.every == 0 or step == args.steps:
-            count = (step - 1) % args.every + 1
+        if step % args.every == 0 or (first is not None and step == first + args.decay):
             seconds, start = seconds + time.time() - start, time.time()
             log.append({"step": step, "loss": total / count, "seconds": seconds})
             print(json.dumps(log[-1]), flush=True)
-            total = 0.0
+            total, count = 0.0, 0
             part = args.checkpoint.with_suffix(".part")
             torch.save(
                 {
@@ -106,6 +118,7 @@ def main(argv: list[str] | None = None) -> None:
                     "generator": generator.get_state(),
                     "seconds": seconds,
                     "log": log,
+                    "decaying": None if first is None else (first, args.decay),
                 },
                 part,
             )
