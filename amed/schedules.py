@@ -26,12 +26,30 @@ def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64).exp()
 
 
+def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    """beta_d and beta_min of the VP process that is at sigma_min at t = 0.001 and at sigma_max at t = 1."""
+    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+    beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
+    return beta_d, high - beta_d / 2
+
+
+def vp_time(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """Time t of that process at a noise level: the inverse of `time_uniform`'s formula."""
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
+    return ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
+
+
+def vp_pace(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
+    """d sigma / d t of that process at time t."""
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
+    square = torch.expm1(beta_d * t**2 / 2 + beta_min * t)
+    return (beta_d * t + beta_min) * (square + 1) / (2 * square.sqrt())
+
+
 def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
     """Uniform in t^(1/rho) of the VP process sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 whose ends,
     t = 0.001 and 1, are sigma_min and sigma_max (AMED's recommendation for AMED-Solver, rho 1)."""
-    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
-    beta_min = high - beta_d / 2
+    beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     t = (1 + u * (VP_EPSILON ** (1 / rho) - 1)) ** rho
     return torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt()

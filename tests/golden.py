@@ -8,7 +8,6 @@ them: numbers of the method authors' released code on a closed-form model (tests
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from amed import published, schedules  # noqa: E402
-from amed.bottleneck import ModuleCapture  # noqa: E402
-from amed.predictor import BottleneckPredictor  # noqa: E402
-from amed.sampling import Problem, Solver, trajectory  # noqa: E402
-from amed.training import Teacher, losses  # noqa: E402
+from amed import schedules  # noqa: E402
+from amed.evaluate import FromModule  # noqa: E402
+from amed.files import published  # noqa: E402
+from amed.fit.algorithm1 import Teacher, losses  # noqa: E402
+from amed.loop import Problem, Thresholded, states  # noqa: E402
+from amed.network import BottleneckPredictor  # noqa: E402
+from amed.recipes import Solver  # noqa: E402
 
 TOLERANCE = 1e-5
 DEFAULT_ORDER = {"ipndm": 4, "dpmpp": 3}
@@ -52,7 +53,7 @@ def solver_of(case: dict, name: str) -> Solver:
     order = (case.get("max_order") or DEFAULT_ORDER[name]) if name in DEFAULT_ORDER else 1
     data = bool(case.get("predict_x0")) and name == "dpmpp"
     lower = case.get("lower_order_final")
-    return Solver(name, order, data, True if lower is None else lower, thresholding=data)
+    return Solver(name, order, data, True if lower is None else lower)
 
 
 def predictor_of(case: dict, tensors: dict[str, Tensor]) -> BottleneckPredictor:
@@ -81,16 +82,13 @@ def sampling(folder: Path) -> Iterator[tuple[str, float]]:
         schedule_error = error(sigmas, own["sigmas"])
         if case["denoise_to_zero"]:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-        problem = Problem(
-            toy,
-            solver_of(case, case["solver"]),
-            predictor_of(case, under(own, "predictor.")),
-            capture=ModuleCapture(toy.middle_block),
-        )
+        solver, predictor = solver_of(case, case["solver"]), predictor_of(case, under(own, "predictor."))
+        ask = FromModule(toy.middle_block)
+        problem = Problem(toy, evaluate=Thresholded(ask) if solver.predict_x0 else ask)
         x = own["noise"] * sigmas[0]
         with torch.no_grad():
-            states = [x] + [s.x for s in trajectory(problem, x, sigmas, case["afs"])]
-        worst = max(error(mine, theirs) for mine, theirs in zip(states, own["states"], strict=True))
+            found = [x] + [s.x for s in states(problem, solver, x, sigmas, predictor, case["afs"])]
+        worst = max(error(mine, theirs) for mine, theirs in zip(found, own["states"], strict=True))
         yield f"sampling {i} {case['solver']} {case['schedule_type']}", max(worst, schedule_error)
 
 
@@ -102,12 +100,13 @@ def sd15(folder: Path) -> Iterator[tuple[str, float]]:
     yield "sd15 timesteps", float((steps[:-1] != own["timesteps"]).sum())
     yield "sd15 sigmas", error(schedules.sd_sigmas()[torch.tensor(published.TIMESTEPS)], own["sigmas"])
     base = fitted.sigmas()
-    problem = Problem(Toy(own["mu"]), fitted.spec.settings, fitted)
+    x = own["noise"] * (1 + base[0] ** 2).sqrt()
     with torch.no_grad():
-        states = [s.x for s in trajectory(problem, own["noise"] * (1 + base[0] ** 2).sqrt(), base)]
-    for k, (state, sigma) in enumerate(zip(states, base[1:])):
+        run = states(Problem(Toy(own["mu"])), fitted.spec.student, x, base, fitted.predictor)
+        found = [s.x for s in run]
+    for k, (state, sigma) in enumerate(zip(found, base[1:])):
         yield f"sd15 state {k}", error(state / (1 + sigma**2).sqrt(), own["states_vp"][2 * k + 1])
-    yield "sd15 end", error(states[-1], own["final_sigma_space"])
+    yield "sd15 end", error(found[-1], own["final_sigma_space"])
 
 
 def training(folder: Path) -> Iterator[tuple[str, float]]:
@@ -117,9 +116,7 @@ def training(folder: Path) -> Iterator[tuple[str, float]]:
     for i, case in enumerate(json.loads((folder / "training.json").read_text())):
         own = under(tensors, f"{i}.")
         predictor = predictor_of(case, under(own, "predictor."))
-        teacher = Teacher(
-            replace(solver_of(case, case["teacher"]), thresholding=case["predict_x0"]), case["M"]
-        )
+        teacher = Teacher(solver_of(case, case["teacher"]), case["M"])
         times = teacher.times(
             case["schedule_type"],
             case["num_steps"],
@@ -129,17 +126,13 @@ def training(folder: Path) -> Iterator[tuple[str, float]]:
         )
         base = times[:: case["M"] + 1]
         x = own["noise"] * base[0]
-        states = teacher.states(toy, x, times, {})
+        found = teacher.states(toy, x, times, {})
         name = f"training {i} {case['student']}"
-        yield f"{name} teacher", error(torch.stack(states), own["teacher"])
-        problem = Problem(
-            toy,
-            solver_of(case, case["student"]),
-            predictor,
-            capture=ModuleCapture(toy.middle_block),
-            total_legs=2 * (case["num_steps"] - 1),
-        )
-        for k, loss in enumerate(losses(problem, x, base, list(own["teacher"]), case["afs"])):
+        yield f"{name} teacher", error(torch.stack(found), own["teacher"])
+        problem = Problem(toy, evaluate=FromModule(toy.middle_block))
+        student = solver_of(case, case["student"])
+        run = losses(problem, student, predictor, x, base, list(own["teacher"]), case["afs"])
+        for k, loss in enumerate(run):
             yield f"{name} loss {k}", error(loss.detach(), own["losses"][k])
             predictor.zero_grad()
             loss.backward()

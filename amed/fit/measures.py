@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .bottleneck import Capture, Denoiser, plain
-from .predictor import Predictor
-from .sampling import TWO_POINT, Problem, Solver, State, begin, interval, sample
+from ..kdiffusion import sample
+from ..loop import Denoiser, Evaluate, Problem, State, loop, plain, rows_of
+from ..recipes import Predictor, Solver
+from ..table import Number, Row
 
 
 class Counter(nn.Module):
@@ -64,7 +65,7 @@ def run(
     *,
     predictor: Predictor | None = None,
     afs: bool = False,
-    capture: Capture = plain,
+    evaluate: Evaluate = plain,
     batch: int = 64,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, int]:
@@ -89,7 +90,7 @@ def run(
                 disable=True,
                 predictor=predictor,
                 afs=afs,
-                capture=capture,
+                evaluate=evaluate,
             )
         )
         done(min(start + batch, len(x)))
@@ -141,17 +142,26 @@ class BestR:
         return self.r.std(dim=1)
 
 
-class _Fixed:
-    """A predictor of one r for every sample."""
+class Chosen:
+    """A predictor of r, c = a = 1, for each interval a value (numbers, or Tensors of each sample's own) in the
+    order of the run."""
 
     wants_bottleneck = False
 
-    def __init__(self, r: Tensor):
-        self.r = r
+    def __init__(self, r: list[Number]):
+        self.given, self.fixed = r, not any(isinstance(v, Tensor) for v in r)
+        self.left = iter(r)
 
-    def __call__(self, t_cur: Tensor, t_next: Tensor, bottleneck: Tensor | None = None):
-        one = torch.ones_like(self.r)
-        return self.r, one, one
+    def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]:
+        return next(self.left), 1.0, 1.0
+
+
+def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
+    """The rows of a plugin over `times` with these mid times, all of them at once."""
+    rows = []
+    for row in rows_of(solver, times, Chosen(r), False, like):
+        rows.append(replace(row, weights=row.weights(None) if callable(row.weights) else row.weights))
+    return rows
 
 
 @torch.no_grad()
@@ -176,25 +186,27 @@ def best_r(
         raise ValueError("the grid of r must have 1/2")
     if len(reference) != len(sigmas):
         raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
-    single = solver.name in TWO_POINT or solver.name == "euler"
-    legs, args = 2 * (len(sigmas) - 1), extra_args or {}
-    state, count, found = State(reference[0].float()), len(reference[0]), []
-    for n, (t, t_next) in enumerate(zip(sigmas[:-1], sigmas[1:])):
-        if single:
-            state = State(reference[n].float())
+    problem, times = Problem(model, extra_args or {}), sigmas.tolist()
+    state, chosen, found = State(reference[0].float()), [], []
+    for n in range(len(times) - 1):
+        if solver.single_step:
+            state, chosen = State(reference[n].float()), []
+        first = n if solver.single_step else 0
 
-        def step(r: Tensor, opened: State, t: Tensor = t, t_next: Tensor = t_next) -> State:
-            problem = Problem(model, solver, _Fixed(r), args, total_legs=legs)
-            return interval(problem, opened, t.float(), t_next.float())
+        def rest(r: Number, first: int = first, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
+            own = chosen_rows(solver, times[first : n + 2], [*before, r], state.x)
+            return own[2 * (n - first) :]
 
-        opened = begin(Problem(model, solver, None, args), state, t.float())
-        target = reference[n + 1].float()
-        errors = torch.stack(
-            [(step(r.expand(count), opened).x - target).square().flatten(1).mean(1).sqrt() for r in grid]
-        )
-        best, chosen = errors.min(dim=0)
-        found.append((grid[chosen], best.double(), errors[half].double()))
-        if not single:
-            state = replace(step(grid[chosen], opened), begun=None)
+        opened = next(loop(problem, rest(0.5), state))
+        target, ends = reference[n + 1].float(), []
+        for r in grid.tolist():
+            *_, end = loop(problem, rest(r), opened)
+            ends.append((end.x - target).square().flatten(1).mean(1).sqrt())
+        errors = torch.stack(ends)
+        best, index = errors.min(dim=0)
+        found.append((grid[index], best.double(), errors[half].double()))
+        if not solver.single_step:
+            chosen.append(grid[index])
+            *_, state = loop(problem, rest(grid[index]), opened)
         done(n)
     return BestR(*(torch.stack(v) for v in zip(*found)))

@@ -1,0 +1,285 @@
+"""Which predictor a run takes: the one place where that is decided, for every host.
+
+    choice = choose(library, Request(identity, sampler="auto", nfe=5, guidance=4.0))
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .constants import Constants, as_multistep, from_the_top, same_times
+from .files import Fitted, Library, PredictorError, Spec
+from .kdiffusion import solver_of
+from .recipes import MULTISTEP, Solver
+
+AUTO, UNTRAINED = "auto", "untrained"
+REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not
+    readable)."""
+
+    family: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a run asks for.
+
+    model, guidance: what it samples with. sampler: a name of kdiffusion.ENTRIES, or "auto": the best there is of
+    all, by the error that files state. nfe: evaluations; or times: the noise levels above 0 that it will run over,
+    or how many of them, to be chosen here. fitted: a predictor named, or carried by the model. below: only the
+    lower part of these noise levels is run (img2img, hires fix), so one that was fitted for this very checkpoint
+    for about as many serves. if_missing: "error", or "untrained" on `schedule(count)`; afs: with the analytic
+    first step where nfe is odd. advice: what to do, the host's words for an error."""
+
+    model: Identity
+    sampler: str = AUTO
+    guidance: float = 1.0
+    nfe: int | None = None
+    times: Tensor | int | None = None
+    fitted: Fitted | None = None
+    below: bool = False
+    if_missing: str = "error"
+    schedule: Callable[[int], Tensor] | None = None
+    afs: bool = True
+    advice: str = ""
+
+    @property
+    def count(self) -> int | None:
+        """How many noise levels are asked for."""
+        return self.times if isinstance(self.times, int | None) else len(self.times)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs: a predictor, by which sampler, over which noise levels (float64, no 0), and what is to be said.
+    grid: whether these are "own", the ones it was fitted on, "below" them, or "other"."""
+
+    fitted: Fitted
+    sigmas: Tensor
+    remarks: tuple[str, ...] = ()
+    grid: str = "own"
+
+    @property
+    def sampler(self) -> str:
+        return self.fitted.spec.sampler
+
+
+def choose(library: Library, request: Request) -> Choice:
+    """The predictor for a request: the one it names, else the library's for this checkpoint, else for its family;
+    of these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what there is, and
+    what to do; ValueError for an untrained run that cannot be."""
+    fitted, missing, said = request.fitted, None, []
+    if fitted is not None:
+        agree(fitted, request)
+    else:
+        try:
+            fitted = find(library, request)
+            if request.below and not within_reach(fitted, request.count):
+                raise PredictorError(f"{fitted.label} is not for {request.count - 1} steps")
+        except PredictorError as error:
+            fitted, missing = near(library, request) if request.below else None, error
+    if fitted is None:
+        if request.if_missing != UNTRAINED:
+            raise missing
+        said.append(f"untrained, as asked: {str(missing).splitlines()[0]}")
+        fitted = untrained_for(request)
+    sigmas, grid = fitted.sigmas(), "own"
+    if isinstance(request.times, Tensor):
+        sigmas = request.times.detach().cpu().double()
+        if not same_times(sigmas, fitted.base):
+            grid = "other" if float(sigmas[0]) > 0.99 * fitted.spec.sigma_max else "below"
+    elif request.times is not None and request.times != len(sigmas):
+        steps = fitted.spec.num_steps - 1
+        said.append(f"fitted for {steps} steps, running {request.times - 1}: constants are interpolated")
+        sigmas = spread(sigmas, request.times)
+    said += mismatches(fitted, request.model, request.guidance)
+    return Choice(fitted, sigmas, tuple(said), grid)
+
+
+def agree(fitted: Fitted, request: Request) -> None:
+    """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations."""
+    if request.sampler not in (AUTO, fitted.spec.sampler):
+        raise PredictorError(
+            f"{fitted.label} was fitted for {fitted.spec.sampler}, not for {request.sampler}: set sampler to auto "
+            f"or {fitted.spec.sampler}, or choose another predictor"
+        )
+    if request.nfe is not None and request.nfe != fitted.nfe:
+        raise PredictorError(
+            f"{fitted.label} takes {fitted.nfe} evaluations, not {request.nfe}: set nfe to {fitted.nfe}, or choose "
+            "another predictor"
+        )
+
+
+def find(library: Library, request: Request) -> Fitted:
+    """The library's, by noise levels or by evaluations. Raises PredictorError."""
+    mine = [f for f in library.fitted() if request.sampler in (AUTO, f.spec.sampler)]
+    if request.times is None:
+        return by_nfe(library, mine, request, request.nfe)
+    given = isinstance(request.times, Tensor)
+    fits = [f for f in mine if f.spec.num_steps == request.count and f.spec.model_family == request.model.family]
+    if fits:
+        on = [f for f in fits if given and same_times(request.times, f.base)]
+        return best(on or fits, request)
+    if request.sampler == AUTO:
+        return by_nfe(library, mine, request, request.count - 1)
+    nfe = solver_of(request.sampler).evaluations(request.count, afs=False, learned=True)
+    try:
+        return by_nfe(library, mine, request, nfe)
+    except PredictorError as error:
+        raise PredictorError(
+            f"the sampler {request.sampler!r} has no predictor for {request.count} noise levels (about {nfe} "
+            f"evaluations).\n{error}"
+        ) from None
+
+
+def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
+    """Of `mine`, the one for so many evaluations. Raises PredictorError."""
+    model = request.model
+    fits = [f for f in mine if nfe in (None, f.nfe)]
+    same = [f for f in fits if model.fingerprint and f.spec.model_fingerprint == model.fingerprint]
+    kin = [f for f in fits if model.family and f.spec.model_family == model.family]
+    found = same or kin or (fits if not (model.family or model.fingerprint) else [])
+    if found:
+        return best(found, request)
+    asked = {"sampler": request.sampler, "NFE": nfe, "guidance": request.guidance, "model family": model.family,
+             "checkpoint": model.fingerprint}  # fmt: skip
+    text = ", ".join(f"{k} {v}" for k, v in asked.items() if v not in (None, "", AUTO))
+    there = "; ".join(sorted(f.label for f in library.fitted())) or "none"
+    allowed = sorted({f.nfe for f in mine if f.spec.model_family == model.family})
+    kind = f"For this model{'' if request.sampler == AUTO else f' and {request.sampler}'}"
+    hint = f"{kind}, NFE can be {', '.join(map(str, allowed))}." if allowed else "There are none for this model."
+    broken = "".join(f"\nBroken file: {problem}" for problem in library.problems())
+    raise PredictorError(
+        f"no predictor for {text} in {library.where()}.\nThere are: {there}\n{hint} {request.advice}{broken}"
+    )
+
+
+def best(found: list[Fitted], request: Request) -> Fitted:
+    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and where
+    any sampler will do the one whose file states the least error to the reference (where none does, the least
+    Fréchet distance)."""
+
+    def distance(f: Fitted) -> tuple:
+        same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
+        return not same, ratio(f.spec.guidance, request.guidance)
+
+    def told(name: str, f: Fitted) -> float:
+        value = f.spec.metrics.get(name)
+        return float(value) if isinstance(value, int | float) else math.inf
+
+    nearest = min(map(distance, found))
+    alike = [f for f in found if distance(f) == nearest]
+    if request.sampler != AUTO:
+        return alike[0]
+    by = "rmse_ref" if any(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
+    return min(alike, key=lambda f: told(by, f))
+
+
+def near(library: Library, request: Request) -> Fitted | None:
+    """For a run over the lower part of a schedule whose steps nobody fitted: the nearest in number that was fitted
+    for this very checkpoint."""
+    mine = [
+        f
+        for f in library.fitted()
+        if request.sampler in (AUTO, f.spec.sampler)
+        and request.model.fingerprint
+        and f.spec.model_fingerprint == request.model.fingerprint
+        and within_reach(f, request.count)
+    ]
+
+    def distance(f: Fitted) -> tuple:
+        return ratio(f.spec.num_steps, request.count), ratio(f.spec.guidance, request.guidance)
+
+    return min(mine, key=distance, default=None)
+
+
+def within_reach(fitted: Fitted, count: int) -> bool:
+    return 1 / REACH <= count / fitted.spec.num_steps <= REACH
+
+
+def ratio(a: float, b: float) -> float:
+    return abs(math.log(max(a, 1e-3) / max(b, 1e-3)))
+
+
+def spread(times: Tensor, count: int) -> Tensor:
+    """A schedule's ends and shape with another number of noise levels, float64 `[count]`."""
+    at = np.linspace(0, len(times) - 1, count)
+    return torch.from_numpy(np.exp(np.interp(at, np.arange(len(times)), times.log().numpy())))
+
+
+def untrained_for(request: Request) -> Fitted:
+    """The untrained solver for a request. Raises ValueError for a number of evaluations it cannot take."""
+    sampler = "amed" if request.sampler == AUTO else request.sampler
+    two = solver_of(sampler).each(learned=True) == 2
+    if isinstance(request.times, Tensor):
+        return untrained(sampler, request.times.detach().cpu())
+    odd = two and (request.nfe or 0) % 2 == 1
+    if request.times is not None:
+        return untrained(sampler, request.schedule(request.times), odd and request.afs)
+    nfe = request.nfe
+    if nfe < (1 if request.afs or not two else 2) or (odd and not request.afs):
+        raise ValueError(
+            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
+            f"{'at least 1' if request.afs else 'an even number'}"
+        )
+    count = (nfe + 1) // 2 + 1 if two else nfe + 1
+    return untrained(sampler, request.schedule(count), odd)
+
+
+def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
+    """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales; for multistep, iPNDM-2."""
+    solver, times = solver_of(sampler), torch.as_tensor(times, dtype=torch.float64)
+    if len(times) < 2:  # one level and 0: the model's denoised image; constants have nothing to act on
+        times = torch.cat([times, times / 2])
+    multistep = solver.name == MULTISTEP
+    kind = "iPNDM-2" if multistep else "geometric midpoints"
+    spec = Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}")
+    constants = as_multistep(Solver("ipndm", 2), times, afs) if multistep else Constants(times)
+    return Fitted(spec, constants, times, UNTRAINED)
+
+
+def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
+    """What a predictor was not fitted for, in words."""
+    spec, found = fitted.spec, []
+    if spec.model_family and spec.model_family != model.family:
+        found.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
+    elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
+        whose = spec.model_name or spec.model_fingerprint
+        found.append(f"fitted for another checkpoint of this family ({whose})")
+    if fitted.name != UNTRAINED and ratio(spec.guidance, guidance) > 0.01:
+        found.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
+    return found
+
+
+@dataclass
+class Report:
+    """What a run did: `evaluations` one after the other, `rows` through the network (None: not countable
+    here), `batch` images, the predictor, remarks."""
+
+    evaluations: int = 0
+    rows: int | None = None
+    batch: int = 1
+    fitted: Fitted | None = None
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int | None:
+        """Network passes per image; guidance makes two of most evaluations."""
+        return None if self.rows is None else round(self.rows / self.batch)
+
+    def text(self) -> str:
+        passes = "" if self.passes is None else f", {self.passes} network passes an image"
+        lines = [
+            f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
+            f"evaluations counted: {self.evaluations}{passes}",
+        ]
+        return "\n".join(lines + [f"note: {remark}" for remark in self.remarks])

@@ -1,0 +1,188 @@
+"""What a predictor file says of itself, and its header.
+
+Format 2: a field that is absent has its default, one that is not known is kept, and `requires` names what a reader
+must be able to do. Format 1 loads too: it had every field, and factors on the guidance scale (`g`)."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .. import schedules
+from ..kdiffusion import sampler_of
+from ..parts import PARTS
+from ..recipes import MULTISTEP, Solver
+
+FORMAT, READABLE = "2", ("1", "2")
+PREDICTION_TYPES = ("eps", "v", "edm", "flow", "x0")
+FEATURES = ("none", "bottleneck", "plain")
+
+
+class PredictorError(ValueError):
+    """A predictor file that is missing, broken or not what was asked for. The message names file and
+    field."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a predictor file says of itself.
+
+    solver, max_order, predict_x0, lower_order_final, variant: the student, as in amed.recipes.Solver.
+    thresholding: dynamic, for pixel models. scales_timestep: a scales only the timestep a VP model is told, its
+    input unchanged, as the published SD 1.5 run does. parts: how slopes are split (amed.parts), "" for not.
+    num_steps, schedule, rho, sigma_min, sigma_max: its N base times; schedule is one of schedules.KINDS, or
+    "custom" where the file's `sigmas` tensor is the only description. afs: analytic first step.
+    prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
+    model_family, model_fingerprint, model_name: for whom; empty where unknown.
+    features: "bottleneck" for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's ranges.
+    how: one sentence, how it was made. source: where its numbers come from, if published. metrics:
+    measured. unknown: fields of a newer version, as they were read.
+
+    Raises ValueError naming the field that will not do."""
+
+    solver: str
+    num_steps: int
+    schedule: str
+    sigma_min: float
+    sigma_max: float
+    rho: float = 1.0
+    afs: bool = False
+    max_order: int = 1
+    predict_x0: bool = False
+    lower_order_final: bool = True
+    thresholding: bool = False
+    scales_timestep: bool = False
+    prediction_type: str = "eps"
+    guidance: float = 1.0
+    model_family: str = ""
+    model_fingerprint: str = ""
+    model_name: str = ""
+    features: str = "none"
+    scale_dir: float = 0.0
+    scale_time: float = 0.0
+    how: str = ""
+    source: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    variant: str = "bh1"
+    parts: str = ""
+    unknown: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("schedule", (*schedules.KINDS, "custom")),
+            ("prediction_type", PREDICTION_TYPES),
+            ("features", FEATURES),
+            ("parts", tuple(PARTS)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        if self.num_steps < 2:
+            raise ValueError(f"num_steps is {self.num_steps}: expected at least 2")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}: "
+                "expected 0 < sigma_min < sigma_max"
+            )
+        for name, holds in (
+            ("rho", self.rho > 0),
+            ("guidance", math.isfinite(self.guidance)),
+            ("scale_dir", 0 <= self.scale_dir < 1),
+            ("scale_time", 0 <= self.scale_time < 1),
+            ("features", self.solver != MULTISTEP or self.features == "none"),
+            ("parts", self.solver == MULTISTEP or not self.parts),
+        ):
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)}: out of range")
+        try:
+            _ = self.student
+        except ValueError as error:
+            which = next((n for n in ("solver", "variant") if n in str(error)), "max_order")
+            raise ValueError(f"{which} is {getattr(self, which)}: {error}") from None
+
+    @classmethod
+    def on(cls, solver: Solver, times: Tensor, **told: Any) -> "Spec":
+        """For a solver over `times`, falling `[N]`; `told`: the other fields."""
+        student = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver) if f.name != "name"}
+        ends = {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
+        told = {"schedule": "custom", **told}
+        return cls(solver=solver.name, num_steps=len(times), **ends, **student, **told)
+
+    @property
+    def student(self) -> Solver:
+        """The solver that runs it."""
+        names = (f.name for f in dataclasses.fields(Solver) if f.name != "name")
+        return Solver(self.solver, **{name: getattr(self, name) for name in names})
+
+    @property
+    def learned(self) -> bool:
+        """Whether anything was fitted."""
+        return self.features != "plain"
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that runs it: a plain solver is a table like any other."""
+        return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations from sigma_max to sigma_min; one more if a host goes on to 0. Guidance may double the
+        network passes."""
+        return self.student.evaluations(self.num_steps, self.afs, self.learned)
+
+    @property
+    def requires(self) -> list[str]:
+        """What a reader must be able to do."""
+        return [f"parts:{self.parts}"] * bool(self.parts) + ["plain"] * (not self.learned)
+
+
+ABILITIES = {"plain", *(f"parts:{name}" for name in PARTS)}
+
+
+def to_header(spec: Spec) -> dict[str, str]:
+    """A string-to-string safetensors header: one key a field, JSON values."""
+    told = dataclasses.asdict(spec)
+    unknown = told.pop("unknown")
+    return {
+        **unknown,
+        "amed_format": FORMAT,
+        "requires": json.dumps(spec.requires),
+        **{k: json.dumps(v) for k, v in told.items()},
+    }
+
+
+def from_header(header: dict[str, str]) -> Spec:
+    """The inverse. Raises ValueError naming the field that is missing, unreadable or of the wrong type, or what
+    this version cannot do."""
+    if "amed_format" not in header:
+        raise ValueError("field 'amed_format' is missing: this is not an AMED predictor")
+    if header["amed_format"] not in READABLE:
+        raise ValueError(
+            f"field 'amed_format' is {header['amed_format']!r}: this version reads {', '.join(READABLE)}; update AMED"
+        )
+    if lacking := set(read(header, "requires", list, [])) - ABILITIES:
+        raise ValueError(f"field 'requires' names {', '.join(sorted(map(str, lacking)))}: update AMED to use this file")
+    values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
+    for name, f in known.items():
+        if name in header:
+            kind = {float: (int, float)}.get(f.type, f.type if isinstance(f.type, type) else dict)
+            values[name] = read(header, name, kind)
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ValueError(f"field {name!r} is missing")
+    own = {*known, "amed_format", "requires"}
+    return Spec(**values, unknown={k: v for k, v in header.items() if k not in own})
+
+
+def read(header: dict[str, str], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """A field's value. Raises ValueError."""
+    if name not in header:
+        return default
+    try:
+        value = json.loads(header[name])
+    except json.JSONDecodeError:
+        raise ValueError(f"field {name!r} is not readable: {header[name]!r}") from None
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"field {name!r} is {value!r}: wrong type")
+    return value

@@ -1,0 +1,199 @@
+"""Predictors in safetensors: everything about one stands in its header, and is checked when it is read.
+
+    fitted = load("predictors/emoji32-amed-nfe5.safetensors")
+
+Nothing is ever unpickled, and a file is written to the side and moved into place."""
+
+import dataclasses
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import schedules
+from ..constants import Constants, Multistep
+from ..network import BottleneckPredictor
+from ..recipes import MULTISTEP
+from .spec import PredictorError, Spec, from_header, to_header
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A predictor with its Spec and base times. `predictor`: None for a plain solver. `name` is its file's, for
+    messages."""
+
+    spec: Spec
+    predictor: Constants | Multistep | BottleneckPredictor | None
+    base: Tensor
+    name: str = "unsaved"
+
+    @property
+    def wants_bottleneck(self) -> bool:
+        return self.predictor is not None and self.predictor.wants_bottleneck
+
+    @property
+    def nfe(self) -> int:
+        return self.spec.nfe
+
+    @property
+    def label(self) -> str:
+        """A short text for people."""
+        spec = self.spec
+        order = f"-{spec.max_order}" if spec.max_order > 1 else ""
+        guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
+        whose = spec.model_name or "any model"
+        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{guidance}; {whose})"
+
+    def sigmas(self) -> Tensor:
+        """The base times it was fitted on, float64 `[num_steps]`, from sigma_max to sigma_min (no 0)."""
+        return self.base.clone()
+
+    def to(self, device: torch.device | str) -> "Fitted":
+        """The same predictor on a device (a copy: the library's own is left alone). Constants stay where they
+        are: a few numbers, which a GPU takes as arguments."""
+        if not self.wants_bottleneck or next(self.predictor.parameters()).device == torch.device(device):
+            return self
+        return dataclasses.replace(self, predictor=build(self.spec, tensors_of(self)).to(device))
+
+
+def values_of(fitted: Fitted) -> dict[str, Tensor]:
+    """Its constants by name: r, c, a `[N-1]`, or weights `[N-1, H]` and a; empty for a network or a plain
+    solver."""
+    return getattr(fitted.predictor, "values", {})
+
+
+def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
+    """The tensors a file holds: `sigmas` [N], and its constants, or the network's own by their names."""
+    own = fitted.predictor.state_dict() if fitted.wants_bottleneck else values_of(fitted)
+    return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
+
+
+def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | BottleneckPredictor | None:
+    """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not fit."""
+    if not spec.learned:
+        return None
+    if spec.features == "none":
+        names = ("weights", "a") if spec.solver == MULTISTEP else spec.student.recipe.constants
+        if missing := set(names) - tensors.keys():
+            raise ValueError(f"tensor {min(missing)!r} is missing")
+        if spec.solver == MULTISTEP:
+            return Multistep(*(tensors[name] for name in ("sigmas", *names)), spec.parts)
+        own = {name: tensors[name] for name in names}
+        return Constants(tensors["sigmas"], spec.scales_timestep, names, **own)
+    predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
+    expected = predictor.state_dict()
+    own = {k: v for k, v in tensors.items() if k != "sigmas"}
+    for name in sorted(expected.keys() ^ own.keys()):
+        raise ValueError(
+            f"tensor {name!r} is {'missing' if name in expected else 'not one of this predictor'}"
+        )
+    for name, value in own.items():
+        if value.shape != expected[name].shape:
+            raise ValueError(
+                f"tensor {name!r} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"tensor {name!r} is not finite")
+    for name, parameter in predictor.named_parameters():  # not load_state_dict: see network.Linear
+        parameter.data = own[name].clone()
+    return predictor.eval().requires_grad_(False)
+
+
+def with_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[str, Tensor]]:
+    """Format 1's factors `g` on each evaluation's guidance scale, as weights of the guidance's own part."""
+    g = tensors.pop("g", None) if spec.solver == MULTISTEP else None
+    if g is None or (g.isfinite().all() and (g == 1).all()):
+        return spec, tensors
+    weights = tensors.get("weights")
+    if weights is None or weights.ndim != 2 or g.shape != weights.shape[:1] or not (g > 0).all():
+        raise ValueError(f"tensor 'g' must be positive, one value a step, got {g.tolist()}")
+    rows, lags = torch.meshgrid(*(torch.arange(n) for n in weights.shape), indexing="ij")
+    factor = torch.where(rows >= lags, g[(rows - lags).clamp(min=0)], 1.0)
+    tensors["weights"] = torch.stack([weights, weights * factor], dim=-1)
+    return dataclasses.replace(spec, parts="guidance"), tensors
+
+
+def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
+    """The base times of a file, held against what its spec says of them."""
+    if "sigmas" not in tensors:
+        raise ValueError("tensor 'sigmas' is missing")
+    base = schedules.checked(tensors["sigmas"])
+    if len(base) != spec.num_steps:
+        raise ValueError(f"tensor 'sigmas' has {len(base)} times, but field 'num_steps' is {spec.num_steps}")
+    ends = torch.tensor([spec.sigma_max, spec.sigma_min], dtype=torch.float64)
+    if not torch.allclose(base[[0, -1]], ends, rtol=1e-4):
+        raise ValueError(
+            f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but fields 'sigma_max' and "
+            f"'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}"
+        )
+    if spec.schedule not in ("custom", "discrete"):
+        told = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
+        if not torch.allclose(base, told, rtol=1e-4):
+            raise ValueError(
+                f"tensor 'sigmas' is not the {spec.schedule} schedule that field 'schedule' names"
+            )
+    return base
+
+
+def load(path: str | os.PathLike) -> Fitted:
+    """Read and validate a predictor file. Raises PredictorError naming the file and the field."""
+    path = Path(path)
+    if not path.is_file():
+        raise PredictorError(f"{path}: no such predictor file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            spec = from_header(header)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        spec, tensors = with_factors(spec, tensors)
+        base = checked_base(spec, tensors)
+        return Fitted(spec, build(spec, tensors), base, path.name)
+    except SafetensorError as error:
+        raise PredictorError(
+            f"{path}: not a whole safetensors file ({error}); download or fit it again"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise PredictorError(f"{path}: {error}") from None
+
+
+def save(path: str | os.PathLike, fitted: Fitted) -> Path:
+    """Write a predictor file, to the side first and then moved into place; what is written loads again.
+
+    Raises PredictorError when the predictor is inconsistent, with no file touched."""
+    path = Path(path)
+    tensors = tensors_of(fitted)
+    try:
+        checked_base(fitted.spec, tensors)
+        build(fitted.spec, tensors)
+    except ValueError as error:
+        raise PredictorError(f"{path}: not saved: {error}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, part, metadata=to_header(fitted.spec))
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def file_name(name: str) -> str:
+    """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
+    stem = name.strip().removesuffix(".safetensors")
+    if not re.fullmatch(r"\w[\w .+-]*", stem):
+        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+    return f"{stem}.safetensors"
+
+
+def saved_as(name: str, nfe: int, guidance: float) -> str:
+    """The file a fit is saved as. Raises ValueError for a name that is none."""
+    return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}")

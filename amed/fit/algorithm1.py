@@ -1,0 +1,301 @@
+"""Algorithm 1: fit a predictor by gradient, interval by interval, to a teacher's states.
+
+    for progress in train(denoiser, solver, predictor, times, draw, teacher=Teacher(Solver("heun"), extra=1)):
+        print(progress.images, progress.loss)
+
+Works on any denoiser a gradient can pass through; a BottleneckPredictor also needs an `evaluate` that gives the
+bottleneck.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .. import schedules
+from ..kdiffusion import solver_of
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain, rows_of, states
+from ..recipes import MULTISTEP, Solver
+from .measures import rmse
+from .target import Draw
+
+HELD_OUT = 1_000_003  # added to the seed for the noises that choose the best state
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A plain solver with `extra` (M) more points inside each interval, along the same schedule, without
+    AFS."""
+
+    solver: Solver = field(default_factory=lambda: Solver("heun"))
+    extra: int = 1
+
+    def times(self, kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
+        """The teacher's schedule, float64 `[(extra + 1) (num_steps - 1) + 1]`."""
+        return schedules.make(kind, (self.extra + 1) * (num_steps - 1) + 1, sigma_min, sigma_max, rho)
+
+    @torch.no_grad()
+    def states(self, model: Denoiser, x: Tensor, times: Tensor, extra_args: dict[str, Any]) -> list[Tensor]:
+        """The teacher's states at the student's base times after the first; x at times[0]."""
+        run = states(Problem(model, extra_args), self.solver, x, times)
+        return [state.x for i, state in enumerate(run, 1) if i % (self.extra + 1) == 0]
+
+
+def checkpointed(evaluate: Evaluate) -> Evaluate:
+    """The same, its activations recomputed in the backward pass: memory of one network pass less."""
+
+    def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]):
+        if not torch.is_grad_enabled():
+            return evaluate(model, x, sigma, extra_args, wants)
+        denoised = checkpoint(lambda a, b: model(a, b, **extra_args), x, sigma, use_reentrant=False)
+        return Evaluation(denoised)
+
+    return ask
+
+
+def start_from(
+    predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
+) -> None:
+    """Set a fresh BottleneckPredictor to constants per interval of `base` `[N]`, whatever the bottleneck: r,
+    c, a `[N-1]` (default 1), c and a clamped to the predictor's ranges. A plugin whose mid times are those of
+    its plain solver's own schedule then *is* that solver, and training can only leave it for something
+    better."""
+    pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
+    targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
+    for layer, value, scale in (
+        (predictor.fc_scale_dir, c, predictor.scale_dir),
+        (predictor.fc_scale_time, a, predictor.scale_time),
+    ):
+        if layer is not None:
+            value = torch.ones(len(pairs)) if value is None else torch.as_tensor(value)
+            targets[layer] = torch.logit((((value.double() - 1) / scale).clamp(-0.98, 0.98) + 1) / 2)
+    with torch.no_grad():
+        like = predictor.fc_r.weight
+        times = [torch.cat([predictor.embed(t.to(like)) for t in pair], dim=1)[0] for pair in pairs]
+        rows = torch.cat([torch.stack(times), like.new_ones(len(pairs), 1)], dim=1).double()
+        inverse = torch.linalg.pinv(rows, rtol=1e-6)
+        for layer, logits in targets.items():
+            fit = inverse @ logits
+            layer.weight.zero_()
+            layer.weight[0, 4:] = fit[:-1].to(like)
+            layer.bias[0] = fit[-1].to(like)
+
+
+def losses(
+    problem: Problem,
+    solver: Solver,
+    predictor: nn.Module,
+    x: Tensor,
+    base: Tensor,
+    targets: list[Tensor],
+    afs: bool,
+) -> Iterator[Tensor]:
+    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to the
+    teacher's state, summed over a sample's values, averaged over the batch (the update belongs between two).
+
+    x at base[0]; `base` `[N]`; `targets` N-1 states. A single-step student starts every interval from the
+    teacher's state, a multistep one goes on from its own."""
+    times = base.tolist()
+
+    def run() -> Iterator[Tensor]:
+        if not solver.single_step:
+            yield from ends(loop(problem, rows_of(solver, times, predictor, afs, x), State(x)))
+            return
+        for i, start in enumerate([x, *targets[:-1]]):
+            rows = rows_of(solver, times[i : i + 2], predictor, afs and i == 0, x)
+            yield from ends(loop(problem, rows, State(start)))
+
+    for end, target in zip(run(), targets):
+        yield (end - target).square().sum() / len(x)
+
+
+def ends(run: Iterator[State]) -> Iterator[Tensor]:
+    """x at the end of each interval."""
+    return (state.x for state in run if not state.looked and state.row.closes)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how fast: `images` trajectories in batches of `batch`; Adam at `lr`, falling along a
+    cosine to a tenth; `seed` draws the noise; every `every` batches the error of `held_out` other noises is
+    measured.
+
+    `balanced`: each interval's loss is divided by its own running mean. The first interval's loss is a
+    hundred times the last one's, and without this Adam's step size, shared by all intervals in the network,
+    is set by the first alone: the later ones, which decide the image, hardly learn. The loss itself stays the
+    paper's."""
+
+    images: int = 10_000
+    batch: int = 64
+    held_out: int = 64
+    lr: float = 5e-3
+    seed: int = 0
+    every: int = 5
+    betas: tuple[float, float] = (0.9, 0.999)
+    balanced: bool = True
+    checkpointing: bool = False
+
+
+@dataclass
+class Progress:
+    """After a batch: images seen, losses per interval of this batch, the held-out error
+    measured last and at its best, whether it was measured just now."""
+
+    images: int
+    losses: list[float]
+    held_out: float
+    best: float
+    measured: bool
+    snapshot: Callable[[], dict[str, Any]]
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """From which `train` resumes: how it stands when this is asked for."""
+        return self.snapshot()
+
+
+def train(
+    model: Denoiser,
+    solver: Solver,
+    predictor: nn.Module,
+    times: Tensor,
+    draw: Draw,
+    teacher: Teacher,
+    settings: Settings = Settings(),
+    *,
+    afs: bool = False,
+    evaluate: Evaluate | None = None,
+    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
+    resume: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Progress]:
+    """Fit `predictor` in place; a generator that yields after every batch. When it ends, is closed or
+    stopped, the predictor holds the best held-out state, never the last.
+
+    model: frozen by the caller's choice or not, its weights get no gradient here.
+    times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
+    draw(generator, count) -> (x at times[0] `[count, ...]`, extra_args).
+    error(end, x, extra_args) -> what the best held-out state is chosen by, from the student's end states;
+    default: root mean square distance to the teacher's.
+    resume: `Progress.state` of an earlier run with the same settings.
+    stop() -> True ends it after the batch under way.
+
+    Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
+    interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
+    base = times[:: teacher.extra + 1]
+    ask = checkpointed(evaluate or plain) if settings.checkpointing else evaluate or plain
+    generator = torch.Generator().manual_seed(settings.seed)
+    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
+    if error is None:
+        target = teacher.states(model, held_x, times, held_args)[-1]
+    optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
+    frozen = [p for p in getattr(model, "parameters", lambda: ())() if p.requires_grad]
+
+    def measure() -> float:
+        with torch.no_grad():
+            *_, end = states(Problem(model, held_args, ask), solver, held_x, base, predictor, afs)
+        return rmse(end.x, target) if error is None else error(end.x, held_x, held_args)
+
+    def snapshot() -> dict[str, Any]:
+        return {
+            "predictor": copy.deepcopy(predictor.state_dict()),
+            "optimiser": copy.deepcopy(optimiser.state_dict()),
+            "generator": generator.get_state(),
+            "images": images,
+            "batches": batches,
+            "usual": dict(usual),
+            "held_out": held_out,
+            "best": best,
+            "best_state": best_state,
+        }
+
+    images, batches, usual, best_state = 0, 0, {}, copy.deepcopy(predictor.state_dict())
+    if resume is None:
+        predictor.requires_grad_(True)
+        held_out = best = measure()
+    else:
+        predictor.requires_grad_(True).load_state_dict(resume["predictor"])
+        optimiser.load_state_dict(resume["optimiser"])
+        generator.set_state(resume["generator"])
+        images, batches, held_out, best = (resume[k] for k in ("images", "batches", "held_out", "best"))
+        usual = dict(resume["usual"])
+        best_state = resume["best_state"]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        while images < settings.images and not stop():
+            for group in optimiser.param_groups:
+                share = min(images / settings.images, 1)
+                group["lr"] = settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+            x, extra_args = draw(generator, settings.batch)
+            targets = teacher.states(model, x, times, extra_args)
+            run = losses(Problem(model, extra_args, ask), solver, predictor, x, base, targets, afs)
+            batch = []
+            with torch.enable_grad():
+                for i, loss in enumerate(run):
+                    batch.append(loss.item())
+                    optimiser.zero_grad(set_to_none=True)
+                    if not math.isfinite(batch[-1]):
+                        continue
+                    if settings.balanced:
+                        usual[i] = 0.8 * usual.get(i, batch[-1]) + 0.2 * batch[-1]
+                        loss = loss / max(usual[i], 1e-12)
+                    loss.backward()
+                    for p in predictor.parameters():
+                        if p.grad is not None:
+                            torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
+                    optimiser.step()
+            images, batches = images + len(x), batches + 1
+            if measured := batches % settings.every == 0 or images >= settings.images:
+                held_out = measure()
+                if held_out < best:
+                    best, best_state = held_out, copy.deepcopy(predictor.state_dict())
+            yield Progress(images, batch, held_out, best, measured, snapshot)
+    finally:
+        predictor.load_state_dict(best_state)
+        predictor.requires_grad_(False)
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How Algorithm 1 reaches a number of evaluations: the student, its N base times, AFS or not, the
+    teacher."""
+
+    solver: Solver
+    num_steps: int
+    afs: bool
+    teacher: Teacher
+
+    @property
+    def points(self) -> int:
+        """The teacher's number of times."""
+        return (self.teacher.extra + 1) * (self.num_steps - 1) + 1
+
+
+def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
+    """For a sampler of two evaluations an interval; an odd `nfe` takes the analytic first step. The teacher
+    is Heun for AMED-Solver and DPM-Solver-2, else the plugin's own solver, with `extra` more points inside
+    each interval.
+
+    Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not
+    allowed."""
+    solver = solver_of(sampler)
+    if solver.name == MULTISTEP:
+        raise ValueError(f"{sampler} has no network to train: calibrate it")
+    afs = bool(nfe % 2)
+    if nfe < 2 or (afs and not may_afs):
+        allowed = "an even number" if not may_afs else "at least 2"
+        raise ValueError(f"nfe is {nfe}: {sampler} on this model takes {allowed}")
+    teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, extra)
+    return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)

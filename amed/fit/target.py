@@ -1,0 +1,64 @@
+"""What is fitted to: a model, and how to draw samples for it."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..loop import Denoiser, Evaluate
+
+DEMO = "demo.target:target"
+Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
+Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
+
+
+@dataclass(frozen=True)
+class Target:
+    """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
+    ...]`, args). sigma_min, sigma_max: its noise levels. prediction_type ("flow": other schedules are searched, and
+    no first step is analytic), family, fingerprint, name: for the file. evaluate: how it gives its bottleneck, to
+    train the paper's network, and guidance's halves. features(images) -> `[n, F]`: for Fréchet distances.
+    rivals(nfe): solvers as the host ships them, by name; None for the usual ones of amed.fit."""
+
+    model: Denoiser
+    draw: Draw
+    sigma_min: float
+    sigma_max: float
+    prediction_type: str = "eps"
+    family: str = ""
+    fingerprint: str = ""
+    name: str = ""
+    evaluate: Evaluate | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    rivals: Callable[[int], dict[str, Rival]] | None = None
+
+    @property
+    def flow(self) -> bool:
+        return self.prediction_type == "flow"
+
+
+def load(factory: str, guidance: float) -> Target:
+    """Call `module:function` with the guidance scale. Raises ValueError saying what is wrong with it."""
+    module, _, function = factory.partition(":")
+    if not module or not function:
+        raise ValueError(f"--model is {factory!r}: give module:function, as {DEMO}")
+    try:
+        made: Any = getattr(importlib.import_module(module), function)(guidance)
+    except TypeError as error:
+        raise ValueError(f"--model {factory}: {function}(guidance) could not be called: {error}") from error
+    except Exception as error:  # whatever a user's module raises is told with its place
+        raise ValueError(f"--model {factory}: {type(error).__name__}: {error}{place(error)}") from error
+    if not isinstance(made, Target):
+        raise ValueError(f"--model {factory}: it gives a {type(made).__name__}, not an amed.fit.target.Target")
+    return made
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"

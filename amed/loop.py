@@ -1,0 +1,253 @@
+"""The loop: look at the slope, keep it, move. Every run of this engine is this one.
+
+    for row in rows:
+        slopes.append(analytic(x) if row.analytic else slope(evaluate(x)))
+        x = x + sum(w * d for w, d in zip(row.weights, newest first))
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from . import schedules
+from .parts import PARTS, Parts
+from .recipes import MULTISTEP, Predictor, Solver, rows
+from .table import Number, Row, Weights
+
+Denoiser = Callable[..., Tensor]
+
+
+class NotFiniteError(ValueError):
+    """The model returned NaN or infinity; the message names the sigma."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one call of the model gave: `denoised` like x; `bottleneck` `[B, C, H, W]`, the conditional rows of the
+    U-Net's middle block; `cond`, `uncond`: what each half of guidance alone denoises to. None: not asked for, or
+    not to be had here."""
+
+    denoised: Tensor
+    bottleneck: Tensor | None = None
+    cond: Tensor | None = None
+    uncond: Tensor | None = None
+
+
+class Evaluate(Protocol):
+    """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to be
+    had besides the denoised image, where it can be; "end": this image is what the run ends in."""
+
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation: ...
+
+
+def plain(
+    model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str] = frozenset()
+) -> Evaluation:
+    """The denoised image and nothing else."""
+    return Evaluation(model(x, sigma, **extra_args))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of some of
+    the output) of each evaluation, for `check` after the run; None: each output is looked at at once."""
+
+    model: Denoiser
+    extra_args: dict[str, Any] = field(default_factory=dict)
+    evaluate: Evaluate = plain
+    dtype: torch.dtype | None = None
+    parts: Parts = PARTS[""]
+    watch: list[tuple[Number, Tensor]] | None = None
+
+    def ask(self, x: Tensor, sigma: Number, wants: frozenset[str]) -> Evaluation:
+        """The model at one level of noise. Raises NotFiniteError for NaN, unless watched."""
+        dtype = self.dtype or x.dtype
+        if isinstance(sigma, Tensor):
+            told = sigma.flatten().expand(len(x)).to(x.device, dtype)
+        else:
+            told = x.new_full((len(x),), sigma, dtype=dtype)
+        seen = self.evaluate(self.model, x.to(dtype), told, self.extra_args, wants)
+        if seen.denoised.dtype != x.dtype:
+            seen = replace(seen, denoised=seen.denoised.to(x.dtype))
+        if self.watch is not None:
+            self.watch.append((sigma, seen.denoised[..., 0].sum()))
+        elif not seen.denoised.isfinite().all():
+            raise not_finite(sigma, x)
+        return seen
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (None: nobody needs it any more); number
+    of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to come."""
+
+    x: Tensor
+    slopes: tuple[tuple[Tensor, ...] | None, ...] = ()
+    number: int = 0
+    row: Row | None = None
+    evaluation: Evaluation | None = None
+    looked: bool = False
+
+
+def beside(v: Number, x: Tensor) -> Number:
+    """A number of each sample's own, as it multiplies x."""
+    return v.to(x).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) else v
+
+
+def look(problem: Problem, state: State, row: Row) -> State:
+    """The slope where the run stands, kept.
+
+    The first evaluation of an interval carries no gradient: its input never depends on what is learned of it."""
+    x, sigma = state.x, beside(row.sigma, state.x)
+    if row.opens and x.requires_grad:
+        kept = tuple(d and tuple(part.detach() for part in d) for d in state.slopes)
+        x, state = x.detach(), replace(state, slopes=kept)
+    if row.analytic:
+        seen, d = None, x / (1 + sigma**2) ** 0.5
+    else:
+        told = row.sigma if row.sigma_model is None else row.sigma_model
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not row.opens):
+            if row.rescaled:  # the same x in a VP model's own units, under another timestep
+                level = beside(told, x)
+                shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
+                seen = problem.ask(shown, told, row.wants | problem.parts.wants)
+                d = (shown - seen.denoised) / level
+                seen = replace(seen, denoised=x - sigma * d)
+            else:
+                seen = problem.ask(x, told, row.wants | problem.parts.wants)
+                d = (x - seen.denoised).div_(sigma)
+    slopes = (*state.slopes, problem.parts.split(d, x, sigma, seen))
+    return State(x, slopes, state.number, row, seen, looked=True)
+
+
+def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...] | None], weights: Weights) -> Tensor:
+    """x and the weighted sum of slopes (oldest first; weights newest first)."""
+    new = False  # once x is our own, it may be changed in place
+    for parts, shares in zip(reversed(slopes), weights):
+        for d, w in zip(parts or (), shares):
+            if isinstance(w, Tensor):
+                w = beside(w, x)
+                x = x.addcmul_(d, w) if new and not x.requires_grad and not w.requires_grad else x.addcmul(d, w)
+            elif w == 0:
+                continue
+            else:
+                x = x.add_(d, alpha=w) if new and not x.requires_grad else x.add(d, alpha=w)
+            new = True
+    return x
+
+
+def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
+    """The state at each row, when it was looked at, and after its move. A state that was looked at goes on with
+    the move of the first of `rows`."""
+    for row in rows:
+        if not state.looked:
+            state = look(problem, state, row)
+        yield state
+        if row.to_zero:
+            x = state.evaluation.denoised
+        else:
+            weights = row.weights(state) if callable(row.weights) else row.weights
+            x = move(state.x, state.slopes, weights)
+        kept = state.slopes
+        if row.needed is not None:
+            kept = tuple(d if use else None for d, use in zip(kept, row.needed))
+        state = State(x, kept, state.number + 1, row, state.evaluation)
+        del x, kept
+        yield state
+
+
+def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
+    """What to raise when the model returned NaN or infinity at a noise level, for x if it is still there."""
+    level = float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else sigma
+    message = f"the model returned NaN or infinity at sigma={level:.5g}"
+    if x is not None:
+        message += f"; x was {'finite' if x.isfinite().all() else 'already not finite'}"
+    return NotFiniteError(message)
+
+
+def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
+    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation whose
+    output was not. This waits for the device, so it comes after the loop."""
+    if end.sum().isfinite():
+        return
+    finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
+    if all(finite):
+        raise NotFiniteError(f"the result is not finite; x was {'' if x.isfinite().all() else 'not '}finite")
+    first = finite.index(False)
+    raise not_finite(watch[first][0], None if first else x)
+
+
+# --- runs of a solver --------------------------------------------------------------------------------------
+
+
+def rows_of(
+    solver: Solver, times: list[float], predictor: Any = None, afs: bool = False, like: Tensor | None = None
+) -> Iterator[Row]:
+    """The rows of a solver or student over `times`, see recipes.rows. `multistep` has its table's, without one
+    iPNDM-2's."""
+    if solver.name != MULTISTEP:
+        return rows(solver, times, predictor, afs, like)
+    if predictor is None:
+        return rows(Solver("ipndm", 2), times, None, afs)
+    return iter(predictor.table(times, afs).rows)
+
+
+def parts_of(predictor: Any) -> Parts:
+    return PARTS[getattr(predictor, "parts", "")]
+
+
+def trajectory(
+    problem: Problem,
+    solver: Solver,
+    x: Tensor,
+    sigmas: Tensor,
+    predictor: Predictor | Any = None,
+    afs: bool = False,
+) -> Iterator[State]:
+    """The states of a run over `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output is the
+    end), at each row and after each move. x `[B, ...]` at sigmas[0]. Works in float32 at least; the model is
+    called in x's dtype.
+
+    Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
+    times = schedules.checked(sigmas).tolist()
+    work = torch.promote_types(x.dtype, torch.float32)
+    problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
+    state = State(x.to(work))
+    del x
+    return loop(problem, rows_of(solver, times, predictor, afs, state.x.new_empty(0)), state)
+
+
+def states(
+    problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None, afs: bool = False
+) -> Iterator[State]:
+    """Of `trajectory`, the states at the end of each interval of `sigmas`."""
+    for state in trajectory(problem, solver, x, sigmas, predictor, afs):
+        if not state.looked and state.row.closes:
+            yield state
+
+
+def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
+    """Imagen's dynamic thresholding, for pixel models only: clamp each sample to the quantile of its |x0|, at
+    least 1, and divide by it."""
+    bound = torch.quantile(denoised.abs().flatten(1), quantile, dim=1).clamp(min=1.0)
+    bound = bound.view(-1, *[1] * (denoised.ndim - 1))
+    return denoised.clamp(-bound, bound) / bound
+
+
+class Thresholded:
+    """An Evaluate with dynamic thresholding, for pixel models; what a run ends in is left as it is, as the
+    method's authors have it."""
+
+    def __init__(self, evaluate: Evaluate = plain):
+        self.evaluate = evaluate
+
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
+        seen = self.evaluate(model, x, sigma, extra_args, wants)
+        return seen if "end" in wants else replace(seen, denoised=dynamic_threshold(seen.denoised))
