@@ -1,1 +1,30 @@
-"""Fitting: plain search, weights in closed form, times, polish, comparison (calibrate), and Algorithm 1."""
+"""Fitting: samples, plain search, weights in closed form, times, polish, comparison (Calibration and its driver
+`fit`), and the paper's Algorithm 1."""
+
+from .calibration import Calibration, references_for
+from .compare import Result, Row
+from .driver import Job, Kept, Outcome, fit
+from .samples import References
+from .settings import PRESETS, Progress, Settings, budget_of, numbers, smallest
+from .target import Draw, Rival, Target
+
+__all__ = [
+    "PRESETS",
+    "Calibration",
+    "Draw",
+    "Job",
+    "Kept",
+    "Outcome",
+    "Progress",
+    "References",
+    "Result",
+    "Rival",
+    "Row",
+    "Settings",
+    "Target",
+    "budget_of",
+    "fit",
+    "numbers",
+    "references_for",
+    "smallest",
+]

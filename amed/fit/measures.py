@@ -160,7 +160,8 @@ def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tenso
     """The rows of a plugin over `times` with these mid times, all of them at once."""
     rows = []
     for row in rows_of(solver, times, Chosen(r), False, like):
-        rows.append(replace(row, weights=row.weights(None) if callable(row.weights) else row.weights))
+        weights = row.weights(None) if callable(row.weights) else row.weights
+        rows.append(replace(row, weights=weights, needed=None))
     return rows
 
 
@@ -187,26 +188,26 @@ def best_r(
     if len(reference) != len(sigmas):
         raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
     problem, times = Problem(model, extra_args or {}), sigmas.tolist()
-    state, chosen, found = State(reference[0].float()), [], []
+    state, chosen, found = State(reference[0].float()), list[Number](), []
     for n in range(len(times) - 1):
         if solver.single_step:
-            state, chosen = State(reference[n].float()), []
-        first = n if solver.single_step else 0
+            state, chosen = State(reference[n].float()), [0.5] * n
 
-        def rest(r: Number, first: int = first, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
-            own = chosen_rows(solver, times[first : n + 2], [*before, r], state.x)
-            return own[2 * (n - first) :]
+        def rest(r: Number, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
+            own = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], state.x)
+            lead = len(own) - 2 * (len(times) - 1)
+            return own[(lead + 2 * n if n else 0) : lead + 2 * n + 2]
 
-        opened = next(loop(problem, rest(0.5), state))
+        opened = next(s for s in loop(problem, rest(0.5), state) if s.looked and s.row.opens)
         target, ends = reference[n + 1].float(), []
         for r in grid.tolist():
-            *_, end = loop(problem, rest(r), opened)
+            *_, end = loop(problem, rest(r)[-2:], opened)
             ends.append((end.x - target).square().flatten(1).mean(1).sqrt())
         errors = torch.stack(ends)
         best, index = errors.min(dim=0)
         found.append((grid[index], best.double(), errors[half].double()))
         if not solver.single_step:
             chosen.append(grid[index])
-            *_, state = loop(problem, rest(grid[index]), opened)
+            *_, state = loop(problem, rest(grid[index])[-2:], opened)
         done(n)
     return BestR(*(torch.stack(v) for v in zip(*found)))

@@ -1,15 +1,14 @@
 """The plain solvers and their settings: what a learned solver has to beat, each at its best.
 
-`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe`
-evaluations. """
+`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe` evaluations."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from . import schedules
-from .sampling import Solver
+from .. import schedules
+from ..recipes import Solver
 
 SOLVERS = {
     "Euler": Solver("euler"),
@@ -20,7 +19,11 @@ SOLVERS = {
     "DPM++ 3M": Solver("dpmpp", 3, predict_x0=True),
     "DPM-Solver-2": Solver("dpm_2"),
     "Heun": Solver("heun"),
+    "UniPC": Solver("unipc", 3),
+    "DEIS-3": Solver("deis", 3),
 }
+# in which order they are worth trying at few evaluations; what is not listed comes last
+LIKELY = ("iPNDM-2", "iPNDM-3", "UniPC", "DEIS-3", "DPM++ 3M", "DPM++ 2M", "iPNDM-4", "Euler", "DPM-Solver-2", "Heun")
 SCHEDULES = (
     ("polynomial", 7.0),
     ("polynomial", 3.0),
@@ -53,16 +56,17 @@ class Setting:
     @property
     def schedule(self) -> str:
         """The schedule and AFS, for people."""
-        rho = (
-            f" {self.rho:g}"
-            if schedules.DEFAULT_RHO[self.kind] != self.rho or self.kind == "polynomial"
-            else ""
-        )
-        return f"{self.kind}{rho}{' + AFS' if self.afs else ''}"
+        usual = schedules.DEFAULT_RHO[self.kind] == self.rho and self.kind != "polynomial"
+        return f"{self.kind}{'' if usual else f' {self.rho:g}'}{' + AFS' if self.afs else ''}"
 
     @property
     def name(self) -> str:
         return next((name for name, solver in SOLVERS.items() if solver == self.solver), self.solver.name)
+
+    @property
+    def likely(self) -> tuple[int, bool]:
+        """The smaller, the more worth trying at few evaluations."""
+        return LIKELY.index(self.name) if self.name in LIKELY else len(LIKELY), not self.afs
 
     def sigmas(self) -> Tensor:
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)

@@ -1,0 +1,60 @@
+"""Keeping a fit: what is finished is never replaced by what is worse or unfinished."""
+
+import dataclasses
+import math
+from itertools import count
+from pathlib import Path
+
+from .spec import PredictorError, Spec
+from .store import Fitted, load, save
+
+
+def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
+    """Save a fit as `path`, or under a numbered name (NAME-2 ...) where that holds something that must not be
+    lost. Returns where it was saved, and a sentence that says so.
+
+    A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is finished
+    and not worse by the error that both state; an unfinished one also by any that is finished."""
+    metrics = {**fitted.spec.metrics, "finished": finished}
+    fitted = dataclasses.replace(fitted, spec=dataclasses.replace(fitted.spec, metrics=metrics))
+    told = []
+    for number in count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        reason = stays(place, fitted.spec)
+        if reason is None:
+            break
+        told.append(f"{place.name} stays, {reason}")
+    saved = save(place, fitted)
+    state = "" if finished else " (unfinished)"
+    return saved, "; ".join([*told, f"saved as {saved.name}{state} in {saved.parent}"])
+
+
+def stays(path: Path, new: Spec) -> str | None:
+    """Why a file must not be replaced by a fit; None if it may be, or is not there."""
+    if not path.exists():
+        return None
+    try:
+        old = load(path).spec
+    except PredictorError:
+        return "it cannot be read"
+    for name, text in (
+        ("sampler", "sampler"),
+        ("nfe", "number of evaluations"),
+        ("guidance", "guidance scale"),
+        ("model_fingerprint", "checkpoint"),
+    ):
+        if getattr(old, name) != getattr(new, name):
+            return f"it is for another {text}"
+    was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
+    before, after = error_of(old), error_of(new)
+    if was and not now:
+        return "it is finished"
+    if was == now and after > before:
+        return f"its error is less ({before:.4g}, not {after:.4g})"
+    return None
+
+
+def error_of(spec: Spec) -> float:
+    """The error that a file states, on the noise its fit held out; infinite where it states none."""
+    value = spec.metrics.get("error")
+    return float(value) if isinstance(value, int | float) else math.inf

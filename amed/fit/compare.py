@@ -1,0 +1,158 @@
+"""The last stage: a fit, the best plain setting and the solvers as usually set, on noise that no fit saw."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import schedules
+from ..files import Fitted, Spec
+from ..kdiffusion import sample
+from ..loop import Denoiser, Evaluate, plain
+from ..recipes import Solver
+from . import plain as solvers
+from .forms import Form
+from .measures import Statistics, frechet, rmse
+from .samples import Samples, in_batches, per_sample, robust
+from .settings import Settings
+from .target import Rival, Target
+
+
+@dataclass(frozen=True)
+class Row:
+    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out noise."""
+
+    solver: str
+    schedule: str
+    nfe: int
+    guidance: float
+    error: float
+    rmse_ref: float
+    fd_ref: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
+        row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
+        return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
+
+
+@dataclass(frozen=True)
+class Result:
+    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a
+    fit and not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`:
+    (evaluations, held-out error) of each start and iteration. `images`: end states of the held-out samples
+    by row name, and "reference"."""
+
+    fitted: Fitted
+    improved: bool
+    best_plain: solvers.Setting
+    rows: list[Row]
+    history: list[tuple[int, float]]
+    images: dict[str, Tensor]
+    evaluations: int
+
+    @property
+    def text(self) -> str:
+        first, best = self.rows[0], self.rows[1]
+        said = (
+            f"error {first.error:.3f}, {first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
+            if self.improved
+            else "the fit did not beat the best plain solver, which is kept"
+        )
+        return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
+
+    def table(self, name: str) -> str:
+        """What came of it and what it was held against, for people; `name`: the file it was saved as."""
+        lines = [f"{name}: {self.text}", f"fitted with {self.evaluations} evaluations"]
+        return "\n".join(lines + [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in self.rows])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Runs and scores on the held-out samples. `scale`: of the robust error, from the best plain settings."""
+
+    model: Denoiser
+    held_out: Samples
+    batch: int
+    scale: float = 1.0
+    features: Callable[[Tensor], Tensor] | None = None
+    evaluate: Evaluate = plain
+
+    def plain(self, setting: solvers.Setting, samples: Samples | None = None) -> Tensor:
+        """End states of a plain setting."""
+        on, sigmas = samples or self.held_out, setting.sigmas()
+        x = on.noise * sigmas[0].to(on.noise)
+        ask = in_batches(self.batch, self.evaluate)
+        return sample(
+            self.model, x, sigmas, setting.solver, on.args, disable=True, afs=setting.afs, evaluate=ask
+        )
+
+    def rival(self, rival: Rival) -> Tensor:
+        """End states of a solver as a host ships it."""
+        parts = self.held_out.batches(self.batch)
+        return torch.cat([rival(self.model, part.noise, part.args) for part in parts])
+
+    def error(self, end: Tensor) -> float:
+        return robust(per_sample(end, self.held_out.end), self.scale)
+
+    def distance(self, end: Tensor) -> float | None:
+        if self.features is None:
+            return None
+        own, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
+        return max(frechet(own, reference), 0.0)
+
+    def score(self, end: Tensor) -> float:
+        """What is kept by: the geometric mean of the robust error and the RMSE, for neither tells all on few
+        samples; times the root of the Fréchet distance where there is one."""
+        distance = self.distance(end)
+        both = (self.error(end) * rmse(end, self.held_out.end)) ** 0.5
+        return both * (1.0 if distance is None else distance**0.5)
+
+    def row(self, name: str, schedule: str, settings: Settings, end: Tensor) -> Row:
+        error, square = self.error(end), rmse(end, self.held_out.end)
+        return Row(name, schedule, settings.nfe, settings.guidance, error, square, self.distance(end))
+
+
+def spec_on(target: Target, settings: Settings, solver: Solver, times: Tensor, **more: Any) -> Spec:
+    """A file's description of something fitted to a target."""
+    return Spec.on(
+        solver, times, prediction_type=target.prediction_type, guidance=settings.guidance,
+        model_family=target.family, model_fingerprint=target.fingerprint, model_name=target.name, **more,
+    )  # fmt: skip
+
+
+def fitted_of(form: Form, values: Tensor, spec: Callable[..., Spec]) -> Fitted:
+    """A form's student with these values."""
+    built = form.build(values)
+    parts = {"parts": built.parts} if getattr(built, "parts", "") else {}
+    return Fitted(spec(form.solver, built.sigmas, afs=form.afs, **parts), built, built.sigmas)
+
+
+def fitted_plain(setting: solvers.Setting, spec: Callable[..., Spec]) -> Fitted:
+    """A plain setting as a file: nothing is learned, its solver's own table runs."""
+    sigmas = setting.sigmas()
+    own = {"afs": setting.afs, "features": "plain", "schedule": setting.kind, "rho": setting.rho}
+    return Fitted(spec(setting.solver, sigmas, **own), None, sigmas)
+
+
+def with_metrics(fitted: Fitted, how: str, metrics: dict[str, Any]) -> Fitted:
+    return replace(fitted, spec=replace(fitted.spec, how=how, metrics=metrics))
+
+
+def usual(target: Target, nfe: int) -> dict[str, Rival]:
+    """DPM++ 2M and iPNDM as hosts set them: on the karras schedule, `nfe` noise levels, then 0."""
+    sigmas = schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
+    sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+
+    def rival(solver: Solver) -> Rival:
+        def run(model: Denoiser, noise: Tensor, args: dict[str, Any]) -> Tensor:
+            return sample(model, noise * sigmas[0].to(noise), sigmas, solver, args, disable=True)
+
+        return run
+
+    return {
+        "DPM++ 2M, karras": rival(Solver("dpmpp", 2, predict_x0=True, lower_order_final=False)),
+        "iPNDM-4, karras": rival(Solver("ipndm", 4)),
+    }

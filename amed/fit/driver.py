@@ -1,0 +1,98 @@
+"""One driver for every host: fits a target at several numbers of evaluations, and keeps what comes of it."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..files import Fitted
+from ..files.keep import keep
+from .calibration import Calibration, references_for
+from .compare import Result
+from .settings import Progress, Settings, budget_of
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's model
+    applies, budget of each (a preset, or evaluations), seed, and samples in one call of the model."""
+
+    nfe: tuple[int, ...]
+    sampler: str = "amed_multistep"
+    guidance: float = 1.0
+    budget: str | int = "normal"
+    seed: int = 0
+    batch: int = 16
+
+    def settings(self) -> list[Settings]:
+        """One a fit. Raises ValueError for what cannot be."""
+        return [
+            Settings(nfe, self.sampler, budget_of(self.budget, nfe), self.guidance, self.seed, self.batch)
+            for nfe in self.nfe
+        ]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A fit that was saved: its result, the predictor named as its file, where, and the sentence that says so."""
+
+    result: Result
+    fitted: Fitted
+    path: Path
+    text: str
+
+
+@dataclass
+class Outcome:
+    """What came of a job."""
+
+    kept: list[Kept] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        told = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.kept]
+        if self.interrupted:
+            best = "the best so far is kept." if self.kept else "too early: nothing was saved."
+            told.append(f"Interrupted: {best}")
+        return "\n\n".join(told)
+
+
+def fit(
+    target: Target,
+    job: Job,
+    path: Callable[[int], Path],
+    tell: Callable[[Progress], None],
+    outcome: Outcome | None = None,
+    start: Fitted | None = None,
+) -> Outcome:
+    """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to save.
+    `tell`: is told of the progress of the whole job. start: a file to go on from.
+
+    Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit under
+    way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError for what
+    cannot be fitted, before any work."""
+    outcome, settings = outcome or Outcome(), job.settings()
+    places = [path(nfe) for nfe in job.nfe]
+    total, before = sum(one.budget for one in settings), 0
+    references = references_for(target, settings[0])
+    for one, place in zip(settings, places):
+        calibration = Calibration(target, one, references=references, start=start)
+        finished = False
+        try:
+            for progress in calibration.run():
+                tell(dataclasses.replace(progress, evaluations=before + progress.evaluations, budget=total))
+            finished = True
+        except BaseException:
+            outcome.interrupted = True
+            raise
+        finally:
+            if calibration.ready:
+                result = calibration.result()
+                saved, text = keep(place, result.fitted, finished)
+                fitted = replace(result.fitted, name=saved.name)
+                outcome.kept.append(Kept(replace(result, fitted=fitted), fitted, saved, text))
+        before += one.budget
+    return outcome

@@ -1,0 +1,80 @@
+"""The first stage: the plain solvers over all their settings, by successive halving."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import plain
+from .compare import Judge
+from .plain import Setting
+from .samples import References, per_sample, robust
+from .settings import Settings
+from .target import Target
+
+FINALISTS = 4  # plain settings that are compared on the held-out samples
+SCHEDULES = 4  # schedules that are tried with weights in closed form
+
+
+@dataclass(frozen=True)
+class Search:
+    """`ranking`: the settings, best first (the finalists on all samples, the rest on few); `best` by the judge's
+    score; `ends` of the finalists on the held-out samples; `judge` with the scale found."""
+
+    ranking: list[Setting]
+    best: Setting
+    ends: dict[Setting, Tensor]
+    judge: Judge
+
+    def schedules(self) -> list[Setting]:
+        """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule once;
+        the best one with and without AFS."""
+        single = [s for s in self.ranking if not s.solver.recipe.pair]
+        best, chosen = single[:1], dict[str, Setting]()
+        twin = [s for s in single if best and (s.kind, s.rho) == (best[0].kind, best[0].rho) and s.afs != best[0].afs]
+        for setting in (*best, *twin[:1], *single):
+            chosen.setdefault(setting.schedule, setting)
+        return list(chosen.values())[:SCHEDULES]
+
+
+def search(
+    target: Target, settings: Settings, references: References, judge: Judge
+) -> Iterator[str | Search]:
+    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
+    samples, which tell the best of all. Yields what it is doing, and at the end the Search."""
+    kinds = plain.FLOW_SCHEDULES if target.flow else plain.SCHEDULES
+    ends = target.sigma_min, target.sigma_max
+    found = [s for s in plain.candidates(settings.nfe, *ends, plain.SOLVERS, kinds) if not (s.afs and target.flow)]
+    found.sort(key=lambda s: s.likely)  # what is cut for a small budget is what seldom wins
+    unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
+    share = 0.3 if settings.large else 0.15
+    found = found[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
+    errors: dict[Setting, list[Tensor]] = {s: [] for s in found}
+    first, scale = references.held_out, 1.0
+
+    def loss(setting: Setting) -> float:
+        return robust(torch.cat(errors[setting]), scale)
+
+    for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit))):
+        found = found[:keep]
+        for made in references.make(first + count):
+            yield f"{made} references"
+        samples = references.take(first, count)
+        first += count
+        for i, setting in enumerate(found):
+            errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
+            yield f"plain solvers, round {rung + 1}: {i + 1} of {len(found)}"
+        scale = 0.5 * float(min(torch.cat(errors[s]).median() for s in found)) + 1e-12
+        found.sort(key=loss)
+    finalists, states = found[:FINALISTS], {}
+    for i, setting in enumerate(finalists):
+        states[setting] = judge.plain(setting)
+        errors[setting].append(per_sample(states[setting], judge.held_out.end))
+        yield f"plain solvers, last round: {i + 1} of {len(finalists)}"
+    scale = 0.5 * float(min(torch.cat(errors[s]).median() for s in finalists)) + 1e-12
+    finalists.sort(key=loss)
+    rest = sorted((s for s in errors if s not in finalists), key=loss)
+    judge = replace(judge, scale=scale)
+    best = min(finalists, key=lambda s: judge.score(states[s]))
+    yield Search([*finalists, *rest], best, states, judge)
