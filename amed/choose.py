@@ -1,6 +1,6 @@
 """Which predictor a run takes: the one place where that is decided, for every host.
 
-    choice = choose(library, Request(identity, sampler="auto", nfe=5, guidance=4.0))
+choice = choose(library, Request(identity, sampler="auto", nfe=5, guidance=4.0))
 """
 
 import math
@@ -125,7 +125,9 @@ def find(library: Library, request: Request) -> Fitted:
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
     given = isinstance(request.times, Tensor)
-    fits = [f for f in mine if f.spec.num_steps == request.count and f.spec.model_family == request.model.family]
+    fits = [
+        f for f in mine if f.spec.num_steps == request.count and f.spec.model_family == request.model.family
+    ]
     if fits:
         on = [f for f in fits if given and same_times(request.times, f.base)]
         return best(on or fits, request)
@@ -156,7 +158,9 @@ def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | No
     there = "; ".join(sorted(f.label for f in library.fitted())) or "none"
     allowed = sorted({f.nfe for f in mine if f.spec.model_family == model.family})
     kind = f"For this model{'' if request.sampler == AUTO else f' and {request.sampler}'}"
-    hint = f"{kind}, NFE can be {', '.join(map(str, allowed))}." if allowed else "There are none for this model."
+    hint = (
+        f"{kind}, NFE can be {', '.join(map(str, allowed))}." if allowed else "There are none for this model."
+    )
     broken = "".join(f"\nBroken file: {problem}" for problem in library.problems())
     raise PredictorError(
         f"no predictor for {text} in {library.where()}.\nThere are: {there}\n{hint} {request.advice}{broken}"

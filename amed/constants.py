@@ -66,7 +66,9 @@ class Constants:
 
     wants_bottleneck, fixed = False, True
 
-    def __init__(self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = ("r", "c", "a"), **values):
+    def __init__(
+        self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = ("r", "c", "a"), **values
+    ):
         self.sigmas, self.rescales, self.names = falling(sigmas), rescales, names
         count = len(self.sigmas) - 1
         self.values: dict[str, Tensor] = {}
@@ -105,7 +107,9 @@ class Multistep:
         self.sigmas, self.parts = falling(sigmas), parts
         weights = torch.as_tensor(weights, dtype=torch.float64).detach()
         if parts not in PARTS:
-            raise ValueError(f"parts is {parts!r}: this version splits slopes by {', '.join(map(repr, PARTS))}")
+            raise ValueError(
+                f"parts is {parts!r}: this version splits slopes by {', '.join(map(repr, PARTS))}"
+            )
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
         if (

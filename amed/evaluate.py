@@ -64,9 +64,7 @@ class Guided(nn.Module):
         positive, negative = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
         return Evaluation(negative + self.scale * (positive - negative), None, positive, negative)
 
-    def forward(
-        self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
-    ) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
         return self.halves(x, sigma, cond, uncond).denoised
 
 

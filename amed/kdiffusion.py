@@ -1,6 +1,6 @@
 """The solvers in k-diffusion's sampler interface.
 
-    sample_amed(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, ...)
+sample_amed(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, ...)
 """
 
 from collections.abc import Callable, Iterator
@@ -28,12 +28,18 @@ ENTRIES = {
     "amed": Entry(Solver("amed"), "AMED", "AMED-Solver (Zhou et al. 2024, eq. 9)"),
     "amed_euler": Entry(Solver("euler"), "AMED Plugin Euler", "AMED-Plugin on Euler / DDIM"),
     "amed_dpm_2": Entry(Solver("dpm_2"), "AMED Plugin DPM2", "AMED-Plugin on DPM-Solver-2"),
-    "amed_dpmpp_2m": Entry(Solver("dpmpp", 2, True), "AMED Plugin DPM++ 2M", "AMED-Plugin on DPM-Solver++ 2M"),
-    "amed_dpmpp_3m": Entry(Solver("dpmpp", 3, True), "AMED Plugin DPM++ 3M", "AMED-Plugin on DPM-Solver++ 3M"),
+    "amed_dpmpp_2m": Entry(
+        Solver("dpmpp", 2, True), "AMED Plugin DPM++ 2M", "AMED-Plugin on DPM-Solver++ 2M"
+    ),
+    "amed_dpmpp_3m": Entry(
+        Solver("dpmpp", 3, True), "AMED Plugin DPM++ 3M", "AMED-Plugin on DPM-Solver++ 3M"
+    ),
     "amed_ipndm": Entry(Solver("ipndm", 4), "AMED Plugin iPNDM", "AMED-Plugin on iPNDM"),
     "amed_uni_pc": Entry(Solver("unipc", 3), "AMED Plugin UniPC", "AMED-Plugin on UniPC"),
     "amed_deis": Entry(Solver("deis", 3), "AMED Plugin DEIS", "AMED-Plugin on DEIS"),
-    "amed_multistep": Entry(Solver(MULTISTEP), "AMED Multistep", "The calibrated multistep solver (amed.fit)"),
+    "amed_multistep": Entry(
+        Solver(MULTISTEP), "AMED Multistep", "The calibrated multistep solver (amed.fit)"
+    ),
 }
 
 

@@ -1,8 +1,8 @@
 """The loop: look at the slope, keep it, move. Every run of this engine is this one.
 
-    for row in rows:
-        slopes.append(analytic(x) if row.analytic else slope(evaluate(x)))
-        x = x + sum(w * d for w, d in zip(row.weights, newest first))
+for row in rows:
+    slopes.append(analytic(x) if row.analytic else slope(evaluate(x)))
+    x = x + sum(w * d for w, d in zip(row.weights, newest first))
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,7 +132,11 @@ def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...] | None], weights: Weight
         for d, w in zip(parts or (), shares):
             if isinstance(w, Tensor):
                 w = beside(w, x)
-                x = x.addcmul_(d, w) if new and not x.requires_grad and not w.requires_grad else x.addcmul(d, w)
+                x = (
+                    x.addcmul_(d, w)
+                    if new and not x.requires_grad and not w.requires_grad
+                    else x.addcmul(d, w)
+                )
             elif w == 0:
                 continue
             else:

@@ -59,7 +59,9 @@ class BottleneckPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else pool(bottleneck).to(like)
-        both = [like.new_full((1,), float(t)) for t in (t_cur, t_next)]  # a fill: no device has to be waited for
+        both = [
+            like.new_full((1,), float(t)) for t in (t_cur, t_next)
+        ]  # a fill: no device has to be waited for
         times = self.embed(torch.cat(both)).reshape(1, 16)
         features = self.enc_layer1(F.silu(self.enc_layer0(features)))
         out = torch.cat([features, times.expand(len(features), -1)], dim=1)

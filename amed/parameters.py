@@ -46,7 +46,9 @@ class Parameter:
             raise ValueError(f"{self.name} is not finite: {value.tolist()}")
         if not ((value > self.above) & (value < self.below)).all():
             span = f"between {self.above:g} and {self.below:g}" if self.below < torch.inf else "positive"
-            raise ValueError(f"{self.name} must lie {span}, got {value.tolist()}".replace("lie positive", "be positive"))
+            raise ValueError(
+                f"{self.name} must lie {span}, got {value.tolist()}".replace("lie positive", "be positive")
+            )
 
 
 PARAMETERS = {

@@ -103,7 +103,8 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
         return x + c * (s - t) * h[-1].d
     like = next((v for v in (s, t, *(p.t for p in h)) if isinstance(v, Tensor)), POINTS)
     first, last, *times = (
-        schedules.vp_time(torch.as_tensor(v).to(like), 0.002, 80.0) for v in (t, s, *(p.t for p in h[: -order - 1 : -1]))
+        schedules.vp_time(torch.as_tensor(v).to(like), 0.002, 80.0)
+        for v in (t, s, *(p.t for p in h[: -order - 1 : -1]))
     )
     tau = first + (last - first) * POINTS.to(like)
     pace = schedules.vp_pace(tau, 0.002, 80.0) * (last - first) / len(POINTS)
@@ -275,48 +276,37 @@ class Predictor(Protocol):
 
 
 # --- running a recipe on coordinates -----------------------------------------------------------------------
-# A vector is [x where the run stands, x_0, slope 0, slope 1, ...]. Positions are kept relative to where the run
-# stands, so that single precision serves: an entry is of the size of a move, not of x.
 
 
-@dataclass
 class Course:
-    """A run of a recipe over `times`, point by point."""
+    """A run of a recipe over `times`, on vectors [where the run stands, x_0, slope 0, slope 1, ...].
 
-    solver: Solver
-    times: list[float]
-    predictor: Predictor | None
-    afs: bool
-    like: Tensor | None  # of coordinates that depend on the sample; None: of plain numbers
+    Positions are kept relative to where the run stands, so that an entry is of the size of a move, not of x, and
+    single precision serves. `like`: a tensor of the device and dtype of coordinates that depend on the sample;
+    None: they are plain numbers."""
 
-    def __post_init__(self) -> None:
-        self.learned = self.predictor is not None
-        legs = self.solver.each(self.learned) * (len(self.times) - 1)
+    def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
+        self.solver, self.recipe, self.times, self.predictor, self.afs = solver, solver.recipe, times, predictor, afs
+        self.legs, self.leg, self.like = solver.each(predictor is not None) * (len(times) - 1), 0, like
         # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
-        self.scales_x = self.learned and self.solver.name == "dpmpp" and self.solver.predict_x0
-        self.size, self.legs, self.leg = legs + 2, legs, 0
+        self.scales_x = predictor is not None and solver.name == "dpmpp" and solver.predict_x0
         self.here, self.whole, self.history = self.unit(0), self.unit(1), list[Point]()
+        self.start: Vector = None  # of the interval under way, and its constants
+        self.given: dict[str, Number] = {}
 
     def unit(self, i: int) -> Vector:
         if self.like is None:
-            return np.eye(1, self.size, i)[0]
-        return torch.eye(1, self.size, dtype=self.like.dtype, device=self.like.device).roll(i, dims=1)
+            return np.eye(1, self.legs + 2, i)[0]
+        return torch.eye(1, self.legs + 2, dtype=self.like.dtype, device=self.like.device).roll(i, dims=1)
 
     def number(self, v: Number) -> Number:
-        if isinstance(v, Tensor):
-            return float(v.detach()) if self.like is None else v.to(self.like).reshape(-1, 1)
-        return v
+        return v.to(self.like).reshape(-1, 1) if isinstance(v, Tensor) and self.like is not None else v
 
-    def see(self, t: Number) -> None:
-        """A slope was seen where the run stands."""
-        self.history.append(Point(t, self.here, self.unit(2 + len(self.history))))
-
-    def take(self, s: Number, c: Number = 1.0) -> Vector:
+    def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
         """One leg of a solver with one evaluation a step."""
         order = self.solver.order(len(self.history), self.leg, self.legs)
-        x = self.solver.recipe.step(self.solver, self.here, self.history, s, order, c)
         self.leg += 1
-        return x
+        return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
         """The move to x, in x_0 and slopes alone; the run stands there from now on."""
@@ -327,41 +317,75 @@ class Course:
         self.whole = self.whole + move
         for point in self.history:
             point.x = point.x - move
-            if point.start is not None:
-                point.start = point.start - move
+            point.start = None if point.start is None else point.start - move
         return move
 
-    def points(self) -> Iterator[tuple[Row, Vector | None]]:
-        """(the row without its weights, the move that led to it), and last (None, move); to be sent what the
-        predictor gave for the interval that a row opens."""
-        recipe, wants = self.solver.recipe, getattr(self.predictor, "wants_bottleneck", False)
-        move, rescaled = None, getattr(self.predictor, "rescales", False)
-        asked = frozenset({"bottleneck"} if wants else ())
-        for n, (t, t_next) in enumerate(pairwise(self.times)):
-            analytic, two = self.afs and n == 0, recipe.pair or self.learned
-            row = Row(t, (), analytic=analytic, closes=not two, wants=frozenset() if analytic else asked)
-            told = yield row, move
-            self.see(t)
-            if not two:
-                move = self.moved(self.take(t_next))
-                continue
-            given = told if self.learned else (recipe.r, 1.0, 1.0)
-            r, c, a = (self.number(v) for v in given)
+    def opening(self, n: int) -> Row | None:
+        """The row that opens interval n, None after the last."""
+        if n == len(self.times) - 1:
+            return None
+        analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
+        asks = getattr(self.predictor, "wants_bottleneck", False) and not analytic
+        return Row(
+            self.times[n], (), analytic=analytic, closes=not two, wants=frozenset({"bottleneck"} if asks else ())
+        )
+
+    def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
+        """From a row of interval n, now that it was looked at: the move, and the row after it."""
+        t, t_next = self.times[n : n + 2]
+        self.history.append(Point(self.number(row.sigma), self.here, self.unit(2 + len(self.history))))
+        if row.closes and row.opens:
+            return self.moved(self.take(t_next, 1.0, {})), self.opening(n + 1)
+        if row.opens:
+            if self.predictor is not None:  # Algorithm 1 goes back through one interval alone
+                self.history, self.whole = [detached(point) for point in self.history], detach(self.whole)
+                told = self.predictor(t, t_next, bottleneck)
+                self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, told)}
+            r = self.given.get("r", self.recipe.r)
             s = t_next if isinstance(r, float) and r == 1 else midpoint(t, t_next, r)
-            if recipe.pair:
-                away = (s - t) * self.history[-1].d
-                start, slope = self.here - away, self.history[-1].d
-                move = self.moved(self.here + away)
-            else:
-                move = self.moved(self.take(s))
-            yield Row(s, (), sigma_model=a * s, rescaled=rescaled, opens=False), move
-            self.see(s)
-            if recipe.pair:
-                move = self.moved(recipe.step(start, slope, self.history[-1].d, t, t_next, r, c))
-                self.leg += 2
-            else:
-                move = self.moved(self.take(t_next, c))
-        yield None, move
+            away = (s - t) * self.history[-1].d if self.recipe.pair else None
+            move = self.moved(self.take(s, 1.0, {}) if away is None else self.here + away)
+            self.start = None if away is None else self.here - away
+            told = self.given.get("a", 1.0) * s
+            scaled = getattr(self.predictor, "rescales", False)
+            return move, Row(flat(s), (), flat(told), rescaled=scaled, opens=False)
+        more = {k: v for k, v in self.given.items() if k not in ("r", "a")}
+        c = more.pop("c", 1.0)
+        if not self.recipe.pair:
+            return self.moved(self.take(t_next, c, more)), self.opening(n + 1)
+        first, mid = self.history[-2:]
+        x = self.recipe.step(self.start, first.d, mid.d, t, t_next, self.given.get("r", self.recipe.r), c, **more)
+        return self.moved(x), self.opening(n + 1)
+
+    def weights(self, move: Vector, reach: int, lead: bool) -> Weights:
+        """A move on the slopes in hand, newest first; x_0 is the first slope, the analytic one, scaled."""
+        slopes = [move[..., 1 + k] for k in range(len(self.history), max(len(self.history) - reach, 0), -1)]
+        if self.scales_x:
+            first = move[..., 1] * (1 + self.times[0] ** 2) ** 0.5
+            slopes = [*slopes, first] if lead else [*slopes[:-1], slopes[-1] + first]
+        return tuple((v if isinstance(v, Tensor) else float(v),) for v in slopes)
+
+    def rows(self, fixed: bool) -> Iterator[Row]:
+        lead = self.scales_x and not self.afs
+        if lead:
+            yield Row(self.times[0], ((0.0,),), analytic=True, opens=False, closes=False)
+        reach = self.legs if self.recipe.long else max(self.solver.max_order, 1 + self.recipe.pair)
+        row, interval = self.opening(0), 0
+        while row is not None:
+            after: list[Row | None] = []
+
+            def weights(state: Any, row: Row = row, n: int = interval, after: list = after) -> Weights:
+                evaluation = getattr(state, "evaluation", None)
+                move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
+                after.append(following)
+                return self.weights(move, reach, lead)
+
+            hand, needed = len(self.history) + 1, None
+            if not self.recipe.long:
+                kept = 0 if self.recipe.pair and row.closes else reach - 1
+                needed = tuple(k > hand - 1 - kept for k in range(hand))
+            yield replace(row, weights=weights(None) if fixed else weights, needed=needed)
+            interval, row = interval + row.closes, after[0]
 
 
 def rows(
@@ -374,55 +398,17 @@ def rows(
     """The rows of a solver over `times` (positive, falling; a last 0 is one more row, to the denoised image).
 
     With a predictor whose constants are plain numbers, or none, a row's weights are numbers. Else they are a
-    function of the loop's State, which asks the predictor then; `like`: a tensor of the device and dtype that
-    they are wanted in."""
+    function of the loop's State, which asks the predictor then, in tensors like `like`."""
     positive = [t for t in times if t > 0]
     fixed = predictor is None or getattr(predictor, "fixed", False)
-    course = Course(solver, positive, predictor, afs, None if fixed else like)
-    if course.scales_x and not afs and len(positive) > 1:
-        yield Row(positive[0], ((0.0,),), analytic=True, opens=False, closes=False)
     if len(positive) > 1:
-        yield from course_rows(course, fixed)
+        yield from Course(solver, positive, predictor, afs, None if fixed else like).rows(fixed)
     if times[-1] == 0:
         yield Row(positive[-1], (), to_zero=True, wants=END, needed=())
 
 
-def course_rows(course: Course, fixed: bool) -> Iterator[Row]:
-    """`rows` of the positive times."""
-    points, solver = course.points(), course.solver
-    lead = course.scales_x and not course.afs
-    shift = (1 + course.times[0] ** 2) ** 0.5
-    reach = course.size if solver.recipe.long else max(solver.max_order, 1 + solver.recipe.pair)
-    row, _ = next(points)
-    number = interval = 0
-    while row is not None:
-        ahead: list[Row | None] = []
-
-        def weights(state: Any, row: Row = row, number: int = number, interval: int = interval) -> Weights:
-            told = None
-            if row.opens and course.learned:
-                course.history = [detached(point) for point in course.history]
-                course.whole = detach(course.whole)
-                seen = getattr(getattr(state, "evaluation", None), "bottleneck", None)
-                told = course.predictor(course.times[interval], course.times[interval + 1], seen)
-            following, move = points.send(told)
-            ahead.append(following)
-            slopes = [move[..., 2 + k] for k in range(number, max(number - reach, -1), -1)]
-            if course.scales_x:
-                first = move[..., 1] * shift
-                if lead:
-                    slopes.append(first)
-                else:
-                    slopes[-1] = slopes[-1] + first
-            return tuple((float(v) if fixed else v,) for v in slopes)
-
-        needed = None
-        if not solver.recipe.long:
-            kept = 0 if solver.recipe.pair and row.closes else reach - 1
-            needed = tuple(number - k < kept for k in range(number + 1))
-        yield replace(row, weights=weights(None) if fixed else weights, needed=needed)
-        interval, number = interval + row.closes, number + 1
-        row = ahead[0]
+def flat(v: Number) -> Number:
+    return v.flatten() if isinstance(v, Tensor) else v
 
 
 def detach(v: Any) -> Any:
@@ -430,7 +416,6 @@ def detach(v: Any) -> Any:
 
 
 def detached(point: Point) -> Point:
-    """A point whose numbers carry no gradient: Algorithm 1 goes back through one interval alone."""
     return Point(*(detach(getattr(point, name)) for name in ("t", "x", "d", "start", "order", "c")))
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 Number = float | Tensor  # a Tensor is [B or 1]: a number of each sample's own
 END = frozenset({"end"})  # what a row to the denoised image asks for, see loop.Evaluate
-Weights = Sequence[Sequence[Number]]  # [slopes in hand, newest first][parts of a slope], the step length folded in
+Weights = Sequence[
+    Sequence[Number]
+]  # [slopes in hand, newest first][parts of a slope], the step length folded in
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed.evaluation import best_r, trajectory_pca
-from amed.plain import Setting as Plain
-from amed.sampling import Solver, sample
+from amed import Solver, sample
+from amed.fit.plain import Setting as Plain
 
 from .problem import SIGMA_MAX, SIGMA_MIN
 from .quality import CHUNK, Plan, Workers, problem, rounded
+from .trajectories import best_r, trajectory_pca
 
 TRAJECTORIES, SAMPLES = 1000, 32
 EVALUATIONS = 80

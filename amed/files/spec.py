@@ -163,7 +163,9 @@ def from_header(header: dict[str, str]) -> Spec:
             f"field 'amed_format' is {header['amed_format']!r}: this version reads {', '.join(READABLE)}; update AMED"
         )
     if lacking := set(read(header, "requires", list, [])) - ABILITIES:
-        raise ValueError(f"field 'requires' names {', '.join(sorted(map(str, lacking)))}: update AMED to use this file")
+        raise ValueError(
+            f"field 'requires' names {', '.join(sorted(map(str, lacking)))}: update AMED to use this file"
+        )
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
     for name, f in known.items():
         if name in header:

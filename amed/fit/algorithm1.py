@@ -58,34 +58,6 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
     return ask
 
 
-def start_from(
-    predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
-) -> None:
-    """Set a fresh BottleneckPredictor to constants per interval of `base` `[N]`, whatever the bottleneck: r,
-    c, a `[N-1]` (default 1), c and a clamped to the predictor's ranges. A plugin whose mid times are those of
-    its plain solver's own schedule then *is* that solver, and training can only leave it for something
-    better."""
-    pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
-    targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
-    for layer, value, scale in (
-        (predictor.fc_scale_dir, c, predictor.scale_dir),
-        (predictor.fc_scale_time, a, predictor.scale_time),
-    ):
-        if layer is not None:
-            value = torch.ones(len(pairs)) if value is None else torch.as_tensor(value)
-            targets[layer] = torch.logit((((value.double() - 1) / scale).clamp(-0.98, 0.98) + 1) / 2)
-    with torch.no_grad():
-        like = predictor.fc_r.weight
-        times = [torch.cat([predictor.embed(t.to(like)) for t in pair], dim=1)[0] for pair in pairs]
-        rows = torch.cat([torch.stack(times), like.new_ones(len(pairs), 1)], dim=1).double()
-        inverse = torch.linalg.pinv(rows, rtol=1e-6)
-        for layer, logits in targets.items():
-            fit = inverse @ logits
-            layer.weight.zero_()
-            layer.weight[0, 4:] = fit[:-1].to(like)
-            layer.bias[0] = fit[-1].to(like)
-
-
 def losses(
     problem: Problem,
     solver: Solver,

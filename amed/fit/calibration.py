@@ -139,7 +139,9 @@ class Calibration:
         rivals = usual(self.target, nfe) if self.target.rivals is None else self.target.rivals(nfe)
         for name, rival in rivals.items():
             end = self.found.rivals[name] = judge.rival(rival)
-            yield self._progress("compare", f"{name} as usually set: {judge.row(name, '', self.settings, end).rmse_ref:.4f}")
+            yield self._progress(
+                "compare", f"{name} as usually set: {judge.row(name, '', self.settings, end).rmse_ref:.4f}"
+            )
 
     def _found(self) -> Search:
         if self.found.search is None:

@@ -30,7 +30,9 @@ class Constant:
     step: float = 0.0
 
 
-def constant(kind: str, n: int, start: int, looked: bool = True, k: int = 0, s: int = 0, step: float = torch.inf):
+def constant(
+    kind: str, n: int, start: int, looked: bool = True, k: int = 0, s: int = 0, step: float = torch.inf
+):
     return Constant(kind, n, start, looked, k, s, min(PARAMETERS[kind].step, step))
 
 
@@ -111,7 +113,9 @@ class StudentForm:
     def vector(self) -> Tensor:
         return torch.stack(
             [
-                PARAMETERS[c.kind].fitted(self.sigmas[c.n] if c.kind == "t" else self.start.values[c.kind][c.n])
+                PARAMETERS[c.kind].fitted(
+                    self.sigmas[c.n] if c.kind == "t" else self.start.values[c.kind][c.n]
+                )
                 for c in self.constants
             ]
         )

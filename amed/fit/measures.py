@@ -1,17 +1,15 @@
-"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet
-distance; and the geometry of trajectories that AMED rests on (Zhou et al. 2024, figs. 4 and 5)."""
+"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet distance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kdiffusion import sample
-from ..loop import Denoiser, Evaluate, Problem, State, loop, plain, rows_of
+from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Predictor, Solver
-from ..table import Number, Row
 
 
 class Counter(nn.Module):
@@ -102,112 +100,3 @@ def cut(value: Any, part: slice) -> Any:
     if isinstance(value, dict):
         return {k: cut(v, part) for k, v in value.items()}
     return value[part] if isinstance(value, Tensor) else value
-
-
-def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
-    """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
-
-    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x|
-    with the first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest
-    first. Raises ValueError for fewer times than components."""
-    if len(states) < components:
-        raise ValueError(f"{components} components need as many times, got {len(states)}")
-    x = states.flatten(2).transpose(0, 1).double()  # [n, T, d]
-    centred = x - x.mean(dim=1, keepdim=True)
-    values, vectors = torch.linalg.eigh(centred @ centred.mT)  # of the Gram matrix: T is small, d is not
-    values, vectors = values.clamp(min=0).flip(-1), vectors.flip(-1)
-    left = vectors[..., components:]
-    lost = (left.square() * values[:, None, components:]).sum(-1).sqrt()
-    return (lost / x.norm(dim=-1)).T, values / values.sum(-1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class BestR:
-    """Greedy search of the mid time (fig. 5), for each of N-1 intervals and n samples: `r` `[N-1, n]` that
-    ends nearest to the reference, its distance `best` and that of r = 1/2, `half`, root mean square over
-    x."""
-
-    r: Tensor
-    best: Tensor
-    half: Tensor
-
-    @property
-    def alignment(self) -> Tensor:
-        """Share of the distance at r = 1/2 that the best r takes away, over all samples, `[N-1]`."""
-        return 1 - (self.best.square().mean(1) / self.half.square().mean(1)).sqrt()
-
-    @property
-    def spread(self) -> Tensor:
-        """Standard deviation of the best r over the samples, `[N-1]`."""
-        return self.r.std(dim=1)
-
-
-class Chosen:
-    """A predictor of r, c = a = 1, for each interval a value (numbers, or Tensors of each sample's own) in the
-    order of the run."""
-
-    wants_bottleneck = False
-
-    def __init__(self, r: list[Number]):
-        self.given, self.fixed = r, not any(isinstance(v, Tensor) for v in r)
-        self.left = iter(r)
-
-    def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]:
-        return next(self.left), 1.0, 1.0
-
-
-def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """The rows of a plugin over `times` with these mid times, all of them at once."""
-    rows = []
-    for row in rows_of(solver, times, Chosen(r), False, like):
-        weights = row.weights(None) if callable(row.weights) else row.weights
-        rows.append(replace(row, weights=weights, needed=None))
-    return rows
-
-
-@torch.no_grad()
-def best_r(
-    model: Denoiser,
-    solver: Solver,
-    sigmas: Tensor,
-    reference: list[Tensor],
-    extra_args: dict[str, Any] | None = None,
-    grid: Tensor | None = None,
-    done: Callable[[int], None] = lambda interval: None,
-) -> BestR:
-    """Greedy grid search of r in each interval of `sigmas` `[N]`, c = a = 1. reference: the N states `[n,
-    ...]` of a fine trajectory at these times. A single-step solver starts every interval at the reference,
-    a multistep one goes on from its own best states, with its history. grid: values of r, 1/2 among them;
-    default 0.05 to 0.95.
-
-    Raises ValueError for a grid without 1/2 or a reference of another length."""
-    grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
-    half = int((grid - 0.5).abs().argmin())
-    if abs(float(grid[half]) - 0.5) > 1e-9:
-        raise ValueError("the grid of r must have 1/2")
-    if len(reference) != len(sigmas):
-        raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
-    problem, times = Problem(model, extra_args or {}), sigmas.tolist()
-    state, chosen, found = State(reference[0].float()), list[Number](), []
-    for n in range(len(times) - 1):
-        if solver.single_step:
-            state, chosen = State(reference[n].float()), [0.5] * n
-
-        def rest(r: Number, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
-            own = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], state.x)
-            lead = len(own) - 2 * (len(times) - 1)
-            return own[(lead + 2 * n if n else 0) : lead + 2 * n + 2]
-
-        opened = next(s for s in loop(problem, rest(0.5), state) if s.looked and s.row.opens)
-        target, ends = reference[n + 1].float(), []
-        for r in grid.tolist():
-            *_, end = loop(problem, rest(r)[-2:], opened)
-            ends.append((end.x - target).square().flatten(1).mean(1).sqrt())
-        errors = torch.stack(ends)
-        best, index = errors.min(dim=0)
-        found.append((grid[index], best.double(), errors[half].double()))
-        if not solver.single_step:
-            chosen.append(grid[index])
-            *_, state = loop(problem, rest(grid[index])[-2:], opened)
-        done(n)
-    return BestR(*(torch.stack(v) for v in zip(*found)))

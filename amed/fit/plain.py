@@ -23,7 +23,18 @@ SOLVERS = {
     "DEIS-3": Solver("deis", 3),
 }
 # in which order they are worth trying at few evaluations; what is not listed comes last
-LIKELY = ("iPNDM-2", "iPNDM-3", "UniPC", "DEIS-3", "DPM++ 3M", "DPM++ 2M", "iPNDM-4", "Euler", "DPM-Solver-2", "Heun")
+LIKELY = (
+    "iPNDM-2",
+    "iPNDM-3",
+    "UniPC",
+    "DEIS-3",
+    "DPM++ 3M",
+    "DPM++ 2M",
+    "iPNDM-4",
+    "Euler",
+    "DPM-Solver-2",
+    "Heun",
+)
 SCHEDULES = (
     ("polynomial", 7.0),
     ("polynomial", 3.0),
@@ -90,13 +101,3 @@ def candidates(
                     Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in kinds
                 ]
     return found
-
-
-def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Every other time of a one-evaluation solver's schedule as base times `[N]`, and the r `[N-1]` that puts
-    the others in between. Raises ValueError for a schedule of an even number of times."""
-    times = setting.sigmas()
-    if len(times) % 2 == 0:
-        raise ValueError(f"{len(times)} times do not split into base and mid times")
-    base = times[::2]
-    return base, torch.log(times[1::2] / base[:-1]) / torch.log(base[1:] / base[:-1])

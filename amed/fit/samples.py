@@ -127,7 +127,9 @@ def joined(args: list[Any]) -> Any:
 def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
     """The same for more samples than the model takes at once: `size` at a time."""
 
-    def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]) -> Evaluation:
+    def ask(
+        model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
         if len(x) <= size:
             return evaluate(model, x, sigma, extra_args, wants)
         parts = [slice(start, start + size) for start in range(0, len(x), size)]

@@ -32,7 +32,11 @@ class Search:
         the best one with and without AFS."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         best, chosen = single[:1], dict[str, Setting]()
-        twin = [s for s in single if best and (s.kind, s.rho) == (best[0].kind, best[0].rho) and s.afs != best[0].afs]
+        twin = [
+            s
+            for s in single
+            if best and (s.kind, s.rho) == (best[0].kind, best[0].rho) and s.afs != best[0].afs
+        ]
         for setting in (*best, *twin[:1], *single):
             chosen.setdefault(setting.schedule, setting)
         return list(chosen.values())[:SCHEDULES]
@@ -45,7 +49,9 @@ def search(
     samples, which tell the best of all. Yields what it is doing, and at the end the Search."""
     kinds = plain.FLOW_SCHEDULES if target.flow else plain.SCHEDULES
     ends = target.sigma_min, target.sigma_max
-    found = [s for s in plain.candidates(settings.nfe, *ends, plain.SOLVERS, kinds) if not (s.afs and target.flow)]
+    found = [
+        s for s in plain.candidates(settings.nfe, *ends, plain.SOLVERS, kinds) if not (s.afs and target.flow)
+    ]
     found.sort(key=lambda s: s.likely)  # what is cut for a small budget is what seldom wins
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.3 if settings.large else 0.15

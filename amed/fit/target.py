@@ -52,7 +52,9 @@ def load(factory: str, guidance: float) -> Target:
     except Exception as error:  # whatever a user's module raises is told with its place
         raise ValueError(f"--model {factory}: {type(error).__name__}: {error}{place(error)}") from error
     if not isinstance(made, Target):
-        raise ValueError(f"--model {factory}: it gives a {type(made).__name__}, not an amed.fit.target.Target")
+        raise ValueError(
+            f"--model {factory}: it gives a {type(made).__name__}, not an amed.fit.target.Target"
+        )
     return made
 
 

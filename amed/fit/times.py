@@ -40,7 +40,9 @@ class ClosedForm:
     parts: str = ""
     evaluate: Evaluate = plain
 
-    def on(self, sigmas: torch.Tensor, afs: bool, known: closed.Run | None = None, since: int = 0) -> closed.Run:
+    def on(
+        self, sigmas: torch.Tensor, afs: bool, known: closed.Run | None = None, since: int = 0
+    ) -> closed.Run:
         """The best weights on `sigmas`."""
         problem = Problem(self.model, self.samples.args, in_batches(self.batch, self.evaluate))
         return closed.run(problem, sigmas, afs, self.samples.noise, self.path, LAGS, known, since, self.parts)

@@ -1,6 +1,6 @@
 """The published Stable Diffusion 1.5 values, as a predictor file.
 
-python -m amed.files.published predictors/sd15-dpmpp-2m-nfe10.safetensors
+python -m predictors.published predictors/sd15-dpmpp-2m-nfe10.safetensors
 """
 
 import sys
@@ -8,10 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from .. import schedules
-from ..constants import Constants
-from .spec import Spec
-from .store import Fitted, save
+from amed import Constants, Fitted, Spec, save, schedules
 
 SOURCE = "zju-pi/diff-sampler, amed-solver-main/example.ipynb (Zhou et al. 2024), with a zero bottleneck"
 TIMESTEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73, 0)  # even: base points, odd: learned mid points
