@@ -4,20 +4,27 @@ python -m amed calibrate --nfe 5 --out my.safetensors
 """
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import convert, plain, store, target
-from .calibration import PRESETS, Calibration, References, Settings, budget_of
-from .evaluation import Statistics, cut, frechet, rmse, run
-from .predictor import BottleneckPredictor
-from .sampling import SAMPLERS, Solver
-from .training import Settings as Training
-from .training import plan, train
+from . import files
+from .choose import Identity, mismatches
+from .files import authors, store
+from .files.keep import keep
+from .fit import PRESETS, Job, Outcome, fit, plain, target
+from .fit import algorithm1 as training
+from .fit.measures import Statistics, cut, frechet, rmse, run
+from .kdiffusion import SAMPLERS
+from .network import BottleneckPredictor
+from .recipes import Solver
+
+OTHER_NOISE = 2**40  # added to a seed: noise that no calibration draws
 
 
 def say(text: str, last: bool = False) -> None:
@@ -28,133 +35,117 @@ def say(text: str, last: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def out_file(out: Path, nfe: int, several: bool) -> Path:
-    return out.with_name(f"{out.stem}-nfe{nfe}{out.suffix or '.safetensors'}") if several else out
-
-
 def run_calibrate(args: argparse.Namespace) -> None:
-    made = target.load(args.model, args.guidance)
-    start = store.load(args.start) if args.start else None
-    references = None
-    for nfe in args.nfe:
-        budget = budget_of(args.budget, nfe)
-        settings = Settings(
-            nfe, made.sigma_min, made.sigma_max, args.sampler, budget, args.guidance, made.afs,
-            args.scale_guidance, args.seed, prediction_type=made.prediction_type, model_family=made.family,
-            model_fingerprint=made.fingerprint, model_name=made.name,
-        )  # fmt: skip
-        references = references or References(made.model, made.draw, settings)
-        calibration = Calibration(
-            made.model, made.draw, settings, references=references, guide=made.guide, start=start,
-            features=made.features if args.features else None,
-        )  # fmt: skip
-        file, begin = out_file(args.out, nfe, len(args.nfe) > 1), time.perf_counter()
-        try:
-            for progress in calibration.run():
-                say(f"{progress.evaluations:6d} of {budget}  {progress.text}")
-        except KeyboardInterrupt:
-            if calibration.ready:
-                store.save(file, calibration.result().fitted)
-                say(f"stopped; the best so far is in {file}", last=True)
-            raise
-        result = calibration.result()
-        store.save(file, result.fitted)
-        say(f"{result.evaluations} evaluations, {time.perf_counter() - begin:.0f} s", last=True)
-        print(result.text)
-        for row in result.rows:
-            print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
-        print(file)
+    made, out = target.load(args.model, args.guidance), args.out
+    if args.features and made.features is None:
+        raise ValueError("--features: this model has none (Target.features)")
+    if args.scale_guidance:
+        say("--scale-guidance: not fitted any more (it brought nothing)", last=True)
+    made = made if args.features else dataclasses.replace(made, features=None)
+    start = files.load(args.start) if args.start else None
+    job = Job(tuple(args.nfe), args.sampler, args.guidance, args.budget, args.seed)
+
+    def path(nfe: int) -> Path:
+        name = f"{out.stem}-nfe{nfe}{out.suffix or '.safetensors'}" if len(args.nfe) > 1 else out.name
+        return out.with_name(name)
+
+    outcome, begin = Outcome(), time.perf_counter()
+    try:
+        fit(made, job, path, lambda p: say(f"{p.evaluations:6d} of {p.budget}  {p.text}"), outcome, start)
+    finally:
+        for kept in outcome.kept:
+            print(kept.result.text)
+            for row in kept.result.rows:
+                print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
+            print(f"{kept.text}\n{kept.path}")
+        if outcome.kept:
+            say(f"{time.perf_counter() - begin:.0f} s; measure it on more noise: python -m amed evaluate "
+                f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> None:
     made = target.load(args.model, args.guidance)
-    if made.capture is None:
-        raise ValueError("this model gives no bottleneck (Target.capture): calibrate a table instead")
-    planned = plan(args.sampler, args.nfe, args.extra, made.afs)
-    solver, teacher = planned.solver, planned.teacher
-    times = teacher.times(args.schedule, planned.num_steps, made.sigma_min, made.sigma_max, args.rho)
-    predictor = BottleneckPredictor(0.01, 0.0)
+    if made.evaluate is None:
+        raise ValueError("this model gives no bottleneck (Target.evaluate): calibrate a table instead")
+    planned = training.plan(args.sampler, args.nfe, args.extra, not made.flow)
+    ends = made.sigma_min, made.sigma_max
+    times = planned.teacher.times(args.schedule, planned.num_steps, *ends, args.rho)
     torch.manual_seed(args.seed)
+    predictor = BottleneckPredictor(0.01, 0.0)
 
-    def draw(generator: torch.Generator, count: int):
+    def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict[str, Any]]:
         noise, extra = made.draw(generator, count)
         return noise * made.sigma_max, extra
 
-    settings = Training(args.images, args.batch, seed=args.seed, checkpointing=args.checkpointing)
-    progress = None
-    for progress in train(
-        made.model, solver, predictor, times, draw, teacher, settings, afs=planned.afs, capture=made.capture
-    ):
-        say(
-            f"{progress.images:6d} of {args.images} images  loss {progress.loss:.4f}  "
-            f"held out {progress.held_out:.4f}"
-        )
-    base = times[:: args.extra + 1]
-    spec = store.Spec(
-        solver=solver.name, max_order=solver.max_order, predict_x0=solver.predict_x0, num_steps=len(base),
-        schedule=args.schedule, rho=args.rho, sigma_min=made.sigma_min, sigma_max=made.sigma_max,
-        afs=planned.afs,
-        prediction_type=made.prediction_type, guidance=args.guidance, model_family=made.family,
-        model_fingerprint=made.fingerprint, model_name=made.name, features="bottleneck",
-        scale_dir=predictor.scale_dir, scale_time=predictor.scale_time,
-        how=f"Algorithm 1: {args.images} images, batch {args.batch}, {teacher.solver.name} teacher, "
-        f"M={args.extra}",
-    )  # fmt: skip
-    store.save(args.out, store.Fitted(spec, predictor.eval(), base))
-    say(f"held-out error {progress.best:.4f}", last=True)
-    print(args.out)
+    settings = training.Settings(args.images, args.batch, seed=args.seed, checkpointing=args.checkpointing)
+    steps = training.train(made.model, planned.solver, predictor, times, draw, planned.teacher, settings,
+                           afs=planned.afs, evaluate=made.evaluate)  # fmt: skip
+    best = float("nan")
+    for step in steps:
+        best = step.best
+        say(f"{step.images:6d} of {args.images} images  loss {step.loss:.4f}  held out {step.held_out:.4f}")
+    how = f"Algorithm 1: {args.images} images, batch {args.batch}, {planned.teacher.solver.name} teacher, "
+    spec = made.spec(planned.solver, times[:: args.extra + 1], args.guidance, schedule=args.schedule,
+                     rho=args.rho, afs=planned.afs, features="bottleneck", scale_dir=predictor.scale_dir,
+                     how=f"{how}M={args.extra}", metrics={"error": best})  # fmt: skip
+    saved, text = keep(args.out, files.Fitted(spec, predictor.eval(), times[:: args.extra + 1]))
+    say(f"held-out error {best:.4f}; {text}", last=True)
+    print(saved)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    files = [store.load(path) for path in args.file]
-    scales = {fitted.spec.guidance for fitted in files}
+    fits = [files.load(path) for path in args.file]
+    scales = {fitted.spec.guidance for fitted in fits}
     if len(scales) > 1:
-        raise ValueError(
-            f"these files are for guidance {', '.join(f'{s:g}' for s in sorted(scales))}: one at a time"
-        )
+        several = ", ".join(f"{s:g}" for s in sorted(scales))
+        raise ValueError(f"these files are for guidance {several}: one at a time")
     guidance = scales.pop()
     made = target.load(args.model, guidance)
-    x, extra = made.draw(torch.Generator().manual_seed(args.seed), args.noises)
+    for fitted in fits:
+        for remark in mismatches(fitted, Identity(made.family, made.fingerprint), guidance):
+            say(f"note: {fitted.name}: {remark}", last=True)
+    x, extra = made.draw(torch.Generator().manual_seed(OTHER_NOISE + args.seed), args.noises)
+    few = slice(0, min(16, args.noises))
 
-    def sampled(sigmas, solver, text, **options):
+    def ends(text: str, part: slice, *how: Any, **options: Any) -> tuple[torch.Tensor, int, float]:
         begin = time.perf_counter()
-        ends, nfe = run(made.model, x, sigmas, solver, extra, batch=args.batch, **options,
-                        done=lambda n: say(f"{text}: {n} of {args.noises}"))  # fmt: skip
-        return ends, nfe, time.perf_counter() - begin
+        one = cut(extra, part)
+        done = run(
+            made.model, x[part], *how, one, batch=args.batch, done=lambda n: say(f"{text}: {n}"), **options
+        )
+        return *done, time.perf_counter() - begin
 
+    everything = slice(None)
     fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max)
-    truth = sampled(fine.sigmas(), fine.solver, "reference")[0]
+    truth = ends("reference", everything, fine.sigmas(), fine.solver)[0]
     rows = []
 
-    def row(solver, schedule, ends, nfe, seconds):
-        told = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance,
-                "rmse_ref": round(rmse(ends, truth), 5)}  # fmt: skip
+    def row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
+        error = round(rmse(images, truth), 5)
+        row = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance, "rmse_ref": error}
         if made.features:
-            statistics = [Statistics.of(made.features(v)) for v in (ends, truth)]
-            told["fd_ref"] = round(frechet(*statistics), 5)
-        rows.append(told | {"seconds": round(seconds, 2)})
+            row["fd_ref"] = round(frechet(*(Statistics.of(made.features(v)) for v in (images, truth))), 5)
+        rows.append(row | {"seconds": round(seconds, 2)})
 
-    for path, fitted in zip(args.file, files):
-        spec = fitted.spec
-        made_by = sampled(fitted.sigmas(), spec.settings, path.name, predictor=fitted, afs=spec.afs,
-                          **({"capture": made.capture} if made.capture else {}))  # fmt: skip
-        row(path.stem, spec.schedule, *made_by)
-    part = slice(0, min(16, args.noises))
-    few = {k: cut(v, part) for k, v in extra.items()}
-    for nfe in sorted({fitted.nfe for fitted in files}):
+    for path, fitted in zip(args.file, fits):
+        asks = {"evaluate": made.evaluate} if made.evaluate else {}
+        how = fitted.sigmas(), fitted.spec.student
+        row(path.stem, fitted.spec.schedule, *ends(path.name, everything, *how, predictor=fitted.predictor,
+                                                   afs=fitted.spec.afs, **asks))  # fmt: skip
+    for nfe in sorted({fitted.nfe for fitted in fits}):
         best: dict[str, tuple[float, plain.Setting]] = {}
-        for setting in plain.candidates(nfe, made.sigma_min, made.sigma_max):
-            if setting.afs and not made.afs:
-                continue
-            say(f"searching {setting.name} at {nfe} evaluations")
-            ends, _ = run(made.model, x[part], setting.sigmas(), setting.solver, few, afs=setting.afs)
-            best[setting.name] = min(best.get(setting.name, (float("inf"), setting)),
-                                     (rmse(ends, truth[part]), setting), key=lambda b: b[0])  # fmt: skip
+        for setting in plain.settings_for(made, nfe):
+            tried = ends(f"{setting.name} at {nfe}", few, setting.sigmas(), setting.solver, afs=setting.afs)[
+                0
+            ]
+            error = rmse(tried, truth[few])
+            if error < best.get(setting.name, (float("inf"),))[0]:
+                best[setting.name] = error, setting
         for name, (_, setting) in best.items():
-            row(name, setting.schedule, *sampled(setting.sigmas(), setting.solver, name, afs=setting.afs))
+            how = setting.sigmas(), setting.solver
+            row(name, setting.schedule, *ends(name, everything, *how, afs=setting.afs))
     say(f"{args.noises} noises, seed {args.seed}", last=True)
-    names = list(rows[0])
-    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for told in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in told.values()) + " |")
     if args.json:
@@ -165,108 +156,80 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_inspect(args: argparse.Namespace) -> None:
     for path in args.file:
-        fitted = store.load(path)
-        tensors = store.tensors_of(fitted)
-        if args.json:
-            told = {k: json.loads(v) for k, v in store.to_header(fitted.spec).items() if k != "amed_format"}
-            print(json.dumps(told | {"tensors": {k: v.tolist() for k, v in tensors.items()}}))
-            continue
-        print(f"{path}\n{fitted.label}")
-        for name, value in store.to_header(fitted.spec).items():
-            if value not in ('""', "{}"):
-                print(f"  {name:20s} {value}")
-        if fitted.wants_bottleneck:
-            print(f"  {sum(v.numel() for k, v in tensors.items() if k != 'sigmas')} parameters")
-            print("  sigmas               " + "  ".join(f"{v:.5g}" for v in tensors["sigmas"].tolist()))
-            continue
-        names = [name for name in ("r", "c", "a", "g", "weights") if name in tensors]
-        print("  " + "".join(f"{name:>11s}" for name in ("sigma", "next", *names)))
-        for n in range(fitted.spec.num_steps - 1):
-            values = [tensors["sigmas"][n], tensors["sigmas"][n + 1]]
-            values += [v for name in names for v in tensors[name][n].reshape(-1)]
-            print("  " + "".join(f"{float(v):11.5g}" for v in values))
+        fitted = files.load(path)
+        print(json.dumps(store.as_json(fitted)) if args.json else f"{path}\n{store.described(fitted)}")
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    fitted = convert.convert(
-        args.source, sigma_min=args.sigma_min, sigma_max=args.sigma_max, model_family=args.family,
-        model_name=args.name,
-    )  # fmt: skip
-    print(store.save(args.out, fitted), fitted.label)
+    ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
+    fitted = authors.convert(args.source, **ends, model_family=args.family, model_name=args.name)
+    print(files.save(args.out, fitted), fitted.label)
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m amed", description="Fit, measure and read AMED predictors.")
+    top.add_argument("--threads", type=int, help="of torch; small networks are fastest with one")
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(name: str, run_, text: str) -> argparse.ArgumentParser:
+    def command(name: str, work: Any, text: str, guidance: bool | None = None) -> Any:
         added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=run_)
-        return added
-
-    def model(p: argparse.ArgumentParser, guidance: bool = True) -> None:
-        p.add_argument("--model", default=target.DEMO, help="module:function giving an amed.target.Target "
-                       "(default: the demo model)")  # fmt: skip
-        p.add_argument("--seed", type=int, default=0)
+        added.set_defaults(run=work)
+        if guidance is not None:
+            added.add_argument("--model", default=target.DEMO, help="module:function giving an "
+                               "amed.fit.target.Target (default: the demo model)")  # fmt: skip
+            added.add_argument("--seed", type=int, default=0)
         if guidance:
-            p.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default 1: none)")
+            added.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default 1: none)")
+        return added.add_argument
 
-    p = command("calibrate", run_calibrate, "fit constants to a model by forward evaluations only")
-    model(p)
-    p.add_argument(
-        "--nfe", type=int, nargs="+", required=True, help="evaluations; several share their references"
-    )
-    p.add_argument(
-        "--out", type=Path, required=True, help="safetensors file to write (-nfeN added for several)"
-    )
-    p.add_argument("--sampler", choices=list(SAMPLERS), default="amed_multistep")
-    p.add_argument("--budget", default="normal", help=f"{', '.join(PRESETS)} or a number of evaluations")
-    p.add_argument("--start", type=Path, help="a file fitted before, to go on from (use another --seed)")
-    p.add_argument(
-        "--features", action="store_true", help="let a feature distance choose too, where the model has one"
-    )
-    p.add_argument(
-        "--scale-guidance", action="store_true", help="fit a factor on each evaluation's guidance scale"
-    )
+    add = command("calibrate", run_calibrate, "fit constants to a model by forward evaluations only", True)
+    add("--nfe", type=int, nargs="+", required=True, help="evaluations; several share their references")
+    add("--out", type=Path, required=True, help="file to write (-nfeN added for several; a finished better "
+        "one is never replaced)")  # fmt: skip
+    add("--sampler", choices=list(SAMPLERS), default="amed_multistep")
+    add("--budget", default="normal", help=f"{', '.join(PRESETS)} or a number of evaluations")
+    add("--start", type=Path, help="a file fitted before, to go on from (use another --seed)")
+    add("--features", action="store_true", help="let a feature distance choose too, where the model has one")
+    add("--scale-guidance", action="store_true", help=argparse.SUPPRESS)
 
-    p = command("train", run_train, "train the paper's network by gradient (Algorithm 1)")
-    model(p)
-    p.add_argument("--nfe", type=int, required=True)
-    p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--sampler", choices=[s for s in SAMPLERS if s != "amed_multistep"], default="amed")
-    p.add_argument("--images", type=int, default=800)
-    p.add_argument("--batch", type=int, default=16)
-    p.add_argument("--schedule", choices=["polynomial", "logsnr", "time_uniform"], default="time_uniform")
-    p.add_argument("--rho", type=float, default=1.0)
-    p.add_argument("--extra", type=int, default=1, help="M: the teacher's points inside each interval")
-    p.add_argument("--checkpointing", action="store_true", help="less memory, more time")
+    add = command("train", run_train, "train the paper's network by gradient (Algorithm 1)", True)
+    add("--nfe", type=int, required=True)
+    add("--out", type=Path, required=True)
+    add("--sampler", choices=[s for s in SAMPLERS if s != "amed_multistep"], default="amed")
+    add("--images", type=int, default=800)
+    add("--batch", type=int, default=16)
+    add("--schedule", choices=["polynomial", "logsnr", "time_uniform"], default="time_uniform")
+    add("--rho", type=float, default=1.0)
+    add("--extra", type=int, default=1, help="M: the teacher's points inside each interval")
+    add("--checkpointing", action="store_true", help="less memory, more time")
 
-    p = command("evaluate", run_evaluate, "measure predictors beside every plain solver at its best schedule")
-    model(p, guidance=False)
-    p.add_argument("file", type=Path, nargs="+")
-    p.add_argument("--noises", type=int, default=128)
-    p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--json", type=Path, help="write the rows here")
+    text = "measure predictors beside every plain solver at its best schedule"
+    add = command("evaluate", run_evaluate, text, False)
+    add("file", type=Path, nargs="+")
+    add("--noises", type=int, default=128)
+    add("--batch", type=int, default=64)
+    add("--json", type=Path, help="write the rows here")
 
-    p = command("inspect", run_inspect, "print a predictor file as a table")
-    p.add_argument("file", type=Path, nargs="+")
-    p.add_argument("--json", action="store_true")
+    add = command("inspect", run_inspect, "print a predictor file as a table")
+    add("file", type=Path, nargs="+")
+    add("--json", action="store_true")
 
-    p = command(
-        "convert", run_convert, "turn one of the authors' pickles into safetensors; nothing in it is run"
-    )
-    p.add_argument("source", type=Path)
-    p.add_argument("out", type=Path)
-    p.add_argument("--sigma-min", type=float)
-    p.add_argument("--sigma-max", type=float)
-    p.add_argument("--family", default="", help="model family, for matching")
-    p.add_argument("--name", default="", help="model name, for people")
+    text = "turn one of the authors' pickles into safetensors; nothing in it is run"
+    add = command("convert", run_convert, text)
+    add("source", type=Path)
+    add("out", type=Path)
+    add("--sigma-min", type=float)
+    add("--sigma-max", type=float)
+    add("--family", default="", help="model family, for matching")
+    add("--name", default="", help="model name, for people")
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 an error told in one line, 2 wrong usage, 130 stopped."""
     args = parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     try:
         args.run(args)
     except KeyboardInterrupt:

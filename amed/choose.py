@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constants import Constants, as_multistep, from_the_top, same_times
+from .constants import Constants, as_multistep, same_times
 from .files import Fitted, Library, PredictorError, Spec
 from .kdiffusion import solver_of
 from .recipes import MULTISTEP, Solver

@@ -10,7 +10,6 @@ In every recipe s is the time gone to, h the history (`Point`s, newest last), c 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -286,7 +285,13 @@ class Course:
     None: they are plain numbers."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
-        self.solver, self.recipe, self.times, self.predictor, self.afs = solver, solver.recipe, times, predictor, afs
+        self.solver, self.recipe, self.times, self.predictor, self.afs = (
+            solver,
+            solver.recipe,
+            times,
+            predictor,
+            afs,
+        )
         self.legs, self.leg, self.like = solver.each(predictor is not None) * (len(times) - 1), 0, like
         # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
         self.scales_x = predictor is not None and solver.name == "dpmpp" and solver.predict_x0
@@ -327,7 +332,11 @@ class Course:
         analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
         asks = getattr(self.predictor, "wants_bottleneck", False) and not analytic
         return Row(
-            self.times[n], (), analytic=analytic, closes=not two, wants=frozenset({"bottleneck"} if asks else ())
+            self.times[n],
+            (),
+            analytic=analytic,
+            closes=not two,
+            wants=frozenset({"bottleneck"} if asks else ()),
         )
 
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
@@ -354,7 +363,9 @@ class Course:
         if not self.recipe.pair:
             return self.moved(self.take(t_next, c, more)), self.opening(n + 1)
         first, mid = self.history[-2:]
-        x = self.recipe.step(self.start, first.d, mid.d, t, t_next, self.given.get("r", self.recipe.r), c, **more)
+        x = self.recipe.step(
+            self.start, first.d, mid.d, t, t_next, self.given.get("r", self.recipe.r), c, **more
+        )
         return self.moved(x), self.opening(n + 1)
 
     def weights(self, move: Vector, reach: int, lead: bool) -> Weights:

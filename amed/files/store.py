@@ -5,11 +5,13 @@
 Nothing is ever unpickled, and a file is written to the side and moved into place."""
 
 import dataclasses
+import json
 import os
 import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,6 +74,29 @@ def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
     """The tensors a file holds: `sigmas` [N], and its constants, or the network's own by their names."""
     own = fitted.predictor.state_dict() if fitted.wants_bottleneck else values_of(fitted)
     return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
+
+
+def as_json(fitted: Fitted) -> dict[str, Any]:
+    """Everything a file says, its tensors as lists."""
+    header = {k: json.loads(v) for k, v in to_header(fitted.spec).items() if k != "amed_format"}
+    return header | {"tensors": {k: v.tolist() for k, v in tensors_of(fitted).items()}}
+
+
+def described(fitted: Fitted) -> str:
+    """Everything a file says, for people: its header, then its constants interval by interval."""
+    header = {k: v for k, v in to_header(fitted.spec).items() if v not in ('""', "{}", "[]")}
+    lines = [fitted.label, "", *(f"{name}: {value}" for name, value in header.items()), ""]
+    sigmas, values = fitted.base.tolist(), values_of(fitted)
+    if not values:
+        network = fitted.wants_bottleneck
+        count = sum(v.numel() for v in fitted.predictor.parameters()) if network else 0
+        what = f"a network of {count} parameters: r, c, a from the image" if network else "nothing was fitted"
+        return "\n".join([*lines, "sigmas: " + ", ".join(f"{t:.5g}" for t in sigmas), what])
+    lines.append("sigma -> next: " + ", ".join(values))
+    for n, (t, t_next) in enumerate(zip(sigmas, sigmas[1:])):
+        row = [" ".join(f"{x:.4f}" for x in v[n].reshape(-1).tolist()) for v in values.values()]
+        lines.append(f"{t:.5g} -> {t_next:.5g}: {', '.join(row)}")
+    return "\n".join(lines)
 
 
 def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | BottleneckPredictor | None:

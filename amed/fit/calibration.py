@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from .. import schedules
-from ..constants import as_multistep
+from ..constants import Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
-from .compare import Judge, Result, fitted_of, fitted_plain, spec_on, usual, with_metrics
-from .forms import MultistepForm, Runner, StudentForm, bounded
+from .compare import Judge, Result, usual
+from .forms import Form, Runner
 from .greedy import greedy_table
 from .measures import Counter
 from .polish import DAMPINGS, PATIENCE, Fit
@@ -157,10 +157,8 @@ class Calibration:
             spec, constants = self.start.spec, self.start.predictor
             if constants is None:
                 constants = as_multistep(spec.student, self.start.base, spec.afs)
-            if spec.sampler == "amed_multistep":
-                form = MultistepForm(constants, spec.afs, LAGS)
-            else:
-                form = StudentForm(spec.student, constants, spec.afs)
+            solver = solver_of("amed_multistep") if self.settings.multistep else spec.student
+            form = Form(solver, constants, spec.afs, LAGS)
             yield self._open(self.start.name, form)
         elif self.settings.multistep:
             self._from_plain()
@@ -176,13 +174,16 @@ class Calibration:
         self.found.history.append((self.evaluations, score))
         return self._progress("fit", f"start: {name}: held-out error {score:.4f}")
 
+    def _free(self, start: Multistep, afs: bool) -> Form:
+        return Form(solver_of("amed_multistep"), start, afs, LAGS)
+
     def _from_plain(self) -> None:
         """A start at the best plain setting that is a list of falling times; what it is worth is known."""
         known = self._found()
         for setting in known.ranking:
             if setting.solver.name != "heun" and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
-                fit = Fit.at(f"{setting.name} on {setting.schedule}", MultistepForm(table, setting.afs, LAGS))
+                fit = Fit.at(f"{setting.name} on {setting.schedule}", self._free(table, setting.afs))
                 end = known.ends[setting]
                 fit.judged(fit.values, end, known.judge.score(end))
                 self.found.fits.append(fit)
@@ -205,13 +206,13 @@ class Calibration:
         if not tried:
             return
         best = min(tried, key=lambda candidate: candidate.loss)
-        yield self._open(best.name, MultistepForm(best.run.table, best.afs, LAGS))
+        yield self._open(best.name, self._free(best.run.table, best.afs))
         leading = self.found.best is self.found.fits[-1]
         if not leading or stage.cost(best) + held_out * settings.nfe > self.left:
             return
         for said in stage.refine(best):
             if isinstance(said, Candidate):
-                yield self._open(said.name, MultistepForm(said.run.table, said.afs, LAGS))
+                yield self._open(said.name, self._free(said.run.table, said.afs))
             else:
                 yield self._progress("fit", said)
 
@@ -230,7 +231,7 @@ class Calibration:
             base = schedules.make(kind, count, target.sigma_min, target.sigma_max, rho)
             samples = self.references.take(self.references.held_out, 4)
             table = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
-            yield self._open(f"greedy table on {kind} {rho:g}", StudentForm(solver, table, afs))
+            yield self._open(f"greedy table on {kind} {rho:g}", Form(solver, table, afs))
         if len(self.found.fits) > 1:
             for fit in self.found.fits:
                 yield from self._iterate(fit, SAMPLES // 2, self.references.held_out)
@@ -246,7 +247,7 @@ class Calibration:
             fit = self.found.best
             if fit and len(fit.recent) >= count and self.left >= self.references.held_out * self.settings.nfe:
                 mean = torch.stack(fit.recent[-count:]).mean(dim=0)
-                self._judge(fit, bounded(fit.form, mean, mean))
+                self._judge(fit, fit.form.bounded(mean, mean))
 
     def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[Progress]:
         """One iteration on `count` samples from the `first` on."""
@@ -286,26 +287,31 @@ class Calibration:
         judge, kept = known.judge, known.best
         plain_end = known.ends[kept]
 
-        def spec(solver: Any, times: Tensor, **more: Any) -> Any:
-            return spec_on(self.target, settings, solver, times, **more)
-
-        if fit is not None and fit.held_out < judge.score(plain_end):
-            improved, end, name = True, fit.end, settings.sampler
-            fitted = fitted_of(fit.form, fit.best, spec)
-            at_start = torch.equal(fit.best, fit.form.vector())
-            how = f"calibrated{':' if at_start else ' jointly on the end state, from'} {fit.name}"
-        else:
-            improved, end, name = False, plain_end, "amed_multistep"
-            fitted = fitted_plain(kept, spec)
-            how = f"{kept.name} on {kept.schedule}: the fit did not beat it"
+        improved = fit is not None and fit.held_out < judge.score(plain_end)
+        if improved:
+            end, name, how = fit.end, settings.sampler, f"calibrated: {fit.name}"
+            if not torch.equal(fit.best, fit.form.vector()):
+                how = f"calibrated jointly on the end state, from {fit.name}"
+            solver, constants = fit.form.solver, fit.form.build(fit.best)
+            sigmas, own = constants.sigmas, {"afs": fit.form.afs, "parts": getattr(constants, "parts", "")}
+        else:  # its solver's own table
+            end, name, how = (
+                plain_end,
+                "amed_multistep",
+                f"{kept.name} on {kept.schedule}: the fit did not beat it",
+            )
+            solver, constants, sigmas = kept.solver, None, kept.sigmas()
+            own = {"afs": kept.afs, "features": "plain", "schedule": kept.kind, "rho": kept.rho}
         rows = [judge.row(name, "its own", settings, end)]
         rows.append(judge.row(kept.name, kept.schedule, settings, plain_end))
         rows += [judge.row(n, "as usually set", settings, v) for n, v in self.found.rivals.items()]
-        own, best = rows[0].as_dict(), rows[1].as_dict()
-        metrics = {k: v for k, v in own.items() if k not in ("solver", "schedule")}
+        first, best = rows[0].as_dict(), rows[1].as_dict()
+        metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
         metrics |= {"plain": kept.name, "plain_schedule": kept.schedule}
         metrics |= {f"plain_{k}": best[k] for k in ("error", "rmse_ref", "fd_ref") if k in best}
         metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
-        fitted = with_metrics(fitted, f"{how}; {self.evaluations} evaluations, seed {settings.seed}", metrics)
+        how = f"{how}; {self.evaluations} evaluations, seed {settings.seed}"
+        spec = self.target.spec(solver, sigmas, settings.guidance, how=how, metrics=metrics, **own)
+        fitted = Fitted(spec, constants, sigmas)
         images = {"fit": end, "plain": plain_end, "reference": judge.held_out.end, **self.found.rivals}
         return Result(fitted, improved, kept, rows, list(self.found.history), images, self.evaluations)

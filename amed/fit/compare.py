@@ -1,19 +1,18 @@
 """The last stage: a fit, the best plain setting and the solvers as usually set, on noise that no fit saw."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import schedules
-from ..files import Fitted, Spec
+from ..files import Fitted
 from ..kdiffusion import sample
 from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Solver
 from . import plain as solvers
-from .forms import Form
 from .measures import Statistics, frechet, rmse
 from .samples import Samples, in_batches, per_sample, robust
 from .settings import Settings
@@ -113,32 +112,6 @@ class Judge:
     def row(self, name: str, schedule: str, settings: Settings, end: Tensor) -> Row:
         error, square = self.error(end), rmse(end, self.held_out.end)
         return Row(name, schedule, settings.nfe, settings.guidance, error, square, self.distance(end))
-
-
-def spec_on(target: Target, settings: Settings, solver: Solver, times: Tensor, **more: Any) -> Spec:
-    """A file's description of something fitted to a target."""
-    return Spec.on(
-        solver, times, prediction_type=target.prediction_type, guidance=settings.guidance,
-        model_family=target.family, model_fingerprint=target.fingerprint, model_name=target.name, **more,
-    )  # fmt: skip
-
-
-def fitted_of(form: Form, values: Tensor, spec: Callable[..., Spec]) -> Fitted:
-    """A form's student with these values."""
-    built = form.build(values)
-    parts = {"parts": built.parts} if getattr(built, "parts", "") else {}
-    return Fitted(spec(form.solver, built.sigmas, afs=form.afs, **parts), built, built.sigmas)
-
-
-def fitted_plain(setting: solvers.Setting, spec: Callable[..., Spec]) -> Fitted:
-    """A plain setting as a file: nothing is learned, its solver's own table runs."""
-    sigmas = setting.sigmas()
-    own = {"afs": setting.afs, "features": "plain", "schedule": setting.kind, "rho": setting.rho}
-    return Fitted(spec(setting.solver, sigmas, **own), None, sigmas)
-
-
-def with_metrics(fitted: Fitted, how: str, metrics: dict[str, Any]) -> Fitted:
-    return replace(fitted, spec=replace(fitted.spec, how=how, metrics=metrics))
 
 
 def usual(target: Target, nfe: int) -> dict[str, Rival]:

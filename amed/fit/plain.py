@@ -4,11 +4,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .. import schedules
 from ..recipes import Solver
+from .target import Target
 
 SOLVERS = {
     "Euler": Solver("euler"),
@@ -101,3 +101,10 @@ def candidates(
                     Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in kinds
                 ]
     return found
+
+
+def settings_for(target: Target, nfe: int) -> list[Setting]:
+    """Every setting that a target may be sampled with at `nfe` evaluations."""
+    kinds = FLOW_SCHEDULES if target.flow else SCHEDULES
+    found = candidates(nfe, target.sigma_min, target.sigma_max, SOLVERS, kinds)
+    return [setting for setting in found if not (setting.afs and target.flow)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..loop import Denoiser
-from .forms import Form, Runner, bounded
+from .forms import Form, Runner
 from .samples import Samples, per_sample, robust
 
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
@@ -52,7 +52,7 @@ class Fit:
         """Where J^T W r = `vector` leads, damped along each constant's own scale."""
         scales = self.matrix.diagonal()
         damped = self.matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
-        return bounded(self.form, self.values, self.values - torch.linalg.solve(damped, vector))
+        return self.form.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
         """Derivatives on the samples, and the best of the dampings.

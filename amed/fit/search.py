@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from . import plain
 from .compare import Judge
-from .plain import Setting
+from .plain import Setting, settings_for
 from .samples import References, per_sample, robust
 from .settings import Settings
 from .target import Target
@@ -47,11 +46,7 @@ def search(
 ) -> Iterator[str | Search]:
     """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
     samples, which tell the best of all. Yields what it is doing, and at the end the Search."""
-    kinds = plain.FLOW_SCHEDULES if target.flow else plain.SCHEDULES
-    ends = target.sigma_min, target.sigma_max
-    found = [
-        s for s in plain.candidates(settings.nfe, *ends, plain.SOLVERS, kinds) if not (s.afs and target.flow)
-    ]
+    found = settings_for(target, settings.nfe)
     found.sort(key=lambda s: s.likely)  # what is cut for a small budget is what seldom wins
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.3 if settings.large else 0.15

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import Spec
 from ..loop import Denoiser, Evaluate
+from ..recipes import Solver
 
 DEMO = "demo.target:target"
 Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
@@ -38,6 +40,12 @@ class Target:
     @property
     def flow(self) -> bool:
         return self.prediction_type == "flow"
+
+    def spec(self, solver: Solver, times: Tensor, guidance: float, **more: Any) -> Spec:
+        """A file's description of something fitted to this."""
+        own = {"model_family": self.family, "model_fingerprint": self.fingerprint, "model_name": self.name}
+        kind = {"prediction_type": self.prediction_type, "guidance": guidance}
+        return Spec.on(solver, times, **own, **kind, **more)
 
 
 def load(factory: str, guidance: float) -> Target:
