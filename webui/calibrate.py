@@ -3,26 +3,30 @@ evaluations only, saved under models/AMED and found by "auto" from then on."""
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from amed import plain, report, store
-from amed.calibration import Calibration, References, Result, Settings, budget_of, numbers
+from amed import report
+from amed.files.store import saved_as
+from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
+from amed.loop import Denoiser, Evaluation
 
 from . import host
-from .run import Job
-from .samplers import ENTRIES, entry_of
+from .evaluate import HostEvaluate
+from .run import Wish
+from .samplers import LABELS, label_of, line_of
 
 DEFAULT_PROMPTS = "a portrait photo of a woman\na landscape with mountains, oil painting\na red sports car"
 MOST = 8  # prompts
 
 
 @dataclass(frozen=True)
-class Request:
+class Form:
     """What is calibrated, for the loaded checkpoint: prompts (best of the kind you use), size in pixels,
     sampler label, numbers of evaluations, CFG scale, budget of each, batch of the network, seed, name to save
     under ("" for the checkpoint's)."""
@@ -31,7 +35,7 @@ class Request:
     negative: str = ""
     width: int = 512
     height: int = 512
-    sampler: str = ENTRIES[-1].label
+    sampler: str = label_of("amed_multistep")
     nfe: tuple[int, ...] = (5,)
     guidance: float = 7.0
     budget: str | int = "quick"
@@ -40,9 +44,9 @@ class Request:
     name: str = ""
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> "Request":
+    def of(cls, filled: dict[str, Any]) -> "Form":
         """From the tab, or the API's JSON. Raises ValueError naming the field that will not do."""
-        fields = dict(told)
+        fields = dict(filled)
         prompts = fields.pop("prompts", DEFAULT_PROMPTS)
         lines = prompts.splitlines() if isinstance(prompts, str) else prompts
         lines = [str(line).strip() for line in lines if str(line).strip()]
@@ -56,135 +60,115 @@ class Request:
             raise ValueError(f"no such field: {', '.join(sorted(unknown))}; there are prompts, nfe, "
                              + ", ".join(known))  # fmt: skip
         try:
-            request = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
+            form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a calibration: {error}") from None
-        if entry_of(request.sampler) is None:
-            raise ValueError(f"sampler is {request.sampler!r}: choose one of "
-                             + ", ".join(e.label for e in ENTRIES))  # fmt: skip
+        if line_of(form.sampler) is None:
+            raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(LABELS)}")
         for what in ("width", "height"):
-            if not 64 <= getattr(request, what) <= 4096 or getattr(request, what) % 8:
-                raise ValueError(f"{what} is {getattr(request, what)}: 64 to 4096 pixels, by eights")
-        if not 0 < request.guidance <= 100 or not 1 <= request.batch <= 64:
+            if not 64 <= getattr(form, what) <= 4096 or getattr(form, what) % 8:
+                raise ValueError(f"{what} is {getattr(form, what)}: 64 to 4096 pixels, by eights")
+        if not 0 < form.guidance <= 100 or not 1 <= form.batch <= 64:
             raise ValueError("guidance must be above 0 and at most 100, batch 1 to 64")
-        for one in request.nfe:
-            budget_of(request.budget, one)
-        return request
+        form.job()
+        return form
+
+    def job(self) -> Job:
+        """What amed.fit is asked for. Raises ValueError for what cannot be."""
+        job = Job(self.nfe, line_of(self.sampler).sampler, self.guidance, self.budget, self.seed, self.batch)
+        job.settings()
+        return job
+
+    def file_name(self, nfe: int, checkpoint: str) -> str:
+        """The file a fit is saved as: under the name given, or the checkpoint's and the sampler's. Raises
+        ValueError for a name that is none."""
+        sampler = line_of(self.sampler).sampler.removeprefix("amed_")
+        own = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")  # what a file name can hold
+        return saved_as(self.name.strip() or own, nfe, self.guidance)
 
 
-@dataclass
-class Outcome:
-    """What came of it: files saved, their results, a picture of each; whether it was interrupted."""
+class OfPrompts:
+    """The host's denoiser for samples of several prompts: `ask(x, sigma, prompt=)`, `prompt` `[B]` the
+    number of each sample's prompt; and amed.loop.Evaluate for it, or for what calls it."""
 
-    saved: list[str] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
-    pictures: list[Image.Image] = field(default_factory=list)
-    interrupted: bool = False
+    def __init__(self, denoiser: Any, extra_args: dict[str, Any]):
+        self.denoiser, self.extra_args = denoiser, extra_args
+        self.host = HostEvaluate(host.current_network, host.row_order())
 
-    @property
-    def text(self) -> str:
-        told = [result.table(name) for result, name in zip(self.results, self.saved)]
-        if self.interrupted:
-            kept = "the best so far is kept." if self.saved else "too early: nothing was saved."
-            told.append(f"Interrupted: {kept}")
-        return "\n\n".join(told)
+    def __call__(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        self.denoiser.step = 0  # prompts with a schedule count steps: here all are as at the start
+        return self.denoiser(x, sigma, **host.of_prompts(self.extra_args, prompt.tolist()))
 
-
-class Prompted:
-    """The host's denoiser for samples of several prompts: `prompted(x, sigma, prompt=)`, `prompt` `[B]` the
-    number of each sample's prompt."""
-
-    def __init__(self, model: Any, extra_args: dict[str, Any]):
-        self.model, self.extra_args = model, extra_args
-
-    def __call__(self, x: Tensor, sigma: Tensor, prompt: Tensor, factor: float = 1.0) -> Tensor:
-        self.model.step = 0  # prompts with a schedule count steps: here all are as at the start
-        args = host.of_prompts(self.extra_args, prompt.tolist())
-        if factor != 1:
-            return host.guide(self.model, x, sigma, args, factor)
-        return self.model(x, sigma, **args)
+    def evaluate(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
+        args = host.of_prompts(self.extra_args, extra_args["prompt"].tolist())
+        return self.host.listened(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
 
 
-def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
-    """amed.sampling.Guide for Prompted."""
-    return model(x, sigma, **extra_args, factor=factor)
+def target_of(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
+    """What is fitted to: the host's denoiser on noise like x `[B, C, H, W]`, each sample with one of the
+    prompts."""
+    low, high = host.sigma_range(denoiser.inner_model)
+    scale, who = host.noise_scale(checkpoint, high), host.identity(checkpoint)
+    ask = OfPrompts(denoiser, extra_args)
 
+    def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = torch.randn(count, *x.shape[1:], generator=generator) * scale
+        prompt = torch.randint(len(form.prompts), (count,), generator=generator)
+        return noise.to(x.device), {"prompt": prompt}
 
-def settings_of(request: Request, model: Any, ends: tuple[float, float], nfe: int) -> Settings:
-    who, kind = host.identity(model), host.prediction_type(model)
-    flow = kind == "flow"
-    return Settings(
-        nfe, *ends, entry_of(request.sampler).sampler, budget_of(request.budget, nfe), request.guidance,
-        afs=not flow, seed=request.seed, batch=request.batch,
-        kinds=plain.FLOW_SCHEDULES if flow else plain.SCHEDULES, prediction_type=kind,
-        model_family=who.family, model_fingerprint=who.fingerprint, model_name=host.checkpoint_name(model),
+    return Target(
+        ask, draw, low, high, host.prediction_type(checkpoint), who.family, who.fingerprint,
+        host.checkpoint_name(checkpoint), ask.evaluate,
     )  # fmt: skip
 
 
-def file_stem(request: Request, model: Any) -> str:
-    """The name given, or the checkpoint's and the sampler's. What a file name cannot hold is left out."""
-    sampler = entry_of(request.sampler).sampler.removeprefix("amed_")
-    own = re.sub(r"[^\w.+-]+", "-", f"{host.checkpoint_name(model)}-{sampler}").strip("-.")
-    return request.name.strip() or own
+@dataclass
+class Calibrated(Outcome):
+    """What came of it, with a picture of each fit."""
+
+    pictures: list[Image.Image] = field(default_factory=list)
+
+    @property
+    def saved(self) -> list[str]:
+        """The files' names."""
+        return [kept.path.name for kept in self.kept]
 
 
-def work(request: Request, checkpoint: Any, outcome: Outcome) -> Callable[..., Tensor]:
-    """What a Job runs in place of sampling. An interruption keeps what was finished and the best so far."""
-    stem = file_stem(request, checkpoint)
-    for nfe in request.nfe:  # before any work is done
-        store.saved_as(stem, nfe, request.guidance)
+def tell(progress: Progress) -> None:
+    """A job's progress, where the host shows its own."""
+    text = f"AMED, {progress.nfe} evaluations: {progress.text}"
+    host.tell_progress(progress.evaluations, progress.budget, text)
+
+
+def work(form: Form, checkpoint: Any, outcome: Calibrated) -> Callable[..., Tensor]:
+    """What a Wish runs in place of sampling. An interruption keeps what was finished and the best so far."""
+    name = host.checkpoint_name(checkpoint)
+    names = {nfe: form.file_name(nfe, name) for nfe in form.nfe}  # before any work is done
 
     def calibrate(denoiser: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any) -> Tensor:
-        wrap = denoiser.inner_model
-        ends = host.sigma_range(wrap)
-        settings = [settings_of(request, checkpoint, ends, nfe) for nfe in request.nfe]
-        total, before = sum(one.budget for one in settings), 0
-        scale, prompts = host.noise_scale(checkpoint, ends[1]), len(request.prompts)
-
-        def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict]:
-            noise = torch.randn(count, *x.shape[1:], generator=generator) * scale
-            numbers = torch.randint(prompts, (count,), generator=generator)
-            return noise.to(x.device), {"prompt": numbers}
-
-        def keep(calibration: Calibration, one: Settings) -> None:
-            result = calibration.result()
-            path = host.user_folder() / store.saved_as(stem, one.nfe, request.guidance)
-            store.save(path, result.fitted)
-            outcome.saved.append(path.name)
-            outcome.results.append(replace(result, fitted=replace(result.fitted, name=path.name)))
-            host.warn(f"{result.text}; saved as {path}")
-
-        ask = Prompted(denoiser, extra_args)
-        references = References(ask, draw, settings[0])
-        for one in settings:
-            calibration = Calibration(ask, draw, one, references=references, guide=guide)
-            try:
-                for progress in calibration.run():
-                    told = f"AMED, {one.nfe} evaluations: {progress.text}"
-                    host.tell_progress(before + progress.evaluations, total, told)
-            except host.Interrupted:
-                outcome.interrupted = True
-                if calibration.ready:
-                    keep(calibration, one)
-                return torch.zeros_like(x)
-            keep(calibration, one)
-            before += one.budget
+        target = target_of(form, checkpoint, denoiser, x, extra_args)
+        try:
+            with suppress(host.Interrupted):
+                fit(target, form.job(), lambda nfe: host.user_folder() / names[nfe], tell, outcome)
+        finally:
+            for kept in outcome.kept:
+                host.warn(f"{kept.result.text}; {kept.text}")
         return torch.zeros_like(x)
 
     return calibrate
 
 
-def calibrate(request: Request) -> Outcome:
+def calibrate(form: Form) -> Calibrated:
     """Fit, compare and save each number of evaluations. To be called where the host generates (its queue, its
     thread)."""
-    outcome = Outcome()
-    checkpoint = host.checkpoint()
-    job = Job(calibrate=work(request, checkpoint, outcome))
+    outcome, checkpoint = Calibrated(), host.checkpoint()
+    wish = Wish(calibrate=work(form, checkpoint, outcome))
     host.generate(
-        request.sampler, request.prompts, request.negative, (request.width, request.height), request.guidance,
-        request.seed, job,
-    )  # fmt: skip
-    outcome.pictures = [picture(result) for result in outcome.results]
+        form.sampler, form.prompts, form.negative, (form.width, form.height), form.guidance, form.seed, wish
+    )
+    outcome.pictures = [picture(kept.result) for kept in outcome.kept]
     return outcome
 
 
@@ -192,11 +176,11 @@ def picture(result: Result) -> Image.Image:
     """The report, with decoded samples."""
     plain_name = f"best plain\n{result.rows[1].solver}"
     named = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": plain_name}
-    shown = {told: result.images[name][:4] for name, told in named.items()}
-    return report.picture(result, {name: host.pixels(latents) for name, latents in shown.items()})
+    shown = {label: result.images[name][:4] for name, label in named.items()}
+    return report.picture(result, {label: host.pixels(latents) for label, latents in shown.items()})
 
 
-def started(request: Request) -> Outcome:
+def started(form: Form) -> Calibrated:
     """`calibrate`, queued like a generation."""
     with host.the_gpu("AMED calibration"):
-        return host.on_main_thread(calibrate, request)
+        return host.on_main_thread(calibrate, form)

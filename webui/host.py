@@ -23,11 +23,11 @@ from modules import call_queue, paths
 from torch import Tensor, nn
 
 from amed import Library, schedules
-from amed.choice import Identity
+from amed.choose import Identity
 from amed.fingerprint import fingerprint
 
 from . import samplers
-from .capture import by_chunks, in_order
+from .evaluate import Chunks, Order, PromptsFirst
 
 FOLDER = "AMED"  # in the host's models folder
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
@@ -112,9 +112,14 @@ def current_network() -> nn.Module | None:
     return network(loaded_model())
 
 
-def row_order() -> Callable:
-    """In what order the network's rows come (capture.py)."""
-    return by_chunks if hasattr(loaded_model(), "forge_objects") else in_order
+def is_forge() -> bool:
+    """Whether the loaded checkpoint is Forge's or reForge's."""
+    return hasattr(loaded_model(), "forge_objects")
+
+
+def row_order() -> Order:
+    """In what order the network's rows come (evaluate.py)."""
+    return Chunks() if is_forge() else PromptsFirst()
 
 
 def identity(model: Any) -> Identity:
@@ -129,7 +134,7 @@ def identity(model: Any) -> Identity:
 
 
 def read_identity(model: Any) -> Identity:
-    family = next((told for flag, told in FAMILIES.items() if getattr(model, flag, False)), None)
+    family = next((name for flag, name in FAMILIES.items() if getattr(model, flag, False)), None)
     family = family or type(model).__name__.lower()
     try:
         return Identity(family, fingerprint(network(model).named_parameters()))
@@ -144,12 +149,12 @@ def checkpoint_name(model: Any) -> str:
 
 
 def prediction_type(model: Any) -> str:
-    """As amed.store.PREDICTION_TYPES has it."""
+    """As amed.files.spec.PREDICTION_TYPES has it."""
     objects = getattr(model, "forge_objects", None)
-    told = getattr(getattr(getattr(objects, "unet", None), "model", None), "predictor", None)
+    predictor = getattr(getattr(getattr(objects, "unet", None), "model", None), "predictor", None)
     kinds = {"v_prediction": "v", "const": "flow", "edm": "edm"}
-    if told is not None:
-        return kinds.get(getattr(told, "prediction_type", ""), "eps")
+    if predictor is not None:
+        return kinds.get(getattr(predictor, "prediction_type", ""), "eps")
     if getattr(model, "is_sd3", False):
         return "flow"
     return "v" if getattr(model, "parameterization", "eps") == "v" else "eps"
@@ -186,11 +191,11 @@ def schedule_of(p: Any) -> str:
 
 def tell_schedule(p: Any, label: str) -> None:
     """The schedule in the infotext, as the host writes its own."""
-    told = p.extra_generation_params
+    infotext = p.extra_generation_params
     if not is_hires(p):
-        told["Schedule type"] = label
-    elif told.get("Schedule type") != label:
-        told["Hires schedule type"] = label
+        infotext["Schedule type"] = label
+    elif infotext.get("Schedule type") != label:
+        infotext["Hires schedule type"] = label
 
 
 def is_hires(p: Any) -> bool:
@@ -198,9 +203,9 @@ def is_hires(p: Any) -> bool:
     return bool(getattr(p, "is_hr_pass", False))
 
 
-def halves(scale: float) -> int:
+def passes_each(scale: float) -> int:
     """Network passes of an evaluation, for planning: A1111 runs the negative prompt even at CFG 1."""
-    return 1 if scale == 1 and row_order() is by_chunks else 2
+    return 1 if scale == 1 and is_forge() else 2
 
 
 def starts_below(p: Any) -> bool:
@@ -226,19 +231,13 @@ def noise_scale(model: Any, sigma: float) -> float:
 def of_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
     """A denoiser's arguments for samples of which each has one of the batch's prompts, by number."""
     cond, uncond, image = (extra_args.get(k) for k in ("cond", "uncond", "image_cond"))
-    told = dict(extra_args)
-    told["cond"] = type(cond)(shape=(len(numbers),), batch=[cond.batch[i] for i in numbers])
+    chosen = dict(extra_args)
+    chosen["cond"] = type(cond)(shape=(len(numbers),), batch=[cond.batch[i] for i in numbers])
     if uncond is not None:
-        told["uncond"] = [uncond[i] for i in numbers]
+        chosen["uncond"] = [uncond[i] for i in numbers]
     if isinstance(image, Tensor) and len(image) == len(cond.batch):
-        told["image_cond"] = image[numbers]
-    return told
-
-
-def guide(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], factor: float) -> Tensor:
-    """amed.sampling.Guide: the CFG scale is an argument of the host's denoiser. 1 stays 1: no guidance."""
-    scale = extra_args.get("cond_scale", 1)
-    return model(x, sigma, **{**extra_args, "cond_scale": scale if scale == 1 else scale * factor})
+        chosen["image_cond"] = image[numbers]
+    return chosen
 
 
 def tell_progress(done: int, total: int, text: str) -> None:
@@ -280,18 +279,18 @@ def on_main_thread(function: Callable, *args: Any) -> Any:
         return function(*args)
     if not hasattr(main_thread, "run_and_wait_result"):
         return function(*args)
-    told: dict[str, Any] = {}
+    end: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            told["result"] = function(*args)
+            end["result"] = function(*args)
         except BaseException as error:  # the host would only print it
-            told["error"] = error
+            end["error"] = error
 
     main_thread.run_and_wait_result(work)
-    if "error" in told:
-        raise told["error"]
-    return told["result"]
+    if "error" in end:
+        raise end["error"]
+    return end["result"]
 
 
 def generate(
@@ -301,9 +300,9 @@ def generate(
     size: tuple[int, int],
     guidance: float,
     seed: int,
-    job: Any,
+    wish: Any,
 ) -> Any:
-    """txt2img of a batch with one image a prompt, nothing saved and no other extension's scripts: `job`
+    """txt2img of a batch with one image a prompt, nothing saved and no other extension's scripts: `wish`
     becomes `p.amed`. The host's Processed."""
     p = processing.StableDiffusionProcessingTxt2Img(
         sd_model=shared.sd_model,
@@ -321,7 +320,7 @@ def generate(
         do_not_save_grid=True,
     )
     p.scheduler = "Automatic"
-    p.scripts, p.amed = scripts.ScriptRunner(), job  # an empty one: reForge looks into it
+    p.scripts, p.amed = scripts.ScriptRunner(), wish  # an empty one: reForge looks into it
     try:
         return processing.process_images(p)
     finally:

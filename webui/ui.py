@@ -5,16 +5,18 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
-from amed import Fitted, PredictorError
-from amed.calibration import PRESETS
+from amed import PredictorError
+from amed.choose import AUTO, UNTRAINED, Choice, Identity
+from amed.fit import PRESETS
 
-from . import calibrate, host
-from .run import AUTO, FALLBACKS, SETTINGS, UNTRAINED, Job, by_nfe, by_times, named, prepare, steps_for
-from .samplers import LABELS, Entry, entry_of
+from . import calibrate, host, run
+from .run import FALLBACKS, SETTINGS, Wish
+from .samplers import LABELS, Line, line_of
 
 SECTION = ("amed", "AMED")
 OTHER_SAMPLER = "Choose one of the AMED samplers to use this."
@@ -53,37 +55,37 @@ def add_settings() -> None:
 
 def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> str:
     """What these settings will run, in one line."""
-    entry = entry_of(label)
-    if entry is None:
+    line = line_of(label)
+    if line is None:
         return OTHER_SAMPLER
-    job, steps, scale = Job.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
-    fitted, note = None, ""
-    try:
-        fitted = foreseen(entry, job, steps, scale)
-    except PredictorError as error:
-        none = " No predictor was fitted for these yet: the AMED tab fits one."
-        note = f" {str(error).splitlines()[0]}" if job.named else none
-    if fitted is None:
-        steps = steps_for(entry, job.nfe) if job.nfe else steps
-        count = job.nfe or entry.evaluations * steps
-        known = job.predictor == UNTRAINED or host.loaded_model() is not None
-        what, fit = "untrained" if known else "no checkpoint is loaded yet", ""
-    else:
-        steps, count, what = fitted.spec.num_steps - 1, fitted.nfe, fitted.name
-        at = fitted.spec.guidance
+    wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
+    choice, note = foreseen(line, wish, steps, scale)
+    at, fit = choice.fitted.spec.guidance, ""
+    if choice.fitted.name != UNTRAINED:
+        what = choice.fitted.name
         fit = f"; fitted at guidance {at:g}" + (f", CFG scale is {scale:g}" if abs(at - scale) > 0.01 else "")
-    passes = count * host.halves(scale)
+    elif wish.predictor == UNTRAINED or host.loaded_model() is not None:
+        what = UNTRAINED
+    else:
+        what = "no checkpoint is loaded yet"
+    count, steps = choice.fitted.nfe, len(choice.sigmas) - 1
+    passes = count * host.passes_each(scale)
+    note = f" {note}" if note else ""
     return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
 
 
-def foreseen(entry: Entry, job: Job, steps: int, scale: float) -> Fitted | None:
-    """The predictor a generation with these settings would take, None for none. Raises PredictorError."""
-    if job.named:
-        return named(job.predictor, entry)
-    if job.predictor == UNTRAINED or host.loaded_model() is None:
-        return None
-    who = host.identity(host.loaded_model())
-    return by_nfe(entry, who, job.nfe, scale) if job.nfe else by_times(entry, who, steps + 1, scale)
+def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, str]:
+    """What a generation with these settings would take, and why it is the untrained solver where nobody asked
+    for that."""
+    model, note = host.loaded_model(), ""
+    if model is not None or wish.named:
+        who = Identity("", "") if model is None else host.identity(model)
+        try:
+            return run.foreseen(line, replace(wish, fallback=run.ERROR), who, scale, steps), ""
+        except PredictorError as error:
+            none = "No predictor was fitted for these yet: the AMED tab fits one."
+            note = str(error).splitlines()[0] if wish.named else none
+    return run.foreseen(line, replace(wish, predictor=UNTRAINED), Identity("", ""), scale, steps), note
 
 
 def refresh_button(dropdown: Any, elem_id: str) -> None:
@@ -135,9 +137,9 @@ class Accordion:
             self.bound = True
             self.bind(predictor, nfe, shown)
         self.infotext_fields = [
-            (predictor, lambda told: told.get("AMED predictor", AUTO)),
-            (nfe, lambda told: int(told["AMED NFE"]) if told.get("AMED NFE", "").isdigit() else 0),
-            (fallback, lambda told: told.get("AMED fallback", SETTINGS)),
+            (predictor, lambda read: read.get("AMED predictor", AUTO)),
+            (nfe, lambda read: int(read["AMED NFE"]) if read.get("AMED NFE", "").isdigit() else 0),
+            (fallback, lambda read: read.get("AMED fallback", SETTINGS)),
         ]
         self.paste_field_names = ["AMED predictor", "AMED NFE", "AMED fallback"]
         return [predictor, nfe, fallback]
@@ -152,16 +154,13 @@ class Accordion:
             component.change(status, inputs=inputs, outputs=[shown], show_progress="hidden")
 
         def steps_of(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> Any:
-            entry, job = entry_of(label), Job.of(None, predictor, nfe)
-            if entry is None or not (job.nfe or job.named):
+            line, wish = line_of(label), Wish.of(None, predictor, nfe)
+            if line is None or not (wish.nfe or wish.named):
                 return gr.update()
-            try:
-                fitted = foreseen(entry, job, int(steps), float(guidance))
-            except PredictorError:
-                fitted = None
-            if fitted is None and not job.nfe:
+            choice, _ = foreseen(line, wish, int(steps), float(guidance))
+            if choice.fitted.name == UNTRAINED and not wish.nfe:
                 return gr.update()
-            return gr.update(value=fitted.spec.num_steps - 1 if fitted else steps_for(entry, job.nfe))
+            return gr.update(value=len(choice.sigmas) - 1)
 
         for component in (predictor, nfe):
             component.change(steps_of, inputs=inputs, outputs=[theirs[1]], show_progress="hidden")
@@ -171,23 +170,23 @@ class Accordion:
     ) -> None:
         """Before a generation. What is wrong is kept for the sampler to raise: the host only prints what a
         script raises here."""
-        entry, hires = entry_of(p.sampler_name), entry_of(getattr(p, "hr_sampler_name", None))
-        if entry is None and hires is None:
+        line, hires = line_of(p.sampler_name), line_of(getattr(p, "hr_sampler_name", None))
+        if line is None and hires is None:
             p.amed = None
             return
         try:
-            p.amed = Job.of(p, predictor, nfe, fallback)
+            p.amed = Wish.of(p, predictor, nfe, fallback)
         except ValueError as error:
-            p.amed = Job(error=error)
+            p.amed = Wish(error=error)
             return
-        if entry is None:
+        if line is None:
             return
         if p.amed.nfe:
             p.extra_generation_params["AMED NFE"] = p.amed.nfe
         if fallback not in (None, "", SETTINGS):
             p.extra_generation_params["AMED fallback"] = p.amed.fallback
         try:
-            prepare(p, entry, p.amed)
+            run.prepare(p, line, p.amed)
         except ValueError as error:  # PredictorError is one
             p.amed.error = error
 
@@ -220,7 +219,7 @@ def add_axes() -> None:
 
 def tab() -> list[tuple[Any, str, str]]:
     """The AMED tab: Calibrate."""
-    default = calibrate.Request([""])
+    default = calibrate.Form([""])
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Markdown(
             "Fit AMED to the loaded checkpoint: a few dozen constants, by sampling only, saved in "
@@ -241,9 +240,9 @@ def tab() -> list[tuple[Any, str, str]]:
                     sampler = gr.Dropdown(list(LABELS), value=default.sampler, label="Sampler")
                     nfe = gr.Textbox("5", label="NFE: evaluations, one or several (5, 7, 9)")
                 with gr.Row():
-                    told = ", ".join(f"{count:,}" for count in PRESETS.values())
+                    counts = ", ".join(f"{count:,}" for count in PRESETS.values())
                     budget = gr.Dropdown(
-                        list(PRESETS), value="quick", label="Budget", info=f"evaluations: {told}"
+                        list(PRESETS), value="quick", label="Budget", info=f"evaluations: {counts}"
                     )
                     batch = gr.Slider(1, 16, value=default.batch, step=1, label="Images at once")
                     seed = gr.Number(0, precision=0, label="Seed")
@@ -272,10 +271,10 @@ def tab() -> list[tuple[Any, str, str]]:
     return [(page, "AMED", "amed")]
 
 
-def followed(told: dict[str, Any]) -> Iterator[tuple[str, list]]:
+def followed(filled: dict[str, Any]) -> Iterator[tuple[str, list]]:
     """A calibration's text and pictures, as it goes on."""
     try:
-        request = calibrate.Request.of(told)
+        form = calibrate.Form.of(filled)
     except ValueError as error:
         yield str(error), []
         return
@@ -283,7 +282,7 @@ def followed(told: dict[str, Any]) -> Iterator[tuple[str, list]]:
 
     def work() -> None:
         try:
-            end["outcome"] = calibrate.started(request)
+            end["outcome"] = calibrate.started(form)
         except Exception as error:
             end["error"] = error
 
@@ -308,9 +307,9 @@ def add_api(_page: Any, app: Any) -> None:
         labels = {name: fitted.label for name, fitted in library.named().items()}
         return {"predictors": labels, "broken": library.problems()}
 
-    def fit(told: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
+    def fit(filled: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
         try:
-            outcome = calibrate.started(calibrate.Request.of(told))
+            outcome = calibrate.started(calibrate.Form.of(filled))
         except ValueError as error:
             raise HTTPException(status_code=422, detail=str(error)) from None
         return {
