@@ -15,7 +15,7 @@ import torch
 
 from . import files
 from .choose import Identity, mismatches
-from .files import authors, store
+from .files import store
 from .files.keep import keep
 from .fit import PRESETS, Job, Outcome, fit, plain, target
 from .fit import algorithm1 as training
@@ -161,6 +161,8 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
+    from predictors import authors  # what reads a pickle is no part of the engine
+
     ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
     fitted = authors.convert(args.source, **ends, model_family=args.family, model_name=args.name)
     print(files.save(args.out, fitted), fitted.label)

@@ -74,17 +74,17 @@ class Choice:
 
 
 def choose(library: Library, request: Request) -> Choice:
-    """The predictor for a request: the one it names, else the library's for this checkpoint, else for its family;
-    of these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what there is, and
-    what to do; ValueError for an untrained run that cannot be."""
-    fitted, missing, said = request.fitted, None, []
+    """The predictor for a request: the one it names, else the library's for this checkpoint, else for its family; of
+    these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what there is, and what
+    to do; ValueError for an untrained run that cannot be."""
+    fitted, missing, said, count = request.fitted, None, [], request.count
     if fitted is not None:
         agree(fitted, request)
     else:
         try:
             fitted = find(library, request)
-            if request.below and not within_reach(fitted, request.count):
-                raise PredictorError(f"{fitted.label} is not for {request.count - 1} steps")
+            if request.below and not within_reach(fitted, count):
+                raise PredictorError(f"{fitted.label} is not for {count - 1} steps")
         except PredictorError as error:
             fitted, missing = near(library, request) if request.below else None, error
     if fitted is None:
@@ -97,25 +97,24 @@ def choose(library: Library, request: Request) -> Choice:
         sigmas = request.times.detach().cpu().double()
         if not same_times(sigmas, fitted.base):
             grid = "other" if float(sigmas[0]) > 0.99 * fitted.spec.sigma_max else "below"
-    elif request.times is not None and request.times != len(sigmas):
-        steps = fitted.spec.num_steps - 1
-        said.append(f"fitted for {steps} steps, running {request.times - 1}: constants are interpolated")
-        sigmas = spread(sigmas, request.times)
+    elif count not in (None, len(sigmas)):
+        said.append(f"fitted for {len(sigmas) - 1} steps, running {count - 1}: constants are interpolated")
+        sigmas = spread(sigmas, count)
     said += mismatches(fitted, request.model, request.guidance)
     return Choice(fitted, sigmas, tuple(said), grid)
 
 
 def agree(fitted: Fitted, request: Request) -> None:
     """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations."""
-    if request.sampler not in (AUTO, fitted.spec.sampler):
+    sampler, nfe = fitted.spec.sampler, fitted.nfe
+    if request.sampler not in (AUTO, sampler):
         raise PredictorError(
-            f"{fitted.label} was fitted for {fitted.spec.sampler}, not for {request.sampler}: set sampler to auto "
-            f"or {fitted.spec.sampler}, or choose another predictor"
+            f"{fitted.label} was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}, "
+            "or choose another predictor"
         )
-    if request.nfe is not None and request.nfe != fitted.nfe:
+    if request.nfe not in (None, nfe):
         raise PredictorError(
-            f"{fitted.label} takes {fitted.nfe} evaluations, not {request.nfe}: set nfe to {fitted.nfe}, or choose "
-            "another predictor"
+            f"{fitted.label} takes {nfe} evaluations, not {request.nfe}: set nfe to {nfe}, or choose another predictor"
         )
 
 
@@ -124,59 +123,54 @@ def find(library: Library, request: Request) -> Fitted:
     mine = [f for f in library.fitted() if request.sampler in (AUTO, f.spec.sampler)]
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
-    given = isinstance(request.times, Tensor)
-    fits = [
-        f for f in mine if f.spec.num_steps == request.count and f.spec.model_family == request.model.family
-    ]
+    family, count = request.model.family, request.count
+    fits = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
     if fits:
-        on = [f for f in fits if given and same_times(request.times, f.base)]
-        return best(on or fits, request)
+        own = isinstance(request.times, Tensor)
+        return best([f for f in fits if own and same_times(request.times, f.base)] or fits, request)
     if request.sampler == AUTO:
-        return by_nfe(library, mine, request, request.count - 1)
-    nfe = solver_of(request.sampler).evaluations(request.count, afs=False, learned=True)
+        return by_nfe(library, mine, request, count - 1)
+    nfe = solver_of(request.sampler).evaluations(count, afs=False, learned=True)
     try:
         return by_nfe(library, mine, request, nfe)
     except PredictorError as error:
+        text = f"{count} noise levels (about {nfe} evaluations)"
         raise PredictorError(
-            f"the sampler {request.sampler!r} has no predictor for {request.count} noise levels (about {nfe} "
-            f"evaluations).\n{error}"
+            f"the sampler {request.sampler!r} has no predictor for {text}.\n{error}"
         ) from None
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
     """Of `mine`, the one for so many evaluations. Raises PredictorError."""
-    model = request.model
+    model, sampler = request.model, request.sampler
     fits = [f for f in mine if nfe in (None, f.nfe)]
     same = [f for f in fits if model.fingerprint and f.spec.model_fingerprint == model.fingerprint]
     kin = [f for f in fits if model.family and f.spec.model_family == model.family]
     found = same or kin or (fits if not (model.family or model.fingerprint) else [])
     if found:
         return best(found, request)
-    asked = {"sampler": request.sampler, "NFE": nfe, "guidance": request.guidance, "model family": model.family,
+    asked = {"sampler": sampler, "NFE": nfe, "guidance": request.guidance, "model family": model.family,
              "checkpoint": model.fingerprint}  # fmt: skip
     text = ", ".join(f"{k} {v}" for k, v in asked.items() if v not in (None, "", AUTO))
     there = "; ".join(sorted(f.label for f in library.fitted())) or "none"
-    allowed = sorted({f.nfe for f in mine if f.spec.model_family == model.family})
-    kind = f"For this model{'' if request.sampler == AUTO else f' and {request.sampler}'}"
-    hint = (
-        f"{kind}, NFE can be {', '.join(map(str, allowed))}." if allowed else "There are none for this model."
-    )
+    allowed = ", ".join(map(str, sorted({f.nfe for f in mine if f.spec.model_family == model.family})))
+    kind = "For this model" + ("" if sampler == AUTO else f" and {sampler}")
+    hint = f"{kind}, NFE can be {allowed}." if allowed else "There are none for this model."
     broken = "".join(f"\nBroken file: {problem}" for problem in library.problems())
-    raise PredictorError(
-        f"no predictor for {text} in {library.where()}.\nThere are: {there}\n{hint} {request.advice}{broken}"
-    )
+    where = f"no predictor for {text} in {library.where()}.\nThere are: {there}"
+    raise PredictorError(f"{where}\n{hint} {request.advice}{broken}")
 
 
 def best(found: list[Fitted], request: Request) -> Fitted:
-    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and where
-    any sampler will do the one whose file states the least error to the reference (where none does, the least
-    Fréchet distance)."""
+    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and where any
+    sampler will do the one whose file states the least error to the reference (where none does, the least Fréchet
+    distance)."""
 
-    def distance(f: Fitted) -> tuple:
+    def distance(f: Fitted) -> tuple[bool, float]:
         same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
         return not same, ratio(f.spec.guidance, request.guidance)
 
-    def told(name: str, f: Fitted) -> float:
+    def stated(name: str, f: Fitted) -> float:
         value = f.spec.metrics.get(name)
         return float(value) if isinstance(value, int | float) else math.inf
 
@@ -184,26 +178,23 @@ def best(found: list[Fitted], request: Request) -> Fitted:
     alike = [f for f in found if distance(f) == nearest]
     if request.sampler != AUTO:
         return alike[0]
-    by = "rmse_ref" if any(told("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
-    return min(alike, key=lambda f: told(by, f))
+    by = "rmse_ref" if any(stated("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
+    return min(alike, key=lambda f: stated(by, f))
 
 
 def near(library: Library, request: Request) -> Fitted | None:
     """For a run over the lower part of a schedule whose steps nobody fitted: the nearest in number that was fitted
     for this very checkpoint."""
+    sampler, own, count = request.sampler, request.model.fingerprint, request.count
     mine = [
-        f
-        for f in library.fitted()
-        if request.sampler in (AUTO, f.spec.sampler)
-        and request.model.fingerprint
-        and f.spec.model_fingerprint == request.model.fingerprint
-        and within_reach(f, request.count)
+        f for f in library.fitted() if sampler in (AUTO, f.spec.sampler) and own == f.spec.model_fingerprint
     ]
+    fits = [f for f in mine if own and within_reach(f, count)]
 
-    def distance(f: Fitted) -> tuple:
-        return ratio(f.spec.num_steps, request.count), ratio(f.spec.guidance, request.guidance)
+    def distance(f: Fitted) -> tuple[float, float]:
+        return ratio(f.spec.num_steps, count), ratio(f.spec.guidance, request.guidance)
 
-    return min(mine, key=distance, default=None)
+    return min(fits, key=distance, default=None)
 
 
 def within_reach(fitted: Fitted, count: int) -> bool:
@@ -222,21 +213,19 @@ def spread(times: Tensor, count: int) -> Tensor:
 
 def untrained_for(request: Request) -> Fitted:
     """The untrained solver for a request. Raises ValueError for a number of evaluations it cannot take."""
-    sampler = "amed" if request.sampler == AUTO else request.sampler
+    sampler, nfe = "amed" if request.sampler == AUTO else request.sampler, request.nfe
     two = solver_of(sampler).each(learned=True) == 2
+    odd = two and (nfe or 0) % 2 == 1
     if isinstance(request.times, Tensor):
         return untrained(sampler, request.times.detach().cpu())
-    odd = two and (request.nfe or 0) % 2 == 1
     if request.times is not None:
         return untrained(sampler, request.schedule(request.times), odd and request.afs)
-    nfe = request.nfe
     if nfe < (1 if request.afs or not two else 2) or (odd and not request.afs):
+        allowed = "at least 1" if request.afs else "an even number"
         raise ValueError(
-            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
-            f"{'at least 1' if request.afs else 'an even number'}"
+            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to {allowed}"
         )
-    count = (nfe + 1) // 2 + 1 if two else nfe + 1
-    return untrained(sampler, request.schedule(count), odd)
+    return untrained(sampler, request.schedule((nfe + 1) // 2 + 1 if two else nfe + 1), odd)
 
 
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
@@ -246,9 +235,10 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
         times = torch.cat([times, times / 2])
     multistep = solver.name == MULTISTEP
     kind = "iPNDM-2" if multistep else "geometric midpoints"
-    spec = Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}")
     constants = as_multistep(Solver("ipndm", 2), times, afs) if multistep else Constants(times)
-    return Fitted(spec, constants, times, UNTRAINED)
+    return Fitted(
+        Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}"), constants, times, UNTRAINED
+    )
 
 
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:

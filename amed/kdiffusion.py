@@ -54,26 +54,17 @@ def progress(count: int, disable: bool | None) -> Iterator[int]:
 
 @torch.no_grad()
 def sample(
-    model: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    solver: Solver,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    *,
-    predictor: Predictor | Any = None,
-    afs: bool = False,
-    evaluate: Evaluate | None = None,
-) -> Tensor:
+    model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None, *,
+    predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate | None = None,
+) -> Tensor:  # fmt: skip
     """Run a solver over a sigma list; returns the end state in x's dtype.
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
-    watch: list = []
+    watch: list[Any] = []
     problem = Problem(model, extra_args or {}, evaluate or plain, watch=watch)
+    i, bar, result = 0, progress(len(sigmas) - 1, disable), x
     before = denoised = None
-    i, bar = 0, progress(len(sigmas) - 1, disable)
-    result = x
     for state in trajectory(problem, solver, x, sigmas, predictor, afs):
         row = state.row
         if state.looked and row.opens:
@@ -92,81 +83,47 @@ def sample(
     return result.to(x.dtype)
 
 
-def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
-    def sampler(
-        model,
-        x,
-        sigmas,
-        extra_args=None,
-        callback=None,
-        disable=None,
-        *,
-        predictor=None,
-        afs=None,
-        evaluate=None,
-        **options,
-    ):
-        run = settings(name, predictor, sigmas, afs, options)
-        if run.thresholding:
-            evaluate = Thresholded(evaluate or plain)
-        return sample(
-            model,
-            x,
-            sigmas,
-            run.solver,
-            extra_args,
-            callback,
-            disable,
-            predictor=run.predictor,
-            afs=run.afs,
-            evaluate=evaluate,
+def settings(
+    name: str, predictor: Any, sigmas: Tensor, afs: bool | None, options: dict[str, Any]
+) -> tuple[Solver, Any, bool, bool]:
+    """(solver, predictor, AFS, thresholding) that a call of a sampler means: a fitted file's own settings win over
+    the sampler's defaults. Raises ValueError where they disagree."""
+    default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)
+    if spec is None:
+        if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "table"):
+            raise ValueError(f"sample_{name} cannot run a {type(predictor).__name__}")
+        return replace(default, **options), predictor, bool(afs), False
+    if options:
+        raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")
+    if ENTRIES[spec.sampler].solver.name != default.name:
+        raise ValueError(
+            f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "
+            f"use the sampler {spec.sampler!r}, or another predictor"
         )
+    afs = spec.afs and from_the_top(sigmas, spec.sigma_max) if afs is None else afs
+    return spec.student, predictor.predictor, afs, spec.thresholding
+
+
+def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, afs=None,
+                evaluate=None, **options):  # fmt: skip
+        solver, constants, first, thresholding = settings(name, predictor, sigmas, afs, options)
+        ask = Thresholded(evaluate or plain) if thresholding else evaluate
+        return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=constants, afs=first,
+                      evaluate=ask)  # fmt: skip
 
     sampler.__name__ = sampler.__qualname__ = f"sample_{name}"
     sampler.__doc__ = f"""{entry.text}, in k-diffusion's sampler interface.
 
     model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
-    `predictor`: a fitted file (amed.files.Fitted), any Predictor, or None for the untrained solver.
-    `afs`: analytic first step; None leaves it to the fitted file, and off where the start is not its
-    sigma_max. `evaluate`: how the model is asked, see amed.loop.Evaluate. `options`: fields of Solver, for a
-    predictor that is not a Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma
-    list, or NaN from the model."""
+    `predictor`: a fitted file (amed.Fitted), any Predictor, or None for the untrained solver. `afs`: analytic
+    first step; None leaves it to the fitted file, and off where the start is not its sigma_max. `evaluate`: how
+    the model is asked, see amed.loop.Evaluate. `options`: fields of Solver, for a predictor that is not a Fitted.
+    Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from the model."""
     return sampler
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a call of a sampler means."""
-
-    solver: Solver
-    predictor: Predictor | Any
-    afs: bool
-    thresholding: bool = False
-
-
-def settings(
-    name: str, predictor: Any, sigmas: Tensor, afs: bool | None, options: dict[str, Any]
-) -> Settings:
-    """A fitted file's own settings win over the sampler's defaults. Raises ValueError where they disagree."""
-    default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)
-    if spec is None:
-        if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "table"):
-            raise ValueError(f"sample_{name} cannot run a {type(predictor).__name__}")
-        return Settings(replace(default, **options), predictor, bool(afs))
-    if options:
-        raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")
-    if spec.sampler != name and ENTRIES[spec.sampler].solver.name != default.name:
-        raise ValueError(
-            f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "
-            f"use the sampler {spec.sampler!r}, or another predictor"
-        )
-    if afs is None:
-        afs = spec.afs and from_the_top(sigmas, spec.sigma_max)
-    return Settings(spec.student, predictor.predictor, afs, spec.thresholding)
-
-
 SAMPLERS = {name: _k_diffusion(name, entry) for name, entry in ENTRIES.items()}
-globals().update({f"sample_{name}": function for name, function in SAMPLERS.items()})
 
 
 def solver_of(sampler: str) -> Solver:
@@ -185,10 +142,8 @@ def register(namespace: Any) -> list[str]:
     """Add the samplers to a k-diffusion `sampling` module (PyPI's or a host's) as `sample_<name>`.
 
     Idempotent; a name that is already there and not ours is left alone. Returns the names now served by us."""
-    ours = []
     for name, function in SAMPLERS.items():
-        present = getattr(namespace, f"sample_{name}", None)
-        if present is None or getattr(present, "__module__", None) == __name__:
+        if not hasattr(namespace, f"sample_{name}"):
             setattr(namespace, f"sample_{name}", function)
-            ours.append(name)
-    return ours
+    served = ((name, getattr(namespace, f"sample_{name}")) for name in SAMPLERS)
+    return [name for name, present in served if getattr(present, "__module__", None) == __name__]

@@ -10,52 +10,31 @@ No gradient is taken, so it runs on whatever a host can sample with. Its stages,
 paper's students start from greedy constants instead), all constants at once (polish), and the comparison with the
 plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import schedules
-from ..constants import Multistep, as_multistep
+from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
 from .greedy import greedy_table
-from .measures import Counter
+from .measures import Counter, rmse
 from .polish import DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
 from .search import Search, search
 from .settings import CLOSED, SAMPLES, Progress, Settings
 from .target import Target
-from .times import LAGS, Candidate, ClosedForm
-
-
-@dataclass
-class Found:
-    """What a calibration has so far."""
-
-    search: Search | None = None
-    rivals: dict[str, Tensor] = field(default_factory=dict)  # end states on the held-out samples
-    fits: list[Fit] = field(default_factory=list)
-    history: list[tuple[int, float]] = field(default_factory=list)
-    used: int = 0  # samples given to fits, the held-out ones among them
-
-    @property
-    def best(self) -> Fit | None:
-        """The fit with the best state by held-out score."""
-        judged = [fit for fit in self.fits if fit.best is not None]
-        return min(judged, key=lambda fit: fit.held_out, default=None)
+from .times import LAGS, ClosedForm
 
 
 def references_for(target: Target, settings: Settings) -> References:
     """What a calibration with these settings fits to; others of the same target and seed may share it."""
-    return References(
-        target.model, target.draw, target.sigma_min, target.sigma_max, held_out=settings.held_out,
-        traced=CLOSED, evaluations=settings.reference, seed=settings.seed, batch=settings.batch,
-    )  # fmt: skip
+    return References(target, settings.held_out, CLOSED, settings.reference, settings.seed, settings.batch)
 
 
 class Calibration:
@@ -68,23 +47,20 @@ class Calibration:
     `result()` then still gives the best so far, once the search is through. The same settings and model give
     the same result."""
 
-    def __init__(
-        self,
-        target: Target,
-        settings: Settings,
-        *,
-        references: References | None = None,
-        start: Fitted | None = None,
-    ):
+    def __init__(self, target: Target, settings: Settings, references: References | None = None,
+                 start: Fitted | None = None):  # fmt: skip
         if start is not None and (start.nfe != settings.nfe or start.spec.sampler != settings.sampler):
-            raise ValueError(
-                f"{start.label} cannot be gone on from: it is not for {settings.sampler} at {settings.nfe}"
-            )
+            wanted = f"{settings.sampler} at {settings.nfe}"
+            raise ValueError(f"{start.label} cannot be gone on from: it is not for {wanted}")
         self.target, self.settings, self.start = target, settings, start
         self.model = Counter(target.model)
         self.references = references or references_for(target, settings)
-        self.found = Found(used=self.references.held_out)
         self.made = 0  # evaluations spent on references
+        self.used = self.references.held_out  # samples given to fits, the held-out ones among them
+        self.search: Search | None = None
+        self.rivals: dict[str, Tensor] = {}  # end states on the held-out samples
+        self.fits: list[Fit] = []
+        self.history: list[tuple[int, float]] = []
 
     @property
     def evaluations(self) -> int:
@@ -98,173 +74,165 @@ class Calibration:
     @property
     def ready(self) -> bool:
         """Whether there is a result already."""
-        return self.found.search is not None
+        return self.search is not None
+
+    @property
+    def best(self) -> Fit | None:
+        """The fit with the best state by held-out score."""
+        judged = [fit for fit in self.fits if fit.best is not None]
+        return min(judged, key=lambda fit: fit.held_out, default=None)
+
+    @property
+    def searched(self) -> Search:
+        if self.search is None:
+            raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
+        return self.search
 
     def run(self) -> Iterator[Progress]:
         """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
-        yield from self._reference(self.references.held_out)
-        yield from self._search()
-        yield from self._rivals()
-        yield from self._starts()
-        yield from self._polish()
+        references, settings = self.references, self.settings
+        yield from self._told("reference", references.make(references.held_out))
+        held_out = references.take(0, references.held_out)
+        judge = Judge(self.model, held_out, settings.batch, features=self.target.features)
+        self.search = yield from self._told("search", search(self.target, settings, references, judge))
+        best = self.search.best
+        yield self._progress("search", f"best plain setting: {best.name} on {best.schedule}")
+        yield from self._told("compare", self._rivals())
+        yield from self._told("fit", self._starts())
+        yield from self._told("fit", self._polish())
         yield self._progress("fit", "done")
 
+    def _told(
+        self, stage: str, texts: Generator[str, None, Any] | Iterator[str]
+    ) -> Generator[Progress, None, Any]:
+        """A stage's texts as Progress; what the stage returns."""
+        before = self.references.model.rows
+        while True:
+            try:
+                text = next(texts)
+            except StopIteration as end:
+                return end.value
+            finally:
+                self.made += self.references.model.rows - before
+                before = self.references.model.rows
+            yield self._progress(stage, text)
+
     def _progress(self, stage: str, text: str) -> Progress:
-        best, budget = self.found.best, self.settings.budget
+        best, budget = self.best, self.settings.budget
         score = float("nan") if best is None else best.held_out
         return Progress(stage, text, min(self.evaluations, budget), budget, score, self.settings.nfe)
 
-    def _reference(self, count: int) -> Iterator[Progress]:
-        before = self.references.model.rows
-        for made in self.references.make(count):
-            self.made += self.references.model.rows - before
-            before = self.references.model.rows
-            yield self._progress("reference", f"{made} references")
-
-    def _search(self) -> Iterator[Progress]:
-        held_out = self.references.take(0, self.references.held_out)
-        judge = Judge(self.model, held_out, self.settings.batch, features=self.target.features)
-        before = self.references.model.rows
-        for said in search(self.target, self.settings, self.references, judge):
-            self.made += self.references.model.rows - before
-            before = self.references.model.rows
-            if isinstance(said, Search):
-                self.found.search = said
-                said = f"best plain setting: {said.best.name} on {said.best.schedule}"
-            yield self._progress("search", said)
-
-    def _rivals(self) -> Iterator[Progress]:
+    def _rivals(self) -> Iterator[str]:
         """The solvers as a host sets them, on the held-out samples."""
-        nfe, judge = self.settings.nfe, self._found().judge
+        nfe, judge = self.settings.nfe, self.searched.judge
         rivals = usual(self.target, nfe) if self.target.rivals is None else self.target.rivals(nfe)
         for name, rival in rivals.items():
-            end = self.found.rivals[name] = judge.rival(rival)
-            yield self._progress(
-                "compare", f"{name} as usually set: {judge.row(name, '', self.settings, end).rmse_ref:.4f}"
-            )
-
-    def _found(self) -> Search:
-        if self.found.search is None:
-            raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
-        return self.found.search
+            end = self.rivals[name] = judge.rival(rival)
+            yield f"{name} as usually set: {rmse(end, judge.held_out.end):.4f}"
 
     # --- where fits start ---------------------------------------------------------------------------------
 
-    def _starts(self) -> Iterator[Progress]:
+    def _starts(self) -> Iterator[str]:
         """Fits at their starts, judged: a file to go on from, the best plain setting and closed forms, or for the
         paper's students greedy constants on the schedules that did best, with an iteration each."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if constants is None:
                 constants = as_multistep(spec.student, self.start.base, spec.afs)
-            solver = solver_of("amed_multistep") if self.settings.multistep else spec.student
-            form = Form(solver, constants, spec.afs, LAGS)
-            yield self._open(self.start.name, form)
+            yield self._open(self.start.name, constants, spec.afs)
         elif self.settings.multistep:
             self._from_plain()
             yield from self._closed()
         else:
             yield from self._greedy()
 
-    def _open(self, name: str, form: Any) -> Progress:
+    def _fit(self, name: str, constants: Multistep | Constants, afs: bool) -> Fit:
         """A new fit at its start."""
-        fit = Fit.at(name, form)
-        self.found.fits.append(fit)
-        score = self._judge(fit, fit.values)
-        self.found.history.append((self.evaluations, score))
-        return self._progress("fit", f"start: {name}: held-out error {score:.4f}")
+        self.fits.append(Fit.at(name, Form(solver_of(self.settings.sampler), constants, afs, LAGS)))
+        return self.fits[-1]
 
-    def _free(self, start: Multistep, afs: bool) -> Form:
-        return Form(solver_of("amed_multistep"), start, afs, LAGS)
+    def _open(self, name: str, constants: Multistep | Constants, afs: bool) -> str:
+        """A new fit, judged."""
+        fit = self._fit(name, constants, afs)
+        return f"start: {name}: held-out error {self._judge(fit, fit.values, remember=True):.4f}"
 
     def _from_plain(self) -> None:
         """A start at the best plain setting that is a list of falling times; what it is worth is known."""
-        known = self._found()
+        known = self.searched
         for setting in known.ranking:
             if setting.solver.name != "heun" and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
-                fit = Fit.at(f"{setting.name} on {setting.schedule}", self._free(table, setting.afs))
-                end = known.ends[setting]
+                fit, end = (
+                    self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs),
+                    known.ends[setting],
+                )
                 fit.judged(fit.values, end, known.judge.score(end))
-                self.found.fits.append(fit)
                 return
 
-    def _closed(self) -> Iterator[Progress]:
-        settings, known, held_out = self.settings, self._found(), self.references.held_out
+    def _closed(self) -> Iterator[str]:
+        """Weights in closed form on the best schedules, and if they lead the best one's times refined."""
+        settings, known, held_out = self.settings, self.searched, self.references.held_out
         count = CLOSED if settings.large else SAMPLES
-        yield from self._reference(held_out + count)
-        samples = self.references.take(held_out, count)
-        stage = ClosedForm(
-            self.model, samples, self.references.path(held_out, count), known.judge.scale, settings.batch
-        )
-        tried: list[Candidate] = []
-        for said in stage.schedules(known.schedules()):
-            if isinstance(said, Candidate):
-                tried.append(said)
-            else:
-                yield self._progress("fit", said)
-        if not tried:
+        yield from self.references.make(held_out + count)
+        samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
+        stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch)
+        if not (on := known.schedules()):
             return
-        best = min(tried, key=lambda candidate: candidate.loss)
-        yield self._open(best.name, self._free(best.run.table, best.afs))
-        leading = self.found.best is self.found.fits[-1]
-        if not leading or stage.cost(best) + held_out * settings.nfe > self.left:
-            return
-        for said in stage.refine(best):
-            if isinstance(said, Candidate):
-                yield self._open(said.name, self._free(said.run.table, said.afs))
-            else:
-                yield self._progress("fit", said)
+        best = yield from stage.schedules(on)
+        yield self._open(best.name, best.run.table, best.afs)
+        if self.best is self.fits[-1] and stage.cost(best) + held_out * settings.nfe <= self.left:
+            refined = yield from stage.refine(best)
+            if refined is not best:
+                yield self._open(refined.name, refined.run.table, refined.afs)
 
-    def _greedy(self) -> Iterator[Progress]:
-        settings, target, known = self.settings, self.target, self._found()
+    def _greedy(self) -> Iterator[str]:
+        settings, target = self.settings, self.target
         solver, afs = solver_of(settings.sampler), bool(settings.nfe % 2)
         if afs and target.flow:
             raise ValueError(
-                f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, "
-                f"which this model does not allow: set nfe to {settings.nfe + 1}, or the sampler to "
-                "amed_multistep"
+                f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, which this "
+                f"model does not allow: set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
             )
-        kinds = list(dict.fromkeys((s.kind, s.rho) for s in known.ranking))[: 2 if settings.large else 1]
-        for kind, rho in kinds:
+        samples = self.references.take(self.references.held_out, 4)
+        kinds = list(dict.fromkeys((s.kind, s.rho) for s in self.searched.ranking))
+        for kind, rho in kinds[: 2 if settings.large else 1]:
             count = (settings.nfe + afs) // 2 + 1
             base = schedules.make(kind, count, target.sigma_min, target.sigma_max, rho)
-            samples = self.references.take(self.references.held_out, 4)
-            table = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
-            yield self._open(f"greedy table on {kind} {rho:g}", Form(solver, table, afs))
-        if len(self.found.fits) > 1:
-            for fit in self.found.fits:
+            constants = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
+            yield self._open(f"greedy table on {kind} {rho:g}", constants, afs)
+        if len(self.fits) > 1:
+            for fit in self.fits:
                 yield from self._iterate(fit, SAMPLES // 2, self.references.held_out)
 
     # --- the joint fit ------------------------------------------------------------------------------------
 
-    def _polish(self) -> Iterator[Progress]:
+    def _polish(self) -> Iterator[str]:
         """Iterations of the best fit, for what is left of the budget."""
-        while (fit := self.found.best) and fit.waited < PATIENCE and (count := self._affordable(fit)):
-            yield from self._iterate(fit, count, self.found.used)
-            self.found.used += count
+        while (fit := self.best) and fit.waited < PATIENCE and (count := self._affordable(fit)):
+            yield from self._iterate(fit, count, self.used)
+            self.used += count
         for count in (2, 3, 5):  # a mean of the last states is often better than any of them
-            fit = self.found.best
+            fit = self.best
             if fit and len(fit.recent) >= count and self.left >= self.references.held_out * self.settings.nfe:
                 mean = torch.stack(fit.recent[-count:]).mean(dim=0)
                 self._judge(fit, fit.form.bounded(mean, mean))
 
-    def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[Progress]:
+    def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[str]:
         """One iteration on `count` samples from the `first` on."""
-        yield from self._reference(first + count)
+        yield from self.references.make(first + count)
         samples = self.references.take(first, count)
-        for said in fit.iterate(self.model, samples, self.settings.batch, self._found().judge.scale):
-            yield self._progress("fit", said)
-        score = self._judge(fit, fit.values)
-        self.found.history.append((self.evaluations, score))
-        yield self._progress("fit", f"{fit.name}: held-out error {score:.4f}, best {fit.held_out:.4f}")
+        yield from fit.iterate(self.model, samples, self.settings.batch, self.searched.judge.scale)
+        score = self._judge(fit, fit.values, remember=True)
+        yield f"{fit.name}: held-out error {score:.4f}, best {fit.held_out:.4f}"
 
-    def _judge(self, fit: Fit, values: Tensor) -> float:
-        judge = self._found().judge
+    def _judge(self, fit: Fit, values: Tensor, remember: bool = False) -> float:
+        judge = self.searched.judge
         runner = Runner(self.model, fit.form, in_batches(self.settings.batch))
         end = runner.end(values, judge.held_out.noise, judge.held_out.args)
         score = judge.score(end)
         fit.judged(values, end, score)
+        if remember:
+            self.history.append((self.evaluations, score))
         return score
 
     def _affordable(self, fit: Fit) -> int:
@@ -273,7 +241,7 @@ class Calibration:
         block, made = self.references.block, len(self.references.ends)
 
         def cost(count: int) -> int:
-            blocks = max(0, -(-(self.found.used + count) // block) - made)
+            blocks = max(0, -(-(self.used + count) // block) - made)
             references = blocks * block * self.references.evaluations
             return count * (derivatives + len(DAMPINGS) * run) + references + self.references.held_out * run
 
@@ -283,10 +251,9 @@ class Calibration:
 
     def result(self) -> Result:
         """The best so far. Raises RuntimeError before the search is through."""
-        known, settings, fit = self._found(), self.settings, self.found.best
+        known, settings, fit = self.searched, self.settings, self.best
         judge, kept = known.judge, known.best
         plain_end = known.ends[kept]
-
         improved = fit is not None and fit.held_out < judge.score(plain_end)
         if improved:
             end, name, how = fit.end, settings.sampler, f"calibrated: {fit.name}"
@@ -304,7 +271,7 @@ class Calibration:
             own = {"afs": kept.afs, "features": "plain", "schedule": kept.kind, "rho": kept.rho}
         rows = [judge.row(name, "its own", settings, end)]
         rows.append(judge.row(kept.name, kept.schedule, settings, plain_end))
-        rows += [judge.row(n, "as usually set", settings, v) for n, v in self.found.rivals.items()]
+        rows += [judge.row(n, "as usually set", settings, v) for n, v in self.rivals.items()]
         first, best = rows[0].as_dict(), rows[1].as_dict()
         metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
         metrics |= {"plain": kept.name, "plain_schedule": kept.schedule}
@@ -313,5 +280,5 @@ class Calibration:
         how = f"{how}; {self.evaluations} evaluations, seed {settings.seed}"
         spec = self.target.spec(solver, sigmas, settings.guidance, how=how, metrics=metrics, **own)
         fitted = Fitted(spec, constants, sigmas)
-        images = {"fit": end, "plain": plain_end, "reference": judge.held_out.end, **self.found.rivals}
-        return Result(fitted, improved, kept, rows, list(self.found.history), images, self.evaluations)
+        images = {"fit": end, "plain": plain_end, "reference": judge.held_out.end, **self.rivals}
+        return Result(fitted, improved, kept, rows, list(self.history), images, self.evaluations)

@@ -12,7 +12,7 @@ from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
 from ..recipes import Solver
 from .measures import Counter, cut
 from .plain import Setting
-from .target import Draw
+from .target import Target
 
 BLOCK = 8  # samples drawn at once
 
@@ -62,23 +62,12 @@ class References:
     after them. evaluations: of a reference."""
 
     def __init__(
-        self,
-        model: Denoiser,
-        draw: Draw,
-        sigma_min: float,
-        sigma_max: float,
-        *,
-        held_out: int,
-        traced: int,
-        evaluations: int,
-        seed: int = 0,
-        batch: int = BLOCK,
+        self, target: Target, held_out: int, traced: int, evaluations: int, seed: int = 0, batch: int = BLOCK
     ):
-        self.model, self.draw, self.seed = Counter(model), draw, seed
+        self.model, self.draw, self.seed = Counter(target.model), target.draw, seed
         self.held_out, self.evaluations, self.block = held_out, evaluations, min(batch, BLOCK)
-        self.setting = Setting(
-            Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, sigma_min, sigma_max
-        )
+        ends = target.sigma_min, target.sigma_max
+        self.setting = Setting(Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, *ends)
         first = held_out // self.block
         self.kept = range(first, first - (-traced // self.block) + 1)
         self.paths: dict[int, list[Tensor]] = {}  # the states of these blocks
@@ -86,8 +75,8 @@ class References:
         self.args: list[dict[str, Any]] = []
         self.ends: list[Tensor] = []
 
-    def make(self, count: int) -> Iterator[int]:
-        """See to it that there are `count` samples; yields after each block."""
+    def make(self, count: int) -> Iterator[str]:
+        """See to it that there are `count` samples; yields how many there are after each block."""
         while len(self.ends) * self.block < count:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.ends))
             noise, args = self.draw(generator, self.block)
@@ -101,7 +90,7 @@ class References:
             self.noise.append(noise)
             self.args.append(args)
             self.ends.append(path[-1].to(noise))
-            yield len(self.ends) * self.block
+            yield f"{len(self.ends) * self.block} references"
 
     def path(self, first: int, count: int) -> Path:
         """The whole trajectories of samples that were made, of those that are traced."""

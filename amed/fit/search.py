@@ -1,6 +1,6 @@
 """The first stage: the plain solvers over all their settings, by successive halving."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,11 +43,12 @@ class Search:
 
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
-) -> Iterator[str | Search]:
-    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
-    samples, which tell the best of all. Yields what it is doing, and at the end the Search."""
-    found = settings_for(target, settings.nfe)
-    found.sort(key=lambda s: s.likely)  # what is cut for a small budget is what seldom wins
+) -> Generator[str, None, Search]:
+    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out samples,
+    which tell the best of all. Yields what it is doing."""
+    found = sorted(
+        settings_for(target, settings.nfe), key=lambda s: s.likely
+    )  # a small budget cuts the unlikely
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.3 if settings.large else 0.15
     found = found[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
@@ -57,25 +58,27 @@ def search(
     def loss(setting: Setting) -> float:
         return robust(torch.cat(errors[setting]), scale)
 
+    def half_median(of: list[Setting]) -> float:
+        return 0.5 * float(min(torch.cat(errors[s]).median() for s in of)) + 1e-12
+
     for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit))):
         found = found[:keep]
-        for made in references.make(first + count):
-            yield f"{made} references"
+        yield from references.make(first + count)
         samples = references.take(first, count)
         first += count
         for i, setting in enumerate(found):
             errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
             yield f"plain solvers, round {rung + 1}: {i + 1} of {len(found)}"
-        scale = 0.5 * float(min(torch.cat(errors[s]).median() for s in found)) + 1e-12
+        scale = half_median(found)
         found.sort(key=loss)
-    finalists, states = found[:FINALISTS], {}
+    finalists, ends = found[:FINALISTS], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
-        states[setting] = judge.plain(setting)
-        errors[setting].append(per_sample(states[setting], judge.held_out.end))
+        ends[setting] = judge.plain(setting)
+        errors[setting].append(per_sample(ends[setting], judge.held_out.end))
         yield f"plain solvers, last round: {i + 1} of {len(finalists)}"
-    scale = 0.5 * float(min(torch.cat(errors[s]).median() for s in finalists)) + 1e-12
+    scale = half_median(finalists)
     finalists.sort(key=loss)
-    rest = sorted((s for s in errors if s not in finalists), key=loss)
     judge = replace(judge, scale=scale)
-    best = min(finalists, key=lambda s: judge.score(states[s]))
-    yield Search([*finalists, *rest], best, states, judge)
+    best = min(finalists, key=lambda s: judge.score(ends[s]))
+    rest = sorted((s for s in errors if s not in finalists), key=loss)
+    return Search([*finalists, *rest], best, ends, judge)

@@ -2,7 +2,7 @@
 one refined, the weights following them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -50,22 +50,23 @@ class ClosedForm:
     def loss(self, run: closed.Run) -> float:
         return robust(per_sample(run.end, self.samples.end), self.scale)
 
-    def schedules(self, settings: list[Setting]) -> Iterator[str | Candidate]:
-        """Each setting's schedule; yields what it is doing, and each Candidate."""
+    def schedules(self, settings: list[Setting]) -> Generator[str, None, Candidate]:
+        """The settings' schedules, the best of them; yields what it is doing."""
+        tried = []
         for setting in settings:
             run = self.on(setting.sigmas(), setting.afs)
-            candidate = Candidate(self.loss(run), f"closed form on {setting.schedule}", run, setting.afs)
-            yield f"{candidate.name}: {candidate.loss:.4f}"
-            yield candidate
+            tried.append(Candidate(self.loss(run), f"closed form on {setting.schedule}", run, setting.afs))
+            yield f"{tried[-1].name}: {tried[-1].loss:.4f}"
+        return min(tried, key=lambda candidate: candidate.loss)
 
     def cost(self, best: Candidate) -> int:
         """Evaluations of `refine`."""
         moves = len(best.run.sigmas) - 2
         return len(self.samples) * (moves * (moves + 1) // 2 + len(REFINED) * (moves + 1 - best.afs))
 
-    def refine(self, best: Candidate) -> Iterator[str | Candidate]:
-        """One Gauss-Newton iteration on the times, whose weights follow; yields what it is doing, and last the
-        Candidate it came to, if it is better."""
+    def refine(self, best: Candidate) -> Generator[str, None, Candidate]:
+        """One Gauss-Newton iteration on the times, whose weights follow: where it led, the same where nowhere
+        better; yields what it is doing."""
         run, start = best.run, best
         weight = (1 / (1 + per_sample(run.end, self.samples.end) / self.scale)).sqrt().to(run.end)[:, None]
         residual = ((run.end - self.samples.end.to(run.end)).flatten(1) * weight).flatten()
@@ -89,5 +90,4 @@ class ClosedForm:
             if loss < best.loss:
                 best = Candidate(loss, f"{start.name}, times refined", refined, best.afs)
             yield f"{start.name}, times refined, damping {damping:g}: {loss:.4f}"
-        if best is not start:
-            yield best
+        return best
