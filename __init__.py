@@ -9,9 +9,9 @@ async def comfy_entrypoint():
     """What ComfyUI asks for: the pack's nodes. The dropdown entries are added on the way."""
     from comfy_api.latest import ComfyExtension
 
-    from .nodes import calibrate, compare, demo_model, files, host, predictors, sampler, train
+    from .nodes import calibrate, compare, demo_model, files, predictors, register, sampler, train
 
-    for problem in host.register():
+    for problem in register.register():
         logging.warning("AMED: %s", problem)
 
     class Amed(ComfyExtension):

@@ -73,8 +73,11 @@ class Result:
         """Images as uint8 arrays `[H, W, 3]`."""
         import numpy as np
         from PIL import Image
-        return [np.asarray(Image.open(io.BytesIO(self.server.view(entry))).convert("RGB"))
-                for entry in self.files("images", node)]
+
+        return [
+            np.asarray(Image.open(io.BytesIO(self.server.view(entry))).convert("RGB"))
+            for entry in self.files("images", node)
+        ]
 
     def text(self, node: str | int | None = None) -> str:
         """The text that nodes show, joined by newlines."""
@@ -152,8 +155,14 @@ class Server:
     None leaves it to torch. Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the
     log's tail."""
 
-    def __init__(self, base: Path | None = None, port: int | None = None, pack: Path = ROOT,
-                 threads: int | None = 1, arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        base: Path | None = None,
+        port: int | None = None,
+        pack: Path = ROOT,
+        threads: int | None = 1,
+        arguments: tuple[str, ...] = (),
+    ):
         self.temporary = base is None
         self.base = Path(base) if base else Path(tempfile.mkdtemp(prefix="amed-comfyui-"))
         self.port, self.pack, self.threads, self.arguments = port or free_port(), pack, threads, arguments
@@ -170,8 +179,10 @@ class Server:
     def start(self, timeout: float = 180.0) -> "Server":
         host = find()
         if host is None:
-            raise ServerError("there is no ComfyUI: run `python -m demo.comfyui install`, "
-                              "or set COMFYUI_PATH to a ComfyUI folder")
+            raise ServerError(
+                "there is no ComfyUI: run `python -m demo.comfyui install`, "
+                "or set COMFYUI_PATH to a ComfyUI folder"
+            )
         if in_use(self.port):
             raise ServerError(f"port {self.port} is in use: stop what listens there, or choose another port")
         for name in ("models", "input", "output", "user", "temp", "custom_nodes"):
@@ -267,13 +278,15 @@ class Server:
         except urllib.error.HTTPError as error:
             raise GraphError(refusal(json.loads(error.read()), graph)) from None
 
-    def run(self, graph: dict, on_event: Callable[[str, dict], None] | None = None,
-            timeout: float = 600.0) -> Result:
+    def run(
+        self, graph: dict, on_event: Callable[[str, dict], None] | None = None, timeout: float = 600.0
+    ) -> Result:
         """Run an API-format graph to its end.
 
         `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value",
         "max"}). Raises GraphError, RunError, Interrupted or ServerError."""
         import websocket  # the client package; needed for runs alone
+
         self.check_alive()
         begin = time.monotonic()
         socket_ = websocket.create_connection(

@@ -3,11 +3,28 @@
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 ONLY_FOR_PEOPLE = {"Note", "MarkdownNote"}
 NEVER, BYPASS = 2, 4  # a node's `mode`
+SEEDS = ("seed", "noise_seed")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+
+
+def kind_of(spec: list) -> tuple[object, dict]:
+    """An input's type (a list is a combo's options) and its options."""
+    return spec[0], spec[1] if len(spec) > 1 else {}
 
 
 def is_widget(spec: list) -> bool:
-    kind, options = spec[0], spec[1] if len(spec) > 1 else {}
+    kind, options = kind_of(spec)
     return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
+
+
+def has_control(name: str, spec: list) -> bool:
+    """Whether the page puts a control_after_generate beside this input: where the schema says so, and beside
+    an INT called seed or noise_seed unless the schema says it must not (ComfyUI_frontend, useIntWidget)."""
+    kind, options = kind_of(spec)
+    said = options.get("control_after_generate")
+    if said is None:
+        return kind == "INT" and name in SEEDS
+    return bool(said) and (isinstance(kind, list) or kind in ("INT", "COMBO"))
 
 
 def input_specs(info: dict) -> dict[str, list]:
@@ -16,18 +33,25 @@ def input_specs(info: dict) -> dict[str, list]:
 
 
 def widget_values(node: dict, info: dict) -> dict[str, object]:
-    """`widgets_values` by name. Raises ValueError when their number is not that of the node's widgets."""
+    """`widgets_values` by name. Raises ValueError when they are not those of the node's widgets: another
+    number, or something else where a seed's "randomize", "fixed" ... belongs."""
     names = []
     for name, spec in input_specs(info).items():
         if is_widget(spec):
             names.append(name)
-            if len(spec) > 1 and spec[1].get("control_after_generate"):
-                names.append(None)  # "randomize", "fixed", ...: the page's business
-    values = node.get("widgets_values") or []
+            if has_control(name, spec):
+                names.append(None)
+    values, where = node.get("widgets_values") or [], f"node {node['id']} ({node['type']})"
     if len(values) != len(names):
         wanted = [name or "control_after_generate" for name in names]
-        raise ValueError(f"node {node['id']} ({node['type']}) has {len(values)} widget values for "
-                         f"{len(names)} widgets: {', '.join(wanted)}")
+        raise ValueError(
+            f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}"
+        )
+    for name, value in zip(names, values, strict=True):
+        if name is None and value not in CONTROLS:
+            raise ValueError(
+                f"{where} has {value!r} where control_after_generate belongs: its values are shifted"
+            )
     return {name: value for name, value in zip(names, values, strict=True) if name}
 
 

@@ -3,8 +3,12 @@ MODEL."""
 
 from comfy_api.latest import io, ui
 
-from ..amed import plain, schedules
-from . import host
+from ..amed import schedules
+from ..amed.fit import plain
+from .counting import counting, read_count
+from .model import sampling_of, sigma_range
+from .register import as_sampler
+from .sampling import plain_function
 from .schema import schema
 
 
@@ -43,18 +47,15 @@ class PlainSolver(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, solver, nfe, schedule, rho, afs):
-        low, high = host.sigma_range(host.sampling_of(model))
-        found = [
-            s
-            for s in plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
-            if s.afs == afs
-        ]
-        if not found:
+        low, high = sigma_range(sampling_of(model))
+        settings = plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
+        setting = next((s for s in settings if s.afs == afs), None)
+        if setting is None:
             raise ValueError(
                 f"{solver} {'with' if afs else 'without'} the analytic first step cannot take {nfe} "
                 f"evaluations: it takes 2 an interval{', less 1' if afs else ''}; change nfe or afs"
             )
-        return io.NodeOutput(host.plain_sampler(found[0]), found[0].sigmas().float())
+        return io.NodeOutput(as_sampler(plain_function(setting)), setting.sigmas().float())
 
 
 class CountEvaluations(io.ComfyNode):
@@ -72,7 +73,7 @@ class CountEvaluations(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
-        return io.NodeOutput(host.counting(model))
+        return io.NodeOutput(counting(model))
 
 
 class EvaluationsUsed(io.ComfyNode):
@@ -98,7 +99,7 @@ class EvaluationsUsed(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, samples):
-        evaluations, rows = host.read_count(model)
+        evaluations, rows = read_count(model)
         text = f"{evaluations} evaluations, {rows} rows through the network"
         return io.NodeOutput(samples, evaluations, rows, ui=ui.PreviewText(text))
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..demo.data import CATEGORIES
 from ..demo.model import CLASSES, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, UNet, load_unet
-from . import host
+from .model import pixel_model
 from .schema import schema
 
 FAMILY = "emoji32"
@@ -24,8 +24,15 @@ class DiffusionModel(nn.Module):
         super().__init__()
         self.unet, self.dtype = unet, torch.float32
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: object = None,
-                transformer_options: dict | None = None, **_: object) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        control: object = None,
+        transformer_options: dict | None = None,
+        **_: object,
+    ) -> Tensor:
         if x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(
                 f"the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
@@ -40,8 +47,17 @@ class DiffusionModel(nn.Module):
 
         def after_middle(h: Tensor) -> Tensor:
             for patch in options.get("patches", {}).get("middle_block_after_patch", ()):
-                h = patch({"h": h, "x": x, "emb": None, "context": context, "y": None, "timesteps": timesteps,
-                           "transformer_options": options})["h"]
+                h = patch(
+                    {
+                        "h": h,
+                        "x": x,
+                        "emb": None,
+                        "context": context,
+                        "y": None,
+                        "timesteps": timesteps,
+                        "transformer_options": options,
+                    }
+                )["h"]
             options["block"] = ("output", 0)
             for patch in options.get("patches", {}).get("output_block_patch", ()):
                 h, _ = patch(h, None, options)
@@ -95,7 +111,7 @@ class DemoModel(io.ComfyNode):
                 "install the pack again"
             )
         settings = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_data": SIGMA_DATA}
-        model = host.pixel_model(DiffusionModel(load_unet()), FAMILY, settings)
+        model = pixel_model(DiffusionModel(load_unet()), FAMILY, settings)
         latent = {"samples": torch.zeros(batch_size, 3, height, width)}
         return io.NodeOutput(model, conditioning(category), conditioning(NONE), latent)
 
@@ -106,11 +122,15 @@ class DemoDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDDemoDecode", display_name="AMED Demo Decode",
+            node_id="AMEDDemoDecode",
+            display_name="AMED Demo Decode",
             description="The demo model works on pixels: its LATENT to an IMAGE, enlarged by whole pixels.",
-            inputs=[io.Latent.Input("samples"),
-                    io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n")],
-            outputs=[io.Image.Output()])
+            inputs=[
+                io.Latent.Input("samples"),
+                io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n"),
+            ],
+            outputs=[io.Image.Output()],
+        )
 
     @classmethod
     def execute(cls, samples, enlarge):

@@ -2,24 +2,31 @@
 
 from comfy_api.latest import io, ui
 
-from ..amed import Fitted, report, store
-from . import host
+from ..amed import Fitted, report, save
+from ..amed.files.spec import to_header
+from ..amed.files.store import file_name, values_of
+from .folders import user_folder
 from .schema import Predictor, schema
 
 
 def described(fitted: Fitted) -> str:
     """Everything a predictor says of itself: its header, then its constants interval by interval."""
-    told = {f: v for f, v in store.to_header(fitted.spec).items() if v not in ('""', "{}")}
-    lines = [fitted.label, ""] + [f"{name}: {value}" for name, value in told.items()]
-    tensors = store.tensors_of(fitted)
-    if fitted.wants_bottleneck:
-        sigmas = ", ".join(f"{t:.5g}" for t in tensors["sigmas"].tolist())
-        return "\n".join([*lines, "", f"sigmas: {sigmas}", "r, c, a: a network's, from the image"])
-    names = [name for name in ("r", "c", "a", "g", "weights") if name in tensors]
-    lines += ["", "sigma -> next: " + ", ".join(names)]
-    for n in range(fitted.spec.num_steps - 1):
-        values = [" ".join(f"{v:.4f}" for v in tensors[name][n].reshape(-1).tolist()) for name in names]
-        lines.append(f"{tensors['sigmas'][n]:.5g} -> {tensors['sigmas'][n + 1]:.5g}: {', '.join(values)}")
+    header = {
+        name: value for name, value in to_header(fitted.spec).items() if value not in ('""', "{}", "[]")
+    }
+    lines = [fitted.label, "", *(f"{name}: {value}" for name, value in header.items()), ""]
+    sigmas, values = fitted.sigmas().tolist(), values_of(fitted)
+    if not values:
+        what = (
+            "r, c, a: a network's, from the image"
+            if fitted.wants_bottleneck
+            else "nothing learned: a plain solver"
+        )
+        return "\n".join([*lines, f"sigmas: {', '.join(f'{t:.5g}' for t in sigmas)}", what])
+    lines.append("sigma -> next: " + ", ".join(values))
+    for n, (start, end) in enumerate(zip(sigmas, sigmas[1:])):
+        row = (" ".join(f"{v:.4f}" for v in value[n].reshape(-1).tolist()) for value in values.values())
+        lines.append(f"{start:.5g} -> {end:.5g}: {', '.join(row)}")
     return "\n".join(lines)
 
 
@@ -61,7 +68,7 @@ class SavePredictor(io.ComfyNode):
 
     @classmethod
     def execute(cls, predictor, name):
-        path = store.save(host.user_folder() / store.file_name(name), predictor)
+        path = save(user_folder() / file_name(name), predictor)
         return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}"))
 
 

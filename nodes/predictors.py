@@ -1,15 +1,23 @@
 """The modular nodes: load a predictor, put it on a MODEL, make a SAMPLER and SIGMAS of it."""
 
-import torch
+from dataclasses import replace
+from typing import Any
+
 from comfy_api.latest import io, ui
 
-from ..amed import SAMPLERS, Fitted, PredictorError
-from ..amed.sampling import solver_of
-from . import host
-from .calibrate import CALIBRATE, Job, calibrate_now
+from ..amed import SAMPLERS, PredictorError
+from ..amed.choose import AUTO, UNTRAINED, Choice, Identity, Request, choose
+from .calibrate import CALIBRATE, calibrate_now
+from .choosing import cut, own_name, request
+from .fitting import Prompts
+from .folders import library, library_state
+from .model import attach, attached
+from .register import our_sampler
+from .sampling import SCHEDULER
 from .schema import Predictor, schema
 
-SOLVERS = ["auto", *SAMPLERS]
+SOLVERS = [AUTO, *SAMPLERS]
+ANY = Identity("", "")  # where no MODEL is at hand
 
 
 class LoadPredictor(io.ComfyNode):
@@ -22,18 +30,18 @@ class LoadPredictor(io.ComfyNode):
             display_name="Load AMED Predictor",
             search_aliases=["amed"],
             description="Load a fitted AMED predictor from models/amed_predictors or the pack's own.",
-            inputs=[io.Combo.Input("name", options=host.library().names(), tooltip="the predictor file")],
+            inputs=[io.Combo.Input("name", options=library().names(), tooltip="the predictor file")],
             outputs=[Predictor.Output(display_name="predictor")],
         )
 
     @classmethod
     def execute(cls, name):
-        fitted = host.library().load(name)
+        fitted = library().load(name)
         return io.NodeOutput(fitted, ui=ui.PreviewText(fitted.label))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
-        return host.library_state()
+        return library_state()
 
 
 class ApplyPredictor(io.ComfyNode):
@@ -55,7 +63,7 @@ class ApplyPredictor(io.ComfyNode):
                              tooltip="evaluations to look up, with no predictor linked"),
                 io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
                                tooltip="the cfg you will sample with, with no predictor linked"),
-                io.Combo.Input("if_missing", options=["error", CALIBRATE, "untrained"], default="error",
+                io.Combo.Input("if_missing", options=["error", CALIBRATE, UNTRAINED], default="error",
                                optional=True, tooltip="when the library has none for this model"),
                 io.Conditioning.Input("positive", optional=True, tooltip="only to calibrate now"),
                 io.Conditioning.Input("negative", optional=True, tooltip="only to calibrate now"),
@@ -78,75 +86,57 @@ class ApplyPredictor(io.ComfyNode):
         negative=None,
         latent_image=None,
     ):
-        report = host.Report()
         if predictor is None:
-            job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
-            predictor = look_up(model, job, if_missing, report, cls.hidden.unique_id)
+            prompts = Prompts([positive], negative, latent_image)
+            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, cls.hidden.unique_id)
+        else:
+            choice = choose(library(), request(model, AUTO, predictor.spec.guidance, fitted=predictor))
+        fitted = choice.fitted
         lines = [
-            predictor.label,
-            f"KSampler: sampler {host.sampler_for(predictor)}, scheduler {host.SCHEDULER}, "
-            f"steps {predictor.spec.num_steps - 1}, cfg {predictor.spec.guidance:g}: "
-            f"{predictor.nfe} evaluations",
+            fitted.label,
+            f"KSampler: sampler {choice.sampler}, scheduler {SCHEDULER}, steps {fitted.spec.num_steps - 1}, "
+            f"cfg {fitted.spec.guidance:g}: {fitted.nfe} evaluations",
+            *(f"note: {remark}" for remark in choice.remarks),
         ]
-        remarks = host.mismatches(predictor, host.identity(model), predictor.spec.guidance) + report.remarks
-        text = "\n".join(lines + [f"note: {remark}" for remark in remarks])
-        return io.NodeOutput(host.attach(model, predictor), ui=ui.PreviewText(text))
+        return io.NodeOutput(attach(model, fitted), ui=ui.PreviewText("\n".join(lines)))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
-        return host.library_state()
+        return library_state()
 
 
 def look_up(
-    model: object, job: Job, if_missing: str, report: host.Report, node_id: str | None
-) -> Fitted:
-    """The library's predictor for a MODEL, or by `if_missing` one calibrated for `job` now, or the
-    untrained solver. A calibration is for this very checkpoint: where it is asked for, another checkpoint's
-    predictor does not count as found.
+    model: Any,
+    sampler: str,
+    nfe: int,
+    guidance: float,
+    if_missing: str,
+    prompts: Prompts,
+    node_id: str | None,
+) -> Choice:
+    """The library's predictor for a MODEL, or by `if_missing` one calibrated now, or the untrained solver. A
+    calibration is for this very checkpoint and guidance: where it is asked for, a predictor for others does
+    not count as found.
 
     Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
-    sampler, (nfe,), guidance = job.sampler, job.nfe, job.guidance
-    solver, order = asked(sampler)
-    who = host.identity(model)
+    asked = request(model, sampler, guidance, nfe=nfe, if_missing=if_missing)
+    if if_missing != CALIBRATE:
+        return choose(library(), asked)
     try:
-        found = host.find(who, solver, nfe, guidance, order)
-        wrong = host.mismatches(found, who, guidance)
-        if if_missing != CALIBRATE or not wrong:
-            return found
-        missing = "; ".join(wrong)
+        choice = choose(library(), asked)
+        if not choice.remarks:
+            return choice
+        missing = "; ".join(choice.remarks)
     except PredictorError as error:
         missing = str(error).splitlines()[0]
-        if if_missing == "error":
-            raise
-    if if_missing == CALIBRATE:
-        if None in (job.positives[0], job.negative, job.latent):
-            raise ValueError(
-                "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of "
-                "the kind you use and the size of the images"
-            )
-        fitted = calibrate_now(model, job, node_id)
-        report.remarks.append(f"calibrated now, as asked ({missing}); kept as {fitted.name}")
-        return fitted
-    report.remarks.append(f"untrained, as asked: {missing}")
-    return untrained(model, sampler if sampler != "auto" else "amed", nfe)
-
-
-def untrained(model: object, sampler: str, nfe: int) -> Fitted:
-    """The untrained solver at `nfe` evaluations, with the analytic first step if nfe is odd (multistep:
-    without).
-
-    Raises ValueError for a number the solver cannot take."""
-    model_sampling = host.sampling_of(model)
-    flow = host.is_flow(model_sampling)
-    if sampler == "amed_multistep":
-        return host.untrained(sampler, host.base_times(model_sampling, nfe + 1))
-    if nfe < 2 - (not flow) or (flow and nfe % 2):
+    if any(v is None for v in (prompts.positives[0], prompts.negative, prompts.latent)):
         raise ValueError(
-            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to "
-            f"{'an even number' if flow else 'at least 1'}"
+            "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
+            "kind you use and the size of the images"
         )
-    times = host.base_times(model_sampling, (nfe + 1) // 2 + 1)
-    return host.untrained(sampler, times, afs=nfe % 2 == 1)
+    kept = calibrate_now(model, prompts, sampler, nfe, guidance, node_id)
+    choice = choose(library(), replace(asked, sampler=AUTO, fitted=kept.fitted))
+    return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {kept.text}", *choice.remarks))
 
 
 class AmedSampler(io.ComfyNode):
@@ -160,11 +150,13 @@ class AmedSampler(io.ComfyNode):
             description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
             inputs=[
                 io.Combo.Input(
-                    "sampler", options=SOLVERS, tooltip="auto: the predictor's own; without a predictor, amed"
+                    "sampler",
+                    options=SOLVERS,
+                    tooltip="auto: the predictor's own; without one, the best there is for the MODEL",
                 ),
                 io.Combo.Input(
                     "if_missing",
-                    options=["error", "untrained"],
+                    options=["error", UNTRAINED],
                     tooltip="when there is no predictor for the model: stop, or run the plain solver",
                 ),
                 Predictor.Input(
@@ -178,18 +170,14 @@ class AmedSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler, if_missing, predictor=None):
-        if sampler == "auto":
-            sampler = host.sampler_for(predictor) if predictor is not None else "amed"
-        elif predictor is not None and predictor.spec.solver != solver_of(sampler).name:
-            raise ValueError(
-                f"{predictor.label} was fitted for {host.sampler_for(predictor)}, not for {sampler}: "
-                f"set sampler to auto or {host.sampler_for(predictor)}"
-            )
-        return io.NodeOutput(host.sampler_object(sampler, predictor=predictor, if_missing=if_missing))
+        if predictor is not None:  # here and not only in the run, so that a wrong one is refused at once
+            asked = Request(ANY, own_name(sampler, predictor), fitted=predictor)
+            sampler = choose(library(), asked).sampler
+        return io.NodeOutput(our_sampler(sampler, predictor=predictor, if_missing=if_missing))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
-        return host.library_state()
+        return library_state()
 
 
 class AmedScheduler(io.ComfyNode):
@@ -204,7 +192,9 @@ class AmedScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 io.Combo.Input(
-                    "sampler", options=SOLVERS, tooltip="for which sampler to look up a predictor"
+                    "sampler",
+                    options=SOLVERS,
+                    tooltip="for which sampler to look up a predictor; auto: the best there is",
                 ),
                 io.Int.Input(
                     "nfe",
@@ -225,39 +215,17 @@ class AmedScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, sampler, nfe, denoise, predictor=None):
-        predictor = predictor or host.attached(model)
+        predictor = predictor or attached(model.model_options)
         if predictor is None:
-            solver, order = asked(sampler if sampler != "auto" else "amed")
-            predictor = host.find(host.identity(model), solver, nfe, 1.0, order)
-        return io.NodeOutput(cut(predictor.sigmas(), model, denoise), ui=ui.PreviewText(predictor.label))
+            asked = request(model, sampler, 1.0, nfe=nfe)
+        else:
+            asked = request(model, AUTO, predictor.spec.guidance, fitted=predictor)
+        choice = choose(library(), asked)
+        return io.NodeOutput(cut(choice.sigmas, model, denoise), ui=ui.PreviewText(choice.fitted.label))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
-        return host.library_state()
-
-
-def asked(sampler: str) -> tuple[str | None, int | None]:
-    """(solver, order) to look for; order only where one sampler name means one order."""
-    if sampler == "auto":
-        return None, None
-    solver = solver_of(sampler)
-    return solver.name, solver.max_order if solver.name == "dpmpp" else None
-
-
-def cut(times: torch.Tensor, model: object, denoise: float) -> torch.Tensor:
-    """The base times from the noise level on at which `denoise` of the model's time is left, float32.
-
-    Raises ValueError when that is below the last time."""
-    if denoise >= 1.0:
-        return times.float()
-    start = host.start_sigma(host.sampling_of(model), denoise)
-    rest = times[times < start * 0.99]
-    if len(rest) == 0:
-        raise ValueError(
-            f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
-            f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise"
-        )
-    return torch.cat([torch.tensor([start], dtype=times.dtype), rest]).float()
+        return library_state()
 
 
 NODES = [LoadPredictor, ApplyPredictor, AmedSampler, AmedScheduler]

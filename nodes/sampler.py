@@ -4,13 +4,16 @@ import logging
 
 from comfy_api.latest import io, ui
 
-from ..amed import Fitted
-from . import host
-from .calibrate import CALIBRATE, Job
-from .predictors import SOLVERS, cut, look_up
+from ..amed.choose import AUTO, UNTRAINED, Report, choose
+from .calibrate import CALIBRATE
+from .choosing import cut, request
+from .fitting import Prompts
+from .folders import library, library_state
+from .model import attached
+from .predictors import SOLVERS, look_up
+from .register import our_sampler
+from .running import run, show_text
 from .schema import schema
-
-AUTO = "auto"
 
 
 class AmedKSampler(io.ComfyNode):
@@ -27,7 +30,7 @@ class AmedKSampler(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "predictor",
-                    options=[AUTO, *host.library().names()],
+                    options=[AUTO, *library().names()],
                     default=AUTO,
                     tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe",
                 ),
@@ -66,7 +69,7 @@ class AmedKSampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "if_missing",
-                    options=["error", CALIBRATE, "untrained"],
+                    options=["error", CALIBRATE, UNTRAINED],
                     default="error",
                     tooltip="no predictor fits: stop and say what there is, fit one first (a quick "
                     "calibration, kept for next time), or run the plain solver",
@@ -91,13 +94,18 @@ class AmedKSampler(io.ComfyNode):
         denoise,
         if_missing,
     ):
-        report = host.Report()
-        job = Job([positive], negative, latent_image, sampler, (nfe,), guidance, "quick", 0, "auto")
-        fitted = choose(model, predictor, job, if_missing, report, cls.hidden.unique_id)
-        samples = host.run(
+        node_id = cls.hidden.unique_id
+        fitted = attached(model.model_options) if predictor == AUTO else library().load(predictor)
+        if fitted is None:
+            prompts = Prompts([positive], negative, latent_image)
+            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, node_id)
+        else:
+            choice = choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
+        report = Report(remarks=list(choice.remarks))
+        samples = run(
             model,
-            host.sampler_object(host.sampler_for(fitted), predictor=fitted, report=report),
-            cut(fitted.sigmas(), model, denoise),
+            our_sampler(choice.sampler, predictor=choice.fitted, report=report),
+            cut(choice.sigmas, model, denoise),
             seed,
             guidance,
             positive,
@@ -106,37 +114,14 @@ class AmedKSampler(io.ComfyNode):
         )
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
-        host.show_text(cls.hidden.unique_id, text)
+        show_text(node_id, text)
         if isinstance(cls.hidden.extra_pnginfo, dict):  # what SaveImage writes into the file
-            cls.hidden.extra_pnginfo.setdefault("amed", {})[str(cls.hidden.unique_id)] = text
+            cls.hidden.extra_pnginfo.setdefault("amed", {})[str(node_id)] = text
         return io.NodeOutput(samples, text, ui=ui.PreviewText(text))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
-        return host.library_state()
-
-
-def choose(
-    model: object, name: str, job: Job, if_missing: str, report: host.Report, node_id: str | None
-) -> Fitted:
-    """The predictor to run: the named file, or the one on the MODEL, or what `look_up` gives.
-
-    Raises ValueError or PredictorError where these do not agree with sampler and nfe."""
-    carried, sampler, (nfe,) = host.attached(model), job.sampler, job.nfe
-    if name != AUTO or carried is not None:
-        fitted = host.library().load(name) if name != AUTO else carried
-        if sampler not in (AUTO, host.sampler_for(fitted)):
-            raise ValueError(
-                f"{fitted.label} was fitted for {host.sampler_for(fitted)}, not for {sampler}: set sampler "
-                "to auto, or choose another predictor"
-            )
-        if fitted.nfe != nfe:
-            raise ValueError(
-                f"{fitted.label} takes {fitted.nfe} evaluations, not {nfe}: set nfe to {fitted.nfe}, or "
-                "choose another predictor"
-            )
-        return fitted
-    return look_up(model, job, if_missing, report, node_id)
+        return library_state()
 
 
 NODES = [AmedKSampler]

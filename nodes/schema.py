@@ -38,6 +38,30 @@ def guidance_input() -> Any:
     )
 
 
+def seed_input() -> Any:
+    """The seed of a fit. The page gives an INT called `seed` a widget that draws another after every run,
+    unless this says otherwise: a fit is for keeps."""
+    return io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False)
+
+
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+
+
+def name_input(default: str, tooltip: str) -> Any:
+    """What a fit is saved as."""
+    return io.String.Input("name", default=default, tooltip=tooltip)
+
+
+def checked_name(name: str) -> str:
+    """A fit's name. Raises ValueError for what a workflow has there that was saved while the page still gave
+    the seed such a widget: its value, one place too far."""
+    if name in CONTROLS:
+        raise ValueError(
+            f"name is {name!r}, which an older version of this node kept for its seed: type the name again"
+        )
+    return name
+
+
 def fit_outputs() -> list:
     """What a fit gives."""
     return [

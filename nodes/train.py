@@ -1,30 +1,37 @@
 """Train AMED Predictor: the paper's Algorithm 1, for those who want its network."""
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, report, store
-from ..amed.evaluation import rmse
-from ..amed.sampling import sample
-from ..amed.training import HELD_OUT, Settings, plan, train
-from . import host
-from .schema import fit_inputs, fit_outputs, guidance_input, schema
+from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, report, sample
+from ..amed.choose import untrained
+from ..amed.files.keep import keep
+from ..amed.files.store import saved_as
+from ..amed.fit import Target
+from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
+from ..amed.fit.measures import rmse
+from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
+from .folders import user_folder
+from .model import base_times, is_flow, preview_pixels, sampling_of
+from .running import progress_bar, show_text
+from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
 SCALE_DIR, SCALE_TIME = 0.01, 0.0  # the paper's, for most data sets
 
 
-@dataclass
-class Job:
-    """What is trained, for a MODEL: prompt, negative, LATENT (its size), sampler, evaluations, guidance
-    scale, the teacher's points inside an interval, and the name to save under."""
+@dataclass(frozen=True)
+class TrainingJob:
+    """What is trained: sampler, evaluations, guidance scale, the teacher's points inside an interval, and the
+    name to save under."""
 
-    positive: list
-    negative: list
-    latent: dict
     sampler: str
     nfe: int
     guidance: float
@@ -35,104 +42,132 @@ class Job:
 @dataclass
 class Trained:
     """What came of it: `progress` is (images, loss of each interval, held-out error) after each batch;
-    `untrained` the held-out error of the same solver with r = 1/2, `best` the least one; `images` held-out
-    end states by name."""
+    `untrained` the held-out error of the same solver with r = 1/2; `images` held-out end states by name;
+    `kept` the sentence that says where it was saved. `fitted`, None before it was saved, is named as its
+    file."""
 
-    fitted: Fitted
-    progress: list[tuple[int, list[float], float]]
-    best: float
-    untrained: float
-    images: dict[str, torch.Tensor]
+    untrained: float = 0.0
+    progress: list[tuple[int, list[float], float]] = field(default_factory=list)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    fitted: Fitted | None = None
+    kept: str = ""
+
+    @property
+    def best(self) -> float:
+        """The least held-out error, that of the state which is kept."""
+        return min(error for _, _, error in self.progress)
 
     @property
     def text(self) -> str:
+        """For people."""
         lines = [
             f"{self.fitted.name}: {self.fitted.spec.how}",
             f"held-out error to the teacher: {self.best:.4f}; untrained {self.untrained:.4f}",
         ]
         if self.best >= self.untrained:
             lines.append("the untrained solver is nearer to the teacher: train longer, or use Calibrate AMED")
-        return "\n".join(lines)
+        return "\n".join([*lines, self.kept])
 
 
-def trained(model: object, job: Job, settings: Settings, node_id: str | None = None) -> Trained:
-    """Train on a copy of the MODEL and save; interrupted, the best so far is saved. Raises ValueError for
+def trained(
+    model: Any, prompts: Prompts, job: TrainingJob, settings: Settings, node_id: str | None = None
+) -> Trained:
+    """Train on a copy of the MODEL and keep; interrupted, the best so far is kept too. Raises ValueError for
     numbers that do not go together, PredictorError for a model without a middle block."""
-    path = host.user_folder() / store.saved_as(job.name, job.nfe, job.guidance)
-    model_sampling, who = host.sampling_of(model), host.identity(model)
-    planned = plan(job.sampler, job.nfe, job.extra, may_afs=not host.is_flow(model_sampling))
-    times = host.base_times(model_sampling, planned.points)
-    base = times[:: job.extra + 1]
-    solver, afs = planned.solver, planned.afs
-    spec = Spec.on(
-        solver, base, afs=afs,
-        prediction_type=host.prediction_type(model_sampling), guidance=job.guidance, model_family=who.family,
-        model_fingerprint=who.fingerprint, model_name=f"{who.family} {who.fingerprint[:8]}".strip(),
-        features="bottleneck", scale_dir=SCALE_DIR, scale_time=SCALE_TIME,
-    )  # fmt: skip
-    done = host.progress_bar(node_id, settings.images)
-    found: list[Trained] = []
+    path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
+    model_sampling = sampling_of(model)
+    planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
+    times = base_times(model_sampling, planned.points)
+    show, outcome = progress_bar(node_id, settings.images), Trained()
 
-    def work(denoiser: host.Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        scale = host.noise_scale(model_sampling) * float(times[0])
+    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
+        target = target_of(model, denoiser, 1, shape, device)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
-
-        def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict]:
-            noise = torch.randn(count, *shape, generator=generator) * scale
-            return noise.to(device), {"prompt": torch.zeros(count, dtype=torch.long, device=device)}
-
-        x, args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
-        one = {"prompt": args["prompt"][:1]}
-        if host.capture(denoiser, x[:1], times[:1].to(x), one)[1] is None:
-            raise PredictorError(
-                f"{who.family or 'this model'} has no middle block for the paper's network to read: use "
-                "Calibrate AMED, which fits constants to any model"
-            )
-        truth = planned.teacher.states(denoiser, x, times, args)[-1]
-
-        def sampled(fitted: Fitted) -> torch.Tensor:
-            return sample(denoiser, x, base, solver, args, disable=True, predictor=fitted, afs=afs,
-                          capture=host.capture)  # fmt: skip
-
-        plain = sampled(host.untrained(job.sampler, base, afs))
-        progress: list[tuple[int, list[float], float]] = []
-
-        untrained = rmse(plain, truth)
-
-        def keep() -> None:
-            best = min(p[2] for p in progress)
-            how = f"Algorithm 1: {progress[-1][0]} images, batch {settings.batch}, "
-            how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
-            metrics = {"error": round(best, 5), "untrained_error": round(untrained, 5)}
-            fitted = Fitted(replace(spec, how=how, metrics=metrics), predictor.eval(), base)
-            fitted = replace(fitted, name=store.save(path, fitted).name)
-            found.append(Trained(fitted, progress, best, untrained, {}))
-            logging.info("AMED: %s", found[-1].text)
-
-        def error(end: torch.Tensor, *_: object) -> float:
-            return rmse(end, truth)
-
-        steps = train(denoiser, solver, predictor, times, draw, planned.teacher, settings, afs=afs,
-                      capture=host.capture, error=error)  # fmt: skip
+        finished = False
         try:
-            for step in steps:
-                progress.append((step.images, step.losses, step.held_out))
-                done(step.images)
-        finally:  # an interrupt too: the best so far is worth keeping
-            steps.close()
-            if progress:
-                keep()
-        found[0].images |= {"teacher": truth, "network": sampled(found[0].fitted), "untrained": plain}
+            with closing(by_gradient(target, job, planned, times, predictor, settings, outcome)) as run:
+                for images in run:
+                    show(images)  # raises, too, when the user stops it
+            finished = True
+        finally:
+            if outcome.progress:
+                base = times[:: job.extra + 1]
+                fitted = Fitted(
+                    described(target, planned, base, job, settings, outcome), predictor.eval(), base
+                )
+                saved, outcome.kept = keep(path, fitted, finished)
+                outcome.fitted = replace(fitted, name=saved.name)
+                logging.info("AMED: %s", outcome.text)
+                if not finished and node_id:
+                    show_text(node_id, outcome.text)
         predictor.cpu()
 
     with torch.inference_mode(False):
-        latent = {"samples": job.latent["samples"].clone()}
-        prompts = host.trainable(job.positive), host.trainable(job.negative)
-        host.inside_sampling(host.frozen_copy(model), [prompts[0]], prompts[1], job.guidance, latent,
-                             settings.seed, work)  # fmt: skip
-    return found[0]
+        latent = {"samples": prompts.latent["samples"].clone()}
+        cloned = Prompts([trainable(p) for p in prompts.positives], trainable(prompts.negative), latent)
+        inside_sampling(frozen_copy(model), cloned, job.guidance, settings.seed, work)
+    return outcome
+
+
+def by_gradient(
+    target: Target,
+    job: TrainingJob,
+    planned: Plan,
+    times: Tensor,
+    predictor: BottleneckPredictor,
+    settings: Settings,
+    outcome: Trained,
+) -> Iterator[int]:
+    """Train the predictor in place; a generator of images seen, that fills `outcome`. Closed or ended, the
+    predictor has its best state."""
+    denoiser, solver, afs = target.model, planned.solver, planned.afs
+    base = times[:: job.extra + 1]
+
+    def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict]:
+        noise, args = target.draw(generator, count)
+        return noise * float(times[0]), args
+
+    x, args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
+    one = {"prompt": args["prompt"][:1]}
+    if target.evaluate(denoiser, x[:1], times[:1].to(x), one, frozenset({"bottleneck"})).bottleneck is None:
+        raise PredictorError(
+            f"{target.family or 'this model'} has no middle block for the paper's network to read: use "
+            "Calibrate AMED, which fits constants to any model"
+        )
+    truth = planned.teacher.states(denoiser, x, times, args)[-1]
+
+    def sampled(constants: Any) -> Tensor:
+        return sample(denoiser, x, base, solver, args, disable=True, predictor=constants, afs=afs,
+                      evaluate=target.evaluate)  # fmt: skip
+
+    plain = sampled(untrained(job.sampler, base, afs).predictor)
+    outcome.untrained = rmse(plain, truth)
+    steps = train(denoiser, solver, predictor, times, draw, planned.teacher, settings, afs=afs,
+                  evaluate=target.evaluate, error=lambda end, *_: rmse(end, truth))  # fmt: skip
+    try:
+        for step in steps:
+            outcome.progress.append((step.images, step.losses, step.held_out))
+            yield step.images
+    finally:
+        steps.close()
+    outcome.images |= {"teacher": truth, "network": sampled(predictor), "untrained": plain}
+
+
+def described(
+    target: Target, planned: Plan, base: Tensor, job: TrainingJob, settings: Settings, outcome: Trained
+) -> Spec:
+    """What the file says of itself."""
+    how = f"Algorithm 1: {outcome.progress[-1][0]} images, batch {settings.batch}, "
+    how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
+    metrics = {"error": round(outcome.best, 5), "untrained_error": round(outcome.untrained, 5)}
+    return Spec.on(
+        planned.solver, base, afs=planned.afs,
+        prediction_type=target.prediction_type, guidance=job.guidance, model_family=target.family,
+        model_fingerprint=target.fingerprint, model_name=target.name,
+        features="bottleneck", scale_dir=SCALE_DIR, scale_time=SCALE_TIME, how=how, metrics=metrics,
+    )  # fmt: skip
 
 
 class TrainPredictor(io.ComfyNode):
@@ -156,8 +191,8 @@ class TrainPredictor(io.ComfyNode):
                 io.Int.Input("teacher_points", default=1, min=1, max=8,
                              tooltip="the paper's M: points the teacher takes inside each interval"),
                 io.Float.Input("learning_rate", default=5e-3, min=1e-6, max=1.0, step=1e-4),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
-                io.String.Input("name", default="trained", tooltip="the file is NAME-nfe5-cfg1.safetensors"),
+                seed_input(),
+                name_input("trained", "the file is NAME-nfe5-cfg1.safetensors"),
             ],
             outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -181,10 +216,11 @@ class TrainPredictor(io.ComfyNode):
         seed,
         name,
     ):
-        job = Job(positive, negative, latent_image, sampler, nfe, guidance, teacher_points, name)
+        job = TrainingJob(sampler, nfe, guidance, teacher_points, checked_name(name))
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
-        result = trained(model, job, settings, cls.hidden.unique_id)
-        rows = {name: host.preview_pixels(model, made) for name, made in result.images.items()}
+        prompts = Prompts([positive], negative, latent_image)
+        result = trained(model, prompts, job, settings, cls.hidden.unique_id)
+        rows = {label: preview_pixels(model, end) for label, end in result.images.items()}
         picture = report.as_image(report.training(result.text, result.progress, result.untrained, rows))
         return io.NodeOutput(result.fitted, picture, result.text, ui=ui.PreviewText(result.text))
 

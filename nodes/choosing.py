@@ -1,0 +1,56 @@
+"""What amed.choose is asked, for a MODEL of this host; it alone decides."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..amed import Fitted
+from ..amed.choose import AUTO, Request
+from ..amed.kdiffusion import solver_of
+from .folders import FOLDER
+from .model import base_times, identity, is_flow, sampling_of, start_sigma
+
+ADVICE = (
+    f"Choose one of these, load a file with Load AMED Predictor, put one into models/{FOLDER}, or set "
+    "if_missing to untrained."
+)
+
+
+def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:
+    """For a MODEL; `asked`: the other fields of Request."""
+    model_sampling = sampling_of(model)
+    return Request(
+        identity(model),
+        sampler,
+        guidance,
+        schedule=lambda count: base_times(model_sampling, count),
+        afs=not is_flow(model_sampling),
+        advice=ADVICE,
+        **asked,
+    )
+
+
+def own_name(sampler: str, fitted: Fitted | None) -> str:
+    """The sampler to ask for with a predictor at hand: its own where it is the same solver. DPM++ 2M and 3M
+    are one, the file's own order runs."""
+    if fitted is None or sampler == AUTO:
+        return sampler
+    own = fitted.spec.sampler
+    return own if solver_of(own).name == solver_of(sampler).name else sampler
+
+
+def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
+    """The base times from the noise level on at which `denoise` of the model's time is left, float32.
+
+    Raises ValueError when that is below the last time."""
+    if denoise >= 1.0:
+        return times.float()
+    start = start_sigma(sampling_of(model), denoise)
+    rest = times[times < start * 0.99]
+    if len(rest) == 0:
+        raise ValueError(
+            f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
+            f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise"
+        )
+    return torch.cat([torch.tensor([start], dtype=times.dtype), rest]).float()

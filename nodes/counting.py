@@ -1,0 +1,73 @@
+"""Evaluations counted around a MODEL. Host: comfy/patcher_extension.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..amed.choose import Report
+
+COUNT = "amed_evaluations"  # the key of a counting MODEL's Count
+
+
+def count_rows(model_options: dict, report: Report) -> None:
+    """Count the network's rows into the report, by a wrapper on this run's own options."""
+    try:
+        from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+    except ImportError:
+        return
+
+    def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        report.rows += len(x)
+        return executor(x, *args, **kwargs)
+
+    report.rows = 0
+    add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "amed_count", apply_model, model_options, is_model_options=True
+    )
+
+
+class Count:
+    """Evaluations of a MODEL and rows through its network; one object however often the host copies its
+    options. Guidance makes one evaluation of two halves, in one call of the network or in two."""
+
+    def __init__(self):
+        self.evaluations = self.rows = 0
+
+    def __deepcopy__(self, memo: dict) -> "Count":
+        return self
+
+    def evaluation(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        self.evaluations += 1
+        return executor(*args, **kwargs)
+
+    def call(self, executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.rows += len(x)
+        return executor(x, *args, **kwargs)
+
+
+def counting(model: Any) -> Any:
+    """A clone of a MODEL that counts. Raises RuntimeError where the host has no wrappers to count with."""
+    try:
+        from comfy.patcher_extension import WrappersMP
+    except ImportError:
+        raise RuntimeError(
+            "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
+        ) from None
+    clone, count = model.clone(), Count()
+    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
+    clone.model_options[COUNT] = count
+    return clone
+
+
+def read_count(model: Any) -> tuple[int, int]:
+    """Evaluations and rows since the last reading. Raises ValueError for a MODEL that does not count."""
+    count = model.model_options.get(COUNT)
+    if count is None:
+        raise ValueError(
+            "this MODEL does not count: connect the one from AMED Count Evaluations, here and to the sampler"
+        )
+    evaluations, rows = count.evaluations, count.rows
+    count.evaluations = count.rows = 0
+    return evaluations, rows

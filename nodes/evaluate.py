@@ -1,0 +1,135 @@
+"""How the host's denoiser is asked (amed.loop.Evaluate): its image, its bottleneck, the halves of guidance.
+
+Nothing stays on a MODEL: what one evaluation needs is put on a copy of its options. Host: comfy/samplers.py
+(sampling_function, KSamplerX0Inpaint), and the patches of its U-Nets (transformer_options)."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ..amed import Evaluation
+from .model import own_options
+
+BOTTLENECK, HALVES = "bottleneck", "halves"
+LACKING = {
+    BOTTLENECK: "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
+    HALVES: "the halves of guidance could not be captured from this model: guidance is taken as one",
+}
+
+
+def evaluate(
+    model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+) -> Evaluation:
+    """amed.loop.Evaluate for the host's denoiser, by patches on a copy of this one evaluation's options.
+
+    The bottleneck: conditional rows of the middle block's output, the first capture. The halves: what the
+    positive and the negative prompt alone denoise to, before anything of other packs; uncond None where
+    guidance is off. What the model cannot give is None, with one warning."""
+    if not wants & LACKING.keys():
+        return Evaluation(model(x, sigma, **extra_args))
+    options, seen = own_options(extra_args), dict[str, Tensor]()
+    if BOTTLENECK in wants:
+        keep_bottleneck(options, positive_ids(model), len(x), seen)
+    if HALVES in wants:
+        keep_halves(options, seen)
+    denoised = model(x, sigma, **{**extra_args, "model_options": options})
+    halves = (with_kept_part(model, sigma, extra_args, seen.get(name)) for name in ("cond", "uncond"))
+    result = Evaluation(denoised, seen.get(BOTTLENECK), *halves)
+    for text in lacking(result, wants):
+        warn_once(text)
+    return result
+
+
+def lacking(seen: Evaluation, wants: frozenset[str]) -> list[str]:
+    """What was asked for and is not there, in words."""
+    given = {BOTTLENECK: seen.bottleneck, HALVES: seen.cond}
+    return [text for name, text in LACKING.items() if name in wants and given[name] is None]
+
+
+def keep_bottleneck(options: dict, positive: set, batch: int, seen: dict[str, Tensor]) -> None:
+    """Let a call with these options write its bottleneck, `[batch, C, H, W]`, into `seen`.
+
+    `output_block_patch` at ("output", 0) is given the middle block's output, first of all, before FreeU and
+    its like; newer hosts have `middle_block_after_patch` too."""
+
+    def keep(h: Tensor, transformer_options: dict) -> None:
+        rows = None if BOTTLENECK in seen else conditional_rows(h, transformer_options, positive, batch)
+        if rows is not None:
+            seen[BOTTLENECK] = rows
+
+    def before_first_output(h: Tensor, skip: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
+        if transformer_options.get("block") == ("output", 0):
+            keep(h, transformer_options)
+        return h, skip
+
+    def after_middle(args: dict) -> dict:
+        keep(args["h"], args["transformer_options"])
+        return args
+
+    patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
+    for name, patch in (
+        ("output_block_patch", before_first_output),
+        ("middle_block_after_patch", after_middle),
+    ):
+        patches[name] = [patch, *patches.get(name, [])]
+
+
+def keep_halves(options: dict, seen: dict[str, Tensor]) -> None:
+    """Let a call with these options write `cond` and `uncond` into `seen`: the first of its pre-CFG functions
+    is given what the network said of each prompt."""
+
+    def before_guidance(args: dict) -> list:
+        out = args["conds_out"]
+        for name, prompt, half in zip(("cond", "uncond"), args["conds"], out):
+            if prompt is not None and name not in seen:
+                seen[name] = half.clone()  # others may change theirs in place
+        return out
+
+    options["sampler_pre_cfg_function"] = [before_guidance, *options.get("sampler_pre_cfg_function", [])]
+
+
+def positive_ids(model: Any) -> set:
+    """The ids of the positive prompts of the guider that samples; a Prompted has several lists of them."""
+    conds = getattr(model.inner_model, "conds", None) or {}
+    mine = [cond for name, listed in conds.items() if name.startswith("positive") for cond in listed or []]
+    return {cond["uuid"] for cond in mine if "uuid" in cond}
+
+
+def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch: int) -> Tensor | None:
+    """Of a middle block's output `[chunks * B, C, H, W]` the rows of the positive prompt, `[B, C, H, W]`.
+
+    By the prompt's own id where the host tells ids: guiders with more than two prompts, and attention
+    guidance, use index 0 for other things. None when this call has no such rows (the halves may come in two
+    calls)."""
+    indices, ids = transformer_options.get("cond_or_uncond") or [0], transformer_options.get("uuids")
+    if h.ndim != 4 or len(h) != batch * len(indices):
+        return None
+    for i, index in enumerate(indices):
+        if (ids[i] in positive) if ids and positive else index == 0:
+            return h[i * batch : (i + 1) * batch].detach().clone()
+    return None
+
+
+def with_kept_part(
+    model: Any, sigma: Tensor, extra_args: dict[str, Any], half: Tensor | None
+) -> Tensor | None:
+    """A half of guidance with the part an inpainting mask keeps, as the host's denoiser has it for their
+    sum."""
+    mask = extra_args.get("denoise_mask")
+    if mask is None or half is None:
+        return half
+    changed = (extra_args.get("model_options") or {}).get("denoise_mask_function")
+    if changed is not None:
+        mask = changed(sigma, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
+    return half * mask + model.latent_image * (1 - mask)
+
+
+_warned: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """A line in the host's log, once for the same text."""
+    if text not in _warned:
+        _warned.add(text)
+        logging.warning("AMED: %s", text)

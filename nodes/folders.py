@@ -1,0 +1,39 @@
+"""The host's model folders, and the library in them. Host: folder_paths.py."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ..amed import Library
+
+FOLDER = "amed_predictors"
+BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
+
+
+def add_folder() -> None:
+    """models/amed_predictors as a folder of the host's; idempotent. Without the last line it lists every
+    file."""
+    folder = Path(folder_paths.models_dir) / FOLDER
+    folder_paths.add_model_folder_path(FOLDER, str(folder))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+_library = Library([])
+
+
+def library() -> Library:
+    """The user's predictors (models/amed_predictors, and wherever extra_model_paths says), then the
+    bundled."""
+    _library.folders = [*(Path(p) for p in folder_paths.get_folder_paths(FOLDER)), BUNDLED]
+    return _library
+
+
+def library_state() -> list[tuple[str, float]]:
+    """Names and times of the files: what a node's cached result depends on."""
+    return [(name, path.stat().st_mtime) for name, path in sorted(library().paths().items())]
+
+
+def user_folder() -> Path:
+    """Where new predictors are saved: the first folder of models/amed_predictors."""
+    return Path(folder_paths.get_folder_paths(FOLDER)[0])

@@ -1,0 +1,106 @@
+"""The host's lists of samplers and schedules: ours in them, and its own for us.
+
+Lists are only added to, never bound anew: that is what broke other packs. Host: comfy/samplers.py,
+comfy/k_diffusion/sampling.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.samplers
+from torch import Tensor
+
+from ..amed import SAMPLERS
+from .folders import add_folder
+from .model import host_sigmas
+from .sampling import SCHEDULER, sampler_function
+
+
+def register() -> list[str]:
+    """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be
+    added."""
+    problems = []
+    for what, add in (
+        ("samplers", add_samplers),
+        ("schedule", add_schedule),
+        ("predictor folder", add_folder),
+    ):
+        try:
+            add()
+        except Exception as error:  # whatever this host's version lacks must not stop its start
+            problems.append(f"this ComfyUI does not take our {what} ({type(error).__name__}: {error})")
+    return problems
+
+
+def add_samplers() -> None:
+    """`sample_<name>` where the host looks for it at each run, and the names in its dropdowns."""
+    for name in SAMPLERS:
+        if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
+            setattr(comfy.k_diffusion.sampling, f"sample_{name}", sampler_function(name))
+        for names in (comfy.samplers.SAMPLER_NAMES, comfy.samplers.KSampler.SAMPLERS):
+            if name not in names:  # usually one list under two names
+                names.append(name)
+
+
+def add_schedule() -> None:
+    """The `amed` schedule in the host's dropdowns."""
+    handler = comfy.samplers.SchedulerHandler(host_sigmas)
+    comfy.samplers.SCHEDULER_HANDLERS.setdefault(SCHEDULER, handler)
+    for names in (comfy.samplers.SCHEDULER_NAMES, comfy.samplers.KSampler.SCHEDULERS):
+        if SCHEDULER not in names:
+            names.append(SCHEDULER)
+
+
+def as_sampler(function: Callable[..., Tensor], **options: Any) -> Any:
+    """A SAMPLER that calls `function` with these options."""
+    return comfy.samplers.KSAMPLER(function, options)
+
+
+def our_sampler(name: str, **options: Any) -> Any:
+    """A SAMPLER of ours; `options` as in sampling.sampler_function."""
+    return as_sampler(sampler_function(name), **options)
+
+
+def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> Any:
+    """The host's guider of a MODEL, with conditionings by name ("positive", "negative", more)."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds(conditionings)
+    guider.set_cfg(guidance)
+    return guider
+
+
+class Asking:
+    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of
+    `real`."""
+
+    def __init__(self, model: Any, args: dict[str, Any], real: Any):
+        self.model, self.args, self.real = model, args, real
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
+        return self.model(x, sigma, **self.args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def shipped(
+    model_sampling: Any, scheduler: str, nfe: int, real: Any
+) -> dict[str, Callable[[Any, Tensor, dict[str, Any]], Tensor]]:
+    """DPM++ 2M, UniPC and iPNDM as the host ships them, at `nfe` steps of a schedule of its own, each an
+    amed.fit.Rival; `real`: the host's denoiser, for its attributes."""
+    sigmas: Tensor = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
+
+    def rival(name: str) -> Callable[..., Tensor]:
+        function = comfy.samplers.sampler_object(name).sampler_function
+
+        def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
+            x = noise * sigmas[0].to(noise)
+            return function(
+                Asking(model, args, real), x, sigmas.to(noise), extra_args={}, callback=None, disable=True
+            )
+
+        return run
+
+    names = {"DPM++ 2M": "dpmpp_2m", "UniPC": "uni_pc", "iPNDM": "ipndm"}
+    offered = {k: v for k, v in names.items() if v in comfy.samplers.KSampler.SAMPLERS}
+    return {f"{label}, {scheduler}": rival(name) for label, name in offered.items()}

@@ -1,0 +1,64 @@
+"""A run of the host's own sampling, and what its page shows meanwhile. Host: comfy/sample.py, comfy/utils.py,
+latent_preview.py, server.py."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+from torch import Tensor
+
+
+def start_of(model: Any, latent: dict) -> Tensor:
+    """A LATENT's samples `[B, C, H, W]`; an empty one with the MODEL's own number of channels."""
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+
+
+def run(
+    model: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    seed: int,
+    guidance: float,
+    positive: list,
+    negative: list,
+    latent: dict,
+) -> dict:
+    """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT
+    back."""
+    start = start_of(model, latent)
+    noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    samples = comfy.sample.sample_custom(
+        model,
+        noise,
+        guidance,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        start,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {**latent, "samples": samples}
+
+
+def progress_bar(node_id: str | None, total: int) -> Callable[[int], None]:
+    """A bar on the node; call it with what is done."""
+    bar = comfy.utils.ProgressBar(total, node_id=node_id) if node_id else comfy.utils.ProgressBar(total)
+    return lambda done: bar.update_absolute(min(done, total), total)
+
+
+def show_text(node_id: str, text: str) -> None:
+    """Text on the node itself, where this host's page can show it."""
+    try:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, node_id)
+    except Exception:  # only ever an extra: the text is also an output and in the log
+        logging.debug("AMED: this ComfyUI shows no text on nodes")

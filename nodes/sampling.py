@@ -1,0 +1,160 @@
+"""Our samplers, as the host calls them: which predictor runs, and what is counted.
+
+Host: the contract of comfy/k_diffusion/sampling.py, `fn(model, x, sigmas, extra_args, callback, disable,
+**options)`; model is comfy/samplers.py's KSamplerX0Inpaint, its inner_model the guider."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..amed import SAMPLERS
+from ..amed.choose import AUTO, Choice, Report, choose
+from ..amed.fit.plain import Setting
+from ..amed.kdiffusion import sample as engine_sample
+from .choosing import own_name, request
+from .counting import count_rows
+from .evaluate import evaluate, lacking, warn_once
+from .folders import library
+from .model import attached, is_flow, own_options, stop_if_asked
+
+SCHEDULER = "amed"
+
+
+class Counted:
+    """The host's denoiser, counted, and stoppable before every evaluation (not only once a step)."""
+
+    def __init__(self, model: Any, report: Report):
+        self.inner, self.report = model, report
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        stop_if_asked()
+        self.report.evaluations += 1
+        return self.inner(x, sigma, **extra_args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def sampler_function(name: str) -> Callable[..., Tensor]:
+    """The host's `sample_<name>`: the engine's sampler with the MODEL's predictor, or the library's, and with
+    counting and capture. `name` "auto": the sampler of the predictor that is chosen.
+
+    `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
+    "error" or "untrained". `report`: a Report to fill. Raises PredictorError."""
+
+    def sample(
+        model,
+        x,
+        sigmas,
+        extra_args=None,
+        callback=None,
+        disable=None,
+        *,
+        predictor=None,
+        if_missing="error",
+        report=None,
+        **_options,
+    ):
+        if len(sigmas) < 2:
+            return x  # nothing to do, as the host's own samplers have it
+        report = Report() if report is None else report
+        report.batch = len(x)
+        extra_args = dict(extra_args or {})
+        options = extra_args["model_options"] = own_options(extra_args)
+        choice = chosen_for(model.inner_model, name, sigmas, predictor or attached(options), if_missing)
+        fitted, runs = None, "amed" if name == AUTO else name
+        if choice is not None:
+            fitted, runs = choice.fitted, choice.sampler if name == AUTO else name
+            note(report, *choice.remarks, *off_grid(choice))
+            for remark in report.remarks:
+                warn_once(f"{fitted.label}: {remark}")
+        report.fitted = fitted
+
+        def ask(model, x, sigma, extra_args, wants):
+            seen = evaluate(model, x, sigma, extra_args, wants)
+            note(report, *lacking(seen, wants))
+            return seen
+
+        count_rows(options, report)
+        result = SAMPLERS[runs](
+            Counted(model, report),
+            x,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            predictor=None if fitted is None else fitted.to(x.device),
+            afs=None if may_start_analytically(model, extra_args) else False,
+            evaluate=ask,
+        )
+        return keep_unmasked(model, extra_args, result, sigmas[-1])
+
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    return sample
+
+
+def chosen_for(guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str) -> Choice | None:
+    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose."""
+    times = sigmas[sigmas > 0]
+    if fitted is None and len(times) < 2:
+        return None
+    name, guidance = own_name(name, fitted), float(getattr(guider, "cfg", 1.0))
+    asked = request(guider.model_patcher, name, guidance, times=times, fitted=fitted, if_missing=if_missing)
+    return choose(library(), asked)
+
+
+def off_grid(choice: Choice) -> list[str]:
+    """What is to be said of noise levels that a predictor was not fitted on."""
+    if choice.grid == "other":
+        return [
+            f"these noise levels are not those {choice.fitted.name} was fitted on: choose the {SCHEDULER} "
+            f"schedule with {choice.fitted.spec.num_steps} steps, or AMED Scheduler"
+        ]
+    if choice.grid == "below":
+        return [
+            "started below the top of the schedule: no analytic first step, and the constants are "
+            "interpolated between the fitted noise levels where these are others"
+        ]
+    return []
+
+
+def note(report: Report, *remarks: str) -> None:
+    """Put remarks on a report that does not have them yet."""
+    report.remarks += [remark for remark in dict.fromkeys(remarks) if remark not in report.remarks]
+
+
+def plain_function(setting: Setting) -> Callable[..., Tensor]:
+    """As the host calls a sampler: a plain solver; the analytic first step only where the start is pure
+    noise."""
+
+    def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+        if len(sigmas) < 2:
+            return x
+        extra_args = extra_args or {}
+        from_the_top = float(sigmas[0]) > 0.99 * setting.sigma_max
+        afs = setting.afs and from_the_top and may_start_analytically(model, extra_args)
+        result = engine_sample(
+            Counted(model, Report()), x, sigmas, setting.solver, extra_args, callback, disable, afs=afs
+        )
+        return keep_unmasked(model, extra_args, result, sigmas[-1])
+
+    return sample_plain
+
+
+def keep_unmasked(model: Any, extra_args: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
+    """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every
+    evaluation, but a run that ends above noise level 0 does not end with one. x itself without a mask."""
+    mask = extra_args.get("denoise_mask")
+    if mask is None:
+        return x
+    scaled = model.inner_model.inner_model.model_sampling.noise_scaling
+    kept = scaled(sigma, torch.zeros_like(x), model.latent_image)
+    return x * mask + kept * (1 - mask)
+
+
+def may_start_analytically(model: Any, extra_args: dict[str, Any]) -> bool:
+    """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model."""
+    flow = is_flow(model.inner_model.inner_model.model_sampling)
+    return not flow and extra_args.get("denoise_mask") is None
