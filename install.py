@@ -3,15 +3,23 @@
 Quick when nothing is missing, and never touches torch."""
 
 import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
-NEEDED = {"einops": "einops", "numpy": "numpy", "safetensors": "safetensors>=0.4.2"}  # module: requirement
+REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 
 
 def missing() -> list[str]:
-    """Requirements whose module cannot be found."""
-    return [requirement for module, requirement in NEEDED.items() if importlib.util.find_spec(module) is None]
+    """Requirements whose module cannot be found; the module is called as the distribution."""
+    wanted = []
+    for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if REQUIREMENTS.is_file() else ():
+        requirement = line.partition("#")[0].strip()
+        name = re.match(r"[A-Za-z0-9]\w*", requirement)  # an option, as -r, is no name
+        if name and not name[0].startswith("torch") and importlib.util.find_spec(name[0]) is None:
+            wanted.append(requirement)
+    return wanted
 
 
 def main() -> None:
