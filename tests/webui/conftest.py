@@ -10,7 +10,7 @@ import pytest
 import restated
 import torch
 
-from amed.choice import Identity
+from amed.choose import Identity
 from demo import model as demo
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ def webui(request, tmp_path, denoiser):
     read_identity = sys.modules["amed_webui.host"].read_identity
     unknown = Identity("sd15", "0123456789abcdef")
     sys.modules["amed_webui.host"].read_identity = lambda model: unknown
-    names = ("ui", "run", "calibrate", "host", "samplers", "capture")
+    names = ("ui", "run", "calibrate", "host", "samplers", "evaluate")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
     yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
                           restated=restated, sampler_base=restated.KDiffusionSampler,

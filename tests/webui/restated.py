@@ -105,7 +105,7 @@ class Checkpoint:
         self.network = network
         if kind == "forge":
             model = SimpleNamespace(diffusion_model=network)
-            self.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=model))
+            self.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=model, model_options={}))
         else:
             self.model = SimpleNamespace(diffusion_model=network)
 
@@ -156,6 +156,12 @@ class CFGDenoiser(nn.Module):
         denoised = of_negative.clone()
         for mine in of_prompt:
             denoised = denoised + (mine - of_negative) * (1.0 if skip else cond_scale) / len(of_prompt)
+        if forge:  # alone, its negative half is zeros
+            told = {"denoised": denoised, "cond_denoised": sum(of_prompt) / len(of_prompt)}
+            told["uncond_denoised"] = torch.zeros_like(x) if alone else of_negative
+            patcher = self.inner_model.inner_model.forge_objects.unet
+            for function in patcher.model_options.get("sampler_post_cfg_function", []):
+                denoised = told["denoised"] = function(told)
         if self.mask is not None:
             denoised = denoised * self.nmask + self.init_latent * self.mask
         self.sampler.last_latent = denoised

@@ -1,12 +1,13 @@
 """Calibrating inside the restated hosts: what the AMED tab and its API do."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from amed import load
-from amed.calibration import smallest
+from amed import load, save
+from amed.fit import smallest
 
 QUICK = {"prompts": "3\n5", "width": 64, "height": 64, "guidance": 2.0, "nfe": "3", "budget": smallest(3)}
 
@@ -28,7 +29,7 @@ def test_it_is_saved_and_found(small):
     seen = []
     state = webui.webui.shared.state
     webui.webui.before_evaluation = lambda cfg: seen.append((state.job, state.sampling_step, state.textinfo))
-    outcome = webui.calibrate.started(webui.calibrate.Request.of(told))
+    outcome = webui.calibrate.started(webui.calibrate.Form.of(told))
     webui.webui.before_evaluation = None
     assert outcome.saved == ["emoji-multistep-nfe3-cfg2.safetensors"] and not outcome.interrupted
     fitted = load(webui.host.user_folder() / outcome.saved[0])
@@ -37,9 +38,10 @@ def test_it_is_saved_and_found(small):
     assert spec.model_fingerprint == webui.host.identity(webui.checkpoint).fingerprint
     assert spec.model_name == "emoji" and spec.prediction_type == "eps"
     assert spec.sigma_max == pytest.approx(14.6146, rel=1e-4)
-    result = outcome.results[0]
+    result = outcome.kept[0].result
     assert result.rows[0].error <= result.rows[1].error and result.evaluations <= QUICK["budget"]
     assert "of the best plain solver" in outcome.text or "is kept" in outcome.text
+    assert f"saved as {outcome.saved[0]} in {webui.host.user_folder()}" in outcome.text
     assert outcome.pictures[0].width > 400
     steps = [step for _, step, _ in seen]
     assert seen[1][0] == "AMED calibration" and steps == sorted(steps) and steps[-1] > 0.9 * QUICK["budget"]
@@ -58,23 +60,28 @@ def test_each_sample_is_guided_by_its_own_prompt(small):
     told = {}
 
     def keep(model, x, sigmas, extra_args, callback):
-        ask = webui.calibrate.Prompted(model, extra_args)
+        ask = webui.calibrate.OfPrompts(model, extra_args)
         told["mixed"] = ask(x[[0, 0, 0]], sigmas[:1].expand(3), torch.tensor([1, 0, 1]))
         told["alone"] = [ask(x[:1], sigmas[:1], torch.tensor([i])) for i in (1, 0)]
         told["steps"] = model.step
+        prompt = {"prompt": torch.tensor([1, 0])}
+        wants = frozenset({"bottleneck", "halves"})
+        told["seen"] = ask.evaluate(ask, x[[0, 0]], sigmas[:1].expand(2), prompt, wants)
         return x
 
-    p.amed = webui.run.Job(calibrate=keep)
+    p.amed = webui.run.Wish(calibrate=keep)
     webui.generate(p, None)
     assert torch.allclose(told["mixed"][:1], told["alone"][0], atol=1e-4)
     assert torch.allclose(told["mixed"][1:2], told["alone"][1], atol=1e-4)
     assert torch.equal(told["mixed"][0], told["mixed"][2]) and told["steps"] == 1
     assert not torch.allclose(told["alone"][0], told["alone"][1], atol=1e-2)
+    seen = told["seen"]  # and what a fit may ask of it besides
+    assert torch.allclose(seen.denoised, seen.uncond + 2 * (seen.cond - seen.uncond), atol=1e-4)
+    assert torch.allclose(seen.denoised, told["mixed"][:2], atol=1e-4) and len(seen.bottleneck) == 2
 
 
-@pytest.mark.parametrize("after, saved", [(20, 0), (400, 1)])
-def test_interruption_keeps_what_there_is(small, after, saved):
-    webui, told = small
+def interrupted(webui, filled, after):
+    """A calibration that is interrupted at its evaluation number `after`."""
     seen = []
 
     def interrupt(cfg):
@@ -83,11 +90,85 @@ def test_interruption_keeps_what_there_is(small, after, saved):
             webui.webui.shared.state.interrupt()
 
     webui.webui.before_evaluation = interrupt
-    outcome = webui.calibrate.started(webui.calibrate.Request.of({**told, "name": "mine"}))
-    assert len(seen) == after and outcome.interrupted and len(outcome.saved) == saved
+    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    webui.webui.before_evaluation = None
+    assert len(seen) == after
+    return outcome
+
+
+@pytest.mark.parametrize("after, saved", [(20, 0), (400, 1)])
+def test_interruption_keeps_what_there_is(small, after, saved):
+    webui, filled = small
+    outcome = interrupted(webui, {**filled, "name": "mine"}, after)
+    assert outcome.interrupted and len(outcome.saved) == saved
     assert "Interrupted" in outcome.text
     assert [path.name for path in webui.host.user_folder().glob("*")] == outcome.saved
     assert not webui.webui.shared.state.interrupted  # the next generation runs
+
+
+def test_what_is_finished_is_not_lost(small):
+    """An interrupted calibration, and one that came out worse, leave a finished file of the same name alone and say
+    so; a better one takes its place."""
+    webui, filled = small
+    first = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    file = webui.host.user_folder() / first.saved[0]
+    finished = file.read_bytes()
+
+    stopped = interrupted(webui, {**filled, "seed": 1}, 400)
+    assert stopped.interrupted and file.read_bytes() == finished
+    assert stopped.saved == ["emoji-multistep-nfe3-cfg2-2.safetensors"]
+    assert f"{file.name} stays, it is finished" in stopped.text and "Interrupted" in stopped.text
+    assert "(unfinished)" in stopped.text
+
+    fitted = load(file)
+    better = {**fitted.spec.metrics, "error": 1e-6}
+    save(file, replace(fitted, spec=replace(fitted.spec, metrics=better)))
+    best = file.read_bytes()
+    worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    assert not worse.interrupted and file.read_bytes() == best and worse.saved != first.saved
+    assert f"{file.name} stays, its error is less" in worse.text
+
+    save(file, replace(fitted, spec=replace(fitted.spec, metrics={**better, "error": 1e3})))
+    again = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    assert again.saved == first.saved and load(file).spec.metrics["error"] < 1e3
+
+
+def test_several_numbers_of_evaluations(small):
+    """One job: its progress goes on from one to the next, and an interruption keeps what was finished before."""
+    webui, filled = small
+    filled = {**filled, "nfe": "2, 3", "budget": smallest(3)}
+    seen = []
+    state = webui.webui.shared.state
+    webui.webui.before_evaluation = lambda cfg: seen.append((state.sampling_step, state.textinfo))
+    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    webui.webui.before_evaluation = None
+    assert outcome.saved == [f"emoji-multistep-nfe{nfe}-cfg2.safetensors" for nfe in (2, 3)]
+    steps = [step for step, _ in seen]
+    assert steps == sorted(steps) and state.sampling_steps == 2 * smallest(3) >= steps[-1]
+    assert "AMED, 2 evaluations:" in seen[60][1] and "AMED, 3 evaluations:" in seen[-1][1]
+    assert len(outcome.pictures) == 2 and outcome.text.count("saved as") == 2
+
+    stopped = interrupted(webui, {**filled, "name": "mine"}, len(seen) - 3)
+    assert stopped.interrupted and [kept.result.fitted.nfe for kept in stopped.kept] == [2, 3]
+    metrics = [load(kept.path).spec.metrics["finished"] for kept in stopped.kept]
+    assert metrics == [True, False]
+
+
+@pytest.mark.parametrize("sampler, solver", [("AMED Plugin UniPC", "unipc"), ("AMED Plugin DEIS", "deis")])
+def test_the_new_samplers(small, sampler, solver):
+    """Calibrated, and found."""
+    webui, filled = small
+    filled = {**filled, "sampler": sampler, "nfe": "4", "budget": smallest(4)}
+    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    fitted = load(outcome.kept[0].path)
+    if outcome.kept[0].result.improved:
+        assert (fitted.nfe, fitted.spec.solver) == (4, solver)
+        p = webui.Processing(sampler_name=sampler, cfg_scale=2.0)
+        webui.generate(p, webui.script, ("auto", 4))
+        assert p.extra_generation_params["AMED predictor"] == outcome.saved[0]
+        assert p.extra_generation_params["AMED evaluations"] == 4
+    else:
+        assert "is kept" in outcome.text and fitted.spec.sampler == "amed_multistep"
 
 
 @pytest.mark.parametrize("change, words", [
@@ -98,13 +179,13 @@ def test_interruption_keeps_what_there_is(small, after, saved):
 ])  # fmt: skip
 def test_what_cannot_be(webui, change, words):
     with pytest.raises(ValueError, match=words):
-        webui.calibrate.Request.of({**QUICK, **change})
+        webui.calibrate.Form.of({**QUICK, **change})
 
 
 def test_a_bad_name_costs_nothing(webui):
-    request = webui.calibrate.Request.of({**QUICK, "name": "../mine"})
+    form = webui.calibrate.Form.of({**QUICK, "name": "../mine"})
     with pytest.raises(ValueError, match="is no file name"):
-        webui.calibrate.started(request)
+        webui.calibrate.started(form)
     assert webui.checkpoint.network.calls == []
 
 

@@ -1,4 +1,4 @@
-"""Bottleneck capture against the hosts' row orders, restated here from their denoisers.
+"""Bottleneck and halves against the hosts' row orders, restated here from their denoisers.
 
 Every row carries who it is: image number + 10 * prompt number, 90 for the negative prompt."""
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from amed_webui.capture import RowCapture, by_chunks, in_order
+from amed_webui.evaluate import Chunks, HostEvaluate, PromptsFirst
 from torch import nn
 
 NEGATIVE = 90
@@ -23,11 +23,23 @@ class UNet(nn.Module):
         return self.middle_block(who.view(-1, 1, 1, 1).float())
 
 
+class Wrapper(nn.Module):
+    """k-diffusion's: what a row denoises to says who it is, 1000 more."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, who):
+        return self.unet(who) + 1000
+
+
 class A1111:
     """sd_samplers_cfg_denoiser.CFGDenoiser.forward: which rows the U-Net gets, call by call."""
 
     def __init__(self, unet, batched=True, same_length=True, skip_uncond=False):
         self.unet, self.batched, self.same_length, self.skip = unet, batched, same_length, skip_uncond
+        self.inner_model = Wrapper(unet)
 
     def __call__(self, x, sigma, cond, uncond):
         prompts = [i + 10 * n for i, image in enumerate(cond.batch) for n in range(len(image))]
@@ -42,16 +54,19 @@ class A1111:
                 [negative] if negative else []
             )
         for call in calls:
-            self.unet(torch.tensor(call))
+            self.inner_model(torch.tensor(call))
         return x
 
 
 class Forge:
-    """backend.sampling.sampling_function.calc_cond_uncond_batch: chunks in reversed order, `at_once` of
-    them a call."""
+    """backend.sampling.sampling_function: chunks in reversed order, `at_once` of them a call, and what is told
+    of the halves; without guidance the negative one's are zeros."""
 
     def __init__(self, unet, at_once=9, guided=True):
         self.unet, self.at_once, self.guided = unet, at_once, guided
+        self.patcher = SimpleNamespace(model_options={"sampler_post_cfg_function": [lambda args: -args["input"]]})
+        objects = SimpleNamespace(forge_objects=SimpleNamespace(unet=self.patcher))
+        self.inner_model = SimpleNamespace(inner_model=objects)
 
     def __call__(self, x, sigma, cond, uncond):
         prompts = max(len(image) for image in cond.batch)
@@ -63,17 +78,26 @@ class Forge:
             who = torch.cat([torch.arange(len(x)) * (kind == 0) + 10 * n for n, kind in chosen])
             options = {"cond_or_uncond": [kind for _, kind in chosen]}
             self.unet(who, transformer_options=options)
-        return x
+        images = torch.arange(len(x)).view(-1, 1, 1, 1).float()
+        args = {"cond_denoised": images + 5 * (prompts - 1) + 1000, "input": x, "denoised": x}
+        args["uncond_denoised"] = torch.full_like(images, NEGATIVE + 1000.0 if self.guided else 0.0)
+        for function in self.patcher.model_options["sampler_post_cfg_function"]:
+            args["denoised"] = function(args)
+        return args["denoised"]
 
 
-def told(images, prompts=1):
-    return {"cond": SimpleNamespace(batch=[[None] * prompts] * images), "uncond": [None] * images}
-
-
-def who(capture, host, images, prompts=1):
+def ask(evaluate, host, images, prompts=1, wants=("bottleneck",)):
+    extra_args = {"cond": SimpleNamespace(batch=[[None] * prompts] * images), "uncond": [None] * images}
     x = torch.zeros(images, 4, 8, 8)
-    _, found = capture(host, x, torch.ones(images), told(images, prompts))
-    return None if found is None else found.flatten().tolist()
+    return evaluate(host, x, torch.ones(images), extra_args, frozenset(wants))
+
+
+def who(evaluate, host, images, prompts=1):
+    return flat(ask(evaluate, host, images, prompts).bottleneck)
+
+
+def flat(rows):
+    return None if rows is None else rows.flatten().tolist()
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])
@@ -84,7 +108,7 @@ def who(capture, host, images, prompts=1):
 def test_a1111(images, prompts, batched, same_length, skip_uncond):
     unet = UNet()
     host = A1111(unet, batched, same_length, skip_uncond)
-    assert who(RowCapture(lambda: unet, in_order), host, images, prompts) == list(range(images))
+    assert who(HostEvaluate(lambda: unet, PromptsFirst()), host, images, prompts) == list(range(images))
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])
@@ -94,12 +118,12 @@ def test_a1111(images, prompts, batched, same_length, skip_uncond):
 def test_forge(images, prompts, at_once, guided):
     unet = UNet()
     host = Forge(unet, at_once, guided)
-    assert who(RowCapture(lambda: unet, by_chunks), host, images, prompts) == list(range(images))
+    assert who(HostEvaluate(lambda: unet, Chunks()), host, images, prompts) == list(range(images))
 
 
 def test_the_wrong_rule_would_be_seen():
     unet = UNet()
-    assert who(RowCapture(lambda: unet, in_order), Forge(unet), 2) != [0, 1]
+    assert who(HostEvaluate(lambda: unet, PromptsFirst()), Forge(unet), 2) != [0, 1]
 
 
 class Interrupted(BaseException):
@@ -114,15 +138,101 @@ def test_hooks_are_gone_after_an_interruption():
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        who(RowCapture(lambda: unet, in_order), interrupted, 2)
+        who(HostEvaluate(lambda: unet, PromptsFirst()), interrupted, 2)
     assert not unet._forward_pre_hooks and not unet.middle_block[-1]._forward_hooks
 
 
 def test_what_cannot_be_told_is_none_and_counted():
     unet = UNet()
-    capture = RowCapture(lambda: unet, by_chunks)
-    assert who(capture, A1111(unet), 2) is None and capture.failed == 1
-    none = RowCapture(lambda: None, in_order)
+    evaluate = HostEvaluate(lambda: unet, Chunks())
+    assert who(evaluate, A1111(unet), 2) is None and evaluate.failed == 1
+    none = HostEvaluate(lambda: None, PromptsFirst())
     assert who(none, A1111(unet), 2) is None and none.failed == 1
-    swapped = RowCapture(UNet, in_order)  # a refiner swaps the model inside the call
+    swapped = HostEvaluate(UNet, PromptsFirst())  # a refiner swaps the model inside the call
     assert who(swapped, A1111(unet), 2) is None and swapped.failed == 1
+
+
+# --- guidance's halves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("prompts", [1, 2, 3])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("same_length", [True, False])
+@pytest.mark.parametrize("skip_uncond", [True, False])
+def test_halves_in_a1111(images, prompts, batched, same_length, skip_uncond):
+    """From the rows that run anyhow: of AND the mean, of a negative prompt that was left out nothing."""
+    unet = UNet()
+    host = A1111(unet, batched, same_length, skip_uncond)
+    evaluate = HostEvaluate(lambda: unet, PromptsFirst())
+    seen = ask(evaluate, host, images, prompts, ("halves",))
+    assert flat(seen.cond) == [1000 + i + 10 * (prompts - 1) / 2 for i in range(images)]
+    assert flat(seen.uncond) == (None if skip_uncond else [1000 + NEGATIVE] * images)
+    assert evaluate.rows == images * (prompts + (not skip_uncond)) and evaluate.evaluations == 1
+    assert seen.bottleneck is None and evaluate.failed == 0 and not host.inner_model._forward_hooks
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("at_once", [1, 9])
+@pytest.mark.parametrize("guided", [True, False])
+def test_halves_in_forge(images, at_once, guided):
+    """As they are before other extensions' functions; these run as ever, and the options are the host's again."""
+    unet = UNet()
+    host = Forge(unet, at_once, guided)
+    before, evaluate = dict(host.patcher.model_options), HostEvaluate(lambda: unet, Chunks())
+    seen = ask(evaluate, host, images, 1, ("halves", "bottleneck"))
+    assert flat(seen.cond) == [1000 + i for i in range(images)]
+    assert flat(seen.uncond) == ([1000 + NEGATIVE] * images if guided else None)
+    assert torch.equal(seen.denoised, -torch.zeros(images, 4, 8, 8)) and flat(seen.bottleneck) == list(range(images))
+    assert host.patcher.model_options == before and len(before["sampler_post_cfg_function"]) == 1
+    assert evaluate.rows == images * (1 + guided)
+
+
+@pytest.mark.parametrize("order", [PromptsFirst(), Chunks()])
+def test_halves_of_weighted_prompts_and_what_is_asked_for(order):
+    """A1111 gives each prompt of AND its weight; nothing is listened to that nobody asked for."""
+    unet = UNet()
+    host = A1111(unet) if isinstance(order, PromptsFirst) else Forge(unet)
+    seen = ask(HostEvaluate(lambda: unet, order), host, 2, 1, ())
+    assert seen.bottleneck is None and seen.cond is None and seen.uncond is None
+    if isinstance(order, PromptsFirst):
+        batch = [[SimpleNamespace(weight=1.0), SimpleNamespace(weight=3.0)]]
+        given = torch.zeros(1, 4, 8, 8), torch.ones(1), {"cond": SimpleNamespace(batch=batch), "uncond": [None]}
+        seen = HostEvaluate(lambda: unet, order)(host, *given, frozenset({"halves"}))
+        assert flat(seen.cond) == [1000 + 7.5]
+
+
+def test_halves_are_none_where_they_cannot_be_had():
+    """An image-editing checkpoint's three rows, another sampler's model, a refiner in mid-call."""
+    unet = UNet()
+    host = A1111(unet)
+
+    def three(x, sigma, cond, uncond):
+        host.inner_model(torch.arange(3 * len(x)))
+        return x
+
+    three.inner_model = host.inner_model
+    seen = ask(HostEvaluate(lambda: unet, PromptsFirst()), three, 2, 1, ("halves",))
+    assert (seen.cond, seen.uncond) == (None, None)
+
+    def bare(x, sigma, cond, uncond):
+        return x
+
+    for order in (PromptsFirst(), Chunks()):
+        seen = ask(HostEvaluate(lambda: unet, order), bare, 2, 1, ("halves",))
+        assert (seen.cond, seen.uncond) == (None, None) and seen.denoised is not None
+
+
+def test_options_are_the_hosts_after_an_interruption():
+    unet = UNet()
+    host = Forge(unet)
+    own, seen = host.patcher.model_options, []
+
+    def interrupted(x, sigma, cond, uncond):
+        seen.append(len(host.patcher.model_options["sampler_post_cfg_function"]))
+        raise Interrupted
+
+    interrupted.inner_model = host.inner_model
+    with pytest.raises(Interrupted):
+        ask(HostEvaluate(lambda: unet, Chunks()), interrupted, 2, 1, ("halves",))
+    assert seen == [2] and host.patcher.model_options is own and not unet._forward_pre_hooks

@@ -17,11 +17,11 @@ from real import FLAGS, Refused, Server
 from safetensors.torch import load_file
 
 from amed import load
-from amed.calibration import smallest
+from amed.fit import smallest
 from amed.fingerprint import fingerprint
 
 SAMPLERS = ("AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M", "AMED Plugin DPM++ 3M",
-            "AMED Plugin iPNDM", "AMED Multistep")  # fmt: skip
+            "AMED Plugin iPNDM", "AMED Plugin UniPC", "AMED Plugin DEIS", "AMED Multistep")  # fmt: skip
 MLP = "emoji32-amed-nfe5-cfg2.safetensors"
 FAMILY = "fitted for a model of the family emoji32, this is sd15"
 

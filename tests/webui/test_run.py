@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from amed import SAMPLERS, Library, sample_amed
-from amed.bottleneck import ModuleCapture
-from amed.guidance import Guided
+from amed.evaluate import FromModule, Guided
 
 PREDICTORS = Library([Path(__file__).parents[2] / "predictors"])
 MLP = "emoji32-amed-nfe5-cfg2.safetensors"
@@ -42,12 +41,12 @@ def noise(count=1, size=32, seed=0):
 
 
 def test_every_sampler_untrained(webui):
-    for entry in webui.samplers.ENTRIES:
-        out, p = images(webui, sampler_name=entry.label, steps=3)
+    for line in webui.samplers.LINES:
+        out, p = images(webui, sampler_name=line.label, steps=3)
         told = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
         assert told["AMED predictor"] == "untrained" and told["Schedule type"] == "AMED"
-        assert told["AMED evaluations"] == 3 * entry.evaluations == len(webui.checkpoint.network.calls)
+        assert told["AMED evaluations"] == 3 * line.evaluations == len(webui.checkpoint.network.calls)
         assert [c["i"] for c in webui.webui.callbacks] == [0, 1, 2]
         assert any("no predictor" in text for text in p.comments)
         webui.checkpoint.network.calls.clear()
@@ -66,8 +65,8 @@ def test_the_host_changes_nothing(emoji, label, name, nfe):
     assert fitted.nfe == nfe == p.extra_generation_params["AMED evaluations"]
     assert p.extra_generation_params["AMED NFE"] == nfe and p.steps == fitted.spec.num_steps - 1
     sigmas = fitted.sigmas().float()
-    capture = ModuleCapture(emoji.checkpoint.network.middle_block[-1]) if fitted.wants_bottleneck else None
-    expected = direct(emoji, name, noise() * sigmas[0], sigmas, predictor=fitted, capture=capture)
+    evaluate = FromModule(emoji.checkpoint.network.middle_block[-1])
+    expected = direct(emoji, name, noise() * sigmas[0], sigmas, predictor=fitted, evaluate=evaluate)
     assert torch.equal(out, expected) if emoji.kind == "forge" else torch.allclose(out, expected, atol=1e-4)
 
 
@@ -87,13 +86,13 @@ def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
     assert p.extra_generation_params["AMED evaluations"] == 5
     assert p.extra_generation_params["AMED network passes"] == 5 * (prompts + 1)
     assert "AMED note" not in p.extra_generation_params
-    if prompts == 1:  # which rows of several prompts is test_capture's
+    if prompts == 1:  # which rows of several prompts is test_evaluate's
         fitted = PREDICTORS.load(MLP)
         sigmas = fitted.sigmas().float()
         args = {"cond": {"context": torch.tensor([3, 3])}, "uncond": {"context": torch.tensor([10, 10])}}
-        capture = ModuleCapture(emoji.checkpoint.network.middle_block[-1])
+        evaluate = FromModule(emoji.checkpoint.network.middle_block[-1])
         guided = Guided(wrapped(emoji), 2.0)
-        settings = {"predictor": fitted, "capture": capture}
+        settings = {"predictor": fitted, "evaluate": evaluate}
         expected = sample_amed(guided, noise(2) * sigmas[0], sigmas, args, None, True, **settings)
         assert torch.allclose(out, expected, atol=2e-4)
 

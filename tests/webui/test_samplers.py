@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from amed_webui.samplers import ENTRIES, SCHEDULE_LABEL, add_samplers, add_schedule
+from amed_webui.samplers import LINES, SCHEDULE_LABEL, add_samplers, add_schedule
 
 from amed import SAMPLERS
 
@@ -75,7 +75,7 @@ def host():
 
 
 def add(host, run=None, listed=None):
-    def times(entry, sampler, p, steps):
+    def times(line, sampler, p, steps):
         return torch.linspace(2, 1, steps + 1)
 
     def schedule_of(p):
@@ -89,7 +89,7 @@ def test_added_once_however_often(host):
     add(host)
     add(host)
     names = [s.name for s in host.samplers.samplers]
-    assert names == ["Euler", *(e.label for e in ENTRIES)]
+    assert names == ["Euler", *(e.label for e in LINES)]
     assert set(host.samplers.all_samplers_map) == set(names)
     assert host.samplers.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
 
@@ -101,30 +101,50 @@ def test_one_that_is_not_listed_is_hidden_but_known(host):
     assert host.samplers.samplers_map["amed_multistep"] == "AMED Multistep"
 
 
-def test_every_entry_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
-    labels = (
-        "Karras",
-        "Exponential",
-        "Uniform",
-        "Simple",
-        "Normal",
-        "DDIM",
-        "Beta",
-        "Turbo",
-        "Optimal",
-        "Automatic",
-    )
-    assert {e.sampler for e in ENTRIES} == set(SAMPLERS)
-    for entry in ENTRIES:
-        assert not entry.label.endswith(labels)
-        assert entry.label == "AMED" or not entry.label.endswith(f" {SCHEDULE_LABEL}")
+def test_the_names_are_kept():
+    """Saved settings, infotexts and API calls name these: the old ones in the old order."""
+    assert {line.label: line.aliases for line in LINES} == {
+        "AMED": ("amed", "amed_solver"),
+        "AMED Plugin Euler": ("amed_euler",),
+        "AMED Plugin DPM2": ("amed_dpm_2",),
+        "AMED Plugin DPM++ 2M": ("amed_dpmpp_2m",),
+        "AMED Plugin DPM++ 3M": ("amed_dpmpp_3m",),
+        "AMED Plugin iPNDM": ("amed_ipndm",),
+        "AMED Plugin UniPC": ("amed_uni_pc",),
+        "AMED Plugin DEIS": ("amed_deis",),
+        "AMED Multistep": ("amed_multistep",),
+    }
+    old = [line.label for line in LINES if not line.label.endswith(("UniPC", "DEIS"))]
+    assert old == ["AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M",
+                   "AMED Plugin DPM++ 3M", "AMED Plugin iPNDM", "AMED Multistep"]  # fmt: skip
+    assert [line.evaluations for line in LINES] == [2] * 8 + [1]
+
+
+# labels, names and aliases of the schedules of A1111, Forge and reForge
+SCHEDULES = (
+    "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "SGMUniform",
+    "KL Optimal", "Align Your Steps", "Simple", "Normal", "DDIM", "Beta", "Turbo", "Optimal",
+    "Align Your Steps GITS", "Align Your Steps 11", "Align Your Steps 32", "Align Your Steps Custom",
+    "Sinusoidal SF", "Invcosinusoidal SF", "React Cosinusoidal DynSF", "Cosine", "Cosine-exponential Blend",
+    "Phi", "Laplace", "Karras Dynamic", "kl_optimal", "align_your_steps", "align_your_steps_GITS",
+    "sinusoidal_sf", "sgm_uniform", SCHEDULE_LABEL, "amed",
+)  # fmt: skip
+
+
+def test_every_line_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
+    """The hosts cut such an end off, reForge in any case, and sample with something else."""
+    assert {line.sampler for line in LINES} == set(SAMPLERS)
+    for line in LINES:
+        for name in (line.label, *line.aliases):
+            assert not any(name.lower().endswith(" " + schedule.lower()) for schedule in SCHEDULES)
+        assert not line.label.endswith(SCHEDULES) or line.label == SCHEDULE_LABEL
 
 
 def test_the_host_calls_with_what_the_signature_names(host):
     seen = []
 
-    def run(entry, sampler, model, x, sigmas, extra_args, callback, disable):
-        seen.append((entry.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
+    def run(line, sampler, model, x, sigmas, extra_args, callback, disable):
+        seen.append((line.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
         return x + 1
 
     add(host, run)

@@ -15,6 +15,8 @@ def test_installed(webui):
     lists = webui.webui.sd_samplers
     assert set(webui.samplers.LABELS) < set(lists.all_samplers_map)
     assert lists.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
+    assert lists.samplers_map["amed_uni_pc"] == "AMED Plugin UniPC"
+    assert lists.samplers_map["amed_deis"] == "AMED Plugin DEIS"
     assert webui.webui.sd_schedulers.schedulers_map["AMED"].need_inner_model
     assert set(webui.registered) == {"on_model_loaded", "on_ui_tabs", "on_app_started"}
 
@@ -59,6 +61,8 @@ def test_axes(webui):
     (("AMED", 20, 7, "auto", 0), ["**40** evaluations (20 steps)", "80 network passes", "untrained"]),
     (("AMED", 20, 1, "untrained", 5), ["**5** evaluations (3 steps)", "untrained"]),
     (("AMED Multistep", 6, 1, "auto", 0), ["**6** evaluations (6 steps)", "untrained"]),
+    (("AMED Plugin UniPC", 4, 1, "auto", 0), ["**8** evaluations (4 steps)", "untrained"]),
+    (("AMED Plugin DEIS", 4, 1, "auto", 5), ["**5** evaluations (3 steps)", "the AMED tab fits one"]),
     (("AMED", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0),
      ["**5** evaluations (3 steps)", "10 network passes", "fitted at guidance 1, CFG scale is 2"]),
     (("AMED Multistep", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0), ["choose that sampler"]),
@@ -160,5 +164,5 @@ def test_predictors_are_read_while_the_host_loads_a_checkpoint(monkeypatch):
     monkeypatch.setattr(nn.Module, "to", lambda *args, **kwargs: None)
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda self, told: read(self, {}, strict=False))
     during = load(file)
-    times = torch.tensor(3.0), torch.tensor(1.0)
-    assert torch.stack(during(*times)).tolist() == torch.stack(before(*times)).tolist()
+    given = [torch.stack(fitted.predictor(3.0, 1.0)) for fitted in (during, before)]
+    assert given[0].tolist() == given[1].tolist()
