@@ -1,5 +1,6 @@
 """One real ComfyUI for all tests of this folder, with its own folder of models, and graphs to send it."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,46 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import BottleneckPredictor, Fitted, Spec, TablePredictor, save, schedules
-from amed.conversion import as_multistep
+from amed import SAMPLERS, BottleneckPredictor, Constants, Fitted, Solver, Spec, save, schedules
+from amed.constants import as_multistep
 from amed.fingerprint import fingerprint
-from amed.sampling import SAMPLERS, Solver, solver_of
+from amed.kdiffusion import solver_of
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
-PROMPT_NODE = """
-import torch
-
-
-class TestPrompt:
-    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}, "optional": {"width": ("INT", {})}}
-
-    def run(self, seed, repeats, width=768):
-        drawn = torch.Generator().manual_seed(seed)
-        tokens = torch.randn(1, 11, width, generator=drawn)
-        return ([[tokens.repeat(1, repeats, 1), {"pooled_output": torch.randn(1, 1280, generator=drawn)}]],)
-
-
-class TestBroken:
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
-
-    def run(self, model):
-        clone = model.clone()
-        clone.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
-        return (clone,)
-
-
-NODE_CLASS_MAPPINGS = {"TestPrompt": TestPrompt, "TestBroken": TestBroken}
-"""
 MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
 
 
@@ -64,14 +33,28 @@ def server(tmp_path_factory):
 
 
 def write_tiny_models(base: Path) -> None:
-    """Small networks of the host's own U-Net class, and a node that gives them prompts (there is no text
-    encoder)."""
+    """Small networks of the host's own U-Net class, and inside.py, whose nodes give them prompts (there is no
+    text encoder) and look inside."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
     (base / "custom_nodes").mkdir()
-    (base / "custom_nodes" / "test_prompt.py").write_text(PROMPT_NODE)
+    shutil.copy(Path(__file__).with_name("inside.py"), base / "custom_nodes" / "amed_tests.py")
+
+
+def demo_spec(**said):
+    """Of a file for the demo model (of any, unless `said` names a fingerprint)."""
+    usual = {
+        "schedule": "time_uniform", "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "prediction_type": "edm",
+        "model_family": "emoji32", "how": "for a test",
+    }  # fmt: skip
+    return Spec(**usual | said)
+
+
+@pytest.fixture(name="demo_spec")
+def _demo_spec():
+    return demo_spec
 
 
 def write_user_predictors(folder: Path) -> None:
@@ -82,39 +65,17 @@ def write_user_predictors(folder: Path) -> None:
         s = solver_of(name)
         if s.name == "multistep":
             continue
-        spec = Spec(
-            solver=s.name,
-            num_steps=3,
-            schedule="time_uniform",
-            sigma_min=SIGMA_MIN,
-            sigma_max=SIGMA_MAX,
-            max_order=s.max_order,
-            predict_x0=s.predict_x0,
-            prediction_type="edm",
-            model_family="emoji32",
-            how="for a test",
-        )
-        save(
-            folder / f"test_{name}.safetensors",
-            Fitted(
-                spec, TablePredictor(times, torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])), times
-            ),
-        )
+        spec = demo_spec(solver=s.name, num_steps=3, max_order=s.max_order, predict_x0=s.predict_x0)
+        r, c = torch.tensor([0.45, 0.55]), torch.tensor([1.01, 0.99])
+        save(folder / f"test_{name}.safetensors", Fitted(spec, Constants(times, r=r, c=c), times))
     five = schedules.make("time_uniform", 5, SIGMA_MIN, SIGMA_MAX)
-    spec = Spec(solver="multistep", num_steps=5, schedule="time_uniform",
-                sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,
-                prediction_type="edm", model_family="emoji32", how="for a test")  # fmt: skip
     table = as_multistep(Solver("ipndm", 3), five)
+    spec = demo_spec(solver="multistep", num_steps=5)
     save(folder / "test_amed_multistep.safetensors", Fitted(spec, table, five))
-    spec = Spec(
+    spec = demo_spec(
         solver="amed",
         num_steps=4,
-        schedule="time_uniform",
-        sigma_min=SIGMA_MIN,
-        sigma_max=SIGMA_MAX,
-        prediction_type="edm",
         guidance=2.0,
-        model_family="emoji32",
         features="bottleneck",
         scale_dir=0.2,
         scale_time=0.1,
@@ -127,28 +88,20 @@ def write_user_predictors(folder: Path) -> None:
         network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
     base = schedules.make("time_uniform", 4, SIGMA_MIN, SIGMA_MAX)
     save(folder / MLP, Fitted(spec, network, base))
-    save(
-        folder / "test_other_checkpoint.safetensors",
-        Fitted(replace(spec, model_fingerprint="0" * 16, solver="dpm_2", num_steps=4), network, base),
-    )
+    other = replace(spec, model_fingerprint="0" * 16, solver="dpm_2")
+    save(folder / "test_other_checkpoint.safetensors", Fitted(other, network, base))
     low, high = 0.029167158151720367, 14.614641229333639
-    base = schedules.make("discrete", 4, low, high)
-    save(
-        folder / "test_sd.safetensors",
-        Fitted(
-            replace(
-                spec,
-                schedule="discrete",
-                sigma_min=low,
-                sigma_max=high,
-                prediction_type="eps",
-                model_family="sd15",
-                model_fingerprint="",
-            ),
-            network,
-            base,
-        ),
+    sd15 = replace(
+        spec,
+        schedule="discrete",
+        sigma_min=low,
+        sigma_max=high,
+        prediction_type="eps",
+        model_family="sd15",
+        model_fingerprint="",
     )
+    base = schedules.make("discrete", 4, low, high)
+    save(folder / "test_sd.safetensors", Fitted(sd15, network, base))
     (folder / "test_broken.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not a header")
     (folder / "notes.txt").write_text("no predictor")
 

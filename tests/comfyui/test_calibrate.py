@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from amed import load
+from amed import Fitted, Solver, load, save, schedules
+from amed.constants import as_multistep
+from amed.fingerprint import fingerprint
 from demo.comfyui import ROOT, RunError
+from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 
 def add_calibrate(g, nfe="6", **other):
@@ -126,6 +129,74 @@ def test_info_and_save(server, graph):
     assert (copy.predictor.weights == source.predictor.weights).all()
     g.nodes[saved]["inputs"]["name"] = "../../elsewhere"
     with pytest.raises(RunError, match="no file name"):
+        server.run(g.nodes)
+
+
+@pytest.fixture
+def keep_there(server, demo_spec):
+    """`keep_there(name, error)`: a finished file of a fit for the demo model at 2 evaluations, that states
+    this error; its bytes."""
+
+    def keep(name, error):
+        times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
+        metrics = {"error": error, "finished": True}
+        who = fingerprint(load_unet().named_parameters())
+        spec = demo_spec(solver="multistep", num_steps=3, metrics=metrics, model_fingerprint=who)
+        path = folder(server) / f"{name}.safetensors"
+        return save(path, Fitted(spec, as_multistep(Solver("euler"), times), times)).read_bytes()
+
+    return keep
+
+
+def test_a_worse_fit_does_not_take_a_better_ones_place(server, graph, keep_there):
+    before = keep_there("dear-nfe2-cfg1", error=1e-6)
+    g = graph(width=16, height=16)
+    made = add_calibrate(g, "2", evaluations=1400, name="dear")
+    text = server.run(g.nodes).text(made)
+    assert (folder(server) / "dear-nfe2-cfg1.safetensors").read_bytes() == before
+    assert "dear-nfe2-cfg1.safetensors stays" in text
+    assert f"saved as dear-nfe2-cfg1-2.safetensors in {folder(server)}" in text
+    assert load(folder(server) / "dear-nfe2-cfg1-2.safetensors").spec.metrics["finished"]
+
+
+def test_a_better_fit_takes_a_worse_ones_place(server, graph, keep_there):
+    keep_there("poor-nfe2-cfg1", error=1e6)
+    g = graph(width=16, height=16)
+    made = add_calibrate(g, "2", evaluations=1400, name="poor")
+    assert f"saved as poor-nfe2-cfg1.safetensors in {folder(server)}" in server.run(g.nodes).text(made)
+    assert load(folder(server) / "poor-nfe2-cfg1.safetensors").spec.metrics["error"] < 1e6
+    assert not (folder(server) / "poor-nfe2-cfg1-2.safetensors").exists()
+
+
+def test_a_stopped_fit_does_not_take_a_finished_ones_place(server, graph, keep_there):
+    """However bad that one is."""
+    before = keep_there("whole-nfe2-cfg1", error=1e6)
+    g = graph(width=16, height=16)
+    node = add_calibrate(g, "2", evaluations=2500, name="whole")
+
+    def on_event(kind, data):
+        if kind == "progress" and str(data.get("node")) == node and data["value"] > 0.6 * data["max"]:
+            server.interrupt()
+
+    with pytest.raises(RunError, match="interrupted"):
+        server.run(g.nodes, on_event)
+    assert (folder(server) / "whole-nfe2-cfg1.safetensors").read_bytes() == before
+    assert not load(folder(server) / "whole-nfe2-cfg1-2.safetensors").spec.metrics["finished"]
+    assert "Interrupted: the best so far is kept" in server.log()
+
+
+@pytest.mark.parametrize("node", ["AMEDCalibrate", "AMEDTrainPredictor"])
+def test_a_workflow_saved_with_a_control_beside_the_seed_is_named(server, graph, node):
+    """Its "randomize" comes to stand in `name`."""
+    g = graph()
+    train = {"nfe": 4, "images": 4, "batch": 2, "teacher_points": 1, "learning_rate": 5e-3, "sampler": "amed"}
+    made = add_calibrate(g, **{"nfe": "4"} | {"name": "randomize"})
+    if node != "AMEDCalibrate":
+        g.nodes[made] = {
+            "class_type": node,
+            "inputs": g.around() | train | {"seed": 0, "guidance": 1.0, "name": "fixed"},
+        }
+    with pytest.raises(RunError, match="type the name again"):
         server.run(g.nodes)
 
 

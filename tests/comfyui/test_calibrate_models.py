@@ -60,7 +60,7 @@ def test_flow(server, graph):
 
 def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
     g = graph(width=16, height=16)
-    broken = [g.add("TestBroken", model=g.model), 0]
+    broken = [g.add("TestModel", model=g.model, which="broken"), 0]
     asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
              "evaluations": 2000,
              "seed": 0, "name": "broken"}  # fmt: skip

@@ -49,9 +49,7 @@ def test_plain_euler_is_the_hosts_euler(images, graph):
     """On the host's karras schedule; ours stops at sigma_min, theirs goes on to 0."""
     g = graph(batch=2)
     one, two = images(
-        g,
-        plain(g, g.model, 29, "Euler", "polynomial", 7.0),
-        g.ksampler("euler", "karras", 30, seed=3),
+        g, plain(g, g.model, 29, "Euler", "polynomial", 7.0), g.ksampler("euler", "karras", 30, seed=3)
     )
     assert np.abs(one.astype(int) - two).max() <= 2
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from amed.sampling import SAMPLERS
+from amed import SAMPLERS
 from demo.comfyui import PACK, ROOT, RunError
 
 NODES = sorted(page.stem for page in (ROOT / "web" / "docs").glob("*.md"))
@@ -45,7 +45,7 @@ def test_dropdowns_have_ours_and_all_of_theirs(server):
     info = server.object_info()
     for node in ("KSampler", "KSamplerAdvanced"):
         samplers, schedulers = options(info, node, "sampler_name"), options(info, node, "scheduler")
-        assert samplers[0] == "euler" and samplers[-len(SAMPLERS):] == list(SAMPLERS)
+        assert samplers[0] == "euler" and samplers[-len(SAMPLERS) :] == list(SAMPLERS)
         assert len(set(samplers)) == len(samplers)
         assert {"karras", "normal", "amed"} <= set(schedulers) and schedulers.count("amed") == 1
 
@@ -58,6 +58,7 @@ def test_only_predictor_files_are_offered(server):
 
 def test_model_is_left_as_it_was(images, graph):
     """Plain Euler, then every way of ours on the same MODEL, then plain Euler again: to the bit the same."""
+
     def euler(seed=11):
         g = graph(batch=2)
         return images(g, g.ksampler("euler", seed=seed, cfg=2.0))
@@ -66,8 +67,12 @@ def test_model_is_left_as_it_was(images, graph):
     g = graph(batch=2)
     loaded = g.add("AMEDLoadPredictor", name="test_amed.safetensors")
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
-    ours = images(g, g.amed(guidance=2.0), g.ksampler("amed", "amed", 2, cfg=2.0, model=[applied, 0]),
-                  g.ksampler("amed_ipndm", "amed", 3, cfg=2.0))
+    ours = images(
+        g,
+        g.amed(guidance=2.0),
+        g.ksampler("amed", "amed", 2, cfg=2.0, model=[applied, 0]),
+        g.ksampler("amed_ipndm", "amed", 3, cfg=2.0),
+    )
     assert all(len(made) == 2 for made in ours)
     # another node id order, so that nothing comes from ComfyUI's cache
     g = graph(batch=2)

@@ -8,11 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from amed import Fitted, Spec, TablePredictor, sample, save, schedules
+from amed import SAMPLERS, Constants, Fitted, Spec, sample, save, schedules
 from amed import load as load_predictor
-from amed.bottleneck import ModuleCapture
-from amed.guidance import Guided
-from amed.sampling import SAMPLERS
+from amed.evaluate import FromModule, Guided
 from demo.comfyui import ROOT, GraphError, Interrupted, RunError
 from demo.model import SIGMA_MAX, load_denoiser
 
@@ -111,15 +109,37 @@ def test_ksampler_equals_its_parts(images, graph):
         assert np.array_equal(first, other)
 
 
+def test_auto_is_the_best_of_all_everywhere(server, images, graph):
+    """In the AMED KSampler, and in AMED Sampler and Scheduler, which decide when they run."""
+    g = graph(batch=2)
+    whole = g.amed(5, "auto", seed=9)
+    sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=5, denoise=1.0)
+    parts = g.custom(g.add("AMEDSampler", sampler="auto", if_missing="error"), sigmas, seed=9)
+    other = g.amed(5, "amed", seed=9)
+    first, second, third = images(g, whole, parts, other)
+    assert np.array_equal(sensible(first), second) and not np.array_equal(first, third)
+
+
+def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
+    g = graph()
+    sigmas = g.add("KarrasScheduler", steps=26, sigma_max=80.0, sigma_min=0.002, rho=7.0)
+    sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")
+    g.show(g.custom(sampler, sigmas))
+    with pytest.raises(RunError, match=r"no predictor for NFE 25[\s\S]*NFE can be"):
+        server.run(g.nodes)
+    g.nodes[sampler]["inputs"]["if_missing"] = "untrained"
+    server.run(g.nodes)
+
+
 def engine(noise, fitted, guidance, label=0):
     """The same run without any host."""
     denoiser = load_denoiser()
     model, labels = Guided(denoiser, guidance), torch.full((len(noise),), label)
-    capture = ModuleCapture(denoiser.inner_model.middle_block)
+    evaluate = FromModule(denoiser.inner_model.middle_block)
     start = noise * (1 + SIGMA_MAX**2) ** 0.5  # the host's noise_scaling at sigma_max
     extra = {"cond": {"label": labels}, "uncond": {"label": torch.full_like(labels, 10)}}
-    return sample(model, start, fitted.sigmas(), fitted.spec.settings, extra, disable=True, predictor=fitted,
-                  afs=fitted.spec.afs, capture=capture)
+    return sample(model, start, fitted.sigmas(), fitted.spec.student, extra, disable=True,
+                  predictor=fitted.predictor, afs=fitted.spec.afs, evaluate=evaluate)  # fmt: skip
 
 
 @pytest.mark.parametrize(("file", "nfe"), [("test_amed.safetensors", 4), ("test_mlp.safetensors", 6)])
@@ -140,6 +160,7 @@ def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
 def test_bottleneck_is_the_positive_prompts(server, graph):
     """However the host sends the halves: together, or (prompts of too different lengths) one after the
     other."""
+
     def make(repeats, positive=None):
         g = graph(batch=3)
         negative = g.negative
@@ -159,11 +180,34 @@ def test_bottleneck_is_the_positive_prompts(server, graph):
     assert "no bottleneck could be captured" not in server.log()
 
 
+def test_a_missing_bottleneck_is_zeros_and_is_said(server, graph):
+    g = graph(batch=2)
+    closed = [g.add("TestModel", model=g.model, which="closed"), 0]
+    latent = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=closed)
+    shown = g.show(latent)
+    result = server.run(g.nodes)
+    sensible(np.stack(result.images(shown)))
+    said = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
+    assert result.text(latent[0]).count(said) == 1
+
+
+def test_the_network_is_where_the_images_are(server, graph):
+    """A predictor's MLP on the images' device, whatever it is: else a GPU waits at every interval."""
+    g = graph()
+    look = g.add("TestDevice", cfg=2.0, file="test_mlp.safetensors", **g.around())
+    assert server.run(g.nodes).text(look) == "meta"
+
+
 def test_several_positive_prompts(images, graph):
     g = graph(batch=2)
     flags = g.add("AMEDDemoModel", category="Flags", width=32, height=32, batch_size=1)
-    area = g.add("ConditioningSetMask", conditioning=[flags, 1], strength=1.0, set_cond_area="default",
-                 mask=[g.add("SolidMask", value=1.0, width=16, height=32), 0])
+    area = g.add(
+        "ConditioningSetMask",
+        conditioning=[flags, 1],
+        strength=1.0,
+        set_cond_area="default",
+        mask=[g.add("SolidMask", value=1.0, width=16, height=32), 0],
+    )
     both = [g.add("ConditioningCombine", conditioning_1=g.positive, conditioning_2=[area, 0]), 0]
     sensible(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
 
@@ -312,15 +356,23 @@ def test_checkpoint_is_recognised_through_patches(server, graph):
 def test_a_new_file_is_seen_at_once(server, graph):
     """Not ComfyUI's cached result of the same graph."""
     folder = server.base / "models" / "amed_predictors"
-    times, halves = schedules.make("time_uniform", 8, 0.002, 80.0), torch.full((7,), 0.5)
-    spec = Spec(solver="amed", num_steps=8, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0,
-                prediction_type="edm", model_family="emoji32", how="for a test")
+    times = schedules.make("time_uniform", 8, 0.002, 80.0)
+    spec = Spec(
+        solver="amed",
+        num_steps=8,
+        schedule="time_uniform",
+        sigma_min=0.002,
+        sigma_max=80.0,
+        prediction_type="edm",
+        model_family="emoji32",
+        how="for a test",
+    )
     g = graph()
     latent = g.amed(nfe=14, if_missing="untrained")
     g.show(latent)
     assert "predictor: untrained" in server.run(g.nodes).text(latent[0])
     try:
-        save(folder / "test_late.safetensors", Fitted(spec, TablePredictor(times, halves), times))
+        save(folder / "test_late.safetensors", Fitted(spec, Constants(times), times))
         assert "predictor: test_late.safetensors" in server.run(g.nodes).text(latent[0])
     finally:
         (folder / "test_late.safetensors").unlink()

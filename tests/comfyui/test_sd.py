@@ -52,6 +52,7 @@ def test_nfe_that_nobody_published(server, graph):
 def test_halves_in_one_call_or_two(server, graph):
     """Seven times the same tokens mean the same to attention, but the host cannot batch them with the
     others."""
+
     def make(repeats):
         sd = SD(graph, repeats=repeats)
         return sd.run(server, sd.amed(6, 2.0, "test_sd.safetensors"))[0]
@@ -65,6 +66,7 @@ def test_first_capture_counts(server, graph):
     """Perturbed-attention guidance runs the U-Net once more an evaluation, with another middle block: with
     next to no weight on it, the image is as without, so the predictor did not see that one. And the MODEL
     stays as it is."""
+
     def make(scale):
         sd = SD(graph)
         guided = (

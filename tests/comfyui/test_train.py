@@ -1,10 +1,13 @@
 """Train AMED Predictor in a real ComfyUI: gradients where the host knows inference mode only."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from amed import load
+from amed import Fitted, load, save, schedules
 from demo.comfyui import RunError
+from demo.model import SIGMA_MAX, SIGMA_MIN
 
 
 def add_train(g, **other):
@@ -25,6 +28,7 @@ def test_the_demo_model_learns_and_is_left_as_it_was(server, graph, images):
     shown = g.add("PreviewImage", images=[made, 1])
     result = server.run(g.nodes)
     assert "held-out error to the teacher" in result.text(made)
+    assert f"saved as trained-nfe4-cfg1.safetensors in {file(server, 'x').parent}" in result.text(made)
     assert result.images(shown)[0].std() > 10
     spec = load(file(server, "trained-nfe4-cfg1")).spec
     assert spec.features == "bottleneck" and spec.nfe == 4 and spec.model_family == "emoji32"
@@ -65,6 +69,30 @@ def test_interrupted_it_keeps_the_best_so_far(server, graph):
     with pytest.raises(RunError, match="interrupted"):
         server.run(g.nodes, on_event)
     assert "images, batch 4" in load(file(server, "stopped-nfe4-cfg1")).spec.how
+
+
+@pytest.mark.parametrize(("error", "stopped"), [(1e-9, False), (1e6, True)], ids=["worse", "stopped"])
+def test_it_does_not_take_a_better_ones_place(server, graph, error, stopped):
+    """A training that is worse than the file of its name, or was stopped while that one is finished."""
+    mine = load(file(server, "test_mlp"))
+    spec = replace(mine.spec, num_steps=3, guidance=1.0, metrics={"error": error, "finished": True})
+    times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
+    before = save(file(server, "dear-nfe4-cfg1"), Fitted(spec, mine.predictor, times)).read_bytes()
+    g = graph()
+    node = add_train(g, images=100_000 if stopped else 8, batch=4, name="dear")
+
+    def on_event(kind, data):
+        if stopped and kind == "progress" and str(data.get("node")) == node and data["value"] >= 8:
+            server.interrupt()
+
+    if stopped:
+        with pytest.raises(RunError, match="interrupted"):
+            server.run(g.nodes, on_event)
+    else:
+        text = server.run(g.nodes).text(node)
+        assert "dear-nfe4-cfg1.safetensors stays" in text and "saved as dear-nfe4-cfg1-2.safetensors" in text
+    assert file(server, "dear-nfe4-cfg1").read_bytes() == before
+    assert load(file(server, "dear-nfe4-cfg1-2")).spec.metrics["finished"] is not stopped
 
 
 def test_what_cannot_be_trained_is_named(server, graph):

@@ -1,0 +1,163 @@
+"""Nodes for tests, put into the custom_nodes of the ComfyUI that runs them: prompts and MODELs of odd kinds,
+and a look at what the pack does inside the host."""
+
+import json
+import sys
+
+import comfy.samplers
+import torch
+
+
+def pack(room: str):
+    """A module of the pack's nodes, as this host loaded it."""
+    return next(m for name, m in list(sys.modules.items()) if name.endswith(f"comfyui-amed.nodes.{room}"))
+
+
+def patched(model, change):
+    """A clone of a MODEL, changed."""
+    clone = model.clone()
+    change(clone)
+    return (clone,)
+
+
+def outline(value):
+    """Of options: which dicts and lists there are, and what object is in each place."""
+    if isinstance(value, dict):
+        return {key: outline(v) for key, v in value.items()}
+    return [outline(v) for v in value] if isinstance(value, list) else id(value)
+
+
+class TestPrompt:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}, "optional": {"width": ("INT", {})}}
+
+    def run(self, seed, repeats, width=768):
+        drawn = torch.Generator().manual_seed(seed)
+        tokens = torch.randn(1, 11, width, generator=drawn)
+        return ([[tokens.repeat(1, repeats, 1), {"pooled_output": torch.randn(1, 1280, generator=drawn)}]],)
+
+
+class TestModel:
+    """MODEL -> MODEL that `which` says: broken (NaN), halved (the combined result, by a post-CFG function),
+    bent (the conditional half, by a pre-CFG function), closed (its network is shown no patches)."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "which": ("STRING", {})}}
+
+    def run(self, model, which):
+        def closed(apply, args):
+            return apply(args["input"], args["timestep"], **{**args["c"], "transformer_options": {}})
+
+        changes = {
+            "broken": lambda m: m.set_model_sampler_post_cfg_function(lambda a: a["denoised"] * float("nan")),
+            "halved": lambda m: m.set_model_sampler_post_cfg_function(lambda a: a["denoised"] / 2),
+            "bent": lambda m: m.set_model_sampler_pre_cfg_function(
+                lambda a: [a["conds_out"][0].mul_(3), *a["conds_out"][1:]]
+            ),
+            "closed": lambda m: m.set_model_unet_function_wrapper(closed),
+        }
+        return patched(model, changes[which])
+
+
+class Inside:
+    """MODEL, prompts, LATENT, cfg -> what `look` sees where a sampler runs, at one noise level."""
+
+    FUNCTION, CATEGORY, OUTPUT_NODE = "run", "test", True
+    SIGMAS = (5.0, 1.0)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        kinds = {
+            "model": "MODEL",
+            "positive": "CONDITIONING",
+            "negative": "CONDITIONING",
+            "latent_image": "LATENT",
+        }
+        return {"required": {name: (kind,) for name, kind in kinds.items()} | {"cfg": ("FLOAT", {})}}
+
+    def run(self, model, positive, negative, latent_image, cfg):
+        start = latent_image["samples"]
+        noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(7))
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+
+        def sampler(denoiser, x, sigmas, extra_args=None, callback=None, disable=None):
+            self.look(denoiser, x, sigmas, extra_args)
+            return x
+
+        before = outline(model.model_options)
+        mask = latent_image.get("noise_mask")
+        sampler = comfy.samplers.KSAMPLER(sampler)
+        guider.sample(noise, start, sampler, torch.tensor(self.SIGMAS), mask, disable_pbar=True, seed=0)
+        assert outline(model.model_options) == before, "something stays on the MODEL"
+        return {"ui": {"text": [self.text]}, "result": self.result}
+
+
+class TestHalves(Inside):
+    """-> LATENTs denoised, cond, uncond (zeros for None); the text is the JSON of what is None, and of
+    whether the options of the run stayed as they were."""
+
+    RETURN_TYPES = ("LATENT",) * 3
+
+    def look(self, denoiser, x, sigmas, extra_args):
+        options = outline(extra_args["model_options"])
+        wants = frozenset({"halves", "bottleneck"})
+        level = sigmas[0].expand(len(x))
+        seen = pack("evaluate").evaluate(denoiser, x, level, extra_args, wants)
+        kept = outline(extra_args["model_options"]) == options
+        alone = denoiser(x, level, **extra_args)
+        same = torch.equal(
+            alone, pack("evaluate").evaluate(denoiser, x, level, extra_args, frozenset()).denoised
+        )
+        images = [seen.denoised, seen.cond, seen.uncond]
+        self.result = tuple({"samples": torch.zeros_like(x) if v is None else v.clone()} for v in images)
+        self.text = json.dumps(
+            {
+                "none": [n for n in ("bottleneck", "cond", "uncond") if getattr(seen, n) is None],
+                "options kept": kept,
+                "same image": same and torch.allclose(alone, seen.denoised, atol=1e-5),
+            }
+        )
+
+
+class TestDevice(Inside):
+    """The text: where the network of a predictor file is when the sampler runs on images that are on
+    "meta"."""
+
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = super().INPUT_TYPES()
+        inputs["required"]["file"] = ("STRING", {})
+        return inputs
+
+    def run(self, file, **inputs):
+        self.file = file
+        return super().run(**inputs)
+
+    def look(self, denoiser, x, sigmas, extra_args):
+        sampling, self.result = pack("sampling"), ()
+
+        def record(model, x, *_, predictor=None, **__):
+            self.text = str(next(predictor.predictor.parameters()).device)
+            return x
+
+        own = sampling.SAMPLERS
+        sampling.SAMPLERS = dict.fromkeys(own, record)
+        try:
+            fitted = pack("folders").library().load(self.file)
+            run = sampling.sampler_function(fitted.spec.sampler)
+            run(denoiser, x.to("meta"), sigmas, extra_args, predictor=fitted)
+        finally:
+            sampling.SAMPLERS = own
+
+
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in (TestPrompt, TestModel, TestHalves, TestDevice)}
