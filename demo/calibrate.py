@@ -3,7 +3,7 @@
     python -m demo.calibrate                                 # NFE 3 5 7 9 x guidance 1 2 4, quick and normal
     python -m demo.calibrate --nfe 5 --guidance 1            # a part of it; rows of other parts are kept
 
-The fit draws its own noise (the engine's default: RMSE decides, no feature distance); all rows are measured
+The fit draws its own noise (the engine's default: errors decide, no feature distance); all rows are measured
 on 256 other noises, in one run. Opponents: of every kind of plain solver the best of all its settings (five
 schedules, with and without the analytic first step) by a search on 64 noises (`known` from an earlier run,
 where there was one), and AMED-Solver and the plugins bundled for the same evaluations and guidance, which
@@ -16,72 +16,60 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from amed import calibration, plain, store
-from amed.calibration import Calibration, Settings
+from amed import load, save
+from amed.fit import PRESETS, Job, Progress, Result, fit, plain
 
 from . import model as demo
-from .fit import FOLDER, NAME, TITLES, Bench, kind, remember, search
+from .fit import CACHE, FOLDER, TITLES, Bench, kind, remember, search
+from .target import NAME
 
 ROWS = FOLDER / "calibrated.json"
+EVERY = 15.0  # seconds between two lines of progress
 
 
-def settings_of(bench: Bench, nfe: int, budget: int, seed: int) -> Settings:
-    return Settings(
-        nfe,
-        demo.SIGMA_MIN,
-        demo.SIGMA_MAX,
-        budget=budget,
-        guidance=bench.guidance,
-        seed=seed,
-        prediction_type="edm",
-        model_family=NAME,
-        model_fingerprint=bench.fingerprint,
-        model_name="AMED demo model",
-    )
+def calibrated(bench: Bench, nfe: int, preset: str, seed: int) -> tuple[Result, float]:
+    """A calibration as a user would run it, and its seconds; its file is kept in demo/data."""
+    begin = shown = time.perf_counter()
 
-
-def calibrated(bench: Bench, nfe: int, preset: str, seed: int) -> tuple[calibration.Result, float]:
-    """A calibration as a user would run it, and its seconds."""
-
-    def draw(generator: torch.Generator, count: int):
-        noise, args = bench.draw(generator, count)
-        return noise / demo.SIGMA_MAX, args
-
-    begin, shown = time.perf_counter(), 0.0
-    run = Calibration(bench.exact, draw, settings_of(bench, nfe, calibration.budget_of(preset, nfe), seed))
-    for progress in run.run():
-        if time.perf_counter() - shown > 15:
+    def tell(progress: Progress) -> None:
+        nonlocal shown
+        if time.perf_counter() - shown > EVERY:
             shown = time.perf_counter()
             print(f"  {progress.evaluations:6d} of {progress.budget}  {progress.text}", flush=True)
-    return run.result(), time.perf_counter() - begin
+
+    job = Job((nfe,), guidance=bench.guidance, budget=preset, seed=seed)
+    file = CACHE / f"{NAME}-{preset}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
+    outcome = fit(replace(bench.exact, features=None), job, lambda nfe: file, tell)
+    return outcome.kept[0].result, time.perf_counter() - begin
 
 
-def known(nfe: int, guidance: float) -> list[plain.Setting]:
-    """The best plain settings of an earlier search of the same model, one a kind; they are measured anew."""
+def known(settings: list[plain.Setting], nfe: int, guidance: float) -> list[plain.Setting]:
+    """Of all settings the best of an earlier search of the same model, one a kind; they are measured anew."""
     for file in (FOLDER / "measured.json", ROWS):
         rows = json.loads(file.read_text()).get(f"{nfe} {guidance:g}", []) if file.is_file() else []
-        told = {(row["solver"], row["schedule"]) for row in rows}
-        settings = plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX)
-        found = [s for s in settings if (s.name, s.schedule) in told]
-        if found:
-            return found
+        best = {(row["solver"], row["schedule"]) for row in rows}
+        if chosen := [s for s in settings if (s.name, s.schedule) in best]:
+            return chosen
     return []
+
+
+def best_of_each(bench: Bench, nfe: int) -> dict[str, plain.Setting]:
+    """Each kind of plain solver at its best: the known ones, and a search of the kinds that are not."""
+    settings = plain.settings_for(bench.exact, nfe)
+    best = {kind(s.solver): s for s in known(settings, nfe, bench.guidance)}
+    for setting in search(bench, [s for s in settings if kind(s.solver) not in best]):
+        best.setdefault(kind(setting.solver), setting)
+    return best
 
 
 def measure(bench: Bench, nfe: int, presets: list[str], seed: int) -> list[dict]:
     """All rows of one NFE and guidance; the plain solvers first."""
-    best: dict[str, dict] = {}
-    for setting in known(nfe, bench.guidance) or search(bench, nfe):
-        if kind(setting.solver) not in best:
-            best[kind(setting.solver)] = bench.measure(setting).as_dict()
-    rows = list(best.values())
+    rows = [bench.measure(setting).as_dict() for setting in best_of_each(bench, nfe).values()]
+    least = {name: min(row[name] for row in rows) for name in ("rmse_ref", "fd_ref")}
     for path in sorted(FOLDER.glob(f"{NAME}-*-nfe{nfe}-cfg{bench.guidance:g}.safetensors")):
-        fitted = store.load(path)
+        fitted = load(path)
         if fitted.spec.solver in TITLES:
             rows.append(bench.measure_fitted(fitted).as_dict() | {"how": "Algorithm 1"})
-    least = {name: min(row[name] for row in best.values()) for name in ("rmse_ref", "fd_ref")}
     for preset in presets:
         result, seconds = calibrated(bench, nfe, preset, seed)
         row = bench.measure_fitted(result.fitted).as_dict()
@@ -101,7 +89,7 @@ def measure(bench: Bench, nfe: int, presets: list[str], seed: int) -> list[dict]
             spec = result.fitted.spec
             metrics = spec.metrics | {name: row[name] for name in ("rmse_ref", "fd_ref", "fd_data")}
             metrics |= {f"plain_{name}": least[name] for name in least} | {"noises": len(bench.noise)}
-            store.save(file, replace(result.fitted, spec=replace(spec, metrics=metrics)))
+            save(file, replace(result.fitted, spec=replace(spec, metrics=metrics)))
     return rows
 
 
@@ -109,9 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.calibrate", description=__doc__.splitlines()[0])
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0, 4.0])
-    parser.add_argument(
-        "--preset", nargs="+", choices=["quick", "normal", "thorough"], default=["quick", "normal"]
-    )
+    parser.add_argument("--preset", nargs="+", choices=list(PRESETS), default=["quick", "normal"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
     args = parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
 Fréchet distance of 512 samples (no category, 60 evaluations) to the training data; the same number of
 training images drawn at random for comparison; and how near the samples are to training images, to tell
-drawing from copying. """
+drawing from copying."""
 
 from pathlib import Path
 
@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amed.evaluation import Statistics, frechet, run
-from amed.guidance import Guided
+from amed.evaluate import Guided
+from amed.fit.measures import Statistics, frechet, run
 
 from . import data
 from . import model as demo
 from .features import Features
 from .fit import REFERENCE
 from .rows import tile
+from .target import categories
 
 COUNT = 512
 
@@ -34,8 +35,8 @@ def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
 def sampled(denoiser: demo.Denoiser, label: Tensor, guidance: float, seed: int) -> Tensor:
     """One image a label, 60 evaluations."""
     noise = torch.randn(len(label), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    args = {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
-    return run(Guided(denoiser, guidance), noise, REFERENCE.sigmas(), REFERENCE.solver, args)[0]
+    setting, args = REFERENCE, categories(label)
+    return run(Guided(denoiser, guidance), noise, setting.sigmas(), setting.solver, args)[0]
 
 
 def main() -> None:
@@ -48,16 +49,20 @@ def main() -> None:
     if data.DEFAULT_FILE.is_file():
         images, _ = data.load()
         pick = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COUNT]
-        print(f"FD to data, {COUNT} training images: "
-              f"{frechet(Statistics.of(features(images[pick])), features.data):.2f}")
+        print(
+            f"FD to data, {COUNT} training images: "
+            f"{frechet(Statistics.of(features(images[pick])), features.data):.2f}"
+        )
         both = torch.cat([images, images.flip(-1)]).flatten(1)
         nearest = torch.cdist(free.flatten(1), both).min(dim=1).values / both.shape[1] ** 0.5
         own = torch.cdist(images.flatten(1), both)
         itself = torch.arange(len(images))
         own[itself, itself] = own[itself, itself + len(images)] = torch.inf
         own = own.min(dim=1).values / both.shape[1] ** 0.5
-        print(f"RMS distance to the nearest training image: samples {nearest.median():.3f} (median), "
-              f"training images among themselves {own.median():.3f}")
+        print(
+            f"RMS distance to the nearest training image: samples {nearest.median():.3f} (median), "
+            f"training images among themselves {own.median():.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from amed.evaluation import Statistics
+from amed.fit.measures import Statistics
 
 from . import data
 
@@ -87,8 +87,8 @@ def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor
     net.scale.copy_(1 / features.std(dim=0))
     half = {k: v.half() for k, v in net.state_dict().items()}
     net.load_state_dict(half)
-    told = Statistics.of(net.features(images))
-    return half | {"data.mean": told.mean.float(), "data.cov": told.cov.float()}
+    own = Statistics.of(net.features(images))
+    return half | {"data.mean": own.mean.float(), "data.cov": own.cov.float()}
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ solver.
     python -m demo.fit                                # everything: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
     python -m demo.fit --nfe 5 --guidance 1           # a part of it; rows of other parts are kept
 
-For each NFE and guidance, every plain solver is searched over its settings (amed.plain) and the best of each
-kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
+For each NFE and guidance, every plain solver is searched over its settings (amed.fit.plain) and the best of
+each kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
 AMED-Solver from its two best schedules with constant mid points; a coarse search by forward evaluations moves
 these constants (`coarse`), and Algorithm 1 trains the network from there. The state kept is the one with the
 least error times root Fréchet distance to the converged reference on noises of its own (not those of training
@@ -25,28 +25,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amed import plain, store
-from amed.bottleneck import ModuleCapture
-from amed.evaluation import Statistics, cut, frechet, rmse, run
-from amed.fingerprint import fingerprint
-from amed.guidance import Guided
-from amed.plain import Setting
-from amed.predictor import BottleneckPredictor, TablePredictor
-from amed.sampling import Solver
-from amed.training import Settings, Teacher, start_from, train
+from amed import BottleneckPredictor, Constants, Fitted, Solver, save
+from amed.fit import plain
+from amed.fit.algorithm1 import Settings, Teacher, train
+from amed.fit.measures import Statistics, cut, frechet, rmse, run
+from amed.fit.plain import Setting
+from amed.fit.target import Target
 
 from . import model as demo
-from .features import Features
 from .rows import Row, table
+from .starts import mid_times, start_from
+from .target import NAME, Args, target
 
 FOLDER = Path(__file__).parent.parent / "predictors"
-NAME = "emoji32"
 STUDENTS = ("amed", "ipndm", "dpmpp")
 
 
 def kind(solver: Solver) -> str:
     """What counts as one plain solver, to be measured at its best setting: a multistep's orders apart."""
-    return f"{solver.name}-{solver.max_order}" if solver.name in ("ipndm", "dpmpp") else "single-step"
+    return "single-step" if solver.single_step else f"{solver.name}-{solver.max_order}"
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
@@ -66,65 +63,67 @@ TEST, TUNE = 256, 64
 
 
 class Bench:
-    """The demo model at one guidance scale, noises, their converged reference, and its features."""
+    """The demo model at one guidance scale, noises, and their converged reference."""
 
     def __init__(self, guidance: float, weights: Path, count: int = TEST, seed: int = 7):
         self.guidance = guidance
         self.exact, self.fast = (
-            Guided(demo.load_denoiser(weights, dtype), guidance) for dtype in (torch.float32, torch.bfloat16)
+            target(guidance, weights, dtype) for dtype in (torch.float32, torch.bfloat16)
         )
+        self.features, self.held_out = self.exact.features, None
         self.noise, self.args = self.drawn(count, seed)
         self.tune_noise, self.tune_args = self.drawn(TUNE, seed + 1)
-        self.features, self.held_out = Features(), None
-        self.fingerprint = fingerprint(self.exact.named_parameters())
         self.reference = self.converged("test", self.noise, self.args)
         self.tune_reference = self.converged("tune", self.tune_noise, self.tune_args)
         self.reference_statistics = Statistics.of(self.features(self.reference))
 
-    def drawn(self, count: int, seed: int) -> tuple[Tensor, dict]:
+    def drawn(self, count: int, seed: int) -> tuple[Tensor, Args]:
         """Unit noises and their arguments."""
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(count, 3, 32, 32, generator=generator)
-        return noise, self.labels(torch.randint(demo.CLASSES, (count,), generator=generator))
+        return self.exact.draw(torch.Generator().manual_seed(seed), count)
+
+    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Args]:
+        """Noise at sigma_max and its arguments, for training."""
+        noise, args = self.exact.draw(generator, batch)
+        return noise * demo.SIGMA_MAX, args
+
+    def run(
+        self,
+        made: Target,
+        solver: Solver,
+        sigmas: Tensor,
+        afs: bool,
+        predictor=None,
+        count: int | None = None,
+    ) -> tuple[Tensor, int]:
+        """End states of the noises to measure on, or of the first `count` for tuning; evaluations."""
+        noise, args = self.noise, self.args
+        if count is not None:
+            noise, args = self.tune_noise[:count], cut(self.tune_args, slice(0, count))
+        how = {"predictor": predictor, "afs": afs, "evaluate": made.evaluate}
+        return run(made.model, noise, sigmas, solver, args, **how)
 
     def tried(
         self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None
     ) -> tuple[Tensor, Tensor]:
         """End states of the first `count` noises for tuning, in bfloat16 (this only ranks), and their
         reference."""
-        part = slice(0, count)
-        args = cut(self.tune_args, part)
-        images, _ = run(self.fast, self.tune_noise[part], sigmas, solver, args, predictor=predictor, afs=afs)
-        return images, self.tune_reference[part]
-
-    def labels(self, label: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Unconditional at guidance 1, else a category guided away from none."""
-        none = torch.full_like(label, demo.UNCONDITIONAL)
-        return {"cond": {"label": none if self.guidance == 1 else label}, "uncond": {"label": none}}
-
-    def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, dict]:
-        """Noise at sigma_max and its labels, for training."""
-        noise = torch.randn(batch, 3, 32, 32, generator=generator)
-        label = torch.randint(demo.CLASSES, (batch,), generator=generator)
-        return noise * demo.SIGMA_MAX, self.labels(label)
-
-    def capture(self, guided: Guided) -> ModuleCapture:
-        return ModuleCapture(guided.model.inner_model.middle_block)
+        images, _ = self.run(self.fast, solver, sigmas, afs, predictor, count)
+        return images, self.tune_reference[:count]
 
     def converged(self, name: str, noise: Tensor, args: dict) -> Tensor:
         """The reference images of these noises, kept in demo/data for the next run of the same model."""
-        told = hashlib.sha256(noise.numpy().tobytes()).hexdigest()[:8]
-        file = CACHE / f"{name}-{self.fingerprint}-cfg{self.guidance:g}-{told}.safetensors"
+        which = hashlib.sha256(noise.numpy().tobytes()).hexdigest()[:8]
+        file = CACHE / f"{name}-{self.exact.fingerprint}-cfg{self.guidance:g}-{which}.safetensors"
         if not file.is_file():
-            images = run(self.exact, noise, REFERENCE.sigmas(), REFERENCE.solver, args)[0]
+            images = run(self.exact.model, noise, REFERENCE.sigmas(), REFERENCE.solver, args)[0]
             CACHE.mkdir(exist_ok=True)
             save_file({"images": images}, file)
         return load_file(file)["images"]
 
     def distance(self, images: Tensor, reference: Tensor) -> float:
         """Error times the root of the Fréchet distance: falls when either does."""
-        told, target = (Statistics.of(self.features(v)) for v in (images, reference))
-        return rmse(images, reference) * max(frechet(told, target), 0.0) ** 0.5
+        statistics = (Statistics.of(self.features(v)) for v in (images, reference))
+        return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
         """`distance` on the noises that choose the state to keep; their reference is computed once for
@@ -133,40 +132,29 @@ class Bench:
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
 
-    def run(self, setting: Setting) -> tuple[Tensor, int]:
-        return run(self.exact, self.noise, setting.sigmas(), setting.solver, self.args, afs=setting.afs)
-
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
         images, nfe = result
-        told = Statistics.of(self.features(images))
+        statistics = Statistics.of(self.features(images))
         return Row(
             solver,
             schedule,
             nfe,
             self.guidance,
             rmse(images, self.reference),
-            frechet(told, self.reference_statistics),
-            frechet(told, self.features.data),
+            frechet(statistics, self.reference_statistics),
+            frechet(statistics, self.features.data),
             seconds,
         )
 
     def measure(self, setting: Setting) -> Row:
         begin = time.perf_counter()
-        return self.row(setting.name, setting.schedule, self.run(setting), time.perf_counter() - begin)
+        result = self.run(self.exact, setting.solver, setting.sigmas(), setting.afs)
+        return self.row(setting.name, setting.schedule, result, time.perf_counter() - begin)
 
-    def measure_fitted(self, fitted: store.Fitted) -> Row:
+    def measure_fitted(self, fitted: Fitted) -> Row:
         begin = time.perf_counter()
         spec = fitted.spec
-        result = run(
-            self.exact,
-            self.noise,
-            fitted.sigmas(),
-            spec.settings,
-            self.args,
-            predictor=fitted,
-            afs=spec.afs,
-            capture=self.capture(self.exact),
-        )
+        result = self.run(self.exact, spec.student, fitted.sigmas(), spec.afs, fitted.predictor)
         schedule = f"{spec.schedule} {spec.rho:g}{' + AFS' if spec.afs else ''}"
         order = f"-{spec.max_order}" if spec.max_order > 1 else ""
         return self.row(
@@ -174,12 +162,12 @@ class Bench:
         )
 
 
-def search(bench: Bench, nfe: int, keep: int = 16) -> list[Setting]:
-    """All plain settings, best first: by error on 16 noises, the best `keep` by `Bench.distance` on 64."""
-    found = plain.candidates(nfe, demo.SIGMA_MIN, demo.SIGMA_MAX)
-    found.sort(key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
-    again = sorted(found[:keep], key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
-    return again + found[keep:]
+def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Setting]:
+    """Plain settings, best first: by error on 16 noises, the best `keep` by `Bench.distance` on 64."""
+    ranking = sorted(settings, key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
+    again = ranking[:keep]
+    again.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
+    return again + ranking[keep:]
 
 
 def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
@@ -188,7 +176,8 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
     where Algorithm 1 then starts."""
 
     def value(now: list[list[float]]) -> float:
-        return bench.distance(*bench.tried(start.solver, base, 32, True, TablePredictor(base, *now)))
+        moved = Constants(base, **dict(zip("rca", now)))
+        return bench.distance(*bench.tried(start.solver, base, 32, True, moved))
 
     constants = [list(r), [1.0] * len(r), [1.0] * len(r)]
     best = value(constants)
@@ -205,39 +194,39 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 
 def base_times(start: Setting) -> Tensor:
     """The times a student's intervals lie between: for a plugin every other one of its plain solver's."""
-    return start.sigmas() if start.solver.name == "amed" else plain.mid_times(start)[0]
+    return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 
 def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
     """AMED-Solver's best schedules, each with its best constant r, on 16 noises."""
-    found = []
+    starts = []
     num_steps = (nfe + 1) // 2 + 1
     for kind_, rho in plain.SCHEDULES:
         setting = Setting(Solver("amed"), kind_, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
         base, tries = setting.sigmas(), []
         for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
-            predictor = TablePredictor(base, [r] * (num_steps - 1))
+            predictor = Constants(base, r=[r] * (num_steps - 1))
             tries.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r))
         error, r = min(tries)
-        found.append((error, setting, [r] * (num_steps - 1)))
-    return [(setting, r) for _, setting, r in sorted(found, key=lambda f: f[0])[:count]]
+        starts.append((error, setting, [r] * (num_steps - 1)))
+    return [(setting, r) for _, setting, r in sorted(starts, key=lambda start: start[0])[:count]]
 
 
-def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Settings) -> store.Fitted:
+def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
     """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from constant mid
     points; the best of its starts goes on."""
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
         orders = {}
-        for setting in found:
+        for setting in ranking:
             if (
                 setting.solver.name == student
                 and setting.afs
                 and (student, setting.solver.max_order) != ("dpmpp", 3)
             ):
                 orders.setdefault(setting.solver.max_order, setting)
-        starts = [(start, plain.mid_times(start)[1].tolist()) for start in list(orders.values())[:2]]
+        starts = [(start, mid_times(start)[1].tolist()) for start in list(orders.values())[:2]]
     tried = [(*coarse(bench, start, base_times(start), r), start) for start, r in starts]
     _, constants, start = min(tried, key=lambda t: t[0])
     base, solver, predictor = base_times(start), start.solver, BottleneckPredictor(SCALE_DIR, SCALE_TIME)
@@ -247,7 +236,7 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
     print(f"  {TITLES[student]}, from {start.name} on {start.schedule}...", flush=True)
 
     for step in train(
-        bench.fast,
+        bench.fast.model,
         solver,
         predictor,
         times,
@@ -255,7 +244,7 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
         teacher,
         settings,
         afs=True,
-        capture=bench.capture(bench.fast),
+        evaluate=bench.fast.evaluate,
         error=bench.held_out_error,
     ):
         if step.measured:
@@ -264,21 +253,13 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
                 f"best {step.best:.4f}",
                 flush=True,
             )
-    spec = store.Spec(
-        solver=solver.name,
-        max_order=solver.max_order,
-        predict_x0=solver.predict_x0,
-        num_steps=len(base),
+    spec = bench.exact.spec(
+        solver,
+        base,
+        bench.guidance,
         schedule=start.kind,
         rho=start.rho,
-        sigma_min=demo.SIGMA_MIN,
-        sigma_max=demo.SIGMA_MAX,
         afs=True,
-        prediction_type="edm",
-        guidance=bench.guidance,
-        model_family=NAME,
-        model_name="AMED demo model",
-        model_fingerprint=bench.fingerprint,
         features="bottleneck",
         scale_dir=predictor.scale_dir,
         scale_time=predictor.scale_time,
@@ -286,15 +267,15 @@ def fit(bench: Bench, student: str, found: list[Setting], nfe: int, settings: Se
         f"{teacher.solver.name} teacher, "
         f"M={teacher.extra}, seed {settings.seed}; the best state on held-out noises kept",
     )
-    return store.Fitted(spec, predictor.eval(), base)
+    return Fitted(spec, predictor.eval(), base)
 
 
 def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
     """Search, fit, measure and keep what wins, at one NFE; the measured rows as dicts, `kept` said."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
-    found = search(bench, nfe)
+    ranking = search(bench, plain.settings_for(bench.exact, nfe))
     own: dict[str, Setting] = {}
-    for setting in found:
+    for setting in ranking:
         own.setdefault(kind(setting.solver), setting)
     measured = {kind: bench.measure(setting) for kind, setting in own.items()}
     rows = [row.as_dict() | {"kept": None} for row in measured.values()]
@@ -316,9 +297,9 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     )
     print(table(list(measured.values())), flush=True)
     for student in students:
-        fitted = fit(bench, student, found, nfe, settings)
+        fitted = fit(bench, student, ranking, nfe, settings)
         row = bench.measure_fitted(fitted)
-        rival = rival_of(fitted.spec.settings, measured)
+        rival = rival_of(fitted.spec.student, measured)
         kept = row.fd_ref < rival.fd_ref and row.fd_ref * row.rmse_ref**2 < rival.fd_ref * rival.rmse_ref**2
         file = FOLDER / f"{NAME}-{student}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         if kept:
@@ -330,7 +311,7 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
                 "plain_fd_ref": rival.fd_ref,
                 "noises": len(bench.noise),
             }
-            store.save(file, replace(fitted, spec=replace(fitted.spec, metrics=metrics)))
+            save(file, replace(fitted, spec=replace(fitted.spec, metrics=metrics)))
         else:
             file.unlink(missing_ok=True)
         rows.append(row.as_dict() | {"kept": kept})

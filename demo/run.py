@@ -7,7 +7,7 @@ Starts ComfyUI headless, submits the graphs of example_workflows/ through its HT
 demo/out/demo.png and demo/out/demo.json: rows of solver, schedule, nfe (counted around the network),
 guidance, rmse_ref (error to the 60-evaluation reference of the same seed, pixels in [-1, 1]), fd_ref and
 fd_data (Fréchet distances to the reference images and to the training data, on the features of
-demo.features), seconds (sampling in the server, all samples). """
+demo.features), seconds (sampling in the server, all samples)."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from amed.evaluation import Statistics, frechet, rmse
+from amed.fit.measures import Statistics, frechet, rmse
 
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
 from .features import Features
@@ -143,10 +143,10 @@ def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
     for y, (row, images) in enumerate(rows):
         top = gap + y * (side + gap)
         draw.text((10, top + 12), row.solver, "black", big)
-        told = f"{row.nfe} evaluations, {row.schedule}"
+        figures = f"{row.nfe} evaluations, {row.schedule}"
         if row.rmse_ref:
-            told += f"\nerror {row.rmse_ref:.3f}, FD {row.fd_ref:.2f}"
-        draw.text((10, top + 40), told, "#444444", small)
+            figures += f"\nerror {row.rmse_ref:.3f}, FD {row.fd_ref:.2f}"
+        draw.text((10, top + 40), figures, "#444444", small)
         for x, image in enumerate(images[:COLUMNS]):
             page.paste(tile(image, side), (left + x * (side + gap), top))
     part = file.with_suffix(".part.png")
@@ -189,17 +189,17 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"{entry.solver}: left out: {str(error).splitlines()[0]}")
                     continue
                 print()
-                told = Statistics.of(features(images))
+                statistics = Statistics.of(features(images))
                 if not rows:
-                    reference, reference_told = images, told
+                    reference, of_reference = images, statistics
                 row = Row(
                     entry.solver,
                     predictor or entry.schedule,
                     nfe,
                     args.guidance,
                     rmse(images, reference),
-                    frechet(told, reference_told),
-                    frechet(told, features.data),
+                    frechet(statistics, of_reference),
+                    frechet(statistics, features.data),
                     seconds,
                 )
                 rows.append((row, images))

@@ -6,7 +6,7 @@ predictors/calibrated.json (by `python -m demo.calibrate`)."""
 import json
 from pathlib import Path
 
-from amed.store import load
+from amed import load
 
 from .fit import FOLDER
 
@@ -28,10 +28,10 @@ def measured() -> list[str]:
     """For each NFE and guidance the plain solvers, each at its best setting, and the fitted predictors."""
     head = "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |"
     lines = [head, "|" + "---|" * 8]
-    found = json.loads((FOLDER / "measured.json").read_text())
-    for key in sorted(found, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
-        best = min(found[key], key=lambda row: row["fd_ref"])
-        for row in found[key]:
+    rows_of = json.loads((FOLDER / "measured.json").read_text())
+    for key in sorted(rows_of, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
+        best = min(rows_of[key], key=lambda row: row["fd_ref"])
+        for row in rows_of[key]:
             mark = {True: "bundled", False: "loses to its plain solver: left out", None: ""}[row["kept"]]
             fd = f"**{row['fd_ref']:.2f}**" if row is best else f"{row['fd_ref']:.2f}"
             lines.append(
@@ -51,12 +51,12 @@ def calibrated() -> list[str]:
     def both(row: dict | None) -> str:
         return f"{row['rmse_ref']:.3f} / {row['fd_ref']:.2f}" if row else ""
 
-    found = json.loads((FOLDER / "calibrated.json").read_text())
-    for key in sorted(found, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
-        rows = {row.get("how", ""): row for row in found[key] if row["solver"] == "amed_multistep"}
-        plain = [row for row in found[key] if "how" not in row]
+    rows_of = json.loads((FOLDER / "calibrated.json").read_text())
+    for key in sorted(rows_of, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
+        rows = {row.get("how", ""): row for row in rows_of[key] if row["solver"] == "amed_multistep"}
+        plain = [row for row in rows_of[key] if "how" not in row]
         best = {name: min(row[name] for row in plain) for name in ("rmse_ref", "fd_ref")}
-        paper = next((row for row in found[key] if row["solver"].startswith("AMED-Solver")), None)
+        paper = next((row for row in rows_of[key] if row["solver"].startswith("AMED-Solver")), None)
         cells = [*key.split(), both(best), both(paper), both(rows.get("quick")), both(rows.get("normal"))]
         ratio = rows.get("normal")
         cells.append(f"**{ratio['rmse_ref_ratio']:.2f}** / **{ratio['fd_ref_ratio']:.2f}**" if ratio else "")

@@ -1,36 +1,50 @@
-"""The demo model for `python -m amed`."""
+"""The demo model as something to fit to and to measure: for `python -m amed`, demo and bench."""
+
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from amed.bottleneck import ModuleCapture
+from amed.evaluate import FromModule, Guided
 from amed.fingerprint import fingerprint
-from amed.guidance import Guided, guide
-from amed.target import Target
+from amed.fit.target import Draw, Target
 
 from . import model as demo
 from .features import Features
 
+NAME = "emoji32"
+Args = dict[str, dict[str, Tensor]]
 
-def target(guidance: float) -> Target:
-    """Unconditional at guidance 1, else all categories guided away from none."""
-    guided = Guided(demo.load_denoiser(), guidance)
 
-    def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict]:
+def categories(label: Tensor) -> Args:
+    """Arguments of the guided model: categories `[n]`, guided away from none."""
+    return {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
+
+
+def draw_at(guidance: float) -> Draw:
+    """(generator, count) -> unit noises and their arguments: categories at random, none at guidance 1, where
+    nothing guides."""
+
+    def draw(generator: torch.Generator, count: int) -> tuple[Tensor, Args]:
         noise = torch.randn(count, 3, 32, 32, generator=generator)
         label = torch.randint(demo.CLASSES, (count,), generator=generator)
-        none = torch.full_like(label, demo.UNCONDITIONAL)
-        return noise, {"cond": {"label": none if guidance == 1 else label}, "uncond": {"label": none}}
+        return noise, categories(torch.full_like(label, demo.UNCONDITIONAL) if guidance == 1 else label)
 
+    return draw
+
+
+def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
+    """The demo model at a guidance scale; its `model` is an amed.evaluate.Guided."""
+    guided = Guided(demo.load_denoiser(weights, dtype), guidance)
     return Target(
         guided,
-        draw,
+        draw_at(guidance),
         demo.SIGMA_MIN,
         demo.SIGMA_MAX,
         "edm",
-        "emoji32",
+        NAME,
         fingerprint(guided.named_parameters()),
         "AMED demo model",
-        capture=ModuleCapture(guided.model.inner_model.middle_block),
-        guide=guide,
+        evaluate=FromModule(guided.model.inner_model.middle_block),
         features=Features(),
     )
