@@ -33,12 +33,12 @@ class Identity:
 class Request:
     """What a run asks for.
 
-    model, guidance: what it samples with. sampler: a name of kdiffusion.ENTRIES, or "auto": the best there is of
-    all, by the error that files state. nfe: evaluations; or times: the noise levels above 0 that it will run over,
-    or how many of them, to be chosen here. fitted: a predictor named, or carried by the model. below: only the
-    lower part of these noise levels is run (img2img, hires fix), so one that was fitted for this very checkpoint
-    for about as many serves. if_missing: "error", or "untrained" on `schedule(count)`; afs: with the analytic
-    first step where nfe is odd. advice: what to do, the host's words for an error."""
+    model, guidance: what it samples with. sampler: a name of kdiffusion.ENTRIES, or "auto": the best there is
+    of all, by the error that files state. nfe: evaluations; or times: the noise levels above 0 that it will
+    run over, or how many of them, to be chosen here. fitted: a predictor named, or carried by the model.
+    below: only the lower part of these noise levels is run (img2img, hires fix), so one that was fitted for
+    this very checkpoint for about as many serves. if_missing: "error", or "untrained" on `schedule(count)`;
+    afs: with the analytic first step where nfe is odd. advice: what to do, the host's words for an error."""
 
     model: Identity
     sampler: str = AUTO
@@ -60,8 +60,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs: a predictor, by which sampler, over which noise levels (float64, no 0), and what is to be said.
-    grid: whether these are "own", the ones it was fitted on, "below" them, or "other"."""
+    """What runs: a predictor, by which sampler, over which noise levels (float64, no 0), and what is to be
+    said. grid: whether these are "own", the ones it was fitted on, "below" them, or "other"."""
 
     fitted: Fitted
     sigmas: Tensor
@@ -74,9 +74,9 @@ class Choice:
 
 
 def choose(library: Library, request: Request) -> Choice:
-    """The predictor for a request: the one it names, else the library's for this checkpoint, else for its family; of
-    these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what there is, and what
-    to do; ValueError for an untrained run that cannot be."""
+    """The predictor for a request: the one it names, else the library's for this checkpoint, else for its
+    family; of these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what
+    there is, and what to do; ValueError for an untrained run that cannot be."""
     fitted, missing, said, count = request.fitted, None, [], request.count
     if fitted is not None:
         agree(fitted, request)
@@ -162,9 +162,9 @@ def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | No
 
 
 def best(found: list[Fitted], request: Request) -> Fitted:
-    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and where any
-    sampler will do the one whose file states the least error to the reference (where none does, the least Fréchet
-    distance)."""
+    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and
+    where any sampler will do the one whose file states the least error to the reference (where none does, the
+    least Fréchet distance)."""
 
     def distance(f: Fitted) -> tuple[bool, float]:
         same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
@@ -183,8 +183,8 @@ def best(found: list[Fitted], request: Request) -> Fitted:
 
 
 def near(library: Library, request: Request) -> Fitted | None:
-    """For a run over the lower part of a schedule whose steps nobody fitted: the nearest in number that was fitted
-    for this very checkpoint."""
+    """For a run over the lower part of a schedule whose steps nobody fitted: the nearest in number that was
+    fitted for this very checkpoint."""
     sampler, own, count = request.sampler, request.model.fingerprint, request.count
     mine = [
         f for f in library.fitted() if sampler in (AUTO, f.spec.sampler) and own == f.spec.model_fingerprint

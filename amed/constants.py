@@ -3,6 +3,7 @@
 
 import math
 from bisect import bisect_left
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,28 +27,15 @@ def from_the_top(times: Tensor, sigma_max: float) -> bool:
     return abs(math.log(float(times[0]) / sigma_max)) < SAME
 
 
-class Grid:
-    """Where a noise level lies among fitted ones: by linear interpolation in log sigma, the ends beyond them."""
-
-    def __init__(self, sigmas: Tensor):
-        self.rising = [math.log(s) for s in reversed(sigmas.tolist())]
-
-    def find(self, t: float) -> tuple[int, int, float]:
-        """(index before, index after, share of the latter) at level t, indices of the falling list."""
-        x, last = math.log(t), len(self.rising) - 1
-        high = min(bisect_left(self.rising, x - 1e-5), last)
-        low = max(high - 1, 0)
-        share = 1.0
-        if high > low:
-            share = min(max((x - self.rising[low]) / (self.rising[high] - self.rising[low]), 0.0), 1.0)
-        if abs(share - round(share)) < 1e-5:  # fp32's own rounding
-            share = float(round(share))
-        return last - low, last - high, share
-
-    def between(self, values: list[float], t: float) -> float:
-        """Of values on the falling list, the one at t."""
-        before, after, share = self.find(t)
-        return values[after] if share == 1 else values[before] + share * (values[after] - values[before])
+def between(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
+    """Of values `[N, ...]` on falling noise levels `[N]`, those at t: linear in log sigma, the ends beyond."""
+    rising, x = [math.log(s) for s in reversed(sigmas.tolist())], math.log(t)
+    high = min(bisect_left(rising, x - 1e-5), len(rising) - 1)
+    low, last = max(high - 1, 0), len(rising) - 1
+    share = 1.0 if high == low else min(max((x - rising[low]) / (rising[high] - rising[low]), 0.0), 1.0)
+    if abs(share - round(share)) < 1e-5:  # fp32's own rounding
+        share = float(round(share))
+    return torch.lerp(values[last - low], values[last - high], share)
 
 
 def falling(sigmas: Tensor) -> Tensor:
@@ -71,35 +59,31 @@ class Constants:
     ):
         self.sigmas, self.rescales, self.names = falling(sigmas), rescales, names
         count = len(self.sigmas) - 1
+        if other := set(values) - set(names):
+            raise ValueError(f"no such constant: {', '.join(sorted(other))}; there are {', '.join(names)}")
         self.values: dict[str, Tensor] = {}
         for name in names:
-            value = values.pop(name, None)
-            default = torch.full((count,), PARAMETERS[name].default, dtype=torch.float64)
-            value = default if value is None else torch.as_tensor(value, dtype=torch.float64).detach()
+            value = values.get(name)
+            value = [PARAMETERS[name].default] * count if value is None else value
+            value = self.values[name] = torch.as_tensor(value, dtype=torch.float64).detach()
             if value.shape != (count,):
-                raise ValueError(
-                    f"{name} must have one value per interval ({count}), got shape {tuple(value.shape)}"
-                )
+                wrong = f"got shape {tuple(value.shape)}"
+                raise ValueError(f"{name} must have one value per interval ({count}), {wrong}")
             PARAMETERS[name].check(value)
-            self.values[name] = value
-        if values:
-            raise ValueError(f"no such constant: {', '.join(values)}; there are {', '.join(names)}")
-        self.grid = Grid(self.sigmas[:-1])
-        self.lists = [self.values[name].tolist() for name in names]
 
     def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]:
-        return tuple(self.grid.between(values, t) for values in self.lists)
+        return tuple(float(between(self.sigmas[:-1], v, t)) for v in self.values.values())
 
 
 class Multistep:
     """The student `multistep`: free times and free weights on all slopes in hand.
 
-    `sigmas` `[N+1]` its times, falling and positive: one evaluation at each but the last. `weights` `[N, H]`, or
-    `[N, H, S]` for slopes in S parts (`parts`: a name of PARTS): of step n on the newest slope, the one before
-    ..., in shares of the step's length. `a` `[N]`: scale of the noise level the model is told. With AFS the first
-    slope is analytic and a[0] means nothing; without, the slope before the first is the analytic one, x_0 /
-    sqrt(1 + t_0^2), which costs nothing and may be given a weight too. H is at most N + 1. Raises ValueError for
-    what does not fit."""
+    `sigmas` `[N+1]` its times, falling and positive: one evaluation at each but the last. `weights` `[N, H]`,
+    or `[N, H, S]` for slopes in S parts (`parts`: a name of PARTS): of step n on the newest slope, the one
+    before ..., in shares of the step's length. `a` `[N]`: scale of the noise level the model is told. With
+    AFS the first slope is analytic and a[0] means nothing; without, the slope before the first is the
+    analytic one, x_0 / sqrt(1 + t_0^2), which costs nothing and may be given a weight too. H is at most N +
+    1. Raises ValueError for what does not fit."""
 
     wants_bottleneck, fixed = False, True
 
@@ -107,33 +91,22 @@ class Multistep:
         self.sigmas, self.parts = falling(sigmas), parts
         weights = torch.as_tensor(weights, dtype=torch.float64).detach()
         if parts not in PARTS:
-            raise ValueError(
-                f"parts is {parts!r}: this version splits slopes by {', '.join(map(repr, PARTS))}"
-            )
+            raise ValueError(f"parts is {parts!r}: there are {', '.join(map(repr, PARTS))}")
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
-        if (
-            weights.ndim != 3
-            or len(weights) != steps
-            or not 1 <= weights.shape[1] <= steps + 1
-            or weights.shape[2] != count
-        ):
-            raise ValueError(
-                f"weights must have {steps} rows of 1 to {steps + 1}"
-                + (f" by {count} parts" if count > 1 else "")
-                + f", got shape {tuple(weights.shape)}"
-            )
+        shape = tuple(weights.shape)
+        if len(shape) != 3 or shape[::2] != (steps, count) or not 1 <= shape[1] <= steps + 1:
+            by = f" by {count} parts" if count > 1 else ""
+            raise ValueError(f"weights must have {steps} rows of 1 to {steps + 1}{by}, got shape {shape}")
         if not weights.isfinite().all():
             raise ValueError("weights are not finite")
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError("weights reach back to slopes before the first")
-        a = torch.ones(steps) if a is None else torch.as_tensor(a)
-        if a.shape != (steps,):
-            raise ValueError(f"a must have {steps} values, got shape {tuple(a.shape)}")
-        a = a.detach().double()
-        PARAMETERS["a"].check(a)
-        self.weights, self.a = weights, a
-        self.grid = Grid(self.sigmas[:-1])
+        self.a = torch.ones(steps).double() if a is None else torch.as_tensor(a).detach().double()
+        if self.a.shape != (steps,):
+            raise ValueError(f"a must have {steps} values, got shape {tuple(self.a.shape)}")
+        PARAMETERS["a"].check(self.a)
+        self.weights = weights
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -145,27 +118,24 @@ class Multistep:
         return bool(self.weights.movedim(2, 0).diagonal(1, 1, 2).any())
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
-        """Its rows; on other `times` (a last 0 is one more row) interpolated, and what they weigh of slopes that
-        such a run does not have (it began below the first time) goes to its newest."""
-        end = None if times is None else times[-1]
-        own = self.sigmas.tolist()
-        times = own if times is None else [t for t in times if t > 0]
-        lead = not afs and self.before_first() and from_the_top(torch.tensor(times[:1]), own[0])
+        """Its rows; on other `times` (a last 0 is one more row) interpolated, and what they weigh of slopes
+        that such a run does not have (it began below the first time) goes to its newest."""
+        given = self.sigmas.tolist() if times is None else times
+        on, grid = [t for t in given if t > 0], self.sigmas[:-1]
+        own = same_times(torch.tensor(on).double(), self.sigmas)
+        lead = not afs and self.before_first() and from_the_top(torch.tensor(on[:1]), float(grid[0]))
         zero = ((0.0,) * self.weights.shape[2],)
-        rows = [Row(times[0], zero, analytic=True, opens=False, closes=False)] if lead else []
-        columns = self.weights.flatten(1).T.tolist(), self.a.tolist()
-        for n, (t, t_next) in enumerate(zip(times[:-1], times[1:])):
-            shares = torch.tensor([self.grid.between(c, t) for c in columns[0]], dtype=torch.float64)
-            shares = shares.view(self.weights.shape[1:])
+        rows = [Row(on[0], zero, analytic=True, opens=False, closes=False)] if lead else []
+        for n, (t, t_next) in enumerate(pairwise(on)):
+            shares, a = ((v[n] if own else between(grid, v, t)) for v in (self.weights, self.a))
             hand = n + 1 + lead
             kept = shares[:hand].clone()
             kept[0] += shares[hand:].sum(dim=0)
-            a = self.grid.between(columns[1], t)
-            move = ((t_next - t) * kept).tolist()
-            rows.append(Row(t, tuple(map(tuple, move)), a * t, afs and n == 0))
-        if end == 0:
-            rows.append(Row(times[-1], (), to_zero=True, wants=END))
-        return Table.of(rows, 0.0 if end == 0 else times[-1], self.parts)
+            move = tuple(map(tuple, ((t_next - t) * kept).tolist()))
+            rows.append(Row(t, move, float(a) * t, afs and n == 0))
+        if given[-1] == 0:
+            rows.append(Row(on[-1], (), to_zero=True, wants=END))
+        return Table.of(rows, given[-1], self.parts)
 
 
 def as_multistep(
@@ -173,9 +143,9 @@ def as_multistep(
 ) -> Multistep:
     """With which `multistep` does exactly what `solver` does over `sigmas` `[n]` (positive, falling).
 
-    `predictor`: a plugin's, or AMED-Solver's constants. With AFS its run needs it too. Raises ValueError for a
-    solver that is no list of falling times and weights: Heun evaluates twice at one time, `rescales` tells the
-    model other states, a network has no constants."""
+    `predictor`: a plugin's, or AMED-Solver's constants. With AFS its run needs it too. Raises ValueError for
+    a solver that is no list of falling times and weights: Heun evaluates twice at one time, `rescales` tells
+    the model other states, a network has no constants."""
     if isinstance(predictor, Multistep):
         return predictor
     if solver.name == "heun":
@@ -186,9 +156,8 @@ def as_multistep(
         raise ValueError("this predictor looks at the image: it has no constants to convert")
     table = compiled(solver, torch.as_tensor(sigmas).double().tolist(), predictor, afs)
     lead = table.rows[0].analytic and not afs
-    rows = table.rows[1:] if lead else table.rows
-    times = [float(row.sigma) for row in rows] + [table.end]
-    steps = len(rows)
+    rows = table.rows[lead:]
+    times, steps = [*(float(row.sigma) for row in rows), table.end], len(rows)
     weights = torch.zeros(steps, steps + (not afs), dtype=torch.float64)
     for n, row in enumerate(rows):
         own = torch.tensor([w for (w,) in row.weights], dtype=torch.float64)

@@ -1,5 +1,5 @@
-"""How a model is asked outside a host (amed.loop.Evaluate): a U-Net's bottleneck by a hook, guidance's halves by
-`Guided`. Hosts bring their own."""
+"""How a model is asked outside a host (amed.loop.Evaluate): a U-Net's bottleneck by a hook, guidance's halves
+by `Guided`. Hosts bring their own."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ class FromModule:
     """The bottleneck is the output of `module` (a U-Net's middle block), by a forward hook that lives for one
     evaluation.
 
-    Under classifier-free guidance the module sees more rows than the sampler; `conditional_first` says which end
-    of them is conditional. The first output with enough rows is kept."""
+    Under classifier-free guidance the module sees more rows than the sampler; `conditional_first` says which
+    end of them is conditional. The first output with enough rows is kept."""
 
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first
@@ -45,7 +45,8 @@ class FromModule:
 
 
 class Guided(nn.Module):
-    """D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans 2022), both halves in one call, conditional first.
+    """D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans 2022), both halves in one call, conditional
+    first.
 
     Called as `guided(x, sigma, cond=..., uncond=...)`: dicts of the inner model's extra arguments, tensors of
     `[B, ...]`. At scale 1 the unconditional half is not computed."""

@@ -86,8 +86,8 @@ def sample(
 def settings(
     name: str, predictor: Any, sigmas: Tensor, afs: bool | None, options: dict[str, Any]
 ) -> tuple[Solver, Any, bool, bool]:
-    """(solver, predictor, AFS, thresholding) that a call of a sampler means: a fitted file's own settings win over
-    the sampler's defaults. Raises ValueError where they disagree."""
+    """(solver, predictor, AFS, thresholding) that a call of a sampler means: a fitted file's own settings win
+    over the sampler's defaults. Raises ValueError where they disagree."""
     default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)
     if spec is None:
         if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "table"):
@@ -141,7 +141,8 @@ def sampler_of(solver: str, max_order: int = 1) -> str:
 def register(namespace: Any) -> list[str]:
     """Add the samplers to a k-diffusion `sampling` module (PyPI's or a host's) as `sample_<name>`.
 
-    Idempotent; a name that is already there and not ours is left alone. Returns the names now served by us."""
+    Idempotent; a name that is already there and not ours is left alone. Returns the names now served by
+    us."""
     for name, function in SAMPLERS.items():
         if not hasattr(namespace, f"sample_{name}"):
             setattr(namespace, f"sample_{name}", function)

@@ -5,6 +5,7 @@ for row in rows:
     x = x + sum(w * d for w, d in zip(row.weights, newest first))
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -26,9 +27,9 @@ class NotFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one call of the model gave: `denoised` like x; `bottleneck` `[B, C, H, W]`, the conditional rows of the
-    U-Net's middle block; `cond`, `uncond`: what each half of guidance alone denoises to. None: not asked for, or
-    not to be had here."""
+    """What one call of the model gave: `denoised` like x; `bottleneck` `[B, C, H, W]`, the conditional rows
+    of the U-Net's middle block; `cond`, `uncond`: what each half of guidance alone denoises to. None: not
+    asked for, or not to be had here."""
 
     denoised: Tensor
     bottleneck: Tensor | None = None
@@ -37,8 +38,8 @@ class Evaluation:
 
 
 class Evaluate(Protocol):
-    """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to be
-    had besides the denoised image, where it can be; "end": this image is what the run ends in."""
+    """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to
+    be had besides the denoised image, where it can be; "end": this image is what the run ends in."""
 
     def __call__(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
@@ -54,8 +55,9 @@ def plain(
 
 @dataclass(frozen=True)
 class Problem:
-    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of some of
-    the output) of each evaluation, for `check` after the run; None: each output is looked at at once."""
+    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of
+    some of the output) of each evaluation, for `check` after the run; None: each output is looked at at
+    once."""
 
     model: Denoiser
     extra_args: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +74,11 @@ class Problem:
         else:
             told = x.new_full((len(x),), sigma, dtype=dtype)
         seen = self.evaluate(self.model, x.to(dtype), told, self.extra_args, wants)
+        if "bottleneck" in wants and seen.bottleneck is None:
+            warnings.warn(
+                "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
+                stacklevel=2,
+            )
         if seen.denoised.dtype != x.dtype:
             seen = replace(seen, denoised=seen.denoised.to(x.dtype))
         if self.watch is not None:
@@ -83,8 +90,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (None: nobody needs it any more); number
-    of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to come."""
+    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (None: nobody needs it any more);
+    number of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to
+    come."""
 
     x: Tensor
     slopes: tuple[tuple[Tensor, ...] | None, ...] = ()
@@ -102,7 +110,8 @@ def beside(v: Number, x: Tensor) -> Number:
 def look(problem: Problem, state: State, row: Row) -> State:
     """The slope where the run stands, kept.
 
-    The first evaluation of an interval carries no gradient: its input never depends on what is learned of it."""
+    The first evaluation of an interval carries no gradient: its input never depends on what is learned of
+    it."""
     x, sigma = state.x, beside(row.sigma, state.x)
     if row.opens and x.requires_grad:
         kept = tuple(d and tuple(part.detach() for part in d) for d in state.slopes)
@@ -146,8 +155,8 @@ def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...] | None], weights: Weight
 
 
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
-    """The state at each row, when it was looked at, and after its move. A state that was looked at goes on with
-    the move of the first of `rows`."""
+    """The state at each row, when it was looked at, and after its move. A state that was looked at goes on
+    with the move of the first of `rows`."""
     for row in rows:
         if not state.looked:
             state = look(problem, state, row)
@@ -175,8 +184,8 @@ def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
 
 
 def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
-    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation whose
-    output was not. This waits for the device, so it comes after the loop."""
+    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation
+    whose output was not. This waits for the device, so it comes after the loop."""
     if end.sum().isfinite():
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
@@ -192,8 +201,8 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
 def rows_of(
     solver: Solver, times: list[float], predictor: Any = None, afs: bool = False, like: Tensor | None = None
 ) -> Iterator[Row]:
-    """The rows of a solver or student over `times`, see recipes.rows. `multistep` has its table's, without one
-    iPNDM-2's."""
+    """The rows of a solver or student over `times`, see recipes.rows. `multistep` has its table's, without
+    one iPNDM-2's."""
     if solver.name != MULTISTEP:
         return rows(solver, times, predictor, afs, like)
     if predictor is None:
@@ -213,9 +222,9 @@ def trajectory(
     predictor: Predictor | Any = None,
     afs: bool = False,
 ) -> Iterator[State]:
-    """The states of a run over `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output is the
-    end), at each row and after each move. x `[B, ...]` at sigmas[0]. Works in float32 at least; the model is
-    called in x's dtype.
+    """The states of a run over `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output is
+    the end), at each row and after each move. x `[B, ...]` at sigmas[0]. Works in float32 at least; the model
+    is called in x's dtype.
 
     Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
     times = schedules.checked(sigmas).tolist()

@@ -16,10 +16,10 @@ TRANSFORMS = {  # value -> what is fitted, and back
 class Parameter:
     """One kind of number.
 
-    default: where nothing was fitted. step: of finite differences, in fitted units, wide on purpose: it survives
-    half precision and models of 1000 timesteps, and some noises sit beside a point where the end state jumps,
-    which a small step mistakes for a slope. low, high: bounds, and reach: the furthest move at once, in fitted
-    units. above, below: what a value must lie between, exclusively."""
+    default: where nothing was fitted. step: of finite differences, in fitted units, wide on purpose: it
+    survives half precision and models of 1000 timesteps, and some noises sit beside a point where the end
+    state jumps, which a small step mistakes for a slope. low, high: bounds, and reach: the furthest move at
+    once, in fitted units. above, below: what a value must lie between, exclusively."""
 
     name: str
     text: str

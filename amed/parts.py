@@ -27,7 +27,8 @@ def whole(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor]:
 
 
 def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, Tensor]:
-    """The unconditional slope and what guidance adds to it; all of d in the first where there are no halves."""
+    """The unconditional slope and what guidance adds to it; all of d in the first where there are no
+    halves."""
     if evaluation is None or evaluation.uncond is None:
         return d, d - d
     uncond = (x - evaluation.uncond).div_(sigma)

@@ -1,11 +1,12 @@
 """Solvers as their papers write them, and the tables they make.
 
-A recipe is plain arithmetic on vectors: x where it stands, the slopes d = eps(x, t) = (x - D(x, t)) / t seen so
-far, times t in EDM's noise levels. Run on images it is the solver; run on coordinates (one for x, one for each
-slope) it gives the weights of each row, and that is how everything here runs it. A new solver is one function and
-one entry of RECIPES.
+A recipe is plain arithmetic on vectors: x where it stands, the slopes d = eps(x, t) = (x - D(x, t)) / t seen
+so far, times t in EDM's noise levels. Run on images it is the solver; run on coordinates (one for x, one for
+each slope) it gives the weights of each row, and that is how everything here runs it. A new solver is one
+function and one entry of RECIPES.
 
-In every recipe s is the time gone to, h the history (`Point`s, newest last), c AMED's scale of the direction."""
+In every recipe s is the time gone to, h the history (`Point`s, newest last), c AMED's scale of the
+direction."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -48,7 +49,8 @@ def expm1(v: Number) -> Number:
 
 
 def midpoint(t: Number, t_next: Number, r: Number) -> Number:
-    """s_n = t_n^r t_{n+1}^(1-r): between two times geometrically, r = 0 at `t`, 1 at `t_next` (AMED, sec. 3.3)."""
+    """s_n = t_n^r t_{n+1}^(1-r): between two times geometrically, r = 0 at `t`, 1 at `t_next` (AMED, sec.
+    3.3)."""
     return t_next**r * t ** (1 - r)
 
 
@@ -69,8 +71,8 @@ def ipndm(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 
 def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint form.
-    c scales the terms of the model, not the linear one, as AMED's authors do."""
+    """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint
+    form. c scales the terms of the model, not the linear one, as AMED's authors do."""
     data, t = solver.predict_x0, h[-1].t
     m = [point.data if data else point.d for point in reversed(h[-order:])]
     step, sign = log(t) - log(s), -1 if data else 1
@@ -94,9 +96,9 @@ POINTS = torch.linspace(0, 1, 10_000, dtype=torch.float64)  # of DEIS's sums, as
 
 
 def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """tAB-DEIS (Zhang & Chen 2023, eq. 15): the slopes' polynomial in the time tau of the VP process from 0.002 to
-    80, integrated over the noise level by the sum that ComfyUI's sample_deis takes, its error included (at three
-    steps from 80 it moves a pixel by .001)."""
+    """tAB-DEIS (Zhang & Chen 2023, eq. 15): the slopes' polynomial in the time tau of the VP process from
+    0.002 to 80, integrated over the noise level by the sum that ComfyUI's sample_deis takes, its error
+    included (at three steps from 80 it moves a pixel by .001)."""
     t = h[-1].t
     if order == 1:
         return x + c * (s - t) * h[-1].d
@@ -116,8 +118,8 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
 
 
 def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the slope seen here first corrects the
-    step that led here, then predicts. c scales the way from the corrected x, in both."""
+    """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the slope seen here first corrects
+    the step that led here, then predicts. c scales the way from the corrected x, in both."""
     here = h[-1]
     if len(h) > 1:
         last = h[-2]
@@ -188,9 +190,9 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 
 @dataclass(frozen=True)
 class Recipe:
-    """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of the
-    mid time where nobody chooses it. long: a row may weigh every slope since the first; else as many as its order.
-    constants: names of parameters.PARAMETERS that AMED fits for each interval."""
+    """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of
+    the mid time where nobody chooses it. long: a row may weigh every slope since the first; else as many as
+    its order. constants: names of parameters.PARAMETERS that AMED fits for each interval."""
 
     step: Callable[..., Vector]
     pair: bool = False
@@ -218,8 +220,9 @@ VARIANTS = ("bh1", "bh2")
 class Solver:
     """Which ODE solver: a name of RECIPES, or "multistep", and its settings.
 
-    max_order: 1 to the recipe's. predict_x0: data instead of noise prediction (dpmpp). lower_order_final: first
-    order at the last leg (dpmpp, unipc). variant: of B(h) (unipc). Raises ValueError for what no solver has."""
+    max_order: 1 to the recipe's. predict_x0: data instead of noise prediction (dpmpp). lower_order_final:
+    first order at the last leg (dpmpp, unipc). variant: of B(h) (unipc). Raises ValueError for what no solver
+    has."""
 
     name: str = "amed"
     max_order: int = 1
@@ -251,7 +254,8 @@ class Solver:
         return 2 if self.recipe is not None and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
-        """How many evaluations a run over `base_times` positive times takes (for planning; counts are counted)."""
+        """How many evaluations a run over `base_times` positive times takes (for planning; counts are
+        counted)."""
         return self.each(learned) * (base_times - 1) - afs
 
     def order(self, seen: int, leg: int, legs: int) -> int:
@@ -266,8 +270,8 @@ class Solver:
 
 
 class Predictor(Protocol):
-    """Gives the constants (r, c, a) of the interval from t to t_next, numbers or Tensors `[B or 1]`; asks for the
-    bottleneck at t if it wants it."""
+    """Gives the constants (r, c, a) of the interval from t to t_next, numbers or Tensors `[B or 1]`; asks for
+    the bottleneck at t if it wants it."""
 
     wants_bottleneck: bool
 
@@ -280,9 +284,9 @@ class Predictor(Protocol):
 class Course:
     """A run of a recipe over `times`, on vectors [where the run stands, x_0, slope 0, slope 1, ...].
 
-    Positions are kept relative to where the run stands, so that an entry is of the size of a move, not of x, and
-    single precision serves. `like`: a tensor of the device and dtype of coordinates that depend on the sample;
-    None: they are plain numbers."""
+    Positions are kept relative to where the run stands, so that an entry is of the size of a move, not of x,
+    and single precision serves. `like`: a tensor of the device and dtype of coordinates that depend on the
+    sample; None: they are plain numbers."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
         self.solver, self.recipe, self.times, self.predictor, self.afs = (
@@ -296,6 +300,7 @@ class Course:
         # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
         self.scales_x = predictor is not None and solver.name == "dpmpp" and solver.predict_x0
         self.here, self.whole, self.history = self.unit(0), self.unit(1), list[Point]()
+        self.seen = 0  # slopes; the history goes back as far as a recipe looks
         self.start: Vector = None  # of the interval under way, and its constants
         self.given: dict[str, Number] = {}
 
@@ -309,7 +314,7 @@ class Course:
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
         """One leg of a solver with one evaluation a step."""
-        order = self.solver.order(len(self.history), self.leg, self.legs)
+        order = self.solver.order(self.seen, self.leg, self.legs)
         self.leg += 1
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
@@ -342,7 +347,9 @@ class Course:
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
         """From a row of interval n, now that it was looked at: the move, and the row after it."""
         t, t_next = self.times[n : n + 2]
-        self.history.append(Point(self.number(row.sigma), self.here, self.unit(2 + len(self.history))))
+        self.history.append(Point(self.number(row.sigma), self.here, self.unit(2 + self.seen)))
+        del self.history[: -self.solver.max_order - 1]
+        self.seen += 1
         if row.closes and row.opens:
             return self.moved(self.take(t_next, 1.0, {})), self.opening(n + 1)
         if row.opens:
@@ -370,7 +377,7 @@ class Course:
 
     def weights(self, move: Vector, reach: int, lead: bool) -> Weights:
         """A move on the slopes in hand, newest first; x_0 is the first slope, the analytic one, scaled."""
-        slopes = [move[..., 1 + k] for k in range(len(self.history), max(len(self.history) - reach, 0), -1)]
+        slopes = [move[..., 1 + k] for k in range(self.seen, max(self.seen - reach, 0), -1)]
         if self.scales_x:
             first = move[..., 1] * (1 + self.times[0] ** 2) ** 0.5
             slopes = [*slopes, first] if lead else [*slopes[:-1], slopes[-1] + first]
@@ -391,7 +398,7 @@ class Course:
                 after.append(following)
                 return self.weights(move, reach, lead)
 
-            hand, needed = len(self.history) + 1, None
+            hand, needed = self.seen + 1, None
             if not self.recipe.long:
                 kept = 0 if self.recipe.pair and row.closes else reach - 1
                 needed = tuple(k > hand - 1 - kept for k in range(hand))

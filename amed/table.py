@@ -1,8 +1,9 @@
-"""What runs: rows. A solver is a table of them (DESIGN: every explicit solver looks at the slope where it stands,
-keeps it, and moves x along a weighted sum of the slopes it has).
+"""What runs: rows. A solver is a table of them (DESIGN: every explicit solver looks at the slope where it
+stands, keeps it, and moves x along a weighted sum of the slopes it has).
 
 A Table is a run whose numbers are all known beforehand: `recipes.compiled` makes one of any solver. Where a
-network decides, the rows come one by one instead, their weights a function of what was seen (`Row.weights`)."""
+network decides, the rows come one by one instead, their weights a function of what was seen
+(`Row.weights`)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,13 +22,13 @@ Weights = Sequence[
 class Row:
     """One look at the slope, and one move.
 
-    sigma: the noise level x stands at. weights: of the move on the slopes in hand, newest first, or a function of
-    the loop's State that gives them once the row was looked at. sigma_model: the level the model is told
-    (a sigma), None for sigma itself. analytic: no evaluation; the slope is x / sqrt(1 + sigma^2), that of pure
-    noise (AFS). rescaled: only the timestep of a VP model is told otherwise, its own input stays what it is.
-    opens, closes: an interval of the base schedule begins here, ends with this move. to_zero: the move ends in the
-    denoised image. wants: what is asked of the evaluation besides, see loop.Evaluation. needed: which of the
-    slopes in hand, oldest first, later rows weigh (None: all)."""
+    sigma: the noise level x stands at. weights: of the move on the slopes in hand, newest first, or a
+    function of the loop's State that gives them once the row was looked at. sigma_model: the level the model
+    is told (a sigma), None for sigma itself. analytic: no evaluation; the slope is x / sqrt(1 + sigma^2),
+    that of pure noise (AFS). rescaled: only the timestep of a VP model is told otherwise, its own input stays
+    what it is. opens, closes: an interval of the base schedule begins here, ends with this move. to_zero: the
+    move ends in the denoised image. wants: what is asked of the evaluation besides, see loop.Evaluation.
+    needed: which of the slopes in hand, oldest first, later rows weigh (None: all)."""
 
     sigma: Number
     weights: Weights | Callable[[Any], Weights]
@@ -43,7 +44,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with numbers, found by their number, and the noise level the last one ends at (0 for the image)."""
+    """Rows with numbers, found by their number, and the noise level the last one ends at (0 for the
+    image)."""
 
     rows: tuple[Row, ...]
     end: float

@@ -1,4 +1,5 @@
-"""Predictor files: what they say of themselves, reading and writing, folders of them, and where they come from."""
+"""Predictor files: what they say of themselves, reading and writing, folders of them, and where they come
+from."""
 
 from .library import Library
 from .spec import PredictorError, Spec

@@ -13,8 +13,8 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     """Save a fit as `path`, or under a numbered name (NAME-2 ...) where that holds something that must not be
     lost. Returns where it was saved, and a sentence that says so.
 
-    A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is finished
-    and not worse by the error that both state; an unfinished one also by any that is finished."""
+    A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
+    finished and not worse by the error that both state; an unfinished one also by any that is finished."""
     metrics = {**fitted.spec.metrics, "finished": finished}
     fitted = dataclasses.replace(fitted, spec=dataclasses.replace(fitted.spec, metrics=metrics))
     told = []

@@ -1,7 +1,7 @@
 """What a predictor file says of itself, and its header.
 
-Format 2: a field that is absent has its default, one that is not known is kept, and `requires` names what a reader
-must be able to do. Format 1 loads too: it had every field, and factors on the guidance scale (`g`)."""
+Format 2: a field that is absent has its default, one that is not known is kept, and `requires` names what a
+reader must be able to do. Format 1 loads too: it had every field, and factors on the guidance scale (`g`)."""
 
 import dataclasses
 import json
@@ -31,14 +31,14 @@ class Spec:
     """What a predictor file says of itself.
 
     solver, max_order, predict_x0, lower_order_final, variant: the student, as in amed.recipes.Solver.
-    thresholding: dynamic, for pixel models. scales_timestep: a scales only the timestep a VP model is told, its
-    input unchanged, as the published SD 1.5 run does. parts: how slopes are split (amed.parts), "" for not.
-    num_steps, schedule, rho, sigma_min, sigma_max: its N base times; schedule is one of schedules.KINDS, or
-    "custom" where the file's `sigmas` tensor is the only description. afs: analytic first step.
+    thresholding: dynamic, for pixel models. scales_timestep: a scales only the timestep a VP model is told,
+    its input unchanged, as the published SD 1.5 run does. parts: how slopes are split (amed.parts), "" for
+    not. num_steps, schedule, rho, sigma_min, sigma_max: its N base times; schedule is one of schedules.KINDS,
+    or "custom" where the file's `sigmas` tensor is the only description. afs: analytic first step.
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
-    model_family, model_fingerprint, model_name: for whom; empty where unknown.
-    features: "bottleneck" for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's ranges.
-    how: one sentence, how it was made. source: where its numbers come from, if published. metrics:
+    model_family, model_fingerprint, model_name: for whom; empty where unknown. features: "bottleneck" for the
+    MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's
+    ranges. how: one sentence, how it was made. source: where its numbers come from, if published. metrics:
     measured. unknown: fields of a newer version, as they were read.
 
     Raises ValueError naming the field that will not do."""
@@ -71,31 +71,23 @@ class Spec:
     unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("schedule", (*schedules.KINDS, "custom")),
-            ("prediction_type", PREDICTION_TYPES),
-            ("features", FEATURES),
-            ("parts", tuple(PARTS)),
+        multistep = self.solver == MULTISTEP
+        choices = {"schedule": (*schedules.KINDS, "custom"), "prediction_type": PREDICTION_TYPES,
+                   "features": FEATURES, "parts": tuple(PARTS)}  # fmt: skip
+        for name, right, expected in (
+            *((k, getattr(self, k) in v, f"one of {', '.join(v)}") for k, v in choices.items()),
+            ("num_steps", self.num_steps >= 2, "at least 2"),
+            ("sigma_min", 0 < self.sigma_min < self.sigma_max, f"above 0, below sigma_max = {self.sigma_max}"),
+            ("sigma_max", self.sigma_max < math.inf, "finite"),
+            ("rho", self.rho > 0, "above 0"),
+            ("guidance", math.isfinite(self.guidance), "finite"),
+            ("scale_dir", 0 <= self.scale_dir < 1, "in [0, 1)"),
+            ("scale_time", 0 <= self.scale_time < 1, "in [0, 1)"),
+            ("features", not multistep or self.features == "none", "none, for multistep"),
+            ("parts", multistep or not self.parts, "none, but for multistep"),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected one of {', '.join(choices)}")
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps is {self.num_steps}: expected at least 2")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"sigma_min is {self.sigma_min} and sigma_max is {self.sigma_max}: "
-                "expected 0 < sigma_min < sigma_max"
-            )
-        for name, holds in (
-            ("rho", self.rho > 0),
-            ("guidance", math.isfinite(self.guidance)),
-            ("scale_dir", 0 <= self.scale_dir < 1),
-            ("scale_time", 0 <= self.scale_time < 1),
-            ("features", self.solver != MULTISTEP or self.features == "none"),
-            ("parts", self.solver == MULTISTEP or not self.parts),
-        ):
-            if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)}: out of range")
+            if not right:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
         try:
             _ = self.student
         except ValueError as error:
@@ -138,34 +130,24 @@ class Spec:
         return [f"parts:{self.parts}"] * bool(self.parts) + ["plain"] * (not self.learned)
 
 
-ABILITIES = {"plain", *(f"parts:{name}" for name in PARTS)}
-
-
 def to_header(spec: Spec) -> dict[str, str]:
     """A string-to-string safetensors header: one key a field, JSON values."""
-    told = dataclasses.asdict(spec)
-    unknown = told.pop("unknown")
-    return {
-        **unknown,
-        "amed_format": FORMAT,
-        "requires": json.dumps(spec.requires),
-        **{k: json.dumps(v) for k, v in told.items()},
-    }
+    fields = dataclasses.asdict(spec)
+    own = {"amed_format": FORMAT, "requires": json.dumps(spec.requires)}
+    return {**fields.pop("unknown"), **own, **{k: json.dumps(v) for k, v in fields.items()}}
 
 
 def from_header(header: dict[str, str]) -> Spec:
-    """The inverse. Raises ValueError naming the field that is missing, unreadable or of the wrong type, or what
-    this version cannot do."""
+    """The inverse. Raises ValueError naming the field that is missing, unreadable or of the wrong type, or
+    what this version cannot do."""
     if "amed_format" not in header:
         raise ValueError("field 'amed_format' is missing: this is not an AMED predictor")
-    if header["amed_format"] not in READABLE:
-        raise ValueError(
-            f"field 'amed_format' is {header['amed_format']!r}: this version reads {', '.join(READABLE)}; update AMED"
-        )
-    if lacking := set(read(header, "requires", list, [])) - ABILITIES:
-        raise ValueError(
-            f"field 'requires' names {', '.join(sorted(map(str, lacking)))}: update AMED to use this file"
-        )
+    if (version := header["amed_format"]) not in READABLE:
+        reads = f"this version reads {', '.join(READABLE)}; update AMED"
+        raise ValueError(f"field 'amed_format' is {version!r}: {reads}")
+    able = {"plain", *(f"parts:{name}" for name in PARTS)}
+    if lacking := set(map(str, read(header, "requires", list, []))) - able:
+        raise ValueError(f"field 'requires' names {', '.join(sorted(lacking))}: update AMED to use this file")
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
     for name, f in known.items():
         if name in header:

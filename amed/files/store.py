@@ -27,8 +27,8 @@ from .spec import PredictorError, Spec, from_header, to_header
 
 @dataclass(frozen=True)
 class Fitted:
-    """A predictor with its Spec and base times. `predictor`: None for a plain solver. `name` is its file's, for
-    messages."""
+    """A predictor with its Spec and base times. `predictor`: None for a plain solver. `name` is its file's,
+    for messages."""
 
     spec: Spec
     predictor: Constants | Multistep | BottleneckPredictor | None
@@ -100,7 +100,8 @@ def described(fitted: Fitted) -> str:
 
 
 def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | BottleneckPredictor | None:
-    """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not fit."""
+    """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not
+    fit."""
     if not spec.learned:
         return None
     if spec.features == "none":
@@ -115,14 +116,12 @@ def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | Bot
     expected = predictor.state_dict()
     own = {k: v for k, v in tensors.items() if k != "sigmas"}
     for name in sorted(expected.keys() ^ own.keys()):
-        raise ValueError(
-            f"tensor {name!r} is {'missing' if name in expected else 'not one of this predictor'}"
-        )
+        wrong = "missing" if name in expected else "not one of this predictor"
+        raise ValueError(f"tensor {name!r} is {wrong}")
     for name, value in own.items():
         if value.shape != expected[name].shape:
-            raise ValueError(
-                f"tensor {name!r} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}"
-            )
+            shapes = f"{tuple(value.shape)}, expected {tuple(expected[name].shape)}"
+            raise ValueError(f"tensor {name!r} has shape {shapes}")
         if not value.isfinite().all():
             raise ValueError(f"tensor {name!r} is not finite")
     for name, parameter in predictor.named_parameters():  # not load_state_dict: see network.Linear
@@ -153,16 +152,12 @@ def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
         raise ValueError(f"tensor 'sigmas' has {len(base)} times, but field 'num_steps' is {spec.num_steps}")
     ends = torch.tensor([spec.sigma_max, spec.sigma_min], dtype=torch.float64)
     if not torch.allclose(base[[0, -1]], ends, rtol=1e-4):
-        raise ValueError(
-            f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but fields 'sigma_max' and "
-            f"'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}"
-        )
+        said = f"fields 'sigma_max' and 'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}"
+        raise ValueError(f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but {said}")
     if spec.schedule not in ("custom", "discrete"):
-        told = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
-        if not torch.allclose(base, told, rtol=1e-4):
-            raise ValueError(
-                f"tensor 'sigmas' is not the {spec.schedule} schedule that field 'schedule' names"
-            )
+        named = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
+        if not torch.allclose(base, named, rtol=1e-4):
+            raise ValueError(f"tensor 'sigmas' is not the {spec.schedule} schedule that 'schedule' names")
     return base
 
 
@@ -180,9 +175,8 @@ def load(path: str | os.PathLike) -> Fitted:
         base = checked_base(spec, tensors)
         return Fitted(spec, build(spec, tensors), base, path.name)
     except SafetensorError as error:
-        raise PredictorError(
-            f"{path}: not a whole safetensors file ({error}); download or fit it again"
-        ) from None
+        wrong = f"not a whole safetensors file ({error}); download or fit it again"
+        raise PredictorError(f"{path}: {wrong}") from None
     except (ValueError, OSError) as error:
         raise PredictorError(f"{path}: {error}") from None
 
@@ -191,8 +185,7 @@ def save(path: str | os.PathLike, fitted: Fitted) -> Path:
     """Write a predictor file, to the side first and then moved into place; what is written loads again.
 
     Raises PredictorError when the predictor is inconsistent, with no file touched."""
-    path = Path(path)
-    tensors = tensors_of(fitted)
+    path, tensors = Path(path), tensors_of(fitted)
     try:
         checked_base(fitted.spec, tensors)
         build(fitted.spec, tensors)

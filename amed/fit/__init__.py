@@ -1,5 +1,5 @@
-"""Fitting: samples, plain search, weights in closed form, times, polish, comparison (Calibration and its driver
-`fit`), and the paper's Algorithm 1."""
+"""Fitting: samples, plain search, weights in closed form, times, polish, comparison (Calibration and its
+driver `fit`), and the paper's Algorithm 1."""
 
 from .calibration import Calibration, references_for
 from .compare import Result, Row

@@ -3,9 +3,8 @@
     for progress in train(denoiser, solver, predictor, times, draw, teacher=Teacher(Solver("heun"), extra=1)):
         print(progress.images, progress.loss)
 
-Works on any denoiser a gradient can pass through; a BottleneckPredictor also needs an `evaluate` that gives the
-bottleneck.
-"""
+Works on any denoiser a gradient can pass through; a BottleneckPredictor also needs an `evaluate` that gives
+the bottleneck."""
 
 import copy
 import math
@@ -49,46 +48,34 @@ class Teacher:
 def checkpointed(evaluate: Evaluate) -> Evaluate:
     """The same, its activations recomputed in the backward pass: memory of one network pass less."""
 
-    def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]):
+    def ask(
+        model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
         if not torch.is_grad_enabled():
             return evaluate(model, x, sigma, extra_args, wants)
-        denoised = checkpoint(lambda a, b: model(a, b, **extra_args), x, sigma, use_reentrant=False)
-        return Evaluation(denoised)
+        return Evaluation(checkpoint(lambda a, b: model(a, b, **extra_args), x, sigma, use_reentrant=False))
 
     return ask
 
 
-def losses(
-    problem: Problem,
-    solver: Solver,
-    predictor: nn.Module,
-    x: Tensor,
-    base: Tensor,
-    targets: list[Tensor],
-    afs: bool,
-) -> Iterator[Tensor]:
-    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to the
-    teacher's state, summed over a sample's values, averaged over the batch (the update belongs between two).
+def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor, targets: list[Tensor],
+           afs: bool) -> Iterator[Tensor]:  # fmt: skip
+    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to
+    the teacher's state, summed over a sample's values, averaged over the batch (the update belongs between
+    two).
 
     x at base[0]; `base` `[N]`; `targets` N-1 states. A single-step student starts every interval from the
     teacher's state, a multistep one goes on from its own."""
-    times = base.tolist()
+    times, starts = base.tolist(), [x, *targets[:-1]] if solver.single_step else [x]
 
-    def run() -> Iterator[Tensor]:
-        if not solver.single_step:
-            yield from ends(loop(problem, rows_of(solver, times, predictor, afs, x), State(x)))
-            return
-        for i, start in enumerate([x, *targets[:-1]]):
-            rows = rows_of(solver, times[i : i + 2], predictor, afs and i == 0, x)
-            yield from ends(loop(problem, rows, State(start)))
+    def ends() -> Iterator[Tensor]:
+        for i, start in enumerate(starts):
+            part = times[i : i + 2] if solver.single_step else times
+            run = loop(problem, rows_of(solver, part, predictor, afs and i == 0, x), State(start))
+            yield from (state.x for state in run if not state.looked and state.row.closes)
 
-    for end, target in zip(run(), targets):
+    for end, target in zip(ends(), targets):
         yield (end - target).square().sum() / len(x)
-
-
-def ends(run: Iterator[State]) -> Iterator[Tensor]:
-    """x at the end of each interval."""
-    return (state.x for state in run if not state.looked and state.row.closes)
 
 
 @dataclass(frozen=True)
@@ -115,51 +102,35 @@ class Settings:
 
 @dataclass
 class Progress:
-    """After a batch: images seen, losses per interval of this batch, the held-out error
-    measured last and at its best, whether it was measured just now."""
+    """After a batch: images seen, losses per interval of this batch, the held-out error measured last and at
+    its best, whether it was measured just now; `state()`: from which `train` resumes, as it stands when it is
+    called."""
 
     images: int
     losses: list[float]
     held_out: float
     best: float
     measured: bool
-    snapshot: Callable[[], dict[str, Any]]
+    state: Callable[[], dict[str, Any]]
 
     @property
     def loss(self) -> float:
         return sum(self.losses)
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """From which `train` resumes: how it stands when this is asked for."""
-        return self.snapshot()
-
 
 def train(
-    model: Denoiser,
-    solver: Solver,
-    predictor: nn.Module,
-    times: Tensor,
-    draw: Draw,
-    teacher: Teacher,
-    settings: Settings = Settings(),
-    *,
-    afs: bool = False,
-    evaluate: Evaluate | None = None,
-    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
-    resume: dict[str, Any] | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Progress]:
-    """Fit `predictor` in place; a generator that yields after every batch. When it ends, is closed or
-    stopped, the predictor holds the best held-out state, never the last.
+    model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, draw: Draw, teacher: Teacher,
+    settings: Settings = Settings(), *, afs: bool = False, evaluate: Evaluate | None = None,
+    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None, resume: dict[str, Any] | None = None,
+) -> Iterator[Progress]:  # fmt: skip
+    """Fit `predictor` in place; a generator that yields after every batch. When it ends or is closed, the
+    predictor holds the best held-out state, never the last.
 
-    model: frozen by the caller's choice or not, its weights get no gradient here.
-    times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
-    draw(generator, count) -> (x at times[0] `[count, ...]`, extra_args).
-    error(end, x, extra_args) -> what the best held-out state is chosen by, from the student's end states;
-    default: root mean square distance to the teacher's.
-    resume: `Progress.state` of an earlier run with the same settings.
-    stop() -> True ends it after the batch under way.
+    model: frozen by the caller's choice or not, its weights get no gradient here. times: the *teacher's*
+    times, from Teacher.times; the student's base times are every (extra + 1)-th. draw(generator, count) -> (x
+    at times[0] `[count, ...]`, extra_args). error(end, x, extra_args) -> what the best held-out state is
+    chosen by, from the student's end states; default: root mean square distance to the teacher's. resume:
+    `Progress.state()` of an earlier run with the same settings.
 
     Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
     interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
@@ -167,46 +138,37 @@ def train(
     ask = checkpointed(evaluate or plain) if settings.checkpointing else evaluate or plain
     generator = torch.Generator().manual_seed(settings.seed)
     held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
-    if error is None:
-        target = teacher.states(model, held_x, times, held_args)[-1]
+    truth = teacher.states(model, held_x, times, held_args)[-1] if error is None else held_x
     optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
     frozen = [p for p in getattr(model, "parameters", lambda: ())() if p.requires_grad]
+    now: dict[str, Any] = {"images": 0, "batches": 0, "usual": {}}
 
     def measure() -> float:
         with torch.no_grad():
             *_, end = states(Problem(model, held_args, ask), solver, held_x, base, predictor, afs)
-        return rmse(end.x, target) if error is None else error(end.x, held_x, held_args)
+        return rmse(end.x, truth) if error is None else error(end.x, held_x, held_args)
 
     def snapshot() -> dict[str, Any]:
-        return {
-            "predictor": copy.deepcopy(predictor.state_dict()),
-            "optimiser": copy.deepcopy(optimiser.state_dict()),
-            "generator": generator.get_state(),
-            "images": images,
-            "batches": batches,
-            "usual": dict(usual),
-            "held_out": held_out,
-            "best": best,
-            "best_state": best_state,
-        }
+        own = {"predictor": predictor.state_dict(), "optimiser": optimiser.state_dict()}
+        return copy.deepcopy(own | now) | {"generator": generator.get_state()}
 
-    images, batches, usual, best_state = 0, 0, {}, copy.deepcopy(predictor.state_dict())
+    predictor.requires_grad_(True)
     if resume is None:
-        predictor.requires_grad_(True)
-        held_out = best = measure()
+        now["held_out"] = now["best"] = measure()
+        now["best_state"] = copy.deepcopy(predictor.state_dict())
     else:
-        predictor.requires_grad_(True).load_state_dict(resume["predictor"])
+        predictor.load_state_dict(resume["predictor"])
         optimiser.load_state_dict(resume["optimiser"])
         generator.set_state(resume["generator"])
-        images, batches, held_out, best = (resume[k] for k in ("images", "batches", "held_out", "best"))
-        usual = dict(resume["usual"])
-        best_state = resume["best_state"]
+        now = {
+            k: copy.deepcopy(v) for k, v in resume.items() if k not in ("predictor", "optimiser", "generator")
+        }
     for p in frozen:
         p.requires_grad_(False)
     try:
-        while images < settings.images and not stop():
+        while now["images"] < settings.images:
             for group in optimiser.param_groups:
-                share = min(images / settings.images, 1)
+                share = min(now["images"] / settings.images, 1)
                 group["lr"] = settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
             x, extra_args = draw(generator, settings.batch)
             targets = teacher.states(model, x, times, extra_args)
@@ -219,21 +181,21 @@ def train(
                     if not math.isfinite(batch[-1]):
                         continue
                     if settings.balanced:
-                        usual[i] = 0.8 * usual.get(i, batch[-1]) + 0.2 * batch[-1]
-                        loss = loss / max(usual[i], 1e-12)
+                        usual = now["usual"][i] = 0.8 * now["usual"].get(i, batch[-1]) + 0.2 * batch[-1]
+                        loss = loss / max(usual, 1e-12)
                     loss.backward()
                     for p in predictor.parameters():
                         if p.grad is not None:
                             torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)
                     optimiser.step()
-            images, batches = images + len(x), batches + 1
-            if measured := batches % settings.every == 0 or images >= settings.images:
-                held_out = measure()
-                if held_out < best:
-                    best, best_state = held_out, copy.deepcopy(predictor.state_dict())
-            yield Progress(images, batch, held_out, best, measured, snapshot)
+            now["images"], now["batches"] = now["images"] + len(x), now["batches"] + 1
+            if measured := now["batches"] % settings.every == 0 or now["images"] >= settings.images:
+                now["held_out"] = measure()
+                if now["held_out"] < now["best"]:
+                    now |= {"best": now["held_out"], "best_state": copy.deepcopy(predictor.state_dict())}
+            yield Progress(now["images"], batch, now["held_out"], now["best"], measured, snapshot)
     finally:
-        predictor.load_state_dict(best_state)
+        predictor.load_state_dict(now["best_state"])
         predictor.requires_grad_(False)
         for p in frozen:
             p.requires_grad_(True)
@@ -262,12 +224,11 @@ def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
 
     Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not
     allowed."""
-    solver = solver_of(sampler)
+    solver, afs = solver_of(sampler), bool(nfe % 2)
     if solver.name == MULTISTEP:
         raise ValueError(f"{sampler} has no network to train: calibrate it")
-    afs = bool(nfe % 2)
     if nfe < 2 or (afs and not may_afs):
-        allowed = "an even number" if not may_afs else "at least 2"
+        allowed = "at least 2" if may_afs else "an even number"
         raise ValueError(f"nfe is {nfe}: {sampler} on this model takes {allowed}")
     teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, extra)
     return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)

@@ -6,9 +6,9 @@
     calibration.result().fitted
 
 No gradient is taken, so it runs on whatever a host can sample with. Its stages, each a file: references
-(samples), the plain solvers over their settings (search), weights in closed form and times (closed, times; the
-paper's students start from greedy constants instead), all constants at once (polish), and the comparison with the
-plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
+(samples), the plain solvers over their settings (search), weights in closed form and times (closed, times;
+the paper's students start from their plain solvers instead), all constants at once (polish), and the comparison
+with the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -20,16 +20,15 @@ from .. import schedules
 from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
+from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
-from .greedy import greedy_table
 from .measures import Counter, rmse
-from .polish import DAMPINGS, PATIENCE, Fit
+from .polish import COARSE, DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
 from .search import Search, search
 from .settings import CLOSED, SAMPLES, Progress, Settings
 from .target import Target
-from .times import LAGS, ClosedForm
 
 
 def references_for(target: Target, settings: Settings) -> References:
@@ -40,8 +39,8 @@ def references_for(target: Target, settings: Settings) -> References:
 class Calibration:
     """One fit of one solver at one number of evaluations.
 
-    references: shared with other calibrations, whose number of held-out samples it then has. start: a file fitted
-    before, to go on from (with another seed: on other noise).
+    references: shared with other calibrations, whose number of held-out samples it then has. start: a file
+    fitted before, to go on from (with another seed: on other noise).
 
     `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point:
     `result()` then still gives the best so far, once the search is through. The same settings and model give
@@ -133,8 +132,8 @@ class Calibration:
     # --- where fits start ---------------------------------------------------------------------------------
 
     def _starts(self) -> Iterator[str]:
-        """Fits at their starts, judged: a file to go on from, the best plain setting and closed forms, or for the
-        paper's students greedy constants on the schedules that did best, with an iteration each."""
+        """Fits at their starts, judged: a file to go on from, the best plain setting and closed forms, or for
+        the paper's students the mid times of the schedules that did best, with an iteration each."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if constants is None:
@@ -144,7 +143,7 @@ class Calibration:
             self._from_plain()
             yield from self._closed()
         else:
-            yield from self._greedy()
+            yield from self._students()
 
     def _fit(self, name: str, constants: Multistep | Constants, afs: bool) -> Fit:
         """A new fit at its start."""
@@ -185,7 +184,9 @@ class Calibration:
             if refined is not best:
                 yield self._open(refined.name, refined.run.table, refined.afs)
 
-    def _greedy(self) -> Iterator[str]:
+    def _students(self) -> Iterator[str]:
+        """A plugin starts as its plain solver, whose times its base and mid times then are, each r moved to the best
+        of some."""
         settings, target = self.settings, self.target
         solver, afs = solver_of(settings.sampler), bool(settings.nfe % 2)
         if afs and target.flow:
@@ -193,13 +194,16 @@ class Calibration:
                 f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, which this "
                 f"model does not allow: set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
             )
-        samples = self.references.take(self.references.held_out, 4)
+        samples = self.references.take(self.references.held_out, COARSE)
+        count = (settings.nfe + afs) // 2
         kinds = list(dict.fromkeys((s.kind, s.rho) for s in self.searched.ranking))
         for kind, rho in kinds[: 2 if settings.large else 1]:
-            count = (settings.nfe + afs) // 2 + 1
-            base = schedules.make(kind, count, target.sigma_min, target.sigma_max, rho)
-            constants = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
-            yield self._open(f"greedy table on {kind} {rho:g}", constants, afs)
+            fine = schedules.make(kind, 2 * count + 1, target.sigma_min, target.sigma_max, rho)
+            base, name = fine[::2], f"mid times on {kind} {rho:g}"
+            r = (fine[1::2] / base[:-1]).log() / (base[1:] / base[:-1]).log()
+            fit = Fit.at(name, Form(solver, Constants(base, r=r), afs))
+            values = yield from fit.coarse(self.model, samples, self.searched.judge.scale)
+            yield self._open(name, fit.form.build(values), afs)
         if len(self.fits) > 1:
             for fit in self.fits:
                 yield from self._iterate(fit, SAMPLES // 2, self.references.held_out)

@@ -1,31 +1,36 @@
 """Multistep weights in closed form: the student runs once, and at each step the weights of its slopes are
-those that bring it nearest to where the reference is at the next time.
+those that bring it nearest to where the reference is at the next time. A step is linear in its weights, so a
+least-squares problem of a few unknowns gives them; it costs no evaluation beyond the run itself. What a
+schedule is worth with the best weights *on it* is then known for the price of sampling, and its times can be
+refined, the weights following."""
 
-A step is linear in its weights, so a least-squares problem of a few unknowns gives them; it costs no
-evaluation beyond the run itself. What a schedule is worth with the best weights *on it* is then known for
-the price of sampling."""
-
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..constants import Multistep, as_multistep
-from ..loop import Problem, State, loop
+from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
+from ..parameters import PARAMETERS
 from ..parts import PARTS
 from ..recipes import Solver
-from ..table import Row, Weights
-from .samples import Path
+from ..table import Row
+from .forms import ordered
+from .plain import Setting
+from .samples import Path, Samples, in_batches, per_sample, robust
 
+LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
 RIDGE = 1e-6  # pull towards iPNDM-2, in shares of the newest slope's own square
 ROUNDS = 3  # of reweighting
+REFINED = (1e-2, 1e-1, 1.0, 10.0)  # dampings
 
 
 @dataclass(frozen=True)
 class Run:
-    """A student's run with weights found on the way: its times, weights `[N, H, S]`, and the state at every time
-    (at the last, the end; before it, looked at)."""
+    """A student's run with weights found on the way: its times, weights `[N, H, S]`, and the state at every
+    time (at the last, the end; before it, looked at)."""
 
     sigmas: Tensor
     weights: Tensor
@@ -41,69 +46,108 @@ class Run:
         return Multistep(self.sigmas, self.weights, parts=self.parts)
 
 
-@dataclass
-class Weighing:
-    """The rows of such a run: each one's weights are decided when it was looked at."""
+@dataclass(frozen=True)
+class Candidate:
+    """A run with weights in closed form, its loss on the samples it was found on, and what it is."""
 
-    sigmas: Tensor
+    loss: float
+    name: str
+    run: Run
     afs: bool
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """Fits weights on at most `lags` slopes, and times, to samples whose reference trajectories are known.
+    `scale`: of the robust error."""
+
+    model: Denoiser
+    samples: Samples
     path: Path
-    lags: int
-    parts: str
-    weights: Tensor = field(init=False)
+    scale: float = 1.0
+    batch: int = 16
+    parts: str = ""
+    lags: int = LAGS
+    evaluate: Evaluate = plain
 
-    def __post_init__(self) -> None:
-        steps, count = len(self.sigmas) - 1, PARTS[self.parts].count
-        prior = as_multistep(Solver("ipndm", 2), self.sigmas, self.afs).weights
-        self.weights = torch.zeros(steps, min(self.lags, steps), count, dtype=torch.float64)
-        width = min(self.weights.shape[1], prior.shape[1])
-        self.weights[:, :width] = prior[:, :width]
+    @torch.no_grad()
+    def run(self, sigmas: Tensor, afs: bool, known: Run | None = None, since: int = 0) -> Run:
+        """With the best weights on `sigmas` `[N+1]`, float64, from interval `since` on. known: an earlier run
+        whose times up to and including number `since` are the same; what came before is taken from it."""
+        noise, steps = self.samples.noise, len(sigmas) - 1
+        prior = as_multistep(Solver("ipndm", 2), sigmas, afs).weights
+        weights = torch.zeros(steps, min(self.lags, steps), PARTS[self.parts].count, dtype=torch.float64)
+        weights[:, : prior.shape[1]] = prior[:, : weights.shape[1]]
+        before, state = (
+            list[State](),
+            State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * sigmas[0]),
+        )
+        if known is not None:
+            weights[:since] = known.weights[:since]
+            before, state = known.states[:since], known.states[since]
 
-    def rows(self, since: int) -> Iterator[Row]:
-        for n, t in enumerate(self.sigmas[:-1].tolist()):
-            if n >= since:
-                yield Row(t, lambda state, n=n: self.decide(state, n), analytic=self.afs and n == 0)
+        def decide(state: State, n: int) -> list[list[float]]:
+            t, t_next = sigmas[n : n + 2].tolist()
+            slopes = list(reversed(state.slopes))[: weights.shape[1]]
+            wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
+            basis = torch.stack([*(part for slope in slopes for part in slope), wanted], dim=1)
+            basis = basis.flatten(2).cpu().double()
+            prior = weights[n, : len(slopes)]
+            weights[n, : len(slopes)] = best_weights(basis @ basis.mT, prior.flatten()).view_as(prior)
+            return ((t_next - t) * weights[n, : len(slopes)]).tolist()
 
-    def decide(self, state: State, n: int) -> Weights:
-        """The weights of step n, and what they are in shares of its length."""
-        t, t_next = self.sigmas[n : n + 2].tolist()
-        slopes = list(reversed(state.slopes))[: self.weights.shape[1]]
-        wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
-        basis = torch.stack([*(part for slope in slopes for part in slope), wanted], dim=1)
-        basis = basis.flatten(2).cpu().double()
-        prior = self.weights[n, : len(slopes)]
-        found = best_weights(basis @ basis.mT, prior.flatten()).view_as(prior)
-        self.weights[n, : len(slopes)] = found
-        return ((t_next - t) * found).tolist()
+        def rows() -> Iterator[Row]:
+            for n in range(since, steps):
+                yield Row(float(sigmas[n]), lambda state, n=n: decide(state, n), analytic=afs and n == 0)
 
+        ask = in_batches(self.batch, self.evaluate)
+        problem = Problem(self.model, self.samples.args, ask, noise.dtype, PARTS[self.parts])
+        states = list(loop(problem, rows(), state))
+        looked = [state for state in states if state.looked]
+        return Run(sigmas, weights, [*before, *looked, states[-1]], self.parts)
 
-@torch.no_grad()
-def run(
-    problem: Problem,
-    sigmas: Tensor,
-    afs: bool,
-    noise: Tensor,
-    path: Path,
-    lags: int,
-    known: Run | None = None,
-    since: int = 0,
-    parts: str = "",
-) -> Run:
-    """Run on `sigmas` `[N+1]`, float64, with the best weights on at most `lags` slopes from interval `since` on.
+    def loss(self, run: Run) -> float:
+        return robust(per_sample(run.end, self.samples.end), self.scale)
 
-    noise `[n, ...]` unit, in the path's order; the problem's arguments are for these samples. known: an earlier
-    run whose times up to and including number `since` are the same; what came before is taken from it."""
-    dtype = torch.promote_types(noise.dtype, torch.float32)
-    problem = Problem(problem.model, problem.extra_args, problem.evaluate, noise.dtype, PARTS[parts])
-    rows = Weighing(sigmas, afs, path, lags, parts)
-    before: list[State] = []
-    state = State(noise.to(dtype) * float(sigmas[0]))
-    if known is not None:
-        rows.weights[:since] = known.weights[:since]
-        before, state = known.states[:since], known.states[since]
-    run = list(loop(problem, rows.rows(since), state))
-    looked = [state for state in run if state.looked]
-    return Run(sigmas, rows.weights, [*before, *looked, run[-1]], parts)
+    def schedules(self, settings: list[Setting]) -> Generator[str, None, Candidate]:
+        """The settings' schedules, the best of them; yields what it is doing."""
+        tried = []
+        for setting in settings:
+            run = self.run(setting.sigmas(), setting.afs)
+            tried.append(Candidate(self.loss(run), f"closed form on {setting.schedule}", run, setting.afs))
+            yield f"{tried[-1].name}: {tried[-1].loss:.4f}"
+        return min(tried, key=lambda candidate: candidate.loss)
+
+    def cost(self, best: Candidate) -> int:
+        """Evaluations of `refine`."""
+        moves = len(best.run.sigmas) - 2
+        return len(self.samples) * (moves * (moves + 1) // 2 + len(REFINED) * (moves + 1 - best.afs))
+
+    def refine(self, start: Candidate) -> Generator[str, None, Candidate]:
+        """One Gauss-Newton iteration on the times, whose weights follow: where it led, the start itself where
+        nowhere better; yields what it is doing."""
+        run, best, name = start.run, start, f"{start.name}, times refined"
+        weight = (1 / (1 + per_sample(run.end, self.samples.end) / self.scale)).sqrt().to(run.end)[:, None]
+        residual = ((run.end - self.samples.end.to(run.end)).flatten(1) * weight).flatten()
+        logs, rows, t = run.sigmas.log(), [], PARAMETERS["t"]
+        step = min(1.5 * t.step, 0.5 * float(-logs.diff().max()))
+        for n in range(1, len(logs) - 1):
+            sigmas = run.sigmas.clone()
+            sigmas[n] *= math.exp(step)
+            moved = self.run(sigmas, start.afs, run, n - 1)
+            rows.append(((moved.end - run.end).flatten(1) * weight / step).flatten())
+            yield f"{start.name}: time {n} of {len(logs) - 2}"
+        jacobian = torch.stack(rows)
+        matrix, vector = ((jacobian @ v).double().cpu() for v in (jacobian.T, residual))
+        for damping in REFINED:
+            move = torch.linalg.solve(matrix + torch.diag(damping * matrix.diagonal() + 1e-30), vector)
+            sigmas = run.sigmas.clone()
+            sigmas[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-t.reach, t.reach)).exp()
+            refined = self.run(sigmas, start.afs)
+            found = Candidate(self.loss(refined), name, refined, start.afs)
+            best = min(best, found, key=lambda candidate: candidate.loss)
+            yield f"{name}, damping {damping:g}: {found.loss:.4f}"
+        return best
 
 
 def best_weights(products: Tensor, prior: Tensor) -> Tensor:

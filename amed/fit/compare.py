@@ -21,7 +21,8 @@ from .target import Rival, Target
 
 @dataclass(frozen=True)
 class Row:
-    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out noise."""
+    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out
+    noise."""
 
     solver: str
     schedule: str

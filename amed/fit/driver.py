@@ -15,8 +15,8 @@ from .target import Target
 
 @dataclass(frozen=True)
 class Job:
-    """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's model
-    applies, budget of each (a preset, or evaluations), seed, and samples in one call of the model."""
+    """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's
+    model applies, budget of each (a preset, or evaluations), seed, and samples in one call of the model."""
 
     nfe: tuple[int, ...]
     sampler: str = "amed_multistep"
@@ -35,7 +35,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Kept:
-    """A fit that was saved: its result, the predictor named as its file, where, and the sentence that says so."""
+    """A fit that was saved: its result, the predictor named as its file, where, and the sentence that says
+    so."""
 
     result: Result
     fitted: Fitted
@@ -68,12 +69,12 @@ def fit(
     outcome: Outcome | None = None,
     start: Fitted | None = None,
 ) -> Outcome:
-    """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to save.
-    `tell`: is told of the progress of the whole job. start: a file to go on from.
+    """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to
+    save. `tell`: is told of the progress of the whole job. start: a file to go on from.
 
-    Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit under
-    way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError for what
-    cannot be fitted, before any work."""
+    Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
+    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError
+    for what cannot be fitted, before any work."""
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     total, before = sum(one.budget for one in settings), 0

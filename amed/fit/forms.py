@@ -1,4 +1,5 @@
-"""A student's constants as one vector, and running the student for other values of them, from the middle too."""
+"""A student's constants as one vector, and running the student for other values of them, from the middle
+too."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ CLOSEST = 0.05  # how close two times may come, in log sigma
 
 @dataclass(frozen=True)
 class Constant:
-    """One number: `kind` (a name of PARAMETERS), of interval `n` (a weight's lag `k` and part `s`). A run with another
-    value differs from row `start` on, after its evaluation if `looked`. step: of finite differences."""
+    """One number: `kind` (a name of PARAMETERS), of interval `n` (a weight's lag `k` and part `s`). A run
+    with another value differs from row `start` on, after its evaluation if `looked`. step: of finite
+    differences."""
 
     kind: str
     n: int
@@ -35,8 +37,8 @@ class Constant:
 
 
 class Form:
-    """Which constants of a student are fitted: inner times, and weights on at most `lags` slopes and a (multistep),
-    or a recipe's constants of each interval. The last time is not: nothing is evaluated there.
+    """Which constants of a student are fitted: inner times, and weights on at most `lags` slopes and a
+    (multistep), or a recipe's constants of each interval. The last time is not: nothing is evaluated there.
 
     sigmas: its times at the start."""
 
@@ -94,7 +96,8 @@ class Form:
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
 
     def bounded(self, start: Tensor, values: Tensor) -> Tensor:
-        """`values`, but no further from `start` than each constant's reach, within its bounds, times in order."""
+        """`values`, but no further from `start` than each constant's reach, within its bounds, times in
+        order."""
         told = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
         reach, low, high = torch.tensor(told, dtype=torch.float64).T
         values = torch.maximum(torch.minimum(values, start + reach), start - reach).clamp(low, high)

@@ -1,4 +1,5 @@
-"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet distance."""
+"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet
+distance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The plain solvers and their settings: what a learned solver has to beat, each at its best.
 
-`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe` evaluations."""
+`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe`
+evaluations."""
 
 from dataclasses import dataclass
 

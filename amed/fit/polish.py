@@ -7,7 +7,7 @@ Cauchy's, an analytic residual in a feature space (no gain), joint fits from tab
 evaluations they often lost to where they began, at 12,000 they came to the same place later)."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from .samples import Samples, per_sample, robust
 
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
 FORGET = 0.9  # what an iteration's matrix still counts for in the next
+R, COARSE = (0.1, 0.18, 0.26, 0.34, 0.42, 0.5, 0.6, 0.72), 4  # a coarse search of r, on so many samples
 PATIENCE = 6  # iterations without a better held-out error before the fit stops
 
 
@@ -53,6 +54,26 @@ class Fit:
         scales = self.matrix.diagonal()
         damped = self.matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
         return self.form.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
+
+    def coarse(self, model: Denoiser, samples: Samples, scale: float) -> Generator[str, None, Tensor]:
+        """Values whose r, interval after interval, are the best of some for the end state; yields what it does."""
+        runner, values = Runner(model, self.form), self.values
+
+        def loss(end: Tensor) -> float:
+            return robust(per_sample(end, samples.end), scale)
+
+        for i, c in enumerate(self.form.constants):
+            if c.kind != "r":
+                continue
+            states = runner.states(values, samples.noise, samples.args)
+            tried = [(loss(states[-1].x), values)]
+            for r in R:
+                moved = values.clone()
+                moved[i] = c.parameter.fitted(torch.tensor(r, dtype=torch.float64))
+                tried.append((loss(runner.again(moved, samples.noise, samples.args, states, c)), moved))
+            best, values = min(tried, key=lambda t: t[0])
+            yield f"{self.name}: r of interval {c.n + 1}: {best:.4f}"
+        return values
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
         """Derivatives on the samples, and the best of the dampings.

@@ -55,8 +55,8 @@ class Path:
 
 
 class References:
-    """Samples and their converged end states, made when first asked for; the calibrations of one job share them.
-    Sample i is the same whatever else was asked for.
+    """Samples and their converged end states, made when first asked for; the calibrations of one job share
+    them. Sample i is the same whatever else was asked for.
 
     held_out: how many of the first choose what is kept; `paths` keeps the whole trajectories of the `traced`
     after them. evaluations: of a reference."""
@@ -140,6 +140,7 @@ def per_sample(end: Tensor, target: Tensor) -> Tensor:
 
 
 def robust(errors: Tensor, scale: float) -> float:
-    """Cauchy's loss of mean squared errors `[n]`, as an error: sqrt(scale (exp(mean log(1 + e / scale)) - 1)).
-    A few samples whose end state jumps to another image do not decide; where none does, it is near their RMSE."""
+    """Cauchy's loss of mean squared errors `[n]`, as an error: sqrt(scale (exp(mean log(1 + e / scale)) -
+    1)). A few samples whose end state jumps to another image do not decide; where none does, it is near their
+    RMSE."""
     return math.sqrt(scale * math.expm1(float(torch.log1p(errors / scale).mean())))

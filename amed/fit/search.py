@@ -18,8 +18,8 @@ SCHEDULES = 4  # schedules that are tried with weights in closed form
 
 @dataclass(frozen=True)
 class Search:
-    """`ranking`: the settings, best first (the finalists on all samples, the rest on few); `best` by the judge's
-    score; `ends` of the finalists on the held-out samples; `judge` with the scale found."""
+    """`ranking`: the settings, best first (the finalists on all samples, the rest on few); `best` by the
+    judge's score; `ends` of the finalists on the held-out samples; `judge` with the scale found."""
 
     ranking: list[Setting]
     best: Setting
@@ -27,8 +27,8 @@ class Search:
     judge: Judge
 
     def schedules(self) -> list[Setting]:
-        """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule once;
-        the best one with and without AFS."""
+        """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
+        once; the best one with and without AFS."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         best, chosen = single[:1], dict[str, Setting]()
         twin = [
@@ -44,8 +44,8 @@ class Search:
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
 ) -> Generator[str, None, Search]:
-    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out samples,
-    which tell the best of all. Yields what it is doing."""
+    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
+    samples, which tell the best of all. Yields what it is doing."""
     found = sorted(
         settings_for(target, settings.nfe), key=lambda s: s.likely
     )  # a small budget cuts the unlikely

@@ -39,10 +39,10 @@ def numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """One fit. nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS. budget:
-    evaluations of the model, each counted once for each sample, everything included: references, search, fit and
-    comparison. guidance: for the file; the target's model decides what it means. batch: most samples in one call
-    of the model. Raises ValueError for what cannot be."""
+    """One fit. nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS.
+    budget: evaluations of the model, each counted once for each sample, everything included: references,
+    search, fit and comparison. guidance: for the file; the target's model decides what it means. batch: most
+    samples in one call of the model. Raises ValueError for what cannot be."""
 
     nfe: int
     sampler: str = "amed_multistep"
@@ -83,7 +83,8 @@ class Settings:
 @dataclass(frozen=True)
 class Progress:
     """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`;
-    `held_out`: error of the best held-out state so far (nan before there is one); `nfe`: which fit of a job."""
+    `held_out`: error of the best held-out state so far (nan before there is one); `nfe`: which fit of a
+    job."""
 
     stage: str
     text: str
