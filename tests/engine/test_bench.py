@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed.closed import Path as Trajectory
+from amed.fit.samples import Path as Trajectory
 from bench.measures import Measured, sliced_wasserstein
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import amed
-from amed import plain
-from amed.bottleneck import ModuleCapture
-from amed.evaluation import Counter, Statistics, frechet, rmse, run
+from amed import SAMPLERS, Constants, Solver
+from amed.evaluate import FromModule
 from amed.fingerprint import fingerprint
-from amed.sampling import SAMPLERS, Solver, sampler_of
+from amed.fit import plain
+from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from demo import data
 from demo.features import Features
 from demo.model import SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, load_denoiser
@@ -74,7 +74,7 @@ def test_every_bundled_file_loads_and_is_described():
 
 
 def test_the_published_table_is_bundled_as_it_is():
-    from amed import published
+    from predictors import published
 
     bundled = amed.load(FOLDER / "sd15-dpmpp-2m-nfe10.safetensors")
     assert bundled.spec == published.sd15().spec and torch.equal(bundled.sigmas(), published.sd15().sigmas())
@@ -85,12 +85,12 @@ def test_an_emoji_predictor_is_for_this_model_and_takes_what_it_says(file, denoi
     fitted = amed.load(file)
     assert fitted.spec.model_fingerprint == fingerprint(denoiser.named_parameters())
     counter = Counter(denoiser)
-    SAMPLERS[sampler_of(fitted.spec.solver, fitted.spec.max_order)](
+    SAMPLERS[fitted.spec.sampler](
         counter, noise[:2] * SIGMA_MAX, fitted.sigmas(), disable=True, predictor=fitted,
-        capture=ModuleCapture(denoiser.inner_model.middle_block))  # fmt: skip
+        evaluate=FromModule(denoiser.inner_model.middle_block))  # fmt: skip
     assert counter.evaluations == fitted.nfe == int(file.stem.split("nfe")[1].split("-")[0])
-    told = fitted.spec.metrics
-    assert told["fd_ref"] < told["plain_fd_ref"]
+    metrics = fitted.spec.metrics
+    assert metrics["fd_ref"] < metrics["plain_fd_ref"]
 
 
 @pytest.mark.parametrize("file", [f for f in EMOJI if "nfe5-cfg1" in f.name], ids=lambda f: f.stem)
@@ -98,16 +98,16 @@ def test_at_five_evaluations_a_predictor_beats_its_untrained_solver(file, denois
     fitted = amed.load(file)
 
     def error(predictor):
-        capture, solver = ModuleCapture(denoiser.inner_model.middle_block), fitted.spec.settings
+        evaluate, solver = FromModule(denoiser.inner_model.middle_block), fitted.spec.student
         images, nfe = run(
-            denoiser, noise, fitted.sigmas(), solver, predictor=predictor, afs=True, capture=capture
+            denoiser, noise, fitted.sigmas(), solver, predictor=predictor, afs=True, evaluate=evaluate
         )
         assert nfe == 5
         return rmse(images, reference)
 
     table = fitted.spec.solver == "multistep"  # whose untrained form is iPNDM-2 on these times
-    untrained = None if table else amed.TablePredictor(fitted.sigmas(), torch.full((3,), 0.5))
-    assert error(fitted) < error(untrained)
+    untrained = None if table else Constants(fitted.sigmas())
+    assert error(fitted.predictor) < error(untrained)
 
 
 def test_the_comparison_names_a_best_plain_setting_for_every_nfe():

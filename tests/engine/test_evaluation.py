@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from amed.evaluation import Counter, Statistics, frechet, rmse, run
-from amed.plain import SOLVERS, candidates
-from amed.sampling import Solver
+from amed.fit.measures import Counter, Statistics, frechet, rmse, run
+from amed.fit.plain import SOLVERS, candidates
+from amed.recipes import Solver
 
 
 def test_frechet_between_known_gaussians():

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import amed
-from amed import published, schedules, store
+from amed import schedules, store
+from predictors import published
 from amed.evaluation import Counter
 from amed.predictor import BottleneckPredictor, TablePredictor
 from amed.store import Fitted, Library, PredictorError, Spec

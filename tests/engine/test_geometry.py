@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from amed.evaluation import best_r, trajectory_pca
-from amed.predictor import TablePredictor
-from amed.sampling import SAMPLERS, Solver
+from amed import SAMPLERS, Constants, Solver
+from bench.trajectories import best_r, trajectory_pca
 
 
 def test_a_plane_curve_has_two_components():
@@ -39,7 +38,7 @@ def test_best_r_is_never_worse_than_half_and_is_the_samplers_own(solver):
     assert found.r.shape == (3, 3) and (found.best <= found.half).all()
     assert (found.alignment >= 0).all() and (found.spread < 1e-6).all()  # a linear model: one r serves all
     if solver.name == "amed":
-        table = TablePredictor(sigmas[:2], found.r[0, :1])
+        table = Constants(sigmas[:2], r=found.r[0, :1])
         end = SAMPLERS["amed"](model, exact[0].float(), sigmas[:2], predictor=table, disable=True)
         error = (end - exact[1].float()).square().mean(1).sqrt()
         assert float(error[0]) == pytest.approx(float(found.best[0, 0]), abs=5e-8)  # of x, in fp32

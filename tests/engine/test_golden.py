@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amed.evaluate import FromModule
+
 DATA = Path(golden.__file__).parent / "golden_data"
 CASES = list(golden.cases(DATA))
 
@@ -53,6 +55,6 @@ def test_command_passes_on_any_folder_and_names_an_empty_one(tmp_path):
 def test_toy_bottleneck_is_what_the_predictor_sees():
     toy = golden.Toy(torch.zeros(4, 3, 8, 8))
     x = torch.randn(2, 3, 8, 8)
-    _, h = golden.ModuleCapture(toy.middle_block)(toy, x, torch.tensor([2.0, 2.0]), {})
-    assert torch.allclose(h, x / 5**0.5)
+    seen = FromModule(toy.middle_block)(toy, x, torch.tensor([2.0, 2.0]), {})
+    assert torch.allclose(seen.bottleneck, x / 5**0.5)
     assert not toy.middle_block._forward_hooks

@@ -9,19 +9,19 @@ import torch
 from golden import Toy
 
 import amed
-from amed import schedules
-from amed.bottleneck import ModuleCapture
-from amed.conversion import as_multistep
-from amed.evaluation import Counter
-from amed.guidance import Guided
-from amed.predictor import BottleneckPredictor, TablePredictor
-from amed.sampling import SAMPLERS, NotFiniteError, Solver, sample
+from amed import SAMPLERS, BottleneckPredictor, Constants, Evaluation, Solver, sample, schedules
+from amed.constants import as_multistep
+from amed.evaluate import FromModule, Guided
+from amed.fit.measures import Counter
+from amed.loop import NotFiniteError
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
 PLAIN = [
     Solver("euler"),
     Solver("ipndm", 2),
     Solver("ipndm", 4),
+    *(Solver("deis", k) for k in (1, 2, 3, 4)),
+    *(Solver("unipc", k, variant=v) for k in (1, 2, 3) for v in ("bh1", "bh2")),
     Solver("dpmpp", 2, True),
     Solver("dpmpp", 3, True),
     Solver("dpmpp", 2),
@@ -31,9 +31,9 @@ PLAIN = [
 ]
 
 
-def table(sigmas=SIGMAS, r=0.4, c=0.98, a=1.01) -> TablePredictor:
+def table(sigmas=SIGMAS, r=0.4, c=0.98, a=1.01) -> Constants:
     n = len(sigmas) - 1
-    return TablePredictor(sigmas, *(torch.full((n,), v) for v in (r, c, a)))
+    return Constants(sigmas, r=torch.full((n,), r), c=torch.full((n,), c), a=torch.full((n,), a))
 
 
 def constants(sampler: str):
@@ -45,14 +45,29 @@ def end(model, x, solver, n, **options):
     return sample(model, x * 40, schedules.make("logsnr", n, 0.01, 40), solver, disable=True, **options)
 
 
+@pytest.fixture(scope="module")
+def case():
+    """A model, noises, and where a fine run ends: Heun's, extrapolated, to about 1e-7."""
+    toy = Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    coarse, fine = (end(toy, noise, Solver("heun"), n) for n in (501, 1001))
+    return toy, noise, (4 * fine - coarse) / 3
+
+
+ORDERS = {  # UniPC corrects by one order more; the highest orders are held by their first steps
+    "dpm_2": {1: 2},
+    "heun": {1: 2},
+    "unipc": {1: 2, 2: 3, 3: 2},
+    "deis": {1: 1, 2: 2, 3: 3, 4: 2},
+}
+
+
 @pytest.mark.parametrize("solver", PLAIN, ids=str)
-def test_plain_solvers_converge_at_their_order(toy, noise, solver):
+def test_plain_solvers_converge_at_their_order(case, solver):
     """Errors against a fine Heun run fall at least as fast as the order says (multisteps start lower)."""
-    truth = end(toy, noise, Solver("heun"), 3000)
+    toy, noise, truth = case
     coarse, fine = ((end(toy, noise, solver, n) - truth).norm() for n in (151, 301))
-    order = {"dpm_2": 2, "heun": 2, "ipndm": min(solver.max_order, 2)}.get(
-        solver.name, min(solver.max_order, 2)
-    )
+    order = ORDERS.get(solver.name, {}).get(solver.max_order, min(solver.max_order, 2))
     assert coarse / fine > 2 ** (order - 0.35)
 
 
@@ -134,11 +149,11 @@ def test_the_network_serves_every_size_and_batch(size, batch, scales):
     toy = Toy(torch.randn(4, 3, *size, dtype=torch.float64))
     predictor = BottleneckPredictor(*scales)
     x = torch.randn(batch, 3, *size, dtype=torch.float64) * 40
-    capture = ModuleCapture(toy.middle_block)
-    both = amed.sample_amed(toy, x, SIGMAS, disable=True, predictor=predictor, capture=capture)
+    evaluate = FromModule(toy.middle_block)
+    both = amed.sample_amed(toy, x, SIGMAS, disable=True, predictor=predictor, evaluate=evaluate)
     alone = torch.cat(
         [
-            amed.sample_amed(toy, part, SIGMAS, disable=True, predictor=predictor, capture=capture)
+            amed.sample_amed(toy, part, SIGMAS, disable=True, predictor=predictor, evaluate=evaluate)
             for part in x.split(1)
         ]
     )
@@ -164,13 +179,14 @@ def test_per_sample_constants_reach_each_sample(toy, noise):
 def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
     asked = []
 
-    def capture(model, x, sigma, extra_args):
-        asked.append(float(sigma[0]))
-        return ModuleCapture(toy.middle_block)(model, x, sigma, extra_args)
+    def evaluate(model, x, sigma, extra_args, wants):
+        if "bottleneck" in wants:
+            asked.append(float(sigma[0]))
+        return FromModule(toy.middle_block)(model, x, sigma, extra_args, wants)
 
     counter = Counter(toy)
     amed.sample_amed(
-        counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, capture=capture
+        counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, evaluate=evaluate
     )
     assert counter.evaluations == 7
     assert asked == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval asked for nothing
@@ -215,7 +231,7 @@ def test_guidance_feeds_the_conditional_half(noise):
         args,
         disable=True,
         predictor=Spy(),
-        capture=ModuleCapture(net.middle_block),
+        evaluate=FromModule(net.middle_block),
     )
     assert all((h == 3).all() and len(h) == 5 for h in got)
     assert (
@@ -228,10 +244,10 @@ def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
     with pytest.warns(UserWarning, match="zeros"):
         out = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor)
 
-    def zeros(model, x, sigma, extra_args):
-        return model(x, sigma), torch.zeros(len(x), 1, 8, 8)
+    def zeros(model, x, sigma, extra_args, wants):
+        return Evaluation(model(x, sigma), torch.zeros(len(x), 1, 8, 8))
 
-    fed = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, capture=zeros)
+    fed = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, evaluate=zeros)
     assert torch.allclose(out, fed, rtol=1e-12, atol=1e-12)  # the same but for rounding
 
 
@@ -291,6 +307,9 @@ def test_callback_can_stop_a_run(toy, noise):
         (lambda: Solver("dpmpp", 4), "1 to 3"),
         (lambda: Solver("euler", 2), "1 to 1"),
         (lambda: Solver("ipndm", 0), "1 to 4"),
+        (lambda: Solver("unipc", 4), "1 to 3"),
+        (lambda: Solver("deis", 5), "1 to 4"),
+        (lambda: Solver("unipc", variant="bh3"), "bh3"),
     ],
 )
 def test_bad_solvers_are_named(make, word):
