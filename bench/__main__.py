@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     own, own_many = own_distances(plan)
     text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids)
     report.write_all(folder, text, report.results(references, rows + many), shape, costs)
-    found = all_compared(rows, own)
+    comparisons = all_compared(rows, own)
     if not args.quick:
-        write(ROOT / "README.md", {"results": report.readme(found)})
-    print("\n".join(report.readme(found, plan.nfes)))
+        write(ROOT / "README.md", {"results": report.readme(comparisons)})
+    print("\n".join(report.readme(comparisons, plan.nfes)))
     print(f"\n{folder / 'RESULTS.md'}, {costs['minutes']} minutes")
     return 0
 

@@ -50,7 +50,7 @@ def compared(rows: list[Row], references: dict[float, Measured], nfe: int, guida
     others = [r for r in here if not r.entry.file]
     if not mine or not others:
         return []
-    found = []
+    comparisons = []
     for measure in SHORT:
         reference = references.get(guidance)
         best = min(others, key=lambda r, m=measure: r.measures[m].value)
@@ -62,8 +62,8 @@ def compared(rows: list[Row], references: dict[float, Measured], nfe: int, guida
             again = (ours_again / other_again)[other_again > 0]
             again = again - again.mean() + ratio  # as in Measured.interval
             interval = tuple(torch.quantile(again, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
-        found.append(Compared(nfe, guidance, measure, ours, other, best, ratio, interval))
-    return found
+        comparisons.append(Compared(nfe, guidance, measure, ours, other, best, ratio, interval))
+    return comparisons
 
 
 def all_compared(rows: list[Row], references: dict[float, Measured]) -> list[Compared]:
@@ -77,12 +77,12 @@ def rank(values: list[float]) -> Tensor:
 
 def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
     """(NFE, guidance, Spearman's rank correlation of the two Frechet distances over all rows)."""
-    found = []
+    ranks = []
     for guidance, nfe in cells(rows):
         here = [r for r in rows if (r.entry.guidance, r.nfe) == (guidance, nfe)]
         a, b = (rank([r.measures[m].value for r in here]) for m in ("fd_ref", "fd_ref_unet"))
-        found.append((nfe, guidance, float(torch.corrcoef(torch.stack([a, b]))[0, 1])))
-    return found
+        ranks.append((nfe, guidance, float(torch.corrcoef(torch.stack([a, b]))[0, 1])))
+    return ranks
 
 
 def ahead_by(rows: list[Row], measure: str) -> int:

@@ -8,6 +8,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,16 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import amed
-from amed import calibration, store
-from amed.calibration import Calibration
-from amed.evaluation import rmse, run
-from amed.predictor import BottleneckPredictor, TablePredictor
-from amed.sampling import Solver, sample
-from amed.training import Settings, Teacher, train
+from amed import BottleneckPredictor, Constants, Evaluation, Solver, sample
+from amed.fit import Calibration, Settings, Target, budget_of
+from amed.fit import algorithm1 as paper
+from amed.fit.measures import Counter, rmse, run
 from demo import model as demo
 from demo.comfyui import find
 
-from .problem import Counted, Problem
+from .problem import Problem
 from .quality import FOLDERS, rounded
 from .search import reference_plan
 
@@ -42,8 +41,9 @@ def free(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
     return x
 
 
-def free_capture(model: Callable, x: Tensor, sigma: Tensor, args: dict) -> tuple[Tensor, Tensor]:
-    return model(x, sigma), x.new_zeros(len(x), 8, 8, 8)
+def free_evaluate(model: Callable, x: Tensor, sigma: Tensor, args: dict, wants: frozenset[str]) -> Evaluation:
+    """Its bottleneck costs nothing either."""
+    return Evaluation(model(x, sigma), x.new_zeros(len(x), 8, 8, 8) if "bottleneck" in wants else None)
 
 
 def k_diffusion_sampling() -> ModuleType:
@@ -62,23 +62,24 @@ def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
         sigmas = sampling.get_sigmas_karras(steps, 0.002, 80.0)
         return lambda model, x: function(model, x, sigmas, disable=True)
 
-    table = store.load(file_of("multistep"))
+    table = amed.load(file_of("multistep"))
     base = amed.schedules.make("polynomial", 6, 0.002, 80.0)
-    rough = TablePredictor(base, torch.full((5,), 0.4)).requires_grad_(False)
+    rough = Constants(base, r=torch.full((5,), 0.4))
     network = BottleneckPredictor(0.01, 0.2).requires_grad_(False)
 
     def ours(solver: Solver, predictor: Any, sigmas: Tensor, afs: bool) -> Callable[..., Tensor]:
         return lambda model, x: sample(
-            model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs, capture=free_capture
+            model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs, evaluate=free_evaluate
         )
 
+    spec, ipndm = table.spec, Solver("ipndm", 3)
     dpmpp, heun = "dpmpp_2m", "heun"
     return {
         dpmpp: ("", theirs(sampling.sample_dpmpp_2m, NFE)),
         heun: ("", theirs(sampling.sample_heun, 5)),
-        "AMED multistep, table": (dpmpp, ours(table.spec.settings, table, table.sigmas(), table.spec.afs)),
-        "AMED-Plugin on iPNDM-3, table": (dpmpp, ours(Solver("ipndm", 3), rough, base, True)),
-        "AMED-Plugin on iPNDM-3, MLP": (dpmpp, ours(Solver("ipndm", 3), network, base, True)),
+        "AMED multistep, table": (dpmpp, ours(spec.student, table.predictor, table.sigmas(), spec.afs)),
+        "AMED-Plugin on iPNDM-3, table": (dpmpp, ours(ipndm, rough, base, True)),
+        "AMED-Plugin on iPNDM-3, MLP": (dpmpp, ours(ipndm, network, base, True)),
         "AMED-Solver, table": (heun, ours(Solver("amed"), rough, base, True)),
         "AMED-Solver, MLP": (heun, ours(Solver("amed"), network, base, True)),
     }
@@ -144,12 +145,12 @@ def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 12
 
 def overhead(shapes: tuple = SHAPES, batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
     """Milliseconds a run of NFE evaluations of a model of no cost, and the ratio to k-diffusion's own."""
-    found, rows = samplers(), []
+    compared, rows = samplers(), []
     for shape in shapes:
         for batch in batches:
             x = torch.randn(batch, *shape)
-            took = seconds({name: partial(call, free, x) for name, (_, call) in found.items()})
-            for name, (rival, _) in found.items():
+            took = seconds({name: partial(call, free, x) for name, (_, call) in compared.items()})
+            for name, (rival, _) in compared.items():
                 row = {"sampler": name, "latent": "x".join(map(str, shape)), "batch": batch}
                 row |= {"ms": rounded(took[name] * 1e3), "rival": rival}
                 rows.append(row | ({"ratio": rounded(took[name] / took[rival])} if rival else {}))
@@ -167,8 +168,7 @@ def share() -> list[dict[str, Any]]:
     for batch in BATCHES:
         x = torch.randn(batch, 3, 32, 32)
         sigma = torch.full((batch,), 3.0)
-        found = samplers()
-        calls = {name: partial(call, free, x) for name, (_, call) in found.items()}
+        calls = {name: partial(call, free, x) for name, (_, call) in samplers().items()}
         with torch.no_grad():
             took = seconds(calls | {"model": lambda: denoiser(x, sigma)})  # noqa: B023
         whole = took.pop("model") * NFE
@@ -225,7 +225,7 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
     calibrating (quick) a model of no cost, with the evaluations it asks for."""
     denoiser, sampling, fitting = demo.load_denoiser(), [], []
     for nfe, batch, side in [(n, 4, 32) for n in nfes] + [(5, 1, 32), (5, 16, 32), (5, 4, 64), (5, 4, 128)]:
-        fitted = store.load(file_of("multistep", nfe))
+        fitted = amed.load(file_of("multistep", nfe))
         x = torch.randn(batch, 3, side, side) * 80
         call = partial(
             amed.sample_amed_multistep, denoiser, x, fitted.sigmas(), predictor=fitted, disable=True
@@ -239,21 +239,15 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
         )
 
     for nfe, shape in [(n, (3, 32, 32)) for n in nfes] + [(5, (4, 64, 64)), (5, (4, 128, 128))]:
-        budget = calibration.budget_of("quick", nfe)
-        settings = calibration.Settings(nfe, 0.002, 80.0, budget=budget)
-        begin = time.perf_counter()
-        fit = Calibration(
-            gaussian, lambda g, n, shape=shape: (torch.randn(n, *shape, generator=g), {}), settings
+        target = Target(
+            gaussian, lambda g, n, shape=shape: (torch.randn(n, *shape, generator=g), {}), 0.002, 80.0
         )
-        last = list(fit.run())[-1]
+        begin = time.perf_counter()
+        *_, last = Calibration(target, Settings(nfe, budget=budget_of("quick", nfe))).run()
         took = time.perf_counter() - begin
+        latent = "x".join(map(str, shape))
         fitting.append(
-            {
-                "nfe": nfe,
-                "latent": "x".join(map(str, shape)),
-                "evaluations": last.evaluations,
-                "seconds": rounded(took),
-            }
+            {"nfe": nfe, "latent": latent, "evaluations": last.evaluations, "seconds": rounded(took)}
         )
     return {"sampling": sampling, "calibration of a model of no cost": fitting}
 
@@ -263,91 +257,55 @@ def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, An
 
     A pass is one sample through the network; a gradient through it counts as two more."""
     whole = Problem(1.0, noises, 9)
-    plan = reference_plan(60)
+    target, plan = whole.target, reference_plan(60)
     reference = run(whole.guided, whole.noise, plan.sigmas(), plan.solver, whole.args)[0]
 
-    def error(predictor: Any, sigmas: Tensor, solver: Solver, afs: bool, capture: Any = None) -> float:
-        ends, _ = run(
-            whole.guided,
-            whole.noise,
-            sigmas,
-            solver,
-            whole.args,
-            predictor=predictor,
-            afs=afs,
-            **({"capture": capture} if capture else {}),
-        )
-        return rounded(rmse(ends, reference))
+    def row(name: str, passes: int, seconds: float, fitted: Any, sigmas: Tensor, solver: Solver, afs: bool):
+        how = {"predictor": fitted, "afs": afs, "evaluate": target.evaluate}
+        ends, _ = run(whole.guided, whole.noise, sigmas, solver, whole.args, **how)
+        line = {"fit": name, "passes": passes, "seconds": rounded(seconds)}
+        return line | {"rmse_ref": rounded(rmse(ends, reference)), "nfe": nfe}
+
+    counter, begin = Counter(whole.guided), time.perf_counter()
+    settings = Settings(nfe, budget=budget_of("quick", nfe))
+    calibration = Calibration(replace(target, model=counter, features=None), settings)
+    for _ in calibration.run():
+        pass
+    fitted, took = calibration.result().fitted, time.perf_counter() - begin
+    own = fitted.predictor, fitted.sigmas(), fitted.spec.student, fitted.spec.afs
+    rows = [row("calibration, quick", counter.rows, took, *own)]
+
+    student = paper.plan("amed", nfe)
+    times = student.teacher.times("time_uniform", student.num_steps, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
+    predictor, base = BottleneckPredictor(0.01, 0.0), times[:: student.teacher.extra + 1]
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict]:
-        label = torch.full((count,), demo.UNCONDITIONAL)
-        args = {"cond": {"label": label}, "uncond": {"label": label}}
-        return torch.randn(count, 3, 32, 32, generator=generator), args
+        noise, args = target.draw(generator, count)
+        return noise * demo.SIGMA_MAX, args
 
-    rows = []
-    counted = Counted(whole.guided)
-    counted.remembers = False
-    begin = time.perf_counter()
-    settings = calibration.Settings(
-        nfe, demo.SIGMA_MIN, demo.SIGMA_MAX, budget=calibration.budget_of("quick", nfe)
-    )
-    fit = Calibration(counted, draw, settings)
-    for _ in fit.run():
-        pass
-    fitted = fit.result().fitted
-    rows.append(
-        {
-            "fit": "calibration, quick",
-            "passes": counted.passes,
-            "seconds": rounded(time.perf_counter() - begin),
-        }
-    )
-    rows[-1]["rmse_ref"] = error(fitted, fitted.sigmas(), fitted.spec.settings, fitted.spec.afs)
-
-    solver, base_steps = Solver("amed"), (nfe + 1) // 2 + 1
-    teacher = Teacher(Solver("heun"), 1)
-    times = teacher.times("time_uniform", base_steps, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
-    predictor = BottleneckPredictor(0.01, 0.0)
-    capture = amed.bottleneck.ModuleCapture(whole.denoiser.inner_model.middle_block)
-    base = times[:: teacher.extra + 1]
-    counted = Counted(whole.guided)
-    counted.remembers = False
-    begin = time.perf_counter()
-    gradients = 0
-
-    def noise(generator: torch.Generator, count: int) -> tuple[Tensor, dict]:
-        x, args = draw(generator, count)
-        return x * demo.SIGMA_MAX, args
-
-    for step in train(
-        counted,
-        solver,
+    counter, begin = Counter(whole.guided), time.perf_counter()
+    *_, last = paper.train(
+        counter,
+        student.solver,
         predictor,
         times,
-        noise,
-        teacher,
-        Settings(images, 16, held_out=16, every=5),
-        afs=True,
-        capture=capture,
-    ):
-        gradients = 2 * step.images * (base_steps - 1)
-    rows.append(
-        {
-            "fit": f"Algorithm 1, AMED-Solver, {images} images",
-            "passes": counted.passes + gradients,
-            "seconds": rounded(time.perf_counter() - begin),
-        }
+        draw,
+        student.teacher,
+        paper.Settings(images, 16, held_out=16, every=5),
+        afs=student.afs,
+        evaluate=target.evaluate,
     )
-    rows[-1]["rmse_ref"] = error(predictor.eval(), base, solver, True, capture)
-    rows[0]["nfe"] = rows[1]["nfe"] = nfe
-    return rows
+    passes = counter.rows + 2 * last.images * (student.num_steps - 1)
+    own = predictor.eval(), base, student.solver, student.afs
+    name = f"Algorithm 1, AMED-Solver, {images} images"
+    return [*rows, row(name, passes, time.perf_counter() - begin, *own)]
 
 
 def cost(quick: bool = False) -> dict[str, Any]:
     """Everything, as one dict; `quick` leaves out large latents and the fits."""
     torch.set_num_threads(1)
     print("  overhead, memory, imports", flush=True)
-    found = {
+    costs = {
         "nfe": NFE,
         "overhead": overhead(SHAPES[:1] if quick else SHAPES, (1, 4) if quick else BATCHES),
         "memory": memory(),
@@ -356,5 +314,5 @@ def cost(quick: bool = False) -> dict[str, Any]:
     }
     if not quick:
         print("  fits and growth", flush=True)
-        found |= {"fits": fits(), "growth": growth()}
-    return found
+        costs |= {"fits": fits(), "growth": growth()}
+    return costs

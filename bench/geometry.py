@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed import Solver, sample
+from amed import Solver
 from amed.fit.plain import Setting as Plain
 
 from .problem import SIGMA_MAX, SIGMA_MIN
 from .quality import CHUNK, Plan, Workers, problem, rounded
+from .search import path_of
 from .trajectories import best_r, trajectory_pca
 
 TRAJECTORIES, SAMPLES = 1000, 32
@@ -33,16 +34,7 @@ def heun() -> Plain:
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
     """States of these noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
     whole = problem(1.0, max(plan.many, TRAJECTORIES), plan.seed, plan.dtype)
-    setting, states = heun(), []
-    sigmas = setting.sigmas()
-    x = whole.noise[start : start + count] * sigmas[0].float()
-    args = {k: {n: v[start : start + count] for n, v in told.items()} for k, told in whole.args.items()}
-
-    def keep(info: dict) -> None:
-        states.append(info["x"].clone())
-
-    states.append(sample(whole.guided, x, sigmas, setting.solver, args, disable=True, callback=keep))
-    return torch.stack(states)
+    return torch.stack(path_of(whole.part(start, start + count), heun()).states)
 
 
 def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
@@ -57,13 +49,13 @@ def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
     every = EVALUATIONS // 2 // (N - 1)
     sigmas = heun().sigmas()[::every]
-    none = {k: {n: v[:samples] for n, v in told.items()} for k, told in whole.args.items()}
-    found = best_r(whole.guided, STUDENTS[name], sigmas, list(states[::every]), none)
+    args = whole.first(samples).args
+    best = best_r(whole.guided, STUDENTS[name], sigmas, list(states[::every]), args)
     return {
-        "alignment": [rounded(v) for v in found.alignment.tolist()],
-        "r_mean": [rounded(v) for v in found.r.mean(1).tolist()],
-        "r_spread": [rounded(v) for v in found.spread.tolist()],
-        "better": [rounded(v) for v in (found.best < found.half).double().mean(1).tolist()],
+        "alignment": [rounded(v) for v in best.alignment.tolist()],
+        "r_mean": [rounded(v) for v in best.r.mean(1).tolist()],
+        "r_spread": [rounded(v) for v in best.spread.tolist()],
+        "better": [rounded(v) for v in (best.best < best.half).double().mean(1).tolist()],
     }
 
 
@@ -76,7 +68,7 @@ def geometry(
     error = torch.cat([parts[job][0] for job in jobs], dim=1)
     variance = torch.cat([parts[job][1] for job in jobs])
     jobs = [(plan, name, samples) for name in STUDENTS]
-    found = {job[1]: told for job, told in workers.each("figure 5", search, jobs)}
+    students = {job[1]: figures for job, figures in workers.each("figure 5", search, jobs)}
     return {
         "trajectories": trajectories,
         "sigmas": heun().sigmas().tolist(),
@@ -84,5 +76,5 @@ def geometry(
         "error_95": [rounded(v) for v in error.quantile(0.95, dim=1).tolist()],
         "variance": [rounded(v) for v in variance.mean(0).tolist()],
         "samples": samples,
-        "students": {name: found[name] for name in STUDENTS},
+        "students": {name: students[name] for name in STUDENTS},
     }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amed.fit.measures import Counter
 from demo.comfyui import find
 
 HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")
@@ -31,10 +32,9 @@ class Variant:
     @property
     def name(self) -> str:
         """The solver and what is not its default."""
-        told = ", ".join(
-            f"{k} {v}" for k, v in self.options.items() if k in ("max_order", "order", "variant")
-        )
-        return f"{self.solver} ({told})" if told else self.solver
+        options = ((k, v) for k, v in self.options.items() if k in ("max_order", "order", "variant"))
+        text = ", ".join(f"{k} {v}" for k, v in options)
+        return f"{self.solver} ({text})" if text else self.solver
 
 
 VARIANTS = (
@@ -135,13 +135,7 @@ def sample(
 @cache
 def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int | None:
     """Evaluations of a run of `steps` steps, counted; None if the sampler cannot be run so."""
-    count = 0
-
-    def free(x: Tensor, sigma: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return 0.5 * x
-
+    free = Counter(lambda x, sigma: 0.5 * x)
     sigmas = torch.linspace(2, 0.1, steps + 1, dtype=torch.float64).exp()
     if to_zero:
         sigmas[-1] = 0
@@ -149,4 +143,4 @@ def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int |
         sample(variant, free, torch.ones(1, 1, 2, 2) * sigmas[0].float(), sigmas, afs, {})
     except (IndexError, ValueError, RuntimeError, ZeroDivisionError, AssertionError):
         return None
-    return count
+    return free.evaluations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from amed.evaluation import Statistics, frechet
+from amed.fit.measures import Statistics, frechet
 from demo import model as demo
 from demo.features import Features
 
@@ -92,8 +92,8 @@ class Ruler:
     def __init__(self, reference: Tensor, denoiser: demo.Denoiser, resamples: int = RESAMPLES):
         self.reference, self.resamples = reference, resamples
         self.classifier, self.bottleneck = Features(), Bottleneck(denoiser)
-        self.told = self.classifier(reference).double()
-        self.told_second = Statistics.of(self.bottleneck(reference))
+        self.features = self.classifier(reference).double()
+        self.second = Statistics.of(self.bottleneck(reference))
         generator = torch.Generator().manual_seed(2)
         directions = torch.randn(reference[0].numel(), DIRECTIONS, generator=generator)
         self.directions = directions / directions.norm(dim=0)
@@ -112,11 +112,11 @@ class Ruler:
         return {
             "rmse_ref": over(lambda rows: float(squares[rows].mean().sqrt())),
             "fd_ref": over(
-                lambda rows: frechet(Statistics.of(features[rows]), Statistics.of(self.told[rows]))
+                lambda rows: frechet(Statistics.of(features[rows]), Statistics.of(self.features[rows]))
             ),
             "fd_data": over(lambda rows: frechet(Statistics.of(features[rows]), self.classifier.data)),
             "swd": over(lambda rows: sliced(projected[rows], self.projected[rows])),
             "fd_ref_unet": Measured(
-                frechet(Statistics.of(self.bottleneck(images)), self.told_second), torch.empty(0)
+                frechet(Statistics.of(self.bottleneck(images)), self.second), torch.empty(0)
             ),
         }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amed import schedules
-from amed.closed import Path
+from amed.fit.samples import Path
 
 from . import host
 from .problem import SIGMA_MAX, SIGMA_MIN, Ends, Problem
@@ -66,12 +66,12 @@ class Setting:
         }
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> "Setting":
+    def of(cls, setting: dict[str, Any]) -> "Setting":
         """From `as_dict`. Raises ValueError for a setting there is not."""
         for variant in host.VARIANTS:
-            if (variant.solver, variant.options) == (told["solver"], told["options"]):
-                return cls(variant, told["schedule"], told["steps"], told["afs"])
-        raise ValueError(f"no such sampler: {told}")
+            if (variant.solver, variant.options) == (setting["solver"], setting["options"]):
+                return cls(variant, setting["schedule"], setting["steps"], setting["afs"])
+        raise ValueError(f"no such sampler: {setting}")
 
 
 def candidates(nfe: int) -> Iterator[Setting]:

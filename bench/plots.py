@@ -22,7 +22,7 @@ COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS
 def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
     """Name -> evaluations -> value: a line for every other solver at its best, the calibrated table, the best
     AMED-Plugin, AMED-Solver."""
-    found: dict[str, dict[int, float]] = {}
+    by_name: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.entry.guidance != guidance:
             continue
@@ -33,9 +33,9 @@ def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int,
         else:
             name = "AMED-Solver" if row.solver == "AMED-Solver" else "best AMED-Plugin"
         value = row.measures[measure].value
-        line = found.setdefault(name, {})
+        line = by_name.setdefault(name, {})
         line[row.nfe] = min(value, line.get(row.nfe, value))
-    return found
+    return by_name
 
 
 def quality(rows: list[Row], file: Path) -> None:
@@ -50,16 +50,16 @@ def quality(rows: list[Row], file: Path) -> None:
     }
     for i, measure in enumerate(NAMES):
         for j, guidance in enumerate(guidances):
-            axis, found = axes[i][j], lines(rows, guidance, measure)
-            for name in sorted(found, key=lambda n: n in ours):
-                points = sorted(found[name].items())
+            axis, by_name = axes[i][j], lines(rows, guidance, measure)
+            for name in sorted(by_name, key=lambda n: n in ours):
+                points = sorted(by_name[name].items())
                 style = {"color": COLOURS.get(name), "lw": 1.1, "alpha": 0.8}
                 if name in ours:
                     colour, marker = ours[name]
                     style = {"color": colour, "marker": marker, "ms": 5, "lw": 2.2 if marker == "o" else 1}
                     style["ls"] = "-" if marker == "o" else ":"
                 axis.plot(*zip(*points), label=name, **style)
-            low = min(v for line in found.values() for v in line.values())
+            low = min(v for line in by_name.values() for v in line.values())
             axis.set_yscale("log")
             axis.set_ylim(low * 0.7, low * (400 if measure == "fd_ref" else 20))
             axis.set_title(f"guidance {guidance:g}" if guidance != 1 else "no guidance", fontsize=10)
@@ -110,31 +110,31 @@ def grids(rows: list[Row], folder: Path) -> list[str]:
     return names
 
 
-def figure_4(told: dict[str, Any], file: Path) -> None:
+def figure_4(shape: dict[str, Any], file: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(told["sigmas"], [100 * v for v in told["error_mean"]], "k-o", ms=3, label="mean")
-    left.plot(told["sigmas"], [100 * v for v in told["error_95"]], "k:", label="95 % of trajectories below")
+    left.plot(shape["sigmas"], [100 * v for v in shape["error_mean"]], "k-o", ms=3, label="mean")
+    left.plot(shape["sigmas"], [100 * v for v in shape["error_95"]], "k:", label="95 % of trajectories below")
     left.axhline(8, color="tab:red", lw=1, ls="--", label="the paper's bound, 8 %")
     left.set(xscale="log", xlabel="sigma", ylabel="relative projection error, %", ylim=(0, None))
     left.invert_xaxis()
     left.legend(fontsize=8)
-    right.bar(range(1, len(told["variance"]) + 1), told["variance"], color="0.3")
+    right.bar(range(1, len(shape["variance"]) + 1), shape["variance"], color="0.3")
     right.set(yscale="log", xlabel="component", ylabel="share of variance")
     figure.suptitle(
-        f"{told['trajectories']} trajectories of 80 evaluations, each projected on its two components",
+        f"{shape['trajectories']} trajectories of 80 evaluations, each projected on its two components",
         fontsize=10,
     )
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def figure_5(told: dict[str, Any], file: Path) -> None:
+def figure_5(shape: dict[str, Any], file: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, (name, found) in enumerate(told["students"].items()):
-        x = np.arange(1, len(found["alignment"]) + 1)
-        left.plot(x, found["alignment"], "-o", ms=3, label=name)
+    for i, (name, student) in enumerate(shape["students"].items()):
+        x = np.arange(1, len(student["alignment"]) + 1)
+        left.plot(x, student["alignment"], "-o", ms=3, label=name)
         right.errorbar(
-            x + 0.06 * (i - 2), found["r_mean"], found["r_spread"], fmt="-o", ms=3, capsize=2, label=name
+            x + 0.06 * (i - 2), student["r_mean"], student["r_spread"], fmt="-o", ms=3, capsize=2, label=name
         )
     left.set(xlabel="interval, from the noise on", ylabel="share of the error removed by the best r")
     right.set(xlabel="interval, from the noise on", ylabel="best r, its spread over noises", ylim=(0, 1))

@@ -7,37 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amed.evaluation import cut
-from amed.guidance import Guided
+from amed.evaluate import Guided
+from amed.fit.measures import Counter, cut
 from demo import model as demo
+from demo.target import target
 
 SIGMA_MIN, SIGMA_MAX = demo.SIGMA_MIN, demo.SIGMA_MAX
 BATCH = 32
 
 
-class Counted(nn.Module):
-    """Counts what the network is asked for: `evaluations` (calls one after the other) and `passes` (rows
-    through the network, two per sample under guidance).
-
-    The first evaluation of one noise is the same for every solver: it is counted each time, and computed
-    once while `remembers`."""
+class Remembering(Counter):
+    """Counts, and remembers the first evaluation of a noise, the same for every solver: it is counted each time,
+    and computed once while `remembers`."""
 
     def __init__(self, model: Guided):
-        super().__init__()
-        self.model, self.evaluations, self.passes = model, 0, 0
+        super().__init__(model)
         self.remembers = True
         self.first: list[tuple[Tensor, float, Tensor]] = []
 
+    @property
+    def passes(self) -> int:
+        """Rows through the network, two a sample under guidance."""
+        return self.rows * (1 if self.model.scale == 1 else 2)
+
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        self.evaluations += 1
-        self.passes += len(x) * (1 if self.model.scale == 1 else 2)
         level = float(sigma[0].detach())
-        if level < 0.999 * SIGMA_MAX or "factor" in kwargs or not self.remembers:
-            return self.model(x, sigma, **kwargs)
+        if level < 0.999 * SIGMA_MAX or not self.remembers:
+            return super().forward(x, sigma, **kwargs)
         for noise, at, denoised in self.first:
             if at == level and x.shape == noise.shape and torch.equal(x, noise):
+                self.evaluations, self.rows = self.evaluations + 1, self.rows + len(x)
                 return denoised
-        self.first.append((x.clone(), level, self.model(x, sigma, **kwargs)))
+        self.first.append((x.clone(), level, super().forward(x, sigma, **kwargs)))
         return self.first[-1][2]
 
 
@@ -50,25 +51,29 @@ class Ends:
 
 
 class Problem:
-    """`count` noises of a seed and their categories (none at guidance 1, as then nothing guides)."""
+    """`count` noises of a seed and their arguments, for the demo model (`target`) at a guidance scale."""
 
     def __init__(self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32):
         self.guidance, self.count, self.seed = guidance, count, seed
-        self.denoiser = demo.load_denoiser(dtype=dtype)
-        self.guided = Guided(self.denoiser, guidance)
-        self.model = Counted(self.guided)
-        generator = torch.Generator().manual_seed(seed)
-        self.noise = torch.randn(count, 3, 32, 32, generator=generator)
-        label = torch.randint(demo.CLASSES, (count,), generator=generator)
-        none = torch.full_like(label, demo.UNCONDITIONAL)
-        self.args = {"cond": {"label": none if guidance == 1 else label}, "uncond": {"label": none}}
+        self.target = target(guidance, dtype=dtype)
+        self.guided = self.target.model
+        self.model = Remembering(self.guided)
+        self.noise, self.args = self.target.draw(torch.Generator().manual_seed(seed), count)
+
+    @property
+    def denoiser(self) -> demo.Denoiser:
+        return self.guided.model
+
+    def part(self, start: int, stop: int) -> "Problem":
+        """The same with some of its noises alone."""
+        part, rows = object.__new__(Problem), slice(start, stop)
+        noise = self.noise[rows]
+        part.__dict__ = {**self.__dict__, "count": len(noise), "noise": noise, "args": cut(self.args, rows)}
+        return part
 
     def first(self, count: int) -> "Problem":
         """The same with its first `count` noises alone."""
-        part = object.__new__(Problem)
-        part.__dict__ = {**self.__dict__, "count": min(count, self.count), "noise": self.noise[:count]}
-        part.args = cut(self.args, slice(0, count))
-        return part
+        return self.part(0, count)
 
     def run(self, sample: Callable[[nn.Module, Tensor, dict[str, Any]], Tensor], batch: int = BATCH) -> Ends:
         """`sample(model, unit noise, arguments)` on every batch. Raises RuntimeError if the batches did not

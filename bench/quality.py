@@ -21,11 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from amed import store
-from amed.bottleneck import ModuleCapture
-from amed.evaluation import rmse, run
+from amed import Fitted, load, sample
 from amed.fingerprint import fingerprint
-from amed.sampling import sample
+from amed.fit.measures import rmse, run
+from amed.recipes import MULTISTEP
 from demo import model as demo
 
 from .measures import RESAMPLES, Measured, Ruler
@@ -116,51 +115,55 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def label(fitted: store.Fitted) -> tuple[str, str]:
+PLUGINS = {
+    "ipndm": "iPNDM",
+    "dpmpp": "DPM++",
+    "euler": "Euler",
+    "dpm_2": "DPM-Solver-2",
+    "unipc": "UniPC",
+    "deis": "DEIS",
+}
+
+
+def label(fitted: Fitted) -> tuple[str, str]:
     """A file's solver and kind of predictor, for people."""
     spec = fitted.spec
-    if spec.solver == "multistep":
+    if spec.solver == MULTISTEP:
         return "AMED multistep", CALIBRATED
-    names = {
-        "amed": "AMED-Solver",
-        "ipndm": "iPNDM",
-        "dpmpp": "DPM++",
-        "euler": "Euler",
-        "dpm_2": "DPM-Solver-2",
-    }
     order = f"-{spec.max_order}" if spec.max_order > 1 else ""
-    name = names[spec.solver] if spec.solver == "amed" else f"AMED-Plugin on {names[spec.solver]}{order}"
-    return name, "MLP" if spec.features == "bottleneck" else "greedy table"
+    name = "AMED-Solver" if spec.solver == "amed" else f"AMED-Plugin on {PLUGINS[spec.solver]}{order}"
+    return name, "MLP" if fitted.wants_bottleneck else "greedy table"
 
 
 @cache
 def predictors() -> tuple[tuple[str, int, float], ...]:
-    """(file, evaluations, guidance) of every predictor of the demo model."""
-    told = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
-    found = []
-    for path in sorted(p for folder in FOLDERS for p in folder.glob("*.safetensors")):
-        spec = store.load(path).spec
-        if spec.model_fingerprint == told:
-            found.append((str(path), spec.nfe, spec.guidance))
-    return tuple(found)
+    """(file, evaluations, guidance) of every predictor of the demo model; what learned nothing is none."""
+    own = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
+    files = sorted(p for folder in FOLDERS for p in folder.glob("*.safetensors"))
+    specs = {str(path): load(path).spec for path in files}
+    return tuple(
+        (file, spec.nfe, spec.guidance)
+        for file, spec in specs.items()
+        if spec.model_fingerprint == own and spec.learned
+    )
 
 
 def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
     """What bench/settings.json has for these evaluations, and the guidance's searched grids."""
     known = json.loads(SETTINGS.read_text())
     grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
-    return [Setting.of(told) for told in known[f"{nfe} {guidance:g}"]], grids
+    return [Setting.of(setting) for setting in known[f"{nfe} {guidance:g}"]], grids
 
 
 def entries(plan: Plan) -> list[Entry]:
-    found = []
+    wanted = []
     for guidance, count in plan.noises.items():
         for nfe in plan.nfes:
-            found += [Entry(nfe, guidance, count, setting) for setting in settings(nfe, guidance)[0]]
-            found += [
+            wanted += [Entry(nfe, guidance, count, setting) for setting in settings(nfe, guidance)[0]]
+            wanted += [
                 Entry(nfe, guidance, count, file=f) for f, n, g in predictors() if (n, g) == (nfe, guidance)
             ]
-    return found
+    return wanted
 
 
 # In a worker
@@ -183,58 +186,56 @@ def total(plan: Plan) -> int:
 
 def reference(plan: Plan, guidance: float, evaluations: int, start: int, stop: int) -> Tensor:
     """The reference images of some noises."""
-    whole = problem(guidance, total(plan), plan.seed, plan.dtype)
-    part, setting = slice(start, stop), reference_plan(evaluations)
-    args = {k: {n: v[part] for n, v in told.items()} for k, told in whole.args.items()}
-    return run(whole.guided, whole.noise[part], setting.sigmas(), setting.solver, args)[0]
+    part = problem(guidance, total(plan), plan.seed, plan.dtype).part(start, stop)
+    setting = reference_plan(evaluations)
+    return run(part.guided, part.noise, setting.sigmas(), setting.solver, part.args)[0]
 
 
-def run_file(found: Problem, file: str) -> tuple[Ends, store.Fitted]:
+def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
     """A predictor's own run, on its own schedule."""
-    fitted = store.load(Path(file))
+    fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
-    capture = ModuleCapture(found.denoiser.inner_model.middle_block)
-    # a remembered first evaluation has no bottleneck to give
-    found.model.remembers = spec.features == "none"
+    noises.model.remembers = not fitted.wants_bottleneck  # a remembered evaluation has none to give
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         return sample(
             model,
             noise * sigmas[0].to(noise),
             sigmas,
-            spec.settings,
+            spec.student,
             args,
             disable=True,
-            predictor=fitted,
+            predictor=fitted.predictor,
             afs=spec.afs,
-            capture=capture,
+            evaluate=noises.target.evaluate,
         )
 
     try:
-        return found.run(sampler), fitted
+        return noises.run(sampler), fitted
     finally:
-        found.model.remembers = True
+        noises.model.remembers = True
 
 
 def measure(plan: Plan, entry: Entry) -> Row:
     """Run one entry and measure it. Raises RuntimeError if it took other evaluations than it is entered
     under."""
-    found = problem(entry.guidance, total(plan), plan.seed, plan.dtype).first(entry.count)
-    passes = found.model.passes
+    noises = problem(entry.guidance, total(plan), plan.seed, plan.dtype).first(entry.count)
+    before = noises.model.passes
     if entry.setting is not None:
-        ends = entry.setting.run(found, settings(entry.nfe, entry.guidance)[1])
+        ends = entry.setting.run(noises, settings(entry.nfe, entry.guidance)[1])
         solver, schedule, predictor = entry.setting.variant.name, entry.setting.schedule_name, ""
     else:
-        ends, fitted = run_file(found, entry.file)
+        ends, fitted = run_file(noises, entry.file)
         solver, predictor = label(fitted)
         spec = fitted.spec
         schedule = "fitted" if spec.schedule == "custom" else f"{spec.schedule} {spec.rho:g}"
         schedule += " + AFS" * spec.afs
     if ends.nfe != entry.nfe:
         raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations")
-    each = (found.model.passes - passes) // entry.count
-    told = ruler(entry.guidance, entry.count, plan.seed, plan.dtype, plan.resamples, total(plan))
-    row = Row(entry, solver, schedule, predictor, ends.nfe, each, told.measure(ends.images.nan_to_num(0.0)))
+    each = (noises.model.passes - before) // entry.count
+    measures = ruler(entry.guidance, entry.count, plan.seed, plan.dtype, plan.resamples, total(plan))
+    figures = measures.measure(ends.images.nan_to_num(0.0))
+    row = Row(entry, solver, schedule, predictor, ends.nfe, each, figures)
     if entry.nfe in SHOWN_NFES and entry.count != plan.many:
         strip(
             ends.images[:SHOWN], OUT / "strips" / f"{row.entry.guidance:g}-{row.nfe}-{solver}-{predictor}.png"
@@ -304,8 +305,7 @@ def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> d
         parts = dict(workers.each(what, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
         images = {n: torch.cat([parts[job] for job in jobs if job[2] == n]) for n in (100, 200)}
         save_file({"images": images[100], "twice": images[200]}, file)
-    told = load_file(file)
-    images, twice = told["images"], told["twice"]
+    images, twice = (load_file(file)[name] for name in ("images", "twice"))
     first = images[: len(twice)]
     strip(images[:SHOWN], OUT / "strips" / f"{guidance:g}-reference.png")
     whole = problem(guidance, total(plan), plan.seed, plan.dtype)
@@ -354,24 +354,25 @@ def kept(resume: bool) -> dict[str, Row]:
         file.unlink(missing_ok=True)
     lines = file.read_text().splitlines() if file.is_file() else []
     rows = {}
-    for told in map(json.loads, lines):
-        told["entry"]["setting"] = told["entry"]["setting"] and Setting.of(told["entry"]["setting"])
-        told["entry"] = Entry(**told["entry"])
-        told["measures"] = {
+    for fields in map(json.loads, lines):
+        entry = fields["entry"]
+        entry["setting"] = entry["setting"] and Setting.of(entry["setting"])
+        fields["entry"] = Entry(**entry)
+        fields["measures"] = {
             k: Measured(value, torch.tensor(again, dtype=torch.float64))
-            for k, (value, again) in told["measures"].items()
+            for k, (value, again) in fields["measures"].items()
         }
-        row = Row(**told)
+        row = Row(**fields)
         rows[row.entry.key] = row
     return rows
 
 
 def keep(row: Row) -> None:
-    told = dict(vars(row))
-    told["entry"] = vars(row.entry) | {"setting": row.entry.setting and row.entry.setting.as_dict()}
-    told["measures"] = {k: (m.value, m.resampled.tolist()) for k, m in row.measures.items()}
+    fields = dict(vars(row))
+    fields["entry"] = vars(row.entry) | {"setting": row.entry.setting and row.entry.setting.as_dict()}
+    fields["measures"] = {k: (m.value, m.resampled.tolist()) for k, m in row.measures.items()}
     with open(OUT / "rows.jsonl", "a") as file:
-        file.write(json.dumps(told) + "\n")
+        file.write(json.dumps(fields) + "\n")
 
 
 def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
@@ -412,7 +413,7 @@ def quality(plan: Plan, resume: bool = False) -> tuple[list[dict], list[Row], li
     ran.write_text(repr(plan))
     old = kept(resume)
     with Workers(plan.workers) as workers:
-        told = [references(plan, workers, guidance, resume) for guidance in plan.noises]
+        proofs = [references(plan, workers, guidance, resume) for guidance in plan.noises]
         rows = measured(plan, workers, "solvers", entries(plan), old)
         many = measured(plan, workers, f"{plan.many} noises", again(plan, rows), old) if plan.many else []
-    return told, rows, many
+    return proofs, rows, many

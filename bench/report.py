@@ -77,9 +77,9 @@ def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -
     for c in all_compared:
         cells.setdefault((c.guidance, c.nfe), {})[c.measure] = c
     body = []
-    for (guidance, nfe), found in sorted(cells.items()):
+    for (guidance, nfe), measures in sorted(cells.items()):
         if nfe in nfes:
-            error, fd = found["rmse_ref"], found["fd_ref"]
+            error, fd = measures["rmse_ref"], measures["fd_ref"]
             names = dict.fromkeys(c.row.entry.setting.variant.solver for c in (error, fd))
             body.append(
                 [
@@ -120,10 +120,7 @@ def everything(rows: list[Row]) -> list[str]:
             ]
             for r in here
         ]
-        lines += table(
-            ["solver", "predictor", "schedule", *COLUMNS],
-            body,
-        )
+        lines += table(["solver", "predictor", "schedule", *COLUMNS], body)
         lines += ["", "</details>"]
     return lines
 
@@ -171,21 +168,21 @@ def convergence(references: list[dict[str, Any]]) -> list[str]:
     )
 
 
-def geometry_values(told: dict[str, Any]) -> dict[str, Any]:
-    worst, students = max(told["error_mean"]), told["students"]
+def geometry_values(shape: dict[str, Any]) -> dict[str, Any]:
+    worst, students = max(shape["error_mean"]), shape["students"]
     body = []
-    for name, found in students.items():
+    for name, figures in students.items():
         for what, key in (("removed", "alignment"), ("best r", "r_mean"), ("spread of r", "r_spread")):
-            body.append([name, what, *(f"{v:.2f}" for v in found[key])])
+            body.append([name, what, *(f"{v:.2f}" for v in figures[key])])
     amed, dpm = (students[n]["r_spread"] for n in ("AMED-Solver", "DPM-Solver-2"))
     return {
-        "trajectories": told["trajectories"],
+        "trajectories": shape["trajectories"],
         "plane_worst": f"{100 * worst:.1f}",
-        "plane_at": f"{told['sigmas'][told['error_mean'].index(worst)]:.3g}",
-        "plane_95": f"{100 * max(told['error_95']):.1f}",
-        "plane_two": f"{100 * sum(told['variance'][:2]):.2f}",
-        "plane_one": f"{100 * told['variance'][0]:.2f}",
-        "r_samples": told["samples"],
+        "plane_at": f"{shape['sigmas'][shape['error_mean'].index(worst)]:.3g}",
+        "plane_95": f"{100 * max(shape['error_95']):.1f}",
+        "plane_two": f"{100 * sum(shape['variance'][:2]):.2f}",
+        "plane_one": f"{100 * shape['variance'][0]:.2f}",
+        "r_samples": shape["samples"],
         "best_r": table(["solver", "", *(f"interval {i + 1}" for i in range(len(amed)))], body),
         "r_smaller": sum(a < b for a, b in zip(amed, dpm)),
         "r_count": len(amed),
@@ -205,20 +202,20 @@ def overhead(rows: list[dict[str, Any]]) -> list[str]:
     return table(["batch x latent", *names], body)
 
 
-def fits(told: dict[str, Any]) -> list[str]:
+def fits(costs: dict[str, Any]) -> list[str]:
     """Fitting and growth, if measured."""
-    if "fits" not in told:
+    if "fits" not in costs:
         return []
     done = [
-        [r["fit"], r["nfe"], r["passes"], f"{r['seconds']:.0f}", number(r["rmse_ref"])] for r in told["fits"]
+        [r["fit"], r["nfe"], r["passes"], f"{r['seconds']:.0f}", number(r["rmse_ref"])] for r in costs["fits"]
     ]
     sampling = [
         [r["nfe"], r["batch"], f"{r['side']}x{r['side']}", f"{r['seconds']:.3g}"]
-        for r in told["growth"]["sampling"]
+        for r in costs["growth"]["sampling"]
     ]
     fitting = [
         [r["nfe"], r["latent"], r["evaluations"], f"{r['seconds']:.3g}"]
-        for r in told["growth"]["calibration of a model of no cost"]
+        for r in costs["growth"]["calibration of a model of no cost"]
     ]
     return [
         "",
@@ -242,15 +239,15 @@ def fits(told: dict[str, Any]) -> list[str]:
     ]
 
 
-def cost_values(told: dict[str, Any]) -> dict[str, Any]:
-    ours = [r for r in told["share"] if r["sampler"].startswith("AMED")]
+def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
+    ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
     return {
-        "cost_nfe": told["nfe"],
-        "overhead": overhead(told["overhead"]),
+        "cost_nfe": costs["nfe"],
+        "overhead": overhead(costs["overhead"]),
         "share": "; ".join(f"{r['sampler']}, batch {r['batch']}: {100 * r['share']:.1f} %" for r in ours),
-        "memory": ", ".join(f"{name} {value:g}" for name, value in told["memory"].items()),
-        "imports": ", ".join(f"{name} {value:.0f}" for name, value in told["imports"].items()),
-        "fits": fits(told),
+        "memory": ", ".join(f"{name} {value:g}" for name, value in costs["memory"].items()),
+        "imports": ", ".join(f"{name} {value:.0f}" for name, value in costs["imports"].items()),
+        "fits": fits(costs),
     }
 
 
@@ -266,7 +263,7 @@ def page(
     pictures: list[str],
 ) -> str:
     """docs/RESULTS.md: page.md with everything filled in."""
-    found, ranks = all_compared(rows, own), agreement(rows)
+    comparisons, ranks = all_compared(rows, own), agreement(rows)
     least = min(ranks, key=lambda r: r[2])
     noises = [f"{n} without guidance" if g == 1 else f"{n} at guidance {g:g}" for g, n in plan.noises.items()]
     if plan.many:
@@ -282,8 +279,8 @@ def page(
         "noises": ", ".join(noises),
         "directions": DIRECTIONS,
         "resamples": plan.resamples,
-        "goals": goals(found),
-        "ahead": ahead(found),
+        "goals": goals(comparisons),
+        "ahead": ahead(comparisons),
         "many": many_noises(plan, many, own_many),
         "convergence": convergence(references),
         "rank_mean": f"{sum(r[2] for r in ranks) / len(ranks):.2f}",

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed.closed import Path
-from amed.evaluation import Statistics, frechet, rmse, run
-from amed.plain import Setting as Plain
-from amed.sampling import Solver, sample
+from amed import Solver
+from amed.fit.measures import Statistics, frechet, rmse, run
+from amed.fit.plain import Setting as Plain
+from amed.fit.samples import Path
+from amed.loop import Problem as Run
+from amed.loop import states
 from demo.features import Features
 from demo.fit import remember
 
@@ -35,22 +37,23 @@ def reference_plan(evaluations: int) -> Plain:
     return Plain(Solver("ipndm", 4), "polynomial", 7.0, evaluations + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
+@torch.no_grad()
+def path_of(problem: Problem, plan: Plain) -> Path:
+    """States of the problem's noises at every time of a plain run."""
+    sigmas = plan.sigmas()
+    x = problem.noise * sigmas[0].float()
+    run = states(Run(problem.guided, problem.args), plan.solver, x, sigmas, afs=plan.afs)
+    return Path(sigmas, (x, *(state.x for state in run)))
+
+
 def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
     """States of the problem's noises at every step of a reference run."""
-    plan, states = reference_plan(evaluations), []
-    sigmas = plan.sigmas()
-
-    def keep(info: dict) -> None:
-        states.append(info["x"].clone())
-
-    x = problem.noise * sigmas[0].float()
-    states.append(sample(problem.guided, x, sigmas, plan.solver, problem.args, disable=True, callback=keep))
-    return Path(sigmas, tuple(states))
+    return path_of(problem, reference_plan(evaluations))
 
 
 def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
     """The best settings of each solver, as the module says."""
-    few, told = problem.first(FEW), Statistics.of(features(reference))
+    few, wanted = problem.first(FEW), Statistics.of(features(reference))
     errors = []
     for setting in candidates(nfe):
         error = rmse(setting.run(few, grids, FEW).images, reference[:FEW])
@@ -62,9 +65,8 @@ def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features
         for _, setting in first:
             images = setting.run(problem, grids, MANY).images.nan_to_num(0.0)
             error = rmse(images, reference)
-            scores.append(
-                (error, error * max(frechet(Statistics.of(features(images)), told), 0.0) ** 0.5, setting)
-            )
+            distance = max(frechet(Statistics.of(features(images)), wanted), 0.0)
+            scores.append((error, error * distance**0.5, setting))
         kept += dict.fromkeys(min(scores, key=lambda s, i=i: s[i])[2] for i in (0, 1)) if scores else []
     return kept
 
@@ -90,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
             key = f"{nfe} {guidance:g}"
             if key in json.loads(SETTINGS.read_text()) and not args.again:
                 continue
-            found = [setting.as_dict() for setting in ranked(problem, reference, grids, nfe, features)]
-            add(key, found)
+            best = [setting.as_dict() for setting in ranked(problem, reference, grids, nfe, features)]
+            add(key, best)
             print(
                 key,
-                *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in found),
+                *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in best),
                 sep="\n  ",
                 flush=True,
             )

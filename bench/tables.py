@@ -1,6 +1,6 @@
 """Tables for the paper's students: `python -m bench.tables` (some minutes), kept in bench/predictors.
 
-Each is fitted by amed.greedy: interval by interval against a Heun teacher's states, by forward evaluations,
+Each is fitted by bench.greedy: interval by interval against a Heun teacher's states, by forward evaluations,
 which is Algorithm 1's own objective without its network. Of two schedules the one with the lesser error on
 16 other noises is kept. AMED-Solver at every guidance, the plugins without guidance."""
 
@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from amed import schedules, store
-from amed.evaluation import rmse, run
-from amed.fingerprint import fingerprint
-from amed.greedy import greedy_table
-from amed.sampling import Solver
+from amed import Fitted, Solver, save, schedules
+from amed.fit.measures import rmse, run
 from demo import model as demo
 
+from .greedy import greedy_table
 from .problem import Problem
 from .search import reference_plan
 
@@ -26,41 +24,35 @@ STUDENTS = {
     "dpmpp2m": Solver("dpmpp", 2, predict_x0=True),
     "dpmpp3m": Solver("dpmpp", 3, predict_x0=True),
     "ipndm": Solver("ipndm", 3),
+    "unipc": Solver("unipc", 3),
+    "deis": Solver("deis", 3),
 }
 SCHEDULES = (("polynomial", 7.0), ("time_uniform", 1.0))
 NFES, SEED, COUNT = (3, 5, 7, 9), 300, 32
 
 
-def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, name: str) -> store.Fitted:
+def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, name: str) -> Fitted:
     """The better of SCHEDULES: fitted on the first half of the noises, compared on the second."""
     tried, half = [], COUNT // 2
     steps = (nfe + 1) // 2 + 1
-    first = problem.first(half)
-    rest = {k: {n: v[half:] for n, v in told.items()} for k, told in problem.args.items()}
+    first, rest = problem.part(0, half), problem.part(half, COUNT)
     for kind, rho in SCHEDULES:
         base = schedules.make(kind, steps, demo.SIGMA_MIN, demo.SIGMA_MAX, rho)
         table = greedy_table(problem.guided, solver, base, first.noise, first.args, True)
-        ends, _ = run(problem.guided, problem.noise[half:], base, solver, rest, predictor=table, afs=True)
+        how = {"predictor": table, "afs": True}
+        ends, _ = run(problem.guided, rest.noise, base, solver, rest.args, **how)
         tried.append((rmse(ends, reference[half:]), kind, rho, base, table))
     _, kind, rho, base, table = min(tried, key=lambda t: t[0])
-    spec = store.Spec(
-        solver=solver.name,
-        num_steps=steps,
+    spec = problem.target.spec(
+        solver,
+        base,
+        problem.guidance,
         schedule=kind,
-        sigma_min=demo.SIGMA_MIN,
-        sigma_max=demo.SIGMA_MAX,
         rho=rho,
         afs=True,
-        max_order=solver.max_order,
-        predict_x0=solver.predict_x0,
-        prediction_type="edm",
-        guidance=problem.guidance,
-        model_family="emoji32",
-        model_fingerprint=fingerprint(problem.guided.named_parameters()),
-        model_name="AMED demo model",
         how=f"greedy, interval by interval against a Heun teacher, {half} noises, seed {SEED}",
     )
-    return store.Fitted(spec, table, base, name)
+    return Fitted(spec, table, base, name)
 
 
 def main() -> None:
@@ -73,7 +65,7 @@ def main() -> None:
             for nfe in NFES if student == "amed" or guidance == 1 else ():
                 file = FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg{guidance:g}.safetensors"
                 if not file.is_file():
-                    store.save(file, fit(problem, reference, solver, nfe, file.stem))
+                    save(file, fit(problem, reference, solver, nfe, file.stem))
                     print(file.name, flush=True)
 
 

@@ -51,8 +51,7 @@ class BestR:
 
 
 class Chosen:
-    """A predictor of r, c = a = 1, for each interval a value (numbers, or Tensors of each sample's own) in the
-    order of the run."""
+    """A predictor of r, c = a = 1: for each interval in order a number, or a Tensor of each sample's own."""
 
     wants_bottleneck = False
 
@@ -96,13 +95,14 @@ def best_r(
     if len(reference) != len(sigmas):
         raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
     problem, times = Problem(model, extra_args or {}), sigmas.tolist()
-    state, chosen, found = State(reference[0].float()), list[Number](), []
+    state, chosen, intervals = State(reference[0].float()), list[Number](), []
+    like = state.x.new_empty(0)
     for n in range(len(times) - 1):
         if solver.single_step:
             state, chosen = State(reference[n].float()), [0.5] * n
 
         def rest(r: Number, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
-            own = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], state.x)
+            own = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], like)
             lead = len(own) - 2 * (len(times) - 1)
             return own[(lead + 2 * n if n else 0) : lead + 2 * n + 2]
 
@@ -113,9 +113,9 @@ def best_r(
             ends.append((end.x - target).square().flatten(1).mean(1).sqrt())
         errors = torch.stack(ends)
         best, index = errors.min(dim=0)
-        found.append((grid[index], best.double(), errors[half].double()))
+        intervals.append((grid[index], best.double(), errors[half].double()))
         if not solver.single_step:
             chosen.append(grid[index])
             *_, state = loop(problem, rest(grid[index])[-2:], opened)
         done(n)
-    return BestR(*(torch.stack(v) for v in zip(*found)))
+    return BestR(*(torch.stack(v) for v in zip(*intervals)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from amed import Solver
 from amed.fit.samples import Path as Trajectory
 from bench.measures import Measured, sliced_wasserstein
 
@@ -69,6 +70,58 @@ def test_searched_grid_is_the_best_of_all():
     for steps in (2, 3, 4):
         best = min(itertools.combinations(range(1, 6), steps - 1), key=cost)
         assert grids[steps].tolist() == times[[0, *best, 6]].tolist()
+
+
+def test_a_noise_that_was_seen_is_counted_and_not_computed_again():
+    from amed.evaluate import Guided
+    from bench.problem import SIGMA_MAX, Remembering
+
+    computed = []
+
+    def model(x, sigma, label):
+        computed.append(len(x))
+        return 0.5 * x
+
+    args = {name: {"label": torch.zeros(3)} for name in ("cond", "uncond")}
+    counted, x = Remembering(Guided(model, 2.0)), torch.randn(3, 2)
+    for level in (SIGMA_MAX, SIGMA_MAX, 1.0, 1.0):
+        assert torch.equal(counted(x, torch.full((3,), level), **args), 0.5 * x)
+    assert (counted.evaluations, counted.rows, counted.passes) == (4, 12, 24) and computed == [6, 6, 6]
+    counted.remembers = False
+    counted(x, torch.full((3,), SIGMA_MAX), **args)
+    assert counted.evaluations == 5 and len(computed) == 4
+
+
+@pytest.mark.parametrize(
+    ("solver", "features", "said"),
+    [
+        (Solver("amed"), "none", ("AMED-Solver", "greedy table")),
+        (Solver("unipc", 3), "none", ("AMED-Plugin on UniPC-3", "greedy table")),
+        (Solver("deis", 3), "bottleneck", ("AMED-Plugin on DEIS-3", "MLP")),
+        (Solver("multistep"), "none", ("AMED multistep", "calibrated table")),
+    ],
+)
+def test_every_student_has_a_name(solver, features, said):
+    from amed import BottleneckPredictor, Constants, Fitted, Spec
+    from bench.quality import label
+
+    times = torch.tensor([10.0, 1.0], dtype=torch.float64)
+    predictor = BottleneckPredictor() if features == "bottleneck" else Constants(times)
+    assert label(Fitted(Spec.on(solver, times, features=features), predictor, times)) == said
+
+
+def test_the_benchs_tables_are_for_the_demo_model_and_take_what_they_say():
+    from amed import load
+    from amed.fingerprint import fingerprint
+    from bench.tables import FOLDER, NFES, STUDENTS
+    from demo.model import load_denoiser
+
+    own = fingerprint(load_denoiser().named_parameters())
+    for student, solver in STUDENTS.items():
+        for nfe in NFES:
+            fitted = load(FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg1.safetensors")
+            assert fitted.spec.student == solver and fitted.nfe == nfe
+            assert fitted.spec.model_fingerprint == own
 
 
 def test_results_have_every_row():
