@@ -46,6 +46,8 @@ check: venv
 lint: venv
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@grep -qF "$$(sed -n 's/^__version__ = /version = /p' amed/__init__.py)" pyproject.toml \
+		|| { echo "pyproject.toml and amed/__init__.py have another version"; false; }
 
 types: venv
 	@$(PY) -m mypy
