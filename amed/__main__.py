@@ -105,20 +105,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         for remark in mismatches(fitted, Identity(made.family, made.fingerprint), guidance):
             say(f"note: {fitted.name}: {remark}", last=True)
     x, extra = made.draw(torch.Generator().manual_seed(OTHER_NOISE + args.seed), args.noises)
-    few = slice(0, min(16, args.noises))
+    few, everything, rows = slice(0, min(16, args.noises)), slice(None), list[dict[str, Any]]()
 
     def ends(text: str, part: slice, *how: Any, **options: Any) -> tuple[torch.Tensor, int, float]:
-        begin = time.perf_counter()
-        one = cut(extra, part)
-        done = run(
-            made.model, x[part], *how, one, batch=args.batch, done=lambda n: say(f"{text}: {n}"), **options
-        )
-        return *done, time.perf_counter() - begin
-
-    everything = slice(None)
-    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max)
-    truth = ends("reference", everything, fine.sigmas(), fine.solver)[0]
-    rows = []
+        begin, own = time.perf_counter(), cut(extra, part)
+        images, nfe = run(made.model, x[part], *how, own, batch=args.batch, **options,
+                          done=lambda n: say(f"{text}: {n}"))  # fmt: skip
+        return images, nfe, time.perf_counter() - begin
 
     def row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
         error = round(rmse(images, truth), 5)
@@ -127,6 +120,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
             row["fd_ref"] = round(frechet(*(Statistics.of(made.features(v)) for v in (images, truth))), 5)
         rows.append(row | {"seconds": round(seconds, 2)})
 
+    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max)
+    truth = ends("reference", everything, fine.sigmas(), fine.solver)[0]
     for path, fitted in zip(args.file, fits):
         asks = {"evaluate": made.evaluate} if made.evaluate else {}
         how = fitted.sigmas(), fitted.spec.student
@@ -134,16 +129,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
                                                    afs=fitted.spec.afs, **asks))  # fmt: skip
     for nfe in sorted({fitted.nfe for fitted in fits}):
         best: dict[str, tuple[float, plain.Setting]] = {}
-        for setting in plain.settings_for(made, nfe):
-            tried = ends(f"{setting.name} at {nfe}", few, setting.sigmas(), setting.solver, afs=setting.afs)[
-                0
-            ]
-            error = rmse(tried, truth[few])
-            if error < best.get(setting.name, (float("inf"),))[0]:
-                best[setting.name] = error, setting
-        for name, (_, setting) in best.items():
-            how = setting.sigmas(), setting.solver
-            row(name, setting.schedule, *ends(name, everything, *how, afs=setting.afs))
+        for one in plain.settings_for(made, nfe):
+            images = ends(f"{one.name} at {nfe}", few, one.sigmas(), one.solver, afs=one.afs)[0]
+            tried = rmse(images, truth[few]), one
+            best[one.name] = min(best.get(one.name, tried), tried, key=lambda b: b[0])
+        for name, (_, one) in best.items():
+            row(name, one.schedule, *ends(name, everything, one.sigmas(), one.solver, afs=one.afs))
     say(f"{args.noises} noises, seed {args.seed}", last=True)
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for told in rows:

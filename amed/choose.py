@@ -33,12 +33,12 @@ class Identity:
 class Request:
     """What a run asks for.
 
-    model, guidance: what it samples with. sampler: a name of kdiffusion.ENTRIES, or "auto": the best there is
-    of all, by the error that files state. nfe: evaluations; or times: the noise levels above 0 that it will
-    run over, or how many of them, to be chosen here. fitted: a predictor named, or carried by the model.
-    below: only the lower part of these noise levels is run (img2img, hires fix), so one that was fitted for
-    this very checkpoint for about as many serves. if_missing: "error", or "untrained" on `schedule(count)`;
-    afs: with the analytic first step where nfe is odd. advice: what to do, the host's words for an error."""
+    model, guidance: what it samples with. sampler: of kdiffusion.ENTRIES, or "auto": the best of all, by the
+    error that files state. nfe: evaluations; or times: the noise levels above 0 it will run over, or how many
+    of them. fitted: a predictor named, or carried by the model. below: only the lower part of these is run
+    (img2img, hires fix), so one fitted for this very checkpoint for about as many serves. if_missing:
+    "error", or "untrained" on `schedule(count)`; afs: with the analytic first step where nfe is odd. advice:
+    the host's words for an error."""
 
     model: Identity
     sampler: str = AUTO
@@ -108,14 +108,11 @@ def agree(fitted: Fitted, request: Request) -> None:
     """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations."""
     sampler, nfe = fitted.spec.sampler, fitted.nfe
     if request.sampler not in (AUTO, sampler):
-        raise PredictorError(
-            f"{fitted.label} was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}, "
-            "or choose another predictor"
-        )
+        wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
+        raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")
     if request.nfe not in (None, nfe):
-        raise PredictorError(
-            f"{fitted.label} takes {nfe} evaluations, not {request.nfe}: set nfe to {nfe}, or choose another predictor"
-        )
+        wrong = f"takes {nfe} evaluations, not {request.nfe}: set nfe to {nfe}"
+        raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")
 
 
 def find(library: Library, request: Request) -> Fitted:

@@ -28,7 +28,8 @@ def from_the_top(times: Tensor, sigma_max: float) -> bool:
 
 
 def between(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
-    """Of values `[N, ...]` on falling noise levels `[N]`, those at t: linear in log sigma, the ends beyond."""
+    """Of values `[N, ...]` on falling noise levels `[N]`, those at t: linear in log sigma, the ends
+    beyond."""
     rising, x = [math.log(s) for s in reversed(sigmas.tolist())], math.log(t)
     high = min(bisect_left(rising, x - 1e-5), len(rising) - 1)
     low, last = max(high - 1, 0), len(rising) - 1

@@ -117,9 +117,10 @@ def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
 
     model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
     `predictor`: a fitted file (amed.Fitted), any Predictor, or None for the untrained solver. `afs`: analytic
-    first step; None leaves it to the fitted file, and off where the start is not its sigma_max. `evaluate`: how
-    the model is asked, see amed.loop.Evaluate. `options`: fields of Solver, for a predictor that is not a Fitted.
-    Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from the model."""
+    first step; None leaves it to the fitted file, and off where the start is not its sigma_max. `evaluate`:
+    how the model is asked, see amed.loop.Evaluate. `options`: fields of Solver, for a predictor that is not a
+    Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from the
+    model."""
     return sampler
 
 

@@ -41,9 +41,8 @@ class Evaluate(Protocol):
     """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to
     be had besides the denoised image, where it can be; "end": this image is what the run ends in."""
 
-    def __call__(
-        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
-    ) -> Evaluation: ...
+    def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
+                 wants: frozenset[str]) -> Evaluation: ...  # fmt: skip
 
 
 def plain(
@@ -112,24 +111,22 @@ def look(problem: Problem, state: State, row: Row) -> State:
 
     The first evaluation of an interval carries no gradient: its input never depends on what is learned of
     it."""
-    x, sigma = state.x, beside(row.sigma, state.x)
+    x, sigma, told = state.x, beside(row.sigma, state.x), row.sigma_model
+    told = row.sigma if told is None else told
     if row.opens and x.requires_grad:
         kept = tuple(d and tuple(part.detach() for part in d) for d in state.slopes)
         x, state = x.detach(), replace(state, slopes=kept)
     if row.analytic:
         seen, d = None, x / (1 + sigma**2) ** 0.5
     else:
-        told = row.sigma if row.sigma_model is None else row.sigma_model
+        level, shown = sigma, x
+        if row.rescaled:  # the same x in a VP model's own units, under another timestep
+            level = beside(told, x)
+            shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
         with torch.set_grad_enabled(torch.is_grad_enabled() and not row.opens):
-            if row.rescaled:  # the same x in a VP model's own units, under another timestep
-                level = beside(told, x)
-                shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
-                seen = problem.ask(shown, told, row.wants | problem.parts.wants)
-                d = (shown - seen.denoised) / level
-                seen = replace(seen, denoised=x - sigma * d)
-            else:
-                seen = problem.ask(x, told, row.wants | problem.parts.wants)
-                d = (x - seen.denoised).div_(sigma)
+            seen = problem.ask(shown, told, row.wants | problem.parts.wants)
+            d = (shown - seen.denoised).div_(level)
+            seen = replace(seen, denoised=x - sigma * d) if row.rescaled else seen
     slopes = (*state.slopes, problem.parts.split(d, x, sigma, seen))
     return State(x, slopes, state.number, row, seen, looked=True)
 
@@ -198,11 +195,10 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
 # --- runs of a solver --------------------------------------------------------------------------------------
 
 
-def rows_of(
-    solver: Solver, times: list[float], predictor: Any = None, afs: bool = False, like: Tensor | None = None
-) -> Iterator[Row]:
-    """The rows of a solver or student over `times`, see recipes.rows. `multistep` has its table's, without
-    one iPNDM-2's."""
+def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
+            like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
+    """The rows of a solver or student over `times`, see recipes.rows; `multistep` without a table is
+    iPNDM-2."""
     if solver.name != MULTISTEP:
         return rows(solver, times, predictor, afs, like)
     if predictor is None:
@@ -214,34 +210,25 @@ def parts_of(predictor: Any) -> Parts:
     return PARTS[getattr(predictor, "parts", "")]
 
 
-def trajectory(
-    problem: Problem,
-    solver: Solver,
-    x: Tensor,
-    sigmas: Tensor,
-    predictor: Predictor | Any = None,
-    afs: bool = False,
-) -> Iterator[State]:
+def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Predictor | Any = None,
+               afs: bool = False) -> Iterator[State]:  # fmt: skip
     """The states of a run over `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output is
     the end), at each row and after each move. x `[B, ...]` at sigmas[0]. Works in float32 at least; the model
     is called in x's dtype.
 
     Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
     times = schedules.checked(sigmas).tolist()
-    work = torch.promote_types(x.dtype, torch.float32)
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
-    state = State(x.to(work))
+    state = State(x.to(torch.promote_types(x.dtype, torch.float32)))
     del x
     return loop(problem, rows_of(solver, times, predictor, afs, state.x.new_empty(0)), state)
 
 
-def states(
-    problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None, afs: bool = False
-) -> Iterator[State]:
+def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,
+           afs: bool = False) -> Iterator[State]:  # fmt: skip
     """Of `trajectory`, the states at the end of each interval of `sigmas`."""
-    for state in trajectory(problem, solver, x, sigmas, predictor, afs):
-        if not state.looked and state.row.closes:
-            yield state
+    run = trajectory(problem, solver, x, sigmas, predictor, afs)
+    return (state for state in run if not state.looked and state.row.closes)
 
 
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:

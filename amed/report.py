@@ -7,8 +7,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .calibration import Result
-from .store import Fitted, tensors_of
+from .files import Fitted
+from .files.store import values_of
+from .fit import Result
+from .parameters import PARAMETERS
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
@@ -22,15 +24,8 @@ def font(size: int) -> ImageFont.ImageFont:
         return ImageFont.load_default()
 
 
-def write(
-    draw: ImageDraw.ImageDraw,
-    at: tuple[float, float],
-    text: str,
-    colour: tuple,
-    size: int,
-    across: float,
-    down: float,
-) -> None:
+def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: tuple[int, ...], size: int,
+          across: float, down: float) -> None:  # fmt: skip
     """Text of which the point so far `across` and `down` it (0 to 1) is `at`: Pillow's own anchors need its
     own font, which versions before 10.1 do not have."""
     face = font(size)
@@ -43,31 +38,27 @@ class Panel:
     """A plot on a canvas of its own: a title, two axes, one scale each."""
 
     def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], log_x: bool = False):
-        self.image = Image.new("RGB", (WIDE, HIGH), BACK)
-        self.draw, self.log_x = ImageDraw.Draw(self.image), log_x
+        self.image, self.log_x = Image.new("RGB", (WIDE, HIGH), BACK), log_x
+        self.draw = ImageDraw.Draw(self.image)
         self.x, self.y = x, (y[0], y[1] if y[1] > y[0] else y[0] + 1)
-        self.box = 56, 36, WIDE - 16, HIGH - 34
         self.draw.text((12, 8), title, INK, font(15))
-        left, top, right, bottom = self.box
+        left, top, right, bottom = self.box = 56, 36, WIDE - 16, HIGH - 34
         self.draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, 1)
         for share in (0, 0.5, 1):
             value = self.y[0] + share * (self.y[1] - self.y[0])
             at = bottom - share * (bottom - top)
             self.draw.line([(left, at), (right, at)], FAINT, 1)
             write(self.draw, (left - 6, at), f"{value:.3g}", INK, 11, 1, 0.5)
-            place = self.x[0] + share * (self.x[1] - self.x[0])
-            if log_x:
-                place = math.exp(math.log(self.x[0]) + share * (math.log(self.x[1]) - math.log(self.x[0])))
-            told = f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"
-            write(self.draw, (left + share * (right - left), bottom + 8), told, INK, 11, 0.5, 0)
+            place = x[0] * (x[1] / x[0]) ** share if log_x else x[0] + share * (x[1] - x[0])
+            label = f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"
+            write(self.draw, (left + share * (right - left), bottom + 8), label, INK, 11, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
-        return left + share * (right - left), bottom - (y - self.y[0]) / (self.y[1] - self.y[0]) * (
-            bottom - top
-        )
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return left + share * (right - left), bottom - up * (bottom - top)
 
     def line(self, points: list[tuple[float, float]], colour: tuple, name: str = "", row: int = 0) -> None:
         """Points joined; `name` stands in the upper right corner, in its `row`."""
@@ -86,34 +77,32 @@ def errors(result: Result) -> Image.Image:
     if not points:
         return Panel("no iteration was made", (0, 1), (0, 1)).image
     plain, last = result.rows[1].error, max(n for n, _ in points)
-    panel = Panel(
-        "held-out error over evaluations", (0, last), (0, 1.25 * max(plain, *(e for _, e in points)))
-    )
+    high = 1.25 * max(plain, *(e for _, e in points))
+    panel = Panel("held-out error over evaluations", (0, last), (0, high))
     panel.line([(0.0, plain), (last, plain)], COLOURS[1], f"best plain: {result.rows[1].solver}")
     panel.line(points, COLOURS[0], "AMED", 1)
     return panel.image
 
 
 def constants(fitted: Fitted) -> Image.Image:
-    """What was fitted, over the noise level: r, c, a, or the weights of the newest slopes."""
-    tensors = {k: v.double() for k, v in tensors_of(fitted).items()}
-    starts = tensors["sigmas"][:-1].tolist()
-    if "weights" in tensors:
-        columns = tensors["weights"].T[:4]
+    """What was fitted, over the noise level: each constant, or the weights of the newest slopes."""
+    values, starts = values_of(fitted), fitted.base[:-1].tolist()
+    lines = {f"{name}, {PARAMETERS[name].text}": v for name, v in values.items() if name != "weights"}
+    if "weights" in values:
+        columns = values["weights"].flatten(1).T[:4]
         lines = {f"weight, {k} back" if k else "weight, newest": column for k, column in enumerate(columns)}
-    else:
-        lines = {name: tensors[name] for name in "rca" if name in tensors}
     if not lines:
-        return Panel("a network: its r, c, a depend on the image", (0, 1), (0, 1)).image
-    values = torch.cat(list(lines.values()))
-    low, high = float(values.min().clamp(max=0)), float(values.max())
+        what = (
+            "a network: its r, c, a depend on the image" if fitted.wants_bottleneck else "nothing was fitted"
+        )
+        return Panel(what, (0, 1), (0, 1)).image
+    every = torch.cat(list(lines.values()))
+    low, high = float(every.min().clamp(max=0)), float(every.max())
     end = (starts[0], max(starts[-1] * 0.9, 1e-6))
     panel = Panel("constants over the noise level (sigma)", end, (low, high + 0.4 * (high - low)), log_x=True)
     for i, (name, column) in enumerate(lines.items()):
-        reach = [
-            (s, float(v)) for n, (s, v) in enumerate(zip(starts, column)) if i <= n or "weight" not in name
-        ]
-        panel.line(reach, COLOURS[i], name, i)
+        points = list(zip(starts, column.tolist()))
+        panel.line(points[i if "weights" in values else 0 :], COLOURS[i], name, i)
     return panel.image
 
 
@@ -129,9 +118,7 @@ def bars(result: Result) -> Image.Image:
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
         draw.text((14, top), name, INK, font(12))
         length = (WIDE - 110) * min(row.error / most, 1.0)
-        draw.rectangle(
-            [14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[0] if i == 0 else COLOURS[1]
-        )
+        draw.rectangle([14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[min(i, 1)])
         write(draw, (22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, 12, 0, 0.5)
     return image
 
@@ -159,24 +146,20 @@ def picture(result: Result, pictures: dict[str, Tensor]) -> Image.Image:
     return page(result.text, [errors(result), constants(result.fitted), bars(result)], pictures)
 
 
-def training(
-    text: str, progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
-) -> Image.Image:
-    """A training's report: the held-out error beside the untrained
-    solver's, and each interval's loss over its first one."""
+def training(text: str, progress: list[tuple[int, list[float], float]], untrained: float,
+             pictures: dict[str, Tensor]) -> Image.Image:  # fmt: skip
+    """A training's report: the held-out error beside the untrained solver's, and each interval's loss over
+    its first one."""
     last = float(progress[-1][0])
     held = [(float(n), e) for n, _, e in progress]
     error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in held))))
     error.line([(0.0, untrained), (last, untrained)], COLOURS[1], "untrained")
     error.line(held, COLOURS[0], "network", 1)
     first = [max(v, 1e-12) for v in progress[0][1]]
-    lines = [
-        [(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])]
-        for i in range(len(first))
-    ]
-    losses = Panel(
-        "loss of each interval over its first", (0, last), (0, max(v for line in lines for _, v in line))
-    )
+    intervals = range(len(first))
+    lines = [[(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])] for i in intervals]
+    high = max(v for line in lines for _, v in line)
+    losses = Panel("loss of each interval over its first", (0, last), (0, high))
     for i, line in enumerate(lines):
         losses.line(line, COLOURS[i % len(COLOURS)], f"interval {i + 1}", i)
     return page(text, [error.image, losses.image], pictures)

@@ -12,7 +12,7 @@ from amed import Fitted, Solver, save, schedules
 from amed.fit.measures import rmse, run
 from demo import model as demo
 
-from .greedy import greedy_table
+from amed.fit.greedy import greedy_table
 from .problem import Problem
 from .search import reference_plan
 

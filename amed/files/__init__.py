@@ -1,8 +1,7 @@
 """Predictor files: what they say of themselves, reading and writing, folders of them, and where they come
 from."""
 
-from .library import Library
 from .spec import PredictorError, Spec
-from .store import Fitted, load, save
+from .store import Fitted, Library, load, save
 
 __all__ = ["Fitted", "Library", "PredictorError", "Spec", "load", "save"]

@@ -77,7 +77,11 @@ class Spec:
         for name, right, expected in (
             *((k, getattr(self, k) in v, f"one of {', '.join(v)}") for k, v in choices.items()),
             ("num_steps", self.num_steps >= 2, "at least 2"),
-            ("sigma_min", 0 < self.sigma_min < self.sigma_max, f"above 0, below sigma_max = {self.sigma_max}"),
+            (
+                "sigma_min",
+                0 < self.sigma_min < self.sigma_max,
+                f"above 0, below sigma_max = {self.sigma_max}",
+            ),
             ("sigma_max", self.sigma_max < math.inf, "finite"),
             ("rho", self.rho > 0, "above 0"),
             ("guidance", math.isfinite(self.guidance), "finite"),

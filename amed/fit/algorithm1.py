@@ -58,8 +58,8 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
     return ask
 
 
-def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor, targets: list[Tensor],
-           afs: bool) -> Iterator[Tensor]:  # fmt: skip
+def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor,
+           targets: list[Tensor], afs: bool) -> Iterator[Tensor]:  # fmt: skip
     """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to
     the teacher's state, summed over a sample's values, averaged over the batch (the update belongs between
     two).
@@ -121,7 +121,8 @@ class Progress:
 def train(
     model: Denoiser, solver: Solver, predictor: nn.Module, times: Tensor, draw: Draw, teacher: Teacher,
     settings: Settings = Settings(), *, afs: bool = False, evaluate: Evaluate | None = None,
-    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None, resume: dict[str, Any] | None = None,
+    error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
+    resume: dict[str, Any] | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
     """Fit `predictor` in place; a generator that yields after every batch. When it ends or is closed, the
     predictor holds the best held-out state, never the last.

@@ -7,7 +7,7 @@
 
 No gradient is taken, so it runs on whatever a host can sample with. Its stages, each a file: references
 (samples), the plain solvers over their settings (search), weights in closed form and times (closed, times;
-the paper's students start from their plain solvers instead), all constants at once (polish), and the comparison
+the paper's students start from greedy constants instead), all constants at once (polish), and the comparison
 with the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
 from collections.abc import Generator, Iterator
@@ -23,8 +23,9 @@ from ..kdiffusion import solver_of
 from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
+from .greedy import greedy_table
 from .measures import Counter, rmse
-from .polish import COARSE, DAMPINGS, PATIENCE, Fit
+from .polish import DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
 from .search import Search, search
 from .settings import CLOSED, SAMPLES, Progress, Settings
@@ -133,7 +134,7 @@ class Calibration:
 
     def _starts(self) -> Iterator[str]:
         """Fits at their starts, judged: a file to go on from, the best plain setting and closed forms, or for
-        the paper's students the mid times of the schedules that did best, with an iteration each."""
+        the paper's students greedy constants on the schedules that did best, with an iteration each."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if constants is None:
@@ -185,25 +186,19 @@ class Calibration:
                 yield self._open(refined.name, refined.run.table, refined.afs)
 
     def _students(self) -> Iterator[str]:
-        """A plugin starts as its plain solver, whose times its base and mid times then are, each r moved to the best
-        of some."""
         settings, target = self.settings, self.target
         solver, afs = solver_of(settings.sampler), bool(settings.nfe % 2)
         if afs and target.flow:
-            raise ValueError(
-                f"{settings.sampler} takes an odd number of evaluations only with the analytic first step, which this "
-                f"model does not allow: set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
-            )
-        samples = self.references.take(self.references.held_out, COARSE)
+            wrong = "takes an odd number of evaluations only with the analytic first step, which this model"
+            mend = f"set nfe to {settings.nfe + 1}, or the sampler to amed_multistep"
+            raise ValueError(f"{settings.sampler} {wrong} does not allow: {mend}")
+        samples = self.references.take(self.references.held_out, 4)
         count = (settings.nfe + afs) // 2
         kinds = list(dict.fromkeys((s.kind, s.rho) for s in self.searched.ranking))
         for kind, rho in kinds[: 2 if settings.large else 1]:
-            fine = schedules.make(kind, 2 * count + 1, target.sigma_min, target.sigma_max, rho)
-            base, name = fine[::2], f"mid times on {kind} {rho:g}"
-            r = (fine[1::2] / base[:-1]).log() / (base[1:] / base[:-1]).log()
-            fit = Fit.at(name, Form(solver, Constants(base, r=r), afs))
-            values = yield from fit.coarse(self.model, samples, self.searched.judge.scale)
-            yield self._open(name, fit.form.build(values), afs)
+            base = schedules.make(kind, count + 1, target.sigma_min, target.sigma_max, rho)
+            start = greedy_table(self.model, solver, base, samples.noise, samples.args, afs)
+            yield self._open(f"greedy table on {kind} {rho:g}", start, afs)
         if len(self.fits) > 1:
             for fit in self.fits:
                 yield from self._iterate(fit, SAMPLES // 2, self.references.held_out)

@@ -1,6 +1,5 @@
 """One driver for every host: fits a target at several numbers of evaluations, and keeps what comes of it."""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,10 +26,8 @@ class Job:
 
     def settings(self) -> list[Settings]:
         """One a fit. Raises ValueError for what cannot be."""
-        return [
-            Settings(nfe, self.sampler, budget_of(self.budget, nfe), self.guidance, self.seed, self.batch)
-            for nfe in self.nfe
-        ]
+        budgets = ((nfe, budget_of(self.budget, nfe)) for nfe in self.nfe)
+        return [Settings(n, self.sampler, b, self.guidance, self.seed, self.batch) for n, b in budgets]
 
 
 @dataclass(frozen=True)
@@ -61,14 +58,8 @@ class Outcome:
         return "\n\n".join(told)
 
 
-def fit(
-    target: Target,
-    job: Job,
-    path: Callable[[int], Path],
-    tell: Callable[[Progress], None],
-    outcome: Outcome | None = None,
-    start: Fitted | None = None,
-) -> Outcome:
+def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[Progress], None],
+        outcome: Outcome | None = None, start: Fitted | None = None) -> Outcome:  # fmt: skip
     """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to
     save. `tell`: is told of the progress of the whole job. start: a file to go on from.
 
@@ -84,7 +75,7 @@ def fit(
         finished = False
         try:
             for progress in calibration.run():
-                tell(dataclasses.replace(progress, evaluations=before + progress.evaluations, budget=total))
+                tell(replace(progress, evaluations=before + progress.evaluations, budget=total))
             finished = True
         except BaseException:
             outcome.interrupted = True

@@ -1,6 +1,7 @@
 """A student's constants as one vector, and running the student for other values of them, from the middle
 too."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -143,9 +144,7 @@ class Runner:
     @torch.no_grad()
     def end(self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None = None) -> Tensor:
         """The end state, from the first or another."""
-        for state in self._run(values, noise, args, state):  # noqa: B007 (the last is wanted)
-            pass
-        return state.x
+        return deque(self._run(values, noise, args, state), maxlen=1)[0].x
 
     def again(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State], c: Constant

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed.constants import Constants
-from amed.loop import Denoiser, Problem, State, loop
-from amed.parameters import PARAMETERS
-from amed.recipes import Solver, compiled
-from amed.table import Row
-from amed.fit.algorithm1 import Teacher
+from ..constants import Constants
+from ..loop import Denoiser, Problem, State, loop
+from ..parameters import PARAMETERS
+from ..recipes import Solver, compiled
+from ..table import Row
+from .algorithm1 import Teacher
 
 R = (0.1, 0.18, 0.26, 0.34, 0.42, 0.5, 0.6, 0.72)
 A = (0.96, 1.04)
@@ -21,8 +21,8 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Interval:
-    """One interval of a student whose constants are known before it, to be tried with several: `state` at its first
-    row, `target` the teacher's state at its end."""
+    """One interval of a student whose constants are known before it, to be tried with several: `state` at its
+    first row, `target` the teacher's state at its end."""
 
     problem: Problem
     solver: Solver
@@ -49,8 +49,9 @@ class Interval:
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 
     def tried(self, r: float, a: float = 1.0) -> tuple[float, Values, State]:
-        """The median sample's error, the constants and where they lead, with the best c for this r and a: x is linear
-        in c, x(c) = x(0) + c (x(1) - x(0)), and a solver of two evaluations an interval has its start as x(0)."""
+        """The median sample's error, the constants and where they lead, with the best c for this r and a: x
+        is linear in c, x(c) = x(0) + c (x(1) - x(0)), and a solver of two evaluations an interval has its
+        start as x(0)."""
         c = 1.0
         *_, end = loop(self.problem, self.rows({"r": r, "a": a})[-2:], self.state)
         if self.solver.recipe.pair:
@@ -64,11 +65,12 @@ class Interval:
 
 @torch.no_grad()
 def greedy_table(
-    model: Denoiser, solver: Solver, base: Tensor, noise: Tensor, args: dict[str, Any], afs: bool, extra: int = 2
+    model: Denoiser, solver: Solver, base: Tensor, noise: Tensor, args: dict[str, Any], afs: bool,
+    extra: int = 2,
 ) -> Constants:  # fmt: skip
-    """r by a grid and a parabola through its best three, c in closed form for each, then a by trying two others; each
-    interval against a Heun teacher's state with `extra` points inside, by the median sample's error, so that a sample
-    that jumps elsewhere does not decide. noise `[n, ...]` unit; base `[N]`."""
+    """r by a grid and a parabola through its best three, c in closed form for each, then a by trying two
+    others; each interval against a Heun teacher's state with `extra` points inside, by the median sample's
+    error, so that a sample that jumps elsewhere does not decide. noise `[n, ...]` unit; base `[N]`."""
     shares = torch.linspace(0, 1, extra + 2, dtype=torch.float64)[:-1]
     fine = (base[:-1, None] ** (1 - shares) * base[1:, None] ** shares).flatten()
     x = noise * base[0].to(noise)

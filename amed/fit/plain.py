@@ -4,6 +4,7 @@
 evaluations."""
 
 from dataclasses import dataclass
+from itertools import product
 
 from torch import Tensor
 
@@ -11,45 +12,22 @@ from .. import schedules
 from ..recipes import Solver
 from .target import Target
 
-SOLVERS = {
-    "Euler": Solver("euler"),
+SOLVERS = {  # in the order in which they are worth trying at few evaluations
     "iPNDM-2": Solver("ipndm", 2),
     "iPNDM-3": Solver("ipndm", 3),
-    "iPNDM-4": Solver("ipndm", 4),
-    "DPM++ 2M": Solver("dpmpp", 2, predict_x0=True),
-    "DPM++ 3M": Solver("dpmpp", 3, predict_x0=True),
-    "DPM-Solver-2": Solver("dpm_2"),
-    "Heun": Solver("heun"),
     "UniPC": Solver("unipc", 3),
     "DEIS-3": Solver("deis", 3),
+    "DPM++ 3M": Solver("dpmpp", 3, predict_x0=True),
+    "DPM++ 2M": Solver("dpmpp", 2, predict_x0=True),
+    "iPNDM-4": Solver("ipndm", 4),
+    "Euler": Solver("euler"),
+    "DPM-Solver-2": Solver("dpm_2"),
+    "Heun": Solver("heun"),
 }
-# in which order they are worth trying at few evaluations; what is not listed comes last
-LIKELY = (
-    "iPNDM-2",
-    "iPNDM-3",
-    "UniPC",
-    "DEIS-3",
-    "DPM++ 3M",
-    "DPM++ 2M",
-    "iPNDM-4",
-    "Euler",
-    "DPM-Solver-2",
-    "Heun",
-)
-SCHEDULES = (
-    ("polynomial", 7.0),
-    ("polynomial", 3.0),
-    ("logsnr", 1.0),
-    ("time_uniform", 1.0),
-    ("time_uniform", 2.0),
-)
-FLOW_SCHEDULES = (
-    ("polynomial", 1.0),
-    ("polynomial", 2.0),
-    ("polynomial", 3.0),
-    ("logsnr", 1.0),
-    ("time_uniform", 1.0),
-)
+SCHEDULES = (("polynomial", 7.0), ("polynomial", 3.0), ("logsnr", 1.0), ("time_uniform", 1.0),
+             ("time_uniform", 2.0))  # fmt: skip
+FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("polynomial", 3.0), ("logsnr", 1.0),
+                  ("time_uniform", 1.0))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,32 +53,19 @@ class Setting:
     def name(self) -> str:
         return next((name for name, solver in SOLVERS.items() if solver == self.solver), self.solver.name)
 
-    @property
-    def likely(self) -> tuple[int, bool]:
-        """The smaller, the more worth trying at few evaluations."""
-        return LIKELY.index(self.name) if self.name in LIKELY else len(LIKELY), not self.afs
-
     def sigmas(self) -> Tensor:
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
 
-def candidates(
-    nfe: int,
-    sigma_min: float,
-    sigma_max: float,
-    solvers: dict[str, Solver] = SOLVERS,
-    kinds: tuple[tuple[str, float], ...] = SCHEDULES,
-) -> list[Setting]:
+def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, Solver] = SOLVERS,
+               kinds: tuple[tuple[str, float], ...] = SCHEDULES) -> list[Setting]:  # fmt: skip
     """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min; `kinds`: (schedule,
     rho)."""
     found = []
-    for solver in solvers.values():
-        for afs in (False, True):
-            num_steps = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
-            if num_steps is not None:
-                found += [
-                    Setting(solver, kind, rho, num_steps, afs, sigma_min, sigma_max) for kind, rho in kinds
-                ]
+    for solver, afs in product(solvers.values(), (True, False)):
+        count = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
+        if count is not None:
+            found += [Setting(solver, kind, rho, count, afs, sigma_min, sigma_max) for kind, rho in kinds]
     return found
 
 

@@ -1,13 +1,14 @@
-"""The last fit: a damped Gauss-Newton (Levenberg-Marquardt) iteration on all constants at once, on the image at the
-end.
+"""The last fit: a damped Gauss-Newton (Levenberg-Marquardt) iteration on all constants at once, on the image
+at the end.
 
-Also tried, on the demo model, and left out: Broyden's updates of the Jacobian (their second step seldom lowered the
-error), gradients through the trajectory (noises whose image jumps dominate them), plain least squares instead of
-Cauchy's, an analytic residual in a feature space (no gain), joint fits from tables of plain solvers (at 2,500
-evaluations they often lost to where they began, at 12,000 they came to the same place later)."""
+Also tried, on the demo model, and left out: Broyden's updates of the Jacobian (their second step seldom
+lowered the error), gradients through the trajectory (noises whose image jumps dominate them), plain least
+squares instead of Cauchy's, an analytic residual in a feature space (no gain), joint fits from tables of
+plain solvers (at 2,500 evaluations they often lost to where they began, at 12,000 they came to the same place
+later)."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,14 +20,13 @@ from .samples import Samples, per_sample, robust
 
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
 FORGET = 0.9  # what an iteration's matrix still counts for in the next
-R, COARSE = (0.1, 0.18, 0.26, 0.34, 0.42, 0.5, 0.6, 0.72), 4  # a coarse search of r, on so many samples
 PATIENCE = 6  # iterations without a better held-out error before the fit stops
 
 
 @dataclass
 class Fit:
-    """One fit under way: its form, current values, the matrix J^T W J of all iterations (older ones count less),
-    and the best state by held-out score, with its end states."""
+    """One fit under way: its form, current values, the matrix J^T W J of all iterations (older ones count
+    less), and the best state by held-out score, with its end states."""
 
     name: str
     form: Form
@@ -55,31 +55,11 @@ class Fit:
         damped = self.matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
         return self.form.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
 
-    def coarse(self, model: Denoiser, samples: Samples, scale: float) -> Generator[str, None, Tensor]:
-        """Values whose r, interval after interval, are the best of some for the end state; yields what it does."""
-        runner, values = Runner(model, self.form), self.values
-
-        def loss(end: Tensor) -> float:
-            return robust(per_sample(end, samples.end), scale)
-
-        for i, c in enumerate(self.form.constants):
-            if c.kind != "r":
-                continue
-            states = runner.states(values, samples.noise, samples.args)
-            tried = [(loss(states[-1].x), values)]
-            for r in R:
-                moved = values.clone()
-                moved[i] = c.parameter.fitted(torch.tensor(r, dtype=torch.float64))
-                tried.append((loss(runner.again(moved, samples.noise, samples.args, states, c)), moved))
-            best, values = min(tried, key=lambda t: t[0])
-            yield f"{self.name}: r of interval {c.n + 1}: {best:.4f}"
-        return values
-
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
         """Derivatives on the samples, and the best of the dampings.
 
-        The normal equations are streamed: memory holds P + 1 end states of one batch. The finite differences of
-        the first iteration are twice as wide."""
+        The normal equations are streamed: memory holds P + 1 end states of one batch. The finite differences
+        of the first iteration are twice as wide."""
         runner, wide = Runner(model, self.form), 1 if self.iterations else 2
         parts, size = list(samples.batches(batch)), len(self.values)
         matrix, vector = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)

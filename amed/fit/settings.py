@@ -31,9 +31,8 @@ def numbers(text: str) -> tuple[int, ...]:
     """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
     parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
     if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
-        raise ValueError(
-            f"nfe is {text!r}: give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
-        )
+        wanted = "give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
+        raise ValueError(f"nfe is {text!r}: {wanted}")
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
@@ -56,10 +55,8 @@ class Settings:
             raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
         if self.sampler not in ENTRIES:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(ENTRIES)}")
-        if self.budget < smallest(self.nfe):
-            raise ValueError(
-                f"budget is {self.budget}: {self.nfe} evaluations need at least {smallest(self.nfe)}"
-            )
+        if self.budget < (least := smallest(self.nfe)):
+            raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {least}")
 
     @property
     def multistep(self) -> bool:
