@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from amed import PredictorError, load, save
-from amed.files.authors import convert
+from predictors.authors import convert
 
 AUTHORS = {  # a stand-in of the authors' packages: only what shapes the pickle
     "torch_utils/__init__.py": "",

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import amed
-from amed import schedules, store
+from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
+from amed.choose import Identity, Request, choose
+from amed.files import store
+from amed.fit.measures import Counter
 from predictors import published
-from amed.evaluation import Counter
-from amed.predictor import BottleneckPredictor, TablePredictor
-from amed.store import Fitted, Library, PredictorError, Spec
 
 
 def table(**changes) -> Fitted:
@@ -20,7 +20,7 @@ def table(**changes) -> Fitted:
         solver="amed", num_steps=4, schedule="time_uniform", sigma_min=0.002, sigma_max=80.0, afs=True
     )
     spec = dataclasses.replace(spec, **changes)
-    return Fitted(spec, TablePredictor(base, [0.3, 0.4, 0.5], [1.0, 0.99, 0.98], [1.0, 1.1, 0.9]), base)
+    return Fitted(spec, Constants(base, r=[0.3, 0.4, 0.5], c=[1.0, 0.99, 0.98], a=[1.0, 1.1, 0.9]), base)
 
 
 def network() -> Fitted:
@@ -54,9 +54,9 @@ def test_round_trip(tmp_path, fitted):
     )
     h = torch.randn(2, 4, 8, 8)
     for i in range(len(fitted.base) - 1):
-        t, s = fitted.base[i], fitted.base[i + 1]
-        for mine, theirs in zip(again(t, s, h), fitted(t, s, h), strict=True):
-            assert torch.allclose(mine, theirs)
+        t, s = fitted.base[i : i + 2].tolist()
+        for mine, theirs in zip(again.predictor(t, s, h), fitted.predictor(t, s, h), strict=True):
+            assert torch.allclose(torch.as_tensor(mine), torch.as_tensor(theirs))
     assert [f.name for f in (tmp_path / "sub").iterdir()] == ["p.safetensors"]
 
 
@@ -78,7 +78,8 @@ def rewrite(path, header=None, tensors=None):
     [
         ({"amed_format": None}, {}, "amed_format"),
         ({"amed_format": "9"}, {}, "amed_format"),
-        ({"guidance": None}, {}, "guidance"),
+        ({"solver": None}, {}, "solver"),
+        ({"sigma_min": None}, {}, "sigma_min"),
         ({"guidance": '"high"'}, {}, "guidance"),
         ({"afs": "1"}, {}, "afs"),
         ({"num_steps": "true"}, {}, "num_steps"),
@@ -172,18 +173,18 @@ def test_library_finds_and_says_what_it_has(tmp_path):
     store.save(user / "deep" / "d.safetensors", network())
     library = Library([user, bundled])
     assert library.names() == ["a.safetensors", "b.safetensors", "c.safetensors", "deep/d.safetensors"]
-    find = library.find
-    assert find(solver="amed", nfe=5, guidance=6.0, fingerprint="A", family="sd15").name == "b.safetensors"
-    assert find(solver="amed", nfe=5, guidance=1.2, fingerprint="A").name == "a.safetensors"
-    assert (
-        find(solver="amed", nfe=5, guidance=1.0, fingerprint="C", family="sd15").spec.model_fingerprint
-        in "AB"
-    )
+
+    def find(nfe, guidance=1.0, family="", fingerprint=""):
+        return choose(library, Request(Identity(family, fingerprint), "amed", guidance, nfe)).fitted
+
+    assert find(5, 6.0, "sd15", "A").name == "b.safetensors"
+    assert find(5, 1.2, fingerprint="A").name == "a.safetensors"
+    assert find(5, 1.0, "sd15", "C").spec.model_fingerprint in ("A", "B")
     with pytest.raises(PredictorError) as caught:
-        find(solver="amed", nfe=6, guidance=1.0, family="sd15")
+        find(6, 1.0, "sd15")
     assert "NFE 6" in str(caught.value) and "a.safetensors" in str(caught.value)
     with pytest.raises(PredictorError, match="sdxl"):
-        find(solver="amed", nfe=5, family="sdxl", fingerprint="Z")
+        find(5, family="sdxl", fingerprint="Z")
     with pytest.raises(PredictorError, match="deep/d"):
         library.load("nope")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import store
-from amed.sampling import Problem, Solver, trajectory
+from amed import BottleneckPredictor, Evaluation, Solver, load
+from amed.loop import Problem, trajectory
 
 PREDICTORS = Path(__file__).parents[2] / "predictors"
 
@@ -15,12 +15,12 @@ def model(x, sigma):
     return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2))
 
 
-def capture(model, x, sigma, extra_args):
-    return model(x, sigma), x.new_empty(len(x), 32, 8, 8)
+def evaluate(model, x, sigma, extra_args, wants):
+    return Evaluation(model(x, sigma), x.new_empty(len(x), 32, 8, 8))
 
 
-def ends(problem, sigmas, afs, x):
-    for state in trajectory(problem, x, sigmas, afs):
+def ends(problem, solver, sigmas, x, predictor=None, afs=False):
+    for state in trajectory(problem, solver, x, sigmas, predictor, afs):
         x = state.x
     return x
 
@@ -28,19 +28,29 @@ def ends(problem, sigmas, afs, x):
 @pytest.mark.parametrize("name", sorted(p.stem for p in PREDICTORS.glob("emoji32-*-nfe5-cfg1.safetensors")))
 def test_no_predictor_waits(name):
     """`meta` tensors have no values: anything that asks for one raises."""
-    fitted = store.load(PREDICTORS / f"{name}.safetensors")
-    problem = Problem(model, fitted.spec.settings, fitted.to("meta"), capture=capture, watch=[])
-    end = ends(problem, fitted.sigmas(), fitted.spec.afs, torch.empty(2, 3, 8, 8, device="meta"))
+    fitted = load(PREDICTORS / f"{name}.safetensors").to("meta")
+    problem, x = Problem(model, evaluate=evaluate, watch=[]), torch.empty(2, 3, 8, 8, device="meta")
+    end = ends(problem, fitted.spec.student, fitted.sigmas(), x, fitted.predictor, fitted.spec.afs)
     assert end.device.type == "meta" and end.shape == (2, 3, 8, 8)
     assert len(problem.watch) == 5
 
 
 @pytest.mark.parametrize(
-    "solver", [Solver("euler"), Solver("heun"), Solver("dpm_2"), Solver("ipndm", 4), Solver("dpmpp", 3, True)]
+    "solver",
+    [
+        Solver("euler"),
+        Solver("heun"),
+        Solver("dpm_2"),
+        Solver("ipndm", 4),
+        Solver("dpmpp", 3, True),
+        Solver("unipc", 3),
+        Solver("deis", 3),
+    ],
+    ids=lambda s: s.name,
 )
 def test_no_plain_solver_waits(solver):
     sigmas = torch.tensor([80.0, 10.0, 2.0, 0.3, 0.002, 0.0], dtype=torch.float64)
-    end = ends(Problem(model, solver, watch=[]), sigmas, False, torch.empty(2, 3, 8, 8, device="meta"))
+    end = ends(Problem(model, watch=[]), solver, sigmas, torch.empty(2, 3, 8, 8, device="meta"))
     assert end.device.type == "meta"
 
 
@@ -48,4 +58,16 @@ def test_the_check_at_once_does_wait():
     """The test can fail: with no `watch` each evaluation is looked at."""
     sigmas = torch.tensor([80.0, 10.0], dtype=torch.float64)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        ends(Problem(model, Solver("euler")), sigmas, False, torch.empty(2, 3, 8, 8, device="meta"))
+        ends(Problem(model), Solver("euler"), sigmas, torch.empty(2, 3, 8, 8, device="meta"))
+
+
+@pytest.mark.parametrize(
+    "solver", [Solver("unipc", 3), Solver("unipc", 2, variant="bh2"), Solver("deis", 4)], ids=str
+)
+def test_a_network_on_the_new_recipes_does_not_wait(solver):
+    """Their weights are functions of times that depend on the sample: linear systems and sums, on the device."""
+    network = BottleneckPredictor(0.01, 0.1).to("meta")
+    sigmas = torch.tensor([80.0, 10.0, 2.0, 0.3, 0.002, 0.0], dtype=torch.float64)
+    problem, x = Problem(model, evaluate=evaluate, watch=[]), torch.empty(2, 3, 8, 8, device="meta")
+    end = ends(problem, solver, sigmas, x, network, True)
+    assert end.device.type == "meta" and len(problem.watch) == 8
