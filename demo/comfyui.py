@@ -341,8 +341,8 @@ class Server:
 def refusal(answer: dict, graph: dict) -> str:
     """ComfyUI's answer to a graph it does not take, as one readable text."""
     lines = [answer.get("error", {}).get("message", "refused")]
-    for node, found in (answer.get("node_errors") or {}).items():
-        for error in found["errors"]:
+    for node, problems in (answer.get("node_errors") or {}).items():
+        for error in problems["errors"]:
             lines.append(f"{graph[node]['class_type']}: {error['message']}: {error['details']}")
     return "\n".join(lines)
 

@@ -207,7 +207,7 @@ def images(server):
     def run(made, *latents):
         shown = [made.show(latent) for latent in latents]
         result = server.run(made.nodes)
-        found = [np.stack(result.images(node)) for node in shown]
-        return found[0] if len(found) == 1 else found
+        shots = [np.stack(result.images(node)) for node in shown]
+        return shots[0] if len(shots) == 1 else shots
 
     return run

@@ -17,16 +17,16 @@ def calibrated(server, g, around, nfe, name, **other):
     g.add("AMEDCalibrate", **around | asked)
     server.run(g.nodes)
     g.nodes.popitem()
-    found = g.amed(nfe, "auto", asked["guidance"], **around)
-    g.add("SaveLatent", samples=found, filename_prefix=name)
+    sampled = g.amed(nfe, "auto", asked["guidance"], **around)
+    g.add("SaveLatent", samples=sampled, filename_prefix=name)
     result = server.run(g.nodes)
     latents = load(server.view(result.files("latents")[0]))["latent_tensor"]
     file = (
         server.base / "models" / "amed_predictors" / f"{name}-nfe{nfe}-cfg{asked['guidance']:g}.safetensors"
     )
     assert latents.isfinite().all() and latents.std() > 0.05
-    assert file.name in result.text(found[0]) and f"evaluations counted: {nfe}" in result.text(found[0])
-    return load_predictor(file).spec, latents, result.text(found[0])
+    assert file.name in result.text(sampled[0]) and f"evaluations counted: {nfe}" in result.text(sampled[0])
+    return load_predictor(file).spec, latents, result.text(sampled[0])
 
 
 @pytest.mark.parametrize(("checkpoint", "sampling", "family", "guidance"), [
@@ -43,10 +43,10 @@ def test_stable_diffusion(server, graph, checkpoint, sampling, family, guidance)
     positive, negative = ([g.add("TestPrompt", seed=seed, repeats=1, width=width), 0] for seed in (1, 2))
     latent = [g.add("EmptyLatentImage", width=32, height=32, batch_size=1), 0]
     around = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
-    told = "v" if sampling else "eps"
-    spec, made, _ = calibrated(server, g, around, 2, f"{checkpoint}_{told}", guidance=guidance)
+    kind = "v" if sampling else "eps"
+    spec, made, _ = calibrated(server, g, around, 2, f"{checkpoint}_{kind}", guidance=guidance)
     assert made.shape == (1, 4, 4, 4)
-    assert (spec.prediction_type, spec.model_family, spec.nfe) == (told, family, 2)
+    assert (spec.prediction_type, spec.model_family, spec.nfe) == (kind, family, 2)
     assert spec.model_fingerprint and abs(spec.sigma_max - 14.6146) < 0.01
 
 

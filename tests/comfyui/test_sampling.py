@@ -100,10 +100,10 @@ def test_ksampler_equals_its_parts(images, graph):
     parts = g.custom(sampler, sigmas, cfg=2.0, seed=9)
     looked_up = g.add("AMEDSampler", sampler="amed_ipndm", if_missing="error")
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_ipndm", nfe=4, denoise=1.0)
-    found = g.custom(looked_up, sigmas, cfg=2.0, seed=9)
+    unlinked = g.custom(looked_up, sigmas, cfg=2.0, seed=9)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
     ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
-    first, *others = images(g, whole, parts, found, ordinary)
+    first, *others = images(g, whole, parts, unlinked, ordinary)
     sensible(first)
     for other in others:
         assert np.array_equal(first, other)

@@ -29,9 +29,9 @@ class SD:
         """(latents, report)"""
         self.g.add("SaveLatent", samples=latent, filename_prefix="sd")
         result = server.run(self.g.nodes)
-        found = load(server.view(result.files("latents")[0]))["latent_tensor"]
-        assert found.isfinite().all() and found.std() > 0.1
-        return found, result.text(latent[0])
+        latents = load(server.view(result.files("latents")[0]))["latent_tensor"]
+        assert latents.isfinite().all() and latents.std() > 0.1
+        return latents, result.text(latent[0])
 
 
 def test_published_values_are_found(server, graph):
