@@ -36,7 +36,7 @@ def say(text: str, last: bool = False) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
-    made, out = target.load(args.model, args.guidance), args.out
+    made, out = target.load(args.model, args.guidance), Path(args.out)
     if args.features and made.features is None:
         raise ValueError("--features: this model has none (Target.features)")
     if args.scale_guidance:
@@ -109,7 +109,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
     def ends(text: str, part: slice, *how: Any, **options: Any) -> tuple[torch.Tensor, int, float]:
         begin, own = time.perf_counter(), cut(extra, part)
-        images, nfe = run(made.model, x[part], *how, own, batch=args.batch, **options,
+        images, nfe = run(made.model, x[part], how[0], how[1], own, batch=args.batch, **options,
                           done=lambda n: say(f"{text}: {n}"))  # fmt: skip
         return images, nfe, time.perf_counter() - begin
 

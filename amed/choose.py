@@ -29,6 +29,10 @@ class Identity:
     fingerprint: str
 
 
+def model_schedule(count: int) -> Tensor:
+    raise ValueError("this host gives no schedule for an untrained run")
+
+
 @dataclass(frozen=True)
 class Request:
     """What a run asks for.
@@ -48,14 +52,14 @@ class Request:
     fitted: Fitted | None = None
     below: bool = False
     if_missing: str = "error"
-    schedule: Callable[[int], Tensor] | None = None
+    schedule: Callable[[int], Tensor] = model_schedule
     afs: bool = True
     advice: str = ""
 
     @property
-    def count(self) -> int | None:
-        """How many noise levels are asked for."""
-        return self.times if isinstance(self.times, int | None) else len(self.times)
+    def count(self) -> int:
+        """How many noise levels are asked for, 0 where it is evaluations."""
+        return len(self.times) if isinstance(self.times, Tensor) else self.times or 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def choose(library: Library, request: Request) -> Choice:
     """The predictor for a request: the one it names, else the library's for this checkpoint, else for its
     family; of these the one for the nearest guidance scale. Raises PredictorError: what was looked for, what
     there is, and what to do; ValueError for an untrained run that cannot be."""
-    fitted, missing, said, count = request.fitted, None, [], request.count
+    fitted, said, count = request.fitted, list[str](), request.count
+    missing = PredictorError("")
     if fitted is not None:
         agree(fitted, request)
     else:
@@ -97,7 +102,7 @@ def choose(library: Library, request: Request) -> Choice:
         sigmas = request.times.detach().cpu().double()
         if not same_times(sigmas, fitted.base):
             grid = "other" if float(sigmas[0]) > 0.99 * fitted.spec.sigma_max else "below"
-    elif count not in (None, len(sigmas)):
+    elif count not in (0, len(sigmas)):
         said.append(f"fitted for {len(sigmas) - 1} steps, running {count - 1}: constants are interpolated")
         sigmas = spread(sigmas, count)
     said += mismatches(fitted, request.model, request.guidance)
@@ -123,8 +128,8 @@ def find(library: Library, request: Request) -> Fitted:
     family, count = request.model.family, request.count
     fits = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
     if fits:
-        own = isinstance(request.times, Tensor)
-        return best([f for f in fits if own and same_times(request.times, f.base)] or fits, request)
+        own = request.times if isinstance(request.times, Tensor) else torch.empty(0)
+        return best([f for f in fits if same_times(own, f.base)] or fits, request)
     if request.sampler == AUTO:
         return by_nfe(library, mine, request, count - 1)
     nfe = solver_of(request.sampler).evaluations(count, afs=False, learned=True)
@@ -210,9 +215,9 @@ def spread(times: Tensor, count: int) -> Tensor:
 
 def untrained_for(request: Request) -> Fitted:
     """The untrained solver for a request. Raises ValueError for a number of evaluations it cannot take."""
-    sampler, nfe = "amed" if request.sampler == AUTO else request.sampler, request.nfe
+    sampler, nfe = "amed" if request.sampler == AUTO else request.sampler, request.nfe or 0
     two = solver_of(sampler).each(learned=True) == 2
-    odd = two and (nfe or 0) % 2 == 1
+    odd = two and nfe % 2 == 1
     if isinstance(request.times, Tensor):
         return untrained(sampler, request.times.detach().cpu())
     if request.times is not None:

@@ -4,6 +4,7 @@
 import math
 from bisect import bisect_left
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Constants:
     wants_bottleneck, fixed = False, True
 
     def __init__(
-        self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = ("r", "c", "a"), **values
+        self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = ("r", "c", "a"), **values: Any
     ):
         self.sigmas, self.rescales, self.names = falling(sigmas), rescales, names
         count = len(self.sigmas) - 1
@@ -161,7 +162,7 @@ def as_multistep(
     times, steps = [*(float(row.sigma) for row in rows), table.end], len(rows)
     weights = torch.zeros(steps, steps + (not afs), dtype=torch.float64)
     for n, row in enumerate(rows):
-        own = torch.tensor([w for (w,) in row.weights], dtype=torch.float64)
+        own = torch.tensor([w for (w,) in row.weigh()], dtype=torch.float64)
         weights[n, : len(own)] = own / (times[n + 1] - times[n])
     weights = weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]
     a = [1.0 if row.sigma_model is None else row.sigma_model / row.sigma for row in rows]

@@ -31,7 +31,7 @@ class FromModule:
             return asked(model, x, sigma, extra_args, wants)
         seen: list[Tensor] = []
 
-        def listen(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        def listen(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             if not seen and len(output) >= len(x):
                 rows = output.detach()
                 seen.append(rows[: len(x)] if self.conditional_first else rows[-len(x) :])
@@ -75,5 +75,6 @@ def asked(
     """amed.loop.Evaluate for Guided, and for modules that have a `halves` like it."""
     halves = getattr(model, "halves", None)
     if "halves" in wants and halves is not None:
-        return halves(x, sigma, **extra_args)
+        both: Evaluation = halves(x, sigma, **extra_args)
+        return both
     return Evaluation(model(x, sigma, **extra_args))

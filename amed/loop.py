@@ -89,14 +89,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (None: nobody needs it any more);
+    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (none: nobody needs it any more);
     number of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to
     come."""
 
     x: Tensor
-    slopes: tuple[tuple[Tensor, ...] | None, ...] = ()
+    slopes: tuple[tuple[Tensor, ...], ...] = ()
     number: int = 0
-    row: Row | None = None
+    row: Row = Row(0.0, ())
     evaluation: Evaluation | None = None
     looked: bool = False
 
@@ -114,7 +114,7 @@ def look(problem: Problem, state: State, row: Row) -> State:
     x, sigma, told = state.x, beside(row.sigma, state.x), row.sigma_model
     told = row.sigma if told is None else told
     if row.opens and x.requires_grad:
-        kept = tuple(d and tuple(part.detach() for part in d) for d in state.slopes)
+        kept = tuple(tuple(part.detach() for part in d) for d in state.slopes)
         x, state = x.detach(), replace(state, slopes=kept)
     if row.analytic:
         seen, d = None, x / (1 + sigma**2) ** 0.5
@@ -131,18 +131,15 @@ def look(problem: Problem, state: State, row: Row) -> State:
     return State(x, slopes, state.number, row, seen, looked=True)
 
 
-def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...] | None], weights: Weights) -> Tensor:
+def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...]], weights: Weights) -> Tensor:
     """x and the weighted sum of slopes (oldest first; weights newest first)."""
     new = False  # once x is our own, it may be changed in place
     for parts, shares in zip(reversed(slopes), weights):
-        for d, w in zip(parts or (), shares):
+        for d, w in zip(parts, shares):
             if isinstance(w, Tensor):
-                w = beside(w, x)
-                x = (
-                    x.addcmul_(d, w)
-                    if new and not x.requires_grad and not w.requires_grad
-                    else x.addcmul(d, w)
-                )
+                share = w.to(x).reshape(-1, *[1] * (x.ndim - 1))
+                own = new and not (x.requires_grad or share.requires_grad)
+                x = x.addcmul_(d, share) if own else x.addcmul(d, share)
             elif w == 0:
                 continue
             else:
@@ -158,14 +155,13 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
         if not state.looked:
             state = look(problem, state, row)
         yield state
-        if row.to_zero:
+        if row.to_zero and state.evaluation is not None:
             x = state.evaluation.denoised
         else:
-            weights = row.weights(state) if callable(row.weights) else row.weights
-            x = move(state.x, state.slopes, weights)
+            x = move(state.x, state.slopes, row.weigh(state))
         kept = state.slopes
         if row.needed is not None:
-            kept = tuple(d if use else None for d, use in zip(kept, row.needed))
+            kept = tuple(d if use else () for d, use in zip(kept, row.needed))
         state = State(x, kept, state.number + 1, row, state.evaluation)
         del x, kept
         yield state

@@ -44,14 +44,20 @@ class BottleneckPredictor(nn.Module):
         self.fc_scale_dir = Linear(20, 1) if scale_dir else None
         self.fc_scale_time = Linear(20, 1) if scale_time else None
         nn.init.xavier_uniform_(self.map_layer0.weight)
-        for name, layer in self.named_children():
+        for layer in (m for m in self.children() if isinstance(m, Linear)):
             nn.init.zeros_(layer.bias)
-            if name != "map_layer0":
+            if layer is not self.map_layer0:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+
+    def adopt(self, weights: dict[str, Tensor]) -> "BottleneckPredictor":
+        """Take these weights, frozen (not load_state_dict: see Linear)."""
+        for name, parameter in self.named_parameters():
+            parameter.data = weights[name].detach().clone()
+        return self.eval().requires_grad_(False)
 
     def embed(self, t: Tensor) -> Tensor:
         """Sinusoidal embedding of times `[n]`, `[n, 8]`: 4 frequencies from 1 to 1/10000, sine half first."""
-        angle = t.reshape(-1, 1) * self.freqs.to(t.dtype)
+        angle = t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
     def forward(

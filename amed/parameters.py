@@ -1,11 +1,14 @@
 """The constants AMED fits, each described once: fitting, files, `inspect` and the report follow from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-TRANSFORMS = {  # value -> what is fitted, and back
+TRANSFORMS: dict[
+    str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+] = {  # value -> what is fitted, and back
     "log": (torch.log, torch.exp),
     "logit": (torch.logit, torch.sigmoid),
     "plain": (lambda v: v, lambda v: v),

@@ -145,7 +145,7 @@ def unipc_leg(
     if not slopes:
         return base
     if len(slopes) == 1 and (seen is None or order == 1):  # the papers' simplified second order
-        weights = [0.5]
+        weights: list[Number] = [0.5]
     else:
         right, value, factorial = [], phi / step - 1, 1
         for i in range(1, len(slopes) + 1):
@@ -160,7 +160,7 @@ def solve(matrix: list[list[Number]], right: list[Number]) -> list[Number]:
     """A small linear system by elimination (numbers or tensors; its first row has no zero)."""
     rows = [[*row, value] for row, value in zip(matrix, right)]
     for i in range(len(rows)):
-        pivot = [v / rows[i][i] for v in rows[i]]
+        pivot: list[Number] = [v / rows[i][i] for v in rows[i]]
         rows = [
             pivot if j == i else [a - row[i] * b for a, b in zip(row, pivot)] for j, row in enumerate(rows)
         ]
@@ -241,17 +241,18 @@ class Solver:
             raise ValueError(f"variant is {self.variant!r}: choose one of {', '.join(VARIANTS)}")
 
     @property
-    def recipe(self) -> Recipe | None:
-        return RECIPES.get(self.name)
+    def recipe(self) -> Recipe:
+        """Raises KeyError for "multistep", which has none."""
+        return RECIPES[self.name]
 
     @property
     def single_step(self) -> bool:
         """Whether an interval looks at no slope of the one before."""
-        return self.recipe is not None and (self.recipe.pair or self.recipe.orders == 1)
+        return self.name != MULTISTEP and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
         """Evaluations an interval; `learned`: as a student, with AMED's mid time."""
-        return 2 if self.recipe is not None and (self.recipe.pair or learned) else 1
+        return 2 if self.name != MULTISTEP and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
         """How many evaluations a run over `base_times` positive times takes (for planning; counts are
@@ -362,9 +363,9 @@ class Course:
             away = (s - t) * self.history[-1].d if self.recipe.pair else None
             move = self.moved(self.take(s, 1.0, {}) if away is None else self.here + away)
             self.start = None if away is None else self.here - away
-            told = self.given.get("a", 1.0) * s
+            level = self.given.get("a", 1.0) * s
             scaled = getattr(self.predictor, "rescales", False)
-            return move, Row(flat(s), (), flat(told), rescaled=scaled, opens=False)
+            return move, Row(flat(s), (), flat(level), rescaled=scaled, opens=False)
         more = {k: v for k, v in self.given.items() if k not in ("r", "a")}
         c = more.pop("c", 1.0)
         if not self.recipe.pair:
@@ -392,7 +393,9 @@ class Course:
         while row is not None:
             after: list[Row | None] = []
 
-            def weights(state: Any, row: Row = row, n: int = interval, after: list = after) -> Weights:
+            def weights(
+                state: Any, row: Row = row, n: int = interval, after: list[Row | None] = after
+            ) -> Weights:
                 evaluation = getattr(state, "evaluation", None)
                 move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
                 after.append(following)

@@ -17,7 +17,7 @@ COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 1
 WIDE, HIGH, SIDE = 460, 300, 96
 
 
-def font(size: int) -> ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size
@@ -60,7 +60,9 @@ class Panel:
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
         return left + share * (right - left), bottom - up * (bottom - top)
 
-    def line(self, points: list[tuple[float, float]], colour: tuple, name: str = "", row: int = 0) -> None:
+    def line(
+        self, points: list[tuple[float, float]], colour: tuple[int, ...], name: str = "", row: int = 0
+    ) -> None:
         """Points joined; `name` stands in the upper right corner, in its `row`."""
         places = [self.at(*point) for point in points]
         if len(places) > 1:

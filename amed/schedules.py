@@ -18,7 +18,8 @@ VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and 
 def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
     """EDM's schedule (Karras et al. 2022, eq. 5): uniform in sigma^(1/rho). `rho=7` recovers "karras"."""
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    return (sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    root = sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
+    return torch.pow(root, rho)
 
 
 def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:

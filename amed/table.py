@@ -41,6 +41,10 @@ class Row:
     wants: frozenset[str] = frozenset()
     needed: tuple[bool, ...] | None = None
 
+    def weigh(self, state: Any = None) -> Weights:
+        """The weights, asked for with a State where they depend on it."""
+        return self.weights(state) if callable(self.weights) else self.weights
+
 
 @dataclass(frozen=True)
 class Table:
@@ -60,7 +64,7 @@ class Table:
         told = []
         for number in range(len(rows) - 1, -1, -1):
             told.append(replace(rows[number], needed=tuple(used[: number + 1])))
-            for lag, weight in enumerate(rows[number].weights):
+            for lag, weight in enumerate(rows[number].weigh()):
                 used[number - lag] |= any(isinstance(w, Tensor) or w != 0 for w in weight)
         return cls(tuple(reversed(told)), end, parts)
 

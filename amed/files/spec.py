@@ -101,10 +101,14 @@ class Spec:
     @classmethod
     def on(cls, solver: Solver, times: Tensor, **told: Any) -> "Spec":
         """For a solver over `times`, falling `[N]`; `told`: the other fields."""
-        student = {f.name: getattr(solver, f.name) for f in dataclasses.fields(solver) if f.name != "name"}
-        ends = {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
-        told = {"schedule": "custom", **told}
-        return cls(solver=solver.name, num_steps=len(times), **ends, **student, **told)
+        own = dataclasses.asdict(solver) | {
+            "solver": solver.name,
+            "num_steps": len(times),
+            "schedule": "custom",
+        }
+        own |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
+        del own["name"]
+        return cls(**{**own, **told})
 
     @property
     def student(self) -> Solver:
@@ -155,7 +159,7 @@ def from_header(header: dict[str, str]) -> Spec:
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
     for name, f in known.items():
         if name in header:
-            kind = {float: (int, float)}.get(f.type, f.type if isinstance(f.type, type) else dict)
+            kind = (int, float) if f.type is float else f.type if isinstance(f.type, type) else dict
             values[name] = read(header, name, kind)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"field {name!r} is missing")

@@ -59,9 +59,12 @@ class Fitted:
     def to(self, device: torch.device | str) -> "Fitted":
         """The same predictor on a device (a copy: the library's own is left alone). Constants stay where they
         are: a few numbers, which a GPU takes as arguments."""
-        if not self.wants_bottleneck or next(self.predictor.parameters()).device == torch.device(device):
+        own = self.predictor
+        if not isinstance(own, BottleneckPredictor) or next(own.parameters()).device == torch.device(device):
             return self
-        return dataclasses.replace(self, predictor=build(self.spec, tensors_of(self)).to(device))
+        copy = BottleneckPredictor(own.scale_dir, own.scale_time)
+        copy.adopt(own.state_dict())
+        return dataclasses.replace(self, predictor=copy.to(device))
 
 
 def values_of(fitted: Fitted) -> dict[str, Tensor]:
@@ -72,7 +75,8 @@ def values_of(fitted: Fitted) -> dict[str, Tensor]:
 
 def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
     """The tensors a file holds: `sigmas` [N], and its constants, or the network's own by their names."""
-    own = fitted.predictor.state_dict() if fitted.wants_bottleneck else values_of(fitted)
+    network = fitted.predictor
+    own = network.state_dict() if isinstance(network, BottleneckPredictor) else values_of(fitted)
     return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
 
 
@@ -88,9 +92,8 @@ def described(fitted: Fitted) -> str:
     lines = [fitted.label, "", *(f"{name}: {value}" for name, value in header.items()), ""]
     sigmas, values = fitted.base.tolist(), values_of(fitted)
     if not values:
-        network = fitted.wants_bottleneck
-        count = sum(v.numel() for v in fitted.predictor.parameters()) if network else 0
-        what = f"a network of {count} parameters: r, c, a from the image" if network else "nothing was fitted"
+        count = sum(v.numel() for k, v in tensors_of(fitted).items() if k != "sigmas")
+        what = f"a network of {count} parameters: r, c, a from the image" if count else "nothing was fitted"
         return "\n".join([*lines, "sigmas: " + ", ".join(f"{t:.5g}" for t in sigmas), what])
     lines.append("sigma -> next: " + ", ".join(values))
     for n, (t, t_next) in enumerate(zip(sigmas, sigmas[1:])):
@@ -109,7 +112,7 @@ def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | Bot
         if missing := set(names) - tensors.keys():
             raise ValueError(f"tensor {min(missing)!r} is missing")
         if spec.solver == MULTISTEP:
-            return Multistep(*(tensors[name] for name in ("sigmas", *names)), spec.parts)
+            return Multistep(tensors["sigmas"], tensors["weights"], tensors["a"], spec.parts)
         own = {name: tensors[name] for name in names}
         return Constants(tensors["sigmas"], spec.scales_timestep, names, **own)
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
@@ -124,9 +127,7 @@ def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | Bot
             raise ValueError(f"tensor {name!r} has shape {shapes}")
         if not value.isfinite().all():
             raise ValueError(f"tensor {name!r} is not finite")
-    for name, parameter in predictor.named_parameters():  # not load_state_dict: see network.Linear
-        parameter.data = own[name].clone()
-    return predictor.eval().requires_grad_(False)
+    return predictor.adopt(own)
 
 
 def with_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[str, Tensor]]:
@@ -161,7 +162,7 @@ def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
     return base
 
 
-def load(path: str | os.PathLike) -> Fitted:
+def load(path: str | os.PathLike[str]) -> Fitted:
     """Read and validate a predictor file. Raises PredictorError naming the file and the field."""
     path = Path(path)
     if not path.is_file():
@@ -181,7 +182,7 @@ def load(path: str | os.PathLike) -> Fitted:
         raise PredictorError(f"{path}: {error}") from None
 
 
-def save(path: str | os.PathLike, fitted: Fitted) -> Path:
+def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
     """Write a predictor file, to the side first and then moved into place; what is written loads again.
 
     Raises PredictorError when the predictor is inconsistent, with no file touched."""

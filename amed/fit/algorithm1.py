@@ -184,7 +184,7 @@ def train(
                     if settings.balanced:
                         usual = now["usual"][i] = 0.8 * now["usual"].get(i, batch[-1]) + 0.2 * batch[-1]
                         loss = loss / max(usual, 1e-12)
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     for p in predictor.parameters():
                         if p.grad is not None:
                             torch.nan_to_num(p.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=p.grad)

@@ -137,7 +137,7 @@ class Calibration:
         the paper's students greedy constants on the schedules that did best, with an iteration each."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
-            if constants is None:
+            if not isinstance(constants, Constants | Multistep):
                 constants = as_multistep(spec.student, self.start.base, spec.afs)
             yield self._open(self.start.name, constants, spec.afs)
         elif self.settings.multistep:
@@ -253,8 +253,8 @@ class Calibration:
         known, settings, fit = self.searched, self.settings, self.best
         judge, kept = known.judge, known.best
         plain_end = known.ends[kept]
-        improved = fit is not None and fit.held_out < judge.score(plain_end)
-        if improved:
+        improved = fit is not None and fit.best is not None and fit.held_out < judge.score(plain_end)
+        if fit is not None and fit.best is not None and fit.end is not None and improved:
             end, name, how = fit.end, settings.sampler, f"calibrated: {fit.name}"
             if not torch.equal(fit.best, fit.form.vector()):
                 how = f"calibrated jointly on the end state, from {fit.name}"

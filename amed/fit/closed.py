@@ -7,6 +7,7 @@ refined, the weights following."""
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
 from ..parameters import PARAMETERS
 from ..parts import PARTS
 from ..recipes import Solver
-from ..table import Row
+from ..table import Row, Weights
 from .forms import ordered
 from .plain import Setting
 from .samples import Path, Samples, in_batches, per_sample, robust
@@ -86,7 +87,7 @@ class ClosedForm:
             weights[:since] = known.weights[:since]
             before, state = known.states[:since], known.states[since]
 
-        def decide(state: State, n: int) -> list[list[float]]:
+        def decide(n: int, state: State) -> Weights:
             t, t_next = sigmas[n : n + 2].tolist()
             slopes = list(reversed(state.slopes))[: weights.shape[1]]
             wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
@@ -94,11 +95,11 @@ class ClosedForm:
             basis = basis.flatten(2).cpu().double()
             prior = weights[n, : len(slopes)]
             weights[n, : len(slopes)] = best_weights(basis @ basis.mT, prior.flatten()).view_as(prior)
-            return ((t_next - t) * weights[n, : len(slopes)]).tolist()
+            return tuple(map(tuple, ((t_next - t) * weights[n, : len(slopes)]).tolist()))
 
         def rows() -> Iterator[Row]:
             for n in range(since, steps):
-                yield Row(float(sigmas[n]), lambda state, n=n: decide(state, n), analytic=afs and n == 0)
+                yield Row(float(sigmas[n]), partial(decide, n), analytic=afs and n == 0)
 
         ask = in_batches(self.batch, self.evaluate)
         problem = Problem(self.model, self.samples.args, ask, noise.dtype, PARTS[self.parts])

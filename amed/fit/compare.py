@@ -1,5 +1,6 @@
 """The last stage: a fit, the best plain setting and the solvers as usually set, on noise that no fit saw."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,8 @@ class Judge:
         """What is kept by: the geometric mean of the robust error and the RMSE, for neither tells all on few
         samples; times the root of the Fréchet distance where there is one."""
         distance = self.distance(end)
-        both = (self.error(end) * rmse(end, self.held_out.end)) ** 0.5
-        return both * (1.0 if distance is None else distance**0.5)
+        squares = self.error(end) * rmse(end, self.held_out.end) * (1.0 if distance is None else distance)
+        return math.sqrt(squares)
 
     def row(self, name: str, schedule: str, settings: Settings, end: Tensor) -> Row:
         error, square = self.error(end), rmse(end, self.held_out.end)

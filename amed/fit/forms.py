@@ -74,7 +74,7 @@ class Form:
         t, t_next = self.sigmas[
             n : n + 2
         ].tolist()  # a step in a weight moves x_{n+1} by this share of its noise
-        return min(step, 1.5 * step * max(t_next, 0.1) / (t - t_next))
+        return float(min(step, 1.5 * step * max(t_next, 0.1) / (t - t_next)))
 
     def vector(self) -> Tensor:
         """The constants at the start, as they are fitted, float64 `[P]`."""

@@ -38,7 +38,7 @@ class Interval:
         usual = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
         given = [*self.before, usual | values, *[usual] * (count - n - 1)]
         lists = {name: torch.tensor([v[name] for v in given], dtype=torch.float64) for name in usual}
-        constants = Constants(self.base, names=tuple(usual), **lists)
+        constants = Constants(self.base, False, tuple(usual), **lists)
         rows = compiled(self.solver, self.base.tolist(), constants, self.afs).rows
         lead = len(rows) - 2 * count
         return [replace(row, needed=None) for row in rows[(lead + 2 * n if n else 0) : lead + 2 * n + 2]]
@@ -91,7 +91,7 @@ def greedy_table(
         found.append(values)
         state = State(target) if solver.single_step else end
     lists = {name: torch.tensor([values[name] for values in found], dtype=torch.float64) for name in "rca"}
-    return Constants(base, **lists)
+    return Constants(base, False, ("r", "c", "a"), **lists)
 
 
 def parabola(x: list[float], y: list[float]) -> float:

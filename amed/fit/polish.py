@@ -51,8 +51,9 @@ class Fit:
 
     def step(self, vector: Tensor, damping: float) -> Tensor:
         """Where J^T W r = `vector` leads, damped along each constant's own scale."""
-        scales = self.matrix.diagonal()
-        damped = self.matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
+        matrix = torch.zeros(len(vector), len(vector)) if self.matrix is None else self.matrix
+        scales = matrix.diagonal()
+        damped = matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
         return self.form.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
