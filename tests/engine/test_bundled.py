@@ -1,0 +1,57 @@
+"""The predictors that come with the pack and with the benchmark: their format, and that they give the images they
+gave before the engine was rebuilt."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import amed
+from amed.evaluate import FromModule, Guided
+from amed.files.store import tensors_of
+from demo.model import UNCONDITIONAL, load_denoiser
+
+ROOT = Path(__file__).parents[2]
+BUNDLED = sorted((ROOT / "predictors").glob("*.safetensors"))
+BENCH = sorted((ROOT / "bench" / "predictors").glob("*.safetensors"))
+BEFORE = load_file(ROOT / "tests" / "golden_data" / "bundled.safetensors")
+BELOW = torch.tensor([9.0, 3.1, 1.2, 0.4, 0.1, 0.0], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return load_denoiser(dtype=torch.float64)
+
+
+def test_no_file_and_no_image_is_missing():
+    stems = {file.stem for file in BUNDLED}
+    assert set(BEFORE) == stems | {f"{stem}.below" for stem in stems} and len(stems) == 26
+    assert len(BENCH) >= 49
+
+
+@pytest.mark.parametrize("file", BUNDLED, ids=lambda f: f.stem)
+def test_the_images_are_the_same(file, denoiser):
+    """To 1e-6, on its own noise levels and on a foreign list."""
+    fitted = amed.load(file)
+    if fitted.wants_bottleneck:
+        fitted.predictor.double()
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    none = torch.tensor([UNCONDITIONAL])
+    label = none if fitted.spec.guidance == 1 else torch.tensor([0])
+    args = {"cond": {"label": label}, "uncond": {"label": none}}
+    for name, sigmas in ((file.stem, fitted.sigmas()), (f"{file.stem}.below", BELOW)):
+        end = amed.SAMPLERS[fitted.spec.sampler](
+            Guided(denoiser, fitted.spec.guidance), noise * sigmas[0], sigmas, extra_args=args, disable=True,
+            predictor=fitted, evaluate=FromModule(denoiser.inner_model.middle_block))  # fmt: skip
+        assert (end[0] - BEFORE[name]).abs().max() < 1e-6, name
+
+
+@pytest.mark.parametrize("file", BUNDLED + BENCH, ids=lambda f: f.stem)
+def test_it_is_of_format_2_and_says_all_of_itself(file):
+    fitted = amed.load(file)
+    with safe_open(file, framework="pt") as opened:
+        header, names = opened.metadata(), set(opened.keys())
+    assert header["amed_format"] == "2" and header["requires"] == "[]"
+    assert names == set(tensors_of(fitted)) and fitted.spec.unknown == {}
