@@ -4,8 +4,8 @@
     python -m demo.train --decay 3000    # the end: the rate falls to nothing over so many more steps
 
 The learning rate is constant, so that training may go on for as long as there is time; the EMA weights are
-what is used. Writes ~/.cache/amed/train.pt at every checkpoint (yours alone: never loaded by the pack) and, at
-each of them, the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
+what is used. Writes ~/.cache/amed/train.pt at every checkpoint (yours alone: never loaded by the pack) and,
+at each of them, the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
 """
 
 import argparse

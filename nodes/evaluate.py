@@ -81,7 +81,7 @@ def keep_halves(options: dict, seen: dict[str, Tensor]) -> None:
 
     def before_guidance(args: dict) -> list:
         out = args["conds_out"]
-        for name, prompt, half in zip(("cond", "uncond"), args["conds"], out):
+        for name, prompt, half in zip(("cond", "uncond"), args.get("conds", out), out):
             if prompt is not None and name not in seen:
                 seen[name] = half.clone()  # others may change theirs in place
         return out
