@@ -107,7 +107,8 @@ def settings(
 def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
     def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
                 callback: Any = None, disable: bool | None = None, *, predictor: Any = None,
-                afs: bool | None = None, evaluate: Evaluate | None = None, **options: Any) -> Tensor:  # fmt: skip
+                afs: bool | None = None, evaluate: Evaluate | None = None,
+                **options: Any) -> Tensor:  # fmt: skip
         solver, constants, first, thresholding = settings(name, predictor, sigmas, afs, options)
         ask = Thresholded(evaluate or plain) if thresholding else evaluate
         return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=constants, afs=first,
