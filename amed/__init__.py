@@ -9,20 +9,8 @@ from .recipes import Solver
 
 __version__ = "0.2.0"
 __all__ = [
-    "SAMPLERS",
-    "BottleneckPredictor",
-    "Constants",
-    "Evaluation",
-    "Fitted",
-    "Library",
-    "Multistep",
-    "PredictorError",
-    "Solver",
-    "Spec",
-    "load",
-    "register",
-    "sample",
-    "save",
+    "SAMPLERS", "BottleneckPredictor", "Constants", "Evaluation", "Fitted", "Library", "Multistep",
+    "PredictorError", "Solver", "Spec", "load", "register", "sample", "save",
     *(f"sample_{name}" for name in SAMPLERS),
-]
+]  # fmt: skip
 globals().update({f"sample_{name}": sampler for name, sampler in SAMPLERS.items()})

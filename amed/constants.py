@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .parameters import PARAMETERS
 from .parts import PARTS
-from .recipes import Solver, compiled
+from .recipes import MULTISTEP, Solver, compiled
 from .table import END, Number, Row, Table
 
 SAME = 0.01  # noise levels this near each other, in log sigma, are the same: one tolerance for every question
@@ -150,6 +150,7 @@ def as_multistep(
     the model other states, a network has no constants."""
     if isinstance(predictor, Multistep):
         return predictor
+    solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver  # without a table it is iPNDM-2
     if solver.name == "heun":
         raise ValueError("Heun evaluates twice at the same time: it is no list of falling times and weights")
     if getattr(predictor, "rescales", False):

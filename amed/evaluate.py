@@ -19,14 +19,8 @@ class FromModule:
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first
 
-    def __call__(
-        self,
-        model: Denoiser,
-        x: Tensor,
-        sigma: Tensor,
-        extra_args: dict[str, Any],
-        wants: frozenset[str] = frozenset({"bottleneck"}),
-    ) -> Evaluation:
+    def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
+                 wants: frozenset[str] = frozenset({"bottleneck"})) -> Evaluation:  # fmt: skip
         if "bottleneck" not in wants:
             return asked(model, x, sigma, extra_args, wants)
         seen: list[Tensor] = []

@@ -191,14 +191,18 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 @dataclass(frozen=True)
 class Recipe:
     """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of
-    the mid time where nobody chooses it. long: a row may weigh every slope since the first; else as many as
-    its order. constants: names of parameters.PARAMETERS that AMED fits for each interval."""
+    the mid time where nobody chooses it. long: a row may weigh every slope since the first, and the last leg
+    is of first order (Solver.lower_order_final). splits_x: c does not scale what a data prediction does to x
+    itself. corrects: the last leg, which nothing corrects, is no start. constants: names of
+    parameters.PARAMETERS that AMED fits for each interval."""
 
     step: Callable[..., Vector]
     pair: bool = False
     orders: int = 1
     r: float = 0.5
     long: bool = False
+    splits_x: bool = False
+    corrects: bool = False
     constants: tuple[str, ...] = ("r", "c", "a")
 
 
@@ -208,9 +212,9 @@ RECIPES = {
     "heun": Recipe(heun, pair=True, r=1.0),
     "euler": Recipe(ipndm),
     "ipndm": Recipe(ipndm, orders=4),
-    "dpmpp": Recipe(dpmpp, orders=3, long=True),
+    "dpmpp": Recipe(dpmpp, orders=3, long=True, splits_x=True),
     "deis": Recipe(deis, orders=4),
-    "unipc": Recipe(unipc, orders=3, long=True),
+    "unipc": Recipe(unipc, orders=3, long=True, corrects=True),
 }
 MULTISTEP = "multistep"  # no recipe: free times and free weights (constants.Multistep)
 VARIANTS = ("bh1", "bh2")
@@ -261,13 +265,9 @@ class Solver:
 
     def order(self, seen: int, leg: int, legs: int) -> int:
         """Of leg number `leg` of `legs`, with `seen` slopes in hand."""
-        highest = self.max_order
-        if self.name == "unipc":
-            highest = min(highest, max(1, legs - 1))
-        order = min(highest, seen)
-        if self.lower_order_final and self.name in ("dpmpp", "unipc") and leg + 1 >= highest:
-            order = min(order, legs - leg)
-        return order
+        highest = min(self.max_order, max(1, legs - 1)) if self.recipe.corrects else self.max_order
+        final = self.recipe.long and self.lower_order_final and leg + 1 >= highest
+        return min(highest, seen, legs - leg) if final else min(highest, seen)
 
 
 class Predictor(Protocol):
@@ -290,16 +290,11 @@ class Course:
     sample; None: they are plain numbers."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
-        self.solver, self.recipe, self.times, self.predictor, self.afs = (
-            solver,
-            solver.recipe,
-            times,
-            predictor,
-            afs,
-        )
-        self.legs, self.leg, self.like = solver.each(predictor is not None) * (len(times) - 1), 0, like
+        self.solver, self.recipe, self.predictor, self.afs = solver, solver.recipe, predictor, afs
+        self.times, self.legs, self.like = times, solver.each(predictor is not None) * (len(times) - 1), like
         # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
-        self.scales_x = predictor is not None and solver.name == "dpmpp" and solver.predict_x0
+        self.scales_x = predictor is not None and self.recipe.splits_x and solver.predict_x0
+        self.leg = 0
         self.here, self.whole, self.history = self.unit(0), self.unit(1), list[Point]()
         self.seen = 0  # slopes; the history goes back as far as a recipe looks
         self.start: Vector = None  # of the interval under way, and its constants

@@ -9,22 +9,6 @@ from .settings import PRESETS, Progress, Settings, budget_of, numbers, smallest
 from .target import Draw, Rival, Target
 
 __all__ = [
-    "PRESETS",
-    "Calibration",
-    "Draw",
-    "Job",
-    "Kept",
-    "Outcome",
-    "Progress",
-    "References",
-    "Result",
-    "Rival",
-    "Row",
-    "Settings",
-    "Target",
-    "budget_of",
-    "fit",
-    "numbers",
-    "references_for",
-    "smallest",
-]
+    "PRESETS", "Calibration", "Draw", "Job", "Kept", "Outcome", "Progress", "References", "Result", "Rival",
+    "Row", "Settings", "Target", "budget_of", "fit", "numbers", "references_for", "smallest",
+]  # fmt: skip
