@@ -22,8 +22,7 @@ REACH = 1.6  # a predictor is stretched to at most so many times its noise level
 
 @dataclass(frozen=True)
 class Identity:
-    """A checkpoint: its family ("sd15", "sdxl", "flux" ...) and fingerprint ("" where weights are not
-    readable)."""
+    """A checkpoint: its family ("sd15", "sdxl", ...) and fingerprint ("" where weights are not readable)."""
 
     family: str
     fingerprint: str

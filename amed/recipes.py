@@ -129,9 +129,8 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
     return x + c * (unipc_leg(solver, x, h, s, order) - x)
 
 
-def unipc_leg(
-    solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, seen: Vector | None = None
-) -> Vector:
+def unipc_leg(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int,
+              seen: Vector | None = None) -> Vector:  # fmt: skip
     """UniP, or with the data prediction `seen` at s UniC: x at s (eq. 3 of the paper in sigma's units)."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
@@ -404,13 +403,8 @@ class Course:
             interval, row = interval + row.closes, after[0]
 
 
-def rows(
-    solver: Solver,
-    times: list[float],
-    predictor: Predictor | None = None,
-    afs: bool = False,
-    like: Tensor | None = None,
-) -> Iterator[Row]:
+def rows(solver: Solver, times: list[float], predictor: Predictor | None = None, afs: bool = False,
+         like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
     """The rows of a solver over `times` (positive, falling; a last 0 is one more row, to the denoised image).
 
     With a predictor whose constants are plain numbers, or none, a row's weights are numbers. Else they are a
@@ -435,8 +429,7 @@ def detached(point: Point) -> Point:
     return Point(*(detach(getattr(point, name)) for name in ("t", "x", "d", "start", "order", "c")))
 
 
-def compiled(
-    solver: Solver, times: list[float], predictor: Predictor | None = None, afs: bool = False
-) -> Table:
+def compiled(solver: Solver, times: list[float], predictor: Predictor | None = None,
+             afs: bool = False) -> Table:  # fmt: skip
     """The table of a solver over `times`; of a predictor whose constants are numbers, if one is given."""
     return Table.of(rows(solver, times, predictor, afs), times[-1])

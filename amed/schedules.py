@@ -87,21 +87,14 @@ def discrete(
     continuously interpolated. With rho 1 this is latent diffusion's schedule. Step 1, not 0, is the first, as
     in DPM-Solver's time t = (step + 1) / 1000, so that rho bends it the same way."""
     table = sd_sigmas() if table is None else table
-    start, end = (
-        (float(sigma_to_t(torch.tensor(s), table)) + 1) ** (1 / rho) for s in (sigma_max, sigma_min)
-    )
+    ends = (float(sigma_to_t(torch.tensor(s), table)) + 1 for s in (sigma_max, sigma_min))
+    start, end = (v ** (1 / rho) for v in ends)
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     return t_to_sigma((start + u * (end - start)) ** rho - 1, table)
 
 
-def make(
-    kind: str,
-    num_steps: int,
-    sigma_min: float,
-    sigma_max: float,
-    rho: float | None = None,
-    table: Tensor | None = None,
-) -> Tensor:
+def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None,
+         table: Tensor | None = None) -> Tensor:  # fmt: skip
     """The schedule `kind` of KINDS. `rho=None` takes its usual one; `table` serves `discrete` alone.
 
     Raises ValueError for an unknown kind, fewer than 2 points, or 0 < sigma_min < sigma_max not holding."""
@@ -118,9 +111,7 @@ def make(
         return logsnr(num_steps, sigma_min, sigma_max)
     if kind == "discrete":
         return discrete(num_steps, sigma_min, sigma_max, rho, table)
-    return {"polynomial": polynomial, "time_uniform": time_uniform}[kind](
-        num_steps, sigma_min, sigma_max, rho
-    )
+    return (polynomial if kind == "polynomial" else time_uniform)(num_steps, sigma_min, sigma_max, rho)
 
 
 def checked(sigmas: Tensor) -> Tensor:

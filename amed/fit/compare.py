@@ -85,10 +85,8 @@ class Judge:
         """End states of a plain setting."""
         on, sigmas = samples or self.held_out, setting.sigmas()
         x = on.noise * sigmas[0].to(on.noise)
-        ask = in_batches(self.batch, self.evaluate)
-        return sample(
-            self.model, x, sigmas, setting.solver, on.args, disable=True, afs=setting.afs, evaluate=ask
-        )
+        return sample(self.model, x, sigmas, setting.solver, on.args, disable=True, afs=setting.afs,
+                      evaluate=in_batches(self.batch, self.evaluate))  # fmt: skip
 
     def rival(self, rival: Rival) -> Tensor:
         """End states of a solver as a host ships it."""

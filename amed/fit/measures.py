@@ -56,42 +56,23 @@ def frechet(a: Statistics, b: Statistics) -> float:
 
 
 def run(
-    model: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    solver: Solver,
-    extra_args: dict[str, Tensor] | None = None,
-    *,
-    predictor: Predictor | None = None,
-    afs: bool = False,
-    evaluate: Evaluate = plain,
-    batch: int = 64,
+    model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_args: dict[str, Any] | None = None, *,
+    predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate = plain, batch: int = 64,
     done: Callable[[int], None] = lambda count: None,
-) -> tuple[Tensor, int]:
+) -> tuple[Tensor, int]:  # fmt: skip
     """Sample many noises `x` `[n, ...]` (unit) in batches; tensors in extra_args `[n, ...]` are cut with
     them.
 
     Returns the end states and the evaluations of one batch, counted. `done(samples so far)` may raise to
     stop."""
-    counter = Counter(model)
-    ends = []
+    counter, ends = Counter(model), []
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
         args = {k: cut(v, part) for k, v in (extra_args or {}).items()}
         counter.evaluations = 0
-        ends.append(
-            sample(
-                counter,
-                x[part] * sigmas[0].to(x),
-                sigmas,
-                solver,
-                args,
-                disable=True,
-                predictor=predictor,
-                afs=afs,
-                evaluate=evaluate,
-            )
-        )
+        start_x = x[part] * sigmas[0].to(x)
+        ends.append(sample(counter, start_x, sigmas, solver, args, disable=True, predictor=predictor, afs=afs,
+                           evaluate=evaluate))  # fmt: skip
         done(min(start + batch, len(x)))
     return torch.cat(ends), counter.evaluations
 

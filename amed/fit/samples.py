@@ -61,9 +61,8 @@ class References:
     held_out: how many of the first choose what is kept; `paths` keeps the whole trajectories of the `traced`
     after them. evaluations: of a reference."""
 
-    def __init__(
-        self, target: Target, held_out: int, traced: int, evaluations: int, seed: int = 0, batch: int = BLOCK
-    ):
+    def __init__(self, target: Target, held_out: int, traced: int, evaluations: int, seed: int = 0,
+                 batch: int = BLOCK):  # fmt: skip
         self.model, self.draw, self.seed = Counter(target.model), target.draw, seed
         self.held_out, self.evaluations, self.block = held_out, evaluations, min(batch, BLOCK)
         ends = target.sigma_min, target.sigma_max
@@ -116,9 +115,8 @@ def joined(args: list[Any]) -> Any:
 def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
     """The same for more samples than the model takes at once: `size` at a time."""
 
-    def ask(
-        model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
-    ) -> Evaluation:
+    def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
+            wants: frozenset[str]) -> Evaluation:  # fmt: skip
         if len(x) <= size:
             return evaluate(model, x, sigma, extra_args, wants)
         parts = [slice(start, start + size) for start in range(0, len(x), size)]
