@@ -28,8 +28,8 @@ class Identity:
     fingerprint: str
 
 
-def model_schedule(count: int) -> Tensor:
-    raise ValueError("this host gives no schedule for an untrained run")
+def no_schedule(count: int) -> Tensor:
+    raise ValueError("no schedule was given to run untrained on")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Request:
     fitted: Fitted | None = None
     below: bool = False
     if_missing: str = "error"
-    schedule: Callable[[int], Tensor] = model_schedule
+    schedule: Callable[[int], Tensor] = no_schedule
     afs: bool = True
     advice: str = ""
 

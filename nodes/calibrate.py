@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..amed import SAMPLERS, report
+from ..amed import SAMPLERS
 from ..amed.choose import AUTO
 from ..amed.files.store import saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Result, fit, numbers
+from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels

@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io, ui
 
-from ..amed import Fitted, report, save
+from ..amed import Fitted, save
 from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
+from ..hosts import report
 from .folders import user_folder
 from .schema import Predictor, schema
 

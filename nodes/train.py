@@ -10,13 +10,14 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, report, sample
+from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
 from ..amed.choose import untrained
 from ..amed.files.keep import keep
 from ..amed.files.store import saved_as
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.measures import rmse
+from ..hosts import report
 from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import schedules
-from .spec import PredictorError, Spec
-from .store import Fitted, build
+from amed import Fitted, PredictorError, Spec, schedules
+
+from amed.files.store import build
 
 LARGEST = 64 * 2**20  # bytes; the real files have about a hundred thousand
 STUDENTS = {"amed": "amed", "dpm": "dpm_2", "dpmpp": "dpmpp", "euler": "euler", "ipndm": "ipndm"}

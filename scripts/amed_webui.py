@@ -23,7 +23,9 @@ def load():
     if "amed_webui" not in sys.modules:
         folder = ROOT / "webui"
         spec = importlib.util.spec_from_file_location(
-            "amed_webui", folder / "__init__.py", submodule_search_locations=[str(folder)]
+            "amed_webui",
+            folder / "__init__.py",
+            submodule_search_locations=[str(folder), str(ROOT / "hosts")],
         )
         module = importlib.util.module_from_spec(spec)
         sys.modules["amed_webui"] = module

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amed import report
 from amed.files.store import saved_as
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 
-from . import host
+from . import host, report
 from .evaluate import HostEvaluate
 from .run import Wish
 from .samplers import LABELS, label_of, line_of

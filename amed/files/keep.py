@@ -1,7 +1,7 @@
 """Keeping a fit: what is finished is never replaced by what is worse or unfinished."""
 
-import dataclasses
 import math
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -15,16 +15,15 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
 
     A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
     finished and not worse by the error that both state; an unfinished one also by any that is finished."""
-    metrics = {**fitted.spec.metrics, "finished": finished}
-    fitted = dataclasses.replace(fitted, spec=dataclasses.replace(fitted.spec, metrics=metrics))
+    spec = replace(fitted.spec, metrics={**fitted.spec.metrics, "finished": finished})
     told = []
     for number in count(1):
         place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        reason = stays(place, fitted.spec)
+        reason = stays(place, spec)
         if reason is None:
             break
         told.append(f"{place.name} stays, {reason}")
-    saved = save(place, fitted)
+    saved = save(place, replace(fitted, spec=spec))
     state = "" if finished else " (unfinished)"
     return saved, "; ".join([*told, f"saved as {saved.name}{state} in {saved.parent}"])
 
@@ -37,12 +36,9 @@ def stays(path: Path, new: Spec) -> str | None:
         old = load(path).spec
     except PredictorError:
         return "it cannot be read"
-    for name, text in (
-        ("sampler", "sampler"),
-        ("nfe", "number of evaluations"),
-        ("guidance", "guidance scale"),
-        ("model_fingerprint", "checkpoint"),
-    ):
+    of = {"sampler": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale",
+          "model_fingerprint": "checkpoint"}  # fmt: skip
+    for name, text in of.items():
         if getattr(old, name) != getattr(new, name):
             return f"it is for another {text}"
     was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 def load_package() -> None:
     """webui/ under the name the door gives it."""
+    folders = [str(ROOT / "webui"), str(ROOT / "hosts")]
     spec = importlib.util.spec_from_file_location(
-        "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=[str(ROOT / "webui")]
+        "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=folders
     )
     sys.modules["amed_webui"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["amed_webui"])

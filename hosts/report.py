@@ -1,16 +1,12 @@
 """The pictures of a calibration and of a training: what was gained, what was found, what images look like.
-PIL only."""
+`result`: an amed.fit.Result, `fitted`: an amed.Fitted."""
 
 import math
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from .files import Fitted
-from .files.store import values_of
-from .fit import Result
-from .parameters import PARAMETERS
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
@@ -73,7 +69,7 @@ class Panel:
             write(self.draw, (self.box[2] - 4, self.box[1] + 4 + 14 * row), name, colour, 12, 1, 0)
 
 
-def errors(result: Result) -> Image.Image:
+def errors(result: Any) -> Image.Image:
     """The held-out error of each start and after each iteration, beside the best plain setting's."""
     points = [(float(n), e) for n, e in result.history if math.isfinite(e)]
     if not points:
@@ -86,10 +82,10 @@ def errors(result: Result) -> Image.Image:
     return panel.image
 
 
-def constants(fitted: Fitted) -> Image.Image:
+def constants(fitted: Any) -> Image.Image:
     """What was fitted, over the noise level: each constant, or the weights of the newest slopes."""
-    values, starts = values_of(fitted), fitted.base[:-1].tolist()
-    lines = {f"{name}, {PARAMETERS[name].text}": v for name, v in values.items() if name != "weights"}
+    values, starts = getattr(fitted.predictor, "values", {}), fitted.base[:-1].tolist()
+    lines = {name: v for name, v in values.items() if name != "weights"}
     if "weights" in values:
         columns = values["weights"].flatten(1).T[:4]
         lines = {f"weight, {k} back" if k else "weight, newest": column for k, column in enumerate(columns)}
@@ -108,7 +104,7 @@ def constants(fitted: Fitted) -> Image.Image:
     return panel.image
 
 
-def bars(result: Result) -> Image.Image:
+def bars(result: Any) -> Image.Image:
     """Errors of the result, the best plain setting and the solvers as usually set."""
     image = Image.new("RGB", (WIDE, HIGH), BACK)
     draw = ImageDraw.Draw(image)
@@ -143,7 +139,7 @@ def grid(pictures: dict[str, Tensor]) -> Image.Image:
     return image
 
 
-def picture(result: Result, pictures: dict[str, Tensor]) -> Image.Image:
+def picture(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
     """A calibration's whole report."""
     return page(result.text, [errors(result), constants(result.fitted), bars(result)], pictures)
 
