@@ -7,7 +7,8 @@ in an order of the host's own:
 - A1111 (modules/sd_samplers_cfg_denoiser.py, 1.10.1): all prompt rows first, image by image, several for an
   image whose prompt has AND; then the negative ones; together or cut into calls in that order; without the
   negative ones where `s_min_uncond` or `skip_early_cond` leaves them out. All of them go through
-  `CFGDenoiser.inner_model`, whose outputs are the halves.
+  `CFGDenoiser.inner_model`, whose outputs are the halves; the one evaluation in which a refiner takes over
+  has none.
 - Forge (backend/sampling/sampling_function.py) and reForge (ldm_patched/modules/samplers.py): one chunk of
   all images for each prompt of AND and for the negative one, in reversed order,
   `transformer_options["cond_or_uncond"]` with 0 for prompts; without the negative one at CFG scale 1. The
@@ -97,13 +98,14 @@ class PromptsFirst:
             return None, None
         rows = torch.cat(heard.denoised)
         ends = [sum(map(len, prompts[: i + 1])) for i in range(count)]
-        if len(rows) not in (ends[-1], ends[-1] + count):
+        if len(rows) not in (ends[-1], ends[-1] + count):  # an image-editing checkpoint's third row
             return None, None
         means = [
             weighted(rows[end - len(image) : end], [getattr(one, "weight", 1.0) for one in image])
             for end, image in zip(ends, prompts)
         ]
-        return torch.stack(means), rows[ends[-1] :] if len(rows) > ends[-1] else None
+        guided = len(rows) > ends[-1] and extra_args.get("cond_scale") != 1  # which runs, but is left out
+        return torch.stack(means), rows[ends[-1] :] if guided else None
 
 
 def weighted(rows: Tensor, weights: list[float]) -> Tensor:

@@ -33,7 +33,7 @@ ADVICE = (
     "AMED accordion."
 )
 # on the demo model, 3 to 10 steps, these were best on Karras's noise levels and the others in uniform time
-ON_KARRAS = ("amed", "amed_dpm_2", "amed_dpmpp_2m", "amed_dpmpp_3m")
+ON_KARRAS = ("amed", "amed_dpm_2", "amed_dpmpp_2m", "amed_dpmpp_3m", "amed_uni_pc")
 
 
 @dataclass

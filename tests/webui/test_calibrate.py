@@ -107,8 +107,8 @@ def test_interruption_keeps_what_there_is(small, after, saved):
 
 
 def test_what_is_finished_is_not_lost(small):
-    """An interrupted calibration, and one that came out worse, leave a finished file of the same name alone and say
-    so; a better one takes its place."""
+    """An interrupted calibration, and one that came out worse, leave a finished file of the same name alone
+    and say so; a better one takes its place."""
     webui, filled = small
     first = webui.calibrate.started(webui.calibrate.Form.of(filled))
     file = webui.host.user_folder() / first.saved[0]
@@ -134,7 +134,8 @@ def test_what_is_finished_is_not_lost(small):
 
 
 def test_several_numbers_of_evaluations(small):
-    """One job: its progress goes on from one to the next, and an interruption keeps what was finished before."""
+    """One job: its progress goes on from one to the next, and an interruption keeps what was finished
+    before."""
     webui, filled = small
     filled = {**filled, "nfe": "2, 3", "budget": smallest(3)}
     seen = []

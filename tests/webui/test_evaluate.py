@@ -59,12 +59,13 @@ class A1111:
 
 
 class Forge:
-    """backend.sampling.sampling_function: chunks in reversed order, `at_once` of them a call, and what is told
-    of the halves; without guidance the negative one's are zeros."""
+    """backend.sampling.sampling_function: chunks in reversed order, `at_once` of them a call, and what is
+    told of the halves; without guidance the negative one's are zeros."""
 
     def __init__(self, unet, at_once=9, guided=True):
         self.unet, self.at_once, self.guided = unet, at_once, guided
-        self.patcher = SimpleNamespace(model_options={"sampler_post_cfg_function": [lambda args: -args["input"]]})
+        others = [lambda args: -args["input"]]
+        self.patcher = SimpleNamespace(model_options={"sampler_post_cfg_function": others})
         objects = SimpleNamespace(forge_objects=SimpleNamespace(unet=self.patcher))
         self.inner_model = SimpleNamespace(inner_model=objects)
 
@@ -176,14 +177,16 @@ def test_halves_in_a1111(images, prompts, batched, same_length, skip_uncond):
 @pytest.mark.parametrize("at_once", [1, 9])
 @pytest.mark.parametrize("guided", [True, False])
 def test_halves_in_forge(images, at_once, guided):
-    """As they are before other extensions' functions; these run as ever, and the options are the host's again."""
+    """As they are before other extensions' functions; these run as ever, and the options are the host's
+    again."""
     unet = UNet()
     host = Forge(unet, at_once, guided)
     before, evaluate = dict(host.patcher.model_options), HostEvaluate(lambda: unet, Chunks())
     seen = ask(evaluate, host, images, 1, ("halves", "bottleneck"))
     assert flat(seen.cond) == [1000 + i for i in range(images)]
     assert flat(seen.uncond) == ([1000 + NEGATIVE] * images if guided else None)
-    assert torch.equal(seen.denoised, -torch.zeros(images, 4, 8, 8)) and flat(seen.bottleneck) == list(range(images))
+    assert flat(seen.bottleneck) == list(range(images))
+    assert torch.equal(seen.denoised, -torch.zeros(images, 4, 8, 8))
     assert host.patcher.model_options == before and len(before["sampler_post_cfg_function"]) == 1
     assert evaluate.rows == images * (1 + guided)
 
@@ -197,9 +200,24 @@ def test_halves_of_weighted_prompts_and_what_is_asked_for(order):
     assert seen.bottleneck is None and seen.cond is None and seen.uncond is None
     if isinstance(order, PromptsFirst):
         batch = [[SimpleNamespace(weight=1.0), SimpleNamespace(weight=3.0)]]
-        given = torch.zeros(1, 4, 8, 8), torch.ones(1), {"cond": SimpleNamespace(batch=batch), "uncond": [None]}
-        seen = HostEvaluate(lambda: unet, order)(host, *given, frozenset({"halves"}))
+        extra_args = {"cond": SimpleNamespace(batch=batch), "uncond": [None]}
+        given = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
+        seen = HostEvaluate(lambda: unet, order)(host, *given)
         assert flat(seen.cond) == [1000 + 7.5]
+
+
+def test_without_guidance_there_is_no_negative_half():
+    """A1111 runs the negative prompt even at CFG scale 1."""
+    unet = UNet()
+    extra_args = {"cond": SimpleNamespace(batch=[[None]]), "uncond": [None], "cond_scale": 1}
+
+    class Scaled(A1111):
+        def __call__(self, x, sigma, cond, uncond, cond_scale):
+            return super().__call__(x, sigma, cond, uncond)
+
+    given = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
+    seen = HostEvaluate(lambda: unet, PromptsFirst())(Scaled(unet), *given)
+    assert flat(seen.cond) == [1000] and seen.uncond is None
 
 
 def test_halves_are_none_where_they_cannot_be_had():

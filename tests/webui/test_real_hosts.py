@@ -17,8 +17,8 @@ from real import FLAGS, Refused, Server
 from safetensors.torch import load_file
 
 from amed import load
-from amed.fit import smallest
 from amed.fingerprint import fingerprint
+from amed.fit import smallest
 
 SAMPLERS = ("AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M", "AMED Plugin DPM++ 3M",
             "AMED Plugin iPNDM", "AMED Plugin UniPC", "AMED Plugin DEIS", "AMED Multistep")  # fmt: skip

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import SAMPLERS, Library, sample_amed
+from amed import SAMPLERS, Fitted, Library, Multistep, Solver, Spec, sample_amed, save, schedules
+from amed.constants import as_multistep
 from amed.evaluate import FromModule, Guided
 
 PREDICTORS = Library([Path(__file__).parents[2] / "predictors"])
@@ -95,6 +96,51 @@ def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
         settings = {"predictor": fitted, "evaluate": evaluate}
         expected = sample_amed(guided, noise(2) * sigmas[0], sigmas, args, None, True, **settings)
         assert torch.allclose(out, expected, atol=2e-4)
+
+
+@pytest.fixture
+def by_halves(webui):
+    """Saves iPNDM-2 over 4 steps as two predictors: whole.safetensors, and halves.safetensors whose weights
+    on what guidance adds are 1.5 times those on the unconditional slope: at CFG scale 2 it does what the
+    other does at 3."""
+    times = schedules.make("discrete", 5, *webui.host.sigma_range(wrapped(webui)))
+    whole = as_multistep(Solver("ipndm", 2), times)
+    weights = torch.cat([whole.weights, 1.5 * whole.weights], dim=-1)
+    for name, table in (("whole", whole), ("halves", Multistep(times, weights, parts="guidance"))):
+        spec = Spec.on(Solver("multistep"), times, parts=table.parts, guidance=2.0, model_family="sd15")
+        save(webui.host.user_folder() / f"{name}.safetensors", Fitted(spec, table, times))
+    return webui
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("settings", [
+    {}, {"prompt": "3 AND 5", "batch_size": 2}, {"s_min_uncond": 3.0},
+    {"image": torch.full((1, 3, 32, 32), 0.7)},
+])  # fmt: skip
+def test_the_halves_of_guidance_have_weights_of_their_own(by_halves, batched, settings):
+    by_halves.webui.batched = batched
+    settings = {"sampler_name": "AMED Multistep", "denoising_strength": 0.8, **settings}
+    if "image" in settings:
+        settings["mask"] = torch.zeros(1, 1, 32, 32)
+        settings["mask"][..., :16] = 1
+    out, p = images(by_halves, ("halves.safetensors",), cfg_scale=2.0, **settings)
+    told = dict(p.extra_generation_params)
+    expected, p = images(by_halves, ("whole.safetensors",), cfg_scale=3.0, **settings)
+    assert torch.allclose(out, expected, atol=2e-3)
+    plain, _ = images(by_halves, ("whole.safetensors",), cfg_scale=2.0, **settings)
+    assert not torch.allclose(plain, expected, atol=5e-2)
+    costs = [told[f"AMED {what}"] for what in ("evaluations", "network passes")]
+    assert costs == [p.extra_generation_params[f"AMED {what}"] for what in ("evaluations", "network passes")]
+    assert no_hooks(by_halves.checkpoint.network) and no_hooks(wrapped(by_halves))
+    objects = getattr(by_halves.checkpoint, "forge_objects", None)
+    assert objects is None or objects.unet.model_options == {}
+
+
+def test_without_guidance_the_halves_are_one(by_halves):
+    settings = {"sampler_name": "AMED Multistep", "cfg_scale": 1.0}
+    out, _ = images(by_halves, ("halves.safetensors",), **settings)
+    expected, _ = images(by_halves, ("whole.safetensors",), **settings)
+    assert torch.allclose(out, expected, atol=1e-4)
 
 
 def test_hooks_are_gone(emoji):
