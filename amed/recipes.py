@@ -104,7 +104,7 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
         return x + c * (s - t) * h[-1].d
     like = next((v for v in (s, t, *(p.t for p in h)) if isinstance(v, Tensor)), POINTS)
     first, last, *times = (
-        schedules.vp_time(torch.as_tensor(v).to(like), 0.002, 80.0)
+        schedules.vp_time(v.to(like) if isinstance(v, Tensor) else like.new_full((), v), 0.002, 80.0)
         for v in (t, s, *(p.t for p in h[: -order - 1 : -1]))
     )
     tau = first + (last - first) * POINTS.to(like)

@@ -186,7 +186,13 @@ def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
 
     counter = Counter(toy)
     amed.sample_amed(
-        counter, noise * 40, SIGMAS, disable=True, predictor=BottleneckPredictor(), afs=True, evaluate=evaluate
+        counter,
+        noise * 40,
+        SIGMAS,
+        disable=True,
+        predictor=BottleneckPredictor(),
+        afs=True,
+        evaluate=evaluate,
     )
     assert counter.evaluations == 7
     assert asked == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval asked for nothing

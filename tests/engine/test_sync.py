@@ -65,7 +65,7 @@ def test_the_check_at_once_does_wait():
     "solver", [Solver("unipc", 3), Solver("unipc", 2, variant="bh2"), Solver("deis", 4)], ids=str
 )
 def test_a_network_on_the_new_recipes_does_not_wait(solver):
-    """Their weights are functions of times that depend on the sample: linear systems and sums, on the device."""
+    """Their weights are functions of times that depend on the sample: linear systems, sums."""
     network = BottleneckPredictor(0.01, 0.1).to("meta")
     sigmas = torch.tensor([80.0, 10.0, 2.0, 0.3, 0.002, 0.0], dtype=torch.float64)
     problem, x = Problem(model, evaluate=evaluate, watch=[]), torch.empty(2, 3, 8, 8, device="meta")
