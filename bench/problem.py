@@ -17,8 +17,8 @@ BATCH = 32
 
 
 class Remembering(Counter):
-    """Counts, and remembers the first evaluation of a noise, the same for every solver: it is counted each time,
-    and computed once while `remembers`."""
+    """Counts, and remembers the first evaluation of a noise, which is the same for every solver: it is
+    counted each time, computed once while `remembers`."""
 
     def __init__(self, model: Guided):
         super().__init__(model)

@@ -1,18 +1,18 @@
 """Tables for the paper's students: `python -m bench.tables` (some minutes), kept in bench/predictors.
 
-Each is fitted by bench.greedy: interval by interval against a Heun teacher's states, by forward evaluations,
-which is Algorithm 1's own objective without its network. Of two schedules the one with the lesser error on
-16 other noises is kept. AMED-Solver at every guidance, the plugins without guidance."""
+Each is fitted by amed.fit.greedy: interval by interval against a Heun teacher's states, by forward
+evaluations, which is Algorithm 1's own objective without its network. Of two schedules the one with the
+lesser error on 16 other noises is kept. AMED-Solver at every guidance, the plugins without guidance."""
 
 from pathlib import Path
 
 import torch
 
 from amed import Fitted, Solver, save, schedules
+from amed.fit.greedy import greedy_table
 from amed.fit.measures import rmse, run
 from demo import model as demo
 
-from amed.fit.greedy import greedy_table
 from .problem import Problem
 from .search import reference_plan
 
@@ -58,15 +58,21 @@ def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, nam
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     for guidance in (1.0, 2.0, 4.0):
+        wanted = {
+            FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg{guidance:g}.safetensors": (solver, nfe)
+            for student, solver in STUDENTS.items()
+            for nfe in NFES
+            if student == "amed" or guidance == 1
+        }
+        wanted = {file: job for file, job in wanted.items() if not file.is_file()}
+        if not wanted:
+            continue
         problem = Problem(guidance, COUNT, SEED, torch.bfloat16)
         plan = reference_plan(60)
         reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
-        for student, solver in STUDENTS.items():
-            for nfe in NFES if student == "amed" or guidance == 1 else ():
-                file = FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg{guidance:g}.safetensors"
-                if not file.is_file():
-                    save(file, fit(problem, reference, solver, nfe, file.stem))
-                    print(file.name, flush=True)
+        for file, (solver, nfe) in wanted.items():
+            save(file, fit(problem, reference, solver, nfe, file.stem))
+            print(file.name, flush=True)
 
 
 if __name__ == "__main__":
