@@ -1,0 +1,86 @@
+"""UniPC and DEIS beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case. Run in a
+process of its own, as it loads ComfyUI's modules."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.argv = sys.argv[:1]
+
+import torch  # noqa: E402
+
+from amed import Solver, sample, schedules  # noqa: E402
+from amed.fit.measures import Counter  # noqa: E402
+from bench.host import modules  # noqa: E402
+from demo.model import load_denoiser  # noqa: E402
+
+STEPS = (2, 3, 5, 8)
+
+
+@contextmanager
+def host_in_float64(unipc, order: int):
+    """The host's UniPC makes tensors of its own of the default type; its order, of itself 3, can be another."""
+    whole = unipc.sample
+    torch.set_default_dtype(torch.float64)
+    unipc.sample = lambda self, *args, **more: whole(
+        self, *args, **more | {"order": min(more["order"], order)}
+    )
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        unipc.sample = whole
+
+
+def main() -> None:
+    host, denoiser = modules(), load_denoiser(dtype=torch.float64)
+
+    class Model(Counter):
+        """A denoiser as the host calls it."""
+
+        def __init__(self):
+            super().__init__(lambda x, sigma: denoiser(x, sigma))
+
+    unit = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for steps in STEPS:
+        sigmas = schedules.make("polynomial", steps + 1, 0.02, 80.0)
+        to_zero = torch.cat([sigmas[:-1], torch.zeros(1, dtype=torch.float64)])
+        floor = torch.cat([sigmas[:-1], torch.tensor([0.001], dtype=torch.float64)])  # what UniPC makes of 0
+        cases = [
+            ("unipc", order, variant, name, theirs, ours)
+            for order in (1, 2, 3)
+            for variant in ("bh1", "bh2")
+            for name, theirs, ours in (("", sigmas, sigmas), (" to 0", to_zero, floor))
+        ]
+        cases += [
+            ("deis", order, "bh1", name, times, times)
+            for order in (2, 3, 4)
+            for name, times in (("", sigmas), (" to 0", to_zero))
+        ]
+        for solver, order, variant, name, theirs, ours in cases:
+            x, models = unit * sigmas[0], (Model(), Model())
+            options = {"extra_args": {}, "disable": True}
+            with host_in_float64(host.uni_pc.UniPC, order):
+                if solver == "unipc":
+                    end = host.uni_pc.sample_unipc(
+                        models[0], x.clone(), theirs.clone(), variant=variant, **options
+                    )
+                else:
+                    end = host.sampling.sample_deis(
+                        models[0], x.clone(), theirs.clone(), max_order=order, **options
+                    )
+            mine = sample(models[1], x, ours, Solver(solver, order, variant=variant), disable=True)
+            said = {
+                "case": f"{solver} {order} {variant}{name}",
+                "steps": steps,
+                "difference": float((mine - end).abs().max()),
+                "size": float(end.abs().max()),
+                "evaluations": [m.evaluations for m in models],
+            }
+            print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()
