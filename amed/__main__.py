@@ -137,8 +137,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
             row(name, one.schedule, *ends(name, everything, one.sigmas(), one.solver, afs=one.afs))
     say(f"{args.noises} noises, seed {args.seed}", last=True)
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for told in rows:
-        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in told.values()) + " |")
+    for line in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.values()) + " |")
     if args.json:
         part_file = args.json.with_suffix(".part")
         part_file.write_text(json.dumps(rows, indent=1) + "\n")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constants import Constants, as_multistep, same_times
+from .constants import Constants, as_multistep, from_the_top, same_times
 from .files import Fitted, Library, PredictorError, Spec
 from .kdiffusion import solver_of
 from .recipes import MULTISTEP, Solver
@@ -100,7 +100,8 @@ def choose(library: Library, request: Request) -> Choice:
     if isinstance(request.times, Tensor):
         sigmas = request.times.detach().cpu().double()
         if not same_times(sigmas, fitted.base):
-            grid = "other" if float(sigmas[0]) > 0.99 * fitted.spec.sigma_max else "below"
+            high = fitted.spec.sigma_max
+            grid = "other" if from_the_top(sigmas, high) or sigmas[0] > high else "below"
     elif count not in (0, len(sigmas)):
         said.append(f"fitted for {len(sigmas) - 1} steps, running {count - 1}: constants are interpolated")
         sigmas = spread(sigmas, count)
@@ -147,9 +148,9 @@ def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | No
     fits = [f for f in mine if nfe in (None, f.nfe)]
     same = [f for f in fits if model.fingerprint and f.spec.model_fingerprint == model.fingerprint]
     kin = [f for f in fits if model.family and f.spec.model_family == model.family]
-    found = same or kin or (fits if not (model.family or model.fingerprint) else [])
-    if found:
-        return best(found, request)
+    fits = same or kin or (fits if not (model.family or model.fingerprint) else [])
+    if fits:
+        return best(fits, request)
     asked = {"sampler": sampler, "NFE": nfe, "guidance": request.guidance, "model family": model.family,
              "checkpoint": model.fingerprint}  # fmt: skip
     text = ", ".join(f"{k} {v}" for k, v in asked.items() if v not in (None, "", AUTO))
@@ -162,7 +163,7 @@ def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | No
     raise PredictorError(f"{where}\n{hint} {request.advice}{broken}")
 
 
-def best(found: list[Fitted], request: Request) -> Fitted:
+def best(fits: list[Fitted], request: Request) -> Fitted:
     """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and
     where any sampler will do the one whose file states the least error to the reference (where none does, the
     least Fréchet distance)."""
@@ -175,8 +176,8 @@ def best(found: list[Fitted], request: Request) -> Fitted:
         value = f.spec.metrics.get(name)
         return float(value) if isinstance(value, int | float) else math.inf
 
-    nearest = min(map(distance, found))
-    alike = [f for f in found if distance(f) == nearest]
+    nearest = min(map(distance, fits))
+    alike = [f for f in fits if distance(f) == nearest]
     if request.sampler != AUTO:
         return alike[0]
     by = "rmse_ref" if any(stated("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
@@ -244,15 +245,15 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
 
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
     """What a predictor was not fitted for, in words."""
-    spec, found = fitted.spec, []
+    spec, remarks = fitted.spec, []
     if spec.model_family and spec.model_family != model.family:
-        found.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
+        remarks.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
     elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
         whose = spec.model_name or spec.model_fingerprint
-        found.append(f"fitted for another checkpoint of this family ({whose})")
+        remarks.append(f"fitted for another checkpoint of this family ({whose})")
     if fitted.name != UNTRAINED and ratio(spec.guidance, guidance) > 0.01:
-        found.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
-    return found
+        remarks.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
+    return remarks
 
 
 @dataclass

@@ -32,10 +32,10 @@ class FromModule:
 
         handle = self.module.register_forward_hook(listen)
         try:
-            found = asked(model, x, sigma, extra_args, wants)
+            evaluation = asked(model, x, sigma, extra_args, wants)
         finally:
             handle.remove()
-        return Evaluation(found.denoised, seen[0] if seen else None, found.cond, found.uncond)
+        return Evaluation(evaluation.denoised, seen[0] if seen else None, evaluation.cond, evaluation.uncond)
 
 
 class Guided(nn.Module):

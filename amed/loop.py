@@ -69,10 +69,10 @@ class Problem:
         """The model at one level of noise. Raises NotFiniteError for NaN, unless watched."""
         dtype = self.dtype or x.dtype
         if isinstance(sigma, Tensor):
-            told = sigma.flatten().expand(len(x)).to(x.device, dtype)
+            levels = sigma.flatten().expand(len(x)).to(x.device, dtype)
         else:
-            told = x.new_full((len(x),), sigma, dtype=dtype)
-        seen = self.evaluate(self.model, x.to(dtype), told, self.extra_args, wants)
+            levels = x.new_full((len(x),), sigma, dtype=dtype)
+        seen = self.evaluate(self.model, x.to(dtype), levels, self.extra_args, wants)
         if "bottleneck" in wants and seen.bottleneck is None:
             warnings.warn(
                 "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
@@ -111,8 +111,8 @@ def look(problem: Problem, state: State, row: Row) -> State:
 
     The first evaluation of an interval carries no gradient: its input never depends on what is learned of
     it."""
-    x, sigma, told = state.x, beside(row.sigma, state.x), row.sigma_model
-    told = row.sigma if told is None else told
+    x, sigma, sigma_model = state.x, beside(row.sigma, state.x), row.sigma_model
+    sigma_model = row.sigma if sigma_model is None else sigma_model
     if row.opens and x.requires_grad:
         kept = tuple(tuple(part.detach() for part in d) for d in state.slopes)
         x, state = x.detach(), replace(state, slopes=kept)
@@ -121,10 +121,10 @@ def look(problem: Problem, state: State, row: Row) -> State:
     else:
         level, shown = sigma, x
         if row.rescaled:  # the same x in a VP model's own units, under another timestep
-            level = beside(told, x)
+            level = beside(sigma_model, x)
             shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
         with torch.set_grad_enabled(torch.is_grad_enabled() and not row.opens):
-            seen = problem.ask(shown, told, row.wants | problem.parts.wants)
+            seen = problem.ask(shown, sigma_model, row.wants | problem.parts.wants)
             d = (shown - seen.denoised).div_(level)
             seen = replace(seen, denoised=x - sigma * d) if row.rescaled else seen
     slopes = (*state.slopes, problem.parts.split(d, x, sigma, seen))

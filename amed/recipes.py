@@ -350,8 +350,8 @@ class Course:
         if row.opens:
             if self.predictor is not None:  # Algorithm 1 goes back through one interval alone
                 self.history, self.whole = [detached(point) for point in self.history], detach(self.whole)
-                told = self.predictor(t, t_next, bottleneck)
-                self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, told)}
+                values = self.predictor(t, t_next, bottleneck)
+                self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, values)}
             r = self.given.get("r", self.recipe.r)
             s = t_next if isinstance(r, float) and r == 1 else midpoint(t, t_next, r)
             away = (s - t) * self.history[-1].d if self.recipe.pair else None

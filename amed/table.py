@@ -61,12 +61,12 @@ class Table:
         """With what each row needs kept written on it."""
         rows = tuple(rows)
         used = [False] * len(rows)
-        told = []
+        kept = []
         for number in range(len(rows) - 1, -1, -1):
-            told.append(replace(rows[number], needed=tuple(used[: number + 1])))
+            kept.append(replace(rows[number], needed=tuple(used[: number + 1])))
             for lag, weight in enumerate(rows[number].weigh()):
                 used[number - lag] |= any(isinstance(w, Tensor) or w != 0 for w in weight)
-        return cls(tuple(reversed(told)), end, parts)
+        return cls(tuple(reversed(kept)), end, parts)
 
     @property
     def nfe(self) -> int:

@@ -16,16 +16,16 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
     finished and not worse by the error that both state; an unfinished one also by any that is finished."""
     spec = replace(fitted.spec, metrics={**fitted.spec.metrics, "finished": finished})
-    told = []
+    remarks = []
     for number in count(1):
         place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         reason = stays(place, spec)
         if reason is None:
             break
-        told.append(f"{place.name} stays, {reason}")
+        remarks.append(f"{place.name} stays, {reason}")
     saved = save(place, replace(fitted, spec=spec))
     state = "" if finished else " (unfinished)"
-    return saved, "; ".join([*told, f"saved as {saved.name}{state} in {saved.parent}"])
+    return saved, "; ".join([*remarks, f"saved as {saved.name}{state} in {saved.parent}"])
 
 
 def stays(path: Path, new: Spec) -> str | None:

@@ -99,8 +99,8 @@ class Spec:
             raise ValueError(f"{which} is {getattr(self, which)}: {error}") from None
 
     @classmethod
-    def on(cls, solver: Solver, times: Tensor, **told: Any) -> "Spec":
-        """For a solver over `times`, falling `[N]`; `told`: the other fields."""
+    def on(cls, solver: Solver, times: Tensor, **fields: Any) -> "Spec":
+        """For a solver over `times`, falling `[N]`; `fields`: the others."""
         own = dataclasses.asdict(solver) | {
             "solver": solver.name,
             "num_steps": len(times),
@@ -108,7 +108,7 @@ class Spec:
         }
         own |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
         del own["name"]
-        return cls(**{**own, **told})
+        return cls(**{**own, **fields})
 
     @property
     def student(self) -> Solver:

@@ -227,11 +227,11 @@ class Library:
 
     def paths(self) -> dict[str, Path]:
         """name -> file; of two with the same name, the first folder's."""
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for folder in self.folders:
             for path in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else ():
-                found.setdefault(path.relative_to(folder).as_posix(), path)
-        return found
+                paths.setdefault(path.relative_to(folder).as_posix(), path)
+        return paths
 
     def names(self) -> list[str]:
         return sorted(self.paths())

@@ -145,9 +145,9 @@ class ClosedForm:
             sigmas = run.sigmas.clone()
             sigmas[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-t.reach, t.reach)).exp()
             refined = self.run(sigmas, start.afs)
-            found = Candidate(self.loss(refined), name, refined, start.afs)
-            best = min(best, found, key=lambda candidate: candidate.loss)
-            yield f"{name}, damping {damping:g}: {found.loss:.4f}"
+            candidate = Candidate(self.loss(refined), name, refined, start.afs)
+            best = min(best, candidate, key=lambda c: c.loss)
+            yield f"{name}, damping {damping:g}: {candidate.loss:.4f}"
         return best
 
 

@@ -51,17 +51,17 @@ class Outcome:
     @property
     def text(self) -> str:
         """For people."""
-        told = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.kept]
+        texts = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.kept]
         if self.interrupted:
             best = "the best so far is kept." if self.kept else "too early: nothing was saved."
-            told.append(f"Interrupted: {best}")
-        return "\n\n".join(told)
+            texts.append(f"Interrupted: {best}")
+        return "\n\n".join(texts)
 
 
 def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[Progress], None],
         outcome: Outcome | None = None, start: Fitted | None = None) -> Outcome:  # fmt: skip
     """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to
-    save. `tell`: is told of the progress of the whole job. start: a file to go on from.
+    save. `tell`: hears of the progress of the whole job. start: a file to go on from.
 
     Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
     under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError

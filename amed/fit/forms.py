@@ -65,7 +65,7 @@ class Form:
             made += [("a", n, n + lead, False, 0, 0) for n in range(1 if afs else 0, count)]
         else:
             made += [(name, n, 2 * n + lead, True, 0, 0) for name in start.names for n in range(count)]
-        self.constants = [Constant(*told, step=self.step(*told[:2])) for told in made]
+        self.constants = [Constant(*one, step=self.step(*one[:2])) for one in made]
 
     def step(self, kind: str, n: int) -> float:
         step = PARAMETERS[kind].step
@@ -99,8 +99,8 @@ class Form:
     def bounded(self, start: Tensor, values: Tensor) -> Tensor:
         """`values`, but no further from `start` than each constant's reach, within its bounds, times in
         order."""
-        told = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
-        reach, low, high = torch.tensor(told, dtype=torch.float64).T
+        limits = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
+        reach, low, high = torch.tensor(limits, dtype=torch.float64).T
         values = torch.maximum(torch.minimum(values, start + reach), start - reach).clamp(low, high)
         times = [i for i, c in enumerate(self.constants) if c.kind == "t"]
         values[times] = ordered(self.sigmas.log(), values[times])

@@ -75,10 +75,10 @@ def greedy_table(
     fine = (base[:-1, None] ** (1 - shares) * base[1:, None] ** shares).flatten()
     x = noise * base[0].to(noise)
     targets = Teacher(Solver("heun"), extra).states(model, x, torch.cat([fine, base[-1:]]), args)
-    state, found = State(x.to(torch.promote_types(x.dtype, torch.float32))), list[Values]()
+    state, known = State(x.to(torch.promote_types(x.dtype, torch.float32))), list[Values]()
     for target in targets:
         target = target.to(state.x)
-        interval = Interval(Problem(model, args), solver, base, afs, found, state, target).opened()
+        interval = Interval(Problem(model, args), solver, base, afs, known, state, target).opened()
         grid = [interval.tried(r) for r in R]
         best = min(grid, key=lambda tried: tried[0])
         i = grid.index(best)
@@ -88,9 +88,9 @@ def greedy_table(
             best = min(best, interval.tried(lowest), key=lambda tried: tried[0])
         again = [interval.tried(best[1]["r"], a) for a in A]
         _, values, end = min([best, *again], key=lambda tried: tried[0])
-        found.append(values)
+        known.append(values)
         state = State(target) if solver.single_step else end
-    lists = {name: torch.tensor([values[name] for values in found], dtype=torch.float64) for name in "rca"}
+    lists = {name: torch.tensor([values[name] for values in known], dtype=torch.float64) for name in "rca"}
     return Constants(base, False, ("r", "c", "a"), **lists)
 
 

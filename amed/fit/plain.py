@@ -61,16 +61,16 @@ def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, 
                kinds: tuple[tuple[str, float], ...] = SCHEDULES) -> list[Setting]:  # fmt: skip
     """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min; `kinds`: (schedule,
     rho)."""
-    found = []
+    settings = []
     for solver, afs in product(solvers.values(), (True, False)):
         count = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
         if count is not None:
-            found += [Setting(solver, kind, rho, count, afs, sigma_min, sigma_max) for kind, rho in kinds]
-    return found
+            settings += [Setting(solver, kind, rho, count, afs, sigma_min, sigma_max) for kind, rho in kinds]
+    return settings
 
 
 def settings_for(target: Target, nfe: int) -> list[Setting]:
     """Every setting that a target may be sampled with at `nfe` evaluations."""
     kinds = FLOW_SCHEDULES if target.flow else SCHEDULES
-    found = candidates(nfe, target.sigma_min, target.sigma_max, SOLVERS, kinds)
-    return [setting for setting in found if not (setting.afs and target.flow)]
+    settings = candidates(nfe, target.sigma_min, target.sigma_max, SOLVERS, kinds)
+    return [setting for setting in settings if not (setting.afs and target.flow)]

@@ -46,11 +46,11 @@ def search(
 ) -> Generator[str, None, Search]:
     """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
     samples, which tell the best of all. Yields what it is doing."""
-    found = settings_for(target, settings.nfe)  # the likely first: a small budget cuts the others
+    left = settings_for(target, settings.nfe)  # the likely first: a small budget cuts the others
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.3 if settings.large else 0.15
-    found = found[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
-    errors: dict[Setting, list[Tensor]] = {s: [] for s in found}
+    left = left[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
+    errors: dict[Setting, list[Tensor]] = {s: [] for s in left}
     first, scale = references.held_out, 1.0
 
     def loss(setting: Setting) -> float:
@@ -59,17 +59,17 @@ def search(
     def half_median(of: list[Setting]) -> float:
         return 0.5 * float(min(torch.cat(errors[s]).median() for s in of)) + 1e-12
 
-    for rung, (keep, count) in enumerate(((len(found), unit), (20, 2 * unit))):
-        found = found[:keep]
+    for rung, (keep, count) in enumerate(((len(left), unit), (20, 2 * unit))):
+        left = left[:keep]
         yield from references.make(first + count)
         samples = references.take(first, count)
         first += count
-        for i, setting in enumerate(found):
+        for i, setting in enumerate(left):
             errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
-            yield f"plain solvers, round {rung + 1}: {i + 1} of {len(found)}"
-        scale = half_median(found)
-        found.sort(key=loss)
-    finalists, ends = found[:FINALISTS], dict[Setting, Tensor]()
+            yield f"plain solvers, round {rung + 1}: {i + 1} of {len(left)}"
+        scale = half_median(left)
+        left.sort(key=loss)
+    finalists, ends = left[:FINALISTS], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
         ends[setting] = judge.plain(setting)
         errors[setting].append(per_sample(ends[setting], judge.held_out.end))
