@@ -8,6 +8,7 @@ for row in rows:
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from . import schedules
 from .parts import PARTS, Parts
-from .recipes import MULTISTEP, Predictor, Solver, rows
-from .table import Number, Row, Weights
+from .recipes import MULTISTEP, Predictor, Solver, compiled, rows
+from .table import Number, Row, Table, Weights
 
 Denoiser = Callable[..., Tensor]
 
@@ -193,13 +194,19 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
 
 def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
             like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """The rows of a solver or student over `times`, see recipes.rows; `multistep` without a table is
-    iPNDM-2."""
-    if solver.name != MULTISTEP:
-        return rows(solver, times, predictor, afs, like)
-    if predictor is None:
-        return rows(Solver("ipndm", 2), times, None, afs)
-    return iter(predictor.table(times, afs).rows)
+    """The rows of a solver or student over `times`; without a table `multistep` is iPNDM-2."""
+    if predictor is None or getattr(predictor, "fixed", False):
+        return iter(table_of(solver, tuple(times), predictor, afs).rows)
+    return rows(solver, times, predictor, afs, like)
+
+
+@lru_cache(maxsize=32)
+def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, afs: bool = False) -> Table:
+    """The table of a solver, or of a student whose constants are numbers; it is made once."""
+    if solver.name == MULTISTEP and predictor is not None:
+        made: Table = predictor.table(list(times), afs)
+        return made
+    return compiled(Solver("ipndm", 2) if solver.name == MULTISTEP else solver, list(times), predictor, afs)
 
 
 def parts_of(predictor: Any) -> Parts:

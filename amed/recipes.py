@@ -41,11 +41,11 @@ class Point:
 
 
 def log(v: Number) -> Number:
-    return v.log() if isinstance(v, Tensor) else math.log(v)
+    return v.log() if isinstance(v, Tensor) else np.log(v)
 
 
 def expm1(v: Number) -> Number:
-    return torch.expm1(v) if isinstance(v, Tensor) else math.expm1(v)
+    return torch.expm1(v) if isinstance(v, Tensor) else np.expm1(v)
 
 
 def midpoint(t: Number, t_next: Number, r: Number) -> Number:
@@ -102,18 +102,19 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
     t = h[-1].t
     if order == 1:
         return x + c * (s - t) * h[-1].d
-    like = next((v for v in (s, t, *(p.t for p in h)) if isinstance(v, Tensor)), POINTS)
-    first, last, *times = (
-        schedules.vp_time(v.to(like) if isinstance(v, Tensor) else like.new_full((), v), 0.002, 80.0)
-        for v in (t, s, *(p.t for p in h[: -order - 1 : -1]))
-    )
+    near = list(reversed(h[-order:]))
+    like = next((v for v in (s, t, *(p.t for p in near)) if isinstance(v, Tensor)), POINTS)
+    numbers = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (t, s, *(p.t for p in near)))
+    first, last, *times = (schedules.vp_time(v, 0.002, 80.0) for v in numbers)
     tau = first + (last - first) * POINTS.to(like)
     pace = schedules.vp_pace(tau, 0.002, 80.0) * (last - first) / len(POINTS)
     total = 0.0
-    for j, point in enumerate(h[: -order - 1 : -1]):
+    for j, point in enumerate(near):
         basis = math.prod((tau - other) / (times[j] - other) for k, other in enumerate(times) if k != j)
-        weight = (basis * pace).sum(dim=-1, keepdim=True)
-        total = total + (float(weight) if like is POINTS else weight) * point.d
+        weight: Any = (basis * pace).sum(dim=-1, keepdim=True)
+        if like is POINTS:
+            weight = float(weight) if weight.numel() == 1 else weight.numpy()
+        total = total + weight * point.d
     return x + c * total
 
 
@@ -294,18 +295,20 @@ class Course:
         # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
         self.scales_x = predictor is not None and self.recipe.splits_x and solver.predict_x0
         self.leg = 0
-        self.here, self.whole, self.history = self.unit(0), self.unit(1), list[Point]()
+        size = self.legs + 2
+        own = {} if like is None else {"dtype": like.dtype, "device": like.device}
+        self.units = np.eye(size) if like is None else torch.eye(size, **own)[:, None]
+        self.here, self.whole, self.history = self.units[0], self.units[1], list[Point]()
         self.seen = 0  # slopes; the history goes back as far as a recipe looks
         self.start: Vector = None  # of the interval under way, and its constants
         self.given: dict[str, Number] = {}
 
-    def unit(self, i: int) -> Vector:
-        if self.like is None:
-            return np.eye(1, self.legs + 2, i)[0]
-        return torch.eye(1, self.legs + 2, dtype=self.like.dtype, device=self.like.device).roll(i, dims=1)
-
-    def number(self, v: Number) -> Number:
-        return v.to(self.like).reshape(-1, 1) if isinstance(v, Tensor) and self.like is not None else v
+    def number(self, v: Number) -> Any:
+        if not isinstance(v, Tensor):
+            return v
+        if self.like is not None:
+            return v.to(self.like).reshape(-1, 1)
+        return v.double().reshape(-1, 1).numpy() if v.numel() > 1 else float(v)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
         """One leg of a solver with one evaluation a step."""
@@ -342,7 +345,7 @@ class Course:
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
         """From a row of interval n, now that it was looked at: the move, and the row after it."""
         t, t_next = self.times[n : n + 2]
-        self.history.append(Point(self.number(row.sigma), self.here, self.unit(2 + self.seen)))
+        self.history.append(Point(self.number(row.sigma), self.here, self.units[2 + self.seen]))
         del self.history[: -self.solver.max_order - 1]
         self.seen += 1
         if row.closes and row.opens:
@@ -376,7 +379,7 @@ class Course:
         if self.scales_x:
             first = move[..., 1] * (1 + self.times[0] ** 2) ** 0.5
             slopes = [*slopes, first] if lead else [*slopes[:-1], slopes[-1] + first]
-        return tuple((v if isinstance(v, Tensor) else float(v),) for v in slopes)
+        return tuple((flat(v),) for v in slopes)
 
     def rows(self, fixed: bool) -> Iterator[Row]:
         lead = self.scales_x and not self.afs
@@ -411,14 +414,19 @@ def rows(solver: Solver, times: list[float], predictor: Predictor | None = None,
     function of the loop's State, which asks the predictor then, in tensors like `like`."""
     positive = [t for t in times if t > 0]
     fixed = predictor is None or getattr(predictor, "fixed", False)
+    if like is not None and like.device.type == "cpu" and not torch.is_grad_enabled():
+        like = None  # NumPy's numbers are the faster ones, and no device has to be waited for
     if len(positive) > 1:
         yield from Course(solver, positive, predictor, afs, None if fixed else like).rows(fixed)
     if times[-1] == 0:
         yield Row(positive[-1], (), to_zero=True, wants=END, needed=())
 
 
-def flat(v: Number) -> Number:
-    return v.flatten() if isinstance(v, Tensor) else v
+def flat(v: Any) -> Number:
+    """A number, or a Tensor of one of each sample's own."""
+    if isinstance(v, Tensor):
+        return v.flatten()
+    return torch.from_numpy(v.flatten()) if isinstance(v, np.ndarray) and v.size > 1 else float(v)
 
 
 def detach(v: Any) -> Any:
