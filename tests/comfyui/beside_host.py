@@ -1,5 +1,6 @@
-"""UniPC and DEIS beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case. Run in a
-process of its own, as it loads ComfyUI's modules."""
+"""UniPC and DEIS beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case.
+
+Run in a process of its own, as it loads ComfyUI's modules."""
 
 import json
 import sys
@@ -21,7 +22,7 @@ STEPS = (2, 3, 5, 8)
 
 @contextmanager
 def host_in_float64(unipc, order: int):
-    """The host's UniPC makes tensors of its own of the default type; its order, of itself 3, can be another."""
+    """The host's UniPC makes tensors of the default type; its order, 3 by itself, can be less."""
     whole = unipc.sample
     torch.set_default_dtype(torch.float64)
     unipc.sample = lambda self, *args, **more: whole(
