@@ -189,9 +189,6 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
     raise not_finite(watch[first][0], None if first else x)
 
 
-# --- runs of a solver --------------------------------------------------------------------------------------
-
-
 def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
             like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
     """The rows of a solver or student over `times`; without a table `multistep` is iPNDM-2."""

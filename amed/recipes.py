@@ -352,7 +352,7 @@ class Course:
             return self.moved(self.take(t_next, 1.0, {})), self.opening(n + 1)
         if row.opens:
             if self.predictor is not None:  # Algorithm 1 goes back through one interval alone
-                self.history, self.whole = [detached(point) for point in self.history], detach(self.whole)
+                self.history, self.whole = [detach(point) for point in self.history], detach(self.whole)
                 values = self.predictor(t, t_next, bottleneck)
                 self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, values)}
             r = self.given.get("r", self.recipe.r)
@@ -430,11 +430,10 @@ def flat(v: Any) -> Number:
 
 
 def detach(v: Any) -> Any:
+    """Without gradient: a Tensor, or the numbers of a point."""
+    if isinstance(v, Point):
+        return Point(*(detach(getattr(v, name)) for name in ("t", "x", "d", "start", "order", "c")))
     return v.detach() if isinstance(v, Tensor) else v
-
-
-def detached(point: Point) -> Point:
-    return Point(*(detach(getattr(point, name)) for name in ("t", "x", "d", "start", "order", "c")))
 
 
 def compiled(solver: Solver, times: list[float], predictor: Predictor | None = None,

@@ -6,7 +6,7 @@ network decides, the rows come one by one instead, their weights a function of w
 (`Row.weights`)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -54,7 +54,6 @@ class Table:
     rows: tuple[Row, ...]
     end: float
     parts: str = ""  # how a slope is split, a name of parts.PARTS
-    meta: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, rows: Iterable[Row], end: float, parts: str = "") -> "Table":

@@ -130,8 +130,6 @@ class Calibration:
             end = self.rivals[name] = judge.rival(rival)
             yield f"{name} as usually set: {rmse(end, judge.held_out.end):.4f}"
 
-    # --- where fits start ---------------------------------------------------------------------------------
-
     def _starts(self) -> Iterator[str]:
         """Fits at their starts, judged: a file to go on from, the best plain setting and closed forms, or for
         the paper's students greedy constants on the schedules that did best, with an iteration each."""
@@ -203,8 +201,6 @@ class Calibration:
             for fit in self.fits:
                 yield from self._iterate(fit, SAMPLES // 2, self.references.held_out)
 
-    # --- the joint fit ------------------------------------------------------------------------------------
-
     def _polish(self) -> Iterator[str]:
         """Iterations of the best fit, for what is left of the budget."""
         while (fit := self.best) and fit.waited < PATIENCE and (count := self._affordable(fit)):
@@ -245,8 +241,6 @@ class Calibration:
             return count * (derivatives + len(DAMPINGS) * run) + references + self.references.held_out * run
 
         return next((count for count in range(SAMPLES, 2, -1) if cost(count) <= self.left), 0)
-
-    # --- what came out ------------------------------------------------------------------------------------
 
     def result(self) -> Result:
         """The best so far. Raises RuntimeError before the search is through."""

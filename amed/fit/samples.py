@@ -122,12 +122,9 @@ def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
         parts = [slice(start, start + size) for start in range(0, len(x), size)]
         seen = [evaluate(model, x[p], sigma[p], cut(extra_args, p), wants) for p in parts]
 
-        def whole(name: str) -> Tensor | None:
-            values = [getattr(one, name) for one in seen]
-            return None if any(v is None for v in values) else torch.cat(values)
-
-        names = ("bottleneck", "cond", "uncond")
-        return Evaluation(torch.cat([one.denoised for one in seen]), *(whole(name) for name in names))
+        fields = ([getattr(one, name) for one in seen] for name in ("bottleneck", "cond", "uncond"))
+        rest = (None if any(v is None for v in field) else torch.cat(field) for field in fields)
+        return Evaluation(torch.cat([one.denoised for one in seen]), *rest)
 
     return ask
 

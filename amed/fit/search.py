@@ -30,13 +30,9 @@ class Search:
         """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
         once; the best one with and without AFS."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
-        best, chosen = single[:1], dict[str, Setting]()
-        twin = [
-            s
-            for s in single
-            if best and (s.kind, s.rho) == (best[0].kind, best[0].rho) and s.afs != best[0].afs
-        ]
-        for setting in (*best, *twin[:1], *single):
+        alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
+        twin, chosen = [s for s in alike if s.afs != single[0].afs][:1], dict[str, Setting]()
+        for setting in (*single[:1], *twin, *single):
             chosen.setdefault(setting.schedule, setting)
         return list(chosen.values())[:SCHEDULES]
 

@@ -1,6 +1,7 @@
 """What is fitted to: a model, and how to draw samples for it."""
 
 import importlib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -58,18 +59,12 @@ def load(factory: str, guidance: float) -> Target:
         made: Any = getattr(importlib.import_module(module), function)(guidance)
     except TypeError as error:
         raise ValueError(f"--model {factory}: {function}(guidance) could not be called: {error}") from error
-    except Exception as error:  # whatever a user's module raises is told with its place
-        raise ValueError(f"--model {factory}: {type(error).__name__}: {error}{place(error)}") from error
+    except Exception as error:  # whatever a user's module raises, with its place
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"({last.filename}, line {last.lineno})"
+        raise ValueError(f"--model {factory}: {type(error).__name__}: {error} {where}") from error
     if not isinstance(made, Target):
         raise ValueError(
             f"--model {factory}: it gives a {type(made).__name__}, not an amed.fit.target.Target"
         )
     return made
-
-
-def place(error: BaseException) -> str:
-    """Where an exception was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
