@@ -1,5 +1,5 @@
-"""The predictors of the pack and the benchmark: their format, and that they give the images they gave before the
-engine was rebuilt."""
+"""The predictors of the pack and the benchmark: their format, and that they give the images they gave before
+the engine was rebuilt."""
 
 from pathlib import Path
 
