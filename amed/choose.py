@@ -14,7 +14,7 @@ from torch import Tensor
 from .constants import Constants, as_multistep, from_the_top, same_times
 from .files import Fitted, Library, PredictorError, Spec
 from .kdiffusion import solver_of
-from .recipes import MULTISTEP, Solver
+from .recipes import MULTISTEP
 
 AUTO, UNTRAINED = "auto", "untrained"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
@@ -237,7 +237,9 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
         times = torch.cat([times, times / 2])
     multistep = solver.name == MULTISTEP
     kind = "iPNDM-2" if multistep else "geometric midpoints"
-    constants = as_multistep(Solver("ipndm", 2), times, afs) if multistep else Constants(times)
+    constants = (
+        as_multistep(solver, times, afs) if multistep else Constants(times, False, solver.recipe.constants)
+    )
     return Fitted(
         Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}"), constants, times, UNTRAINED
     )

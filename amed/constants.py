@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameters import PARAMETERS
+from .parameters import AMED, PARAMETERS
 from .parts import PARTS
 from .recipes import MULTISTEP, Solver, compiled
 from .table import END, Number, Row, Table
@@ -56,9 +56,7 @@ class Constants:
 
     wants_bottleneck, fixed = False, True
 
-    def __init__(
-        self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = ("r", "c", "a"), **values: Any
-    ):
+    def __init__(self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = AMED, **values: Any):
         self.sigmas, self.rescales, self.names = falling(sigmas), rescales, names
         count = len(self.sigmas) - 1
         if other := set(values) - set(names):

@@ -54,6 +54,7 @@ class Parameter:
             )
 
 
+AMED = ("r", "c", "a")  # the paper's, in every file; of others what a file lacks is its default
 PARAMETERS = {
     p.name: p
     for p in (

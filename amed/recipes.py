@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import schedules
+from .parameters import AMED
 from .table import END, Number, Row, Table, Weights
 
 Vector = Any  # an image, or coordinates: what can be added, and multiplied by a number
@@ -194,7 +195,8 @@ class Recipe:
     the mid time where nobody chooses it. long: a row may weigh every slope since the first, and the last leg
     is of first order (Solver.lower_order_final). splits_x: c does not scale what a data prediction does to x
     itself. corrects: the last leg, which nothing corrects, is no start. constants: names of
-    parameters.PARAMETERS that AMED fits for each interval."""
+    parameters.PARAMETERS that AMED fits for each interval; those beside r, c, a are handed to `step` by
+    name, which must do without them too."""
 
     step: Callable[..., Vector]
     pair: bool = False
@@ -203,7 +205,7 @@ class Recipe:
     long: bool = False
     splits_x: bool = False
     corrects: bool = False
-    constants: tuple[str, ...] = ("r", "c", "a")
+    constants: tuple[str, ...] = AMED
 
 
 RECIPES = {

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import schedules
 from ..kdiffusion import sampler_of
+from ..parameters import AMED, PARAMETERS
 from ..parts import PARTS
 from ..recipes import MULTISTEP, Solver
 
@@ -135,7 +136,9 @@ class Spec:
     @property
     def requires(self) -> list[str]:
         """What a reader must be able to do."""
-        return [f"parts:{self.parts}"] * bool(self.parts) + ["plain"] * (not self.learned)
+        own = self.student.recipe.constants if self.features == "none" and self.solver != MULTISTEP else ()
+        constants = [f"constant:{name}" for name in own if name not in AMED]
+        return [f"parts:{self.parts}"] * bool(self.parts) + ["plain"] * (not self.learned) + constants
 
 
 def to_header(spec: Spec) -> dict[str, str]:
@@ -153,7 +156,7 @@ def from_header(header: dict[str, str]) -> Spec:
     if (version := header["amed_format"]) not in READABLE:
         reads = f"this version reads {', '.join(READABLE)}; update AMED"
         raise ValueError(f"field 'amed_format' is {version!r}: {reads}")
-    able = {"plain", *(f"parts:{name}" for name in PARTS)}
+    able = {"plain", *(f"parts:{name}" for name in PARTS), *(f"constant:{name}" for name in PARAMETERS)}
     if lacking := set(map(str, read(header, "requires", list, []))) - able:
         raise ValueError(f"field 'requires' names {', '.join(sorted(lacking))}: update AMED to use this file")
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}

@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import schedules
 from ..constants import Constants, Multistep
 from ..network import BottleneckPredictor
+from ..parameters import AMED
 from ..recipes import MULTISTEP
 from .spec import PredictorError, Spec, from_header, to_header
 
@@ -109,11 +110,11 @@ def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | Bot
         return None
     if spec.features == "none":
         names = ("weights", "a") if spec.solver == MULTISTEP else spec.student.recipe.constants
-        if missing := set(names) - tensors.keys():
+        if missing := {"weights", *AMED} & set(names) - tensors.keys():
             raise ValueError(f"tensor {min(missing)!r} is missing")
         if spec.solver == MULTISTEP:
             return Multistep(tensors["sigmas"], tensors["weights"], tensors["a"], spec.parts)
-        own = {name: tensors[name] for name in names}
+        own = {name: tensors[name] for name in names if name in tensors}
         return Constants(tensors["sigmas"], spec.scales_timestep, names, **own)
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
     expected = predictor.state_dict()

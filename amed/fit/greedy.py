@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..constants import Constants
 from ..loop import Denoiser, Problem, State, loop
-from ..parameters import PARAMETERS
+from ..parameters import AMED, PARAMETERS
 from ..recipes import Solver, compiled
 from ..table import Row
 from .algorithm1 import Teacher
@@ -90,8 +90,8 @@ def greedy_table(
         _, values, end = min([best, *again], key=lambda tried: tried[0])
         known.append(values)
         state = State(target) if solver.single_step else end
-    lists = {name: torch.tensor([values[name] for values in known], dtype=torch.float64) for name in "rca"}
-    return Constants(base, False, ("r", "c", "a"), **lists)
+    lists = {name: torch.tensor([values[name] for values in known], dtype=torch.float64) for name in AMED}
+    return Constants(base, False, solver.recipe.constants, **lists)
 
 
 def parabola(x: list[float], y: list[float]) -> float:
