@@ -39,9 +39,9 @@ demo: host
 comfyui: host
 	@$(PY) -m demo.comfyui serve --port $(PORT)
 
-# all three, whatever fails; mypy on one core while the tests are on the other
+# all three, whatever fails, side by side
 check: venv
-	@$(MAKE) --no-print-directory -j2 -k lint types engine
+	@$(MAKE) --no-print-directory -j3 -k lint types engine
 
 lint: venv
 	@$(PY) -m ruff check .
@@ -52,9 +52,10 @@ lint: venv
 types: venv
 	@$(PY) -m mypy
 
-# one thread: the tensors are small, and threads that wait for each other on a busy machine cost tenfold
+# a process a core, one thread each: the tensors are small, and threads that wait for each other on a busy machine cost
+# tenfold
 engine: venv
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/engine
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/engine -n auto --maxprocesses 4
 
 test: host
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
