@@ -135,10 +135,14 @@ def solver_of(sampler: str) -> Solver:
 
 
 def sampler_of(solver: str, max_order: int = 1) -> str:
-    """The sampler name for a student: `dpmpp` splits into 2M and 3M by order."""
+    """The sampler name for a student: `dpmpp` splits into 2M and 3M by order. Raises ValueError where there
+    is none."""
     if solver == "dpmpp":
         return "amed_dpmpp_3m" if max_order == 3 else "amed_dpmpp_2m"
-    return next(name for name, entry in ENTRIES.items() if entry.solver.name == solver)
+    names = [name for name, entry in ENTRIES.items() if entry.solver.name == solver]
+    if not names:
+        raise ValueError(f"no sampler runs the solver {solver!r} as a student")
+    return names[0]
 
 
 def register(namespace: Any) -> list[str]:

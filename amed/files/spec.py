@@ -94,7 +94,7 @@ class Spec:
             if not right:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
         try:
-            _ = self.student
+            _ = self.student, self.sampler
         except ValueError as error:
             which = next((n for n in ("solver", "variant") if n in str(error)), "max_order")
             raise ValueError(f"{which} is {getattr(self, which)}: {error}") from None

@@ -83,7 +83,8 @@ def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
 
 def as_json(fitted: Fitted) -> dict[str, Any]:
     """Everything a file says, its tensors as lists."""
-    header = {k: json.loads(v) for k, v in to_header(fitted.spec).items() if k != "amed_format"}
+    unknown, header = fitted.spec.unknown, to_header(fitted.spec)
+    header = {k: v if k in unknown else json.loads(v) for k, v in header.items() if k != "amed_format"}
     return header | {"tensors": {k: v.tolist() for k, v in tensors_of(fitted).items()}}
 
 

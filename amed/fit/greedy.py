@@ -36,7 +36,7 @@ class Interval:
         """Its rows (and the analytic one before the first); every later interval has the usual constants."""
         count, n = len(self.base) - 1, len(self.before)
         usual = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
-        given = [*self.before, usual | values, *[usual] * (count - n - 1)]
+        given = [usual | v for v in (*self.before, values, *[usual] * (count - n - 1))]
         lists = {name: torch.tensor([v[name] for v in given], dtype=torch.float64) for name in usual}
         constants = Constants(self.base, False, tuple(usual), **lists)
         rows = compiled(self.solver, self.base.tolist(), constants, self.afs).rows

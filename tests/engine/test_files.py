@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import pickle
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import amed
 from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
 from amed.choose import Identity, Request, choose
+from amed.evaluate import Guided, asked
 from amed.files import store
 from amed.fit.measures import Counter
 from predictors import published
@@ -58,6 +60,138 @@ def test_round_trip(tmp_path, fitted):
         for mine, theirs in zip(again.predictor(t, s, h), fitted.predictor(t, s, h), strict=True):
             assert torch.allclose(torch.as_tensor(mine), torch.as_tensor(theirs))
     assert [f.name for f in (tmp_path / "sub").iterdir()] == ["p.safetensors"]
+
+
+# --- format 2: what is absent, required, unknown; format 1
+
+
+def test_absent_fields_have_their_defaults(tmp_path):
+    """A header needs to say no more than the solver and its times."""
+    path = store.save(tmp_path / "p.safetensors", table(guidance=4.0, model_family="sd15", afs=False))
+    with store.safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    kept = {"amed_format", "solver", "num_steps", "schedule", "sigma_min", "sigma_max"}
+    rewrite(path, dict.fromkeys(header.keys() - kept))
+    again = store.load(path)
+    assert again.spec == Spec("amed", 4, "time_uniform", 0.002, 80.0)
+    assert (again.spec.guidance, again.spec.rho, again.spec.metrics, again.spec.afs) == (1.0, 1.0, {}, False)
+    assert again.predictor.values["r"].tolist() == [0.3, 0.4, 0.5]
+
+
+@pytest.mark.parametrize("lacking", ["parts:colours", "constant:q", "lookahead"])
+def test_what_a_reader_must_be_able_to_do_is_named(tmp_path, lacking):
+    path = store.save(tmp_path / "newer.safetensors", table())
+    rewrite(path, {"requires": json.dumps(["plain", lacking])})
+    with pytest.raises(
+        PredictorError, match=rf"newer\.safetensors: .*'requires' names {lacking}: update AMED"
+    ):
+        store.load(path)
+    rewrite(path, {"requires": json.dumps(["plain"])})
+    assert store.load(path).nfe == 5
+
+
+def test_what_is_not_known_survives(tmp_path):
+    """Fields of a newer version, whatever they are; they were refused by the documentation and dropped by the
+    code."""
+    path, unknown = store.save(tmp_path / "p.safetensors", table()), {"tempo": '"slow"', "odd": "not json"}
+    rewrite(path, unknown)
+    fitted = store.load(path)
+    assert fitted.spec.unknown == unknown
+    again = store.load(store.save(tmp_path / "q.safetensors", fitted))
+    assert again.spec == fitted.spec and again.spec.unknown == unknown
+    with store.safe_open(tmp_path / "q.safetensors", framework="pt") as file:
+        assert unknown.items() <= file.metadata().items()
+    assert "tempo" in store.described(again) and store.as_json(again)["solver"] == "amed"
+
+
+FORMAT_1 = {  # every field it had, each needed
+    "amed_format": "1", "solver": '"multistep"', "num_steps": "4", "schedule": '"custom"', "sigma_min": "0.1",
+    "sigma_max": "40.0", "rho": "1.0", "afs": "false", "max_order": "1", "predict_x0": "false",
+    "lower_order_final": "true", "thresholding": "false", "scales_timestep": "false",
+    "prediction_type": '"eps"', "guidance": "4.0", "model_family": '"toy"', "model_fingerprint": '""',
+    "model_name": '"a toy"', "features": '"none"', "scale_dir": "0.0", "scale_time": "0.0", "how": '""',
+    "source": '""', "metrics": '{"error": 0.25}',
+}  # fmt: skip
+TIMES = torch.tensor([40.0, 10.0, 2.0, 0.1], dtype=torch.float64)
+WEIGHTS = torch.tensor([[1.0, 0.0], [1.4, -0.4], [1.3, -0.3]], dtype=torch.float64)
+
+
+SCALES = torch.tensor([1.0, 1.01, 0.99], dtype=torch.float64)
+
+
+def format_1(path, g, **header):
+    tensors = {"sigmas": TIMES, "weights": WEIGHTS, "a": SCALES, "g": g}
+    save_file(tensors, path, metadata=FORMAT_1 | header)
+    return path
+
+
+def test_files_of_format_1_load(tmp_path):
+    path = format_1(tmp_path / "old.safetensors", torch.ones(3, dtype=torch.float64))
+    fitted = store.load(path)
+    spec = fitted.spec
+    assert (spec.guidance, spec.model_name, spec.metrics, spec.parts) == (4.0, "a toy", {"error": 0.25}, "")
+    assert fitted.nfe == 3 and spec.variant == "bh1" and spec.unknown == {}
+    assert torch.equal(fitted.predictor.weights[..., 0], WEIGHTS)
+    newer = store.save(tmp_path / "new.safetensors", fitted)
+    with store.safe_open(newer, framework="pt") as file:
+        assert file.metadata()["amed_format"] == "2" and set(file.keys()) == {"sigmas", "weights", "a"}
+    assert store.load(newer).spec == spec
+    constants = {"sigmas": TIMES, **{k: torch.full((3,), 0.6, dtype=torch.float64) for k in "rca"}}
+    save_file(constants, path, metadata=FORMAT_1 | {"solver": '"amed"', "afs": "true"})
+    assert store.load(path).predictor(10.0, 2.0) == (0.6, 0.6, 0.6) and store.load(path).nfe == 5
+
+
+class Labelled(torch.nn.Module):
+    def forward(self, x, sigma, shift):
+        return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + shift.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("afs", [False, True])
+def test_factors_on_guidance_of_format_1_become_weights_of_its_part(tmp_path, afs):
+    """With the same images: each evaluation's guidance scaled by its factor."""
+    factors = [0.7, 0.5, 1.2]
+    path = format_1(
+        tmp_path / "g.safetensors", torch.tensor(factors, dtype=torch.float64), afs=json.dumps(afs)
+    )
+    fitted = store.load(path)
+    assert fitted.spec.parts == "guidance" and fitted.spec.requires == ["parts:guidance"]
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 40
+    args = {"cond": {"shift": torch.full((2,), 0.5)}, "uncond": {"shift": torch.zeros(2)}}
+    again = store.load(store.save(tmp_path / "g2.safetensors", fitted))
+    ends = [
+        amed.sample_amed_multistep(
+            Guided(Labelled(), 4.0), x, TIMES, args, disable=True, predictor=f, evaluate=asked
+        )
+        for f in (fitted, again)
+    ]
+    assert torch.equal(*ends)
+    slopes = []
+    for n, (t, s) in enumerate(zip(TIMES.tolist(), TIMES.tolist()[1:])):
+        if afs and n == 0:
+            d = x / (1 + t * t) ** 0.5
+        else:
+            told = x.new_full((2,), float(SCALES[n]) * t)
+            d = (x - Guided(Labelled(), 4.0 * factors[n])(x, told, **args)) / t
+        slopes.insert(0, d)
+        x = x + (s - t) * sum(w * d for w, d in zip(WEIGHTS[n].tolist(), slopes))
+    assert torch.allclose(ends[0], x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("g", [[1.0, 1.2], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
+def test_bad_factors_are_named(tmp_path, g):
+    path = format_1(tmp_path / "g.safetensors", torch.tensor(g).double())
+    with pytest.raises(PredictorError, match=r"g\.safetensors: tensor 'g'"):
+        store.load(path)
+
+
+def test_a_student_that_no_sampler_runs_is_refused(tmp_path):
+    """Heun has no mid time to learn: such a file would break every look into its library."""
+    with pytest.raises(ValueError, match="solver is heun: no sampler runs"):
+        table(solver="heun")
+    path = store.save(tmp_path / "p.safetensors", table())
+    rewrite(path, {"solver": '"heun"'})
+    library = Library([tmp_path])
+    assert library.fitted() == [] and "heun" in library.problems()[0]
 
 
 def test_nfe_counts():
