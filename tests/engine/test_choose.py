@@ -1,0 +1,298 @@
+"""Which predictor runs: the one place that decides, by a library of made-up files."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, save, schedules
+from amed.choose import Identity, Report, Request, choose, mismatches, untrained
+from amed.constants import as_multistep
+from amed.fit.measures import Counter
+from amed.kdiffusion import SAMPLERS, solver_of
+
+A, B, OTHER = Identity("sd15", "a" * 16), Identity("sd15", "b" * 16), Identity("sdxl", "d" * 16)
+NOBODY = Identity("", "")
+LOW, HIGH = 0.03, 14.6
+
+
+def file(folder, name, sampler, count, model, guidance=1.0, kind="polynomial", **more):
+    """A predictor on `count` noise levels; an odd number of evaluations by the analytic first step."""
+    times, solver = schedules.make(kind, count, LOW, HIGH), solver_of(sampler)
+    afs = more.pop("afs", False)
+    metrics = {k: more.pop(k) for k in ("rmse_ref", "fd_ref") if k in more}
+    told = {
+        "model_family": model.family,
+        "model_fingerprint": model.fingerprint,
+        "model_name": f"model of {name}",
+    }
+    spec = Spec.on(solver, times, afs=afs, guidance=guidance, metrics=metrics, **told, **more)
+    table = as_multistep(Solver("ipndm", 2), times, afs) if sampler == "amed_multistep" else Constants(times)
+    save(folder / f"{name}.safetensors", Fitted(spec, table, times))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Library:
+    folder = tmp_path_factory.mktemp("library")
+    file(folder, "amed5", "amed", 4, A, afs=True, rmse_ref=0.30, fd_ref=1.0)
+    file(folder, "amed5-cfg7", "amed", 4, A, 7.0, afs=True, rmse_ref=0.50)
+    file(folder, "amed5-time", "amed", 4, A, 2.0, "time_uniform", afs=True, rmse_ref=0.60)
+    file(folder, "deis5", "amed_deis", 4, A, afs=True, rmse_ref=0.25)
+    file(folder, "multi5", "amed_multistep", 6, A, rmse_ref=0.20, fd_ref=9.0)
+    file(folder, "multi5-cfg7", "amed_multistep", 6, A, 7.0, rmse_ref=0.55)
+    file(folder, "multi8-b", "amed_multistep", 9, B, 4.0, rmse_ref=0.10)
+    file(folder, "multi8-b-cfg8", "amed_multistep", 9, B, 8.0)
+    file(folder, "euler6-b", "amed_euler", 4, B, fd_ref=3.0)
+    file(folder, "unipc6-b", "amed_uni_pc", 4, B, fd_ref=2.0)
+    file(folder, "dpmpp6-xl", "amed_dpmpp_3m", 4, OTHER)
+    (folder / "broken.safetensors").write_bytes(b"nonsense")
+    return Library([folder])
+
+
+def schedule(count):
+    return schedules.make("logsnr", count, LOW, HIGH)
+
+
+def times(count, kind="polynomial", top=HIGH):
+    return schedules.make(kind, count, LOW, top)
+
+
+CASES = {  # request -> what runs
+    # all samplers, by the error that files state; guidance first
+    "auto by error": (Request(A, nfe=5), "multi5"),
+    "a sampler asked for": (Request(A, nfe=5, sampler="amed"), "amed5"),
+    "another": (Request(A, nfe=5, sampler="amed_deis"), "deis5"),
+    "auto at another guidance": (Request(A, nfe=5, guidance=7.0), "amed5-cfg7"),
+    "nearest guidance by ratio": (Request(A, nfe=5, sampler="amed", guidance=3.9), "amed5-cfg7"),
+    "nearest guidance below": (Request(A, nfe=5, sampler="amed", guidance=3.5), "amed5-time"),
+    "Frechet distance where no error is stated": (Request(B, nfe=6), "unipc6-b"),
+    "error before Frechet distance": (Request(B, nfe=8, guidance=5.0), "multi8-b"),
+    "any nfe": (Request(OTHER), "dpmpp6-xl"),
+    # whose: the checkpoint, else its family; a model that says nothing takes what there is
+    "the checkpoint before the family": (Request(B, nfe=8, guidance=8.0), "multi8-b-cfg8"),
+    "another checkpoint of the family": (Request(Identity("sd15", "f" * 16), nfe=5), "multi5"),
+    "its own nfe before another's": (Request(A, nfe=8), "multi8-b"),
+    "unreadable weights": (Request(Identity("sd15", ""), nfe=5, sampler="amed_deis"), "deis5"),
+    "an unknown model": (Request(NOBODY, nfe=6, sampler="amed_euler"), "euler6-b"),
+    # by noise levels: on the grid, then as many, then about as many evaluations
+    "on its grid": (Request(A, times=times(4, "time_uniform"), sampler="amed"), "amed5-time"),
+    "on its grid, of all samplers": (Request(A, times=times(6)), "multi5"),
+    "the grid before guidance": (Request(A, times=times(4, "time_uniform"), guidance=7.0), "amed5-time"),
+    "as many levels": (Request(A, times=times(4, "logsnr"), sampler="amed"), "amed5"),
+    "how many levels": (Request(A, times=4, sampler="amed_deis"), "deis5"),
+    "auto by how many levels": (Request(A, times=4), "deis5"),
+    "by evaluations where levels do not tell": (Request(B, times=9, sampler="amed_multistep"), "multi8-b"),
+    # a part of the schedule: the nearest of this very checkpoint
+    "below": (Request(A, times=6, below=True), "multi5"),
+    "below, near": (Request(A, times=8, below=True), "multi5"),
+    "below, near, a sampler": (Request(A, times=5, below=True, sampler="amed"), "amed5"),
+    "below, near, nearest guidance": (
+        Request(A, times=5, below=True, sampler="amed", guidance=6.0), "amed5-cfg7"),
+    "below, of as many": (Request(B, times=4, below=True, sampler="amed_euler"), "euler6-b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_runs(library, name):
+    request, wanted = CASES[name]
+    choice = choose(library, request)
+    assert choice.fitted.name == f"{wanted}.safetensors"
+    assert choice.sampler == choice.fitted.spec.sampler and request.sampler in ("auto", choice.sampler)
+    assert choice.sigmas.dtype == torch.float64 and (choice.sigmas.diff() < 0).all() and choice.sigmas[-1] > 0
+
+
+NONE = {  # request -> what the error says
+    "another nfe": (
+        Request(A, nfe=7, advice="Set it to untrained."),
+        ["no predictor for NFE 7, guidance 1.0, model family sd15, checkpoint " + "a" * 16,
+         "There are: amed5-cfg7.safetensors (amed, 5 evaluations, guidance 7; model of amed5-cfg7)",
+         "For this model, NFE can be 5, 6, 8.", "Set it to untrained.", "Broken file: ", "broken.safet"],
+    ),
+    "another nfe of a sampler": (Request(A, nfe=7, sampler="amed"), ["this model and amed, NFE can be 5."]),
+    "another family": (Request(Identity("flux", "e" * 16), nfe=5), ["flux", "none for this model."]),
+    "noise levels": (
+        Request(A, times=times(10), sampler="amed_uni_pc"),
+        ["'amed_uni_pc' has no predictor for 10 noise levels (about 18 evaluations)", "amed_uni_pc, NFE 18"],
+    ),
+    "below, too far": (Request(A, times=20, below=True), ["NFE 19"]),
+    "below, another checkpoint's steps": (Request(OTHER, times=12, below=True), ["sdxl"]),
+    "below, not near enough": (
+        Request(A, times=9, below=True, sampler="amed"), ["9 noise levels", "about 16 evaluations"]),
+    "below, found by evaluations, too far": (
+        Request(B, times=7, sampler="amed_euler", below=True), ["about 12 evaluations"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_what_does_not(library, name):
+    request, said = NONE[name]
+    with pytest.raises(PredictorError) as caught:
+        choose(library, request)
+    for text in said:
+        assert text in str(caught.value)
+
+
+def test_below_what_evaluations_alone_found_must_be_near(library):
+    """5 noise levels are about 8 evaluations of AMED, or so of a table on 9: it is not for 4 steps."""
+    request = Request(B, times=9, below=True)
+    assert choose(library, request).fitted.name == "multi8-b.safetensors"
+    found = choose(library, Request(B, times=7)).fitted  # 6 evaluations, of 3 intervals
+    assert found.name == "unipc6-b.safetensors"
+    assert choose(library, Request(B, times=7, below=True)).fitted.name == "multi8-b.safetensors"
+
+
+# --- a predictor named, or carried by the model
+
+
+def test_a_named_predictor_runs_whatever_the_model(library):
+    fitted = library.load("amed5-cfg7.safetensors")
+    choice = choose(library, Request(Identity("sdxl", "e" * 16), guidance=2.0, fitted=fitted))
+    assert (
+        choice.fitted is fitted and choice.sampler == "amed" and torch.equal(choice.sigmas, fitted.sigmas())
+    )
+    family = "fitted for a model of the family sd15, this is sdxl"
+    assert choice.remarks == (family, "fitted at guidance 7, running at 2")
+    mine = choose(library, Request(A, "amed", 7.0, 5, fitted=fitted))
+    assert mine.fitted is fitted and mine.remarks == () and mine.grid == "own"
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (
+            {"sampler": "amed_deis"},
+            r"amed5.*was fitted for amed, not for amed_deis: set sampler to auto or amed",
+        ),
+        ({"nfe": 7}, r"amed5.*takes 5 evaluations, not 7: set nfe to 5, or choose another"),
+        ({"nfe": 7, "if_missing": "untrained"}, "takes 5 evaluations"),
+    ],
+)
+def test_a_named_predictor_that_does_not_agree_is_said(library, request_, said):
+    with pytest.raises(PredictorError, match=said):
+        choose(library, Request(A, fitted=library.load("amed5.safetensors"), **request_))
+
+
+def test_the_noise_levels_of_a_run(library):
+    """Its own; stretched to another number; a list of the host's as it is, and where it lies."""
+    fitted = library.load("amed5.safetensors")
+    stretched = choose(library, Request(A, times=6, fitted=fitted))
+    assert len(stretched.sigmas) == 6 and stretched.remarks == (
+        "fitted for 3 steps, running 5: constants are interpolated",)  # fmt: skip
+    assert stretched.sigmas[[0, -1]].tolist() == pytest.approx([HIGH, LOW])
+    halved = choose(
+        library, Request(A, times=7, fitted=fitted)
+    ).sigmas  # a level between each two, in log sigma
+    assert torch.allclose(halved[::2], fitted.base) and torch.allclose(
+        halved[1::2], (fitted.base[1:] * fitted.base[:-1]).sqrt()
+    )
+    for given, grid in (
+        (times(4), "own"),
+        (times(4) * 1.005, "own"),  # as float32 or a host rounds them
+        (times(4, "logsnr"), "other"),
+        (times(6), "other"),
+        (times(4)[1:], "below"),
+        (times(4, top=8.0), "below"),
+        (times(4, top=20.0), "other"),
+    ):
+        choice = choose(library, Request(A, times=given.float(), fitted=fitted))
+        assert choice.grid == grid and choice.remarks == ()
+        assert torch.equal(choice.sigmas, given.float().double())
+
+
+def test_what_a_predictor_was_not_fitted_for(library):
+    named = library.load("multi5.safetensors")
+    assert mismatches(named, A, 1.0) == mismatches(named, Identity("sd15", ""), 1.005) == []
+    assert mismatches(named, B, 1.0) == ["fitted for another checkpoint of this family (model of multi5)"]
+    family = "fitted for a model of the family sd15, this is sdxl"
+    assert mismatches(named, OTHER, 3.0) == [family, "fitted at guidance 1, running at 3"]
+    assert mismatches(untrained("amed", times(4)), OTHER, 7.0) == []
+    other = choose(library, Request(Identity("sd15", "f" * 16), "amed", 1.0, 5))
+    assert other.remarks == ("fitted for another checkpoint of this family (model of amed5)",)
+
+
+# --- untrained
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("nfe", [1, 2, 3, 6, 7])
+def test_untrained_takes_the_evaluations_asked_for(library, sampler, nfe):
+    def model(x, sigma):
+        return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
+
+    request = Request(Identity("flux", ""), sampler, 3.0, nfe, if_missing="untrained", schedule=schedule)
+    choice = choose(library, request)
+    assert choice.sampler == sampler and choice.fitted.name == "untrained" and choice.grid == "own"
+    assert choice.remarks[0].startswith(f"untrained, as asked: no predictor for sampler {sampler}, NFE {nfe}")
+    assert len(choice.remarks) == 1 and choice.sigmas.tolist() == pytest.approx(
+        schedule(len(choice.sigmas)).tolist()
+    )
+    counter = Counter(model)
+    SAMPLERS[sampler](
+        counter, torch.ones(1, 3, 8, 8) * HIGH, choice.sigmas, predictor=choice.fitted, disable=True
+    )
+    assert counter.evaluations == nfe == choice.fitted.nfe
+
+
+def test_untrained_is_the_plain_solver(library):
+    choice = choose(library, Request(NOBODY, nfe=40, if_missing="untrained", schedule=schedule))
+    assert choice.sampler == "amed" and set(choice.fitted.predictor.values["r"].tolist()) == {0.5}
+    table = untrained("amed_multistep", times(6), True)
+    assert torch.equal(table.predictor.weights, as_multistep(Solver("ipndm", 2), times(6), True).weights)
+    assert untrained("amed", torch.tensor([2.0])).base.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("nfe", "sampler", "said"),
+    [(5, "amed", "cannot take 5 evaluations on this model: set nfe to an even number"), (0, "amed", "even"),
+     (1, "amed_euler", "even"), (0, "amed_multistep", "cannot take 0")],
+)  # fmt: skip
+def test_untrained_without_the_analytic_first_step(library, nfe, sampler, said):
+    """A flow model has none: odd numbers are the tables' alone."""
+    request = Request(
+        Identity("flux", ""), sampler, nfe=nfe, if_missing="untrained", schedule=schedule, afs=False
+    )
+    with pytest.raises(ValueError, match=said):
+        choose(library, request)
+    even = choose(library, dataclasses.replace(request, nfe=6)).fitted
+    assert even.nfe == 6 and not even.spec.afs
+    table = choose(library, dataclasses.replace(request, nfe=7, sampler="amed_multistep")).fitted
+    assert table.nfe == 7 and not table.spec.afs
+
+
+def test_untrained_over_noise_levels(library):
+    """The host's own as they are; of a number of them its schedule."""
+    ask = {"if_missing": "untrained", "schedule": schedule, "sampler": "amed_deis"}
+    given = times(5, "logsnr").float()
+    choice = choose(library, Request(OTHER, times=given, **ask))
+    assert torch.equal(choice.sigmas, given.double()) and choice.grid == "own"
+    assert "5 noise levels (about 8 evaluations)" in choice.remarks[0] and not choice.fitted.spec.afs
+    assert choose(library, Request(OTHER, times=5, **ask)).sigmas.tolist() == pytest.approx(
+        schedule(5).tolist()
+    )
+    with pytest.raises(ValueError, match="no schedule"):
+        choose(library, Request(OTHER, times=5, if_missing="untrained"))
+
+
+def test_below_untrained_where_nothing_is_near(library):
+    ask = {"if_missing": "untrained", "schedule": schedule, "below": True}
+    assert choose(library, Request(A, times=8, **ask)).fitted.name == "multi5.safetensors"
+    assert choose(library, Request(A, times=30, **ask)).fitted.name == "untrained"
+
+
+# --- a library without files, and the report
+
+
+def test_an_empty_library(tmp_path):
+    with pytest.raises(PredictorError, match="There are: none\nThere are none for this model"):
+        choose(Library([tmp_path / "none"]), Request(A, nfe=5))
+
+
+def test_a_report(library):
+    report = Report(5, 20, 2, library.load("multi5.safetensors"), ["a remark"])
+    assert report.passes == 10
+    assert report.text().splitlines() == [
+        "predictor: multi5.safetensors (multistep, 5 evaluations; model of multi5)",
+        "evaluations counted: 5, 10 network passes an image",
+        "note: a remark",
+    ]
+    assert Report().text() == "predictor: none\nevaluations counted: 0"
