@@ -237,12 +237,10 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
         times = torch.cat([times, times / 2])
     multistep = solver.name == MULTISTEP
     kind = "iPNDM-2" if multistep else "geometric midpoints"
-    constants = (
-        as_multistep(solver, times, afs) if multistep else Constants(times, False, solver.recipe.constants)
-    )
-    return Fitted(
-        Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}"), constants, times, UNTRAINED
-    )
+    names = () if multistep else solver.recipe.constants
+    constants = as_multistep(solver, times, afs) if multistep else Constants(times, False, names)
+    spec = Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}")
+    return Fitted(spec, constants, times, UNTRAINED)
 
 
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:

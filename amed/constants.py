@@ -138,9 +138,8 @@ class Multistep:
         return Table.of(rows, given[-1], self.parts)
 
 
-def as_multistep(
-    solver: Solver, sigmas: Tensor, afs: bool = False, predictor: Constants | Multistep | None = None
-) -> Multistep:
+def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
+                 predictor: Constants | Multistep | None = None) -> Multistep:  # fmt: skip
     """With which `multistep` does exactly what `solver` does over `sigmas` `[n]` (positive, falling).
 
     `predictor`: a plugin's, or AMED-Solver's constants. With AFS its run needs it too. Raises ValueError for

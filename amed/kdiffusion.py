@@ -83,9 +83,8 @@ def sample(
     return result.to(x.dtype)
 
 
-def settings(
-    name: str, predictor: Any, sigmas: Tensor, afs: bool | None, options: dict[str, Any]
-) -> tuple[Solver, Any, bool, bool]:
+def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
+             options: dict[str, Any]) -> tuple[Solver, Any, bool, bool]:  # fmt: skip
     """(solver, predictor, AFS, thresholding) that a call of a sampler means: a fitted file's own settings win
     over the sampler's defaults. Raises ValueError where they disagree."""
     default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)

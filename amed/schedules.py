@@ -80,9 +80,8 @@ def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
     return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
 
 
-def discrete(
-    num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0, table: Tensor | None = None
-) -> Tensor:
+def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0,
+             table: Tensor | None = None) -> Tensor:  # fmt: skip
     """Uniform in t^(1/rho) over a model's own training steps (`table` of ascending sigmas; default SD's),
     continuously interpolated. With rho 1 this is latent diffusion's schedule. Step 1, not 0, is the first, as
     in DPM-Solver's time t = (step + 1) / 1000, so that rho bends it the same way."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from amed import Fitted, PredictorError, Spec, schedules
-
 from amed.files.store import build
 
 LARGEST = 64 * 2**20  # bytes; the real files have about a hundred thousand

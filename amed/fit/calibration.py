@@ -138,7 +138,7 @@ class Calibration:
             if not isinstance(constants, Constants | Multistep):
                 constants = as_multistep(spec.student, self.start.base, spec.afs)
             yield self._open(self.start.name, constants, spec.afs)
-        elif self.settings.multistep:
+        elif self.settings.sampler == "amed_multistep":
             self._from_plain()
             yield from self._closed()
         else:

@@ -146,9 +146,8 @@ class Runner:
         """The end state, from the first or another."""
         return deque(self._run(values, noise, args, state), maxlen=1)[0].x
 
-    def again(
-        self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State], c: Constant
-    ) -> Tensor:
+    def again(self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State],
+              c: Constant) -> Tensor:  # fmt: skip
         """The end state for `values` that differ from those of `states` only in the constant c."""
         state = states[c.start]
         if not c.looked:

@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from ..kdiffusion import ENTRIES, solver_of
-from ..recipes import MULTISTEP
+from ..kdiffusion import ENTRIES
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 CLOSED = 32  # samples of which the whole reference trajectory is kept, for weights in closed form
@@ -57,10 +56,6 @@ class Settings:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(ENTRIES)}")
         if self.budget < (least := smallest(self.nfe)):
             raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {least}")
-
-    @property
-    def multistep(self) -> bool:
-        return solver_of(self.sampler).name == MULTISTEP
 
     @property
     def large(self) -> bool:
