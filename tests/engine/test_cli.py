@@ -1,25 +1,32 @@
 """python -m amed."""
 
+import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
-from amed import load
+from amed import Fitted, Solver, Spec, load, save, schedules
 from amed.__main__ import main
+from amed.fit import Calibration
 
 TOY = """
 import torch
 from golden import Toy
-from amed.target import Target
-from amed.bottleneck import ModuleCapture
+from amed.evaluate import FromModule
+from amed.fit.target import Target
 
 def target(guidance):
     toy = Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)))
     def draw(generator, count):
         return torch.randn(count, 3, 8, 8, generator=generator), {}
-    listen = ModuleCapture(toy.middle_block)
-    return Target(toy, draw, 0.01, 40.0, "edm", "toy", "f" * 16, "a toy", capture=listen)
+    listen = FromModule(toy.middle_block)
+    return Target(toy, draw, 0.01, 40.0, "edm", "toy", "f" * 16, "a toy", evaluate=listen)
+
+def other(guidance):
+    from dataclasses import replace
+    return replace(target(guidance), fingerprint="e" * 16, name="another", evaluate=None)
 
 def wrong(guidance):
     return 3
@@ -68,6 +75,38 @@ def test_calibrate_inspect_evaluate(toy, tmp_path, capsys):
         "1",
     ]
     assert main([*again, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "--model", "toy_model:other", str(files[1]), "--noises", "4"]) == 0
+    noted = capsys.readouterr().err  # a file of another model does not run silently
+    assert "note: my-nfe5.safetensors: fitted for another checkpoint of this family (a toy)" in noted
+
+
+def test_evaluate_draws_noise_that_no_calibration_drew(toy, monkeypatch):
+    """Both begin at seed 0, and the first noises were those the calibration held out."""
+    import toy_model
+
+    made, drawn = toy_model.target(1.0), []
+
+    def draw(generator, count):
+        drawn.append(generator.initial_seed())
+        return made.draw(generator, count)
+
+    monkeypatch.setattr(toy_model, "target", lambda guidance: dataclasses.replace(made, draw=draw))
+    out = Path(toy_model.__file__).parent / "my.safetensors"
+    assert main(["calibrate", "--model", toy, "--nfe", "3", "--budget", "1560", "--out", str(out)]) == 0
+    calibrated = set(drawn)
+    drawn.clear()
+    assert main(["evaluate", "--model", toy, str(out), "--noises", "2"]) == 0
+    assert calibrated and drawn and not calibrated & set(drawn)
+
+
+def test_a_plain_solvers_file_is_inspected(tmp_path, capsys):
+    times = schedules.make("polynomial", 4, 0.01, 40)
+    spec = Spec.on(Solver("heun"), times, features="plain", how="the fit did not beat it")
+    path = save(tmp_path / "heun.safetensors", Fitted(spec, None, times))
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "heun, 6 evaluations" in said and "nothing was fitted" in said and '"plain"' in said
 
 
 def test_train(toy, tmp_path):
@@ -103,6 +142,20 @@ def test_train(toy, tmp_path):
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "nowhere:target"], "nowhere"),
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model:wrong"], "int"),
         (["calibrate", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model"], "module:function"),
+        (
+            [
+                "calibrate",
+                "--nfe",
+                "5",
+                "--out",
+                "x.safetensors",
+                "--model",
+                "toy_model:target",
+                "--features",
+            ],
+            "Target.features",
+        ),
+        (["train", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model:other"], "Target.evaluate"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(toy, argv, told, capsys):
@@ -125,8 +178,6 @@ def test_wrong_usage_is_2():
 
 
 def test_stopped_keeps_the_best_so_far(toy, tmp_path, monkeypatch):
-    from amed.calibration import Calibration
-
     whole = Calibration.run
 
     def stopped(self):
@@ -138,4 +189,5 @@ def test_stopped_keeps_the_best_so_far(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Calibration, "run", stopped)
     out = tmp_path / "my.safetensors"
     assert main(["calibrate", "--model", toy, "--nfe", "5", "--budget", "2500", "--out", str(out)]) == 130
-    assert "did not beat" in load(out).spec.how
+    spec = load(out).spec
+    assert "did not beat" in spec.how and not spec.metrics["finished"]
