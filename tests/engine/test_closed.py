@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from amed import closed, schedules
-from amed.calibration import References, Settings
-from amed.conversion import as_multistep
-from amed.evaluation import Counter, rmse
-from amed.sampling import Problem, Solver, sample, trajectory
+from amed import Solver, sample, schedules
+from amed.constants import as_multistep
+from amed.fit import References, Settings, Target, references_for
+from amed.fit.closed import Candidate, ClosedForm, best_weights
+from amed.fit.measures import Counter, rmse
+from amed.fit.plain import Setting
+from amed.fit.samples import Path, Samples
+from amed.loop import Problem, states
 
 GRID = schedules.make("time_uniform", 6, 0.01, 40.0)
 FINE = schedules.make("polynomial", 161, 0.01, 40.0)
@@ -21,8 +24,13 @@ def denoise(x, sigma):
 
 def path_of(model, noise):
     x = noise * 40
-    run = trajectory(Problem(model, Solver("ipndm", 4)), x, FINE)
-    return closed.Path(FINE, (x, *(state.x for state in run)))
+    run = states(Problem(model), Solver("ipndm", 4), x, FINE)
+    return Path(FINE, (x, *(state.x for state in run)))
+
+
+def closed_form(model, noise, lags, batch=16, path=None):
+    path = path or path_of(model, noise)
+    return ClosedForm(model, Samples(noise, {}, path.states[-1]), path, batch=batch, lags=lags)
 
 
 def ends(model, table, noise, afs):
@@ -34,7 +42,7 @@ def ends(model, table, noise, afs):
 @pytest.mark.parametrize("afs", [False, True])
 def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
     counter, path = Counter(denoise), path_of(denoise, noise)
-    found = closed.run(counter, GRID, afs, [(noise, {})], path, 3)
+    found = closed_form(counter, noise, 3, path=path).run(GRID, afs)
     assert counter.evaluations == len(GRID) - 1 - afs
     exact = noise * 40 * ((0.25 + 0.01**2) / (0.25 + 40.0**2)) ** 0.5
     assert (
@@ -47,7 +55,7 @@ def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
 
 def test_nearer_than_the_plain_solver_on_other_noise(toy, noise):
     other = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    found = closed.run(toy, GRID, False, [(noise, {})], path_of(toy, noise), 4)
+    found = closed_form(toy, noise, 4).run(GRID, False)
     truth = path_of(toy, other).states[-1]
     plain = [ends(toy, as_multistep(Solver("ipndm", k), GRID), other, False) for k in (1, 2, 3, 4)]
     assert rmse(ends(toy, found.table, other, False), truth) < min(rmse(end, truth) for end in plain)
@@ -57,21 +65,58 @@ def test_goes_on_from_a_run_and_in_batches(toy, noise):
     """The same to rounding, for the intervals that follow and no more."""
     path, moved = path_of(toy, noise), GRID.clone()
     moved[3] *= 1.1
-    whole = closed.run(toy, moved, False, [(noise, {})], path, 3)
-    first = closed.run(toy, GRID, False, [(noise, {})], path, 3)
+    whole = closed_form(toy, noise, 3, path=path).run(moved, False)
+    first = closed_form(toy, noise, 3, path=path).run(GRID, False)
     counter = Counter(toy)
-    again = closed.run(counter, moved, False, [(noise, {})], path, 3, first, 2)
+    again = closed_form(counter, noise, 3, path=path).run(moved, False, first, 2)
     assert counter.evaluations == 2  # the slope at time 2 is in hand
     assert torch.allclose(again.end, whole.end, atol=1e-9) and torch.allclose(again.weights, whole.weights)
-    parts = closed.run(toy, moved, False, [(noise[:2], {}), (noise[2:], {})], path, 3)
-    assert torch.allclose(parts.end, whole.end, atol=1e-8)
+    sizes = []
+
+    def watched(x, sigma):
+        sizes.append(len(x))
+        return toy(x, sigma)
+
+    parts = closed_form(watched, noise, 3, batch=2, path=path).run(moved, False)
+    assert torch.allclose(parts.end, whole.end, atol=1e-8) and set(sizes) == {1, 2}
+
+
+def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
+    """What it costs is what is said, and what is refined is nearer."""
+    path, counter = path_of(toy, noise), Counter(toy)
+    stage = closed_form(counter, noise, 3, path=path)
+    settings = [
+        Setting(Solver("ipndm", 2), kind, rho, 6, False, 0.01, 40.0)
+        for kind, rho in (("polynomial", 7.0), ("logsnr", 1.0), ("time_uniform", 1.0))
+    ]
+    best, texts = finished(stage.schedules(settings))
+    assert len(texts) == 3 and best.name.startswith("closed form on ")
+    tried = [stage.loss(stage.run(setting.sigmas(), False)) for setting in settings]
+    assert best.loss == pytest.approx(min(tried)) and tried[1] > best.loss
+    counter.rows = 0
+    refined, _ = finished(stage.refine(best))
+    assert counter.rows == stage.cost(best)
+    assert refined is not best and refined.loss < best.loss and "times refined" in refined.name
+    sigmas = refined.run.sigmas
+    assert (sigmas.diff() < 0).all() and torch.equal(sigmas[[0, -1]], best.run.sigmas[[0, -1]])
+    assert refined.loss == pytest.approx(stage.loss(stage.run(sigmas, False)))
+
+
+def finished(stage) -> tuple[Candidate, list[str]]:
+    """What a stage returned, and what it said."""
+    texts = []
+    while True:
+        try:
+            texts.append(next(stage))
+        except StopIteration as end:
+            return end.value, texts
 
 
 def test_a_path_gives_its_states_and_cubics_between(noise):
     times = torch.tensor([8.0, 5.0, 3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
-    path = closed.Path(times, tuple(noise * (t**3 - 2 * t**2 + 1) for t in times))
+    path = Path(times, tuple(noise * (t**3 - 2 * t**2 + 1) for t in times))
     for t in (8.0, 6.1, 3.0, 1.4, 0.5):
-        assert torch.allclose(path.at(t, slice(1, 3)), noise[1:3] * (t**3 - 2 * t**2 + 1))
+        assert torch.allclose(path.at(t), noise * (t**3 - 2 * t**2 + 1))
 
 
 def test_one_sample_that_goes_elsewhere_does_not_decide():
@@ -81,21 +126,22 @@ def test_one_sample_that_goes_elsewhere_does_not_decide():
     wanted += 0.01 * torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
     wanted[4] = 30.0
     basis = torch.cat([slopes, wanted[:, None]], dim=1)
-    found = closed.best_weights(basis @ basis.mT, torch.tensor([1.5, -0.5], dtype=torch.float64))
+    found = best_weights(basis @ basis.mT, torch.tensor([1.5, -0.5], dtype=torch.float64))
     assert torch.allclose(found, torch.tensor([1.4, -0.4], dtype=torch.float64), atol=0.01)
 
 
 def test_slopes_that_are_all_alike_keep_the_plain_weights():
     basis = torch.ones(3, 3, 10, dtype=torch.float64)
     prior = torch.tensor([1.5, -0.5], dtype=torch.float64)
-    assert torch.allclose(closed.best_weights(basis @ basis.mT, prior), prior)
+    assert torch.allclose(best_weights(basis @ basis.mT, prior), prior)
 
 
 def test_references_keep_the_paths_of_the_samples_to_fit_to(toy):
     def draw(generator, count):
         return torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64), {}
 
-    made = References(toy, draw, Settings(5, 0.01, 40.0, budget=2500))
+    made = references_for(Target(toy, draw, 0.01, 40.0), Settings(5, budget=2500))
+    assert isinstance(made, References)
     for _ in made.make(made.held_out + 11):
         pass
     path, samples = made.path(made.held_out + 3, 8), made.take(made.held_out + 3, 8)
