@@ -55,7 +55,7 @@ types: venv
 # a process a core, one thread each: the tensors are small, and threads that wait for each other on a busy machine cost
 # tenfold
 engine: venv
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/engine -n auto --maxprocesses 4
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/engine -n auto --maxprocesses 4 --dist loadfile
 
 test: host
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
