@@ -65,35 +65,36 @@ AUTHORS = {  # a stand-in of the authors' packages: only what shapes the pickle
     "write.py": """
         import pickle, sys, torch
         from training.networks import AMED_loss, AMED_predictor
-        torch.manual_seed(0)
-        model = AMED_predictor(num_steps=4, sampler_stu=sys.argv[2], sampler_tea="heun", M=1,
-            schedule_type="time_uniform", schedule_rho=1, afs=True, scale_dir=float(sys.argv[3]),
-            scale_time=0.2,
-            max_order=3, predict_x0=True, lower_order_final=False, guidance_type=None, guidance_rate=2.0,
-            dataset_name="cifar10", img_resolution=32).eval().requires_grad_(False)
-        with open(sys.argv[1], "wb") as file:
-            pickle.dump(dict(model=model, loss_fn=AMED_loss()), file)
-        torch.save(model.state_dict(), sys.argv[1] + ".pt")
+        for name in sys.argv[1:]:
+            student, scale_dir = name.removesuffix(".pkl").split("-")
+            torch.manual_seed(0)
+            model = AMED_predictor(num_steps=4, sampler_stu=student, sampler_tea="heun", M=1,
+                schedule_type="time_uniform", schedule_rho=1, afs=True, scale_dir=float(scale_dir),
+                scale_time=0.2,
+                max_order=3, predict_x0=True, lower_order_final=False, guidance_type=None, guidance_rate=2.0,
+                dataset_name="cifar10", img_resolution=32).eval().requires_grad_(False)
+            with open(name, "wb") as file:
+                pickle.dump(dict(model=model, loss_fn=AMED_loss()), file)
+            torch.save(model.state_dict(), name + ".pt")
         """,
 }
 
 
 @pytest.fixture(scope="module")
 def authors(tmp_path_factory):
-    """`authors(student, scale_dir)`: such a file and its tensors, written by a process of its own."""
+    """`authors(student, scale_dir)`: such a file and its tensors, written by one process of their own."""
     folder = tmp_path_factory.mktemp("authors")
     for name, text in AUTHORS.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(textwrap.dedent(text))
+    names = [*(f"{student}-0.01.pkl" for student in ("amed", "dpm", "dpmpp", "euler", "ipndm")), "amed-0.pkl"]
+    subprocess.run([sys.executable, "write.py", *names], cwd=folder, check=True)
 
-    def write(student, scale_dir=0.01):
+    def written(student, scale_dir=0.01):
         file = folder / f"{student}-{scale_dir}.pkl"
-        subprocess.run(
-            [sys.executable, "write.py", file.name, student, str(scale_dir)], cwd=folder, check=True
-        )
         return file, torch.load(f"{file}.pt", weights_only=True)
 
-    return write
+    return written
 
 
 @pytest.mark.parametrize(
