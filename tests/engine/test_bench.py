@@ -13,17 +13,7 @@ from bench.measures import Measured, sliced_wasserstein
 
 ROOT = Path(__file__).parents[2]
 RESULTS = json.loads((ROOT / "docs" / "results.json").read_text())
-ONE_A_STEP = {
-    "euler",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "lms",
-    "ipndm",
-    "ipndm_v",
-    "deis",
-    "uni_pc",
-    "res_multistep",
-}
+ONE_A_STEP = {"euler", "dpmpp_2m", "dpmpp_3m", "lms", "ipndm", "ipndm_v", "deis", "uni_pc", "res_multistep"}
 MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd")
 
 

@@ -81,6 +81,7 @@ CASES = {  # request -> what runs
     "as many levels": (Request(A, times=times(4, "logsnr"), sampler="amed"), "amed5"),
     "how many levels": (Request(A, times=4, sampler="amed_deis"), "deis5"),
     "auto by how many levels": (Request(A, times=4), "deis5"),
+    "the checkpoint before error and guidance": (Request(B, times=4, guidance=7.0), "unipc6-b"),
     "by evaluations where levels do not tell": (Request(B, times=9, sampler="amed_multistep"), "multi8-b"),
     # a part of the schedule: the nearest of this very checkpoint
     "below": (Request(A, times=6, below=True), "multi5"),
