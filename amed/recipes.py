@@ -5,8 +5,8 @@ so far, times t in EDM's noise levels. Run on images it is the solver; run on co
 each slope) it gives the weights of each row, and that is how everything here runs it. A new solver is one
 function and one entry of RECIPES.
 
-In every recipe s is the time gone to, h the history (`Point`s, newest last), c AMED's scale of the
-direction."""
+In every recipe s is the time gone to, h the history (`Point`s, newest last), c AMED's scale of the direction.
+Over 400 lines, as all formulas and what runs them are read together."""
 
 import math
 from collections.abc import Callable, Iterator
