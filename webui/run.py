@@ -147,10 +147,10 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
     )  # fmt: skip
     first, fitted = not host.is_hires(p), None
     prepared = wish.prepared if first else None
+    if wish.predictor == UNTRAINED or request.count < 2:  # one level and 0: there is nothing to choose
+        return untrained(request)
     if wish.named and (first or host.library().load(wish.predictor).spec.sampler == line.sampler):
         fitted = named(wish.predictor, line)
-    elif wish.predictor == UNTRAINED or request.count < 2:
-        return untrained(request)
     elif prepared is not None and prepared.fitted.name == UNTRAINED:
         return untrained(request, worded(prepared.remarks))
     elif prepared is not None and within_reach(prepared.fitted, request.count):

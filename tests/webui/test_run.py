@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import SAMPLERS, Fitted, Library, Multistep, Solver, Spec, sample_amed, save, schedules
+from amed import SAMPLERS, Fitted, Library, Multistep, Solver, Spec, sample, sample_amed, save, schedules
 from amed.constants import as_multistep
 from amed.evaluate import FromModule, Guided
 
@@ -209,6 +209,30 @@ def test_a_named_predictor_sets_the_steps(webui):
     _, p = images(webui, (MLP,))
     assert p.steps == 3 and p.extra_generation_params["AMED predictor"] == MLP
     assert "emoji32" in p.extra_generation_params["AMED note"]  # this is sd15
+
+
+def test_a_plain_solvers_file_runs_as_multistep(webui):
+    """What a calibration keeps where no fit won; Heun takes two evaluations a step."""
+    times = schedules.make("polynomial", 4, *webui.host.sigma_range(wrapped(webui)))
+    spec = Spec.on(Solver("heun"), times, features="plain", model_family="sd15")
+    save(webui.host.user_folder() / "heun.safetensors", Fitted(spec, None, times))
+    out, p = images(webui, ("heun.safetensors",), sampler_name="AMED Multistep")
+    assert p.steps == 3 and p.extra_generation_params["AMED evaluations"] == 6
+    sigmas = times.float()
+    label = {"context": torch.tensor([3])}
+    expected = sample(wrapped(webui), noise() * sigmas[0], sigmas, Solver("heun"), label, None, True)
+    assert torch.allclose(out, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="was fitted for AMED Multistep, not for AMED Plugin DPM2"):
+        images(webui, ("heun.safetensors",), sampler_name="AMED Plugin DPM2")
+
+
+def test_one_step_of_another_schedule(emoji):
+    """One noise level and 0: the denoised image, whatever was named."""
+    for name in ("auto", MLP):
+        out, p = images(emoji, (name,), scheduler="Karras", image=torch.zeros(1, 3, 32, 32), steps=3,
+                        denoising_strength=0.1)  # fmt: skip
+        told = p.extra_generation_params
+        assert told["AMED evaluations"] == 1 and "AMED note" not in told and out.isfinite().all()
 
 
 @pytest.mark.parametrize("args, label, words", [
