@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from amed import Constants, Solver, sample, schedules
-from amed.loop import Problem, State, loop
+from amed.loop import Problem, State, loop, states
 from amed.recipes import ADAMS_BASHFORTH, RECIPES, Point, compiled, deis, midpoint, solve
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
@@ -77,6 +77,8 @@ def test_rows_one_by_one_are_the_tables(toy, noise, solver):
         for p in (OfEachSample(), CONSTANTS)
     )
     assert torch.allclose(lazily, compiled_, rtol=1e-10, atol=1e-10)
+    *_, graph = states(Problem(toy), solver, noise * 40, SIGMAS, OfEachSample())  # as Algorithm 1 runs them
+    assert torch.allclose(graph.x, compiled_, rtol=1e-10, atol=1e-10)
 
 
 def test_every_recipe_says_how_far_it_looks_back():
