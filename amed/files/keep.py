@@ -39,7 +39,8 @@ def stays(path: Path, new: Spec) -> str | None:
     of = {"sampler": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale",
           "model_fingerprint": "checkpoint"}  # fmt: skip
     for name, text in of.items():
-        if getattr(old, name) != getattr(new, name):
+        either = name == "sampler" and not (old.learned and new.learned)  # a plain solver answers for any
+        if getattr(old, name) != getattr(new, name) and not either:
             return f"it is for another {text}"
     was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
     before, after = error_of(old), error_of(new)

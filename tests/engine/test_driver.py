@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from amed import Fitted, Solver, load, sample, save, schedules
+from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
 from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain, smallest, target
 from amed.fit.measures import Counter
@@ -136,6 +136,15 @@ def test_a_file_that_cannot_be_read_is_not_replaced_either(toy_target, tmp_path)
     saved, text = keep(tmp_path / "a.safetensors", fitted(toy_target), True)
     assert saved.name == "a-2.safetensors" and "cannot be read" in text
     assert (tmp_path / "a.safetensors").read_text().startswith("not a")
+
+
+def test_a_better_fit_replaces_the_plain_solver_that_was_kept_in_its_place(toy_target, tmp_path):
+    """Asked for UniPC, a first fit kept a plain solver, which runs under another sampler's name."""
+    place, base = tmp_path / "a.safetensors", schedules.make("polynomial", 4, 0.01, 40.0)
+    save(place, fitted(toy_target, error=0.2))
+    spec = toy_target.spec(Solver("unipc", 3), base, 1.0, afs=True, metrics={"error": 0.1})
+    saved, _ = keep(place, Fitted(spec, Constants(base), base), True)
+    assert saved == place and load(place).spec.sampler == "amed_uni_pc"
 
 
 def only(monkeypatch, *names):
