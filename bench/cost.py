@@ -72,7 +72,7 @@ def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
             model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs, evaluate=free_evaluate
         )
 
-    spec, ipndm = table.spec, Solver("ipndm", 3)
+    spec, ipndm, dpmpp_2 = table.spec, Solver("ipndm", 3), Solver("dpmpp", 2, predict_x0=True)
     dpmpp, heun = "dpmpp_2m", "heun"
     return {
         dpmpp: ("", theirs(sampling.sample_dpmpp_2m, NFE)),
@@ -80,6 +80,8 @@ def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
         "AMED multistep, table": (dpmpp, ours(spec.student, table.predictor, table.sigmas(), spec.afs)),
         "AMED-Plugin on iPNDM-3, table": (dpmpp, ours(ipndm, rough, base, True)),
         "AMED-Plugin on iPNDM-3, MLP": (dpmpp, ours(ipndm, network, base, True)),
+        "AMED-Plugin on DPM++-2, table": (dpmpp, ours(dpmpp_2, rough, base, True)),
+        "AMED-Plugin on DPM++-2, MLP": (dpmpp, ours(dpmpp_2, network, base, True)),
         "AMED-Solver, table": (heun, ours(Solver("amed"), rough, base, True)),
         "AMED-Solver, MLP": (heun, ours(Solver("amed"), network, base, True)),
     }
