@@ -7,6 +7,7 @@ for row in rows:
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -124,7 +125,7 @@ def look(problem: Problem, state: State, row: Row) -> State:
         if row.rescaled:  # the same x in a VP model's own units, under another timestep
             level = beside(sigma_model, x)
             shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not row.opens):
+        with torch.no_grad() if row.opens and torch.is_grad_enabled() else nullcontext():
             seen = problem.ask(shown, sigma_model, row.wants | problem.parts.wants)
             d = (shown - seen.denoised).div_(level)
             seen = replace(seen, denoised=x - sigma * d) if row.rescaled else seen

@@ -324,10 +324,11 @@ class Course:
         if self.scales_x:
             move = move + (x[..., :1] - 1) * self.whole
         move[..., 0] = 0
-        self.whole = self.whole + move
-        for point in self.history:
-            point.x = point.x - move
-            point.start = None if point.start is None else point.start - move
+        if self.recipe.long:  # no other looks at positions
+            self.whole = self.whole + move
+            for point in self.history:
+                point.x = point.x - move
+                point.start = None if point.start is None else point.start - move
         return move
 
     def opening(self, n: int) -> Row | None:
