@@ -195,7 +195,8 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
     """A predictor's own run, on its own schedule."""
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
-    noises.model.remembers = not fitted.wants_bottleneck  # a remembered evaluation has none to give
+    # a remembered evaluation has no bottleneck and no halves to give
+    noises.model.remembers = not (fitted.wants_bottleneck or spec.parts)
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         return sample(
