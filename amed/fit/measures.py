@@ -3,6 +3,7 @@ distance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,16 @@ class Counter(nn.Module):
         super().__init__()
         self.model, self.evaluations, self.rows = model, 0, 0
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, ask: Any = None, **kwargs: Any) -> Any:
         self.evaluations += 1
         self.rows += len(x)
-        return self.model(x, *args, **kwargs)
+        return (ask or self.model)(x, *args, **kwargs)
+
+    @property
+    def halves(self) -> Any:
+        """The model's own, counted (see amed.evaluate.asked); None where it has none."""
+        own: Any = getattr(self.model, "halves", None)
+        return own and partial(Counter.forward, self, ask=own)
 
 
 def rmse(x: Tensor, reference: Tensor) -> float:

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from amed import Multistep, sample, schedules
+from amed.evaluate import Guided, asked
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from amed.fit.plain import SOLVERS, candidates
+from amed.loop import plain
 from amed.recipes import Solver
 
 
@@ -51,3 +54,24 @@ def test_run_cuts_arguments_with_the_noise(noise):
         batch=2,
     )
     assert nfe == 2 and torch.allclose(out[:, 0, 0, 0], torch.arange(5.0).double())
+
+
+def test_guidances_halves_reach_a_counted_model(noise):
+    """Behind a Counter they were lost without a word: a table on guidance's part ran as if it had none."""
+
+    def labelled(x, sigma, shift):
+        return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + shift.view(-1, 1, 1, 1)
+
+    guided, sigmas = Guided(labelled, 4.0), schedules.make("polynomial", 5, 0.01, 40)
+    args = {"cond": {"shift": torch.full((5,), 0.5)}, "uncond": {"shift": torch.zeros(5)}}
+    weights = torch.ones(4, 1, 2, dtype=torch.float64)
+    weights[..., 1] = 0.25
+    table = Multistep(sigmas, weights, parts="guidance")
+    solver, counter = Solver("multistep"), Counter(guided)
+    truth, plainly = (
+        sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=ask)
+        for ask in (asked, plain)
+    )
+    end = sample(counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=asked)
+    assert torch.equal(end, truth) and not torch.allclose(end, plainly)
+    assert counter.evaluations == 4 and counter.rows == 20
