@@ -138,6 +138,15 @@ class Graph:
         )
         return [node, 0]
 
+    def right_half_masked(self, samples):
+        """A LATENT of 32x32 of which only the columns from 16 on are to be sampled."""
+        mask = self.add("SolidMask", value=1.0, width=16, height=32)
+        nothing = self.add("SolidMask", value=0.0, width=32, height=32)
+        half = self.add(
+            "MaskComposite", destination=[nothing, 0], source=[mask, 0], x=16, y=0, operation="add"
+        )
+        return [self.add("SetLatentNoiseMask", samples=samples, mask=[half, 0]), 0]
+
     def amed(
         self,
         nfe=SMALL_NFE,

@@ -72,10 +72,7 @@ def test_in_two_calls_too(server, graph):
 def test_a_mask_keeps_its_part_in_both(server, graph):
     g = graph(batch=2)
     start = g.ksampler("euler", "karras", 4)
-    mask = g.add("SolidMask", value=1.0, width=16, height=32)
-    nothing = g.add("SolidMask", value=0.0, width=32, height=32)
-    half = g.add("MaskComposite", destination=[nothing, 0], source=[mask, 0], x=16, y=0, operation="add")
-    masked = [g.add("SetLatentNoiseMask", samples=start, mask=[half, 0]), 0]
+    masked = g.right_half_masked(start)
     denoised, cond, uncond, none = looked(server, g, 4.0, latent_image=masked)
     assert not none and not torch.allclose(cond, uncond, atol=1e-2)
     close(cond[..., :16], uncond[..., :16])

@@ -287,10 +287,7 @@ def test_too_little_denoise_is_refused(server, graph):
 def test_inpainting_touches_the_masked_half_only(images, graph):
     g = graph(batch=2)
     start = g.ksampler("euler", "karras", 12)
-    mask = g.add("SolidMask", value=1.0, width=16, height=32)
-    nothing = g.add("SolidMask", value=0.0, width=32, height=32)
-    half = g.add("MaskComposite", destination=[nothing, 0], source=[mask, 0], x=16, y=0, operation="add")
-    masked = [g.add("SetLatentNoiseMask", samples=start, mask=[half, 0]), 0]
+    masked = g.right_half_masked(start)
     before, after = images(g, start, g.amed(latent_image=masked, seed=8))
     difference = np.abs(before.astype(int) - after)
     assert difference[:, :, :16].max() <= 1 and difference[:, :, 18:].mean() > 5

@@ -101,11 +101,20 @@ def flat(rows):
     return None if rows is None else rows.flatten().tolist()
 
 
+def a1111_ways(test):
+    """Every way in which A1111 runs its rows."""
+    for name, values in {
+        "skip_uncond": [True, False],
+        "same_length": [True, False],
+        "batched": [True, False],
+        "prompts": [1, 2, 3],
+    }.items():
+        test = pytest.mark.parametrize(name, values)(test)
+    return test
+
+
 @pytest.mark.parametrize("images", [1, 2, 5])
-@pytest.mark.parametrize("prompts", [1, 2, 3])
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("same_length", [True, False])
-@pytest.mark.parametrize("skip_uncond", [True, False])
+@a1111_ways
 def test_a1111(images, prompts, batched, same_length, skip_uncond):
     unet = UNet()
     host = A1111(unet, batched, same_length, skip_uncond)
@@ -157,10 +166,7 @@ def test_what_cannot_be_told_is_none_and_counted():
 
 
 @pytest.mark.parametrize("images", [1, 3])
-@pytest.mark.parametrize("prompts", [1, 2, 3])
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize("same_length", [True, False])
-@pytest.mark.parametrize("skip_uncond", [True, False])
+@a1111_ways
 def test_halves_in_a1111(images, prompts, batched, same_length, skip_uncond):
     """From the rows that run anyhow: of AND the mean, of a negative prompt that was left out nothing."""
     unet = UNet()
