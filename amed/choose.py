@@ -137,9 +137,8 @@ def find(library: Library, request: Request) -> Fitted:
         return by_nfe(library, mine, request, nfe)
     except PredictorError as error:
         text = f"{count} noise levels (about {nfe} evaluations)"
-        raise PredictorError(
-            f"the sampler {request.sampler!r} has no predictor for {text}.\n{error}"
-        ) from None
+        wrong = f"the sampler {request.sampler!r} has no predictor for {text}"
+        raise PredictorError(f"{wrong}.\n{error}") from None
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:

@@ -14,6 +14,7 @@ from .parts import PARTS
 from .recipes import MULTISTEP, Solver, compiled
 from .table import END, Number, Row, Table
 
+ROUNDING = 1e-13  # of a weight in float64
 SAME = 0.01  # noise levels this near each other, in log sigma, are the same: one tolerance for every question
 
 
@@ -155,13 +156,17 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError("this predictor looks at the image: it has no constants to convert")
     table = compiled(solver, torch.as_tensor(sigmas).double().tolist(), predictor, afs)
-    lead = table.rows[0].analytic and not afs
-    rows = table.rows[lead:]
-    times, steps = [*(float(row.sigma) for row in rows), table.end], len(rows)
-    weights = torch.zeros(steps, steps + (not afs), dtype=torch.float64)
+    rows, steps, lead = table.rows, len(table.rows), int(not afs)
+    times = [*(float(row.sigma) for row in rows), table.end]
+    weights, unit = torch.zeros(steps, steps + lead).double(), torch.eye(steps + lead, dtype=torch.float64)
+    x, seen = unit[0] * (1 + times[0] ** 2) ** 0.5, list[Tensor]()  # x_0 is the analytic slope, scaled
     for n, row in enumerate(rows):
-        own = torch.tensor([w for (w,) in row.weigh()], dtype=torch.float64)
-        weights[n, : len(own)] = own / (times[n + 1] - times[n])
+        slope = unit[n + lead]
+        seen.append(x - times[n] * slope if row.data else slope)
+        shares: Any = row.weigh()
+        own = sum(share[-1] * v for share, v in zip(shares, reversed(seen))) + row.data * shares[0][0] * x
+        x, own = x + own, own / (times[n + 1] - times[n])
+        weights[n, : n + lead + 1] = torch.where(own.abs() < ROUNDING, 0, own)[: n + lead + 1].flip(0)
     weights = weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]
     a = [1.0 if row.sigma_model is None else row.sigma_model / row.sigma for row in rows]
     return Multistep(torch.tensor(times, dtype=torch.float64), weights, torch.tensor(a, dtype=torch.float64))

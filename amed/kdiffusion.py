@@ -72,7 +72,10 @@ def sample(
         if callback is not None and state.looked:
             before = state.x if row.opens else before
             seen = state.evaluation
-            denoised = state.x - row.sigma * sum(state.slopes[-1]) if seen is None else seen.denoised
+            if seen is not None:
+                denoised = seen.denoised
+            else:
+                denoised = state.slopes[-1][1] if row.data else state.x - row.sigma * sum(state.slopes[-1])
         elif callback is not None and row.closes:
             callback({"x": before, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
             i, before, denoised = i + 1, None, None

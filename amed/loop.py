@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import schedules
 from .parts import PARTS, Parts
-from .recipes import MULTISTEP, Predictor, Solver, compiled, rows
+from .recipes import MULTISTEP, Predictor, Solver, beside, compiled, rows
 from .table import Number, Row, Table, Weights
 
 Denoiser = Callable[..., Tensor]
@@ -27,7 +27,7 @@ class NotFiniteError(ValueError):
     """The model returned NaN or infinity; the message names the sigma."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Evaluation:
     """What one call of the model gave: `denoised` like x; `bottleneck` `[B, C, H, W]`, the conditional rows
     of the U-Net's middle block; `cond`, `uncond`: what each half of guidance alone denoises to. None: not
@@ -76,10 +76,8 @@ class Problem:
             levels = x.new_full((len(x),), sigma, dtype=dtype)
         seen = self.evaluate(self.model, x.to(dtype), levels, self.extra_args, wants)
         if "bottleneck" in wants and seen.bottleneck is None:
-            warnings.warn(
-                "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
-                stacklevel=2,
-            )
+            wrong = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
+            warnings.warn(wrong, stacklevel=2)
         if seen.denoised.dtype != x.dtype:
             seen = replace(seen, denoised=seen.denoised.to(x.dtype))
         if self.watch is not None:
@@ -89,7 +87,7 @@ class Problem:
         return seen
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class State:
     """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (none: nobody needs it any more);
     number of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to
@@ -103,11 +101,6 @@ class State:
     looked: bool = False
 
 
-def beside(v: Number, x: Tensor) -> Number:
-    """A number of each sample's own, as it multiplies x."""
-    return v.to(x).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) else v
-
-
 def look(problem: Problem, state: State, row: Row) -> State:
     """The slope where the run stands, kept.
 
@@ -119,7 +112,7 @@ def look(problem: Problem, state: State, row: Row) -> State:
         kept = tuple(tuple(part.detach() for part in d) for d in state.slopes)
         x, state = x.detach(), replace(state, slopes=kept)
     if row.analytic:
-        seen, d = None, x / (1 + sigma**2) ** 0.5
+        seen, d = None, x * (1 - sigma / (1 + sigma**2) ** 0.5) if row.data else x / (1 + sigma**2) ** 0.5
     else:
         level, shown = sigma, x
         if row.rescaled:  # the same x in a VP model's own units, under another timestep
@@ -127,9 +120,11 @@ def look(problem: Problem, state: State, row: Row) -> State:
             shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
         with torch.no_grad() if row.opens and torch.is_grad_enabled() else nullcontext():
             seen = problem.ask(shown, sigma_model, row.wants | problem.parts.wants)
-            d = (shown - seen.denoised).div_(level)
+            if row.rescaled or not row.data:
+                d = (shown - seen.denoised).div_(level)
             seen = replace(seen, denoised=x - sigma * d) if row.rescaled else seen
-    slopes = (*state.slopes, problem.parts.split(d, x, sigma, seen))
+            d = seen.denoised if row.data else d
+    slopes = (*state.slopes, (x, d) if row.data else problem.parts.split(d, x, sigma, seen))
     return State(x, slopes, state.number, row, seen, looked=True)
 
 
@@ -139,7 +134,7 @@ def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...]], weights: Weights) -> T
     for parts, shares in zip(reversed(slopes), weights):
         for d, w in zip(parts, shares):
             if isinstance(w, Tensor):
-                share = w.to(x).reshape(-1, *[1] * (x.ndim - 1))
+                share: Any = beside(w, x)
                 own = new and not (x.requires_grad or share.requires_grad)
                 x = x.addcmul_(d, share) if own else x.addcmul(d, share)
             elif w == 0:
@@ -161,7 +156,7 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
             x = state.evaluation.denoised
         else:
             x = move(state.x, state.slopes, row.weigh(state))
-        kept = state.slopes
+        kept = (*state.slopes[:-1], state.slopes[-1][1:]) if row.data else state.slopes
         if row.needed is not None:
             kept = tuple(d if use else () for d, use in zip(kept, row.needed))
         state = State(x, kept, state.number + 1, row, state.evaluation)
@@ -222,7 +217,8 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
     state = State(x.to(torch.promote_types(x.dtype, torch.float32)))
     del x
-    return loop(problem, rows_of(solver, times, predictor, afs, state.x.new_empty(0)), state)
+    like = state.x.new_empty((0,) * state.x.ndim)
+    return loop(problem, rows_of(solver, times, predictor, afs, like), state)
 
 
 def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,

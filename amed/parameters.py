@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TRANSFORMS: dict[
-    str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-] = {  # value -> what is fitted, and back
+Transform = Callable[[Tensor], Tensor]
+TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # value -> what is fitted, and back
     "log": (torch.log, torch.exp),
     "logit": (torch.logit, torch.sigmoid),
     "plain": (lambda v: v, lambda v: v),

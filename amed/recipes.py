@@ -10,10 +10,9 @@ Over 400 lines, as all formulas and what runs them are read together."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,37 +20,67 @@ from . import schedules
 from .parameters import AMED
 from .table import END, Number, Row, Table, Weights
 
-Vector = Any  # an image, or coordinates: what can be added, and multiplied by a number
+Vector = Any  # an image, or coordinates (Sum): what can be added, and multiplied by a number
+
+
+class Sum:
+    """Coordinates: a sum of numbers times unit vectors, by their index; what is not there is zero."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: dict[int, Number]):
+        self.of = of
+
+    def __add__(self, other: "Sum") -> "Sum":
+        of = dict(self.of)
+        for k, v in other.of.items():
+            of[k] = of[k] + v if k in of else v
+        return Sum(of)
+
+    def __radd__(self, zero: float) -> "Sum":  # where `sum` begins
+        return self
+
+    def __sub__(self, other: "Sum") -> "Sum":
+        return self + -1.0 * other
+
+    def __mul__(self, number: Number) -> "Sum":
+        return Sum({k: number if type(v) is float and v == 1 else number * v for k, v in self.of.items()})
+
+    __rmul__ = __mul__
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Sum":
+        """A tensor times coordinates: torch asks here first."""
+        number, own = args
+        return Sum.__mul__(own, number)
 
 
 @dataclass
 class Point:
-    """Where a slope was seen: time t, position x, slope d. start, order, c: how UniPC went on from there."""
+    """What was seen at time t: the slope d, or the denoised image of a solver that predicts data. leg, order,
+    c: how UniPC went on from there."""
 
     t: Number
-    x: Vector
-    d: Vector
-    start: Vector = None
+    d: Vector = None
+    data: Vector = None
+    leg: Vector = None
     order: int = 1
     c: Number = 1.0
 
-    @property
-    def data(self) -> Vector:
-        """The denoised D = x - t d."""
-        return self.x - self.t * self.d
-
 
 def log(v: Number) -> Number:
-    return v.log() if isinstance(v, Tensor) else np.log(v)
+    return v.log() if isinstance(v, Tensor) else math.log(v)
 
 
 def expm1(v: Number) -> Number:
-    return torch.expm1(v) if isinstance(v, Tensor) else np.expm1(v)
+    return torch.expm1(v) if isinstance(v, Tensor) else math.expm1(v)
 
 
 def midpoint(t: Number, t_next: Number, r: Number) -> Number:
     """s_n = t_n^r t_{n+1}^(1-r): between two times geometrically, r = 0 at `t`, 1 at `t_next` (AMED, sec.
     3.3)."""
+    if isinstance(r, Tensor):
+        return (r * (log(t_next) - log(t))).exp() * t
     return t_next**r * t ** (1 - r)
 
 
@@ -93,9 +122,6 @@ def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
     return linear + scale * (phi_1 * m[0] + sign * phi_2 * d1 + phi_3 * d2)
 
 
-POINTS = torch.linspace(0, 1, 10_000, dtype=torch.float64)  # of DEIS's sums, as ComfyUI takes them
-
-
 def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """tAB-DEIS (Zhang & Chen 2023, eq. 15): the slopes' polynomial in the time tau of the VP process from
     0.002 to 80, integrated over the noise level by the sum that ComfyUI's sample_deis takes, its error
@@ -104,18 +130,19 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
     if order == 1:
         return x + c * (s - t) * h[-1].d
     near = list(reversed(h[-order:]))
-    like = next((v for v in (s, t, *(p.t for p in near)) if isinstance(v, Tensor)), POINTS)
-    numbers = (torch.as_tensor(v, dtype=like.dtype, device=like.device) for v in (t, s, *(p.t for p in near)))
-    first, last, *times = (schedules.vp_time(v, 0.002, 80.0) for v in numbers)
-    tau = first + (last - first) * POINTS.to(like)
-    pace = schedules.vp_pace(tau, 0.002, 80.0) * (last - first) / len(POINTS)
+    like = next((v for v in (s, t, *(p.t for p in near)) if isinstance(v, Tensor)), None)
+    device = None if like is None else like.device
+    exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
+    points = torch.linspace(0, 1, 10_000, dtype=exact, device=device)  # of the sums, as ComfyUI takes them
+    given = (v if isinstance(v, Tensor) else points.new_tensor(v) for v in (t, s, *(p.t for p in near)))
+    first, last, *times = (schedules.vp_time(v.to(exact)[..., None], 0.002, 80.0) for v in given)
+    tau = first + (last - first) * points
+    pace = schedules.vp_pace(tau, 0.002, 80.0) * (last - first) / len(points)
     total = 0.0
     for j, point in enumerate(near):
         basis = math.prod((tau - other) / (times[j] - other) for k, other in enumerate(times) if k != j)
-        weight: Any = (basis * pace).sum(dim=-1, keepdim=True)
-        if like is POINTS:
-            weight = float(weight) if weight.numel() == 1 else weight.numpy()
-        total = total + weight * point.d
+        weight = (basis * pace).sum(dim=-1)
+        total = total + (float(weight) if like is None else weight.to(like)) * point.d
     return x + c * total
 
 
@@ -123,28 +150,26 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
     """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the slope seen here first corrects
     the step that led here, then predicts. c scales the way from the corrected x, in both."""
     here = h[-1]
-    if len(h) > 1:
+    if len(h) > 1:  # both legs of the step that led here are first order's and what they add to it
         last = h[-2]
-        corrected = unipc_leg(solver, last.start, h[:-1], here.t, last.order, here.data)
-        x = last.start + last.c * (corrected - last.start)
-    here.start, here.order, here.c = x, order, c
-    return x + c * (unipc_leg(solver, x, h, s, order) - x)
+        x = x + last.c * (unipc_leg(solver, h[:-1], here.t, last.order, here.data) - last.leg)
+    here.leg, here.order, here.c = unipc_leg(solver, h, s, order), order, c
+    return x + c * ((s / here.t - 1) * (x - here.data) + here.leg)
 
 
-def unipc_leg(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int,
-              seen: Vector | None = None) -> Vector:  # fmt: skip
-    """UniP, or with the data prediction `seen` at s UniC: x at s (eq. 3 of the paper in sigma's units)."""
+def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vector | None = None) -> Vector:
+    """What UniP, or with the data prediction `seen` at s UniC, adds to first order's step from the newest
+    point to s (eq. 3 of the paper in sigma's units)."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
     phi = expm1(step)
     b_h = phi if solver.variant == "bh2" else step
-    base = s / t * x - phi * m[0]
     nodes = [(log(t) - log(point.t)) / -step for point in reversed(h[-order:-1])]
     slopes = [(v - m[0]) * (1 / node) for v, node in zip(m[1:], nodes)]
     if seen is not None:
         nodes, slopes = [*nodes, 1.0], [*slopes, seen - m[0]]
     if not slopes:
-        return base
+        return 0.0 * m[0]
     if len(slopes) == 1 and (seen is None or order == 1):  # the papers' simplified second order
         weights: list[Number] = [0.5]
     else:
@@ -154,7 +179,7 @@ def unipc_leg(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int
             factorial *= i + 1
             value = value / step - 1 / factorial
         weights = solve([[node**i for node in nodes] for i in range(len(nodes))], right)
-    return base - b_h * sum(w * v for w, v in zip(weights, slopes))
+    return -b_h * sum(w * v for w, v in zip(weights, slopes))
 
 
 def solve(matrix: list[list[Number]], right: list[Number]) -> list[Number]:
@@ -192,18 +217,16 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 @dataclass(frozen=True)
 class Recipe:
     """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of
-    the mid time where nobody chooses it. long: a row may weigh every slope since the first, and the last leg
-    is of first order (Solver.lower_order_final). splits_x: c does not scale what a data prediction does to x
-    itself. corrects: the last leg, which nothing corrects, is no start. constants: names of
-    parameters.PARAMETERS that AMED fits for each interval; those beside r, c, a are handed to `step` by
-    name, which must do without them too."""
+    the mid time where nobody chooses it. lowers: the last leg is of first order (Solver.lower_order_final).
+    corrects: the last leg, which nothing corrects, is no start. constants: names of parameters.PARAMETERS
+    that AMED fits for each interval; those beside r, c, a are handed to `step` by name, which must do
+    without them too."""
 
     step: Callable[..., Vector]
     pair: bool = False
     orders: int = 1
     r: float = 0.5
-    long: bool = False
-    splits_x: bool = False
+    lowers: bool = False
     corrects: bool = False
     constants: tuple[str, ...] = AMED
 
@@ -214,9 +237,9 @@ RECIPES = {
     "heun": Recipe(heun, pair=True, r=1.0),
     "euler": Recipe(ipndm),
     "ipndm": Recipe(ipndm, orders=4),
-    "dpmpp": Recipe(dpmpp, orders=3, long=True, splits_x=True),
+    "dpmpp": Recipe(dpmpp, orders=3, lowers=True),
     "deis": Recipe(deis, orders=4),
-    "unipc": Recipe(unipc, orders=3, long=True, corrects=True),
+    "unipc": Recipe(unipc, orders=3, lowers=True, corrects=True),
 }
 MULTISTEP = "multistep"  # no recipe: free times and free weights (constants.Multistep)
 VARIANTS = ("bh1", "bh2")
@@ -252,6 +275,11 @@ class Solver:
         return RECIPES[self.name]
 
     @property
+    def predicts_data(self) -> bool:
+        """Whether a step is a sum of x and denoised images, not of x and slopes."""
+        return self.name != MULTISTEP and self.recipe.lowers and (self.predict_x0 or self.recipe.corrects)
+
+    @property
     def single_step(self) -> bool:
         """Whether an interval looks at no slope of the one before."""
         return self.name != MULTISTEP and (self.recipe.pair or self.recipe.orders == 1)
@@ -268,7 +296,7 @@ class Solver:
     def order(self, seen: int, leg: int, legs: int) -> int:
         """Of leg number `leg` of `legs`, with `seen` slopes in hand."""
         highest = min(self.max_order, max(1, legs - 1)) if self.recipe.corrects else self.max_order
-        final = self.recipe.long and self.lower_order_final and leg + 1 >= highest
+        final = self.recipe.lowers and self.lower_order_final and leg + 1 >= highest
         return min(highest, seen, legs - leg) if final else min(highest, seen)
 
 
@@ -285,32 +313,27 @@ class Predictor(Protocol):
 
 
 class Course:
-    """A run of a recipe over `times`, on vectors [where the run stands, x_0, slope 0, slope 1, ...].
+    """A run of a recipe over `times`, on coordinates: 0 is x where the run stands, then slope after slope, or
+    of a solver that predicts data image after image.
 
-    Positions are kept relative to where the run stands, so that an entry is of the size of a move, not of x,
-    and single precision serves. `like`: a tensor of the device and dtype of coordinates that depend on the
-    sample; None: they are plain numbers."""
+    Positions are relative to where the run stands, so that a number is of the size of a move, not of x, and
+    single precision serves. `like`: an x, for numbers that depend on the sample; None: they are plain."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
         self.solver, self.recipe, self.predictor, self.afs = solver, solver.recipe, predictor, afs
         self.times, self.legs, self.like = times, solver.each(predictor is not None) * (len(times) - 1), like
-        # c on the terms of a data prediction alone leaves x scaled: then x_0 must be in hand, as a slope
-        self.scales_x = predictor is not None and self.recipe.splits_x and solver.predict_x0
-        self.leg = 0
-        size = self.legs + 2
-        own = {} if like is None else {"dtype": like.dtype, "device": like.device}
-        self.units = np.eye(size) if like is None else torch.eye(size, **own)[:, None]
-        self.here, self.whole, self.history = self.units[0], self.units[1], list[Point]()
+        self.data, self.leg = solver.predicts_data, 0
+        self.here, self.history = Sum({0: 1.0}), list[Point]()
         self.seen = 0  # slopes; the history goes back as far as a recipe looks
         self.start: Vector = None  # of the interval under way, and its constants
         self.given: dict[str, Number] = {}
 
-    def number(self, v: Number) -> Any:
-        if not isinstance(v, Tensor):
+    def number(self, v: Number) -> Number:
+        """As it multiplies an image; one that no device has to be waited for is plain."""
+        if self.like is None or not isinstance(v, Tensor):
             return v
-        if self.like is not None:
-            return v.to(self.like).reshape(-1, 1)
-        return v.double().reshape(-1, 1).numpy() if v.numel() > 1 else float(v)
+        plain = v.numel() == 1 and v.device.type == "cpu" and not v.requires_grad
+        return float(v) if plain else beside(v, self.like)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
         """One leg of a solver with one evaluation a step."""
@@ -319,16 +342,10 @@ class Course:
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
-        """The move to x, in x_0 and slopes alone; the run stands there from now on."""
+        """The move to x; the run stands there from now on."""
         move = x - self.here
-        if self.scales_x:
-            move = move + (x[..., :1] - 1) * self.whole
-        move[..., 0] = 0
-        if self.recipe.long:  # no other looks at positions
-            self.whole = self.whole + move
-            for point in self.history:
-                point.x = point.x - move
-                point.start = None if point.start is None else point.start - move
+        if not self.data:
+            move.of.pop(0, None)
         return move
 
     def opening(self, n: int) -> Row | None:
@@ -337,25 +354,23 @@ class Course:
             return None
         analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
         asks = getattr(self.predictor, "wants_bottleneck", False) and not analytic
-        return Row(
-            self.times[n],
-            (),
-            analytic=analytic,
-            closes=not two,
-            wants=frozenset({"bottleneck"} if asks else ()),
-        )
+        wants = frozenset({"bottleneck"} if asks else ())
+        return Row(self.times[n], (), analytic=analytic, closes=not two, data=self.data, wants=wants)
 
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
         """From a row of interval n, now that it was looked at: the move, and the row after it."""
         t, t_next = self.times[n : n + 2]
-        self.history.append(Point(self.number(row.sigma), self.here, self.units[2 + self.seen]))
+        unit = Sum({1 + self.seen: 1.0})
+        level = self.number(row.sigma)
+        self.history.append(Point(level, data=unit) if self.data else Point(level, unit))
         del self.history[: -self.solver.max_order - 1]
         self.seen += 1
         if row.closes and row.opens:
             return self.moved(self.take(t_next, 1.0, {})), self.opening(n + 1)
         if row.opens:
             if self.predictor is not None:  # Algorithm 1 goes back through one interval alone
-                self.history, self.whole = [detach(point) for point in self.history], detach(self.whole)
+                if torch.is_grad_enabled():
+                    self.history = [detach(point) for point in self.history]
                 values = self.predictor(t, t_next, bottleneck)
                 self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, values)}
             r = self.given.get("r", self.recipe.r)
@@ -365,30 +380,24 @@ class Course:
             self.start = None if away is None else self.here - away
             level = self.given.get("a", 1.0) * s
             scaled = getattr(self.predictor, "rescales", False)
-            return move, Row(flat(s), (), flat(level), rescaled=scaled, opens=False)
+            return move, Row(s, (), level, rescaled=scaled, opens=False, data=self.data)
         more = {k: v for k, v in self.given.items() if k not in ("r", "a")}
         c = more.pop("c", 1.0)
         if not self.recipe.pair:
             return self.moved(self.take(t_next, c, more)), self.opening(n + 1)
         first, mid = self.history[-2:]
-        x = self.recipe.step(
-            self.start, first.d, mid.d, t, t_next, self.given.get("r", self.recipe.r), c, **more
-        )
+        r = self.given.get("r", self.recipe.r)
+        x = self.recipe.step(self.start, first.d, mid.d, t, t_next, r, c, **more)
         return self.moved(x), self.opening(n + 1)
 
-    def weights(self, move: Vector, reach: int, lead: bool) -> Weights:
-        """A move on the slopes in hand, newest first; x_0 is the first slope, the analytic one, scaled."""
-        slopes = [move[..., 1 + k] for k in range(self.seen, max(self.seen - reach, 0), -1)]
-        if self.scales_x:
-            first = move[..., 1] * (1 + self.times[0] ** 2) ** 0.5
-            slopes = [*slopes, first] if lead else [*slopes[:-1], slopes[-1] + first]
-        return tuple((flat(v),) for v in slopes)
+    def weights(self, move: Vector, reach: int) -> Weights:
+        """A move on what is in hand, newest first."""
+        shares = [move.of.get(k, 0.0) for k in range(self.seen, max(self.seen - reach, 0), -1)]
+        own = (move.of.get(0, 0.0), shares[0]) if self.data else (shares[0],)
+        return (own, *((share,) for share in shares[1:]))
 
     def rows(self, fixed: bool) -> Iterator[Row]:
-        lead = self.scales_x and not self.afs
-        if lead:
-            yield Row(self.times[0], ((0.0,),), analytic=True, opens=False, closes=False)
-        reach = self.legs if self.recipe.long else max(self.solver.max_order, 1 + self.recipe.pair)
+        reach = max(self.solver.max_order, 1 + self.recipe.pair) + self.recipe.corrects
         row, interval = self.opening(0), 0
         while row is not None:
             after: list[Row | None] = []
@@ -399,13 +408,12 @@ class Course:
                 evaluation = getattr(state, "evaluation", None)
                 move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
                 after.append(following)
-                return self.weights(move, reach, lead)
+                return self.weights(move, reach)
 
-            hand, needed = self.seen + 1, None
-            if not self.recipe.long:
-                kept = 0 if self.recipe.pair and row.closes else reach - 1
-                needed = tuple(k > hand - 1 - kept for k in range(hand))
-            yield replace(row, weights=weights(None) if fixed else weights, needed=needed)
+            hand, kept = self.seen + 1, 0 if self.recipe.pair and row.closes else reach - 1
+            row.needed = tuple(k > hand - 1 - kept for k in range(hand))
+            row.weights = weights(None) if fixed else weights
+            yield row
             interval, row = interval + row.closes, after[0]
 
 
@@ -417,25 +425,23 @@ def rows(solver: Solver, times: list[float], predictor: Predictor | None = None,
     function of the loop's State, which asks the predictor then, in tensors like `like`."""
     positive = [t for t in times if t > 0]
     fixed = predictor is None or getattr(predictor, "fixed", False)
-    if like is not None and like.device.type == "cpu" and not torch.is_grad_enabled():
-        like = None  # NumPy's numbers are the faster ones, and no device has to be waited for
     if len(positive) > 1:
         yield from Course(solver, positive, predictor, afs, None if fixed else like).rows(fixed)
     if times[-1] == 0:
         yield Row(positive[-1], (), to_zero=True, wants=END, needed=())
 
 
-def flat(v: Any) -> Number:
-    """A number, or a Tensor of one of each sample's own."""
-    if isinstance(v, Tensor):
-        return v.flatten()
-    return torch.from_numpy(v.flatten()) if isinstance(v, np.ndarray) and v.size > 1 else float(v)
+def beside(v: Number, x: Tensor) -> Number:
+    """A number of each sample's own, as it multiplies x."""
+    return v.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) and v.ndim < x.ndim else v
 
 
 def detach(v: Any) -> Any:
-    """Without gradient: a Tensor, or the numbers of a point."""
+    """Without gradient: a Tensor, coordinates, or the numbers of a point."""
     if isinstance(v, Point):
-        return Point(*(detach(getattr(v, name)) for name in ("t", "x", "d", "start", "order", "c")))
+        return Point(**{name: detach(value) for name, value in vars(v).items()})
+    if isinstance(v, Sum):
+        return Sum({k: detach(number) for k, number in v.of.items()})
     return v.detach() if isinstance(v, Tensor) else v
 
 

@@ -13,12 +13,11 @@ from torch import Tensor
 
 Number = float | Tensor  # a Tensor is [B or 1]: a number of each sample's own
 END = frozenset({"end"})  # what a row to the denoised image asks for, see loop.Evaluate
-Weights = Sequence[
-    Sequence[Number]
-]  # [slopes in hand, newest first][parts of a slope], the step length folded in
+# [slopes in hand, newest first][parts of a slope], the step length folded in
+Weights = Sequence[Sequence[Number]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Row:
     """One look at the slope, and one move.
 
@@ -28,7 +27,9 @@ class Row:
     that of pure noise (AFS). rescaled: only the timestep of a VP model is told otherwise, its own input stays
     what it is. opens, closes: an interval of the base schedule begins here, ends with this move. to_zero: the
     move ends in the denoised image. wants: what is asked of the evaluation besides, see loop.Evaluation.
-    needed: which of the slopes in hand, oldest first, later rows weigh (None: all)."""
+    needed: which of the slopes in hand, oldest first, later rows weigh (None: all). data: what is kept is not
+    the slope but the denoised image (of which a solver that predicts data needs few); weights are of x and
+    the newest image, then of the older ones. A row is not changed once it was given away."""
 
     sigma: Number
     weights: Weights | Callable[[Any], Weights]
@@ -38,6 +39,7 @@ class Row:
     opens: bool = True
     closes: bool = True
     to_zero: bool = False
+    data: bool = False
     wants: frozenset[str] = frozenset()
     needed: tuple[bool, ...] | None = None
 

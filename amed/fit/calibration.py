@@ -160,11 +160,8 @@ class Calibration:
         for setting in known.ranking:
             if setting.solver.name != "heun" and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
-                fit, end = (
-                    self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs),
-                    known.ends[setting],
-                )
-                fit.judged(fit.values, end, known.judge.score(end))
+                fit = self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs)
+                fit.judged(fit.values, known.ends[setting], known.judge.score(known.ends[setting]))
                 return
 
     def _closed(self) -> Iterator[str]:
@@ -255,11 +252,8 @@ class Calibration:
             solver, constants = fit.form.solver, fit.form.build(fit.best)
             sigmas, own = constants.sigmas, {"afs": fit.form.afs, "parts": getattr(constants, "parts", "")}
         else:  # its solver's own table
-            end, name, how = (
-                plain_end,
-                "amed_multistep",
-                f"{kept.name} on {kept.schedule}: the fit did not beat it",
-            )
+            how = f"{kept.name} on {kept.schedule}: the fit did not beat it"
+            end, name = plain_end, "amed_multistep"
             solver, constants, sigmas = kept.solver, None, kept.sigmas()
             own = {"afs": kept.afs, "features": "plain", "schedule": kept.kind, "rho": kept.rho}
         rows = [judge.row(name, "its own", settings, end)]

@@ -79,10 +79,8 @@ class ClosedForm:
         prior = as_multistep(Solver("ipndm", 2), sigmas, afs).weights
         weights = torch.zeros(steps, min(self.lags, steps), PARTS[self.parts].count, dtype=torch.float64)
         weights[:, : prior.shape[1]] = prior[:, : weights.shape[1]]
-        before, state = (
-            list[State](),
-            State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * sigmas[0]),
-        )
+        state = State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * sigmas[0])
+        before: list[State] = []
         if known is not None:
             weights[:since] = known.weights[:since]
             before, state = known.states[:since], known.states[since]

@@ -71,9 +71,7 @@ class Form:
         step = PARAMETERS[kind].step
         if kind != "w":
             return step
-        t, t_next = self.sigmas[
-            n : n + 2
-        ].tolist()  # a step in a weight moves x_{n+1} by this share of its noise
+        t, t_next = self.sigmas[n : n + 2].tolist()  # a weight's step moves x_{n+1} by this share
         return float(min(step, 1.5 * step * max(t_next, 0.1) / (t - t_next)))
 
     def vector(self) -> Tensor:
