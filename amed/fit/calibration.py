@@ -10,7 +10,8 @@ No gradient is taken, so it runs on whatever a host can sample with. Its stages,
 the paper's students start from greedy constants instead), all constants at once (polish), and the comparison
 with the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
 from .greedy import greedy_table
+from .look import WHOLE, Look, Pace
 from .measures import Counter, rmse
 from .polish import DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
-from .search import Search, search
+from .search import Search, search, small_calls
 from .settings import CLOSED, SAMPLES, Progress, Settings
 from .target import Target
 
@@ -41,19 +43,21 @@ class Calibration:
     """One fit of one solver at one number of evaluations.
 
     references: shared with other calibrations, whose number of held-out samples it then has. start: a file
-    fitted before, to go on from (with another seed: on other noise).
+    fitted before, to go on from (with another seed: on other noise). heard: called with the Progress after
+    every evaluation of the model, where `run` yields it after each step of its work.
 
     `run()` is a generator and may be closed, or interrupted by an exception of the model, at any point:
     `result()` then still gives the best so far, once the search is through. The same settings and model give
     the same result."""
 
     def __init__(self, target: Target, settings: Settings, references: References | None = None,
-                 start: Fitted | None = None):  # fmt: skip
+                 start: Fitted | None = None,
+                 heard: Callable[[Progress], None] = lambda progress: None):  # fmt: skip
         if start is not None and (start.nfe != settings.nfe or start.spec.sampler != settings.sampler):
             wanted = f"{settings.sampler} at {settings.nfe}"
             raise ValueError(f"{start.label} cannot be gone on from: it is not for {wanted}")
         self.target, self.settings, self.start = target, settings, start
-        self.model = Counter(target.model)
+        self.model = Counter(target.model, self._evaluated)
         self.references = references or references_for(target, settings)
         self.made = 0  # evaluations spent on references
         self.used = self.references.held_out  # samples given to fits, the held-out ones among them
@@ -61,6 +65,9 @@ class Calibration:
         self.rivals: dict[str, Tensor] = {}  # end states on the held-out samples
         self.fits: list[Fit] = []
         self.history: list[tuple[int, float]] = []
+        self.heard, self.pace, self.clock = heard, Pace(), 0.0
+        self.doing = "reference", "references"
+        self.small = small_calls(target, settings)  # evaluations in small calls that are still to come
 
     @property
     def evaluations(self) -> int:
@@ -90,7 +97,7 @@ class Calibration:
 
     def run(self) -> Iterator[Progress]:
         """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
-        references, settings = self.references, self.settings
+        references, settings, self.clock = self.references, self.settings, perf_counter()
         yield from self._told("reference", references.make(references.held_out))
         held_out = references.take(0, references.held_out)
         judge = Judge(self.model, held_out, settings.batch, features=self.target.features)
@@ -106,21 +113,49 @@ class Calibration:
         self, stage: str, texts: Generator[str, None, Any] | Iterator[str]
     ) -> Generator[Progress, None, Any]:
         """A stage's texts as Progress; what the stage returns."""
-        before = self.references.model.rows
+        self.doing = stage, self.doing[1]
         while True:
+            self.references.model.heard = self._made  # whoever asks for references now pays for them
             try:
                 text = next(texts)
             except StopIteration as end:
                 return end.value
-            finally:
-                self.made += self.references.model.rows - before
-                before = self.references.model.rows
             yield self._progress(stage, text)
 
     def _progress(self, stage: str, text: str) -> Progress:
-        best, budget = self.best, self.settings.budget
+        self.doing = stage, text
+        best, budget, nfe = self.best, self.settings.budget, self.settings.nfe
         score = float("nan") if best is None else best.held_out
-        return Progress(stage, text, min(self.evaluations, budget), budget, score, self.settings.nfe)
+        seconds = self.pace.left(max(self.left, 0), self.small)
+        return Progress(stage, text, min(self.evaluations, budget), budget, score, nfe, seconds, self.look)
+
+    def _made(self, rows: int) -> None:
+        self.made += rows
+        self._evaluated(rows)
+
+    def _evaluated(self, rows: int) -> None:
+        """After each evaluation of the model."""
+        now = perf_counter()
+        self.pace.called(rows, now - self.clock)
+        self.clock = now
+        if self.doing[0] == "search" and not self.ready:
+            self.small = max(0, self.small - rows) if rows < WHOLE else self.small
+        self.heard(self._progress(*self.doing))
+
+    def look(self) -> Look:
+        """What there is to see so far."""
+        images = {}
+        if len(self.references.ends) * self.references.block >= self.references.held_out:
+            images["reference"] = self.references.take(0, self.references.held_out).end
+        if self.search is None:
+            return Look(images=images)
+        judge, kept, fit = self.search.judge, self.search.best, self.best
+        images["plain"] = self.search.ends[kept]
+        error, plain = float("nan"), judge.error(images["plain"])
+        if fit is not None and fit.end is not None:
+            images["fit"], error = fit.end, judge.error(fit.end)
+        curve = tuple((n, e / max(plain, 1e-12)) for n, e in self.history)
+        return Look(error, plain, f"{kept.name} on {kept.schedule}", curve, images)
 
     def _rivals(self) -> Iterator[str]:
         """The solvers as a host sets them, on the held-out samples."""
@@ -224,7 +259,7 @@ class Calibration:
         score = judge.score(end)
         fit.judged(values, end, score)
         if remember:
-            self.history.append((self.evaluations, score))
+            self.history.append((self.evaluations, judge.error(end)))
         return score
 
     def _affordable(self, fit: Fit) -> int:

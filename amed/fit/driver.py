@@ -61,7 +61,8 @@ class Outcome:
 def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[Progress], None],
         outcome: Outcome | None = None, start: Fitted | None = None) -> Outcome:  # fmt: skip
     """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to
-    save. `tell`: hears of the progress of the whole job. start: a file to go on from.
+    save. `tell`: hears of the progress of the whole job, after every evaluation of the model. start: a file
+    to go on from.
 
     Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
     under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError
@@ -69,13 +70,21 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     total, before = sum(one.budget for one in settings), 0
+
+    def heard(progress: Progress) -> None:
+        rest = total - before - progress.budget  # the fits after this one, at its speed
+        left = max(progress.budget - progress.evaluations, 1)
+        seconds = progress.seconds * (1 + rest / left)
+        done = before + progress.evaluations
+        tell(replace(progress, evaluations=done, budget=total, seconds=seconds))
+
     references = references_for(target, settings[0])
     for one, place in zip(settings, places):
-        calibration = Calibration(target, one, references=references, start=start)
+        calibration = Calibration(target, one, references=references, start=start, heard=heard)
         finished = False
         try:
             for progress in calibration.run():
-                tell(replace(progress, evaluations=before + progress.evaluations, budget=total))
+                heard(progress)
             finished = True
         except BaseException:
             outcome.interrupted = True

@@ -15,16 +15,19 @@ from ..recipes import Predictor, Solver
 
 
 class Counter(nn.Module):
-    """A denoiser that counts: `evaluations` (calls one after the other) and `rows` (samples in them)."""
+    """A denoiser that counts: `evaluations` (calls one after the other) and `rows` (samples in them).
+    `heard(samples)`: called after each of them."""
 
-    def __init__(self, model: Denoiser):
+    def __init__(self, model: Denoiser, heard: Callable[[int], None] = lambda rows: None):
         super().__init__()
-        self.model, self.evaluations, self.rows = model, 0, 0
+        self.model, self.evaluations, self.rows, self.heard = model, 0, 0, heard
 
     def forward(self, x: Tensor, *args: Any, ask: Any = None, **kwargs: Any) -> Any:
         self.evaluations += 1
         self.rows += len(x)
-        return (ask or self.model)(x, *args, **kwargs)
+        seen = (ask or self.model)(x, *args, **kwargs)
+        self.heard(len(x))
+        return seen
 
     @property
     def halves(self) -> Any:

@@ -13,6 +13,7 @@ from .settings import Settings
 from .target import Target
 
 FINALISTS = 4  # plain settings that are compared on the held-out samples
+SECOND = 20  # settings in the second round
 SCHEDULES = 4  # schedules that are tried with weights in closed form
 
 
@@ -37,15 +38,28 @@ class Search:
         return list(chosen.values())[:SCHEDULES]
 
 
+def first_round(settings: Settings) -> tuple[int, int]:
+    """How many samples a setting is tried on first, and how many settings the budget allows."""
+    unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
+    share = 0.3 if settings.large else 0.15
+    return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
+
+
+def small_calls(target: Target, settings: Settings) -> int:
+    """Evaluations of the search with few samples a call."""
+    unit, count = first_round(settings)
+    tried = min(count, len(settings_for(target, settings.nfe)))
+    return settings.nfe * unit * (tried + 2 * min(tried, SECOND))
+
+
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
 ) -> Generator[str, None, Search]:
-    """All settings on a sample or two, the best 20 on two or four more, the best FINALISTS on the held-out
-    samples, which tell the best of all. Yields what it is doing."""
+    """All settings on a sample or two, the best SECOND on two or four more, the best FINALISTS on the
+    held-out samples, which tell the best of all. Yields what it is doing."""
     left = settings_for(target, settings.nfe)  # the likely first: a small budget cuts the others
-    unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
-    share = 0.3 if settings.large else 0.15
-    left = left[: max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))]
+    unit, count = first_round(settings)
+    left = left[:count]
     errors: dict[Setting, list[Tensor]] = {s: [] for s in left}
     first, scale = references.held_out, 1.0
 
@@ -55,7 +69,7 @@ def search(
     def half_median(of: list[Setting]) -> float:
         return 0.5 * float(min(torch.cat(errors[s]).median() for s in of)) + 1e-12
 
-    for rung, (keep, count) in enumerate(((len(left), unit), (20, 2 * unit))):
+    for rung, (keep, count) in enumerate(((len(left), unit), (SECOND, 2 * unit))):
         left = left[:keep]
         yield from references.make(first + count)
         samples = references.take(first, count)

@@ -1,9 +1,11 @@
 """What is fitted, and how long."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from ..kdiffusion import ENTRIES
+from .look import Look
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 CLOSED = 32  # samples of which the whole reference trajectory is kept, for weights in closed form
@@ -76,7 +78,8 @@ class Settings:
 class Progress:
     """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`;
     `held_out`: error of the best held-out state so far (nan before there is one); `nfe`: which fit of a
-    job."""
+    job; `seconds`: how long the rest will take, by the speed so far (nan before the first evaluation);
+    `look()`: what there is to see, worked out when it is called."""
 
     stage: str
     text: str
@@ -84,3 +87,5 @@ class Progress:
     budget: int
     held_out: float = float("nan")
     nfe: int = 0
+    seconds: float = float("nan")
+    look: Callable[[], Look] = field(default=Look, compare=False, repr=False)
