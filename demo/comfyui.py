@@ -284,7 +284,8 @@ class Server:
         """Run an API-format graph to its end.
 
         `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value",
-        "max"}). Raises GraphError, RunError, Interrupted or ServerError."""
+        "max"}); what is no text as ("binary", {"bytes"}). Raises GraphError, RunError, Interrupted or
+        ServerError."""
         import websocket  # the client package; needed for runs alone
 
         self.check_alive()
@@ -306,8 +307,10 @@ class Server:
                     time.sleep(0.3)
                     self.check_alive()
                     raise ServerError(f"lost ComfyUI's websocket: {error}\n{tail(self.log())}") from None
-                if not isinstance(message, str):
-                    continue  # a preview image
+                if not isinstance(message, str):  # a preview image, a text on a node
+                    if on_event is not None:
+                        on_event("binary", {"bytes": message})
+                    continue
                 event = json.loads(message)
                 kind, data = event["type"], event["data"]
                 if data.get("prompt_id", prompt) != prompt:

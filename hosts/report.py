@@ -1,7 +1,9 @@
-"""The pictures of a calibration and of a training: what was gained, what was found, what images look like.
-`result`: an amed.fit.Result, `fitted`: an amed.Fitted."""
+"""The pictures of a calibration and of a training: what was gained, what images look like, and while it runs
+how far it is. A page shows them some 300 pixels wide: few things, large. `result`: an amed.fit.Result,
+`fitted`: an amed.Fitted."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
-WIDE, HIGH, SIDE = 460, 300, 96
+WIDE, HIGH, EDGE = 820, 460, 16
+SAMPLES, ROWS = 5, 4  # of a report
+SMALL = 128  # samples up to this size are enlarged pixel by pixel
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -21,13 +25,18 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: tuple[int, ...], size: int,
-          across: float, down: float) -> None:  # fmt: skip
+          across: float, down: float, width: float = math.inf) -> None:  # fmt: skip
     """Text of which the point so far `across` and `down` it (0 to 1) is `at`: Pillow's own anchors need its
-    own font, which versions before 10.1 do not have."""
-    face = font(size)
-    left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=face)
+    own font, which versions before 10.1 do not have. Smaller, and at last cut, where wider than `width`."""
+    while (box := measured(draw, text, size))[2] - box[0] > width and len(text) > 1:
+        size, text = (size - 2, text) if size > 22 else (size, text[:-2].rstrip(" .,+") + "…")
+    left, top, right, bottom = box
     place = at[0] - left - across * (right - left), at[1] - top - down * (bottom - top)
-    draw.multiline_text(place, text, colour, face)
+    draw.multiline_text(place, text, colour, font(size))
+
+
+def measured(draw: ImageDraw.ImageDraw, text: str, size: int) -> tuple[float, float, float, float]:
+    return draw.multiline_textbbox((0, 0), text, font=font(size))
 
 
 class Panel:
@@ -37,17 +46,17 @@ class Panel:
         self.image, self.log_x = Image.new("RGB", (WIDE, HIGH), BACK), log_x
         self.draw = ImageDraw.Draw(self.image)
         self.x, self.y = x, (y[0], y[1] if y[1] > y[0] else y[0] + 1)
-        self.draw.text((12, 8), title, INK, font(15))
-        left, top, right, bottom = self.box = 56, 36, WIDE - 16, HIGH - 34
-        self.draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, 1)
+        write(self.draw, (EDGE, 12), title, INK, 32, 0, 0, WIDE - 2 * EDGE)
+        left, top, right, bottom = self.box = 110, 66, WIDE - 40, HIGH - 56
+        self.draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, 2)
         for share in (0, 0.5, 1):
             value = self.y[0] + share * (self.y[1] - self.y[0])
             at = bottom - share * (bottom - top)
-            self.draw.line([(left, at), (right, at)], FAINT, 1)
-            write(self.draw, (left - 6, at), f"{value:.3g}", INK, 11, 1, 0.5)
+            self.draw.line([(left, at), (right, at)], FAINT, 2)
+            write(self.draw, (left - 10, at), f"{value:.3g}", INK, 26, 1, 0.5)
             place = x[0] * (x[1] / x[0]) ** share if log_x else x[0] + share * (x[1] - x[0])
             label = f"{place:,.0f}" if place >= 1000 else f"{place:.3g}"
-            write(self.draw, (left + share * (right - left), bottom + 8), label, INK, 11, 0.5, 0)
+            write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         left, top, right, bottom = self.box
@@ -60,26 +69,17 @@ class Panel:
         self, points: list[tuple[float, float]], colour: tuple[int, ...], name: str = "", row: int = 0
     ) -> None:
         """Points joined; `name` stands in the upper right corner, in its `row`."""
-        places = [self.at(*point) for point in points]
-        if len(places) > 1:
-            self.draw.line(places, colour, 2)
-        for x, y in places:
-            self.draw.ellipse([x - 3, y - 3, x + 3, y + 3], colour)
+        joined(self.draw, [self.at(*point) for point in points], colour)
         if name:
-            write(self.draw, (self.box[2] - 4, self.box[1] + 4 + 14 * row), name, colour, 12, 1, 0)
+            write(self.draw, (self.box[2] - 6, self.box[1] + 6 + 32 * row), name, colour, 28, 1, 0)
 
 
-def errors(result: Any) -> Image.Image:
-    """The held-out error of each start and after each iteration, beside the best plain setting's."""
-    points = [(float(n), e) for n, e in result.history if math.isfinite(e)]
-    if not points:
-        return Panel("no iteration was made", (0, 1), (0, 1)).image
-    plain, last = result.rows[1].error, max(n for n, _ in points)
-    high = 1.25 * max(plain, *(e for _, e in points))
-    panel = Panel("held-out error over evaluations", (0, last), (0, high))
-    panel.line([(0.0, plain), (last, plain)], COLOURS[1], f"best plain: {result.rows[1].solver}")
-    panel.line(points, COLOURS[0], "AMED", 1)
-    return panel.image
+def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour: tuple[int, ...]) -> None:
+    """A line with a dot at each of its points."""
+    if len(places) > 1:
+        draw.line(places, colour, 5)
+    for x, y in places:
+        draw.ellipse([x - 6, y - 6, x + 6, y + 6], colour)
 
 
 def constants(fitted: Any) -> Image.Image:
@@ -104,75 +104,163 @@ def constants(fitted: Any) -> Image.Image:
     return panel.image
 
 
-def bars(result: Any) -> Image.Image:
-    """Errors of the result, the best plain setting and the solvers as usually set."""
-    image = Image.new("RGB", (WIDE, HIGH), BACK)
+# --- parts of a page ---------------------------------------------------------------------------------------
+
+
+def headline(big: str, small: str) -> Image.Image:
+    """What came of it, in a line of very large type and one of large."""
+    image = Image.new("RGB", (WIDE, 136), BACK)
     draw = ImageDraw.Draw(image)
-    draw.text((12, 8), f"error to the reference, {result.rows[0].nfe} evaluations", INK, font(15))
-    most = max(row.error for row in result.rows if math.isfinite(row.error)) or 1.0
-    high = min(46, (HIGH - 50) // len(result.rows))
-    for i, row in enumerate(result.rows):
-        top = 40 + i * high
+    write(draw, (EDGE, 20), big, INK, 60, 0, 0, WIDE - 2 * EDGE)
+    write(draw, (EDGE, 94), small, INK, 34, 0, 0, WIDE - 2 * EDGE)
+    return image
+
+
+def tile(sample: Tensor, side: int) -> Image.Image:
+    """A sample `[3, H, W]` in [-1, 1], its longer side so long."""
+    values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(values)
+    size = tuple(max(1, round(n * side / max(image.size))) for n in image.size)
+    way = Image.Resampling.NEAREST if max(image.size) <= SMALL else Image.Resampling.LANCZOS
+    return image.resize(size, way)
+
+
+def grid(pictures: dict[str, Tensor], most: int = SAMPLES) -> Image.Image:
+    """Rows of samples `[n, 3, H, W]` in [-1, 1], each under its name."""
+    count = min(most, *(len(p) for p in pictures.values()))
+    side = (WIDE - 2 * EDGE - 8 * (count - 1)) // count
+    side = min(side, (WIDE - 2 * EDGE - 24) // 4)  # few samples are no larger than four
+    rows = [[tile(sample, side) for sample in samples[:count]] for samples in pictures.values()]
+    high = [44 + max(t.height for t in row) + 12 for row in rows]
+    image = Image.new("RGB", (WIDE, sum(high)), BACK)
+    draw, top = ImageDraw.Draw(image), 0
+    for name, row, step in zip(pictures, rows, high):
+        write(draw, (EDGE, top + 6), " ".join(name.split()), INK, 30, 0, 0, WIDE - 2 * EDGE)
+        for i, one in enumerate(row):
+            image.paste(one, (EDGE + i * (side + 8), top + 44))
+        top += step
+    return image
+
+
+def table(rows: Sequence[Any]) -> Image.Image:
+    """Errors of a Result's first rows, each with its bar."""
+    rows = rows[:ROWS]
+    image = Image.new("RGB", (WIDE, 56 + 78 * len(rows)), BACK)
+    draw = ImageDraw.Draw(image)
+    write(draw, (EDGE, 10), "error to the reference", INK, 32, 0, 0)
+    most = max((row.error for row in rows if math.isfinite(row.error)), default=1.0) or 1.0
+    for i, row in enumerate(rows):
+        top, known = 56 + 78 * i, math.isfinite(row.error)
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
-        draw.text((14, top), name, INK, font(12))
-        length = (WIDE - 110) * min(row.error / most, 1.0)
-        draw.rectangle([14, top + 16, 14 + max(length, 1), top + high - 8], COLOURS[min(i, 1)])
-        write(draw, (22 + length, top + (high + 8) // 2), f"{row.error:.3f}", INK, 12, 0, 0.5)
+        write(draw, (EDGE, top), name, INK, 30, 0, 0, WIDE - 170)
+        write(draw, (WIDE - EDGE, top), f"{row.error:.3f}" if known else "not finite", INK, 34, 1, 0)
+        length = (WIDE - 2 * EDGE) * (min(row.error / most, 1.0) if known else 1.0)
+        draw.rectangle([EDGE, top + 42, EDGE + max(length, 2), top + 60], COLOURS[min(i, 1)])
     return image
 
 
-def grid(pictures: dict[str, Tensor]) -> Image.Image:
-    """Rows of samples `[n, 3, H, W]` in [-1, 1], each with its name."""
-    count = min(8, *(len(p) for p in pictures.values()))
-    image = Image.new("RGB", (120 + count * (SIDE + 4), len(pictures) * (SIDE + 4) + 8), BACK)
-    draw = ImageDraw.Draw(image)
-    for row, (name, pixels) in enumerate(pictures.items()):
-        top = 4 + row * (SIDE + 4)
-        write(draw, (8, top + SIDE // 2), name, INK, 13, 0, 0.5)
-        for i, sample in enumerate(pixels[:count]):
-            values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            tile = Image.fromarray(values)
-            tile.thumbnail((SIDE, SIDE)) if max(tile.size) > SIDE else None
-            scale = SIDE / max(tile.size)
-            size = max(1, round(tile.width * scale)), max(1, round(tile.height * scale))
-            image.paste(tile.resize(size, Image.Resampling.BICUBIC), (120 + i * (SIDE + 4), top))
-    return image
+def stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    """One below the other."""
+    whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), BACK)
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    return whole
+
+
+# --- pages -------------------------------------------------------------------------------------------------
 
 
 def picture(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """A calibration's whole report."""
-    return page(result.text, [errors(result), constants(result.fitted), bars(result)], pictures)
+    """A calibration's whole report: what was gained, samples, errors. The rest is in its text."""
+    first, best = result.rows[:2]
+    said = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
+    if not result.improved:
+        said = "the best plain solver is kept: the fit did not beat it"
+    big = f"error {first.error:.3f} at {first.nfe} evaluations"
+    return stacked([headline(big, said), grid(pictures), table(result.rows)])
 
 
-def training(text: str, progress: list[tuple[int, list[float], float]], untrained: float,
-             pictures: dict[str, Tensor]) -> Image.Image:  # fmt: skip
-    """A training's report: the held-out error beside the untrained solver's, and each interval's loss over
-    its first one."""
+def training(progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
+             ) -> Image.Image:  # fmt: skip
+    """A training's report: samples, and the held-out error beside the untrained solver's."""
     last = float(progress[-1][0])
     held = [(float(n), e) for n, _, e in progress]
+    best = min(e for _, e in held)
+    top = headline(f"error {best:.3f}", f"to the teacher on held-out noise; untrained {untrained:.3f}")
     error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in held))))
     error.line([(0.0, untrained), (last, untrained)], COLOURS[1], "untrained")
     error.line(held, COLOURS[0], "network", 1)
-    first = [max(v, 1e-12) for v in progress[0][1]]
-    intervals = range(len(first))
-    lines = [[(float(n), v[i] / first[i]) for n, v, _ in progress if math.isfinite(v[i])] for i in intervals]
-    high = max(v for line in lines for _, v in line)
-    losses = Panel("loss of each interval over its first", (0, last), (0, high))
-    for i, line in enumerate(lines):
-        losses.line(line, COLOURS[i % len(COLOURS)], f"interval {i + 1}", i)
-    return page(text, [error.image, losses.image], pictures)
+    return stacked([top, grid(pictures), error.image])
 
 
-def page(text: str, plots: list[Image.Image], pictures: dict[str, Tensor]) -> Image.Image:
-    """A line of text, plots side by side, a grid of samples."""
-    samples = grid(pictures)
-    head = 16 + 18 * len(text.splitlines())
-    whole = Image.new("RGB", (max(WIDE * len(plots), samples.width), head + HIGH + samples.height), BACK)
-    ImageDraw.Draw(whole).multiline_text((12, 9), text, INK, font(16))
-    for i, plot in enumerate(plots):
-        whole.paste(plot, (i * WIDE, head))
-    whole.paste(samples, (0, head + HIGH))
-    return whole
+def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
+    """A calibration under way, an amed.fit Progress and its Look: the error so far over the best plain
+    solver's, how long it takes yet, the way there, one sample of each of `pictures`."""
+    image = Image.new("RGB", (WIDE, 232), BACK)
+    draw = ImageDraw.Draw(image)
+    share = progress.evaluations / max(progress.budget, 1)
+    draw.rectangle([0, 0, WIDE, 20], FAINT)
+    draw.rectangle([0, 0, WIDE * share, 20], COLOURS[0])
+    if math.isfinite(look.error):
+        big, small = f"{look.ratio:.2f}", f"of the best plain\nsolver's error\n({look.solver})"
+        write(draw, (EDGE, 42), big, COLOURS[0] if look.ratio < 1 else INK, 118, 0, 0)
+        write(draw, (310, 42), small, INK, 34, 0, 0, WIDE - 310 - EDGE)
+    else:
+        big = {"reference": "making references", "search": "trying plain solvers"}
+        write(draw, (EDGE, 48), big.get(progress.stage, "fitting"), INK, 64, 0, 0, WIDE - 2 * EDGE)
+        if math.isfinite(look.plain):
+            write(draw, (EDGE, 122), f"to beat: {look.solver}", INK, 36, 0, 0, WIDE - 2 * EDGE)
+    done = f"{progress.nfe} evaluations: {100 * share:.0f} % done{left(progress.seconds)}"
+    write(draw, (EDGE, 182), done, INK, 38, 0, 0, WIDE - 2 * EDGE)
+    parts = [image]
+    if len(look.curve) > 1:
+        parts.append(way(look.curve))
+    if pictures:
+        parts.append(strip(pictures))
+    return stacked(parts)
+
+
+def left(seconds: float) -> str:
+    """ ", about 3 min left"; nothing where it is not known."""
+    if not math.isfinite(seconds):
+        return ""
+    if seconds < 100:
+        return f", about {max(5, 5 * round(seconds / 5))} s left"
+    minutes = round(seconds / 60)
+    return f", about {minutes} min left" if minutes < 100 else f", about {minutes / 60:.1f} h left"
+
+
+def way(curve: Sequence[tuple[int, float]]) -> Image.Image:
+    """The errors so far, over the best plain solver's."""
+    image = Image.new("RGB", (WIDE, 190), BACK)
+    draw = ImageDraw.Draw(image)
+    first, last = curve[0][0], max(curve[-1][0], curve[0][0] + 1)
+    high = max(1.1, min(2.0, max(e for _, e in curve)))
+
+    def at(n: float, e: float) -> tuple[float, float]:
+        return EDGE + 8 + (n - first) / (last - first) * (WIDE - 2 * EDGE - 16), 174 - 160 * min(
+            e, high
+        ) / high
+
+    draw.line([at(first, 1), at(last, 1)], COLOURS[1], 5)
+    draw.line([at(first, 0), at(last, 0)], FAINT, 3)
+    write(draw, (WIDE - EDGE, at(last, 1)[1] + 8), "best plain", COLOURS[1], 28, 1, 0)
+    joined(draw, [at(n, e) for n, e in curve], COLOURS[0])
+    return image
+
+
+def strip(pictures: dict[str, Tensor]) -> Image.Image:
+    """The first sample of each, beside one another."""
+    side = (WIDE - 2 * EDGE - 2 * 12) // 3
+    tiles = [tile(samples[0], side) for samples in pictures.values()]
+    image = Image.new("RGB", (WIDE, 50 + max(t.height for t in tiles) + 12), BACK)
+    draw = ImageDraw.Draw(image)
+    for i, (name, one) in enumerate(zip(pictures, tiles)):
+        write(draw, (EDGE + i * (side + 12), 8), name, INK, 34, 0, 0, side)
+        image.paste(one, (EDGE + i * (side + 12), 50))
+    return image
 
 
 def as_image(picture: Image.Image) -> Tensor:

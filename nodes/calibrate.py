@@ -1,6 +1,8 @@
 """Calibrate AMED: a predictor for this MODEL, by forward evaluations only."""
 
 import logging
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
 from ..amed.files.store import saved_as
-from ..amed.fit import PRESETS, Job, Kept, Outcome, Result, fit, numbers
+from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
@@ -21,6 +23,30 @@ from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_
 CALIBRATE = "calibrate now (quick)"
 MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
 BATCH = 8  # samples in one call of the MODEL
+DRAWN = 2.0  # seconds between two pictures
+
+
+class Shown:
+    """What a node shows of a calibration: its bar after every evaluation; a picture, and a line of text, when
+    a stage begins and then every DRAWN seconds."""
+
+    def __init__(self, model: Any, node_id: str | None, total: int):
+        self.model, self.node_id, self.bar = model, node_id, progress_bar(node_id, total)
+        self.stage, self.drawn = ("", 0), -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        stage, now = (progress.stage, progress.nfe), time.monotonic()
+        if stage == self.stage and now - self.drawn < DRAWN:
+            self.bar(progress.evaluations)
+            return
+        self.stage, self.drawn = stage, now
+        look = progress.look()
+        names = {"reference": "reference", "plain": "best plain", "fit": "AMED so far"}
+        shown = {names[k]: preview_pixels(self.model, v[:1]) for k, v in look.images.items()}
+        self.bar(progress.evaluations, report.live(progress, look, shown))
+        if self.node_id:
+            share = progress.evaluations / progress.budget
+            show_text(self.node_id, f"{share:.0%} done{report.left(progress.seconds)}: {progress.text}")
 
 
 def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | None = None) -> Outcome:
@@ -32,12 +58,12 @@ def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | 
 
     for nfe in job.nfe:  # before the MODEL is loaded
         path(nfe)
-    show = progress_bar(node_id, sum(one.budget for one in job.settings()))
+    shown = Shown(model, node_id, sum(one.budget for one in job.settings()))
     outcome = Outcome()
 
     def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
         target = target_of(model, denoiser, len(prompts.positives), shape, device)
-        fit(target, job, path, lambda progress: show(progress.evaluations), outcome)
+        fit(target, job, path, shown, outcome)
 
     try:
         inside_sampling(model, prompts, job.guidance, job.seed, work)
@@ -129,11 +155,11 @@ def pictures(model: Any, result: Result) -> dict[str, torch.Tensor]:
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",
-        "plain": f"best plain\n{result.rows[1].solver}",
+        "plain": f"best plain: {result.rows[1].solver}",
     }
-    rows = {label: result.images[name] for name, label in labels.items()}
-    rows |= {name.replace(", ", "\n"): end for name, end in result.images.items() if name not in labels}
-    return {name: preview_pixels(model, images) for name, images in rows.items()}
+    return {
+        label: preview_pixels(model, result.images[name][: report.SAMPLES]) for name, label in labels.items()
+    }
 
 
 NODES = [Calibrate]

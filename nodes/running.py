@@ -2,6 +2,8 @@
 latent_preview.py, server.py."""
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,10 @@ import comfy.sample
 import comfy.utils
 import latent_preview
 from torch import Tensor
+
+from .model import stop_if_asked
+
+EVERY = 0.2  # seconds between two things that are sent to the page
 
 
 def start_of(model: Any, latent: dict) -> Tensor:
@@ -25,12 +31,13 @@ def run(
     positive: list,
     negative: list,
     latent: dict,
+    quiet: bool = False,
 ) -> dict:
     """Sample as the host's own KSampler does: noise from the seed, previews, progress, mask. A LATENT
-    back."""
+    back. quiet: without previews and progress, where the caller shows its own."""
     start = start_of(model, latent)
     noise = comfy.sample.prepare_noise(start, seed, latent.get("batch_index"))
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    callback = None if quiet else latent_preview.prepare_callback(model, len(sigmas) - 1)
     samples = comfy.sample.sample_custom(
         model,
         noise,
@@ -42,16 +49,28 @@ def run(
         start,
         noise_mask=latent.get("noise_mask"),
         callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        disable_pbar=quiet or not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return {**latent, "samples": samples}
 
 
-def progress_bar(node_id: str | None, total: int) -> Callable[[int], None]:
-    """A bar on the node; call it with what is done."""
+def progress_bar(node_id: str | None, total: int) -> Callable[..., None]:
+    """A bar on the node; call it with what is done, as often as you like, and perhaps a picture (PIL) to show
+    under it. Raises, too, when the user stops the run."""
     bar = comfy.utils.ProgressBar(total, node_id=node_id) if node_id else comfy.utils.ProgressBar(total)
-    return lambda done: bar.update_absolute(min(done, total), total)
+    sent = -math.inf
+
+    def show(done: int, picture: Any = None) -> None:
+        nonlocal sent
+        now = time.monotonic()
+        if picture is None and done < total and now - sent < EVERY:
+            stop_if_asked()
+            return
+        sent = now
+        bar.update_absolute(min(done, total), total, picture and ("JPEG", picture, 1024))
+
+    return show
 
 
 def show_text(node_id: str, text: str) -> None:

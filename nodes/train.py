@@ -222,7 +222,7 @@ class TrainPredictor(io.ComfyNode):
         prompts = Prompts([positive], negative, latent_image)
         result = trained(model, prompts, job, settings, cls.hidden.unique_id)
         rows = {label: preview_pixels(model, end) for label, end in result.images.items()}
-        picture = report.as_image(report.training(result.text, result.progress, result.untrained, rows))
+        picture = report.as_image(report.training(result.progress, result.untrained, rows))
         return io.NodeOutput(result.fitted, picture, result.text, ui=ui.PreviewText(result.text))
 
 

@@ -61,13 +61,17 @@ def test_a_stable_diffusion_unet_with_a_plugin_and_guidance(server, graph):
 def test_interrupted_it_keeps_the_best_so_far(server, graph):
     g = graph()
     node = add_train(g, images=100_000, batch=4, name="stopped")
+    said = []
 
     def on_event(kind, data):
         if kind == "progress" and str(data.get("node")) == node and data["value"] >= 8:
             server.interrupt()
+        if kind == "binary" and data["bytes"][:4] == b"\0\0\0\x03":  # text on a node
+            said.append(data["bytes"].decode(errors="replace"))
 
     with pytest.raises(RunError, match="interrupted"):
         server.run(g.nodes, on_event)
+    assert "stopped-nfe4-cfg1.safetensors (unfinished)" in said[-1]
     assert "images, batch 4" in load(file(server, "stopped-nfe4-cfg1")).spec.how
 
 
