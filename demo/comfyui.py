@@ -271,15 +271,23 @@ class Server:
         """Every node's inputs and outputs, by class name."""
         return self.get("/object_info")
 
-    def submit(self, graph: dict) -> str:
-        """Queue an API-format graph; gives its id. Raises GraphError with ComfyUI's reasons."""
+    def submit(self, graph: dict, workflow: dict | None = None) -> str:
+        """Queue an API-format graph; gives its id. workflow: given with it as the page does, for the images'
+        metadata. Raises GraphError with ComfyUI's reasons."""
+        body = {"prompt": graph, "client_id": self.client}
+        if workflow is not None:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
         try:
-            return self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]
+            return self.post("/prompt", body)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise GraphError(refusal(json.loads(error.read()), graph)) from None
 
     def run(
-        self, graph: dict, on_event: Callable[[str, dict], None] | None = None, timeout: float = 600.0
+        self,
+        graph: dict,
+        on_event: Callable[[str, dict], None] | None = None,
+        timeout: float = 600.0,
+        workflow: dict | None = None,
     ) -> Result:
         """Run an API-format graph to its end.
 
@@ -294,7 +302,7 @@ class Server:
             f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=5
         )
         try:
-            prompt = self.submit(graph)
+            prompt = self.submit(graph, workflow)
             while True:
                 if time.monotonic() - begin > timeout:
                     raise ServerError(f"the run took longer than {timeout:.0f} s:\n{tail(self.log())}")

@@ -3,6 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..amed import Fitted, save
+from ..amed.files.code import code_of
 from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
 from ..hosts import report
@@ -32,7 +33,7 @@ def described(fitted: Fitted) -> str:
 
 
 class PredictorInfo(io.ComfyNode):
-    """AMED_PREDICTOR -> text and picture."""
+    """AMED_PREDICTOR -> text, picture, and itself as a text to paste."""
 
     @classmethod
     def define_schema(cls):
@@ -42,14 +43,19 @@ class PredictorInfo(io.ComfyNode):
             search_aliases=["amed"],
             description="What a predictor is for, how it was made and measured, and its constants.",
             inputs=[Predictor.Input("predictor")],
-            outputs=[io.String.Output(display_name="text"), io.Image.Output(display_name="plot")],
+            outputs=[
+                io.String.Output(display_name="text"),
+                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="code", tooltip="to paste into Load AMED Predictor elsewhere"),
+            ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, predictor):
         text = described(predictor)
-        return io.NodeOutput(text, report.as_image(report.constants(predictor)), ui=ui.PreviewText(text))
+        plot = report.as_image(report.constants(predictor))
+        return io.NodeOutput(text, plot, code_of(predictor), ui=ui.PreviewText(text))
 
 
 class SavePredictor(io.ComfyNode):

@@ -7,7 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..amed import SAMPLERS, PredictorError
 from ..amed.choose import AUTO, UNTRAINED, Choice, Identity, Request, choose
+from ..amed.files.code import from_code
 from .calibrate import CALIBRATE, calibrate_now
+from .carry import carried_or, carry, named
 from .choosing import cut, own_name, request
 from .fitting import Prompts
 from .folders import library, library_state
@@ -21,7 +23,7 @@ ANY = Identity("", "")  # where no MODEL is at hand
 
 
 class LoadPredictor(io.ComfyNode):
-    """A predictor file, from models/amed_predictors or the bundled ones."""
+    """A predictor file, from models/amed_predictors or the bundled ones, or one pasted as a text."""
 
     @classmethod
     def define_schema(cls):
@@ -30,14 +32,28 @@ class LoadPredictor(io.ComfyNode):
             display_name="Load AMED Predictor",
             search_aliases=["amed"],
             description="Load a fitted AMED predictor from models/amed_predictors or the pack's own.",
-            inputs=[io.Combo.Input("name", options=library().names(), tooltip="the predictor file")],
+            inputs=[
+                io.Combo.Input("name", options=library().names(), tooltip="the predictor file"),
+                io.String.Input("code", default="", multiline=True, optional=True,
+                                tooltip="a predictor's code, from AMED Predictor Info: in place of the file"),
+            ],
             outputs=[Predictor.Output(display_name="predictor")],
-        )
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, name):
-        fitted = library().load(name)
-        return io.NodeOutput(fitted, ui=ui.PreviewText(fitted.label))
+    def execute(cls, name, code=""):
+        if code.strip():
+            fitted, said = from_code(code, "pasted"), ""
+        else:
+            png, node_id, widgets = cls.hidden.extra_pnginfo, cls.hidden.unique_id, {"name": name}
+            fitted, said = carried_or(png, node_id, widgets, None, lambda own: own, lambda: named(name))
+            carry(png, node_id, widgets, fitted)
+        return io.NodeOutput(fitted, ui=ui.PreviewText("\n".join([fitted.label, *said])))
+
+    @classmethod
+    def validate_inputs(cls, name):
+        return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):

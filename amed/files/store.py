@@ -164,6 +164,14 @@ def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
     return base
 
 
+def checked(spec: Spec, tensors: dict[str, Tensor], name: str) -> Fitted:
+    """What a file holds, held against itself. Raises ValueError naming the field or tensor that does not
+    fit."""
+    spec, tensors = with_factors(spec, tensors)
+    base = checked_base(spec, tensors)
+    return Fitted(spec, build(spec, tensors), base, name)
+
+
 def load(path: str | os.PathLike[str]) -> Fitted:
     """Read and validate a predictor file. Raises PredictorError naming the file and the field."""
     path = Path(path)
@@ -171,12 +179,9 @@ def load(path: str | os.PathLike[str]) -> Fitted:
         raise PredictorError(f"{path}: no such predictor file")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            spec = from_header(header)
+            spec = from_header(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        spec, tensors = with_factors(spec, tensors)
-        base = checked_base(spec, tensors)
-        return Fitted(spec, build(spec, tensors), base, path.name)
+        return checked(spec, tensors, path.name)
     except SafetensorError as error:
         wrong = f"not a whole safetensors file ({error}); download or fit it again"
         raise PredictorError(f"{path}: {wrong}") from None
