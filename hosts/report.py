@@ -13,7 +13,9 @@ from torch import Tensor
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
 WIDE, HIGH, EDGE = 820, 460, 16
-SAMPLES, ROWS = 5, 4  # of a report
+SAMPLES, ROWS = 4, 4  # of a report
+NAMES = 168  # width of what stands before a row of samples
+DONE = "done"  # the text of a fit's last Progress
 SMALL = 128  # samples up to this size are enlarged pixel by pixel
 
 
@@ -126,18 +128,18 @@ def tile(sample: Tensor, side: int) -> Image.Image:
 
 
 def grid(pictures: dict[str, Tensor], most: int = SAMPLES) -> Image.Image:
-    """Rows of samples `[n, 3, H, W]` in [-1, 1], each under its name."""
+    """Rows of samples `[n, 3, H, W]` in [-1, 1], each with its name on the left."""
     count = min(most, *(len(p) for p in pictures.values()))
-    side = (WIDE - 2 * EDGE - 8 * (count - 1)) // count
-    side = min(side, (WIDE - 2 * EDGE - 24) // 4)  # few samples are no larger than four
+    side = (WIDE - 2 * EDGE - NAMES) // max(count, 4) - 8  # few samples are no larger than four
     rows = [[tile(sample, side) for sample in samples[:count]] for samples in pictures.values()]
-    high = [44 + max(t.height for t in row) + 12 for row in rows]
-    image = Image.new("RGB", (WIDE, sum(high)), BACK)
+    high = [max(t.height for t in row) + 8 for row in rows]
+    image = Image.new("RGB", (WIDE, sum(high) + 12), BACK)
     draw, top = ImageDraw.Draw(image), 0
     for name, row, step in zip(pictures, rows, high):
-        write(draw, (EDGE, top + 6), " ".join(name.split()), INK, 30, 0, 0, WIDE - 2 * EDGE)
+        for i, line in enumerate(name.splitlines()):
+            write(draw, (EDGE, top + step // 2 - 20 + 34 * i), line, INK, 30, 0, 0.5, NAMES - 8)
         for i, one in enumerate(row):
-            image.paste(one, (EDGE + i * (side + 8), top + 44))
+            image.paste(one, (EDGE + NAMES + i * (side + 8), top))
         top += step
     return image
 
@@ -145,17 +147,17 @@ def grid(pictures: dict[str, Tensor], most: int = SAMPLES) -> Image.Image:
 def table(rows: Sequence[Any]) -> Image.Image:
     """Errors of a Result's first rows, each with its bar."""
     rows = rows[:ROWS]
-    image = Image.new("RGB", (WIDE, 56 + 78 * len(rows)), BACK)
+    image = Image.new("RGB", (WIDE, 56 + 68 * len(rows)), BACK)
     draw = ImageDraw.Draw(image)
     write(draw, (EDGE, 10), "error to the reference", INK, 32, 0, 0)
     most = max((row.error for row in rows if math.isfinite(row.error)), default=1.0) or 1.0
     for i, row in enumerate(rows):
-        top, known = 56 + 78 * i, math.isfinite(row.error)
+        top, known = 56 + 68 * i, math.isfinite(row.error)
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
         write(draw, (EDGE, top), name, INK, 30, 0, 0, WIDE - 170)
         write(draw, (WIDE - EDGE, top), f"{row.error:.3f}" if known else "not finite", INK, 34, 1, 0)
         length = (WIDE - 2 * EDGE) * (min(row.error / most, 1.0) if known else 1.0)
-        draw.rectangle([EDGE, top + 42, EDGE + max(length, 2), top + 60], COLOURS[min(i, 1)])
+        draw.rectangle([EDGE, top + 38, EDGE + max(length, 2), top + 54], COLOURS[min(i, 1)])
     return image
 
 
@@ -200,7 +202,8 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
     solver's, how long it takes yet, the way there, one sample of each of `pictures`."""
     image = Image.new("RGB", (WIDE, 232), BACK)
     draw = ImageDraw.Draw(image)
-    share = progress.evaluations / max(progress.budget, 1)
+    finished = progress.text == DONE
+    share = 1.0 if finished else progress.evaluations / max(progress.budget, 1)
     draw.rectangle([0, 0, WIDE, 20], FAINT)
     draw.rectangle([0, 0, WIDE * share, 20], COLOURS[0])
     if math.isfinite(look.error):
@@ -212,7 +215,8 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
         write(draw, (EDGE, 48), big.get(progress.stage, "fitting"), INK, 64, 0, 0, WIDE - 2 * EDGE)
         if math.isfinite(look.plain):
             write(draw, (EDGE, 122), f"to beat: {look.solver}", INK, 36, 0, 0, WIDE - 2 * EDGE)
-    done = f"{progress.nfe} evaluations: {100 * share:.0f} % done{left(progress.seconds)}"
+    done = "done" if finished else f"{100 * share:.0f} % done{left(progress.seconds)}"
+    done = f"{progress.nfe} evaluations: {done}"
     write(draw, (EDGE, 182), done, INK, 38, 0, 0, WIDE - 2 * EDGE)
     parts = [image]
     if len(look.curve) > 1:

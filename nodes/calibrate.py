@@ -36,7 +36,7 @@ class Shown:
 
     def __call__(self, progress: Progress) -> None:
         stage, now = (progress.stage, progress.nfe), time.monotonic()
-        if stage == self.stage and now - self.drawn < DRAWN:
+        if stage == self.stage and now - self.drawn < DRAWN and progress.text != report.DONE:
             self.bar(progress.evaluations)
             return
         self.stage, self.drawn = stage, now
@@ -68,9 +68,9 @@ def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | 
     try:
         inside_sampling(model, prompts, job.guidance, job.seed, work)
     finally:
-        if outcome.interrupted and node_id:
-            show_text(node_id, outcome.text)
         if outcome.text:
+            if node_id:
+                show_text(node_id, outcome.text)
             logging.info("AMED: %s", outcome.text)
     return outcome
 
@@ -155,7 +155,7 @@ def pictures(model: Any, result: Result) -> dict[str, torch.Tensor]:
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",
-        "plain": f"best plain: {result.rows[1].solver}",
+        "plain": f"best plain\n{result.rows[1].solver}",
     }
     return {
         label: preview_pixels(model, result.images[name][: report.SAMPLES]) for name, label in labels.items()

@@ -25,6 +25,7 @@ from .running import progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
+TOO_EARLY = "stopped before the first batch: nothing was saved"
 SCALE_DIR, SCALE_TIME = 0.01, 0.0  # the paper's, for most data sets
 
 
@@ -101,8 +102,8 @@ def trained(
                 saved, outcome.kept = keep(path, fitted, finished)
                 outcome.fitted = replace(fitted, name=saved.name)
                 logging.info("AMED: %s", outcome.text)
-                if not finished and node_id:
-                    show_text(node_id, outcome.text)
+            if node_id:
+                show_text(node_id, outcome.text if outcome.fitted else TOO_EARLY)
         predictor.cpu()
 
     with torch.inference_mode(False):

@@ -105,7 +105,7 @@ def test_it_shows_itself_while_it_works(server, graph):
     assert len(heard.pictures) >= 4 and all(p.width >= 800 for p in heard.pictures)
     assert np.asarray(heard.pictures[-1]).std() > 10
     assert heard.pictures[-1].height > heard.pictures[0].height  # samples have come
-    assert any("s left" in text for text in heard.texts)
+    assert any("s left" in text for text in heard.texts) and "saved as seen-nfe4" in heard.texts[-1]
 
 
 def test_stopped_too_early_the_node_says_that_nothing_was_saved(server, graph):
