@@ -7,6 +7,7 @@ from its cache puts nothing: an image made with a cached Load or Apply then carr
 
 from collections.abc import Callable
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from ..amed import Fitted, PredictorError
@@ -19,10 +20,11 @@ KEY, FROM = "amed", ", from the workflow"
 
 
 def named(name: str) -> Fitted:
-    """A predictor file of the library. Raises PredictorError, in three lines where it is not there."""
-    if name not in library().names():
+    """A predictor file of the library. Raises PredictorError, with the nearest name where it is not there."""
+    if name not in (names := library().names()):
+        near = "".join(f" The nearest is {n!r}." for n in get_close_matches(name, names, n=1, cutoff=0.3))
         raise PredictorError(
-            f"there is no predictor {name!r} in models/{FOLDER}, nor with this pack.\n"
+            f"there is no predictor {name!r} in models/{FOLDER}, nor with this pack.{near}\n"
             "Choose another, put that file there, or paste its code into Load AMED Predictor."
         )
     return library().load(name)

@@ -1,0 +1,64 @@
+"""A predictor that travels: as a code, and in an image's metadata."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from amed import load, save
+from amed.files.code import code_of
+from demo.comfyui import RunError
+
+FILE = "test_amed.safetensors"  # takes 4 evaluations, for any checkpoint of the demo model's family
+NAME = "mine.safetensors"
+
+
+def folder(server):
+    return server.base / "models" / "amed_predictors"
+
+
+@pytest.fixture
+def mine(server):
+    """A predictor file of the user's own, that is deleted on the other machine."""
+    return save(folder(server) / NAME, load(folder(server) / FILE))
+
+
+def test_a_workflow_carries_what_load_took_to_where_no_such_file_is(server, graph, mine):
+    def run(workflow, name=NAME):
+        g = graph()
+        loaded = g.add("AMEDLoadPredictor", name=name)
+        one = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
+        latent = g.ksampler("amed", "amed", steps=2, model=[one, 0])
+        image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
+        shown = g.add("SaveImage", images=[image, 0], filename_prefix="carried")
+        result = server.run(g.nodes, workflow=workflow)
+        png = Image.open(io.BytesIO(server.view(result.files("images", shown)[0])))
+        return np.asarray(png), json.loads(png.text["workflow"]), result.text(loaded), loaded
+
+    before, workflow, _, node = run({})
+    assert workflow["extra"]["amed"][node]["code"] == code_of(load(mine))
+    mine.unlink()
+    after, _, text, _ = run(workflow)
+    assert np.array_equal(before, after) and f"{NAME}, from the workflow" in text
+    with pytest.raises(RunError, match="there is no predictor 'another.safetensors'") as refused:
+        run(workflow, "another.safetensors")
+    assert str(refused.value).count("\n") < 3
+
+
+def test_info_gives_a_code_and_load_takes_it_pasted(server, graph):
+    g = graph()
+    loaded = g.add("AMEDLoadPredictor", name=FILE)
+    info = g.add("AMEDPredictorInfo", predictor=[loaded, 0])
+    shown = g.add("PreviewAny", source=[info, 2])
+    code = server.run(g.nodes).text(shown)
+    assert code == code_of(load(folder(server) / FILE))
+
+    g = graph()
+    pasted = g.add("AMEDLoadPredictor", name="not here.safetensors", code=f"  {code[:50]}\n{code[50:]}\n")
+    info = g.add("AMEDPredictorInfo", predictor=[pasted, 0])
+    assert server.run(g.nodes).text(info).startswith("pasted (amed, 4 evaluations")
+    g.nodes[pasted]["inputs"]["code"] = code[:-9]
+    with pytest.raises(RunError, match="pasted: this code is"):
+        server.run(g.nodes)
