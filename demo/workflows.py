@@ -33,8 +33,9 @@ def input_specs(info: dict) -> dict[str, list]:
 
 
 def widget_values(node: dict, info: dict) -> dict[str, object]:
-    """`widgets_values` by name. Raises ValueError when they are not those of the node's widgets: another
-    number, or something else where a seed's "randomize", "fixed" ... belongs."""
+    """`widgets_values` by name. A workflow from before the last optional inputs were added has no values for
+    these: they keep their defaults, as in the page. Raises ValueError when the values are not those of the
+    node's widgets: another number, or something else where a seed's "randomize", "fixed" ... belongs."""
     names = []
     for name, spec in input_specs(info).items():
         if is_widget(spec):
@@ -42,6 +43,8 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
             if has_control(name, spec):
                 names.append(None)
     values, where = node.get("widgets_values") or [], f"node {node['id']} ({node['type']})"
+    if all(name in info["input"].get("optional", {}) for name in names[len(values) :]):
+        names = names[: len(values)]
     if len(values) != len(names):
         wanted = [name or "control_after_generate" for name in names]
         raise ValueError(

@@ -102,6 +102,15 @@ def test_shifted_values_are_named(server):
         to_api(whole, info)
 
 
+def test_a_workflow_from_before_an_optional_input(server):
+    """Optional inputs are added at the end: what was saved before has no value for them, and loads."""
+    info = server.object_info()
+    whole = json.loads((ROOT / "example_workflows" / "amed_custom_advanced.json").read_text())
+    node = next(n for n in whole["nodes"] if n["type"] == "AMEDLoadPredictor")
+    node["widgets_values"] = node["widgets_values"][:1]
+    assert list(to_api(whole, info)[str(node["id"])]["inputs"]) == ["name"]
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_damaged_workflow_names_the_node(server, file):
     info, whole = server.object_info(), json.loads(file.read_text())
