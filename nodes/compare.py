@@ -1,13 +1,14 @@
 """To compare samplers fairly: the plain solvers at any of their settings, and evaluations counted around the
 MODEL."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..amed import schedules
 from ..amed.fit import plain
 from .counting import counting, read_count
 from .model import sampling_of, sigma_range
 from .register import as_sampler
+from .running import face
 from .sampling import plain_function
 from .schema import schema
 
@@ -94,6 +95,7 @@ class EvaluationsUsed(io.ComfyNode):
                 io.Int.Output(display_name="evaluations"),
                 io.Int.Output(display_name="rows"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -101,7 +103,7 @@ class EvaluationsUsed(io.ComfyNode):
     def execute(cls, model, samples):
         evaluations, rows = read_count(model)
         text = f"{evaluations} evaluations, {rows} rows through the network"
-        return io.NodeOutput(samples, evaluations, rows, ui=ui.PreviewText(text))
+        return io.NodeOutput(samples, evaluations, rows, ui=face(cls.hidden.unique_id, text))
 
 
 NODES = [PlainSolver, CountEvaluations, EvaluationsUsed]

@@ -1,6 +1,6 @@
 """AMED Predictor Info and Save AMED Predictor."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..amed import Fitted, save
 from ..amed.files.code import code_of
@@ -8,6 +8,7 @@ from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
 from ..hosts import report
 from .folders import user_folder
+from .running import face
 from .schema import Predictor, schema
 
 
@@ -48,6 +49,7 @@ class PredictorInfo(io.ComfyNode):
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="code", tooltip="to paste into Load AMED Predictor elsewhere"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -55,7 +57,7 @@ class PredictorInfo(io.ComfyNode):
     def execute(cls, predictor):
         text = described(predictor)
         plot = report.as_image(report.constants(predictor))
-        return io.NodeOutput(text, plot, code_of(predictor), ui=ui.PreviewText(text))
+        return io.NodeOutput(text, plot, code_of(predictor), ui=face(cls.hidden.unique_id, text))
 
 
 class SavePredictor(io.ComfyNode):
@@ -70,13 +72,14 @@ class SavePredictor(io.ComfyNode):
             description="Save a predictor under models/amed_predictors, where auto finds it.",
             inputs=[Predictor.Input("predictor"), io.String.Input("name", default="my predictor")],
             outputs=[io.String.Output(display_name="file")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, predictor, name):
         path = save(user_folder() / file_name(name), predictor)
-        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}"))
+        return io.NodeOutput(path.name, ui=face(cls.hidden.unique_id, f"saved as {path.name}"))
 
 
 NODES = [PredictorInfo, SavePredictor]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
@@ -21,7 +21,7 @@ from ..hosts import report
 from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of
-from .running import progress_bar, show_text
+from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
@@ -224,7 +224,7 @@ class TrainPredictor(io.ComfyNode):
         result = trained(model, prompts, job, settings, cls.hidden.unique_id)
         rows = {label: preview_pixels(model, end) for label, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
-        return io.NodeOutput(result.fitted, picture, result.text, ui=ui.PreviewText(result.text))
+        return io.NodeOutput(result.fitted, picture, result.text, ui=face(cls.hidden.unique_id, result.text))
 
 
 NODES = [TrainPredictor]
