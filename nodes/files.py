@@ -41,12 +41,12 @@ class PredictorInfo(io.ComfyNode):
         return schema(
             node_id="AMEDPredictorInfo",
             display_name="AMED Predictor Info",
-            search_aliases=["amed"],
+            search_aliases=["amed", "inspect", "share predictor"],
             description="What a predictor is for, how it was made and measured, and its constants.",
-            inputs=[Predictor.Input("predictor")],
+            inputs=[Predictor.Input("predictor", tooltip="from Load AMED Predictor or Calibrate AMED")],
             outputs=[
-                io.String.Output(display_name="text"),
-                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="text", tooltip="its header, then its constants"),
+                io.Image.Output(display_name="plot", tooltip="its constants over the noise levels"),
                 io.String.Output(display_name="code", tooltip="to paste into Load AMED Predictor elsewhere"),
             ],
             hidden=[io.Hidden.unique_id],
@@ -70,8 +70,13 @@ class SavePredictor(io.ComfyNode):
             display_name="Save AMED Predictor",
             search_aliases=["amed"],
             description="Save a predictor under models/amed_predictors, where auto finds it.",
-            inputs=[Predictor.Input("predictor"), io.String.Input("name", default="my predictor")],
-            outputs=[io.String.Output(display_name="file")],
+            inputs=[
+                Predictor.Input("predictor", tooltip="of any node that gives one"),
+                io.String.Input(
+                    "name", default="my predictor", tooltip="the file's, in models/amed_predictors"
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="its name")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
