@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import known
 from .constants import Constants, as_multistep, from_the_top, same_times
 from .files import Fitted, Library, PredictorError, Spec
 from .kdiffusion import solver_of
 from .recipes import MULTISTEP
 
-AUTO, UNTRAINED = "auto", "untrained"
+AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
 
 
@@ -40,8 +41,9 @@ class Request:
     error that files state. nfe: evaluations; or times: the noise levels above 0 it will run over, or how many
     of them. fitted: a predictor named, or carried by the model. below: only the lower part of these is run
     (img2img, hires fix), so one fitted for this very checkpoint for about as many serves. if_missing:
-    "error", or "untrained" on `schedule(count)`; afs: with the analytic first step where nfe is odd. advice:
-    the host's words for an error."""
+    "error"; "plain", the best plain solver known (see known.py); or "untrained", AMED's own solvers with no
+    constants: both on `schedule(count)`. afs: whether a first step may be analytic. advice: the host's words
+    for what to do, in an error."""
 
     model: Identity
     sampler: str = AUTO
@@ -92,10 +94,14 @@ def choose(library: Library, request: Request) -> Choice:
         except PredictorError as error:
             fitted, missing = near(library, request) if request.below else None, error
     if fitted is None:
-        if request.if_missing != UNTRAINED:
+        if request.if_missing == PLAIN:
+            fitted = plain_for(request)
+            said.append(instead(fitted, missing))
+        elif request.if_missing == UNTRAINED:
+            fitted = untrained_for(request)
+            said.append(f"untrained, as asked: {str(missing).splitlines()[0]}")
+        else:
             raise missing
-        said.append(f"untrained, as asked: {str(missing).splitlines()[0]}")
-        fitted = untrained_for(request)
     sigmas, grid = fitted.sigmas(), "own"
     if isinstance(request.times, Tensor):
         sigmas = request.times.detach().cpu().double()
@@ -132,34 +138,46 @@ def find(library: Library, request: Request) -> Fitted:
         return best([f for f in fits if same_times(own, f.base)] or fits, request)
     if request.sampler == AUTO:
         return by_nfe(library, mine, request, count - 1)
-    nfe = solver_of(request.sampler).evaluations(count, afs=False, learned=True)
-    try:
-        return by_nfe(library, mine, request, nfe)
-    except PredictorError as error:
-        text = f"{count} noise levels (about {nfe} evaluations)"
-        wrong = f"the sampler {request.sampler!r} has no predictor for {text}"
-        raise PredictorError(f"{wrong}.\n{error}") from None
+    return by_nfe(library, mine, request, solver_of(request.sampler).evaluations(count, False, True))
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
     """Of `mine`, the one for so many evaluations. Raises PredictorError."""
-    model, sampler = request.model, request.sampler
+    model = request.model
     fits = [f for f in mine if nfe in (None, f.nfe)]
     same = [f for f in fits if model.fingerprint and f.spec.model_fingerprint == model.fingerprint]
     kin = [f for f in fits if model.family and f.spec.model_family == model.family]
     fits = same or kin or (fits if not (model.family or model.fingerprint) else [])
     if fits:
         return best(fits, request)
-    asked = {"sampler": sampler, "NFE": nfe, "guidance": request.guidance, "model family": model.family,
-             "checkpoint": model.fingerprint}  # fmt: skip
-    text = ", ".join(f"{k} {v}" for k, v in asked.items() if v not in (None, "", AUTO))
-    there = "; ".join(sorted(f.label for f in library.fitted())) or "none"
-    allowed = ", ".join(map(str, sorted({f.nfe for f in mine if f.spec.model_family == model.family})))
-    kind = "For this model" + ("" if sampler == AUTO else f" and {sampler}")
-    hint = f"{kind}, NFE can be {allowed}." if allowed else "There are none for this model."
-    broken = "".join(f"\nBroken file: {problem}" for problem in library.problems())
-    where = f"no predictor for {text} in {library.where()}.\nThere are: {there}"
-    raise PredictorError(f"{where}\n{hint} {request.advice}{broken}")
+    raise none_for(library, request, nfe)
+
+
+def none_for(library: Library, request: Request, nfe: int | None) -> PredictorError:
+    """What was looked for; the nearest there is, and files that cannot be read; what to do: a line each."""
+    model, count = request.model, request.count
+    levels = f"nfe {nfe}" if nfe else ""
+    levels = f"{count} noise levels (about {nfe} evaluations)" if count else levels
+    asked = ("" if request.sampler == AUTO else request.sampler, levels, f"guidance {request.guidance:g}")
+    whose = f"this {model.family or 'model'}"
+    whose += f" checkpoint ({model.fingerprint[:8]})" if model.fingerprint else ""
+    wanted = f"no predictor for {', '.join(filter(None, asked))} and {whose}"
+
+    def distance(f: Fitted) -> tuple[bool, float, bool, float]:
+        other_sampler = request.sampler not in (AUTO, f.spec.sampler)
+        away = ratio(f.nfe, nfe or f.nfe), other_sampler, ratio(f.spec.guidance, request.guidance)
+        return f.spec.model_fingerprint != model.fingerprint, *away
+
+    kin = [f for f in library.fitted() if model.family and f.spec.model_family == model.family]
+    least = min(map(distance, kin), default=None)
+    near = [f for f in kin if distance(f) == least]
+    there = (
+        f"The nearest is {best(near, request).label}."
+        if near
+        else "There is none for this kind of model yet."
+    )
+    broken = " ".join(f"Broken file: {problem}." for problem in library.problems())
+    return PredictorError("\n".join(filter(None, (wanted, f"{there} {broken}".strip(), request.advice))))
 
 
 def best(fits: list[Fitted], request: Request) -> Fitted:
@@ -212,6 +230,45 @@ def spread(times: Tensor, count: int) -> Tensor:
     return torch.from_numpy(np.exp(np.interp(at, np.arange(len(times)), times.log().numpy())))
 
 
+def plain_for(request: Request) -> Fitted:
+    """The best plain solver known for a request, as a predictor that learned nothing. Raises ValueError for
+    no evaluations at all."""
+    solver, afs, given = known.IPNDM_2, False, request.times
+    if request.nfe is not None and request.nfe < 1:
+        raise ValueError(f"nfe is {request.nfe}: at least 1 evaluation is needed")
+    if isinstance(given, Tensor):
+        times = given.detach().cpu().double()
+        for nfe in (len(times) - 1, len(times) - 2):
+            found = best_known(request, nfe)
+            if found and same_times(times, found.sigmas(nfe, float(times[-1]), float(times[0]))):
+                solver, afs = found.solver, found.afs
+    else:
+        nfe = request.nfe or request.count - 1
+        found, ends = best_known(request, nfe), request.schedule(2)
+        times = found.sigmas(nfe, float(ends[-1]), float(ends[0])) if found else request.schedule(nfe + 1)
+        solver, afs = (found.solver, found.afs) if found else (solver, afs)
+    if len(times) < 2:  # one level and 0: the model's denoised image; no move for a solver to make
+        times = torch.cat([times, times / 2])
+    spec = Spec.on(solver, times, afs=afs, features="plain", model_name="nothing fitted")
+    return Fitted(spec, None, times, PLAIN)
+
+
+def best_known(request: Request, nfe: int) -> known.Known | None:
+    """As known.best, but for what this run cannot do, and in the number of noise levels that it wants."""
+    found = known.best(request.model.family, nfe, request.guidance) if nfe > 0 else None
+    fits = found is not None and (request.afs or not found.afs)
+    return found if fits and found and request.count in (0, found.count(nfe)) else None
+
+
+def instead(plain: Fitted, missing: PredictorError) -> str:
+    """What is said where a plain solver runs: why, what there is, and what calibrating would give."""
+    lines = str(missing).splitlines()
+    near = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
+    order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""
+    gain = f"Calibrating once gave {1 - known.GAIN:.0%} less error on the demo model."
+    return f"{lines[0]}: the plain solver {plain.spec.solver}{order} ran.{near} {gain}"
+
+
 def untrained_for(request: Request) -> Fitted:
     """The untrained solver for a request. Raises ValueError for a number of evaluations it cannot take."""
     sampler, nfe = "amed" if request.sampler == AUTO else request.sampler, request.nfe or 0
@@ -250,7 +307,7 @@ def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
     elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
         whose = spec.model_name or spec.model_fingerprint
         remarks.append(f"fitted for another checkpoint of this family ({whose})")
-    if fitted.name != UNTRAINED and ratio(spec.guidance, guidance) > 0.01:
+    if fitted.name not in (PLAIN, UNTRAINED) and ratio(spec.guidance, guidance) > 0.01:
         remarks.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
     return remarks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
@@ -17,10 +17,9 @@ from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels
-from .running import progress_bar, show_text
+from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
-CALIBRATE = "calibrate now (quick)"
 MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
 BATCH = 8  # samples in one call of the MODEL
 DRAWN = 2.0  # seconds between two pictures
@@ -101,7 +100,7 @@ class Calibrate(io.ComfyNode):
                 *fit_inputs(),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="amed_multistep",
                                tooltip="amed_multistep is the best there is; the others are the paper's"),
-                io.String.Input("nfe", default="5", tooltip="evaluations; several in one run: 5, 7, 9"),
+                io.String.Input("nfe", default="8", tooltip="evaluations; several in one run: 5, 7, 9"),
                 guidance_input(),
                 io.Combo.Input("budget", options=[*PRESETS, "custom"], default="quick",
                                tooltip=", ".join(f"{k}: {v}" for k, v in PRESETS.items()) + " evaluations"),
@@ -138,7 +137,9 @@ class Calibrate(io.ComfyNode):
         prompts = Prompts(positives, negative, latent_image)
         outcome = calibrate(model, prompts, job, checked_name(name), cls.hidden.unique_id)
         images = reports(model, [kept.result for kept in outcome.kept])
-        return io.NodeOutput(outcome.kept[0].fitted, images, outcome.text, ui=ui.PreviewText(outcome.text))
+        return io.NodeOutput(
+            outcome.kept[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)
+        )
 
 
 def reports(model: Any, results: list[Result]) -> torch.Tensor:

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 
 from ..amed import Fitted
-from ..amed.choose import AUTO, Request
+from ..amed.choose import AUTO, PLAIN, Request
 from ..amed.kdiffusion import solver_of
-from .folders import FOLDER
 from .model import base_times, identity, is_flow, sampling_of, start_sigma
 
-ADVICE = (
-    f"Choose one of these, load a file with Load AMED Predictor, put one into models/{FOLDER}, or set "
-    "if_missing to untrained."
-)
+CALIBRATE = "calibrate now (quick)"
+ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
 
 
 def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:

@@ -1,13 +1,14 @@
 """To compare samplers fairly: the plain solvers at any of their settings, and evaluations counted around the
 MODEL."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..amed import schedules
 from ..amed.fit import plain
 from .counting import counting, read_count
 from .model import sampling_of, sigma_range
 from .register import as_sampler
+from .running import face
 from .sampling import plain_function
 from .schema import schema
 
@@ -20,14 +21,24 @@ class PlainSolver(io.ComfyNode):
         return schema(
             node_id="AMEDPlainSolver",
             display_name="AMED Plain Solver",
-            search_aliases=["ipndm", "dpm-solver", "time_uniform"],
+            search_aliases=["amed", "ipndm", "dpm-solver", "time_uniform", "schedule", "few steps"],
             description="The solvers AMED starts from, without a predictor: what it has to beat, at "
             "exactly nfe evaluations.",
             inputs=[
-                io.Model.Input("model"),
-                io.Combo.Input("solver", options=list(plain.SOLVERS), default="iPNDM-3"),
+                io.Model.Input("model", tooltip="for its noise levels"),
+                io.Combo.Input(
+                    "solver",
+                    options=list(plain.SOLVERS),
+                    default="iPNDM-3",
+                    tooltip="iPNDM-2 is the safe one under guidance",
+                ),
                 io.Int.Input("nfe", default=5, min=1, max=1000, tooltip="evaluations, one after the other"),
-                io.Combo.Input("schedule", options=list(schedules.KINDS), default="time_uniform"),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(schedules.KINDS),
+                    default="time_uniform",
+                    tooltip="polynomial is karras; time_uniform is usually better at few steps",
+                ),
                 io.Float.Input(
                     "rho",
                     default=1.0,
@@ -42,7 +53,10 @@ class PlainSolver(io.ComfyNode):
                     tooltip="analytic first step: saves an evaluation; only from pure noise",
                 ),
             ],
-            outputs=[io.Sampler.Output(), io.Sigmas.Output()],
+            outputs=[
+                io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced"),
+                io.Sigmas.Output(tooltip="its noise levels, for the same node"),
+            ],
         )
 
     @classmethod
@@ -66,9 +80,10 @@ class CountEvaluations(io.ComfyNode):
         return schema(
             node_id="AMEDCountEvaluations",
             display_name="AMED Count Evaluations",
+            search_aliases=["amed", "nfe", "count steps"],
             description="Put before any sampler; read the count with AMED Evaluations Used after it.",
-            inputs=[io.Model.Input("model")],
-            outputs=[io.Model.Output()],
+            inputs=[io.Model.Input("model", tooltip="stays as it is: a copy counts")],
+            outputs=[io.Model.Output(tooltip="for any sampler, and for AMED Evaluations Used")],
         )
 
     @classmethod
@@ -84,16 +99,20 @@ class EvaluationsUsed(io.ComfyNode):
         return schema(
             node_id="AMEDEvaluationsUsed",
             display_name="AMED Evaluations Used",
+            search_aliases=["amed", "nfe", "count steps"],
             description="How many evaluations the sampler before it took, counted around the network.",
             inputs=[
                 io.Model.Input("model", tooltip="from AMED Count Evaluations"),
-                io.Latent.Input("samples"),
+                io.Latent.Input("samples", tooltip="of the sampler that is counted"),
             ],
             outputs=[
-                io.Latent.Output(),
-                io.Int.Output(display_name="evaluations"),
-                io.Int.Output(display_name="rows"),
+                io.Latent.Output(tooltip="the same samples"),
+                io.Int.Output(display_name="evaluations", tooltip="one after the other"),
+                io.Int.Output(
+                    display_name="rows", tooltip="images through the network; guidance doubles them"
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -101,7 +120,7 @@ class EvaluationsUsed(io.ComfyNode):
     def execute(cls, model, samples):
         evaluations, rows = read_count(model)
         text = f"{evaluations} evaluations, {rows} rows through the network"
-        return io.NodeOutput(samples, evaluations, rows, ui=ui.PreviewText(text))
+        return io.NodeOutput(samples, evaluations, rows, ui=face(cls.hidden.unique_id, text))
 
 
 NODES = [PlainSolver, CountEvaluations, EvaluationsUsed]

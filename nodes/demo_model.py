@@ -88,18 +88,26 @@ class DemoModel(io.ComfyNode):
         return schema(
             node_id="AMEDDemoModel",
             display_name="AMED Demo Model",
+            search_aliases=["amed", "emoji", "test model", "no download"],
             description="A small trained diffusion model of emoji, part of the pack: try samplers at once.",
             inputs=[
-                io.Combo.Input("category", options=[*CATEGORIES, NONE], default=CATEGORIES[0]),
-                io.Int.Input("width", default=32, min=16, max=64, step=4),
-                io.Int.Input("height", default=32, min=16, max=64, step=4),
-                io.Int.Input("batch_size", default=4, min=1, max=256),
+                io.Combo.Input(
+                    "category",
+                    options=[*CATEGORIES, NONE],
+                    default=CATEGORIES[0],
+                    tooltip="the prompt, so to speak",
+                ),
+                io.Int.Input("width", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"),
+                io.Int.Input(
+                    "height", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"
+                ),
+                io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="how many images"),
             ],
             outputs=[
-                io.Model.Output(),
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
-                io.Latent.Output(display_name="latent"),
+                io.Model.Output(tooltip="a MODEL like any other"),
+                io.Conditioning.Output(display_name="positive", tooltip="the category"),
+                io.Conditioning.Output(display_name="negative", tooltip="no category"),
+                io.Latent.Output(display_name="latent", tooltip="empty, of this size"),
             ],
         )
 
@@ -124,12 +132,13 @@ class DemoDecode(io.ComfyNode):
         return schema(
             node_id="AMEDDemoDecode",
             display_name="AMED Demo Decode",
+            search_aliases=["amed", "emoji", "decode"],
             description="The demo model works on pixels: its LATENT to an IMAGE, enlarged by whole pixels.",
             inputs=[
-                io.Latent.Input("samples"),
+                io.Latent.Input("samples", tooltip="of AMED Demo Model alone"),
                 io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n"),
             ],
-            outputs=[io.Image.Output()],
+            outputs=[io.Image.Output(tooltip="RGB, enlarged")],
         )
 
     @classmethod

@@ -1,6 +1,6 @@
 """AMED Predictor Info and Save AMED Predictor."""
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..amed import Fitted, save
 from ..amed.files.code import code_of
@@ -8,6 +8,7 @@ from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
 from ..hosts import report
 from .folders import user_folder
+from .running import face
 from .schema import Predictor, schema
 
 
@@ -40,14 +41,15 @@ class PredictorInfo(io.ComfyNode):
         return schema(
             node_id="AMEDPredictorInfo",
             display_name="AMED Predictor Info",
-            search_aliases=["amed"],
+            search_aliases=["amed", "inspect", "share predictor"],
             description="What a predictor is for, how it was made and measured, and its constants.",
-            inputs=[Predictor.Input("predictor")],
+            inputs=[Predictor.Input("predictor", tooltip="from Load AMED Predictor or Calibrate AMED")],
             outputs=[
-                io.String.Output(display_name="text"),
-                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="text", tooltip="its header, then its constants"),
+                io.Image.Output(display_name="plot", tooltip="its constants over the noise levels"),
                 io.String.Output(display_name="code", tooltip="to paste into Load AMED Predictor elsewhere"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -55,7 +57,7 @@ class PredictorInfo(io.ComfyNode):
     def execute(cls, predictor):
         text = described(predictor)
         plot = report.as_image(report.constants(predictor))
-        return io.NodeOutput(text, plot, code_of(predictor), ui=ui.PreviewText(text))
+        return io.NodeOutput(text, plot, code_of(predictor), ui=face(cls.hidden.unique_id, text))
 
 
 class SavePredictor(io.ComfyNode):
@@ -68,15 +70,21 @@ class SavePredictor(io.ComfyNode):
             display_name="Save AMED Predictor",
             search_aliases=["amed"],
             description="Save a predictor under models/amed_predictors, where auto finds it.",
-            inputs=[Predictor.Input("predictor"), io.String.Input("name", default="my predictor")],
-            outputs=[io.String.Output(display_name="file")],
+            inputs=[
+                Predictor.Input("predictor", tooltip="of any node that gives one"),
+                io.String.Input(
+                    "name", default="my predictor", tooltip="the file's, in models/amed_predictors"
+                ),
+            ],
+            outputs=[io.String.Output(display_name="file", tooltip="its name")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, predictor, name):
         path = save(user_folder() / file_name(name), predictor)
-        return io.NodeOutput(path.name, ui=ui.PreviewText(f"saved as {path.name}"))
+        return io.NodeOutput(path.name, ui=face(cls.hidden.unique_id, f"saved as {path.name}"))
 
 
 NODES = [PredictorInfo, SavePredictor]

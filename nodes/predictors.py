@@ -3,20 +3,21 @@
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..amed import SAMPLERS, PredictorError
-from ..amed.choose import AUTO, UNTRAINED, Choice, Identity, Request, choose
+from ..amed import SAMPLERS, Fitted, PredictorError
+from ..amed.choose import AUTO, PLAIN, Choice, Identity, Request, choose
 from ..amed.files.code import from_code
-from .calibrate import CALIBRATE, calibrate_now
+from .calibrate import calibrate_now
 from .carry import carried_or, carry, named
-from .choosing import cut, own_name, request
+from .choosing import CALIBRATE, cut, own_name, request
 from .fitting import Prompts
 from .folders import library, library_state
-from .model import attach, attached
+from .model import attach, attached, identity
 from .register import our_sampler
+from .running import face
 from .sampling import SCHEDULER
-from .schema import Predictor, schema
+from .schema import Predictor, cfg_input, denoise_input, missing_input, nfe_input, schema
 
 SOLVERS = [AUTO, *SAMPLERS]
 ANY = Identity("", "")  # where no MODEL is at hand
@@ -30,14 +31,14 @@ class LoadPredictor(io.ComfyNode):
         return schema(
             node_id="AMEDLoadPredictor",
             display_name="Load AMED Predictor",
-            search_aliases=["amed"],
+            search_aliases=["amed", "few steps", "open predictor"],
             description="Load a fitted AMED predictor from models/amed_predictors or the pack's own.",
             inputs=[
                 io.Combo.Input("name", options=library().names(), tooltip="the predictor file"),
                 io.String.Input("code", default="", multiline=True, optional=True,
                                 tooltip="a predictor's code, from AMED Predictor Info: in place of the file"),
             ],
-            outputs=[Predictor.Output(display_name="predictor")],
+            outputs=[Predictor.Output(display_name="predictor", tooltip="for AMED Sampler and Apply")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
@@ -49,7 +50,7 @@ class LoadPredictor(io.ComfyNode):
             png, node_id, widgets = cls.hidden.extra_pnginfo, cls.hidden.unique_id, {"name": name}
             fitted, said = carried_or(png, node_id, widgets, None, lambda own: own, lambda: named(name))
             carry(png, node_id, widgets, fitted)
-        return io.NodeOutput(fitted, ui=ui.PreviewText("\n".join([fitted.label, *said])))
+        return io.NodeOutput(fitted, ui=face(cls.hidden.unique_id, "\n".join([fitted.label, *said])))
 
     @classmethod
     def validate_inputs(cls, name):
@@ -68,25 +69,23 @@ class ApplyPredictor(io.ComfyNode):
         return schema(
             node_id="AMEDApplyPredictor",
             display_name="Apply AMED Predictor",
+            search_aliases=["amed", "few steps", "fast sampler", "ksampler"],
             description="Put a predictor on a MODEL: the ordinary KSampler's amed... samplers then use it, "
             "and its amed schedule is the predictor's own. Without one linked, the library's for this model.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="stays as it is: a copy carries the predictor"),
                 Predictor.Input("predictor", optional=True, tooltip="left open: the library's for it"),
                 io.Combo.Input("sampler", options=SOLVERS, default="auto", optional=True,
                                tooltip="which to look up, with no predictor linked"),
-                io.Int.Input("nfe", default=5, min=2, max=100, optional=True,
-                             tooltip="evaluations to look up, with no predictor linked"),
-                io.Float.Input("guidance", default=1.0, min=0.0, max=100.0, step=0.1, optional=True,
-                               tooltip="the cfg you will sample with, with no predictor linked"),
-                io.Combo.Input("if_missing", options=["error", CALIBRATE, UNTRAINED], default="error",
-                               optional=True, tooltip="when the library has none for this model"),
+                nfe_input(2, optional=True, tooltip="evaluations to look up; a linked predictor has its own"),
+                cfg_input(optional=True, tooltip="the cfg you will use; a linked predictor has its own"),
+                missing_input(optional=True),
                 io.Conditioning.Input("positive", optional=True, tooltip="only to calibrate now"),
                 io.Conditioning.Input("negative", optional=True, tooltip="only to calibrate now"),
                 io.Latent.Input("latent_image", optional=True, tooltip="only to calibrate now: its size"),
             ],
-            outputs=[io.Model.Output()],
-            hidden=[io.Hidden.unique_id],
+            outputs=[io.Model.Output(tooltip="for the KSampler: set it as this node says")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -95,26 +94,29 @@ class ApplyPredictor(io.ComfyNode):
         model,
         predictor=None,
         sampler="auto",
-        nfe=5,
-        guidance=1.0,
-        if_missing="error",
+        nfe=8,
+        guidance=5.0,
+        if_missing=PLAIN,
         positive=None,
         negative=None,
         latent_image=None,
     ):
+        node_id, cfg = cls.hidden.unique_id, guidance
         if predictor is None:
             prompts = Prompts([positive], negative, latent_image)
-            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, cls.hidden.unique_id)
+            choice = look_up(
+                model, sampler, nfe, guidance, if_missing, prompts, node_id, cls.hidden.extra_pnginfo
+            )
         else:
-            choice = choose(library(), request(model, AUTO, predictor.spec.guidance, fitted=predictor))
+            cfg = predictor.spec.guidance
+            choice = choose(library(), request(model, AUTO, cfg, fitted=predictor))
         fitted = choice.fitted
         lines = [
-            fitted.label,
-            f"KSampler: sampler {choice.sampler}, scheduler {SCHEDULER}, steps {fitted.spec.num_steps - 1}, "
-            f"cfg {fitted.spec.guidance:g}: {fitted.nfe} evaluations",
+            f"In the KSampler: {choice.sampler}, {SCHEDULER}, {fitted.spec.num_steps - 1} steps, cfg {cfg:g}",
+            f"{fitted.nfe} evaluations: {fitted.label}",
             *(f"note: {remark}" for remark in choice.remarks),
         ]
-        return io.NodeOutput(attach(model, fitted), ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(attach(model, fitted), ui=face(node_id, "\n".join(lines)))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
@@ -129,17 +131,42 @@ def look_up(
     if_missing: str,
     prompts: Prompts,
     node_id: str | None,
+    png: Any = None,
 ) -> Choice:
-    """The library's predictor for a MODEL, or by `if_missing` one calibrated now, or the untrained solver. A
-    calibration is for this very checkpoint and guidance: where it is asked for, a predictor for others does
-    not count as found.
+    """The predictor that the workflow (in `png`, the host's EXTRA_PNGINFO) carries for this node; else the
+    library's for the MODEL, or by `if_missing` one calibrated now, or a plain solver. What is found is put
+    into the workflow.
 
     Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
+    widgets, who = {"sampler": sampler, "nfe": nfe, "guidance": guidance}, identity(model)
+
+    def take(own: Fitted) -> Choice:
+        return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=own))
+
+    def search() -> Choice:
+        return found_or(model, sampler, nfe, guidance, if_missing, prompts, node_id)
+
+    choice, said = carried_or(png, node_id, widgets, who, take, search)
+    carry(png, node_id, widgets, choice.fitted, who.fingerprint)
+    return replace(choice, remarks=(*said, *choice.remarks))
+
+
+def found_or(
+    model: Any,
+    sampler: str,
+    nfe: int,
+    guidance: float,
+    if_missing: str,
+    prompts: Prompts,
+    node_id: str | None,
+) -> Choice:
+    """`look_up` in the library alone. A calibration is for this very checkpoint and guidance: where it is
+    asked for, a predictor for others does not count as found."""
     asked = request(model, sampler, guidance, nfe=nfe, if_missing=if_missing)
     if if_missing != CALIBRATE:
         return choose(library(), asked)
     try:
-        choice = choose(library(), asked)
+        choice = choose(library(), replace(asked, if_missing="error"))
         if not choice.remarks:
             return choice
         missing = "; ".join(choice.remarks)
@@ -163,6 +190,7 @@ class AmedSampler(io.ComfyNode):
         return schema(
             node_id="AMEDSampler",
             display_name="AMED Sampler",
+            search_aliases=["amed", "few steps", "SAMPLER"],
             description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
             inputs=[
                 io.Combo.Input(
@@ -170,18 +198,14 @@ class AmedSampler(io.ComfyNode):
                     options=SOLVERS,
                     tooltip="auto: the predictor's own; without one, the best there is for the MODEL",
                 ),
-                io.Combo.Input(
-                    "if_missing",
-                    options=["error", UNTRAINED],
-                    tooltip="when there is no predictor for the model: stop, or run the plain solver",
-                ),
+                missing_input(calibrate=False),
                 Predictor.Input(
                     "predictor",
                     optional=True,
                     tooltip="left open: the one applied to the MODEL, or the library's for it",
                 ),
             ],
-            outputs=[io.Sampler.Output()],
+            outputs=[io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
         )
 
     @classmethod
@@ -204,40 +228,37 @@ class AmedScheduler(io.ComfyNode):
         return schema(
             node_id="AMEDScheduler",
             display_name="AMED Scheduler",
+            search_aliases=["amed", "schedule", "sigmas", "few steps"],
             description="The noise levels a predictor was fitted on.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="the one that is sampled"),
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
                     tooltip="for which sampler to look up a predictor; auto: the best there is",
                 ),
-                io.Int.Input(
-                    "nfe",
-                    default=5,
-                    min=1,
-                    max=100,
-                    tooltip="evaluations: which predictor to look up. Unused with a predictor linked",
-                ),
-                io.Float.Input("denoise", default=1.0, min=0.01, max=1.0, step=0.01),
+                nfe_input(tooltip="evaluations: which predictor to look up; a linked one has its own"),
+                denoise_input(),
                 Predictor.Input(
                     "predictor",
                     optional=True,
                     tooltip="left open: the one applied to the MODEL, or the library's for it",
                 ),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[io.Sigmas.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, sampler, nfe, denoise, predictor=None):
         predictor = predictor or attached(model.model_options)
         if predictor is None:
-            asked = request(model, sampler, 1.0, nfe=nfe)
+            asked = request(model, sampler, 1.0, nfe=nfe, if_missing=PLAIN)
         else:
             asked = request(model, AUTO, predictor.spec.guidance, fitted=predictor)
         choice = choose(library(), asked)
-        return io.NodeOutput(cut(choice.sigmas, model, denoise), ui=ui.PreviewText(choice.fitted.label))
+        text = "\n".join([choice.fitted.label, *(f"note: {remark}" for remark in choice.remarks)])
+        return io.NodeOutput(cut(choice.sigmas, model, denoise), ui=face(cls.hidden.unique_id, text))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):

@@ -1,5 +1,5 @@
 """A run of the host's own sampling, and what its page shows meanwhile. Host: comfy/sample.py, comfy/utils.py,
-latent_preview.py, server.py."""
+comfy_execution/utils.py, latent_preview.py, server.py."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from typing import Any
 import comfy.sample
 import comfy.utils
 import latent_preview
+from comfy_api.latest import ui
 from torch import Tensor
 
 from .model import stop_if_asked
@@ -71,6 +72,24 @@ def progress_bar(node_id: str | None, total: int) -> Callable[..., None]:
         bar.update_absolute(min(done, total), total, picture and ("JPEG", picture, 1024))
 
     return show
+
+
+def face(node_id: str | None, text: str) -> Any:
+    """Text on a node: at once, and for its `ui`."""
+    if node_id:
+        show_text(node_id, text)
+    return ui.PreviewText(text)
+
+
+def executing_node() -> str | None:
+    """The node that the host runs at this moment, where this host says so."""
+    try:
+        from comfy_execution.utils import get_executing_context
+
+        context = get_executing_context()
+        return context.node_id if context else None
+    except Exception:  # only ever an extra
+        return None
 
 
 def show_text(node_id: str, text: str) -> None:

@@ -2,18 +2,18 @@
 
 import logging
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..amed.choose import AUTO, UNTRAINED, Report, choose
-from .calibrate import CALIBRATE
+from ..amed.choose import AUTO, Report, choose
+from .carry import carried_or, carry, named, noted
 from .choosing import cut, request
 from .fitting import Prompts
 from .folders import library, library_state
-from .model import attached
+from .model import attached, identity
 from .predictors import SOLVERS, look_up
 from .register import our_sampler
-from .running import run, show_text
-from .schema import schema
+from .running import face, run
+from .schema import cfg_input, denoise_input, missing_input, nfe_input, schema
 
 
 class AmedKSampler(io.ComfyNode):
@@ -24,10 +24,10 @@ class AmedKSampler(io.ComfyNode):
         return schema(
             node_id="AMEDKSampler",
             display_name="AMED KSampler",
-            search_aliases=["amed", "few steps", "fast sampler"],
+            search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
             description="Sample in a handful of evaluations with a predictor fitted for this model.",
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="your checkpoint, with its LoRAs and patches"),
                 io.Combo.Input(
                     "predictor",
                     options=[AUTO, *library().names()],
@@ -40,42 +40,26 @@ class AmedKSampler(io.ComfyNode):
                     default=AUTO,
                     tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
                 io.Int.Input(
-                    "nfe",
-                    default=5,
-                    min=1,
-                    max=100,
-                    tooltip="network evaluations, one after the other; guidance makes each cost two passes",
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="of the noise; the same seed gives the same image",
                 ),
-                io.Float.Input(
-                    "guidance",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="classifier-free guidance (cfg); 1 is none and half the work",
-                ),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
-                io.Latent.Input("latent_image"),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="below 1: start from the given latent, on the lower part of the schedule",
-                ),
-                io.Combo.Input(
-                    "if_missing",
-                    options=["error", CALIBRATE, UNTRAINED],
-                    default="error",
-                    tooltip="no predictor fits: stop and say what there is, fit one first (a quick "
-                    "calibration, kept for next time), or run the plain solver",
-                ),
+                nfe_input(),
+                cfg_input(),
+                io.Conditioning.Input("positive", tooltip="what you want to see"),
+                io.Conditioning.Input("negative", tooltip="what you do not; unused at guidance 1"),
+                io.Latent.Input("latent_image", tooltip="an empty one for its size, or one to change"),
+                denoise_input(),
+                missing_input(),
             ],
-            outputs=[io.Latent.Output(), io.String.Output(display_name="report")],
+            outputs=[
+                io.Latent.Output(tooltip="for VAE Decode"),
+                io.String.Output(display_name="report", tooltip="what ran, and what it took, counted"),
+            ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
@@ -94,14 +78,24 @@ class AmedKSampler(io.ComfyNode):
         denoise,
         if_missing,
     ):
-        node_id = cls.hidden.unique_id
-        fitted = attached(model.model_options) if predictor == AUTO else library().load(predictor)
-        if fitted is None:
-            prompts = Prompts([positive], negative, latent_image)
-            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, node_id)
+        node_id, png = cls.hidden.unique_id, cls.hidden.extra_pnginfo
+
+        def with_this(fitted):
+            return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
+
+        own, said = attached(model.model_options), []
+        if predictor != AUTO:
+            widgets, who = {"predictor": predictor, "nfe": nfe}, identity(model)
+            choice, said = carried_or(
+                png, node_id, widgets, who, with_this, lambda: with_this(named(predictor))
+            )
+            carry(png, node_id, widgets, choice.fitted, who.fingerprint)
+        elif own is not None:
+            choice = with_this(own)
         else:
-            choice = choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
-        report = Report(remarks=list(choice.remarks))
+            prompts = Prompts([positive], negative, latent_image)
+            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, node_id, png)
+        report = Report(remarks=[*said, *choice.remarks])
         samples = run(
             model,
             our_sampler(choice.sampler, predictor=choice.fitted, report=report),
@@ -114,10 +108,12 @@ class AmedKSampler(io.ComfyNode):
         )
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
-        show_text(node_id, text)
-        if isinstance(cls.hidden.extra_pnginfo, dict):  # what SaveImage writes into the file
-            cls.hidden.extra_pnginfo.setdefault("amed", {})[str(node_id)] = text
-        return io.NodeOutput(samples, text, ui=ui.PreviewText(text))
+        noted(png, node_id, report, guidance)
+        return io.NodeOutput(samples, text, ui=face(node_id, text))
+
+    @classmethod
+    def validate_inputs(cls, predictor):
+        return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):

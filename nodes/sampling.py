@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS
-from ..amed.choose import AUTO, Choice, Report, choose
+from ..amed.choose import AUTO, PLAIN, Choice, Report, choose
 from ..amed.fit.plain import Setting
 from ..amed.kdiffusion import sample as engine_sample
 from .choosing import own_name, request
@@ -18,6 +18,7 @@ from .counting import count_rows
 from .evaluate import evaluate, lacking, warn_once
 from .folders import library
 from .model import attached, is_flow, own_options, stop_if_asked
+from .running import executing_node, show_text
 
 SCHEDULER = "amed"
 
@@ -42,7 +43,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     counting and capture. `name` "auto": the sampler of the predictor that is chosen.
 
     `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
-    "error" or "untrained". `report`: a Report to fill. Raises PredictorError."""
+    as amed.choose has it. `report`: a Report to fill; None: what ran is shown on the node that runs it.
+    Raises PredictorError."""
 
     def sample(
         model,
@@ -53,20 +55,20 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         disable=None,
         *,
         predictor=None,
-        if_missing="error",
+        if_missing=PLAIN,
         report=None,
         **_options,
     ):
         if len(sigmas) < 2:
             return x  # nothing to do, as the host's own samplers have it
-        report = Report() if report is None else report
+        told, report = report is not None, Report() if report is None else report
         report.batch = len(x)
         extra_args = dict(extra_args or {})
         options = extra_args["model_options"] = own_options(extra_args)
         choice = chosen_for(model.inner_model, name, sigmas, predictor or attached(options), if_missing)
         fitted, runs = None, "amed" if name == AUTO else name
         if choice is not None:
-            fitted, runs = choice.fitted, choice.sampler if name == AUTO else name
+            fitted, runs = choice.fitted, choice.sampler
             note(report, *choice.remarks, *off_grid(choice))
             for remark in report.remarks:
                 warn_once(f"{fitted.label}: {remark}")
@@ -89,6 +91,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             afs=None if may_start_analytically(model, extra_args) else False,
             evaluate=ask,
         )
+        if not told and (node := executing_node()):
+            show_text(node, report.text())
         return keep_unmasked(model, extra_args, result, sigmas[-1])
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
@@ -110,7 +114,7 @@ def off_grid(choice: Choice) -> list[str]:
     if choice.grid == "other":
         return [
             f"these noise levels are not those {choice.fitted.name} was fitted on: choose the {SCHEDULER} "
-            f"schedule with {choice.fitted.spec.num_steps} steps, or AMED Scheduler"
+            f"schedule with {choice.fitted.spec.num_steps - 1} steps, or AMED Scheduler"
         ]
     if choice.grid == "below":
         return [

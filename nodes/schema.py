@@ -5,6 +5,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..amed.choose import PLAIN, UNTRAINED
+from .choosing import CALIBRATE
+
 CATEGORY = "sampling/AMED"
 Predictor = io.Custom("AMED_PREDICTOR")
 
@@ -16,12 +19,51 @@ def schema(**fields: Any) -> io.Schema:
     return io.Schema(**{"category": CATEGORY} | {k: v for k, v in fields.items() if k in known})
 
 
+def missing_input(calibrate: bool = True, **more: Any) -> Any:
+    """What runs where no predictor was fitted."""
+    options = [PLAIN, *([CALIBRATE] if calibrate else []), "error", UNTRAINED]
+    fit = "; calibrate now fits one first, kept for next time" if calibrate else ""
+    return io.Combo.Input(
+        "if_missing",
+        options=options,
+        default=PLAIN,
+        tooltip=f"no predictor for this model yet: plain runs the best plain solver known{fit}; error stops; "
+        "untrained runs AMED's own solver without its constants",
+        **more,
+    )
+
+
+def nfe_input(least: int = 1, **more: Any) -> Any:
+    """Evaluations; `more`: the input's other fields."""
+    usual = {
+        "tooltip": "evaluations of the network, one after the other; with guidance each costs two passes"
+    }
+    return io.Int.Input("nfe", default=8, min=least, max=100, **usual | more)
+
+
+def cfg_input(**more: Any) -> Any:
+    """The guidance scale of a run."""
+    usual = {"tooltip": "classifier-free guidance, the cfg of other samplers; 1 is none, and half the work"}
+    return io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, **usual | more)
+
+
+def denoise_input() -> Any:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.01,
+        max=1.0,
+        step=0.01,
+        tooltip="below 1 (img2img): begin with the given latent, on the lower part of the schedule",
+    )
+
+
 def fit_inputs() -> list:
     """What a fit is made for: MODEL, prompts, and a LATENT for its size."""
     return [
-        io.Model.Input("model"),
+        io.Model.Input("model", tooltip="with its LoRAs and patches, as you sample with it"),
         io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
-        io.Conditioning.Input("negative"),
+        io.Conditioning.Input("negative", tooltip="the negative prompt you use"),
         io.Latent.Input("latent_image", tooltip="its size; the fit starts from noise"),
     ]
 
@@ -30,7 +72,7 @@ def guidance_input() -> Any:
     """The guidance scale a fit is for."""
     return io.Float.Input(
         "guidance",
-        default=1.0,
+        default=5.0,
         min=0.0,
         max=100.0,
         step=0.1,
@@ -41,7 +83,14 @@ def guidance_input() -> Any:
 def seed_input() -> Any:
     """The seed of a fit. The page gives an INT called `seed` a widget that draws another after every run,
     unless this says otherwise: a fit is for keeps."""
-    return io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False)
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**31 - 1,
+        control_after_generate=False,
+        tooltip="of the noise that is fitted to; another seed gives another fit, about as good",
+    )
 
 
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
@@ -65,7 +114,9 @@ def checked_name(name: str) -> str:
 def fit_outputs() -> list:
     """What a fit gives."""
     return [
-        Predictor.Output(display_name="predictor"),
-        io.Image.Output(display_name="report"),
-        io.String.Output(display_name="text"),
+        Predictor.Output(
+            display_name="predictor", tooltip="to link into Apply AMED Predictor or AMED Sampler"
+        ),
+        io.Image.Output(display_name="report", tooltip="pictures and errors beside the plain solvers"),
+        io.String.Output(display_name="text", tooltip="what was fitted, measured and saved"),
     ]

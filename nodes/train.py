@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
@@ -21,7 +21,7 @@ from ..hosts import report
 from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of
-from .running import progress_bar, show_text
+from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
@@ -180,19 +180,21 @@ class TrainPredictor(io.ComfyNode):
         return schema(
             node_id="AMEDTrainPredictor",
             display_name="Train AMED Predictor",
-            search_aliases=["amed", "train", "algorithm 1"],
+            search_aliases=["amed", "train", "algorithm 1", "few steps"],
             description="Train the paper's network by gradient (Algorithm 1). It needs more memory "
             "than sampling; Calibrate AMED needs no more than sampling and gives better images.",
             inputs=[
                 *fit_inputs(),
-                io.Combo.Input("sampler", options=NETWORKS, default="amed"),
+                io.Combo.Input("sampler", options=NETWORKS, default="amed",
+                               tooltip="AMED-Solver, or the plugin on another solver"),
                 io.Int.Input("nfe", default=5, min=2, max=100, tooltip="evaluations, one after the other"),
                 guidance_input(),
                 io.Int.Input("images", default=400, min=4, max=1_000_000, tooltip="trajectories to train on"),
                 io.Int.Input("batch", default=4, min=1, max=256, tooltip="trajectories at once"),
                 io.Int.Input("teacher_points", default=1, min=1, max=8,
                              tooltip="the paper's M: points the teacher takes inside each interval"),
-                io.Float.Input("learning_rate", default=5e-3, min=1e-6, max=1.0, step=1e-4),
+                io.Float.Input("learning_rate", default=5e-3, min=1e-6, max=1.0, step=1e-4,
+                               tooltip="of Adam"),
                 seed_input(),
                 name_input("trained", "the file is NAME-nfe5-cfg1.safetensors"),
             ],
@@ -224,7 +226,7 @@ class TrainPredictor(io.ComfyNode):
         result = trained(model, prompts, job, settings, cls.hidden.unique_id)
         rows = {label: preview_pixels(model, end) for label, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
-        return io.NodeOutput(result.fitted, picture, result.text, ui=ui.PreviewText(result.text))
+        return io.NodeOutput(result.fitted, picture, result.text, ui=face(cls.hidden.unique_id, result.text))
 
 
 NODES = [TrainPredictor]

@@ -12,12 +12,14 @@ from torch import Tensor
 from amed import SAMPLERS, Fitted, PredictorError, schedules
 from amed.choose import (
     AUTO,
+    PLAIN,
     UNTRAINED,
     Choice,
     Identity,
     Report,
     Request,
     choose,
+    plain_for,
     untrained_for,
     within_reach,
 )
@@ -27,10 +29,11 @@ from .evaluate import HostEvaluate
 from .samplers import SCHEDULE_LABEL, Line, label_of
 
 SETTINGS, ERROR = "as in settings", "error"
-FALLBACKS = (UNTRAINED, ERROR)
+FALLBACKS = (PLAIN, UNTRAINED, ERROR)
+MADE = {PLAIN: plain_for, UNTRAINED: untrained_for}  # what needs no file
 ADVICE = (
-    "Choose one of these, fit one in the AMED tab (a minute or two), or set the fallback to untrained in the "
-    "AMED accordion."
+    "Fit one in the AMED tab (some minutes, once), or set 'Where no predictor fits' to plain in the AMED "
+    "accordion."
 )
 # on the demo model, 3 to 10 steps, these were best on Karras's noise levels and the others in uniform time
 ON_KARRAS = ("amed", "amed_dpm_2", "amed_dpmpp_2m", "amed_dpmpp_3m", "amed_uni_pc")
@@ -38,13 +41,14 @@ ON_KARRAS = ("amed", "amed_dpm_2", "amed_dpmpp_2m", "amed_dpmpp_3m", "amed_uni_p
 
 @dataclass
 class Wish:
-    """What a generation asks for. predictor: auto, untrained or a name; nfe: evaluations, 0 for as many as
-    the steps take; fallback: one of FALLBACKS. prepared: the choice that the steps were set by; error: what
-    is wrong with these, raised when sampling begins. calibrate: what to do instead, see calibrate.py."""
+    """What a generation asks for. predictor: auto, plain, untrained or a name; nfe: evaluations, 0 for as
+    many as the steps take; fallback: one of FALLBACKS. prepared: the choice that the steps were set
+    by; error: what is wrong with these, raised when sampling begins. calibrate: what to do instead, see
+    calibrate.py."""
 
     predictor: str = AUTO
     nfe: int = 0
-    fallback: str = UNTRAINED
+    fallback: str = PLAIN
     prepared: Choice | None = None
     error: Exception | None = None
     calibrate: Callable | None = None
@@ -66,14 +70,14 @@ class Wish:
                 f"AMED NFE is {given!r}: give a whole number of evaluations up to 200, or 0 to use Steps"
             )
         if fallback in (None, "", SETTINGS):
-            fallback = host.setting("amed_fallback", UNTRAINED)
+            fallback = host.setting("amed_fallback", PLAIN)
         if fallback not in FALLBACKS:
             raise ValueError(f"AMED fallback is {fallback!r}: choose one of {', '.join(FALLBACKS)}")
         return cls(str(predictor), count, fallback)
 
     @property
     def named(self) -> bool:
-        return self.predictor not in (AUTO, UNTRAINED)
+        return self.predictor != AUTO and self.predictor not in MADE
 
     def request(self, line: Line, who: Identity, scale: float, **more: Any) -> Request:
         """What amed.choose is asked; `more`: its other fields."""
@@ -111,14 +115,14 @@ def prepare(p: Any, line: Line, wish: Wish) -> None:
 
 
 def foreseen(line: Line, wish: Wish, who: Identity, scale: float, steps: int = 0) -> Choice:
-    """What a generation takes, by its predictor, its NFE or else its steps; of an untrained solver the noise
-    levels are not yet its own. Raises PredictorError."""
+    """What a generation takes, by its predictor, its NFE or else its steps; where nothing was fitted the
+    noise levels are not yet its own. Raises PredictorError."""
     request = wish.request(line, who, scale, schedule=lambda count: schedules.logsnr(count, 0.03, 15.0))
     if wish.named:
         return choose(host.library(), replace(request, nfe=None, fitted=named(wish.predictor, line)))
     if not wish.nfe:
         request = replace(request, times=steps + 1)
-    return untrained(request) if wish.predictor == UNTRAINED else choose(host.library(), request)
+    return made(wish.predictor, request) if wish.predictor in MADE else choose(host.library(), request)
 
 
 def named(name: str, line: Line) -> Fitted:
@@ -132,10 +136,12 @@ def named(name: str, line: Line) -> Fitted:
     return fitted
 
 
-def untrained(request: Request, remarks: tuple[str, ...] = ()) -> Choice:
-    """The plain solver, whatever there is."""
-    choice = choose(host.library(), replace(request, nfe=None, fitted=untrained_for(request)))
-    return replace(choice, remarks=remarks)
+def made(kind: str, request: Request, remarks: tuple[str, ...] = ()) -> Choice:
+    """The plain or the untrained solver, whatever files there are."""
+    fitted = MADE[kind](request)
+    return replace(
+        choose(host.library(), replace(request, sampler=AUTO, nfe=None, fitted=fitted)), remarks=remarks
+    )
 
 
 def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable[[int], Tensor]) -> Choice:
@@ -147,19 +153,19 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
     )  # fmt: skip
     first, fitted = not host.is_hires(p), None
     prepared = wish.prepared if first else None
-    if wish.predictor == UNTRAINED or request.count < 2:  # one level and 0: there is nothing to choose
-        return untrained(request)
+    if wish.predictor in MADE or request.count < 2:  # one level and 0: there is nothing to choose
+        return made(wish.predictor if wish.predictor in MADE else UNTRAINED, request)
     if wish.named and (first or host.library().load(wish.predictor).spec.sampler == line.sampler):
         fitted = named(wish.predictor, line)
-    elif prepared is not None and prepared.fitted.name == UNTRAINED:
-        return untrained(request, worded(prepared.remarks))
+    elif prepared is not None and prepared.fitted.name in MADE:
+        return made(prepared.fitted.name, request, worded(prepared.remarks))
     elif prepared is not None and within_reach(prepared.fitted, request.count):
         fitted = prepared.fitted
     if fitted is not None:
         request = replace(request, fitted=fitted, nfe=None)
     choice = choose(host.library(), request)
     remarks = worded(choice.remarks)
-    if choice.grid != "own" and choice.fitted.name != UNTRAINED:
+    if choice.grid != "own" and choice.fitted.name not in MADE:
         name = choice.fitted.name
         said = f"these noise levels are not those {name} was fitted on: choose the AMED schedule"
         remarks = (said, *remarks)
@@ -176,13 +182,15 @@ def times(line: Line, sampler: Any, p: Any, steps: int) -> Tensor:
     object."""
     low, high = host.sigma_range(sampler.model_wrap)
     host.tell_schedule(p, SCHEDULE_LABEL)
+    wish = wish_of(p)
+    untrained = UNTRAINED in (wish.predictor, wish.fallback)
 
     def schedule(count: int) -> Tensor:
-        if line.sampler in ON_KARRAS and count > 1:
+        if untrained and line.sampler in ON_KARRAS and count > 1:
             return schedules.make("polynomial", count, low, high)
         return host.base_times(sampler.model_wrap, count, low, high)
 
-    sampler.amed_choice = plan(line, wish_of(p), p, steps + 1, schedule)
+    sampler.amed_choice = plan(line, wish, p, steps + 1, schedule)
     return sampler.amed_choice.sigmas.float()
 
 
@@ -213,7 +221,7 @@ def run(
     masked = getattr(model, "mask", None) is not None
     evaluate = HostEvaluate(host.current_network, host.row_order())
     try:
-        return SAMPLERS[line.sampler](
+        return SAMPLERS[choice.sampler](
             model,
             x,
             sigmas,
@@ -239,7 +247,8 @@ def run(
 def tell(p: Any, report: Report) -> None:
     """A pass, in the infotext (the second pass of hires fix under names of its own) and below the image."""
     infotext, kind = p.extra_generation_params, "AMED hires" if host.is_hires(p) else "AMED"
-    infotext[f"{kind} predictor"] = UNTRAINED if report.fitted.name == UNTRAINED else name_of(report.fitted)
+    name = report.fitted.name
+    infotext[f"{kind} predictor"] = name if name in MADE else name_of(report.fitted)
     infotext[f"{kind} evaluations"] = report.evaluations
     if report.passes is not None:
         infotext[f"{kind} network passes"] = report.passes

@@ -11,11 +11,11 @@ from typing import Any
 import gradio as gr
 
 from amed import PredictorError
-from amed.choose import AUTO, UNTRAINED, Choice, Identity
+from amed.choose import AUTO, PLAIN, Choice, Identity
 from amed.fit import PRESETS
 
 from . import calibrate, host, run
-from .run import FALLBACKS, SETTINGS, Wish
+from .run import FALLBACKS, MADE, SETTINGS, Wish
 from .samplers import LABELS, Line, line_of
 
 SECTION = ("amed", "AMED")
@@ -27,7 +27,7 @@ OTHER_SAMPLER = "Choose one of the AMED samplers to use this."
 
 def choices() -> list[str]:
     """What to choose from: the user's predictors, and the bundled that are for models of a WebUI."""
-    return [AUTO, UNTRAINED, *host.offered()]
+    return [AUTO, *MADE, *host.offered()]
 
 
 def add_settings() -> None:
@@ -42,7 +42,7 @@ def add_settings() -> None:
                 {"minimum": 0, "maximum": 30, "step": 1},
             ),
             "amed_fallback": (
-                UNTRAINED, "Where no predictor fits: the untrained solver, or an error", gr.Radio,
+                PLAIN, "Where no predictor fits: the best plain solver, AMED untrained, an error", gr.Radio,
                 {"choices": list(FALLBACKS)},
             ),
             "amed_samplers": (list(LABELS), listed, gr.CheckboxGroup, {"choices": list(LABELS)}),
@@ -61,11 +61,11 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
     choice, note = foreseen(line, wish, steps, scale)
     at, fit = choice.fitted.spec.guidance, ""
-    if choice.fitted.name != UNTRAINED:
+    if choice.fitted.name not in MADE:
         what = choice.fitted.name
         fit = f"; fitted at guidance {at:g}" + (f", CFG scale is {scale:g}" if abs(at - scale) > 0.01 else "")
-    elif wish.predictor == UNTRAINED or host.loaded_model() is not None:
-        what = UNTRAINED
+    elif wish.predictor in MADE or host.loaded_model() is not None:
+        what = f"{choice.fitted.name} solver"
     else:
         what = "no checkpoint is loaded yet"
     count, steps = choice.fitted.nfe, len(choice.sigmas) - 1
@@ -75,8 +75,8 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
 
 
 def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, str]:
-    """What a generation with these settings would take, and why it is the untrained solver where nobody asked
-    for that."""
+    """What a generation with these settings would take, and why it is a solver without a predictor where
+    nobody asked for that."""
     model, note = host.loaded_model(), ""
     if model is not None or wish.named:
         who = Identity("", "") if model is None else host.identity(model)
@@ -85,7 +85,8 @@ def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, 
         except PredictorError as error:
             none = "No predictor was fitted for these yet: the AMED tab fits one."
             note = str(error).splitlines()[0] if wish.named else none
-    return run.foreseen(line, replace(wish, predictor=UNTRAINED), Identity("", ""), scale, steps), note
+    kind = wish.fallback if wish.fallback in MADE else PLAIN
+    return run.foreseen(line, replace(wish, predictor=kind), Identity("", ""), scale, steps), note
 
 
 def refresh_button(dropdown: Any, elem_id: str) -> None:
@@ -158,7 +159,7 @@ class Accordion:
             if line is None or not (wish.nfe or wish.named):
                 return gr.update()
             choice, _ = foreseen(line, wish, int(steps), float(guidance))
-            if choice.fitted.name == UNTRAINED and not wish.nfe:
+            if choice.fitted.name in MADE and not wish.nfe:
                 return gr.update()
             return gr.update(value=len(choice.sigmas) - 1)
 
@@ -205,7 +206,7 @@ def add_axes() -> None:
 
     def known(p: Any, xs: list[str]) -> None:
         for x in xs:
-            if x not in (AUTO, UNTRAINED, *host.library().names()):
+            if x not in (AUTO, *MADE, *host.library().names()):
                 raise RuntimeError(f"Unknown AMED predictor: {x}")
 
     module.axis_options += [

@@ -62,3 +62,57 @@ def test_info_gives_a_code_and_load_takes_it_pasted(server, graph):
     g.nodes[pasted]["inputs"]["code"] = code[:-9]
     with pytest.raises(RunError, match="pasted: this code is"):
         server.run(g.nodes)
+
+
+def saved_by_ksampler(server, graph, workflow, seed=3, **asked):
+    """(pixels, metadata, the node's id) of an image that AMED KSampler made and SaveImage saved."""
+    g = graph()
+    latent = g.amed(seed=seed, **asked)
+    image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
+    shown = g.add("SaveImage", images=[image, 0], filename_prefix="by_ksampler")
+    result = server.run(g.nodes, workflow=workflow)
+    png = Image.open(io.BytesIO(server.view(result.files("images", shown)[0])))
+    return np.asarray(png), {k: json.loads(v) for k, v in png.text.items()}, latent[0]
+
+
+def test_ksampler_says_in_the_image_what_ran(server, graph):
+    _, said, node = saved_by_ksampler(server, graph, {}, nfe=4, guidance=2.0)
+    mine = said["amed"][node]
+    assert (mine["predictor"], mine["solver"]) == (FILE, "amed")
+    assert (mine["evaluations"], mine["passes"], mine["guidance"]) == (4, 8, 2.0)
+    assert "evaluations counted: 4, 8 network passes an image" in mine["text"]
+    _, said, node = saved_by_ksampler(server, graph, {}, nfe=8, sampler="auto", if_missing="plain")
+    mine = said["amed"][node]
+    assert mine["predictor"] == "plain" and mine["evaluations"] == 8 and len(mine["notes"]) == 1
+    assert node not in said["workflow"].get("extra", {}).get("amed", {})  # any installation makes it itself
+
+
+@pytest.mark.parametrize("asked", [{}, {"predictor": NAME}], ids=["auto", "named"])
+def test_ksampler_takes_what_the_workflow_carries(server, graph, mine, asked):
+    """An image's workflow on another machine, without the file: the same image bit for bit."""
+    (folder(server) / FILE).rename(folder(server) / "away")
+    try:
+        before, said, node = saved_by_ksampler(server, graph, {}, **asked)
+        assert said["amed"][node]["predictor"] == NAME
+        mine.unlink()
+        other, _, _ = saved_by_ksampler(server, graph, said["workflow"], seed=4, **asked)
+        after, again, _ = saved_by_ksampler(server, graph, said["workflow"], **asked)
+        assert np.array_equal(before, after) and not np.array_equal(before, other)
+        assert again["amed"][node]["predictor"] == f"{NAME}, from the workflow"
+        with pytest.raises(RunError, match="no predictor"):
+            saved_by_ksampler(server, graph, said["workflow"], nfe=10, sampler="amed_euler", **asked)
+    finally:
+        (folder(server) / "away").rename(folder(server) / FILE)
+
+
+def test_a_carried_predictor_of_another_checkpoint_is_not_taken(server, graph, mine):
+    _, said, node = saved_by_ksampler(server, graph, {}, predictor=NAME)
+    workflow = said["workflow"]
+    other = load(folder(server) / "test_other_checkpoint.safetensors")
+    workflow["extra"]["amed"][node] |= {"code": code_of(other), "checkpoint": "f" * 16}
+    _, after, _ = saved_by_ksampler(server, graph, workflow, seed=5, predictor=NAME)
+    assert after["amed"][node]["predictor"] == NAME
+    assert "not taken from the workflow: " in after["amed"][node]["notes"][0]
+    workflow["extra"]["amed"][node]["code"] = "amed:broken"
+    _, after, _ = saved_by_ksampler(server, graph, workflow, seed=6, predictor=NAME)
+    assert "not taken from the workflow: " in after["amed"][node]["notes"][0]

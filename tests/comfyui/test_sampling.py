@@ -63,21 +63,64 @@ def test_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cfg)
     assert made.shape == plain.shape and not np.array_equal(made, plain)
 
 
-def test_dropdown_sampler_without_predictor_names_what_there_is(server, graph):
-    g = graph()
-    g.show(g.ksampler("amed_ipndm", "karras", 20))
-    with pytest.raises(RunError) as caught:
-        server.run(g.nodes)
-    for said in (
-        "'amed_ipndm'",
-        "20 noise levels",
-        "test_amed_ipndm.safetensors",
-        "NFE can be",
-        "Load AMED Predictor",
-        "Broken file",
-        "test_broken.safetensors",
-    ):
-        assert said in str(caught.value)
+class Heard:
+    """What the server tells a page during a run: `texts[node]`, each text it puts on that node."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def __call__(self, kind, data):
+        if kind != "binary" or int.from_bytes(data["bytes"][:4], "big") != 3:
+            return
+        raw = data["bytes"][4:]
+        size = int.from_bytes(raw[:4], "big")
+        self.texts.setdefault(raw[4 : 4 + size].decode(), []).append(raw[4 + size :].decode())
+
+
+def test_dropdown_sampler_without_a_predictor_runs_the_plain_solver_and_says_so(server, graph):
+    """In the page, on the node itself: its report ends what is told there."""
+    g, heard = graph(), Heard()
+    latent = g.ksampler("amed_ipndm", "karras", 20)
+    shown = g.show(latent)
+    result = server.run(g.nodes, heard)
+    sensible(np.stack(result.images(shown)))
+    text = heard.texts[latent[0]][-1]
+    assert text.startswith("predictor: plain (ipndm-2, 19 evaluations; nothing fitted)\n")
+    assert "evaluations counted: 20," in text  # the last goes on to 0
+    assert "note: no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and" in text
+    assert "The nearest is " in text and "\n" not in text.split("note: ")[1]
+
+
+def test_first_click_any_number_of_evaluations(server, graph):
+    """AMED KSampler as it comes out of the list, on a model that has no predictor for that."""
+    for nfe in (2, 8, 11):
+        g = graph()
+        latent = g.amed(nfe=nfe, if_missing="plain", sampler="auto", guidance=5.0)
+        text = run_text(server, g, latent)
+        assert f"evaluations counted: {nfe}, {2 * nfe} network passes an image" in text
+        assert "predictor: plain" in text and text.count("note: ") == 1 and "less error" in text
+    inputs = server.object_info()["AMEDKSampler"]["input"]["required"]
+    assert inputs["if_missing"][1]["default"] == "plain" and inputs["nfe"][1]["default"] == 8
+    assert inputs["guidance"][1]["default"] == 5.0
+
+
+def test_misuse_says_how_many_steps(server, graph):
+    """With a predictor on the MODEL but another schedule: the number that the amed schedule wants."""
+    g, heard = graph(), Heard()
+    loaded = g.add("AMEDLoadPredictor", name="test_amed.safetensors")
+    applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
+    latent = g.ksampler("amed", "karras", 20, model=[applied, 0])
+    g.show(latent)
+    server.run(g.nodes, heard)
+    assert "choose the amed schedule with 2 steps" in heard.texts[latent[0]][-1]
+    assert "In the KSampler: amed, amed, 2 steps, cfg 1\n4 evaluations: " in heard.texts[applied][-1]
+    right, heard = graph(), Heard()
+    loaded = right.add("AMEDLoadPredictor", name="test_amed.safetensors")
+    applied = right.add("AMEDApplyPredictor", model=right.model, predictor=[loaded, 0])
+    latent = right.ksampler("amed", "amed", 2, model=[applied, 0])
+    right.show(latent)
+    server.run(right.nodes, heard)
+    assert "note:" not in heard.texts[latent[0]][-1]
 
 
 def test_same_seed_same_image(server, images, graph):
@@ -125,10 +168,12 @@ def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
     sigmas = g.add("KarrasScheduler", steps=26, sigma_max=80.0, sigma_min=0.002, rho=7.0)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")
     g.show(g.custom(sampler, sigmas))
-    with pytest.raises(RunError, match=r"no predictor for NFE 25[\s\S]*NFE can be"):
+    said = r"no predictor for 26 noise levels \(about 25 evaluations\)[\s\S]*The nearest is "
+    with pytest.raises(RunError, match=said):
         server.run(g.nodes)
-    g.nodes[sampler]["inputs"]["if_missing"] = "untrained"
-    server.run(g.nodes)
+    for instead in ("untrained", "plain"):
+        g.nodes[sampler]["inputs"]["if_missing"] = instead
+        server.run(g.nodes)
 
 
 def engine(noise, fitted, guidance, label=0):
@@ -293,11 +338,13 @@ def test_inpainting_touches_the_masked_half_only(images, graph):
     assert difference[:, :, :16].max() <= 1 and difference[:, :, 18:].mean() > 5
 
 
-def test_bad_nfe_names_the_allowed_ones(server, graph):
+def test_bad_nfe_names_the_nearest_and_what_to_do(server, graph):
     g = graph()
     g.show(g.amed(nfe=47))
-    with pytest.raises(RunError, match=r"NFE 47[\s\S]*NFE can be [\d, ]*\b4\b"):
+    with pytest.raises(RunError, match=r"amed, nfe 47[\s\S]*nearest is emoji32-amed-nfe9-cfg1") as caught:
         server.run(g.nodes)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and "test_broken.safetensors" in lines[1] and "calibrate now (quick)" in lines[2]
     g = graph()
     g.show(g.amed(nfe=7, predictor="test_amed.safetensors"))
     with pytest.raises(RunError, match="takes 4 evaluations, not 7: set nfe to 4"):
@@ -332,7 +379,7 @@ def test_missing_predictor_is_named(server, graph):
     g.show(g.amed(predictor="gone.safetensors"))
     with pytest.raises((GraphError, RunError), match=r"gone\.safetensors") as caught:
         server.run(g.nodes)
-    assert isinstance(caught.value, GraphError) or "test_amed.safetensors" in str(caught.value)
+    assert isinstance(caught.value, GraphError) or "The nearest is 'test_" in str(caught.value)
 
 
 def test_checkpoint_is_recognised_through_patches(server, graph):

@@ -45,8 +45,20 @@ def test_published_values_are_found(server, graph):
 def test_nfe_that_nobody_published(server, graph):
     sd = SD(graph)
     sd.g.add("SaveLatent", samples=sd.amed(9, 7.5), filename_prefix="sd")
-    with pytest.raises(RunError, match=r"NFE 9[\s\S]*For this model, NFE can be 6, 10"):
+    said = r"nfe 9, guidance 7.5 and this sd15[\s\S]*The nearest is sd15-dpmpp-2m-nfe10"
+    with pytest.raises(RunError, match=said):
         server.run(sd.g.nodes)
+
+
+def test_first_click(server, graph):
+    """A checkpoint that nobody fitted anything to, the node's own nfe and guidance: an image, and one line
+    that says what ran, what there is, and what calibrating would give."""
+    sd = SD(graph)
+    made, report = sd.run(server, sd.amed(8, 5.0, "auto", if_missing="plain"))
+    assert made.isfinite().all() and made.std() > 0.1
+    assert "predictor: plain (ipndm-2, 8 evaluations; nothing fitted)" in report
+    assert "evaluations counted: 8, 16 network passes an image" in report and report.count("note: ") == 1
+    assert "The nearest is sd15-dpmpp-2m-nfe10" in report and "Calibrating once gave" in report
 
 
 def test_halves_in_one_call_or_two(server, graph):
@@ -88,10 +100,17 @@ def test_ordinary_ksampler_with_an_applied_predictor(server, graph, sampler):
     file = {"amed": "test_sd.safetensors", "amed_dpmpp_2m": "sd15-dpmpp-2m-nfe10.safetensors"}.get(sampler)
     sd = SD(graph)
     if file is None:
-        sd.g.show(sd.g.ksampler(sampler, "amed", 4, cfg=7.5, model=sd.model, positive=sd.positive,
-                                negative=sd.negative, latent_image=sd.latent))  # fmt: skip
-        with pytest.raises(RunError, match="no predictor for 4 noise levels"):
-            server.run(sd.g.nodes)
+        around = {
+            "model": sd.model,
+            "positive": sd.positive,
+            "negative": sd.negative,
+            "latent_image": sd.latent,
+        }
+        runs = [sd.g.ksampler(name, "amed", 4, cfg=7.5, **around) for name in (sampler, "amed_deis", "euler")]
+        saved = [sd.g.add("SaveLatent", samples=run, filename_prefix="sd") for run in runs]
+        result = server.run(sd.g.nodes)
+        made = [load(server.view(result.files("latents", n)[0]))["latent_tensor"] for n in saved]
+        assert torch.equal(made[0], made[1]) and not torch.allclose(made[0], made[2])  # both the plain solver
         return
     loaded = [sd.g.add("AMEDLoadPredictor", name=file), 0]
     applied = [sd.g.add("AMEDApplyPredictor", model=sd.model, predictor=loaded), 0]

@@ -1,11 +1,13 @@
 """Which predictor runs: the one place that decides, by a library of made-up files."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, save, schedules
+from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, known, save, schedules
 from amed.choose import Identity, Report, Request, choose, mismatches, untrained
 from amed.constants import as_multistep
 from amed.fit.measures import Counter
@@ -13,6 +15,7 @@ from amed.kdiffusion import SAMPLERS, solver_of
 
 A, B, OTHER = Identity("sd15", "a" * 16), Identity("sd15", "b" * 16), Identity("sdxl", "d" * 16)
 NOBODY = Identity("", "")
+ROOT = Path(__file__).parents[2]
 LOW, HIGH = 0.03, 14.6
 
 
@@ -102,20 +105,27 @@ def test_what_runs(library, name):
     assert choice.sigmas.dtype == torch.float64 and (choice.sigmas.diff() < 0).all() and choice.sigmas[-1] > 0
 
 
+NEAREST = "The nearest is "
 NONE = {  # request -> what the error says
     "another nfe": (
-        Request(A, nfe=7, advice="Set it to untrained."),
-        ["no predictor for NFE 7, guidance 1.0, model family sd15, checkpoint " + "a" * 16,
-         "There are: amed5-cfg7.safetensors (amed, 5 evaluations, guidance 7; model of amed5-cfg7)",
-         "For this model, NFE can be 5, 6, 8.", "Set it to untrained.", "Broken file: ", "broken.safet"],
+        Request(A, nfe=7, advice="Set it to plain."),
+        ["no predictor for nfe 7, guidance 1 and this sd15 checkpoint (aaaaaaaa)\n",
+         NEAREST + "multi5.safetensors (multistep, 5 evaluations; model of multi5). Broken file: ",
+         "broken.safetensors", "\nSet it to plain."],
     ),
-    "another nfe of a sampler": (Request(A, nfe=7, sampler="amed"), ["this model and amed, NFE can be 5."]),
-    "another family": (Request(Identity("flux", "e" * 16), nfe=5), ["flux", "none for this model."]),
+    "another nfe of a sampler": (
+        Request(A, nfe=7, sampler="amed", guidance=7.0),
+        ["for amed, nfe 7, guidance 7", NEAREST + "amed5-cfg7.safetensors (amed, 5 evaluations, guidance 7;"],
+    ),
+    "another checkpoint's is less near": (Request(B, nfe=5, sampler="amed_deis", fitted=None, guidance=8.0,
+                                                  times=times(20)), [NEAREST + "multi8-b-cfg8"]),
+    "another family": (
+        Request(Identity("flux", "e" * 16), nfe=5), ["flux", "There is none for this kind of model yet."]),
     "noise levels": (
         Request(A, times=times(10), sampler="amed_uni_pc"),
-        ["'amed_uni_pc' has no predictor for 10 noise levels (about 18 evaluations)", "amed_uni_pc, NFE 18"],
+        ["no predictor for amed_uni_pc, 10 noise levels (about 18 evaluations), guidance 1"],
     ),
-    "below, too far": (Request(A, times=20, below=True), ["NFE 19"]),
+    "below, too far": (Request(A, times=20, below=True), ["20 noise levels (about 19 evaluations)"]),
     "below, another checkpoint's steps": (Request(OTHER, times=12, below=True), ["sdxl"]),
     "below, not near enough": (
         Request(A, times=9, below=True, sampler="amed"), ["9 noise levels", "about 16 evaluations"]),
@@ -131,6 +141,94 @@ def test_what_does_not(library, name):
         choose(library, request)
     for text in said:
         assert text in str(caught.value)
+    assert str(caught.value).count("\n") <= 2
+
+
+# --- no predictor: the best plain solver known
+
+
+def plain(**asked):
+    return Request(**{"model": A, "if_missing": "plain", "schedule": schedule} | asked)
+
+
+def test_plain_where_there_is_none(library):
+    """One line says so: what was looked for, the nearest there is, what calibrating would give."""
+    choice = choose(library, plain(nfe=7, guidance=7.0, sampler="amed_deis"))
+    assert (choice.fitted.name, choice.fitted.predictor, choice.sampler) == ("plain", None, "amed_multistep")
+    assert choice.fitted.spec.student == Solver("ipndm", 2) and not choice.fitted.spec.afs
+    assert choice.sigmas.tolist() == schedule(8).tolist() and choice.fitted.nfe == 7
+    (said,) = choice.remarks
+    assert said.startswith(
+        "no predictor for amed_deis, nfe 7, guidance 7 and this sd15 checkpoint (aaaaaaaa)"
+    )
+    assert "the plain solver ipndm-2 ran. The nearest is deis5.safetensors (deis-3, 5 eval" in said
+    assert said.endswith("Calibrating once gave 12% less error on the demo model.") and "\n" not in said
+
+
+@pytest.mark.parametrize("nfe", range(2, 13))
+@pytest.mark.parametrize("model", [A, OTHER, Identity("emoji32", ""), NOBODY], ids=str)
+def test_plain_takes_the_evaluations_asked_for(tmp_path, nfe, model):
+    choice = choose(Library([tmp_path]), plain(model=model, nfe=nfe, guidance=3.0))
+    counter = Counter(lambda x, sigma: x * 0)
+    x = torch.ones(1, 3, 4, 4) * choice.sigmas[0].float()
+    end = SAMPLERS[choice.sampler](counter, x, choice.sigmas, predictor=choice.fitted, disable=True)
+    assert counter.evaluations == nfe == choice.fitted.nfe and end.isfinite().all()
+    assert "The nearest" not in choice.remarks[0]
+
+
+def test_plain_is_what_the_bench_found_best_on_the_demo_model(tmp_path):
+    """docs/results.json: of the solvers this engine runs, none within its settings has 6 % less error."""
+    names = {"ipndm": "ipndm", "unipc": "uni_pc", "dpmpp": "dpmpp_2m", "euler": "euler"}
+    not_ours = ("reference", "ipndm_v", "lms", "res_")
+    rows = [row for row in json.loads((ROOT / "docs" / "results.json").read_text())
+            if not row["predictor"] and not row["solver"].startswith(not_ours) and row["noises"] < 1000
+            and "searched" not in row["schedule"]]  # fmt: skip
+    gains = []
+    for guidance, table in known.DEMO.items():
+        for nfe, best in table.items():
+            here = [r for r in rows if (r["guidance"], r["nfe"]) == (guidance, nfe)]
+            solver, order, variant = best.solver.name, best.solver.max_order, best.solver.variant
+            own = {"ipndm": f"ipndm (max_order {order})", "unipc": f"uni_pc (variant {variant})"}
+            name = own.get(solver, names[solver])
+            rho = f" {best.rho:g}" if best.kind == "polynomial" else ""
+            setting = best.kind + rho + (" + AFS" if best.afs else "")
+            mine = [r["rmse_ref"] for r in here if r["solver"] == name and r["schedule"] == setting]
+            assert mine and mine[0] <= 1.06 * min(r["rmse_ref"] for r in here), (guidance, nfe)
+            gains.append(calibrated(guidance, nfe) / mine[0])
+            assert best.solver.evaluations(best.count(nfe), best.afs, learned=False) == nfe
+    assert len(gains) == 24 and pytest.approx(sorted(gains)[12], abs=0.02) == known.GAIN
+
+
+def calibrated(guidance, nfe):
+    rows = json.loads((ROOT / "docs" / "results.json").read_text())
+    return next(r["rmse_ref"] for r in rows if r["predictor"] == "calibrated table" and r["noises"] < 1000
+                and (r["guidance"], r["nfe"]) == (guidance, nfe))  # fmt: skip
+
+
+def test_plain_over_the_hosts_noise_levels(library):
+    """As they are; the best solver known where they are its own."""
+    given = times(21, "logsnr")
+    choice = choose(library, plain(model=OTHER, times=given, sampler="amed"))
+    assert torch.equal(choice.sigmas, given) and choice.fitted.nfe == 20 and choice.grid == "own"
+    demo = Identity("emoji32", "")
+    own = choose(library, plain(model=demo, nfe=7)).sigmas
+    again = choose(library, plain(model=demo, times=own.float()))
+    assert again.fitted.spec.solver == "unipc" and again.fitted.spec.afs
+    whole = choose(library, plain(model=demo, times=own.float(), afs=False)).fitted
+    assert whole.spec.solver == "unipc" and not whole.spec.afs and whole.nfe == 8
+    steps = choose(library, plain(model=OTHER, times=9))
+    assert steps.sigmas.tolist() == schedule(9).tolist()
+    one = choose(library, plain(model=OTHER, times=torch.tensor([3.0])))
+    assert one.fitted.base.tolist() == [3.0, 1.5]
+
+
+def test_plain_is_not_for_what_there_is(library):
+    assert choose(library, plain(nfe=5)).fitted.name == "multi5.safetensors"
+    assert choose(library, plain(times=times(6))).fitted.name == "multi5.safetensors"
+    with pytest.raises(PredictorError, match="takes 5 evaluations, not 7"):
+        choose(library, plain(nfe=7, fitted=library.load("multi5.safetensors")))
+    with pytest.raises(ValueError, match="nfe is 0"):
+        choose(library, plain(nfe=0))
 
 
 def test_below_what_evaluations_alone_found_must_be_near(library):
@@ -223,7 +321,7 @@ def test_untrained_takes_the_evaluations_asked_for(library, sampler, nfe):
     request = Request(Identity("flux", ""), sampler, 3.0, nfe, if_missing="untrained", schedule=schedule)
     choice = choose(library, request)
     assert choice.sampler == sampler and choice.fitted.name == "untrained" and choice.grid == "own"
-    assert choice.remarks[0].startswith(f"untrained, as asked: no predictor for sampler {sampler}, NFE {nfe}")
+    assert choice.remarks[0].startswith(f"untrained, as asked: no predictor for {sampler}, nfe {nfe}")
     assert len(choice.remarks) == 1 and choice.sigmas.tolist() == pytest.approx(
         schedule(len(choice.sigmas)).tolist()
     )
@@ -284,7 +382,9 @@ def test_below_untrained_where_nothing_is_near(library):
 
 
 def test_an_empty_library(tmp_path):
-    with pytest.raises(PredictorError, match="There are: none\nThere are none for this model"):
+    with pytest.raises(
+        PredictorError, match="nfe 5, guidance 1 .*\nThere is none for this kind of model yet."
+    ):
         choose(Library([tmp_path / "none"]), Request(A, nfe=5))
 
 

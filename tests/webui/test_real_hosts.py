@@ -83,7 +83,7 @@ def test_it_loads(server):
     ours = [s for s in server.get("/sdapi/v1/script-info") if s["name"] == "amed"]
     assert sorted(s["is_img2img"] for s in ours) == [False, True] and all(s["is_alwayson"] for s in ours)
     choices = ours[0]["args"][0]["choices"]
-    assert choices[:2] == ["auto", "untrained"] and not any("emoji" in name for name in choices)
+    assert choices[:3] == ["auto", "plain", "untrained"] and not any("emoji" in name for name in choices)
     assert {"[AMED] Predictor", "[AMED] NFE"} <= set(axes(server)[0])
     assert MLP in server.get("/amed/predictors")["predictors"]
     if server.kind == "A1111_PATH":  # Forge's API tells no extension's options
@@ -101,7 +101,7 @@ def test_the_page(server):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler(server, name):
-    image, told, _ = generate(server, sampler_name=name)
+    image, told, _ = generate(server, amed=["auto", 0, "untrained"], sampler_name=name)
     each = 1 if name == "AMED Multistep" else 2
     assert image.shape == (64, 64, 3) and image.std() > 5
     assert (told["Sampler"], told["Schedule type"], told["Steps"]) == (name, "AMED", "3")
@@ -110,9 +110,17 @@ def test_every_sampler(server, name):
     assert int(told["AMED network passes"]) == 6 * each
 
 
+def test_first_click(server):
+    """No predictor, nothing set: the plain solver at as many evaluations as steps, in one line."""
+    image, told, _ = generate(server, sampler_name="AMED", steps=5)
+    assert image.std() > 5 and (told["AMED predictor"], told["AMED evaluations"]) == ("plain", "5")
+    assert "no predictor" in told["AMED note"] and int(told["AMED network passes"]) == 10
+
+
 def test_like_the_hosts_own(server):
-    """The untrained plugin on Euler at many steps ends where the host's own DPM++ 2M does."""
-    ours, _, _ = generate(server, sampler_name="AMED Plugin DPM++ 2M", steps=30)
+    """The untrained plugin on DPM++ 2M at many steps ends where the host's own does."""
+    plugin = {"amed": ["auto", 0, "untrained"], "sampler_name": "AMED Plugin DPM++ 2M"}
+    ours, _, _ = generate(server, steps=30, **plugin)
     theirs, _, _ = generate(server, sampler_name="DPM++ 2M", scheduler="Karras", steps=60)
     other, _, _ = generate(server, sampler_name="DPM++ 2M", scheduler="Karras", steps=60, seed=2)
     assert abs(ours - theirs).mean() < 0.2 * abs(other - theirs).mean()

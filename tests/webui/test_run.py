@@ -41,9 +41,40 @@ def noise(count=1, size=32, seed=0):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
+def test_every_sampler_without_a_predictor_is_the_plain_solver(webui):
+    """As many evaluations as steps, the same image from all of them, and one line that says so."""
+    outs = []
+    for line in webui.samplers.LINES:
+        out, p = images(webui, sampler_name=line.label, steps=4)
+        told = p.extra_generation_params
+        assert out.isfinite().all() and out.std() > 0.05
+        assert told["AMED predictor"] == "plain" and told["Schedule type"] == "AMED"
+        assert told["AMED evaluations"] == 4 == len(webui.checkpoint.network.calls)
+        assert [c["i"] for c in webui.webui.callbacks] == [0, 1, 2, 3]
+        assert any("the plain solver ipndm-2 ran" in text for text in p.comments)
+        webui.checkpoint.network.calls.clear()
+        outs.append(out)
+    assert all(torch.equal(outs[0], out) for out in outs)
+
+
+@pytest.mark.parametrize("nfe", [2, 3, 8])
+def test_any_nfe_without_a_predictor(webui, nfe):
+    _, p = images(webui, ("auto", nfe), sampler_name="AMED")
+    told = p.extra_generation_params
+    assert (told["AMED evaluations"], told["AMED predictor"], p.steps) == (nfe, "plain", nfe)
+
+
+def test_the_demo_models_best_plain_solver(emoji):
+    """What the bench found, its analytic first step with it, in one step more."""
+    _, p = images(emoji, ("plain", 6), sampler_name="AMED")
+    told = p.extra_generation_params
+    assert (told["AMED evaluations"], told["AMED predictor"], p.steps) == (6, "plain", 7)
+    assert "AMED note" not in told  # it was asked for
+
+
 def test_every_sampler_untrained(webui):
     for line in webui.samplers.LINES:
-        out, p = images(webui, sampler_name=line.label, steps=3)
+        out, p = images(webui, ("auto", 0, "untrained"), sampler_name=line.label, steps=3)
         told = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
         assert told["AMED predictor"] == "untrained" and told["Schedule type"] == "AMED"
@@ -328,8 +359,10 @@ def test_the_nearest_predictor_is_for_lower_parts_alone(emoji):
     assert told["AMED predictor"] == "emoji32-amed-nfe9-cfg1.safetensors"
     assert "fitted for 5 steps, running 7" in told["AMED note"]
     _, p = images(emoji, **steps)
-    assert p.extra_generation_params["AMED predictor"] == "untrained"
+    assert p.extra_generation_params["AMED predictor"] == "plain"
     _, p = images(emoji, image=torch.zeros(1, 3, 32, 32), **{**steps, "steps": 30})
+    assert p.extra_generation_params["AMED predictor"] == "plain"
+    _, p = images(emoji, ("auto", 0, "untrained"), **steps)
     assert p.extra_generation_params["AMED predictor"] == "untrained"
 
 
@@ -353,7 +386,7 @@ def test_hires_fix(emoji):
     _, p = images(emoji, (MLP,), enable_hr=True, hr_sampler_name="AMED Multistep", denoising_strength=0.7)
     assert "multistep" in p.extra_generation_params["AMED hires predictor"]
     _, p = images(emoji, ("auto", 5), enable_hr=True, hr_second_pass_steps=20)
-    assert p.extra_generation_params["AMED hires predictor"] == "untrained"
+    assert p.extra_generation_params["AMED hires predictor"] == "plain"
 
 
 def test_batches_and_odd_sizes(emoji):

@@ -34,7 +34,7 @@ def test_reloading_the_scripts_adds_nothing_twice(webui):
 def test_settings_page(webui):
     opts = webui.webui.shared.opts
     assert {n: opts.data[n] for n in opts.data_labels} == {
-        "amed_predictor": "auto", "amed_nfe": 0, "amed_fallback": "untrained",
+        "amed_predictor": "auto", "amed_nfe": 0, "amed_fallback": "plain",
         "amed_samplers": list(webui.samplers.LABELS),
     }  # fmt: skip
     assert "auto" in opts.data_labels["amed_predictor"].component_args()["choices"]
@@ -58,11 +58,13 @@ def test_axes(webui):
 
 @pytest.mark.parametrize("given, words", [
     (("Euler", 20, 7, "auto", 0), ["Choose one of the AMED samplers"]),
-    (("AMED", 20, 7, "auto", 0), ["**40** evaluations (20 steps)", "80 network passes", "untrained"]),
+    (("AMED", 20, 7, "auto", 0), ["**20** evaluations (20 steps)", "40 network passes", "plain solver"]),
     (("AMED", 20, 1, "untrained", 5), ["**5** evaluations (3 steps)", "untrained"]),
-    (("AMED Multistep", 6, 1, "auto", 0), ["**6** evaluations (6 steps)", "untrained"]),
-    (("AMED Plugin UniPC", 4, 1, "auto", 0), ["**8** evaluations (4 steps)", "untrained"]),
-    (("AMED Plugin DEIS", 4, 1, "auto", 5), ["**5** evaluations (3 steps)", "the AMED tab fits one"]),
+    (("AMED", 20, 7, "untrained", 0), ["**40** evaluations (20 steps)", "80 network passes", "untrained"]),
+    (("AMED Multistep", 6, 1, "auto", 0), ["**6** evaluations (6 steps)", "plain solver"]),
+    (("AMED Plugin UniPC", 4, 1, "untrained", 0), ["**8** evaluations (4 steps)", "untrained"]),
+    (("AMED Plugin DEIS", 4, 1, "auto", 5), ["**5** evaluations (5 steps)", "the AMED tab fits one"]),
+    (("AMED Plugin DEIS", 4, 1, "plain", 5), ["**5** evaluations (5 steps)", "plain solver."]),
     (("AMED", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0),
      ["**5** evaluations (3 steps)", "10 network passes", "fitted at guidance 1, CFG scale is 2"]),
     (("AMED Multistep", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0), ["choose that sampler"]),

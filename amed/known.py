@@ -1,0 +1,76 @@
+"""The best plain solver known for a model, at so many evaluations and such a guidance scale: what runs where
+nothing was fitted.
+
+For the demo model it is read off `make bench` (docs/results.json), of what this engine runs itself. For any
+other it is iPNDM of second order, uniform in the model's own time, every step evaluated: in the bench near
+the best of eleven everywhere, and it stays on its feet under guidance, where the third order falls apart (at
+guidance 4 and 5 evaluations error .51 beside .17)."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from . import schedules
+from .recipes import Solver
+
+GAIN = 0.88  # a calibration's error over that of these: the median of the bench's 24 combinations
+
+
+@dataclass(frozen=True)
+class Known:
+    """A plain solver, a schedule of ours and its rho, and whether the first step is analytic."""
+
+    solver: Solver
+    kind: str = "time_uniform"
+    rho: float = 1.0
+    afs: bool = True
+
+    def count(self, nfe: int) -> int:
+        """How many noise levels `nfe` evaluations are."""
+        return nfe + 1 + self.afs
+
+    def sigmas(self, nfe: int, low: float, high: float) -> Tensor:
+        """Those, float64, from `high` to `low`."""
+        return schedules.make(self.kind, self.count(nfe), low, high, self.rho)
+
+
+IPNDM_2, IPNDM_3 = Solver("ipndm", 2), Solver("ipndm", 3)
+BH1, BH2 = Solver("unipc", 3), Solver("unipc", 3, variant="bh2")
+UNIFORM, EARLY = Known(IPNDM_2), Known(IPNDM_2, "polynomial", 3.0)
+DEMO: dict[float, dict[int, Known]] = {  # guidance, NFE
+    1.0: {
+        3: EARLY,
+        4: Known(BH2),
+        5: UNIFORM,
+        6: Known(BH1),
+        7: Known(BH1),
+        8: Known(BH1, afs=False),
+        9: Known(IPNDM_3, afs=False),
+        10: Known(IPNDM_3, "polynomial", 7.0, afs=False),
+    },
+    2.0: {
+        3: EARLY,
+        4: UNIFORM,
+        5: UNIFORM,
+        6: Known(BH1),
+        7: Known(BH1),
+        8: UNIFORM,
+        9: Known(IPNDM_3, afs=False),
+        10: Known(Solver("dpmpp", 2, predict_x0=True), "polynomial", 7.0),
+    },
+    4.0: {
+        3: Known(Solver("euler"), "polynomial", 3.0),
+        4: Known(BH2, afs=False),
+        **dict.fromkeys(range(5, 11), UNIFORM),
+    },
+}
+FAMILIES = {"emoji32": DEMO}
+
+
+def best(family: str, nfe: int, guidance: float) -> Known | None:
+    """Of a family whose solvers were measured, at the nearest guidance scale; None of any other, and of a
+    number of evaluations that was not."""
+    table = FAMILIES.get(family, {})
+    nearest = min(table, key=lambda g: abs(math.log(g / max(guidance, 1e-3))), default=0.0)
+    return table.get(nearest, {}).get(nfe)
