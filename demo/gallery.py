@@ -175,7 +175,7 @@ def flux() -> Example:
         "(quick)*: some 2,700 evaluations, once.",
     )
     positive, negative = prompts(LIGHTHOUSE, "")
-    negative.title = "Negative prompt (unused at guidance 1)"
+    negative.title = "Negative prompt (not used)"
     strength = Node("flux", "FluxGuidance", {"conditioning": "positive.CONDITIONING"}, {"guidance": 3.5},
                     width=SMALL)  # fmt: skip
     sampler = amed("latent.LATENT", "flux.CONDITIONING", nfe=8, guidance=1.0)

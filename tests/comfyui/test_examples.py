@@ -21,6 +21,7 @@ from amed.constants import as_multistep
 from amed.fingerprint import fingerprint
 from demo import comfyui
 from demo.comfyui import WORKFLOWS, Interrupted, RunError
+from demo.examples import SUBGRAPHS
 from demo.workflows import to_api
 
 SIDE = 64
@@ -68,7 +69,7 @@ def only(graph, kind):
 
 def ran(server, graph):
     """(the saved image, the sampler's report)."""
-    result = server.run(graph)
+    result = server.run(graph, timeout=120)
     (entry,) = result.files("images")
     assert entry["filename"].startswith("AMED") and entry["type"] == "output"
     (image,) = result.images()
@@ -142,8 +143,8 @@ def fitted_for(checkpoint, file):
     found = load_file(checkpoint)
     mark = fingerprint((k, v) for k, v in found.items() if k.startswith("model.diffusion_model."))
     low, high = 0.029167158151720367, 14.614641229333639
-    times = schedules.make("time_uniform", 8, low, high)
-    spec = Spec(solver="multistep", num_steps=8, schedule="time_uniform", sigma_min=low, sigma_max=high,
+    times = schedules.make("time_uniform", 9, low, high)
+    spec = Spec(solver="multistep", num_steps=9, schedule="time_uniform", sigma_min=low, sigma_max=high,
                 prediction_type="eps", model_family="segmind_vega", model_fingerprint=mark, guidance=5.0,
                 how="for a test")  # fmt: skip
     save(file, Fitted(spec, as_multistep(Solver("ipndm", 3), times), times))
@@ -178,3 +179,26 @@ def test_flux_takes_one_pass_an_evaluation(server, files):
     graph = with_prompts(server, read(server, "06 Flux"), width=4096, pooled=768)
     _, report = ran(server, graph)
     assert "evaluations counted: 8, 8 network passes" in report
+
+
+def test_the_subgraph_samples(server, files):
+    """What is inside it, its three inputs from a checkpoint."""
+    blueprint = json.loads((SUBGRAPHS / "AMED text to image.json").read_text())
+    (inside,) = blueprint["definitions"]["subgraphs"]
+    assert [entry["name"] for entry in inside["inputs"]] == ["model", "clip", "vae"]
+    sd15, giver, taker = 100, inside["inputNode"]["id"], inside["outputNode"]["id"]
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    links = [[link[k] for k in keys] for link in inside["links"] if link["target_id"] != taker]
+    links = [[n, sd15 if start == giver else start, *rest] for n, start, *rest in links]
+    checkpoint = {
+        "id": sd15,
+        "type": "CheckpointLoaderSimple",
+        "widgets_values": ["v1-5-pruned-emaonly-fp16.safetensors"],
+    }
+    graph = to_api({"nodes": [*inside["nodes"], checkpoint], "links": links}, server.object_info())
+    only(graph, "EmptyLatentImage")["inputs"] |= {"width": SIDE, "height": SIDE}
+    (last,) = [key for key, node in graph.items() if node["class_type"] == "VAEDecode"]
+    inputs = {"images": [last, 0], "filename_prefix": "AMED"}
+    graph["save"] = {"class_type": "SaveImage", "inputs": inputs}
+    _, report = ran(server, graph)
+    assert "evaluations counted: 8, 16 network passes" in report
