@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from amed import SAMPLERS, Constants, Solver
-from bench.trajectories import best_r, trajectory_pca
+from amed.fit.plane import trajectory_pca
+from bench.trajectories import best_r
 
 
 def test_a_plane_curve_has_two_components():
