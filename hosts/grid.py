@@ -13,6 +13,7 @@ BAR = 26  # of a distance and its bar
 TITLE = 100  # room a title may take
 SAID = WIDTH - 2 * EDGE, 2  # a note's width and lines
 REASON = 6  # lines of a reason
+FAR = 3  # a bar is full from so many times the median distance on
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are. tile: width of a column; tall: height of a sample; label: where the first column
-    begins; most: the longest distance."""
+    """Where things are. tile: width of a column; tall: height of a sample; most: the distance of a full
+    bar."""
 
     tile: float
     tall: float
@@ -44,10 +45,12 @@ class Layout:
         shapes = [row.pictures.shape for row in rows if row.pictures is not None]
         high, wide = shapes[0][-2:] if shapes else (1, 1)
         tile = min(TILE, (WIDTH - LABEL - EDGE) / columns)
-        most = max((row.distance for row in rows if row.distance is not None), default=0.0) or 1.0
+        known = sorted(row.distance for row in rows if row.distance is not None) or [0.0]
+        most = min(known[-1], FAR * known[len(known) // 2]) or 1.0
         return cls(tile, (tile - GAP) * high / wide, most)
 
     def label(self, columns: int) -> float:
+        """Where the first column begins."""
         return WIDTH - EDGE - self.tile * columns
 
     def height(self, row: Row, columns: int) -> float:

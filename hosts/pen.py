@@ -31,8 +31,9 @@ class Pen:
         draw = self.draw.rectangle if square else self.draw.ellipse
         draw(box, BACK if hollow else colour, colour, max(1, round(1.6 * self.unit)))
 
-    def write(self, at: tuple[float, float], text: str, size: float, colour: tuple[int, ...] = INK, width: float = 0,
-              lines: int = 1, middle: bool = False, halo: bool = False) -> float:  # fmt: skip
+    def write(self, at: tuple[float, float], text: str, size: float, colour: tuple[int, ...] = INK,
+              width: float = 0, lines: int = 1, middle: bool = False,
+              halo: bool = False) -> float:  # fmt: skip
         """Text whose left (or middle) upper corner is `at`; no wider than `width` (0: as it comes), in so
         many lines at most. halo: on white, where there may be something under it. Gives the height it
         took."""

@@ -9,7 +9,9 @@ from torch import Tensor
 from .pen import BACK, BAD, EDGE, FAINT, GOOD, INK, SOFT, WIDTH, Pen, wide
 
 RIGHT = WIDTH - EDGE
+REFERENCE, PANEL = (176, 181, 191), (246, 247, 249)
 PLOT, MARGIN = 250, 26  # height of the plane, and room for its labels
+LEGEND = 36  # height of the names
 DOT, APART = 4.5, 13  # a point, and how far apart two numbers have to stand
 STRIP, AXIS = 34, 24  # a row of noise levels, and their scale
 CELL, MOST = 19, 24  # height of a row of weights, and how many rows there are at most
@@ -19,13 +21,14 @@ MARKS = (1000, 300, 100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 @dataclass(frozen=True)
 class Run:
-    """A solver's way: noise levels `[N+1]`, points of the plane `[N+1, 2]`, and which of them are mid times
-    that were learned."""
+    """A solver's way: noise levels `[N+1]`, points of the plane `[N+1, 2]`, which of them are mid times that
+    were learned, and what is said of it."""
 
     name: str
     times: list[float]
     points: Tensor
     mids: tuple[bool, ...]
+    said: str = ""
 
 
 def picture(
@@ -34,7 +37,7 @@ def picture(
     """The page. runs: first the learned one, then what it is compared with. weights: of the learned one's
     moves `[N, H]`, by what they are of. sharp: pixels a unit of its width."""
     tables = sum(54 + CELL * min(len(w), MOST) + (CELL if len(w) > MOST else 0) for w in weights.values())
-    high = 62 + 20 + PLOT + MARGIN + 34 + STRIP * len(runs) + AXIS + 16 + tables
+    high = 62 + LEGEND + PLOT + MARGIN + 34 + STRIP * len(runs) + AXIS + 16 + tables
     image = Image.new("RGB", (round(WIDTH * sharp), round(high * sharp)), BACK)
     pen = Pen(image, sharp)
     pen.write((EDGE, 9), title, 22, width=WIDTH - 2 * EDGE)
@@ -56,11 +59,14 @@ def legend(pen: Pen, y: float, reference: Run, runs: list[Run]) -> float:
     x = EDGE
     share = (WIDTH - 2 * EDGE) / (1 + len(runs))
     for number, run in enumerate([reference, *runs]):
-        shade = FAINT if number == 0 else colour(number - 1)
-        pen.box(x, y + 6, x + 16, y + 10, shade)
+        shade = REFERENCE if number == 0 else colour(number - 1)
+        pen.box(x, y + 6.8, x + 16, y + (11.8 if number == 0 else 8.8), shade)
+        if number:
+            pen.dot((x + 8, y + 7.8), DOT, shade, square=number > 1)
         pen.write((x + 21, y), run.name, 13, INK, share - 28)
+        pen.write((x + 21, y + 16), run.said, 12, SOFT, share - 28)
         x += share
-    return y + 20
+    return y + LEGEND
 
 
 def plane(pen: Pen, top: float, reference: Run, runs: list[Run]) -> None:
@@ -72,33 +78,39 @@ def plane(pen: Pen, top: float, reference: Run, runs: list[Run]) -> None:
     paths = [[(turn * a, lift * b) for a, b in run.points.tolist()] for run in (reference, *runs)]
     every = [point for path in paths for point in path]
     low, high = [min(v) for v in zip(*every)], [max(v) for v in zip(*every)]
-    box = EDGE + 16, top + 18, RIGHT - 16, top + PLOT
+    box = EDGE + 16, top + 30, RIGHT - 16, top + PLOT
 
     def at(point: tuple[float, float]) -> tuple[float, float]:
         across, up = ((v - a) / ((b - a) or 1) for v, a, b in zip(point, low, high))
         return box[0] + across * (box[2] - box[0]), box[3] - up * (box[3] - box[1])
 
-    pen.box(EDGE, top + 4, RIGHT, top + PLOT + MARGIN, (246, 247, 249))
-    pen.line([at(p) for p in paths[0]], (176, 181, 191), 5)
-    taken: list[tuple[float, float]] = []
+    pen.box(EDGE, top + 4, RIGHT, top + PLOT + MARGIN, PANEL)
+    pen.line([at(p) for p in paths[0]], REFERENCE, 5)
     for number in range(len(runs) - 1, -1, -1):
         places = [at(p) for p in paths[number + 1]]
         pen.line(places, colour(number), 1.6)
         for place, mid in zip(places, runs[number].mids):
             pen.dot(place, DOT, colour(number), hollow=mid, square=number > 0)
-    for step, place in enumerate((at(p) for p in paths[1][:-1]), 1):
-        if all(math.dist(place, other) >= APART for other in taken):
-            taken.append(place)
-            pen.write((place[0], place[1] - 19), str(step), 12, GOOD, middle=True, halo=True)
+    numbers(pen, [at(p) for p in paths[1]])
     start, end = at(paths[0][0]), at(paths[0][-1])
     pen.write((start[0] - 8, start[1] + 8), f"noise, {told(reference.times[0])}", 12, SOFT, halo=True)
     width = wide("image", 12)
     pen.write((min(end[0] + 8, RIGHT - 4) - width, end[1] + 8), "image", 12, SOFT, halo=True)
 
 
+def numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
+    """The moves' numbers above where they begin, each that covers nothing."""
+    taken = list(places)
+    for step, (x, y) in enumerate(places[:-1], 1):
+        if all(math.dist((x, y - APART), other) >= APART - 1 for other in taken):
+            taken.append((x, y - APART))
+            pen.write((x, y - APART - 7), str(step), 12, GOOD, middle=True, halo=True)
+
+
 def levels(pen: Pen, y: float, runs: list[Run]) -> float:
     """Where each run looks, on a logarithmic scale of noise levels."""
-    pen.write((EDGE, y), "noise levels (sigma) at which the model is asked", 13, INK)
+    hollow = "; hollow: learned mid times" if any(any(run.mids) for run in runs) else ""
+    pen.write((EDGE, y), f"noise levels (sigma) of the moves{hollow}", 13, INK)
     y += 22
     high, low = max(r.times[0] for r in runs), min(r.times[-1] for r in runs)
     left, right = EDGE + 8, RIGHT - 14
@@ -116,14 +128,14 @@ def levels(pen: Pen, y: float, runs: list[Run]) -> float:
                 last = at(sigma)
                 pen.write((last, line - 19), str(step), 12, GOOD, middle=True)
     y += STRIP * len(runs)
-    ends, last = RIGHT, -math.inf
-    for mark in MARKS:
-        text, place = told(mark), at(mark)
-        half = wide(text, 12) / 2
-        if low * 0.999 <= mark <= high * 1.001 and place - half > last + 8 and place + half < ends:
+    taken: list[tuple[float, float]] = []
+    for mark in (high, low, *(mark for mark in MARKS if low < mark < high)):
+        place, half = at(mark), wide(told(mark), 12) / 2
+        text = min(max(place, EDGE + half), RIGHT - half)
+        if all(text + half + 8 < left or text - half - 8 > right for left, right in taken):
             pen.box(place - 0.4, y - 4, place + 0.4, y, SOFT)
-            pen.write((place, y + 2), text, 12, SOFT, middle=True)
-            last = place + half
+            pen.write((text, y + 2), told(mark), 12, SOFT, middle=True)
+            taken.append((text - half, text + half))
     return y + AXIS
 
 

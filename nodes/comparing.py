@@ -230,8 +230,8 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
     finally:
         count.idle, count.before = False, told
         read_count(scene.model)
-    if taken > nfe:
-        raise ValueError(f"{sampler} takes {taken} evaluations or more, however few its steps")
+    if not 0 < taken <= nfe:
+        raise ValueError(f"{sampler} cannot keep to {nfe} evaluations, whatever its steps")
     return steps
 
 

@@ -1,5 +1,4 @@
-"""AMED Trajectory Plot: one seed's way from noise to image in its plane (the paper's fig. 4), with the learned
-times and weights."""
+"""AMED Trajectory Plot: one seed's way from noise to image, in the plane it keeps to (the paper's fig. 4)."""
 
 import logging
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ..amed import Fitted, Solver
 from ..amed.choose import AUTO, choose
 from ..amed.fit.measures import Counter, rmse
 from ..amed.fit.plane import Plane, Walk, walk
+from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
 from ..hosts import plane as drawing
 from ..hosts.report import as_image
@@ -46,8 +46,9 @@ class Job:
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
         spec = fitted.spec
-        name = f"AMED ({spec.sampler.removeprefix('amed_')})"
-        return cls(name, spec.student, sigmas, fitted.predictor, spec.afs, spec.thresholding)
+        return cls(
+            ENTRIES[spec.sampler].label, spec.student, sigmas, fitted.predictor, spec.afs, spec.thresholding
+        )
 
     def walk(self, denoiser: Any, x: Tensor) -> Walk:
         evaluate = Thresholded(evaluate_prompted) if self.thresholding else evaluate_prompted
@@ -63,6 +64,10 @@ class Walked:
     job: Job
     walk: Walk
     evaluations: int
+
+    def away(self, reference: "Walked") -> float:
+        """How far its end is from the reference's, root mean square."""
+        return rmse(self.walk.states[-1], reference.walk.states[-1])
 
     @property
     def shares(self) -> Tensor:
@@ -107,8 +112,7 @@ def told(all_of: list[Walked], fitted: Fitted, drawn: float, whole: float) -> li
         f"x itself (the paper: at most {PAPER:.0%})",
     ]
     for other in all_of[1:]:
-        error = rmse(other.walk.states[-1], reference.walk.states[-1])
-        lines.append(f"distance of the end to the reference's: {other.job.name} {error:.4f}")
+        lines.append(f"distance of the end to the reference's: {other.job.name} {other.away(reference):.4f}")
     lines.append("moves (sigma from, to; the level the model is told; weights, the newest slope's first):")
     times = learned.walk.times
     for n, (row, weights) in enumerate(zip(learned.walk.table.rows, learned.shares)):
@@ -130,7 +134,8 @@ def drawn(all_of: list[Walked], points: list[Tensor], under: str) -> Image.Image
     runs = []
     for one, at in zip(all_of, points):
         mids = (*(not row.opens for row in one.walk.table.rows), False)
-        runs.append(drawing.Run(one.job.name, one.walk.times, at, mids))
+        said = "" if one is all_of[0] else f"its end {one.away(all_of[0]):.3f} away"
+        runs.append(drawing.Run(one.job.name, one.walk.times, at, mids, said))
     learned = all_of[1]
     names = PARTS.get(getattr(learned.job.predictor, "parts", ""), PARTS[""])
     weights = {name: learned.shares[..., part] for part, name in enumerate(names)}
@@ -191,9 +196,11 @@ class TrajectoryPlot(io.ComfyNode):
         states = [scaled(model, one.walk) for one in made]
         plane, own = Plane.of(states[0]), made[0].walk.states
         lost = float(plane.lost(states[0]).max())
-        lines = told(made, choice.fitted, lost, float(Plane.of(own).lost(own).max()))
+        whole = float(Plane.of(own).lost(own).max())
+        lines = told(made, choice.fitted, lost, whole)
         text = "\n".join([*lines, *(f"note: {remark}" for remark in choice.remarks)])
-        under = f"seed {seed}, guidance {guidance:g}; two components leave out at most {lost:.1%} of it"
+        under = f"seed {seed}, guidance {guidance:g}; two components leave out at most {whole:.1%} of x"
+        under += f" (in the paper {PAPER:.0%})"
         image = as_image(drawn(made, [plane.project(s) for s in states], under))
         logging.info("AMED Trajectory Plot: %s", text.replace("\n", "; "))
         if node_id:
