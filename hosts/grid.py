@@ -13,6 +13,7 @@ BAR = 26  # of a distance and its bar
 TITLE = 100  # room a title may take
 SAID = WIDTH - 2 * EDGE, 2  # a note's width and lines
 REASON = 6  # lines of a reason
+LARGEST = 4e7  # pixels of a picture
 FAR = 3  # a bar is full from so many times the median distance on
 
 
@@ -67,12 +68,13 @@ def picture(title: str, under: str, columns: list[str], rows: list[Row], sharp: 
     """The whole grid. columns: the seeds of the rows' pictures. sharp: pixels a unit of its width."""
     layout, count = Layout.of(len(columns), rows), len(columns)
     label, tile = layout.label(count), layout.tile
+    heights = [layout.height(row, count) for row in rows]
+    sharp = min(sharp, max(1.0, (LARGEST / WIDTH / (TITLE + sum(heights))) ** 0.5))
     head = Image.new("RGB", (round(WIDTH * sharp), round(TITLE * sharp)), BACK)
     pen = Pen(head, sharp)
     y = 9 + pen.write((EDGE, 9), title, 22, width=WIDTH - 2 * EDGE, lines=2)
     y += pen.write((EDGE, y), under, 12, SOFT, WIDTH - 2 * EDGE, 2) + 6
 
-    heights = [layout.height(row, count) for row in rows]
     bands = sum(24 for row in rows if row.above)
     image = Image.new("RGB", (head.width, round((y + 18 + sum(heights) + bands + EDGE) * sharp)), BACK)
     image.paste(head.crop((0, 0, head.width, round(y * sharp))), (0, 0))

@@ -21,6 +21,7 @@ from .running import progress_bar, show_text
 from .schema import schema
 
 DEFAULT = "amed\nplain\ndpmpp_2m / karras\nuni_pc / simple"
+LIVE = 8  # rows shown while it works
 SEEDS = 8  # columns a picture has room for
 SOFT, SHARP = 2.0, 4.0  # pixels a unit of a grid, while it works and at the end
 TELL = 0.5  # seconds between two lines of text
@@ -72,7 +73,7 @@ def compared(scene: Scene, rows: list[Measured], progress: Progress) -> list[Mea
         for row in compare(scene, rows, progress.planned):
             finished.append(row)
             spent += scene.count * row.asked if row.steps else 0
-            progress.finished(spent, drawn(scene, finished, SOFT))
+            progress.finished(spent, drawn(scene, finished[:1] + finished[1:][-LIVE:], SOFT))
     except Interrupted:
         if any(row.pixels is not None for row in finished):
             where = keep(scene, finished)
