@@ -9,8 +9,18 @@ async def comfy_entrypoint():
     """What ComfyUI asks for: the pack's nodes. The dropdown entries are added on the way."""
     from comfy_api.latest import ComfyExtension
 
-    from .nodes import calibrate, compare, compare_grid, demo_model, files, predictors, register, sampler
-    from .nodes import train, trajectory
+    from .nodes import (
+        calibrate,
+        compare,
+        compare_grid,
+        demo_model,
+        files,
+        predictors,
+        register,
+        sampler,
+        train,
+        trajectory,
+    )
 
     for problem in register.register():
         logging.warning("AMED: %s", problem)

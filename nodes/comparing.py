@@ -169,9 +169,9 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
     is none, and what to do."""
     fitted = attached(scene.model.model_options)
     fits = fitted is not None and fitted.nfe == nfe and sampler in (AUTO, fitted.spec.sampler)
-    wanted = request(scene.model, sampler, scene.guidance, nfe=nfe, fitted=fitted if fits else None)
+    wanted = {"nfe": nfe, "fitted": fitted if fits else None, "if_missing": "error"}
     try:
-        choice = choose(library(), wanted)
+        choice = choose(library(), request(scene.model, sampler, scene.guidance, **wanted))
     except PredictorError:
         family = identity(scene.model).family
         kin = [f for f in library().fitted() if f.spec.model_family == family]

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..amed import Fitted, Solver
 from ..amed.choose import AUTO, choose
 from ..amed.fit.measures import Counter, rmse
+from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
@@ -39,22 +40,30 @@ class Job:
     name: str
     solver: Solver
     sigmas: Tensor
-    predictor: Any = None
     afs: bool = False
-    thresholding: bool = False
+    fitted: Fitted | None = None
 
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
         spec = fitted.spec
-        return cls(
-            ENTRIES[spec.sampler].label, spec.student, sigmas, fitted.predictor, spec.afs, spec.thresholding
-        )
+        return cls(ENTRIES[spec.sampler].label, spec.student, sigmas, spec.afs, fitted)
+
+    @classmethod
+    def of_plain(cls, setting: Setting, name: str = "") -> "Job":
+        return cls(name or setting.name, setting.solver, setting.sigmas(), setting.afs)
+
+    @property
+    def predictor(self) -> Any:
+        return None if self.fitted is None else self.fitted.predictor
 
     def walk(self, denoiser: Any, x: Tensor) -> Walk:
-        evaluate = Thresholded(evaluate_prompted) if self.thresholding else evaluate_prompted
+        fitted = None if self.fitted is None else self.fitted.to(x.device)
+        thresholds = fitted is not None and fitted.spec.thresholding
+        evaluate = Thresholded(evaluate_prompted) if thresholds else evaluate_prompted
         prompt = torch.zeros(len(x), dtype=torch.long, device=x.device)
         problem = Problem(denoiser, {"prompt": prompt}, evaluate)
-        return walk(problem, self.solver, x, self.sigmas, self.predictor, self.afs)
+        predictor = None if fitted is None else fitted.predictor
+        return walk(problem, self.solver, x, self.sigmas, predictor, self.afs)
 
 
 @dataclass(frozen=True)
@@ -184,12 +193,12 @@ class TrajectoryPlot(io.ComfyNode):
                 f"reference is {reference}: to draw {nfe} evaluations on, give at least {2 * nfe}"
             )
         fitted = predictor or attached(model.model_options)
-        choice = choose(library(), request(model, AUTO, guidance, nfe=nfe, fitted=fitted))
-        many, plain = reference_setting(model, reference), plain_setting(model, nfe)
+        asked = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing="error")
+        choice = choose(library(), asked)
         jobs = [
-            Job("reference", many.solver, many.sigmas(), afs=many.afs),
+            Job.of_plain(reference_setting(model, reference), "reference"),
             Job.of_fitted(choice.fitted, choice.sigmas),
-            Job(plain.name, plain.solver, plain.sigmas(), afs=plain.afs),
+            Job.of_plain(plain_setting(model, nfe)),
         ]
         prompts, node_id = Prompts([positive], negative, latent_image), cls.hidden.unique_id
         made = walked(model, prompts, guidance, seed, jobs, node_id)

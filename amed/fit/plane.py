@@ -59,8 +59,8 @@ class Plane:
     def lost(self, states: Tensor) -> Tensor:
         """What the plane leaves out of states `[n, ...]`: |x - projected x| / |x|, `[n]`."""
         x = states.flatten(1).double()
-        back = self.mean + self.project(states) @ self.axes
-        return (x - back).norm(dim=1) / x.norm(dim=1)
+        left: Tensor = x - self.mean - self.project(states) @ self.axes
+        return left.norm(dim=1) / x.norm(dim=1)
 
 
 @dataclass(frozen=True)

@@ -134,14 +134,17 @@ def test_a_vae_decodes(server, graph):
     assert one.std() > 20 and np.abs(one - two).mean() < 2
 
 
-def test_a_latent_of_four_channels_has_preview_colours(server, graph):
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_latent_of_four_channels_has_preview_colours(server, graph, flow):
     g = graph()
     loaded = g.add("CheckpointLoaderSimple", ckpt_name="tiny_sd15.safetensors")
+    loaded = g.add("ModelSamplingSD3", model=[loaded, 0], shift=3.0) if flow else loaded
     prompts = [[g.add("TestPrompt", seed=seed, repeats=1), 0] for seed in (1, 2)]
     g.model, (g.positive, g.negative) = [loaded, 0], prompts
     g.latent = [g.add("EmptyLatentImage", width=128, height=64, batch_size=1), 0]
-    made = Compared(server, g, samplers="plain\neuler / normal", nfe="2", reference=4, guidance=5.0)
+    made = Compared(server, g, samplers="plain\neuler", nfe="2", reference=4, guidance=5.0)
     assert made.counts("plain", 2) == made.counts("euler", 2) == (2, 2, 4)
+    assert made.row("euler", 2)["setting"] == ("simple" if flow else "karras")
     assert made.image[300:500, 1400:1900].std(axis=(0, 1)).min() > 5
 
 
