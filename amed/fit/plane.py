@@ -59,8 +59,9 @@ class Plane:
     def lost(self, states: Tensor) -> Tensor:
         """What the plane leaves out of states `[n, ...]`: |x - projected x| / |x|, `[n]`."""
         x = states.flatten(1).double()
-        left: Tensor = x - self.mean - self.project(states) @ self.axes
-        return left.norm(dim=1) / x.norm(dim=1)
+        back = self.mean + self.project(states) @ self.axes
+        lost: Tensor = (x - back).norm(dim=1) / x.norm(dim=1)
+        return lost
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def test_ends_are_where_the_ksampler_ends(graph, images, made):
 def test_any_predictor_can_be_linked(server, graph, file, nfe, name, points):
     g = graph()
     linked = [g.add("AMEDLoadPredictor", name=file), 0]
-    made = Plotted(server, g, predictor=linked, nfe=nfe, guidance=2.0)
-    assert made.starting(f"evaluations counted: reference 40, {name} {nfe}, iPNDM-2 {nfe}")
+    made = Plotted(server, g, predictor=linked, nfe=nfe, guidance=2.0, reference=20)
+    assert made.starting(f"evaluations counted: reference 20, {name} {nfe}, iPNDM-2 {nfe}")
     moves = made.moves()
     assert len(moves) == points
     for start, end, _, weights in moves:
@@ -104,7 +104,7 @@ def test_the_predictor_on_the_model_is_taken(server, graph):
     g = graph()
     loaded = g.add("AMEDLoadPredictor", name="test_amed_ipndm.safetensors")
     g.model = [g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0]), 0]
-    made = Plotted(server, g, nfe=4)
+    made = Plotted(server, g, nfe=4, reference=20)
     assert made.starting("predictor: test_amed_ipndm.safetensors")
 
 
@@ -135,5 +135,5 @@ def test_the_model_is_left_as_it_was(server, graph, images):
 
     before = euler(graph(batch=2))
     g = graph(batch=2)
-    Plotted(server, g)
+    Plotted(server, g, reference=20)
     assert np.array_equal(euler(g), before)
