@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS, PredictorError
-from ..amed.choose import AUTO, choose
+from ..amed.choose import AUTO, Choice, choose
 from ..amed.fit.plain import Setting
-from .beside import plain_setting, reference_setting
-from .choosing import request
+from .choosing import plain_choice, reference_setting, request
 from .counting import COUNT, read_count
 from .folders import library
 from .model import Interrupted, attached, identity, is_flow, own_space, preview_pixels, sampling_of
@@ -181,14 +180,19 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
             f"no predictor for this model at {nfe} evaluations.{others} "
             f"Make one with Calibrate AMED: nfe {nfe}, guidance {scene.guidance:g}."
         ) from None
-    made = our_sampler(choice.sampler, predictor=choice.fitted)
-    name = choice.fitted.name.removesuffix(".safetensors")
-    return Plan(made, choice.sigmas.float(), name, "; ".join(choice.remarks))
+    return choice_plan(choice, choice.fitted.name.removesuffix(".safetensors"))
 
 
 def plain_plan(scene: Scene, nfe: int) -> Plan:
-    """The plain solver, which needs no predictor."""
-    return setting_plan(plain_setting(scene.model, nfe))
+    """The best plain solver known, which needs no predictor."""
+    choice = plain_choice(scene.model, nfe, scene.guidance)
+    spec = choice.fitted.spec
+    return choice_plan(choice, f"{spec.solver}-{spec.max_order}{' + AFS' if spec.afs else ''}")
+
+
+def choice_plan(choice: Choice, setting: str) -> Plan:
+    made = our_sampler(choice.sampler, predictor=choice.fitted)
+    return Plan(made, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 
 
 def setting_plan(setting: Setting) -> Plan:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..amed import Fitted, Solver
-from ..amed.choose import AUTO, choose
+from ..amed.choose import AUTO, PLAIN, choose
 from ..amed.fit.measures import Counter, rmse
 from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
@@ -18,8 +18,7 @@ from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
 from ..hosts import plane as drawing
 from ..hosts.report import as_image
-from .beside import plain_setting, reference_setting
-from .choosing import request
+from .choosing import plain_choice, reference_setting, request
 from .fitting import Prompted, Prompts, evaluate_prompted, inside_sampling
 from .folders import library, library_state
 from .model import as_input, attached, noise_scale, sampling_of
@@ -46,7 +45,8 @@ class Job:
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
         spec = fitted.spec
-        return cls(ENTRIES[spec.sampler].label, spec.student, sigmas, spec.afs, fitted)
+        name = ENTRIES[spec.sampler].label if spec.learned else f"plain {spec.solver}-{spec.max_order}"
+        return cls(name, spec.student, sigmas, spec.afs, fitted)
 
     @classmethod
     def of_plain(cls, setting: Setting, name: str = "") -> "Job":
@@ -193,13 +193,14 @@ class TrajectoryPlot(io.ComfyNode):
                 f"reference is {reference}: to draw {nfe} evaluations on, give at least {2 * nfe}"
             )
         fitted = predictor or attached(model.model_options)
-        asked = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing="error")
-        choice = choose(library(), asked)
+        asked = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing=PLAIN)
+        choice, plain = choose(library(), asked), plain_choice(model, nfe, guidance)
         jobs = [
             Job.of_plain(reference_setting(model, reference), "reference"),
             Job.of_fitted(choice.fitted, choice.sigmas),
-            Job.of_plain(plain_setting(model, nfe)),
         ]
+        if choice.fitted.name != PLAIN:
+            jobs.append(Job.of_fitted(plain.fitted, plain.sigmas))
         prompts, node_id = Prompts([positive], negative, latent_image), cls.hidden.unique_id
         made = walked(model, prompts, guidance, seed, jobs, node_id)
         states = [scaled(model, one.walk) for one in made]

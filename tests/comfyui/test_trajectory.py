@@ -46,11 +46,11 @@ def made(server, graph):
 
 def test_the_plot_is_of_the_librarys_predictor(made):
     assert made.starting("predictor: emoji32-multistep-nfe5-cfg1.safetensors")
-    assert made.starting("evaluations counted: reference 40, AMED Multistep 5, iPNDM-2 5")
+    assert made.starting("evaluations counted: reference 40, AMED Multistep 5, plain ipndm-2 5")
     drawn, whole = (float(v) for v in re.findall(r"([\d.]+)%", made.starting("two components"))[:2])
     assert 0 < drawn < whole < 8  # as flat as the paper says
     ends = made.ends()
-    assert 0 < ends["AMED Multistep"] < ends["iPNDM-2"] < 0.5
+    assert 0 < ends["AMED Multistep"] < ends["plain ipndm-2"] < 0.5
     assert made.image.shape[1] == 1500 and (made.image < 128).any()
 
 
@@ -93,7 +93,7 @@ def test_any_predictor_can_be_linked(server, graph, file, nfe, name, points):
     g = graph()
     linked = [g.add("AMEDLoadPredictor", name=file), 0]
     made = Plotted(server, g, predictor=linked, nfe=nfe, guidance=2.0, reference=20)
-    assert made.starting(f"evaluations counted: reference 20, {name} {nfe}, iPNDM-2 {nfe}")
+    assert made.starting(f"evaluations counted: reference 20, {name} {nfe}, plain ")
     moves = made.moves()
     assert len(moves) == points
     for start, end, _, weights in moves:
@@ -116,17 +116,23 @@ def test_a_latent_model_is_drawn_too(server, graph):
     g.latent = [g.add("EmptyLatentImage", width=64, height=64, batch_size=2), 0]
     linked = [g.add("AMEDLoadPredictor", name="test_sd.safetensors"), 0]
     made = Plotted(server, g, predictor=linked, nfe=6, guidance=2.0, reference=20)
-    assert made.starting("evaluations counted: reference 20, AMED 6, iPNDM-2 6")
+    assert made.starting("evaluations counted: reference 20, AMED 6, plain ipndm-2 6")
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [({"nfe": 25}, "reference is 40: to draw 25 evaluations on, give at least 50"),
-     ({"nfe": 12}, "no predictor for NFE 12")],
+     ({"nfe": 21}, "reference is 40: to draw 21 evaluations on, give at least 42")],
 )  # fmt: skip
 def test_what_cannot_be_is_said(server, graph, changed, said):
     with pytest.raises(RunError, match=said):
         Plotted(server, graph(), **changed)
+
+
+def test_without_a_predictor_the_plain_solver_is_drawn(server, graph):
+    made = Plotted(server, graph(), nfe=12)
+    assert made.starting("evaluations counted: reference 40, plain ipndm-2 12")
+    assert made.starting("note: no predictor for nfe 12") and len(made.moves()) == 12
 
 
 def test_the_model_is_left_as_it_was(server, graph, images):
