@@ -156,6 +156,15 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError("this predictor looks at the image: it has no constants to convert")
     table = compiled(solver, torch.as_tensor(sigmas).double().tolist(), predictor, afs)
+    times = [*(float(row.sigma) for row in table.rows), table.end]
+    weights = shares_of(table, afs)
+    a = [1.0 if row.sigma_model is None else row.sigma_model / row.sigma for row in table.rows]
+    return Multistep(torch.tensor(times, dtype=torch.float64), weights, torch.tensor(a, dtype=torch.float64))
+
+
+def shares_of(table: Table, afs: bool) -> Tensor:
+    """The moves of a table over falling times as weights `[rows, H]` on the slopes in hand, newest first, in
+    shares of the step's length; without AFS the last may be on the analytic slope before the first."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
     times = [*(float(row.sigma) for row in rows), table.end]
     weights, unit = torch.zeros(steps, steps + lead).double(), torch.eye(steps + lead, dtype=torch.float64)
@@ -167,6 +176,4 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
         own = sum(share[-1] * v for share, v in zip(shares, reversed(seen))) + row.data * shares[0][0] * x
         x, own = x + own, own / (times[n + 1] - times[n])
         weights[n, : n + lead + 1] = torch.where(own.abs() < ROUNDING, 0, own)[: n + lead + 1].flip(0)
-    weights = weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]
-    a = [1.0 if row.sigma_model is None else row.sigma_model / row.sigma for row in rows]
-    return Multistep(torch.tensor(times, dtype=torch.float64), weights, torch.tensor(a, dtype=torch.float64))
+    return weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]

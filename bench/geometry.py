@@ -7,11 +7,12 @@ from torch import Tensor
 
 from amed import Solver
 from amed.fit.plain import Setting as Plain
+from amed.fit.plane import trajectory_pca
 
 from .problem import SIGMA_MAX, SIGMA_MIN
 from .quality import CHUNK, Plan, Workers, problem, rounded
 from .search import path_of
-from .trajectories import best_r, trajectory_pca
+from .trajectories import best_r
 
 TRAJECTORIES, SAMPLES = 1000, 32
 EVALUATIONS = 80

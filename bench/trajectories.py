@@ -1,4 +1,4 @@
-"""The geometry of trajectories that AMED rests on (Zhou et al. 2024, figs. 4 and 5)."""
+"""The best mid times, one by one (Zhou et al. 2024, fig. 5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,23 +10,6 @@ from torch import Tensor
 from amed.loop import Denoiser, Problem, State, loop, rows_of
 from amed.recipes import Solver
 from amed.table import Number, Row
-
-
-def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
-    """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
-
-    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x|
-    with the first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest
-    first. Raises ValueError for fewer times than components."""
-    if len(states) < components:
-        raise ValueError(f"{components} components need as many times, got {len(states)}")
-    x = states.flatten(2).transpose(0, 1).double()  # [n, T, d]
-    centred = x - x.mean(dim=1, keepdim=True)
-    values, vectors = torch.linalg.eigh(centred @ centred.mT)  # of the Gram matrix: T is small, d is not
-    values, vectors = values.clamp(min=0).flip(-1), vectors.flip(-1)
-    left = vectors[..., components:]
-    lost = (left.square() * values[:, None, components:]).sum(-1).sqrt()
-    return (lost / x.norm(dim=-1)).T, values / values.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)

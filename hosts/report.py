@@ -4,6 +4,7 @@ how far it is. A page shows them some 300 pixels wide: few things, large. `resul
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ DONE = "done"  # the text of a fit's last Progress
 SMALL = 128  # samples up to this size are enlarged pixel by pixel
 
 
+@lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     try:
         return ImageFont.load_default(size)

@@ -1,14 +1,18 @@
 """What amed.choose is asked, for a MODEL of this host; it alone decides."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..amed import Fitted
-from ..amed.choose import AUTO, PLAIN, Request
+from ..amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
+from ..amed.fit import plain
 from ..amed.kdiffusion import solver_of
-from .model import base_times, identity, is_flow, sampling_of, start_sigma
+from ..amed.recipes import Solver
+from .folders import library
+from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma
 
 CALIBRATE = "calibrate now (quick)"
 ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
@@ -26,6 +30,18 @@ def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:
         advice=ADVICE,
         **asked,
     )
+
+
+def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
+    """The best plain solver known for a MODEL, whatever was fitted."""
+    asked = request(model, AUTO, guidance, nfe=nfe)
+    return choose(library(), replace(asked, fitted=plain_for(asked)))
+
+
+def reference_setting(model: Any, evaluations: int) -> plain.Setting:
+    """The many-step run that others are measured by, as calibrations have it."""
+    low, high = sigma_range(sampling_of(model))
+    return plain.Setting(Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, low, high)
 
 
 def own_name(sampler: str, fitted: Fitted | None) -> str:

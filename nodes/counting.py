@@ -29,32 +29,40 @@ def count_rows(model_options: dict, report: Report) -> None:
 
 class Count:
     """Evaluations of a MODEL and rows through its network; one object however often the host copies its
-    options. Guidance makes one evaluation of two halves, in one call of the network or in two."""
+    options. Guidance makes one evaluation of two halves, in one call of the network or in two.
 
-    def __init__(self):
+    `before` is called before each evaluation, and may raise. While `idle` the network is not asked, its
+    answer is that for images of unit noise: a sampler's evaluations are counted without it."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None):
         self.evaluations = self.rows = 0
+        self.before, self.idle = before, False
 
     def __deepcopy__(self, memo: dict) -> "Count":
         return self
 
     def evaluation(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        self.before()
         self.evaluations += 1
         return executor(*args, **kwargs)
 
-    def call(self, executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def call(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.rows += len(x)
-        return executor(x, *args, **kwargs)
+        if self.idle:
+            return x / (1 + sigma.view(-1, *[1] * (x.ndim - 1)) ** 2)
+        return executor(x, sigma, *args, **kwargs)
 
 
-def counting(model: Any) -> Any:
-    """A clone of a MODEL that counts. Raises RuntimeError where the host has no wrappers to count with."""
+def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
+    """A clone of a MODEL that counts, `before`: as Count has it. Raises RuntimeError where the host has no
+    wrappers to count with."""
     try:
         from comfy.patcher_extension import WrappersMP
     except ImportError:
         raise RuntimeError(
             "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
         ) from None
-    clone, count = model.clone(), Count()
+    clone, count = model.clone(), Count(before)
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
     clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
     clone.model_options[COUNT] = count

@@ -37,3 +37,8 @@ def library_state() -> list[tuple[str, float]]:
 def user_folder() -> Path:
     """Where new predictors are saved: the first folder of models/amed_predictors."""
     return Path(folder_paths.get_folder_paths(FOLDER)[0])
+
+
+def output_folder() -> Path:
+    """Where the host saves images."""
+    return Path(folder_paths.get_output_directory())

@@ -21,6 +21,7 @@ from ..amed import Fitted, schedules
 from ..amed.choose import Identity
 from ..amed.fingerprint import fingerprint
 
+Interrupted = comfy.model_management.InterruptProcessingException
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 
 
@@ -69,6 +70,11 @@ def prediction_type(model_sampling: Any) -> str:
         if kind is not None and isinstance(model_sampling, kind):
             return ours
     return "eps"
+
+
+def as_input(model_sampling: Any, sigma: Tensor, x: Tensor) -> Tensor:
+    """States `[n, ...]` at noise levels `[n]` as the network is given them, before conditions."""
+    return model_sampling.calculate_input(sigma, x)
 
 
 def start_sigma(model_sampling: Any, denoise: float) -> float:
@@ -161,18 +167,27 @@ def unload_all() -> None:
     comfy.model_management.unload_all_models()
 
 
+def own_space(model: Any, samples: Tensor) -> Tensor:
+    """A LATENT as the MODEL's network sees it, where the host gives it out otherwise scaled."""
+    return model.model.process_latent_in(samples)
+
+
 def preview_pixels(model: Any, samples: Tensor) -> Tensor:
-    """A LATENT `[n, C, H, W]` in the model's own space as rough RGB `[n, 3, H, W]` in [-1, 1], by the
-    latent format's factors as the host's quick previews are."""
-    form = model.get_model_object("latent_format")
+    """A LATENT `[n, C, ..., H, W]` as the MODEL's network sees it, as rough RGB `[n, 3, H, W]` in [-1, 1]: by
+    the latent format's factors, as the host's quick previews are. Of a video the first frame."""
+    form, seen = model.get_model_object("latent_format"), samples.float().cpu()
     factors = getattr(form, "latent_rgb_factors", None)
-    if samples.ndim != 4 or factors is None:
-        flat = samples.flatten(2, -3) if samples.ndim > 4 else samples
-        gray = flat.float().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    reshape = getattr(form, "latent_rgb_factors_reshape", None)
+    seen = seen if reshape is None or factors is None else reshape(seen)
+    while seen.ndim > 4:
+        seen = seen[:, :, 0]
+    seen = seen[:, :, None] if seen.ndim == 3 else seen  # sound
+    if factors is None or len(factors) != seen.shape[1]:
+        gray = seen.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
         return (gray / gray.abs().amax().clamp(min=1e-6)).clamp(-1, 1)
     bias = torch.as_tensor(getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
-    scaled = form.process_out(samples.float().cpu())
-    return (torch.einsum("nchw,cr->nrhw", scaled, torch.tensor(factors)) + bias.view(1, 3, 1, 1)).clamp(-1, 1)
+    rgb = torch.einsum("nchw,cr->nrhw", seen, torch.tensor(factors))
+    return (rgb + bias.view(1, 3, 1, 1)).clamp(-1, 1)
 
 
 def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.k_diffusion.sampling
 import comfy.samplers
+import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS
@@ -59,6 +60,17 @@ def as_sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 def our_sampler(name: str, **options: Any) -> Any:
     """A SAMPLER of ours; `options` as in sampling.sampler_function."""
     return as_sampler(sampler_function(name), **options)
+
+
+def host_samplers() -> tuple[list[str], list[str]]:
+    """The names in the host's dropdowns: samplers, schedulers."""
+    return comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+
+
+def host_sampler(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any, Tensor]:
+    """SAMPLER and SIGMAS that the host's KSampler takes for this setting."""
+    chosen = comfy.samplers.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0)
+    return comfy.samplers.sampler_object(name), chosen.sigmas
 
 
 def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> Any:

@@ -23,6 +23,11 @@ def start_of(model: Any, latent: dict) -> Tensor:
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"])
 
 
+def noise_of(start: Tensor, seed: int) -> Tensor:
+    """The noise that the host's KSampler draws for a LATENT's samples."""
+    return comfy.sample.prepare_noise(start, seed)
+
+
 def run(
     model: Any,
     sampler: Any,

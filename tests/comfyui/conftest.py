@@ -202,7 +202,7 @@ def predictors_as_they_were(server):
         file.unlink()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def graph():
     """Graph, to be called with batch, category, width, height."""
     return Graph

@@ -43,7 +43,8 @@ class TestPrompt:
 
 class TestModel:
     """MODEL -> MODEL that `which` says: broken (NaN), halved (the combined result, by a post-CFG function),
-    bent (the conditional half, by a pre-CFG function), closed (its network is shown no patches)."""
+    bent (the conditional half, by a pre-CFG function), closed (its network is shown no patches), tired (fails
+    after TIRED evaluations)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -51,7 +52,17 @@ class TestModel:
     def INPUT_TYPES(cls):
         return {"required": {"model": ("MODEL",), "which": ("STRING", {})}}
 
+    TIRED = 26
+
     def run(self, model, which):
+        done = []
+
+        def tired(args):
+            done.append(1)
+            if len(done) > self.TIRED:
+                raise RuntimeError("tired,\nand says so")
+            return args["denoised"]
+
         def closed(apply, args):
             return apply(args["input"], args["timestep"], **{**args["c"], "transformer_options": {}})
 
@@ -61,6 +72,7 @@ class TestModel:
             "bent": lambda m: m.set_model_sampler_pre_cfg_function(
                 lambda a: [a["conds_out"][0].mul_(3), *a["conds_out"][1:]]
             ),
+            "tired": lambda m: m.set_model_sampler_post_cfg_function(tired),
             "closed": lambda m: m.set_model_unet_function_wrapper(closed),
         }
         return patched(model, changes[which])

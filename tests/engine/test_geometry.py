@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from amed import SAMPLERS, Constants, Solver
-from bench.trajectories import best_r, trajectory_pca
+from amed.constants import as_multistep
+from amed.fit.plane import Plane, trajectory_pca, walk
+from amed.kdiffusion import sample
+from amed.loop import Problem
+from bench.trajectories import best_r
 
 
 def test_a_plane_curve_has_two_components():
@@ -44,6 +48,49 @@ def test_best_r_is_never_worse_than_half_and_is_the_samplers_own(solver):
         assert float(error[0]) == pytest.approx(float(found.best[0, 0]), abs=5e-8)  # of x, in fp32
 
 
+def test_a_plane_is_that_of_the_pca():
+    torch.manual_seed(0)
+    states = torch.randn(9, 1, 3, 4, 4) * torch.linspace(3, 0.1, 9).view(-1, 1, 1, 1, 1) + 1
+    plane, (error, _) = Plane.of(states[:, 0]), trajectory_pca(states)
+    assert torch.allclose(plane.lost(states[:, 0]), error[:, 0], atol=1e-9)
+    assert torch.allclose(plane.axes @ plane.axes.T, torch.eye(2, dtype=torch.float64), atol=1e-9)
+    points = plane.project(states[:, 0])
+    assert points.mean(0).abs().max() < 1e-9 and points[:, 0].var() >= points[:, 1].var()
+
+
+@pytest.mark.parametrize("afs", [False, True])
+@pytest.mark.parametrize("solver", [Solver("amed"), Solver("dpm_2"), Solver("ipndm", 3),
+                                    Solver("dpmpp", 2, True), Solver("unipc", 3)])  # fmt: skip
+def test_a_walk_passes_where_the_sampler_does(solver, afs):
+    """It ends where the sampler ends, and its moves are the weights of the table that does the same."""
+    sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
+    x = 10 * torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
+    learned = Constants(sigmas, r=torch.tensor([0.4, 0.5, 0.6]), c=torch.tensor([1.1, 1.0, 0.9]))
+    for predictor in (None, learned, Looking(learned)):
+        made = walk(Problem(model), solver, x, sigmas, predictor, afs)
+        end = sample(model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs)
+        assert torch.equal(made.states[-1:], end) and len(made.states) == len(made.times)
+        fixed = learned if predictor is not None else None
+        same = as_multistep(solver, sigmas, afs, fixed)
+        assert torch.allclose(made.shares(predictor, afs), same.weights, atol=1e-5)
+        assert made.times == pytest.approx(same.sigmas.tolist(), rel=1e-6)
+        assert sum(not row.opens for row in made.table.rows) == (
+            3 if solver.each(fixed is not None) == 2 else 0
+        )
+
+
+class Looking:
+    """Constants as a network gives them: tensors, one run at a time."""
+
+    wants_bottleneck, fixed = False, False
+
+    def __init__(self, constants):
+        self.constants = constants
+
+    def __call__(self, t, t_next, bottleneck=None):
+        return tuple(torch.tensor([v]) for v in self.constants(t, t_next))
+
+
 def test_what_does_not_fit_is_said():
     sigmas = torch.tensor([10.0, 1.0], dtype=torch.float64)
     x = torch.randn(2, 5)
@@ -53,3 +100,5 @@ def test_what_does_not_fit_is_said():
         best_r(model, Solver("amed"), sigmas, [x])
     with pytest.raises(ValueError, match="components"):
         trajectory_pca(x[None], 2)
+    with pytest.raises(ValueError, match="components"):
+        Plane.of(x)

@@ -1,0 +1,79 @@
+"""What saved workflows rely on, and what every node says of itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from demo.comfyui import ROOT
+from demo.workflows import input_specs, kind_of
+
+BEFORE = json.loads((Path(__file__).parent / "saved" / "nodes-0.1.0.json").read_text())
+LOCALES = ROOT / "locales"
+
+
+@pytest.fixture(scope="module")
+def nodes(server):
+    info = server.object_info()
+    return {name: node for name, node in info.items() if node["category"].startswith("sampling/AMED")}
+
+
+def kinds(node):
+    """Inputs by name in their order, each with its type."""
+    return {
+        name: "COMBO" if isinstance(spec[0], list) else spec[0] for name, spec in input_specs(node).items()
+    }
+
+
+def options(spec):
+    kind, more = kind_of(spec)
+    return kind if isinstance(kind, list) else more.get("options", [])
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_nodes_of_0_1_0_are_there_as_they_were(nodes, name):
+    """Node ids, inputs with their types and order, choices, outputs: what was added stands at the end."""
+    before, now = BEFORE[name], nodes[name]
+    inputs = kinds(now)
+    assert list(inputs.items())[: len(before["inputs"])] == list(before["inputs"].items())
+    required = set(now["input"].get("required", {}))
+    assert not required - set(before["inputs"]), "a new input is optional"
+    for key, choices in before["options"].items():
+        assert set(choices) <= set(options(input_specs(now)[key])), key
+    outputs = [list(pair) for pair in zip(now["output_name"], now["output"])]
+    assert outputs[: len(before["outputs"])] == before["outputs"]
+
+
+def test_every_input_and_output_is_explained(nodes):
+    assert set(nodes) >= set(BEFORE)
+    for name, node in nodes.items():
+        assert node["description"], name
+        for key, spec in input_specs(node).items():
+            assert kind_of(spec)[1].get("tooltip"), f"{name}: {key}"
+        assert all(node["output_tooltips"]) and len(node["output_tooltips"]) == len(node["output"]), name
+        assert (ROOT / "web" / "docs" / f"{name}.md").is_file()
+
+
+def test_english_is_what_the_nodes_say(nodes):
+    """`python -m demo.locales` writes it."""
+    from demo.locales import english
+
+    assert json.loads((LOCALES / "en" / "nodeDefs.json").read_text()) == english(nodes)
+
+
+def shape(value):
+    """Keys and empty texts of a translation."""
+    if isinstance(value, dict):
+        return {key: shape(inner) for key, inner in value.items()}
+    return bool(value)
+
+
+@pytest.mark.parametrize("language", ["zh"])
+def test_a_translation_is_whole(nodes, server, language):
+    english = json.loads((LOCALES / "en" / "nodeDefs.json").read_text())
+    other = json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert shape(other) == shape(english)
+    served = server.get("/i18n")[language]["nodeDefs"]
+    assert served["AMEDKSampler"] == other["AMEDKSampler"]
+    for name, node in other.items():
+        assert node["description"] != english[name]["description"], name
