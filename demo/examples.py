@@ -53,8 +53,9 @@ def card(images: list[Image.Image]) -> Image.Image:
 
 
 def write_card(server: Server, name: str) -> None:
-    """Runs a workflow; its card shows the largest of its images, or all where they are of one size."""
-    images = [Image.fromarray(image) for image in server.run_workflow(WORKFLOWS / f"{name}.json").images()]
+    """Runs a workflow; its card shows the largest of its images, each once, or all of one size."""
+    found = server.run_workflow(WORKFLOWS / f"{name}.json").images()
+    images = {image.tobytes(): Image.fromarray(image) for image in found}.values()
     largest = max(math.prod(image.size) for image in images)
     path = WORKFLOWS / f"{name}.jpg"
     card([image for image in images if math.prod(image.size) == largest]).save(path, quality=88)

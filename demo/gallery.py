@@ -104,9 +104,11 @@ def compare() -> Example:
         "the demo node, and set **guidance** to your cfg.",
     )
     asked = {"nfe": "5", "guidance": 1.0, "seed": 1, "seeds": 4}
-    grid = Node("grid", "AMEDCompare", DEMO_ALL, asked, size=(720, 1000))
-    table = Node("table", "PreviewAny", {"source": "grid.table"}, title="The table", size=(760, 480))
-    return Example(said, [Column([demo_model(1)]), Column([grid]), Column([table])])
+    grid = Node("grid", "AMEDCompare", DEMO_ALL, asked, size=(640, 860))
+    table = Node("table", "PreviewAny", {"source": "grid.table"}, title="The table", size=(940, 260))
+    images = {"images": "grid.grid"}
+    shown = Node("picture", "PreviewImage", images, title="Side by side", size=(940, 1100))
+    return Example(said, [Column([demo_model(1)]), Column([grid]), Column([table, shown], top=-324)])
 
 
 def calibrate() -> Example:

@@ -18,7 +18,7 @@ from demo.gallery import DEMOS, EXAMPLES
 from demo.workflows import has_control, input_specs, to_api
 
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
-SAVED = sorted(Path(__file__).with_name("saved").glob("*.json"))  # with 0.1.0
+SAVED = sorted(Path(__file__).with_name("saved").glob("[!n]*.json"))  # with 0.1.0
 DEMO = [file for file in FILES if file.stem in DEMOS]
 LONG = {file for file in (*FILES, *SAVED) if "alibrate" in file.stem}  # test_calibrate.py
 QUICK = [file for file in (*DEMO, *SAVED) if file not in LONG and not file.stem.startswith("02")]
