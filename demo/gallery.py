@@ -338,7 +338,7 @@ def text_to_image_subgraph(name: str, info: dict) -> dict:
         node.links = {k: v for k, v in node.links.items() if not v.startswith("checkpoint.")}
     return subgraph(
         name, "A prompt to a picture in a handful of evaluations.",
-        [Column([*text, size(512)]), Column([sampler]), Column([decoded])],
+        [Column([*text, size(512)], top=200), Column([sampler], top=140), Column([decoded])],
         inside=[("amed", "model"), ("positive", "clip"), ("negative", "clip"), ("decode", "vae")],
         outside=["decode.IMAGE", "amed.report"],
         shown=[("positive", "text"), ("negative", "text"), ("latent", "width"), ("latent", "height"),

@@ -56,6 +56,17 @@ def test_runs_as_it_is(server, file):
     assert "note:" not in result.text()
 
 
+def test_the_comparison_runs(server):
+    """Its picture, once on the node and once large, and its table: the reference and four samplers."""
+    result = server.run_workflow(ROOT / "example_workflows" / "02 Compare samplers.json")
+    small, large = result.images()
+    assert large.size >= small.size and large.shape[1] > 1000 and large.std() > 20
+    rows = [line for line in result.text().splitlines() if line.startswith("| ") and "---" not in line]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "sampler", "reference", "amed", "plain", "dpmpp_2m", "uni_pc"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("files", [WAYS, OLD_WAYS], ids=["examples", "saved"])
 def test_all_make_the_same_images(server, files):
     """Same model, seed, predictor: three ways to say one thing."""
@@ -146,7 +157,8 @@ def test_our_seeds_say_whether_they_change(server):
         for name, spec in input_specs(info).items()
         if name in ("seed", "noise_seed")
     }
-    assert said == {"AMEDKSampler": True, "AMEDCalibrate": False, "AMEDTrainPredictor": False}
+    assert said.pop("AMEDKSampler") is True
+    assert set(said.values()) == {False} and {"AMEDCalibrate", "AMEDTrainPredictor"} <= set(said)
 
 
 @pytest.mark.parametrize("file", [*FILES, *SAVED], ids=name_of)
