@@ -1,0 +1,280 @@
+"""ComfyUI's own page in a real Chromium: what an artist sees, for the tests and the screenshots.
+
+    with Server() as server, Page(server) as page:
+        page.open(WORKFLOWS / "amed_ksampler.json")
+        page.run()
+
+Any Chromium that is installed does (CHROMIUM_PATH, else one on PATH); none is ever downloaded. The page talks
+to the server alone: whatever it asks of another host is refused."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .comfyui import Server
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+)
+# of a person who has been here before: no tutorial, no template browser in the way, nothing restored
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": True,
+    "Comfy.EnableTooltips": False,
+    "Comfy.Graph.CanvasInfo": False,
+    "Comfy.Minimap.Visible": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+    "Comfy.Workflow.ShowMissingModelsWarning": False,
+}
+SEEN = {"vueNodesBannerDismissed": "true"}  # in the browser's own storage
+SIZE = {"width": 1600, "height": 1000}
+
+# what can be compared with a workflow's file; a widget that is not saved is told apart
+READ = """() => app.graph.nodes.map(node => ({
+    id: node.id, type: node.type, title: node.title, pos: [...node.pos], size: [...node.size],
+    known: node.type in LiteGraph.registered_node_types, broken: !!node.has_errors,
+    inputs: (node.inputs || []).map(i => ({name: i.name, linked: i.link != null})),
+    widgets: (node.widgets || []).map(w => ({
+        name: w.name, value: w.value, saved: w.serialize !== false, type: w.type, options: w.options?.values,
+    })),
+}))"""
+# from a queued run to its end, by the server's own messages
+HEAR = """() => {
+    window.heard = {runs: {}, outputs: {}};
+    const end = (name, state) => app.api.addEventListener(name, ({detail}) => {
+        window.heard.runs[detail.prompt_id] = {state, ...detail};
+    });
+    end("execution_success", "done");
+    end("execution_error", "failed");
+    end("execution_interrupted", "stopped");
+    app.api.addEventListener("executed", ({detail}) => { window.heard.outputs[detail.node] = detail.output; });
+}"""
+
+
+class PageError(RuntimeError):
+    """The page did not do what was asked."""
+
+
+def find() -> str | None:
+    """The Chromium to use: CHROMIUM_PATH, else the first on PATH, else None."""
+    told = os.environ.get("CHROMIUM_PATH")
+    return told or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def missing() -> str:
+    """Why there can be no page here, or ""."""
+    if find() is None:
+        return "no Chromium (Debian: apt install chromium; elsewhere CHROMIUM_PATH says where it is)"
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "no playwright (pip install -r requirements-dev.txt)"
+    return ""
+
+
+class Chromium:
+    """A headless browser with one tab, `tab` (Playwright's Page), that reaches `url` and nothing else.
+    `complaints`: the console's errors and uncaught exceptions so far, each with where it comes from."""
+
+    def __init__(self, url: str, size: dict[str, int] = SIZE, scale: float = 1.0):
+        self.url, self.size, self.scale = url, size, scale
+        self.complaints: list[str] = []
+
+    def __enter__(self) -> Any:
+        from playwright.sync_api import sync_playwright
+
+        self.stack = contextlib.ExitStack()
+        try:
+            driver = self.stack.enter_context(sync_playwright())
+            browser = driver.chromium.launch(executable_path=find(), args=list(FLAGS))
+            self.stack.callback(browser.close)
+            self.tab = browser.new_page(viewport=self.size, device_scale_factor=self.scale)
+            self.tab.set_default_timeout(30_000)
+            self.tab.route(lambda url: not url.startswith(self.url), lambda route: route.abort())
+            self.tab.on("console", self.on_console)
+            self.tab.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
+            self.tab.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(SEEN)}))"
+                                     " localStorage.setItem(k, v)")
+            self.opened()
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def opened(self) -> None:
+        """What follows on an open tab."""
+        self.tab.goto(self.url)
+
+    def on_console(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
+
+
+class Page(Chromium):
+    """ComfyUI's page on a running Server; a context manager."""
+
+    def __init__(self, server: Server, **look: Any):
+        super().__init__(server.url, **look)
+        self.server = server
+
+    def opened(self) -> None:
+        self.server.post("/settings", SETTINGS)
+        self.tab.goto(self.url)
+        self.tab.wait_for_function(
+            "window.app?.extensionManager && window.app.graph && window.app.canvas"
+            " && 'AMEDKSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+            " && document.querySelector('#graph-canvas') && document.querySelector('#comfy-file-input')"
+            " && app.extensionManager.workflow?.activeWorkflow"
+        )
+        self.tab.evaluate(HEAR)
+
+    # -- workflows
+
+    def open(self, file: Path) -> None:
+        """Load a workflow's file as Workflow > Open does. Raises PageError if its nodes do not appear."""
+        wanted = sorted(str(node["id"]) for node in json.loads(file.read_text())["nodes"])
+        self.close_dialogs()
+        self.tab.evaluate("app.graph.clear()")
+        self.tab.set_input_files("#comfy-file-input", str(file))
+        try:
+            self.tab.wait_for_function(
+                "wanted => JSON.stringify(app.graph.nodes.map(n => String(n.id)).sort())"
+                " === JSON.stringify(wanted)",
+                arg=wanted,
+            )
+        except Exception as error:
+            there = sorted(str(node["id"]) for node in self.nodes())
+            said = self.dialogs()
+            raise PageError(f"{file.name}: nodes {wanted}, the page has {there}; it says: {said}") from error
+        self.settle()
+
+    def nodes(self) -> list[dict]:
+        """The graph's nodes as the page has them, with their widgets."""
+        return self.tab.evaluate(READ)
+
+    def node(self, kind: str) -> dict:
+        """The one node of a class."""
+        (found,) = [node for node in self.nodes() if node["type"] == kind]
+        return found
+
+    def saved(self) -> dict:
+        """The workflow that Save would write."""
+        return self.tab.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
+
+    def change(self, kind: str, **values: object) -> None:
+        """Change widgets of the one node of a class, as typing into them does."""
+        self.tab.evaluate(
+            """([id, values]) => {
+                const node = app.graph.getNodeById(id);
+                for (const [name, value] of Object.entries(values)) {
+                    const widget = node.widgets.find(w => w.name === name);
+                    if (!widget) throw new Error(`${node.type} has no widget ${name}`);
+                    const old = widget.value;
+                    widget.value = value;
+                    widget.callback?.(value, app.canvas, node);
+                    node.onWidgetChanged?.(name, value, old, widget);
+                }
+                app.canvas.setDirty(true, true);
+            }""",
+            [self.node(kind)["id"], values],
+        )
+
+    # -- runs
+
+    def queue(self) -> str:
+        """Press Run; the run's id. Raises PageError with the server's and the page's reasons."""
+        self.tab.evaluate("window.heard.outputs = {}")
+        button = self.tab.locator("[data-testid=queue-button] button").first
+        with self.tab.expect_response(
+            lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"
+        ) as answer:
+            button.click() if button.is_visible() else self.tab.evaluate("void app.queuePrompt(0)")
+        told = answer.value.json()
+        if "prompt_id" not in told:
+            raise PageError(f"it could not be queued: {told} {self.dialogs()}")
+        return told["prompt_id"]
+
+    def wait(self, run: str, seconds: float = 120.0) -> dict:
+        """The end of a run: `state` "done", "failed" or "stopped", and what the server says of it."""
+        self.tab.wait_for_function("run => window.heard.runs[run]", arg=run, timeout=seconds * 1000)
+        self.settle()
+        return self.tab.evaluate("run => window.heard.runs[run]", run)
+
+    def run(self, seconds: float = 120.0) -> dict:
+        """Queue the graph and wait for its end; every output node's `ui`, by node id. Raises PageError if the
+        run failed."""
+        end = self.wait(self.queue(), seconds)
+        if end["state"] != "done":
+            raise PageError(f"{end.get('node_type')}: {end.get('exception_message', end['state'])}")
+        return self.tab.evaluate("window.heard.outputs")
+
+    # -- what is seen
+
+    def settle(self, milliseconds: int = 150) -> None:
+        """Let the page draw what it was told."""
+        self.tab.evaluate("app.canvas.draw(true, true)")
+        self.tab.wait_for_timeout(milliseconds)
+
+    def dialogs(self) -> list[str]:
+        """What stands in dialogs and in messages at the edge."""
+        return self.tab.locator(".p-dialog:visible, .p-toast-message:visible").all_inner_texts()
+
+    def close_dialogs(self) -> None:
+        for _ in range(3):
+            if not self.tab.locator(".p-dialog:visible").count():
+                return
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(200)
+
+    def text_on(self, node: str | int) -> str:
+        """What can be read on a node: the texts of the widgets that lie over it (not those it draws)."""
+        return self.tab.evaluate(
+            """id => app.graph.getNodeById(id).widgets.map(w => {
+                const seen = w.element ?? null;
+                if (!seen) return w.name.startsWith("$$") ? String(w.value) : "";
+                const box = seen.getBoundingClientRect();
+                return box.height > 0 ? (seen.value ?? seen.innerText) : "";
+            }).filter(Boolean).join("\\n")""",
+            node,
+        )
+
+    def box(self, ids: list | None = None, margin: int = 24) -> dict[str, float]:
+        """The rectangle of some nodes (default: all) on the screen, after the canvas was moved so that they
+        fill it."""
+        return self.tab.evaluate(
+            """([ids, margin]) => {
+                const nodes = app.graph.nodes.filter(n => !ids || ids.includes(n.id));
+                const groups = ids ? [] : app.graph.groups;
+                const boxes = [...nodes, ...groups].map(n => [...n.boundingRect ?? n.getBounding()]);
+                for (const g of groups) boxes.push([...g.pos, ...g.size]);
+                const x = Math.min(...boxes.map(b => b[0])), y = Math.min(...boxes.map(b => b[1]));
+                const w = Math.max(...boxes.map(b => b[0] + b[2])) - x;
+                const h = Math.max(...boxes.map(b => b[1] + b[3])) - y;
+                const view = app.canvas.canvas.getBoundingClientRect(), left = 80, top = 110, low = 20;
+                const ds = app.canvas.ds;
+                const fit = Math.min((view.width - left - 2 * margin) / w,
+                    (view.height - top - low - 2 * margin) / h, 1.5);
+                ds.scale = fit;
+                ds.offset[0] = (left + margin) / fit - x;
+                ds.offset[1] = (top + margin) / fit - y;
+                app.canvas.deselectAll?.();
+                app.canvas.draw(true, true);
+                return {x: view.left + left, y: view.top + top,
+                    width: w * fit + 2 * margin, height: h * fit + 2 * margin};
+            }""",
+            [ids, margin],
+        )

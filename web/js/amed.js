@@ -1,0 +1,50 @@
+/* AMED on ComfyUI's page: what the numbers cost, a shorter predictor list, a way to Calibrate AMED, and the nodes'
+   texts. Everything here is an extra: on a page that it does not know it leaves the nodes as the page makes them. */
+
+import { addButton } from "./calibrate.js";
+import { addCost } from "./cost.js";
+import { shorten } from "./predictors.js";
+import { listen, restore, show } from "./text.js";
+
+const MADE = {
+  AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
+  AMEDCalibrate: [addCost],
+  AMEDLoadPredictor: [(node) => shorten(node, "name")],
+};
+let warned = false;
+
+/** Run `extra`; what fails is left out, with one warning in all. */
+function gently(extra) {
+  try {
+    return extra();
+  } catch (error) {
+    if (!warned) console.warn("AMED: this page lacks what an extra of the nodes needs, it is left out.", error);
+    warned = true;
+  }
+}
+
+/** Call `extra` after a method of a node's class, which stays as it was. */
+function after(nodeType, method, extra) {
+  const own = nodeType.prototype[method];
+  nodeType.prototype[method] = function (...given) {
+    const result = own?.apply(this, given);
+    gently(() => extra(this, ...given));
+    return result;
+  };
+}
+
+async function register() {
+  const { app } = await import("../../../scripts/app.js");
+  app.registerExtension({
+    name: "AMED",
+    setup: () => gently(() => listen(app, gently)),
+    beforeRegisterNodeDef(nodeType, nodeData) {
+      if (!nodeData?.name?.startsWith("AMED")) return;
+      for (const extra of MADE[nodeData.name] ?? []) after(nodeType, "onNodeCreated", extra);
+      after(nodeType, "onExecuted", (node, output) => show(app, node, output?.text));
+      after(nodeType, "onDrawBackground", (node) => restore(app, node));
+    },
+  });
+}
+
+await register().catch((error) => gently(() => { throw error; }));
