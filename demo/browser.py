@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .comfyui import Server
+from .comfyui import PACK, Result, Server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -40,6 +40,7 @@ SETTINGS = {
 SEEN = {"vueNodesBannerDismissed": "true"}  # in the browser's own storage
 SIZE = {"width": 1600, "height": 1000}
 
+ACTIVE = "app.extensionManager.workflow?.activeWorkflow"  # the tab in front
 # what can be compared with a workflow's file; a widget that is not saved is told apart
 READ = """() => app.graph.nodes.map(node => ({
     id: node.id, type: node.type, title: node.title, pos: [...node.pos], size: [...node.size],
@@ -104,8 +105,9 @@ class Chromium:
             self.tab.route(lambda url: not url.startswith(self.url), lambda route: route.abort())
             self.tab.on("console", self.on_console)
             self.tab.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
-            self.tab.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(SEEN)}))"
-                                     " localStorage.setItem(k, v)")
+            self.tab.add_init_script(
+                f"for (const [k, v] of Object.entries({json.dumps(SEEN)})) localStorage.setItem(k, v)"
+            )
             self.opened()
         except BaseException:
             self.stack.close()
@@ -118,6 +120,10 @@ class Chromium:
     def opened(self) -> None:
         """What follows on an open tab."""
         self.tab.goto(self.url)
+
+    def of_ours(self) -> list[str]:
+        """The complaints that come from this pack's files or name it."""
+        return [text for text in self.complaints if f"/{PACK}/js" in text or "AMED: " in text]
 
     def on_console(self, message: Any) -> None:
         if message.type in ("error", "warning"):
@@ -138,7 +144,7 @@ class Page(Chromium):
             "window.app?.extensionManager && window.app.graph && window.app.canvas"
             " && 'AMEDKSampler' in (window.LiteGraph?.registered_node_types ?? {})"
             " && document.querySelector('#graph-canvas') && document.querySelector('#comfy-file-input')"
-            " && app.extensionManager.workflow?.activeWorkflow"
+            f" && {ACTIVE}"
         )
         self.tab.evaluate(HEAR)
 
@@ -148,13 +154,13 @@ class Page(Chromium):
         """Load a workflow's file as Workflow > Open does. Raises PageError if its nodes do not appear."""
         wanted = sorted(str(node["id"]) for node in json.loads(file.read_text())["nodes"])
         self.close_dialogs()
-        self.tab.evaluate("app.graph.clear()")
+        before = self.tab.evaluate(f"{ACTIVE}?.key")
         self.tab.set_input_files("#comfy-file-input", str(file))
         try:
             self.tab.wait_for_function(
-                "wanted => JSON.stringify(app.graph.nodes.map(n => String(n.id)).sort())"
-                " === JSON.stringify(wanted)",
-                arg=wanted,
+                f"([before, wanted]) => {ACTIVE}?.key !== before &&"
+                " JSON.stringify(app.graph.nodes.map(n => String(n.id)).sort()) === JSON.stringify(wanted)",
+                arg=[before, wanted],
             )
         except Exception as error:
             there = sorted(str(node["id"]) for node in self.nodes())
@@ -193,6 +199,17 @@ class Page(Chromium):
             [self.node(kind)["id"], values],
         )
 
+    def press(self, kind: str, name: str) -> None:
+        """Press a button on the one node of a class."""
+        self.tab.evaluate(
+            """([id, name]) => {
+                const node = app.graph.getNodeById(id), button = node.widgets.find(w => w.name === name);
+                button.callback(button.value, app.canvas, node);
+            }""",
+            [self.node(kind)["id"], name],
+        )
+        self.settle()
+
     # -- runs
 
     def queue(self) -> str:
@@ -221,6 +238,14 @@ class Page(Chromium):
         if end["state"] != "done":
             raise PageError(f"{end.get('node_type')}: {end.get('exception_message', end['state'])}")
         return self.tab.evaluate("window.heard.outputs")
+
+    def server_images(self, output: dict) -> list:
+        """The images of an output node's `ui`, as uint8 arrays `[H, W, 3]`."""
+        return Result({"": output}, 0.0, self.server).images()
+
+    def stop(self) -> None:
+        """Press the cross beside Run."""
+        self.tab.locator(".execution-actions button:not([disabled])").first.click()
 
     # -- what is seen
 
@@ -251,6 +276,24 @@ class Page(Chromium):
             }).filter(Boolean).join("\\n")""",
             node,
         )
+
+    def help(self, kind: str) -> str:
+        """The text of a node's help page, opened with the (i) above the selected node."""
+        self.box([self.node(kind)["id"]])
+        self.tab.evaluate("id => app.canvas.selectNodes([app.graph.getNodeById(id)])", self.node(kind)["id"])
+        self.settle()
+        self.tab.locator("[data-testid=info-button]").click()
+        shown = self.tab.locator(".node-help-content")
+        self.tab.wait_for_function(
+            "document.querySelector('.node-help-content .markdown-content')?.innerText"
+        )
+        return shown.inner_text()
+
+    def tab_of(self, name: str) -> None:
+        """Go back to a workflow that is open."""
+        self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
+        self.tab.mouse.move(*self.size.values())  # the tab's preview would lie over the page
+        self.settle(500)
 
     def box(self, ids: list | None = None, margin: int = 24) -> dict[str, float]:
         """The rectangle of some nodes (default: all) on the screen, after the canvas was moved so that they
