@@ -32,6 +32,7 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": True,
     "Comfy.EnableTooltips": False,
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # all is drawn, however small
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Notification.ShowVersionUpdates": False,
@@ -59,8 +60,26 @@ HEAR = """() => {
     end("execution_success", "done");
     end("execution_error", "failed");
     end("execution_interrupted", "stopped");
-    app.api.addEventListener("executed", ({detail}) => { window.heard.outputs[detail.node] = detail.output; });
+    app.api.addEventListener("executed", ({detail}) => {
+        window.heard.outputs[detail.node] = detail.output;
+    });
 }"""
+# moves the canvas so that a rectangle of the graph fills what the page's bars leave free; where it then lies
+MOVE = """([x, y, width, height, most]) => {
+    const view = app.canvas.canvas.getBoundingClientRect(), ds = app.canvas.ds;
+    const left = 70, top = 130, low = 70;
+    const fit = Math.min((view.width - left) / width, (view.height - top - low) / height, most);
+    ds.scale = fit;
+    ds.offset[0] = left / fit - x;
+    ds.offset[1] = top / fit - y;
+    app.canvas.deselectAll?.();
+    app.canvas.draw(true, true);
+    return {x: view.left + left, y: view.top + top, width: width * fit, height: height * fit};
+}"""
+# nodes that are seen have drawn the images they were given
+LOADED = """() => app.graph.nodes.every(n =>
+    !app.nodeOutputs[n.id]?.images?.length || n.imgs?.[0]?.naturalWidth
+    || !app.canvas.visible_nodes.includes(n))"""
 
 
 class PageError(RuntimeError):
@@ -75,6 +94,9 @@ def find() -> str | None:
 
 def missing() -> str:
     """Why there can be no page here, or ""."""
+    told = os.environ.get("CHROMIUM_PATH")
+    if told and shutil.which(told) is None:
+        return f"CHROMIUM_PATH is {told}, which is no program"
     if find() is None:
         return "no Chromium (Debian: apt install chromium; elsewhere CHROMIUM_PATH says where it is)"
     try:
@@ -210,6 +232,11 @@ class Page(Chromium):
         )
         self.settle()
 
+    def setting(self, name: str, value: object) -> None:
+        """Change one of the page's settings."""
+        self.tab.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+        self.settle(500)
+
     # -- runs
 
     def queue(self) -> str:
@@ -295,29 +322,26 @@ class Page(Chromium):
         self.tab.mouse.move(*self.size.values())  # the tab's preview would lie over the page
         self.settle(500)
 
-    def box(self, ids: list | None = None, margin: int = 24) -> dict[str, float]:
-        """The rectangle of some nodes (default: all) on the screen, after the canvas was moved so that they
-        fill it."""
-        return self.tab.evaluate(
-            """([ids, margin]) => {
-                const nodes = app.graph.nodes.filter(n => !ids || ids.includes(n.id));
-                const groups = ids ? [] : app.graph.groups;
-                const boxes = [...nodes, ...groups].map(n => [...n.boundingRect ?? n.getBounding()]);
-                for (const g of groups) boxes.push([...g.pos, ...g.size]);
-                const x = Math.min(...boxes.map(b => b[0])), y = Math.min(...boxes.map(b => b[1]));
-                const w = Math.max(...boxes.map(b => b[0] + b[2])) - x;
-                const h = Math.max(...boxes.map(b => b[1] + b[3])) - y;
-                const view = app.canvas.canvas.getBoundingClientRect(), left = 80, top = 110, low = 20;
-                const ds = app.canvas.ds;
-                const fit = Math.min((view.width - left - 2 * margin) / w,
-                    (view.height - top - low - 2 * margin) / h, 1.5);
-                ds.scale = fit;
-                ds.offset[0] = (left + margin) / fit - x;
-                ds.offset[1] = (top + margin) / fit - y;
-                app.canvas.deselectAll?.();
-                app.canvas.draw(true, true);
-                return {x: view.left + left, y: view.top + top,
-                    width: w * fit + 2 * margin, height: h * fit + 2 * margin};
-            }""",
-            [ids, margin],
-        )
+    def bounds(self, ids: list | None = None) -> tuple[float, float, float, float]:
+        """The rectangle x, y, width, height in the graph of some nodes (default: all, and groups), titles and
+        badges included."""
+        self.settle()  # a node's size is worked out when it is drawn
+        boxes = [(*n["pos"], *n["size"]) for n in self.nodes() if ids is None or n["id"] in ids]
+        if ids is None:
+            boxes += self.tab.evaluate("app.graph.groups.map(g => [...g.pos, ...g.size])")
+        x, y = min(b[0] for b in boxes), min(b[1] for b in boxes) - 54
+        return x, y, max(b[0] + b[2] for b in boxes) - x, max(b[1] + b[3] for b in boxes) - y
+
+    def view(self, rectangle: tuple[float, float, float, float], most: float = 1.5) -> dict[str, float]:
+        """Show a rectangle of the graph, enlarged `most` so much; where it lies on the screen then."""
+        place = self.tab.evaluate(MOVE, [*rectangle, most])
+        self.settle()
+        with contextlib.suppress(Exception):  # an image that never comes is no reason not to look
+            self.tab.wait_for_function(LOADED, timeout=5_000)
+        self.settle()
+        return place
+
+    def box(self, ids: list | None = None, margin: int = 16) -> dict[str, float]:
+        """Show some nodes (default: all); where they lie on the screen then."""
+        x, y, width, height = self.bounds(ids)
+        return self.view((x - margin, y - margin, width + 2 * margin, height + 2 * margin))

@@ -2,9 +2,9 @@
    texts. Everything here is an extra: on a page that it does not know it leaves the nodes as the page makes them. */
 
 import { addButton } from "./calibrate.js";
-import { addCost } from "./cost.js";
+import { addCost, updateCost } from "./cost.js";
 import { shorten } from "./predictors.js";
-import { listen, restore, show } from "./text.js";
+import { addText, listen, restore, show } from "./text.js";
 
 const MADE = {
   AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
@@ -40,7 +40,11 @@ async function register() {
     setup: () => gently(() => listen(app, gently)),
     beforeRegisterNodeDef(nodeType, nodeData) {
       if (!nodeData?.name?.startsWith("AMED")) return;
-      for (const extra of MADE[nodeData.name] ?? []) after(nodeType, "onNodeCreated", extra);
+      const extras = MADE[nodeData.name] ?? [];
+      for (const extra of extras) after(nodeType, "onNodeCreated", extra);
+      if (extras.includes(addCost))
+        for (const method of ["onConfigure", "onDrawBackground"]) after(nodeType, method, updateCost);
+      after(nodeType, "onNodeCreated", (node) => addText(app, node));
       after(nodeType, "onExecuted", (node, output) => show(app, node, output?.text));
       after(nodeType, "onDrawBackground", (node) => restore(app, node));
     },

@@ -26,28 +26,38 @@ function calibrating(node) {
   return `≈ ${counted(all)} evaluations, ${counted(passes(all, value(node, "guidance")))} passes`;
 }
 
-function draw(ctx, text, width, y, height) {
-  ctx.save();
-  ctx.fillStyle = window.LiteGraph?.WIDGET_SECONDARY_TEXT_COLOR ?? "#999";
-  ctx.font = `${Math.round(height * 0.58)}px Inter, Arial, sans-serif`;
-  ctx.textAlign = "center";
-  ctx.fillText(text, width / 2, y + height * 0.7, width - 24);
-  ctx.restore();
+const NAME = "costs", HEIGHT = 24;
+
+/** What the line says, by the widgets' present values. */
+export function updateCost(node) {
+  const line = node.widgets?.find((widget) => widget.name === NAME);
+  const words = node.comfyClass === "AMEDCalibrate" ? calibrating(node) : sampling(node);
+  if (line && line.value !== words) line.value = words;
 }
 
-/** Add the line. It is read off the widgets whenever it is drawn, and saved nowhere. */
+/** Add the line; it is saved nowhere. */
 export function addCost(node) {
-  const words = node.comfyClass === "AMEDCalibrate" ? calibrating : sampling;
-  node.addCustomWidget({
-    type: "amed_costs",
-    name: "costs",
-    value: "",
-    options: { serialize: false },
+  const given = [...node.widgets];
+  const element = document.createElement("div");
+  element.style.cssText = "color: var(--descrip-text, #999); font: 12px/16px Inter, Arial, sans-serif;" +
+    "text-align: center; white-space: nowrap; overflow: hidden; pointer-events: none;";
+  const line = node.addDOMWidget(NAME, "amed_costs", element, {
     serialize: false,
-    computeSize: (width) => [width ?? 0, 20],
-    draw(ctx, on, width, y, height) {
-      this.value = words(on);
-      draw(ctx, this.value, width, y, height);
-    },
+    hideOnZoom: false,
+    margin: 4,
+    getValue: () => element.textContent,
+    setValue: (value) => { element.textContent = value; },
+    getMinHeight: () => HEIGHT,
+    getMaxHeight: () => HEIGHT,
   });
+  line.serialize = false;
+  for (const widget of given) {
+    const own = widget.callback;
+    widget.callback = function (...said) {
+      const result = own?.apply(this, said);
+      updateCost(node);
+      return result;
+    };
+  }
+  updateCost(node);
 }

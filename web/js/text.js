@@ -3,33 +3,38 @@
    saved into the workflow as if it were a widget's value. */
 
 const NAME = "amed_text", PAGES_OWN = "$$node-text-preview";
-const ROW = 15, MOST = 12; // pixels; rows before it scrolls
+const ROW = 15, LETTER = 5.8, MOST = 12; // pixels; rows before it scrolls
 
-/** The box of a node, made when there is something to say. */
-function box(app, node) {
-  const there = node.widgets?.find((widget) => widget.name === NAME);
-  if (there) return there;
+/** Add the box to a new node. It is out of sight until there is something to say; made only then, it would not appear
+    where the page draws nodes itself (Nodes 2.0) and has seen their widgets already. */
+export function addText(app, node) {
   const area = document.createElement("textarea");
   area.readOnly = true;
   area.spellcheck = false;
   area.className = "comfy-multiline-input amed-text";
-  area.style.cssText = "resize: none; opacity: 0.85; font: 11px/15px Inter, Arial, sans-serif;";
+  area.style.cssText = "box-sizing: border-box; width: 100%; resize: none; opacity: 0.85; display: none;" +
+    `font: 11px/${ROW}px Inter, Arial, sans-serif;`;
   const rows = () => area.value.split("\n").reduce(
-    (sum, line) => sum + Math.max(1, Math.ceil((line.length * 5.8) / Math.max(node.size[0] - 40, 100))), 0);
+    (sum, line) => sum + Math.max(1, Math.ceil((line.length * LETTER) / Math.max(node.size[0] - 40, 100))), 0);
   area.addEventListener("wheel", (event) => {
-    const scrolls = area.scrollHeight > area.clientHeight && !event.ctrlKey;
-    if (scrolls) event.stopPropagation();
+    if (area.scrollHeight > area.clientHeight && !event.ctrlKey) event.stopPropagation();
     else app.canvas.processMouseWheel?.(event);
   });
   const widget = node.addDOMWidget(NAME, "amed_text", area, {
     serialize: false,
     hideOnZoom: false,
     getValue: () => area.value,
-    setValue: (value) => { area.value = value; },
-    getMinHeight: () => Math.min(rows(), MOST) * ROW + 16,
+    setValue: (value) => {
+      area.value = value;
+      area.style.display = value ? "" : "none";
+      area.style.minHeight = `${Math.min(rows(), MOST) * ROW + 4}px`; // where the page leaves the height to it
+      widget.hidden = !value;
+    },
+    getMinHeight: () => (area.value ? Math.min(rows(), MOST) * ROW + 20 : 0),
+    getMaxHeight: () => (area.value ? rows() * ROW + 20 : 0),
   });
   widget.serialize = false;
-  return widget;
+  widget.hidden = true;
 }
 
 /** Show a text on a node, in place of what was there. */
@@ -37,8 +42,10 @@ export function show(app, node, text) {
   const said = Array.isArray(text) ? text.join("\n") : text;
   if (typeof said !== "string" || !said) return;
   node.amedSeen = outputs(app, node);
+  const box = node.widgets.find((widget) => widget.name === NAME);
+  if (!box) return;
   drop(node);
-  box(app, node).value = said;
+  box.value = said;
   fit(node);
   node.setDirtyCanvas?.(true, true);
 }

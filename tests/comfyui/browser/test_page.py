@@ -112,6 +112,19 @@ def test_texts_can_be_read_on_the_nodes(page):
     assert f"{steps} evaluations" in page.text_on(page.node("AMEDEvaluationsUsed")["id"])
 
 
+def test_where_nothing_was_said_there_is_no_gap(page):
+    page.open(START)
+    page.box()
+    with_box, without = page.tab.evaluate(
+        """(() => {
+            const node = app.graph.nodes.find(n => n.type === "AMEDDemoModel"), high = node.computeSize()[1];
+            node.widgets.splice(node.widgets.findIndex(w => w.name === "amed_text"), 1);
+            return [high, node.computeSize()[1]];
+        })()"""
+    )
+    assert without <= with_box <= without + 8
+
+
 def test_predictor_info_can_be_read(page):
     page.open(START)
     page.tab.evaluate(
@@ -225,25 +238,43 @@ def test_the_demos_predictors_are_listed_with_the_demo_model_alone(page, server)
 def test_a_button_puts_calibrate_beside(page):
     page.open(START)
     page.change("AMEDKSampler", nfe=9, guidance=3.5)
-    before = page.saved()
-    page.press("AMEDKSampler", "Calibrate AMED for this model")
-    made, sampler = page.node("AMEDCalibrate"), page.node("AMEDKSampler")
-    assert widget(made, "nfe")["value"] == "9" and widget(made, "guidance")["value"] == 3.5
-    after = {n["id"]: n for n in page.saved()["nodes"]}
-    links = {link[0]: link[1:3] for link in page.saved()["links"]}
+    before, sampler = page.saved(), page.node("AMEDKSampler")
+    for _ in range(2):  # the second finds another free place
+        page.press("AMEDKSampler", "Calibrate AMED for this model")
+    saved = page.saved()
+    links = {link[0]: link[1:3] for link in saved["links"]}
+    inputs = {n["id"]: {i["name"]: links.get(i["link"]) for i in n["inputs"]} for n in saved["nodes"]}
+    made = [n for n in page.nodes() if n["type"] == "AMEDCalibrate"]
+    assert len(made) == 2
+    for node in made:
+        assert widget(node, "nfe")["value"] == "9" and widget(node, "guidance")["value"] == 3.5
+        for name in ("model", "positive", "negative", "latent_image"):
+            assert inputs[node["id"]][name] == inputs[sampler["id"]][name] is not None
+        x, y, w, h = *node["pos"], *node["size"]
+        others = [(*n["pos"], *n["size"]) for n in page.nodes() if n["id"] != node["id"]]
+        assert all(x + w <= bx or bx + bw <= x or y + h <= by or by + bh <= y for bx, by, bw, bh in others)
+    assert saved_values(before).items() <= saved_values(saved).items()
 
-    def origin(node, name):
-        return links[next(i["link"] for i in after[node["id"]]["inputs"] if i["name"] == name)]
 
-    for name in ("model", "positive", "negative", "latent_image"):
-        assert origin(made, name) == origin(sampler, name)
-    boxes = [(*n["pos"], *n["size"]) for n in page.nodes() if n["id"] != made["id"]]
-    x, y, w, h = *made["pos"], *made["size"]
-    assert all(x + w <= bx or bx + bw <= x or y + h <= by or by + bh <= y for bx, by, bw, bh in boxes)
-    assert {k: v for k, v in saved_values(page.saved()).items() if int(k) != made["id"]} == saved_values(
-        before
-    )
-    page.press("AMEDKSampler", "Calibrate AMED for this model")
+def test_nodes_2_shows_the_same(page):
+    """The page's other way to draw nodes."""
+    page.open(START)
+    before = saved_values(page.saved())
+    page.setting("Comfy.VueNodes.Enabled", True)
+    try:
+        page.change("AMEDKSampler", nfe=7, guidance=2.0, seed=42)
+        page.run()
+        sampler = page.node("AMEDKSampler")
+        shown = page.tab.locator(f"[data-node-id='{sampler['id']}']")
+        assert "7 evaluations, 14 passes" in shown.inner_text()
+        box = shown.locator("textarea.amed-text")
+        assert "evaluations counted: 7, 14 network passes" in box.input_value()
+        assert box.bounding_box()["width"] > 0.8 * shown.bounding_box()["width"]
+        after = saved_values(page.saved())
+        assert {k: v for k, v in after.items() if k != str(sampler["id"])}.items() <= before.items()
+        assert len(after[str(sampler["id"])]) == len(before[str(sampler["id"])])
+    finally:
+        page.setting("Comfy.VueNodes.Enabled", False)
 
 
 STRANGE = {
