@@ -4,7 +4,7 @@
 import { addButton } from "./calibrate.js";
 import { addCost, updateCost } from "./cost.js";
 import { shorten } from "./predictors.js";
-import { addText, listen, restore, show } from "./text.js";
+import { addText, forget, listen, restore, show } from "./text.js";
 
 const MADE = {
   AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
@@ -23,15 +23,18 @@ function gently(extra) {
   }
 }
 
-/** Call `extra` after a method of a node's class, which stays as it was. */
-function after(nodeType, method, extra) {
+/** Call extras before and after a method of a node's class, which stays as it was. */
+function around(nodeType, method, before, after) {
   const own = nodeType.prototype[method];
   nodeType.prototype[method] = function (...given) {
+    if (before) gently(() => before(this, ...given));
     const result = own?.apply(this, given);
-    gently(() => extra(this, ...given));
+    if (after) gently(() => after(this, ...given));
     return result;
   };
 }
+
+const after = (nodeType, method, extra) => around(nodeType, method, null, extra);
 
 async function register() {
   const { app } = await import("../../../scripts/app.js");
@@ -44,6 +47,7 @@ async function register() {
       for (const extra of extras) after(nodeType, "onNodeCreated", extra);
       if (extras.includes(addCost))
         for (const method of ["onConfigure", "onDrawBackground"]) after(nodeType, method, updateCost);
+      around(nodeType, "configure", (_node, info) => forget(info));
       after(nodeType, "onNodeCreated", (node) => addText(app, node));
       after(nodeType, "onExecuted", (node, output) => show(app, node, output?.text));
       after(nodeType, "onDrawBackground", (node) => restore(app, node));

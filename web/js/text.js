@@ -77,6 +77,15 @@ export function restore(app, node) {
   if (kept?.text && kept !== node.amedSeen) show(app, node, kept.text);
 }
 
+const SENT = /^predictor: [^]*evaluations counted|^\d+% done|saved as .*\.safetensors[^]*in |nothing was saved/;
+
+/** Take a text that the page's own line left among a saved node's values off their end: it would become the value of an
+    input that was added since. */
+export function forget(info) {
+  const values = info?.widgets_values;
+  if (Array.isArray(values) && SENT.test(values.at(-1))) info.widgets_values = values.slice(0, -1);
+}
+
 /** A node by the id it has in a run: "5", or "5:3" for the 3 in a subgraph. */
 function found(app, id) {
   const path = String(id).split(":");

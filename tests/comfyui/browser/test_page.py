@@ -112,6 +112,31 @@ def test_texts_can_be_read_on_the_nodes(page):
     assert f"{steps} evaluations" in page.text_on(page.node("AMEDEvaluationsUsed")["id"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes an image",
+        "44% done, about 5 s left: 16 references",
+        "a.safetensors: error 0.1\nsaved as a.safetensors (unfinished) in /models/amed_predictors",
+    ],
+)
+def test_a_text_that_an_older_page_saved_is_no_value(page, text):
+    """The page's own line for what a server sends was saved behind the values, where inputs are added."""
+    page.open(START)
+    values = page.tab.evaluate(
+        """text => {
+            const node = LiteGraph.createNode("AMEDKSampler");
+            node.addWidget("text", "added later", "its default", () => {});
+            app.graph.add(node);
+            const saved = node.serialize();
+            node.configure({...saved, widgets_values: [...saved.widgets_values.slice(0, 8), text]});
+            return node.widgets.filter(w => w.serialize !== false).map(w => w.value);
+        }""",
+        text,
+    )
+    assert values[-1] == "its default" and len(values) == 9
+
+
 def test_where_nothing_was_said_there_is_no_gap(page):
     page.open(START)
     page.box()
