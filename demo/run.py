@@ -31,6 +31,7 @@ from .rows import Row, table, tile
 from .workflows import to_api
 
 OUT = Path(__file__).parent / "out"
+ORDINARY, OURS, PLAIN = "13 Count any sampler.json", "01 Start here.json", "12 Plain solver.json"
 BATCH, COLUMNS, SCALE = 64, 12, 3
 
 
@@ -50,10 +51,11 @@ def entries(nfe: int, best: dict) -> list[Entry]:
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
-        return Entry(name, "karras", "count_any_sampler.json", change)
+        return Entry(name, "karras", ORDINARY, change)
 
     def ours(name: str, sampler: str) -> Entry:
-        return Entry(name, "its own", "amed_ksampler.json", {"sampler": sampler, "nfe": nfe})
+        change = {"sampler": sampler, "nfe": nfe, "if_missing": "error"}
+        return Entry(name, "its own", OURS, change)
 
     return [
         usual("reference", "ipndm", 60),
@@ -66,7 +68,7 @@ def entries(nfe: int, best: dict) -> list[Entry]:
         Entry(
             f"{best['solver']}, the best plain setting",
             f"{best['schedule']} {best['rho']:g}{' + AFS' if best['afs'] else ''}",
-            "plain_solver.json",
+            PLAIN,
             {**best, "nfe": nfe},
         ),
     ]
@@ -184,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
                         server, entry, args.guidance, args.category, args.samples, progress
                     )
                 except RunError as error:
-                    if entry.workflow != "amed_ksampler.json":
+                    if entry.workflow != OURS:
                         raise
                     print(f"{entry.solver}: left out: {str(error).splitlines()[0]}")
                     continue

@@ -42,11 +42,13 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
             names.append(name)
             if has_control(name, spec):
                 names.append(None)
+            if kind_of(spec)[1].get("image_upload"):
+                names.append("")  # the page's button
     values, where = node.get("widgets_values") or [], f"node {node['id']} ({node['type']})"
     if all(name in info["input"].get("optional", {}) for name in names[len(values) :]):
         names = names[: len(values)]
     if len(values) != len(names):
-        wanted = [name or "control_after_generate" for name in names]
+        wanted = ["control_after_generate" if n is None else n or "an upload button" for n in names]
         raise ValueError(
             f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}"
         )

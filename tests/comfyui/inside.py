@@ -32,12 +32,13 @@ class TestPrompt:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}, "optional": {"width": ("INT", {})}}
+        widths = {"width": ("INT", {}), "pooled": ("INT", {})}
+        return {"required": {"seed": ("INT", {}), "repeats": ("INT", {})}, "optional": widths}
 
-    def run(self, seed, repeats, width=768):
+    def run(self, seed, repeats, width=768, pooled=1280):
         drawn = torch.Generator().manual_seed(seed)
         tokens = torch.randn(1, 11, width, generator=drawn)
-        return ([[tokens.repeat(1, repeats, 1), {"pooled_output": torch.randn(1, 1280, generator=drawn)}]],)
+        return ([[tokens.repeat(1, repeats, 1), {"pooled_output": torch.randn(1, pooled, generator=drawn)}]],)
 
 
 class TestModel:

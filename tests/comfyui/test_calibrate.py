@@ -54,11 +54,11 @@ class Heard:
 def test_the_demo_model_calibrates_is_found_and_wins(server, graph):
     """The example workflow as it is; then, found by auto and on a batch of seeds of the sampler's own,
     nearer to a converged run than a good plain setting of the same evaluations."""
-    result = server.run_workflow(ROOT / "example_workflows" / "calibrate_demo_model.json")
+    result = server.run_workflow(ROOT / "example_workflows" / "03 Calibrate a model.json")
     assert "of the best plain solver" in result.text() and "note:" not in result.text()
     pictures = result.images()
-    (report,) = [i for i in pictures if i.shape != (128, 128, 3)]
-    assert len(pictures) == 9 and np.stack([i for i in pictures if i is not report]).std() > 10
+    (report,) = [i for i in pictures if i.shape != (256, 256, 3)]
+    assert len(pictures) == 10 and np.stack([i for i in pictures if i is not report]).std() > 10
     assert report.shape[0] > report.shape[1] > 700 and report.std() > 10
     fitted = load(folder(server) / "demo-nfe5-cfg1.safetensors")
     assert fitted.nfe == 5 and fitted.spec.metrics["error"] < fitted.spec.metrics["plain_error"]

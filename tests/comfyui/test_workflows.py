@@ -1,41 +1,63 @@
-"""The example workflows, as a person drags them in."""
+"""The example workflows, as a person drags them in, and those that were saved with 0.1.0. Those that need a
+checkpoint run in test_examples.py."""
 
 import copy
+import io
+import itertools
 import json
+from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from demo.comfyui import ROOT
+from demo.drawing import TITLE, workflow
+from demo.gallery import DEMOS, EXAMPLES
 from demo.workflows import has_control, input_specs, to_api
 
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
-OURS = [file for file in FILES if file.stem.startswith("amed_")]
-QUICK = [file for file in FILES if not file.stem.startswith("calibrate")]  # that one: test_calibrate.py
+SAVED = sorted(Path(__file__).with_name("saved").glob("[!n]*.json"))  # with 0.1.0
+DEMO = [file for file in FILES if file.stem in DEMOS]
+LONG = {file for file in (*FILES, *SAVED) if "alibrate" in file.stem}  # test_calibrate.py
+QUICK = [file for file in (*DEMO, *SAVED) if file not in LONG and not file.stem.startswith("02")]
+WAYS = [file for file in DEMO if file.stem[:2] in ("01", "10", "11")]
+OLD_WAYS = [file for file in SAVED if file.stem.startswith("amed_")]
 BUNDLED = {path.name for path in (ROOT / "predictors").glob("*.safetensors")}
+PACK = "comfyui-amed"
+
+
+def name_of(file):
+    return f"{'saved ' * (file in SAVED)}{file.stem}"
+
+
+def read(file):
+    return json.loads(file.read_text())
 
 
 def predictors_named(workflow):
-    return {
-        v for n in workflow["nodes"] for v in n.get("widgets_values", []) if str(v).endswith(".safetensors")
-    }
+    """In the values of our nodes."""
+    ours = [n for n in workflow["nodes"] if n["type"].startswith("AMED")]
+    return {v for n in ours for v in n.get("widgets_values", []) if str(v).endswith(".safetensors")}
 
 
 def test_there_are_some():
-    assert len(OURS) >= 3
+    assert len(FILES) >= 12 and len(SAVED) == 6 and len(WAYS) == 3 and len(OLD_WAYS) == 3
 
 
-@pytest.mark.parametrize("file", QUICK, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", QUICK, ids=name_of)
 def test_runs_as_it_is(server, file):
-    missing = predictors_named(json.loads(file.read_text())) - BUNDLED
+    missing = predictors_named(read(file)) - BUNDLED
     assert not missing, f"{file.name} names predictors that are not bundled: {missing}"
     result = server.run_workflow(file)
     images = np.stack(result.images())
-    assert len(images) == 8 and images.std() > 10
+    assert len(images) == (8 if file in SAVED else 9) and images.std() > 10
     assert "note:" not in result.text()
 
 
-def test_all_make_the_same_images(server):
+@pytest.mark.parametrize("files", [WAYS, OLD_WAYS], ids=["examples", "saved"])
+def test_all_make_the_same_images(server, files):
     """Same model, seed, predictor: three ways to say one thing."""
 
     def same_solver(graph):
@@ -43,12 +65,62 @@ def test_all_make_the_same_images(server):
             if node["class_type"] == "AMEDKSampler":
                 node["inputs"]["sampler"] = "amed"
 
-    first, *others = (np.stack(server.run_workflow(file, same_solver).images()) for file in OURS)
-    assert others and all(np.array_equal(first, other) for other in others)
+    first, *others = (np.stack(server.run_workflow(file, same_solver).images()) for file in files)
+    assert len(others) == 2 and all(np.array_equal(first, other) for other in others)
 
 
 def test_the_server_offers_them(server):
-    assert set(server.get("/workflow_templates")["comfyui-amed"]) == {file.stem for file in FILES}
+    """Under the names that the page asks for."""
+    assert set(server.get("/workflow_templates")[PACK]) == {file.stem for file in FILES}
+    for file in FILES:
+        assert server.request(f"/api/workflow_templates/{PACK}/{quote(file.name)}") == file.read_bytes()
+
+
+@pytest.mark.parametrize("file", DEMO, ids=name_of)
+def test_its_card(server, file):
+    """The picture that the template browser shows."""
+    card = server.request(f"/api/workflow_templates/{PACK}/{quote(file.stem)}.jpg")
+    image = Image.open(io.BytesIO(card))
+    assert image.format == "JPEG" and image.width == 512 and np.asarray(image).std() > 20
+
+
+def test_they_are_what_the_generator_writes(server):
+    """Of our own nodes: another version of the host has other nodes of its own."""
+    info = server.object_info()
+
+    def ours(whole):
+        kept = [n for n in whole["nodes"] if n["type"].startswith("AMED") or n["type"] == "MarkdownNote"]
+        return [(n["type"], n["widgets_values"]) for n in kept]
+
+    for name, make in EXAMPLES.items():
+        path = ROOT / "example_workflows" / f"{name}.json"
+        if {node.kind for node in make().nodes()} <= set(info):
+            written = ours(workflow(name, make(), info))
+            assert ours(read(path)) == written, f"{name}: run `python -m demo.examples`"
+
+
+def boxes(whole):
+    """(title, left, top, right, bottom) of each node, its title bar too."""
+    for node in whole["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        yield node.get("title") or node["type"], x, y - TITLE, x + width, y + height
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_node_covers_another(file):
+    for (one, *a), (other, *b) in itertools.combinations(boxes(read(file)), 2):
+        apart = a[2] + 10 < b[0] or b[2] + 10 < a[0] or a[3] + 10 < b[1] or b[3] + 10 < a[1]
+        assert apart, f"{one} and {other}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_no_title_is_cut(server, file):
+    """The page leaves a title the node's width but 60 pixels; a letter is 9 at the most."""
+    info = server.object_info()
+    for node in read(file)["nodes"]:
+        shown = info.get(node["type"], {}).get("display_name")
+        title = node.get("title") or shown or node["type"]
+        assert 9 * len(title) <= node["size"][0] - 60, title
 
 
 @pytest.mark.parametrize(("name", "spec", "expected"), [
@@ -77,14 +149,18 @@ def test_our_seeds_say_whether_they_change(server):
     assert said == {"AMEDKSampler": True, "AMEDCalibrate": False, "AMEDTrainPredictor": False}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*FILES, *SAVED], ids=name_of)
 def test_widgets_are_what_the_page_would_read(server, file):
-    """No value stands where another belongs."""
-    info = server.object_info()
-    for node in to_api(json.loads(file.read_text()), info).values():
+    """No value stands where another belongs. The files that an example needs are named in its nodes, for the
+    page to offer them."""
+    info, whole = server.object_info(), read(file)
+    wanted = [model for node in whole["nodes"] for model in node["properties"].get("models", [])]
+    assert all(model["url"].endswith(f"/{model['name']}") for model in wanted)
+    elsewhere = {model["name"] for model in wanted} | {"example.png"}
+    for node in to_api(whole, info).values():
         for name, spec in input_specs(info[node["class_type"]]).items():
             value, kind = node["inputs"].get(name), spec[0]
-            if name not in node["inputs"] or isinstance(value, list):
+            if name not in node["inputs"] or isinstance(value, list) or str(value) in elsewhere:
                 continue
             kinds = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
             options = kind if isinstance(kind, list) else spec[1].get("options")
@@ -95,25 +171,36 @@ def test_widgets_are_what_the_page_would_read(server, file):
 
 def test_shifted_values_are_named(server):
     info = server.object_info()
-    whole = json.loads((ROOT / "example_workflows" / "amed_ksampler.json").read_text())
+    whole = read(ROOT / "example_workflows" / "01 Start here.json")
     values = next(n for n in whole["nodes"] if n["type"] == "AMEDKSampler")["widgets_values"]
     values.append(values.pop(values.index("fixed")))
     with pytest.raises(ValueError, match=r"\(AMEDKSampler\) has 5 where control_after_generate belongs"):
         to_api(whole, info)
 
 
+def test_an_upload_button_has_its_place(server):
+    """The page saves a value for it."""
+    info = server.object_info()
+    whole = read(ROOT / "example_workflows" / "07 Image to image.json")
+    node = next(n for n in whole["nodes"] if n["type"] == "LoadImage")
+    assert node["widgets_values"] == ["example.png", "image"]
+    node["widgets_values"].append("more")
+    with pytest.raises(ValueError, match=r"3 widget values for 2 widgets: image, an upload button"):
+        to_api(whole, info)
+
+
 def test_a_workflow_from_before_an_optional_input(server):
     """Optional inputs are added at the end: what was saved before has no value for them, and loads."""
     info = server.object_info()
-    whole = json.loads((ROOT / "example_workflows" / "amed_custom_advanced.json").read_text())
+    whole = read(ROOT / "example_workflows" / "11 In SamplerCustomAdvanced.json")
     node = next(n for n in whole["nodes"] if n["type"] == "AMEDLoadPredictor")
     node["widgets_values"] = node["widgets_values"][:1]
     assert list(to_api(whole, info)[str(node["id"])]["inputs"]) == ["name"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*DEMO, *SAVED], ids=name_of)
 def test_a_damaged_workflow_names_the_node(server, file):
-    info, whole = server.object_info(), json.loads(file.read_text())
+    info, whole = server.object_info(), read(file)
     to_api(whole, info)
 
     def damaged(change):

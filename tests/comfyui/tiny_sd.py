@@ -24,30 +24,49 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def main(comfyui: str, folder: str) -> None:
+def imports(comfyui: str) -> None:
+    """Makes ComfyUI's modules importable, as on a machine without a GPU."""
     sys.path.insert(0, comfyui)
-    sys.argv = ["tiny_sd", "--cpu"]
+    sys.argv = ["tiny", "--cpu"]
     import comfy.options
-    import torch
-    from safetensors.torch import save_file
 
     comfy.options.enable_args_parsing()
+
+
+def network(name: str):
+    """The U-Net of SETTINGS; its weights mean nothing yet."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    for name, settings in SETTINGS.items():
-        unet = UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, legacy=False,
-                         use_spatial_transformer=True,
-                         operations=comfy.ops.disable_weight_init, **settings)  # fmt: skip
-        torch.manual_seed(0)
-        weights = {}
-        for key, weight in unet.state_dict().items():
-            if weight.ndim < 2:
-                value = torch.ones_like(weight) if key.endswith("weight") else torch.zeros_like(weight)
-            else:
-                value = torch.randn_like(weight) * (weight[0].numel() ** -0.5)
-            weights[PREFIX + key] = value.half()
-        save_file(weights, Path(folder) / f"{name}.safetensors")
+    return UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=320, legacy=False,
+                     use_spatial_transformer=True, operations=comfy.ops.disable_weight_init,
+                     **SETTINGS[name])  # fmt: skip
+
+
+def weights(network, prefix: str) -> dict:
+    """Random ones, of a size that keeps signals as they are."""
+    import torch
+
+    torch.manual_seed(0)
+    block, made = torch.randn(1_000_003).half(), {}
+    for key, weight in network.state_dict().items():
+        if weight.ndim < 2:
+            value = torch.ones_like(weight) if key.endswith(("weight", "scale")) else torch.zeros_like(weight)
+        elif weight.numel() > 4_000_000:  # drawing each takes long
+            value = block.repeat(weight.numel() // len(block) + 1)[: weight.numel()].view(weight.shape)
+            value *= weight[0].numel() ** -0.5
+        else:
+            value = torch.randn_like(weight) * (weight[0].numel() ** -0.5)
+        made[prefix + key] = value.half()
+    return made
+
+
+def main(comfyui: str, folder: str) -> None:
+    imports(comfyui)
+    from safetensors.torch import save_file
+
+    for name in SETTINGS:
+        save_file(weights(network(name), PREFIX), Path(folder) / f"{name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,350 @@
+"""The example workflows and the subgraph, as nodes by name; `python -m demo.examples` writes them.
+
+A workflow's name is what its card says in the page's template browser."""
+
+from collections.abc import Callable
+
+from .drawing import Column, Example, Model, Node, subgraph
+
+HUB = "https://huggingface.co"
+SD15 = Model("v1-5-pruned-emaonly-fp16.safetensors",
+             f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors",
+             "checkpoints")  # fmt: skip
+SDXL = Model("sd_xl_base_1.0.safetensors",
+             f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+             "checkpoints")  # fmt: skip
+FLUX = Model("flux1-dev-fp8.safetensors",
+             f"{HUB}/Comfy-Org/flux1-dev/resolve/main/flux1-dev-fp8.safetensors", "checkpoints")  # fmt: skip
+CANNY = Model("control_v11p_sd15_canny_fp16.safetensors",
+              f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
+              "control_v11p_sd15_canny_fp16.safetensors", "controlnet")  # fmt: skip
+CORGI = "A Corgi on the grass surrounded by a cluster of colorful balloons"  # the paper's
+LIGHTHOUSE = "a lighthouse on a cliff at dawn, oil painting"
+DEMO_FILE = "emoji32-amed-nfe5-cfg1.safetensors"
+PUBLISHED = {"nfe": 10, "guidance": 7.5}
+DEMO = {"nfe": 5, "guidance": 1.0}
+DEMO_OUT = {"model": "demo.MODEL", "positive": "demo.positive", "negative": "demo.negative"}
+DEMO_ALL = DEMO_OUT | {"latent_image": "demo.latent"}
+SMALL = 240  # width of a node with little on it
+YOURS = "For your own model: put its loader, prompts and VAE Decode in place of the demo nodes."
+
+
+def note(*paragraphs: str) -> str:
+    return "\n\n".join(paragraphs)
+
+
+def demo_model(batch: int = 9) -> Node:
+    """The model that comes with the pack."""
+    return Node("demo", "AMEDDemoModel", values={"batch_size": batch})
+
+
+def demo_shown(samples: str, title: str = "") -> list[Column]:
+    """Its LATENT as a large picture."""
+    decoded = Node("decode", "AMEDDemoDecode", {"samples": samples}, {"enlarge": 8}, width=SMALL)
+    images = {"images": "decode.IMAGE"}
+    return [
+        Column([decoded]),
+        Column([Node("picture", "PreviewImage", images, title=title, size=(560, 600))]),
+    ]
+
+
+def loader(model: Model) -> Node:
+    return Node("checkpoint", "CheckpointLoaderSimple", values={"ckpt_name": model.name}, models=(model,),
+                width=380)  # fmt: skip
+
+
+def loaded_image(title: str = "Your picture", **place: int) -> Node:
+    return Node("image", "LoadImage", values={"image": "example.png"}, title=title, width=380, **place)
+
+
+def prompts(positive: str, negative: str) -> list[Node]:
+    clip = {"clip": "checkpoint.CLIP"}
+    return [
+        Node("positive", "CLIPTextEncode", clip, {"text": positive}, "Prompt", width=380),
+        Node("negative", "CLIPTextEncode", clip, {"text": negative}, "Negative prompt", width=380),
+    ]
+
+
+def size(side: int, kind: str = "EmptyLatentImage") -> Node:
+    return Node("latent", kind, values={"width": side, "height": side}, title="Size", width=380)
+
+
+def amed(latent: str, positive: str = "positive.CONDITIONING", negative: str = "negative.CONDITIONING",
+         model: str = "checkpoint.MODEL", control: str = "randomize", **values: object) -> Node:  # fmt: skip
+    links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
+    return Node("amed", "AMEDKSampler", links, {"seed": 1} | values, control=control)
+
+
+def demo_amed(model: str = "demo.MODEL") -> Node:
+    return amed("demo.latent", "demo.positive", "demo.negative", model, "fixed", **DEMO)
+
+
+def saved() -> list[Column]:
+    """The sampler's LATENT, decoded and saved."""
+    decoded = Node("decode", "VAEDecode", {"samples": "amed.LATENT", "vae": "checkpoint.VAE"}, width=SMALL)
+    file = Node("save", "SaveImage", {"images": "decode.IMAGE"}, {"filename_prefix": "AMED"}, size=(560, 640))
+    return [Column([decoded]), Column([file])]
+
+
+def start_here() -> Example:
+    said = note(
+        "**Press Run.** Nine pictures of five evaluations each, by the small model that comes with the pack.",
+        "Change **nfe** and run again: what samples best then is found by itself. The node says what ran.",
+        YOURS,
+    )
+    return Example(said, [Column([demo_model()]), Column([demo_amed()]), *demo_shown("amed.LATENT")])
+
+
+def compare() -> Example:
+    said = note(
+        "**Press Run.** AMED beside other samplers, at the same seeds and the same number of evaluations. "
+        "The first row is what many steps give.",
+        "One sampler a line, as **dpmpp_2m / karras**; several numbers of evaluations as **4, 6, 8**.",
+        "For your own model: put its loader, prompts, an empty latent of your size and its VAE in place of "
+        "the demo node, and set **guidance** to your cfg.",
+    )
+    asked = {"nfe": "5", "guidance": 1.0, "seed": 1, "seeds": 4}
+    grid = Node("grid", "AMEDCompare", DEMO_ALL, asked, size=(640, 860))
+    table = Node("table", "PreviewAny", {"source": "grid.table"}, title="The table", size=(940, 260))
+    images = {"images": "grid.grid"}
+    shown = Node("picture", "PreviewImage", images, title="Side by side", size=(940, 1100))
+    return Example(said, [Column([demo_model(1)]), Column([grid]), Column([table, shown], top=-324)])
+
+
+def calibrate() -> Example:
+    said = note(
+        "**Press Run.** In some minutes a predictor for 5 evaluations is fitted to the model and compared "
+        "with the plain solvers. It is saved, and **auto** finds it from then on.",
+        "For your own model: put its loader, prompts and an empty latent of your size in place of the demo "
+        "node, set **guidance** to your cfg and **budget** to normal.",
+    )
+    asked = {"nfe": "5", "guidance": 1.0, "name": "demo"}
+    fit = Node("fit", "AMEDCalibrate", DEMO_ALL, asked, size=(400, 720))
+    fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
+    apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
+    report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
+    return Example(
+        said,
+        [
+            Column([demo_model()]),
+            Column([fit], top=240),
+            Column([apply, report], top=-400),
+            Column([demo_amed("apply.MODEL")]),
+            *demo_shown("amed.LATENT", "5 evaluations, calibrated"),
+        ],
+        {"Once": ["fit", "report"]},
+        lift=250,
+    )
+
+
+def text_to_image(said: str, model: Model, latent: Node, text: list[Node], sampler: Node,
+                  *between: Node) -> Example:  # fmt: skip
+    columns = [Column([loader(model)]), Column([*text, latent], top=200)]
+    columns += [Column(list(between), top=200)] if between else []
+    return Example(
+        said, [*columns, Column([sampler], top=140), *saved()],
+        {"Prompts and size": [*(node.name for node in text), "latent"]},
+    )  # fmt: skip
+
+
+def sd15() -> Example:
+    said = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) or any checkpoint made from it. **Press Run.**",
+        "10 evaluations at cfg 7.5 with the values the paper's authors published: nothing to calibrate.",
+    )
+    text = prompts(CORGI, "")
+    return text_to_image(said, SD15, size(512), text, amed("latent.LATENT", **PUBLISHED))
+
+
+def sdxl() -> Example:
+    said = note(
+        f"Needs SDXL (`{SDXL.name}`), or choose any checkpoint of yours. **Press Run.**",
+        "The first run calibrates AMED for this checkpoint: some 2,700 evaluations, once, kept in "
+        "models/amed_predictors. From then on it samples at once, for any prompt and seed.",
+        "Not now? Set **if_missing** to plain.",
+    )
+    text = prompts(LIGHTHOUSE, "blurry, text, watermark")
+    asked = {"nfe": 8, "guidance": 5.0, "if_missing": "calibrate now (quick)"}
+    return text_to_image(said, SDXL, size(1024), text, amed("latent.LATENT", **asked))
+
+
+def flux() -> Example:
+    said = note(
+        f"Needs Flux.1 dev (`{FLUX.name}`), or choose another flow model's checkpoint. **Press Run.**",
+        "Flux has its guidance in the node FluxGuidance. The sampler's own **guidance** stays at 1: one "
+        "network pass an evaluation, and no negative prompt.",
+        "It samples with the plain solver for flow models. Better: set **if_missing** to *calibrate now "
+        "(quick)*: some 2,700 evaluations, once.",
+    )
+    positive, negative = prompts(LIGHTHOUSE, "")
+    negative.title = "Negative prompt (not used)"
+    strength = Node("flux", "FluxGuidance", {"conditioning": "positive.CONDITIONING"}, {"guidance": 3.5},
+                    width=SMALL)  # fmt: skip
+    sampler = amed("latent.LATENT", "flux.CONDITIONING", nfe=8, guidance=1.0)
+    latent = size(1024, "EmptySD3LatentImage")
+    return text_to_image(said, FLUX, latent, [positive, negative], sampler, strength)
+
+
+def img2img() -> Example:
+    said = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose a picture of yours, then **press Run**.",
+        "**denoise** says how much of it is painted anew: 0.6 keeps what is where.",
+    )
+    encoded = Node("latent", "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
+    return Example(
+        said,
+        [
+            Column([loader(SD15), loaded_image(below=530)]),
+            Column([*prompts("a watercolour painting", ""), encoded], top=200),
+            Column([amed("latent.LATENT", denoise=0.6, **PUBLISHED)], top=140),
+            *saved(),
+        ],
+    )
+
+
+def inpaint() -> Example:
+    said = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose a picture, right-click it, *Open in "
+        "MaskEditor*, and paint over what is to change. Then **press Run**.",
+        "Only what is under the mask is sampled. **denoise** 0.8 keeps a little of what was there.",
+    )
+    encoded = Node("encoded", "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
+    masked = Node("latent", "SetLatentNoiseMask", {"samples": "encoded.LATENT", "mask": "image.MASK"})
+    return Example(
+        said,
+        [
+            Column([loader(SD15), loaded_image("Your picture and its mask", below=530)]),
+            Column([*prompts("a bouquet of flowers", ""), encoded], top=200),
+            Column([masked], top=730),
+            Column([amed("latent.LATENT", denoise=0.8, **PUBLISHED)], top=140),
+            *saved(),
+        ],
+    )
+
+
+def controlnet() -> Example:
+    said = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) and its ControlNet for edges (`{CANNY.name}`). Choose a "
+        "picture, then **press Run**.",
+        "The new picture follows the edges of yours; **strength** says how closely.",
+    )
+    edges = Node("edges", "Canny", {"image": "image.IMAGE"}, width=380)
+    net = Node("net", "ControlNetLoader", values={"control_net_name": CANNY.name}, models=(CANNY,), width=380)
+    control = Node(
+        "control", "ControlNetApplyAdvanced",
+        {"positive": "positive.CONDITIONING", "negative": "negative.CONDITIONING",
+         "control_net": "net.CONTROL_NET", "image": "edges.IMAGE"},
+        {"strength": 0.8},
+    )  # fmt: skip
+    return Example(
+        said,
+        [
+            Column([loader(SD15), loaded_image(below=30)]),
+            Column([*prompts("a marble statue in a garden", ""), net, edges], top=200),
+            Column([control, size(512)], top=400),
+            Column([amed("latent.LATENT", "control.positive", "control.negative", **PUBLISHED)], top=140),
+            *saved(),
+        ],
+    )
+
+
+def ordinary_ksampler() -> Example:
+    said = note(
+        "**Press Run.** AMED in the ordinary KSampler. *Apply AMED Predictor* puts the predictor on the "
+        "model and says which sampler, steps and cfg to choose; the scheduler is **amed**.",
+        "Three steps are five evaluations here.",
+    )
+    load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE}, below=20)
+    apply = Node("apply", "AMEDApplyPredictor", {"model": "demo.MODEL", "predictor": "load.predictor"}, DEMO)
+    asked = {"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "amed", "scheduler": "amed"}
+    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, asked)
+    columns = [Column([demo_model(), load]), Column([apply], top=240), Column([ordinary])]
+    return Example(said, [*columns, *demo_shown("ordinary.LATENT")])
+
+
+def custom_sampler() -> Example:
+    said = note(
+        "**Press Run.** AMED in SamplerCustomAdvanced. *AMED Sampler* runs the predictor, *AMED Scheduler* "
+        "gives the noise levels it was fitted on.",
+        YOURS,
+    )
+    predictor = {"predictor": "load.predictor"}
+    load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE}, below=20)
+    parts = [
+        Node("noise", "RandomNoise", values={"noise_seed": 1}),
+        Node("guider", "CFGGuider", DEMO_OUT, {"cfg": 1.0}),
+        Node("sigmas", "AMEDScheduler", {"model": "demo.MODEL"} | predictor, {"nfe": 5}, below=14),
+        Node("sampler", "AMEDSampler", predictor),
+    ]
+    run = Node("run", "SamplerCustomAdvanced",
+               {"noise": "noise.NOISE", "guider": "guider.GUIDER", "sampler": "sampler.SAMPLER",
+                "sigmas": "sigmas.SIGMAS", "latent_image": "demo.latent"}, width=280)  # fmt: skip
+    columns = [Column([demo_model(), load]), Column(parts, top=-206), Column([run], top=-20)]
+    return Example(said, [*columns, *demo_shown("run.output")])
+
+
+def plain_solver() -> Example:
+    said = note(
+        "**Press Run.** The solvers that AMED starts from, without a predictor and on any schedule: what a "
+        "learned one has to beat.",
+        YOURS,
+    )
+    asked = {"solver": "iPNDM-3", "nfe": 5, "schedule": "time_uniform", "rho": 1.0, "afs": True}
+    solver = Node("plain", "AMEDPlainSolver", {"model": "demo.MODEL"}, asked)
+    run = Node("run", "SamplerCustom", DEMO_ALL | {"sampler": "plain.SAMPLER", "sigmas": "plain.SIGMAS"},
+               {"noise_seed": 1, "cfg": 1.0})  # fmt: skip
+    columns = [Column([demo_model()]), Column([solver], top=190), Column([run])]
+    return Example(said, [*columns, *demo_shown("run.output")])
+
+
+def count_any_sampler() -> Example:
+    said = note(
+        "**Press Run.** The ordinary KSampler between *AMED Count Evaluations* and *AMED Evaluations Used*: "
+        "change the sampler and see what it really costs."
+    )
+    asked = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    count = Node("count", "AMEDCountEvaluations", {"model": "demo.MODEL"}, width=280)
+    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "count.MODEL"}, asked)
+    used = Node("used", "AMEDEvaluationsUsed", {"model": "count.MODEL", "samples": "ordinary.LATENT"})
+    columns = [Column([demo_model()]), Column([count], top=-110), Column([ordinary], top=40),
+               Column([used], top=-110)]  # fmt: skip
+    return Example(said, [*columns, *demo_shown("used.LATENT")])
+
+
+START, CALIBRATE = "01 Start here", "03 Calibrate a model"
+EXAMPLES: dict[str, Callable[[], Example]] = {
+    START: start_here,
+    "02 Compare samplers": compare,
+    CALIBRATE: calibrate,
+    "04 Stable Diffusion 1.5": sd15,
+    "05 SDXL, calibrated once": sdxl,
+    "06 Flux": flux,
+    "07 Image to image": img2img,
+    "08 Inpaint": inpaint,
+    "09 ControlNet": controlnet,
+    "10 In the ordinary KSampler": ordinary_ksampler,
+    "11 In SamplerCustomAdvanced": custom_sampler,
+    "12 Plain solver": plain_solver,
+    "13 Count any sampler": count_any_sampler,
+}
+# of the demo model; the one that leaves a predictor behind is last
+DEMOS = [name for name in EXAMPLES if name[:2] in ("01", "02", "10", "11", "12", "13")] + [CALIBRATE]
+
+
+def text_to_image_subgraph(name: str, info: dict) -> dict:
+    """MODEL, CLIP, VAE -> IMAGE."""
+    text, sampler, decoded = prompts(CORGI, ""), amed("latent.LATENT"), saved()[0].nodes[0]
+    for node in (*text, sampler, decoded):
+        node.links = {k: v for k, v in node.links.items() if not v.startswith("checkpoint.")}
+    return subgraph(
+        name, "A prompt to a picture in a handful of evaluations.",
+        [Column([*text, size(512)]), Column([sampler]), Column([decoded])],
+        inside=[("amed", "model"), ("positive", "clip"), ("negative", "clip"), ("decode", "vae")],
+        outside=["decode.IMAGE", "amed.report"],
+        shown=[("positive", "text"), ("negative", "text"), ("latent", "width"), ("latent", "height"),
+               ("amed", "seed"), ("amed", "nfe"), ("amed", "guidance"), ("amed", "if_missing")],
+        object_info=info,
+    )  # fmt: skip
+
+
+BLUEPRINTS: dict[str, Callable[[str, dict], dict]] = {"AMED text to image": text_to_image_subgraph}
