@@ -1,7 +1,7 @@
 """ComfyUI's own page in a real Chromium: what an artist sees, for the tests and the screenshots.
 
     with Server() as server, Page(server) as page:
-        page.open(WORKFLOWS / "amed_ksampler.json")
+        page.open(WORKFLOWS / "01 Start here.json")
         page.run()
 
 Any Chromium that is installed does (CHROMIUM_PATH, else one on PATH); none is ever downloaded. The page talks

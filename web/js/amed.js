@@ -4,10 +4,12 @@
 import { addButton } from "./calibrate.js";
 import { addCost, updateCost } from "./cost.js";
 import { shorten } from "./predictors.js";
+import { follow } from "./apply.js";
 import { addText, forget, listen, restore, show } from "./text.js";
 
 const MADE = {
   AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
+  AMEDApplyPredictor: [follow],
   AMEDCalibrate: [addCost],
   AMEDLoadPredictor: [(node) => shorten(node, "name")],
 };
@@ -47,7 +49,9 @@ async function register() {
       for (const extra of extras) after(nodeType, "onNodeCreated", extra);
       if (extras.includes(addCost))
         for (const method of ["onConfigure", "onDrawBackground"]) after(nodeType, method, updateCost);
-      around(nodeType, "configure", (_node, info) => forget(info));
+      if (extras.includes(follow))
+        for (const method of ["onConfigure", "onConnectionsChange"]) after(nodeType, method, follow);
+      around(nodeType, "configure", (node, info) => forget(node, info));
       after(nodeType, "onNodeCreated", (node) => addText(app, node));
       after(nodeType, "onExecuted", (node, output) => show(app, node, output?.text));
       after(nodeType, "onDrawBackground", (node) => restore(app, node));

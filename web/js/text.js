@@ -79,11 +79,18 @@ export function restore(app, node) {
 
 const SENT = /^predictor: [^]*evaluations counted|^\d+% done|saved as .*\.safetensors[^]*in |nothing was saved/;
 
-/** Take a text that the page's own line left among a saved node's values off their end: it would become the value of an
-    input that was added since. */
-export function forget(info) {
-  const values = info?.widgets_values;
-  if (Array.isArray(values) && SENT.test(values.at(-1))) info.widgets_values = values.slice(0, -1);
+const CONTROLS = ["fixed", "increment", "decrement", "randomize"];
+
+/** Make a saved node's values those of its widgets again. A text that the page's own line left at their end would become
+    the value of an input that was added since; and where a seed that another draw would change (0.1.0's Calibrate and
+    Train) had a widget for that, its value would be taken for the name. */
+export function forget(node, info) {
+  if (!Array.isArray(info?.widgets_values)) return;
+  const own = node.widgets.filter((widget) => widget.serialize !== false && widget.name !== PAGES_OWN);
+  const values = [...info.widgets_values], name = own.findIndex((widget) => widget.name === "name");
+  if (SENT.test(values.at(-1))) values.pop();
+  if (values.length > own.length && CONTROLS.includes(values[name])) values.splice(name, 1);
+  info.widgets_values = values.slice(0, own.length);
 }
 
 /** A node by the id it has in a run: "5", or "5:3" for the 3 in a subgraph. */
