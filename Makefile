@@ -2,6 +2,7 @@
 # make comfyui   the same ComfyUI, left running to be opened in a browser
 # make check     ruff, mypy and the engine's tests, without a ComfyUI: some 90 seconds on 2 cores
 # make test      everything: engine and WebUI tests, and the pack in a real ComfyUI
+# make screenshots   pictures of ComfyUI's page for README and help, by a Chromium that is installed
 # make bench     AMED beside every other solver at its best: docs/RESULTS.md, under an hour on 2 cores
 # make bench-quick   the same with few noises, in minutes; docs stay as they are
 # make bench-search  searches the other solvers' best settings again (an hour)
@@ -15,7 +16,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --disable-pip-version-check -q
 PORT   ?= 8188
 
-.PHONY: venv host demo comfyui check lint types engine test bench bench-quick bench-search clean
+.PHONY: venv host demo comfyui check lint types engine test screenshots bench bench-quick bench-search clean
 
 venv: $(VENV)/.ready
 
@@ -59,6 +60,9 @@ engine: venv
 
 test: host
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
+
+screenshots: host
+	@$(PY) -m demo.screenshots $(ARGS)
 
 # one thread each: it starts a process a core
 bench bench-quick: host

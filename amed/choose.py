@@ -261,12 +261,12 @@ def best_known(request: Request, nfe: int) -> known.Known | None:
 
 
 def instead(plain: Fitted, missing: PredictorError) -> str:
-    """What is said where a plain solver runs: why, what there is, and what calibrating would give."""
+    """What is said where a plain solver runs: that, why, what there is, what calibrating would give."""
     lines = str(missing).splitlines()
     near = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
     order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""
     gain = f"Calibrating once gave {1 - known.GAIN:.0%} less error on the demo model."
-    return f"{lines[0]}: the plain solver {plain.spec.solver}{order} ran.{near} {gain}"
+    return f"the plain solver {plain.spec.solver}{order} ran: {lines[0]}.{near} {gain}"
 
 
 def untrained_for(request: Request) -> Fitted:

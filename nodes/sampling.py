@@ -92,7 +92,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             evaluate=ask,
         )
         if not told and (node := executing_node()):
-            show_text(node, report.text())
+            show_text(node, brief(report))
         return keep_unmasked(model, extra_args, result, sigmas[-1])
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
@@ -112,9 +112,10 @@ def chosen_for(guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: 
 def off_grid(choice: Choice) -> list[str]:
     """What is to be said of noise levels that a predictor was not fitted on."""
     if choice.grid == "other":
+        steps = choice.fitted.spec.num_steps - 1
         return [
-            f"these noise levels are not those {choice.fitted.name} was fitted on: choose the {SCHEDULER} "
-            f"schedule with {choice.fitted.spec.num_steps - 1} steps, or AMED Scheduler"
+            f"choose the {SCHEDULER} schedule with {steps} steps, or AMED Scheduler: "
+            f"these noise levels are not those {choice.fitted.name} was fitted on"
         ]
     if choice.grid == "below":
         return [
@@ -122,6 +123,13 @@ def off_grid(choice: Choice) -> list[str]:
             "interpolated between the fitted noise levels where these are others"
         ]
     return []
+
+
+def brief(report: Report) -> str:
+    """For a node of the host's own, whose page shows two lines of it: what is to be done comes first."""
+    passes = "" if report.passes is None else f", {report.passes} passes an image"
+    name = report.fitted.name if report.fitted else "no predictor"
+    return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])
 
 
 def note(report: Report, *remarks: str) -> None:

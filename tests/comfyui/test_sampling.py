@@ -85,10 +85,11 @@ def test_dropdown_sampler_without_a_predictor_runs_the_plain_solver_and_says_so(
     result = server.run(g.nodes, heard)
     sensible(np.stack(result.images(shown)))
     text = heard.texts[latent[0]][-1]
-    assert text.startswith("predictor: plain (ipndm-2, 19 evaluations; nothing fitted)\n")
-    assert "evaluations counted: 20," in text  # the last goes on to 0
-    assert "note: no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and" in text
-    assert "The nearest is " in text and "\n" not in text.split("note: ")[1]
+    missing = (
+        "no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and this emoji32"
+    )
+    assert text.startswith(f"the plain solver ipndm-2 ran: {missing}") and "The nearest is " in text
+    assert text.splitlines()[1:] == ["AMED: 20 evaluations, 20 passes an image, plain"]  # the last to 0
 
 
 def test_first_click_any_number_of_evaluations(server, graph):
@@ -112,7 +113,7 @@ def test_misuse_says_how_many_steps(server, graph):
     latent = g.ksampler("amed", "karras", 20, model=[applied, 0])
     g.show(latent)
     server.run(g.nodes, heard)
-    assert "choose the amed schedule with 2 steps" in heard.texts[latent[0]][-1]
+    assert heard.texts[latent[0]][-1].startswith("choose the amed schedule with 2 steps, or AMED Scheduler: ")
     assert "In the KSampler: amed, amed, 2 steps, cfg 1\n4 evaluations: " in heard.texts[applied][-1]
     right, heard = graph(), Heard()
     loaded = right.add("AMEDLoadPredictor", name="test_amed.safetensors")
@@ -120,7 +121,8 @@ def test_misuse_says_how_many_steps(server, graph):
     latent = right.ksampler("amed", "amed", 2, model=[applied, 0])
     right.show(latent)
     server.run(right.nodes, heard)
-    assert "note:" not in heard.texts[latent[0]][-1]
+    told = "AMED: 4 evaluations, 4 passes an image, test_amed.safetensors"
+    assert heard.texts[latent[0]][-1] == told
 
 
 def test_same_seed_same_image(server, images, graph):

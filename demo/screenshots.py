@@ -1,0 +1,142 @@
+"""`make screenshots`: pictures of ComfyUI's page with this pack, for the README and the help pages.
+
+    python -m demo.screenshots [NAME ...]
+
+Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes docs/screenshots/*.png
+and, beside each example that needs a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from .browser import Page, PageError, missing
+from .comfyui import PACK, ROOT, WORKFLOWS, Server, ServerError, install
+
+OUT = ROOT / "docs" / "screenshots"
+THUMBNAIL = 512  # pixels; cards are square
+MARGIN = 24  # around a thumbnail's node
+SHOWN_AT = 0.75  # of a fit: when its picture is taken
+
+
+def kinds(file: Path) -> set[str]:
+    return {node["type"] for node in json.loads(file.read_text())["nodes"]}
+
+
+def example(*wanted: str, without: tuple[str, ...] = ("AMEDCalibrate", "AMEDCompare")) -> Path:
+    """The first example with these nodes, and none of those."""
+    for file in sorted(WORKFLOWS.glob("*.json")):
+        if set(wanted) <= kinds(file) and not set(without) & kinds(file):
+            return file
+    raise PageError(f"no example has the nodes {', '.join(wanted)}")
+
+
+def shot(page: Page, box: dict[str, float] | None = None) -> Image.Image:
+    """The page, or a rectangle of it."""
+    page.settle(600)
+    return Image.open(io.BytesIO(page.tab.screenshot(clip=box))).convert("RGB")
+
+
+def write(image: Image.Image, name: str) -> None:
+    OUT.mkdir(exist_ok=True)
+    file = OUT / f"{name}.png"
+    image.save(file, optimize=True)
+    print(f"{file.relative_to(ROOT)}  {image.width}x{image.height}  {file.stat().st_size // 1024} KB")
+
+
+def start_here(page: Page) -> None:
+    """The first example after it ran."""
+    page.open(example("AMEDDemoModel", "AMEDKSampler"))
+    page.run()
+    write(shot(page, page.box()), "start-here")
+
+
+def ksampler(page: Page) -> None:
+    """AMED KSampler alone, after a run."""
+    page.open(example("AMEDDemoModel", "AMEDKSampler"))
+    page.change("AMEDKSampler", seed=2)  # what the server knows already is not run, and says nothing
+    page.run()
+    write(shot(page, page.box([page.node("AMEDKSampler")["id"]])), "amed-ksampler")
+
+
+def calibrate(page: Page) -> None:
+    """Calibrate AMED at work, and its graph when it is done."""
+    page.open(example("AMEDDemoModel", "AMEDCalibrate", without=()))
+    node = page.node("AMEDCalibrate")["id"]
+    run = page.queue()
+    page.tab.wait_for_function(
+        """([id, share]) => {
+            const text = app.graph.getNodeById(id).widgets.find(w => w.name === "amed_text")?.value;
+            return parseFloat(text) >= share * 100;
+        }""",
+        arg=[node, SHOWN_AT],
+        timeout=300_000,
+    )
+    write(shot(page, page.box([node])), "calibrate-at-work")
+    page.wait(run, 300)
+    write(shot(page, page.box()), "calibrate")
+
+
+def templates(page: Page) -> None:
+    """The pack's workflows in the template browser."""
+    page.close_dialogs()
+    page.tab.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = page.tab.locator(".p-dialog:visible")
+    dialog.get_by_text(PACK, exact=True).first.click()
+    page.settle(2000)
+    write(shot(page, dialog.bounding_box()), "templates")
+    page.close_dialogs()
+
+
+def thumbnails(page: Page) -> None:
+    """Of the examples that need a checkpoint: AMED KSampler, and as much of what is before it as fits a
+    square."""
+    for file in sorted(WORKFLOWS.glob("*.json")):
+        if "AMEDDemoModel" in kinds(file):
+            continue
+        page.open(file)
+        nodes = page.nodes()
+        ours = [n for n in nodes if n["type"] == "AMEDKSampler"] or [
+            n for n in nodes if n["type"].startswith("AMED")
+        ]
+        x, y, width, height = page.bounds([ours[0]["id"]])
+        side = max(height + 2 * MARGIN, 1.6 * width)
+        middle = y - MARGIN - (side - height - 2 * MARGIN) / 2
+        image = shot(page, page.view((x + width + MARGIN - side, middle, side, side)))
+        image = image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        image.save(file.with_suffix(".jpg"), quality=88, optimize=True)
+        print(file.with_suffix(".jpg").relative_to(ROOT))
+
+
+PICTURES: dict[str, Callable[[Page], None]] = {
+    "start-here": start_here,
+    "amed-ksampler": ksampler,
+    "calibrate": calibrate,
+    "thumbnails": thumbnails,
+    "templates": templates,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; all if none")
+    names = parser.parse_args().names or list(PICTURES)
+    if unknown := set(names) - set(PICTURES):
+        parser.error(f"no picture {', '.join(sorted(unknown))}: there are {', '.join(PICTURES)}")
+    if reason := missing():
+        sys.exit(f"error: {reason}")
+    try:
+        install()
+        with Server() as server, Page(server) as page:
+            for name in names:
+                PICTURES[name](page)
+    except (ServerError, PageError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
