@@ -2,13 +2,15 @@
 
     python -m demo.screenshots [NAME ...]
 
-Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes docs/screenshots/*.png
-and, beside each example that needs a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
+Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes
+docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example that needs a checkpoint, a
+thumbnail of its graph as the page draws it (.jpg)."""
 
 import argparse
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,11 @@ from PIL import Image
 
 from .browser import Page, PageError, missing
 from .comfyui import PACK, ROOT, WORKFLOWS, Server, ServerError, install
+from .drawing import Column, Example, Node, workflow
+from .gallery import DEMO_ALL, DEMO_FILE, demo_model
 
-OUT = ROOT / "docs" / "screenshots"
+OUT, DOCS = ROOT / "docs" / "screenshots", ROOT / "web" / "docs"
+HELP = 480  # pixels, about what the help panel is wide
 THUMBNAIL = 512  # pixels; cards are square
 MARGIN = 24  # around a thumbnail's node
 SHOWN_AT = 0.75  # of a fit: when its picture is taken
@@ -81,6 +86,47 @@ def calibrate(page: Page) -> None:
     write(shot(page, page.box()), "calibrate")
 
 
+def rest() -> Example:
+    """The nodes that no example has."""
+    load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
+    linked = {"predictor": "load.predictor"}
+    train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
+    plot = {"nfe": 5, "guidance": 1.0, "reference": 40}
+    return Example(
+        "For the help pages.",
+        [
+            Column([demo_model(), load]),
+            Column([
+                Node("info", "AMEDPredictorInfo", linked, size=(400, 380)),
+                Node("save", "AMEDSavePredictor", linked, below=40),
+            ]),
+            Column([Node("plot", "AMEDTrajectoryPlot", DEMO_ALL | linked, plot, size=(480, 760))]),
+            Column([Node("train", "AMEDTrainPredictor", DEMO_ALL, train, size=(400, 640))]),
+        ],
+    )  # fmt: skip
+
+
+def help_pages(page: Page) -> None:
+    """Each node in use, from the first graph that has it."""
+    files = [file for file in sorted(WORKFLOWS.glob("*.json")) if "AMEDDemoModel" in kinds(file)]
+    with tempfile.TemporaryDirectory() as folder:
+        others = Path(folder) / "others.json"
+        others.write_text(json.dumps(workflow("others", rest(), page.server.object_info())))
+        seen: set[str] = set()
+        for file in [*files, others]:
+            new = {kind for kind in kinds(file) if kind.startswith("AMED")} - seen
+            if not new:
+                continue
+            page.open(file)
+            page.run(400)
+            for kind in sorted(new):
+                image = shot(page, page.box([page.node(kind)["id"]]))
+                image.thumbnail((HELP, 2 * HELP), Image.Resampling.LANCZOS)
+                image.save(DOCS / f"{kind}.jpg", quality=85, optimize=True)
+                print((DOCS / f"{kind}.jpg").relative_to(ROOT))
+            seen |= new
+
+
 def templates(page: Page) -> None:
     """The pack's workflows in the template browser."""
     page.close_dialogs()
@@ -116,6 +162,7 @@ PICTURES: dict[str, Callable[[Page], None]] = {
     "start-here": start_here,
     "amed-ksampler": ksampler,
     "calibrate": calibrate,
+    "help": help_pages,
     "thumbnails": thumbnails,
     "templates": templates,
 }

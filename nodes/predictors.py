@@ -189,7 +189,7 @@ class AmedSampler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="AMEDSampler",
-            display_name="AMED Sampler",
+            display_name="AMED Sampler (custom)",
             search_aliases=["amed", "few steps", "SAMPLER"],
             description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
             inputs=[
@@ -227,7 +227,7 @@ class AmedScheduler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="AMEDScheduler",
-            display_name="AMED Scheduler",
+            display_name="AMED Scheduler (custom)",
             search_aliases=["amed", "schedule", "sigmas", "few steps"],
             description="The noise levels a predictor was fitted on.",
             inputs=[

@@ -23,7 +23,7 @@ class AmedKSampler(io.ComfyNode):
     def define_schema(cls):
         return schema(
             node_id="AMEDKSampler",
-            display_name="AMED KSampler",
+            display_name="AMED KSampler (fast, few steps)",
             search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
             description="Sample in a handful of evaluations with a predictor fitted for this model.",
             inputs=[
