@@ -3,8 +3,8 @@
     python -m demo.screenshots [NAME ...]
 
 Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes
-docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example that needs a checkpoint, a
-thumbnail of its graph as the page draws it (.jpg)."""
+docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example that needs
+a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
 
 import argparse
 import io
