@@ -3,8 +3,8 @@
     python -m demo.screenshots [NAME ...]
 
 Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes
-docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example that needs
-a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
+docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example
+that needs a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
 
 import argparse
 import io
@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from .browser import Page, PageError, missing
-from .comfyui import PACK, ROOT, WORKFLOWS, Server, ServerError, install
+from .comfyui import ROOT, WORKFLOWS, Server, ServerError, install
 from .drawing import Column, Example, Node, workflow
 from .gallery import DEMO_ALL, DEMO_FILE, demo_model
 
@@ -127,17 +127,6 @@ def help_pages(page: Page) -> None:
             seen |= new
 
 
-def templates(page: Page) -> None:
-    """The pack's workflows in the template browser."""
-    page.close_dialogs()
-    page.tab.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    dialog = page.tab.locator(".p-dialog:visible")
-    dialog.get_by_text(PACK, exact=True).first.click()
-    page.settle(2000)
-    write(shot(page, dialog.bounding_box()), "templates")
-    page.close_dialogs()
-
-
 def thumbnails(page: Page) -> None:
     """Of the examples that need a checkpoint: AMED KSampler, and as much of what is before it as fits a
     square."""
@@ -164,7 +153,6 @@ PICTURES: dict[str, Callable[[Page], None]] = {
     "calibrate": calibrate,
     "help": help_pages,
     "thumbnails": thumbnails,
-    "templates": templates,
 }
 
 
