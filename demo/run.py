@@ -23,7 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
+from amed import known
 from amed.fit.measures import Statistics, frechet, rmse
+from amed.fit.plain import SOLVERS
 
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
 from .features import Features
@@ -45,9 +47,9 @@ class Entry:
     change: dict[str, object]
 
 
-def entries(nfe: int, best: dict) -> list[Entry]:
-    """What is compared: the reference, AMED, the usual samplers as people set them, the best plain
-    setting."""
+def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
+    """What is compared: the reference, AMED, the usual samplers as people set them, and the best plain
+    settings: by Fréchet distance (demo/best_plain.json), by error (amed/known.py) where that is another."""
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
@@ -57,6 +59,19 @@ def entries(nfe: int, best: dict) -> list[Entry]:
         change = {"sampler": sampler, "nfe": nfe, "if_missing": "error"}
         return Entry(name, "its own", OURS, change)
 
+    def plain(setting: dict, by: str) -> Entry:
+        schedule = f"{setting['schedule']} {setting['rho']:g}{' + AFS' if setting['afs'] else ''}"
+        return Entry(
+            f"{setting['solver']}, the best plain setting {by}", schedule, PLAIN, {**setting, "nfe": nfe}
+        )
+
+    settings = {"by FD": best}
+    if near := known.best("emoji32", nfe, guidance):
+        names = [name for name, solver in SOLVERS.items() if solver == near.solver]
+        other = {"schedule": near.kind, "rho": near.rho, "afs": near.afs}
+        settings |= {"by error": {"solver": name, **other} for name in names}
+    if settings["by FD"] == settings.get("by error"):
+        settings = {"": best}
     return [
         usual("reference", "ipndm", 60),
         ours("AMED multistep, calibrated", "amed_multistep"),
@@ -65,12 +80,7 @@ def entries(nfe: int, best: dict) -> list[Entry]:
         usual("DPM++ 2M", "dpmpp_2m"),
         usual("UniPC", "uni_pc"),
         usual("iPNDM", "ipndm"),
-        Entry(
-            f"{best['solver']}, the best plain setting",
-            f"{best['schedule']} {best['rho']:g}{' + AFS' if best['afs'] else ''}",
-            PLAIN,
-            {**best, "nfe": nfe},
-        ),
+        *(plain(setting, by) for by, setting in settings.items()),
     ]
 
 
@@ -165,14 +175,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.samples < 65:
         parser.error("--samples: a Fréchet distance of 64 features needs at least 65")
-    known = json.loads((Path(__file__).parent / "best_plain.json").read_text())
-    best = known.get(f"{args.nfe} {args.guidance:g}", known[f"{args.nfe} 1"])
+    plain = json.loads((Path(__file__).parent / "best_plain.json").read_text())
+    best = plain.get(f"{args.nfe} {args.guidance:g}", plain[f"{args.nfe} 1"])
     features, rows, begin = Features(), [], time.monotonic()
     try:
         install()
         print("starting ComfyUI ...", flush=True)
         with Server() as server:
-            for entry in entries(args.nfe, best):
+            for entry in entries(args.nfe, args.guidance, best):
 
                 def progress(count: int, name: str = entry.solver) -> None:
                     print(
