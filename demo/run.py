@@ -25,7 +25,7 @@ from torch import Tensor
 
 from amed import known
 from amed.fit.measures import Statistics, frechet, rmse
-from amed.fit.plain import SOLVERS
+from amed.fit.plain import name_of as solver_name
 
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
 from .features import Features
@@ -67,9 +67,8 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
 
     settings = {"by FD": best}
     if near := known.best("emoji32", nfe, guidance):
-        names = [name for name, solver in SOLVERS.items() if solver == near.solver]
         other = {"schedule": near.kind, "rho": near.rho, "afs": near.afs}
-        settings |= {"by error": {"solver": name, **other} for name in names}
+        settings["by error"] = {"solver": solver_name(near.solver), **other}
     if settings["by FD"] == settings.get("by error"):
         settings = {"": best}
     return [

@@ -30,6 +30,11 @@ FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("polynomial", 3.0),
                   ("time_uniform", 1.0))  # fmt: skip
 
 
+def name_of(solver: Solver) -> str:
+    """For people."""
+    return next((name for name, own in SOLVERS.items() if own == solver), solver.name)
+
+
 @dataclass(frozen=True)
 class Setting:
     """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max
@@ -51,7 +56,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return next((name for name, solver in SOLVERS.items() if solver == self.solver), self.solver.name)
+        return name_of(self.solver)
 
     def sigmas(self) -> Tensor:
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
