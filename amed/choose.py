@@ -166,7 +166,7 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
     def distance(f: Fitted) -> tuple[bool, float, bool, float]:
         other_sampler = request.sampler not in (AUTO, f.spec.sampler)
         away = ratio(f.nfe, nfe or f.nfe), other_sampler, ratio(f.spec.guidance, request.guidance)
-        return f.spec.model_fingerprint != model.fingerprint, *away
+        return bool(model.fingerprint) and f.spec.model_fingerprint != model.fingerprint, *away
 
     kin = [f for f in library.fitted() if model.family and f.spec.model_family == model.family]
     least = min(map(distance, kin), default=None)

@@ -316,7 +316,7 @@ def test_library_finds_and_says_what_it_has(tmp_path):
     assert find(5, 1.0, "sd15", "C").spec.model_fingerprint in ("A", "B")
     with pytest.raises(PredictorError) as caught:
         find(6, 1.0, "sd15")
-    assert "NFE 6" in str(caught.value) and "a.safetensors" in str(caught.value)
+    assert "nfe 6" in str(caught.value) and "nearest is a.safetensors" in str(caught.value)
     with pytest.raises(PredictorError, match="sdxl"):
         find(5, family="sdxl", fingerprint="Z")
     with pytest.raises(PredictorError, match="deep/d"):
