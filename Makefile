@@ -58,8 +58,9 @@ types: venv
 engine: venv
 	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/engine -n auto --maxprocesses 4 --dist loadfile
 
+# two at a time, each with a ComfyUI of its own
 test: host
-	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/
+	@OMP_NUM_THREADS=1 $(PY) -m pytest tests/ -n 2 --dist loadfile
 
 screenshots: host
 	@$(PY) -m demo.screenshots $(ARGS)
