@@ -61,9 +61,7 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
 
     def plain(setting: dict, by: str) -> Entry:
         schedule = f"{setting['schedule']} {setting['rho']:g}{' + AFS' if setting['afs'] else ''}"
-        return Entry(
-            f"{setting['solver']}, the best plain setting {by}", schedule, PLAIN, {**setting, "nfe": nfe}
-        )
+        return Entry(f"{setting['solver']}, best plain {by}", schedule, PLAIN, {**setting, "nfe": nfe})
 
     settings = {"by FD": best}
     if near := known.best("emoji32", nfe, guidance):
