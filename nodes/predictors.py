@@ -253,7 +253,8 @@ class AmedScheduler(io.ComfyNode):
     def execute(cls, model, sampler, nfe, denoise, predictor=None):
         predictor = predictor or attached(model.model_options)
         if predictor is None:
-            asked = request(model, sampler, 1.0, nfe=nfe, if_missing=PLAIN)
+            # without an analytic first step, which AMED Sampler could not know of
+            asked = replace(request(model, sampler, 1.0, nfe=nfe, if_missing=PLAIN), afs=False)
         else:
             asked = request(model, AUTO, predictor.spec.guidance, fitted=predictor)
         choice = choose(library(), asked)

@@ -459,3 +459,30 @@ def test_interrupt_stops_a_run(server, graph):
     assert 1 <= max(steps) < 25, "it went on for half the run"
     g = graph()
     assert re.search("evaluations counted: 4", run_text(server, g, g.amed()))  # and the next run is fine
+
+
+@pytest.mark.parametrize("nfe", [6, 8])
+def test_sampler_and_scheduler_without_a_predictor_take_what_is_asked(server, graph, nfe):
+    """The plain solver by parts: at any guidance as many evaluations as the scheduler was asked for."""
+    g = graph()
+    g.model = [g.add("AMEDCountEvaluations", model=g.model), 0]
+    sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_deis", nfe=nfe, denoise=1.0)
+    sampler = g.add("AMEDSampler", sampler="amed_deis", if_missing="plain")
+    used = g.add("AMEDEvaluationsUsed", model=g.model, samples=g.custom(sampler, sigmas, cfg=4.0))
+    image = g.show([used, 0])
+    result = server.run(g.nodes)
+    sensible(np.stack(result.images(image)))
+    assert result.text(used).startswith(f"{nfe} evaluations, {2 * nfe} rows")
+
+
+def test_plain_below_the_top_and_at_odd_sizes(server, graph):
+    """img2img takes the lower part; a batch of 5 of 36 x 28."""
+    g = graph(batch=5, width=36, height=28)
+    start = g.ksampler("euler", "karras", 12)
+    latent = g.amed(nfe=8, sampler="auto", guidance=3.0, if_missing="plain", denoise=0.5, latent_image=start)
+    shown = g.show(latent)
+    result = server.run(g.nodes)
+    made = np.stack(result.images(shown))
+    assert sensible(made).shape == (5, 28, 36, 3) and "predictor: plain" in result.text(latent[0])
+    counted = int(result.text(latent[0]).split("evaluations counted: ")[1].split(",")[0])
+    assert 2 <= counted < 8

@@ -211,11 +211,12 @@ def test_plain_over_the_hosts_noise_levels(library):
     choice = choose(library, plain(model=OTHER, times=given, sampler="amed"))
     assert torch.equal(choice.sigmas, given) and choice.fitted.nfe == 20 and choice.grid == "own"
     demo = Identity("emoji32", "")
-    own = choose(library, plain(model=demo, nfe=7)).sigmas
-    again = choose(library, plain(model=demo, times=own.float()))
-    assert again.fitted.spec.solver == "unipc" and again.fitted.spec.afs
-    whole = choose(library, plain(model=demo, times=own.float(), afs=False)).fitted
-    assert whole.spec.solver == "unipc" and not whole.spec.afs and whole.nfe == 8
+    own = choose(library, plain(model=demo, nfe=8)).sigmas
+    again = choose(library, plain(model=demo, times=own.float())).fitted
+    assert again.spec.solver == "unipc" and not again.spec.afs and again.nfe == 8
+    analytic = choose(library, plain(model=demo, nfe=5)).sigmas  # 7 levels
+    whole = choose(library, plain(model=demo, times=analytic)).fitted
+    assert whole.spec.solver == "ipndm" and not whole.spec.afs and whole.nfe == 6
     steps = choose(library, plain(model=OTHER, times=9))
     assert steps.sigmas.tolist() == schedule(9).tolist()
     one = choose(library, plain(model=OTHER, times=torch.tensor([3.0])))
