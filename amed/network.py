@@ -1,5 +1,7 @@
 """The paper's network g_phi: r, c, a of an interval from the U-Net's bottleneck, for each sample its own."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,6 +10,16 @@ from torch.nn import functional as F
 def pool(bottleneck: Tensor) -> Tensor:
     """The network's view of a bottleneck `[B, C, H, W]`: mean over channels, then 8x8, as `[B, 64]`."""
     return F.adaptive_avg_pool2d(bottleneck.mean(dim=1, keepdim=True), 8).flatten(1)
+
+
+@lru_cache(maxsize=64)
+def waves(times: tuple[float, ...], freqs: torch.dtype, dtype: torch.dtype, device: torch.device,
+          inference: bool) -> Tensor:  # fmt: skip
+    """Sines and cosines of numbers, `[n, 8]`, at the frequencies 1 to 1/10000 kept in the dtype `freqs`. They
+    are the same in every run; a tensor made in inference mode is of no use outside, and has its own."""
+    own = (10000.0 ** -torch.linspace(0, 1, 4)).to(device, freqs)
+    angle = torch.stack([own * t for t in times]).to(dtype)
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class Linear(nn.Module):
@@ -59,9 +71,7 @@ class BottleneckPredictor(nn.Module):
 
     def embed(self, t: Tensor) -> Tensor:
         """Sinusoidal embedding of times `[n]`, `[n, 8]`: 4 frequencies from 1 to 1/10000, sine half first."""
-        return self.embedded(t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype))
-
-    def embedded(self, angle: Tensor) -> Tensor:
+        angle = t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
     def forward(
@@ -69,9 +79,9 @@ class BottleneckPredictor(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else pool(bottleneck).to(like)
-        # numbers times a tensor: no device has to be waited for
-        angles = torch.stack([torch.as_tensor(self.freqs) * float(t) for t in (t_cur, t_next)])
-        times = self.embedded(angles.to(like)).reshape(1, 16)
+        freqs, inference = torch.as_tensor(self.freqs).dtype, torch.is_inference_mode_enabled()
+        known = waves((float(t_cur), float(t_next)), freqs, like.dtype, like.device, inference)
+        times = F.silu(self.map_layer0(known)).reshape(1, 16)
         features = self.enc_layer1(F.silu(self.enc_layer0(features)))
         out = torch.cat([features, times.expand(len(features), -1)], dim=1)
         r = torch.sigmoid(self.fc_r(out)).flatten()

@@ -39,3 +39,14 @@ def test_pooling():
 def test_bad_scales_are_named(scales):
     with pytest.raises(ValueError, match="scale_dir"):
         BottleneckPredictor(*scales)
+
+
+def test_what_inference_mode_made_is_not_met_in_training():
+    """ComfyUI runs nodes in inference mode, and trains outside of it, at the same times."""
+    network = BottleneckPredictor(0.01, 0.1)
+    with torch.inference_mode():
+        first = network(7.25, 3.5, torch.ones(2, 4, 8, 8))
+    again = network(7.25, 3.5, torch.ones(2, 4, 8, 8))
+    sum(v.sum() for v in again).backward()
+    assert network.map_layer0.weight.grad.abs().sum() > 0
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
