@@ -185,21 +185,25 @@ def flux() -> Example:
     return text_to_image(said, FLUX, latent, [positive, negative], sampler, strength)
 
 
+def encoded(name: str) -> Node:
+    """The picture as a LATENT."""
+    return Node(name, "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
+
+
+def from_picture(said: str, picture: Node, between: list[Column], sampler: Node) -> Example:
+    """Stable Diffusion 1.5 on a picture of the user's own."""
+    columns = [Column([loader(SD15), picture]), *between, Column([sampler], top=140), *saved()]
+    return Example(said, columns)
+
+
 def img2img() -> Example:
     said = note(
         f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose a picture of yours, then **press Run**.",
         "**denoise** says how much of it is painted anew: 0.6 keeps what is where.",
     )
-    encoded = Node("latent", "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
-    return Example(
-        said,
-        [
-            Column([loader(SD15), loaded_image(below=530)]),
-            Column([*prompts("a watercolour painting", ""), encoded], top=200),
-            Column([amed("latent.LATENT", denoise=0.6, **PUBLISHED)], top=140),
-            *saved(),
-        ],
-    )
+    texts = [*prompts("a watercolour painting", ""), encoded("latent")]
+    sampler = amed("latent.LATENT", denoise=0.6, **PUBLISHED)
+    return from_picture(said, loaded_image(below=530), [Column(texts, top=200)], sampler)
 
 
 def inpaint() -> Example:
@@ -208,18 +212,11 @@ def inpaint() -> Example:
         "MaskEditor*, and paint over what is to change. Then **press Run**.",
         "Only what is under the mask is sampled. **denoise** 0.8 keeps a little of what was there.",
     )
-    encoded = Node("encoded", "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
     masked = Node("latent", "SetLatentNoiseMask", {"samples": "encoded.LATENT", "mask": "image.MASK"})
-    return Example(
-        said,
-        [
-            Column([loader(SD15), loaded_image("Your picture and its mask", below=530)]),
-            Column([*prompts("a bouquet of flowers", ""), encoded], top=200),
-            Column([masked], top=730),
-            Column([amed("latent.LATENT", denoise=0.8, **PUBLISHED)], top=140),
-            *saved(),
-        ],
-    )
+    texts = [*prompts("a bouquet of flowers", ""), encoded("encoded")]
+    sampler = amed("latent.LATENT", denoise=0.8, **PUBLISHED)
+    picture = loaded_image("Your picture and its mask", below=530)
+    return from_picture(said, picture, [Column(texts, top=200), Column([masked], top=730)], sampler)
 
 
 def controlnet() -> Example:
@@ -236,16 +233,10 @@ def controlnet() -> Example:
          "control_net": "net.CONTROL_NET", "image": "edges.IMAGE"},
         {"strength": 0.8},
     )  # fmt: skip
-    return Example(
-        said,
-        [
-            Column([loader(SD15), loaded_image(below=30)]),
-            Column([*prompts("a marble statue in a garden", ""), net, edges], top=200),
-            Column([control, size(512)], top=400),
-            Column([amed("latent.LATENT", "control.positive", "control.negative", **PUBLISHED)], top=140),
-            *saved(),
-        ],
-    )
+    texts = Column([*prompts("a marble statue in a garden", ""), net, edges], top=200)
+    sampler = amed("latent.LATENT", "control.positive", "control.negative", **PUBLISHED)
+    between = [texts, Column([control, size(512)], top=400)]
+    return from_picture(said, loaded_image(below=30), between, sampler)
 
 
 def ordinary_ksampler() -> Example:

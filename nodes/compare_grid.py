@@ -18,7 +18,7 @@ from .counting import counting
 from .folders import library_state, output_folder
 from .model import Interrupted, stop_if_asked
 from .running import progress_bar, show_text
-from .schema import schema
+from .schema import cfg_input, schema, seed_input, shown_inputs
 
 DEFAULT = "amed\nplain\ndpmpp_2m / karras\nuni_pc / simple"
 LIVE = 8  # rows shown while it works
@@ -178,19 +178,15 @@ class Compare(io.ComfyNode):
             description="Samplers side by side on your own model, at the same evaluations and seeds: one "
             "picture, and a table of what each costs and how near it comes to a run of many steps.",
             inputs=[
-                io.Model.Input("model", tooltip="the model to compare on, with its LoRAs; it is not changed"),
-                io.Conditioning.Input("positive", tooltip="the prompt"),
-                io.Conditioning.Input("negative", tooltip="the negative prompt; unused at guidance 1"),
-                io.Latent.Input("latent_image", tooltip="the size, usually empty; of a batch each in turn"),
+                *shown_inputs("the model to compare on, with its LoRAs; it is not changed",
+                              "the size, usually empty; of a batch each in turn"),
                 io.String.Input("samplers", default=DEFAULT, multiline=True,
                                 tooltip="one a line: amed (the best predictor for this model), plain, "
                                 "amed_ipndm and the like, or one of the KSampler's: dpmpp_2m / karras"),
                 io.String.Input("nfe", default="5, 8",
                                 tooltip="evaluations for every sampler; several compared: 4, 6, 8"),
-                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="of the first column; the next has the next seed"),
+                cfg_input(tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
+                seed_input("of the first column; the next has the next seed", 2**64 - 1),
                 io.Int.Input("seeds", default=3, min=1, max=SEEDS, tooltip="how many columns"),
                 io.Int.Input("reference", default=32, min=0, max=1000,
                              tooltip="evaluations of the run that distances are to; 0 for none"),

@@ -1,6 +1,6 @@
 """The modular nodes: load a predictor, put it on a MODEL, make a SAMPLER and SIGMAS of it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -104,9 +104,8 @@ class ApplyPredictor(io.ComfyNode):
         node_id, cfg = cls.hidden.unique_id, guidance
         if predictor is None:
             prompts = Prompts([positive], negative, latent_image)
-            choice = look_up(
-                model, sampler, nfe, guidance, if_missing, prompts, node_id, cls.hidden.extra_pnginfo
-            )
+            wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
+            choice = look_up(wanted, cls.hidden.extra_pnginfo)
         else:
             cfg = predictor.spec.guidance
             choice = choose(library(), request(model, AUTO, cfg, fitted=predictor))
@@ -123,47 +122,44 @@ class ApplyPredictor(io.ComfyNode):
         return library_state()
 
 
-def look_up(
-    model: Any,
-    sampler: str,
-    nfe: int,
-    guidance: float,
-    if_missing: str,
-    prompts: Prompts,
-    node_id: str | None,
-    png: Any = None,
-) -> Choice:
+@dataclass(frozen=True)
+class Wanted:
+    """What a node's widgets ask of the library for a MODEL; prompts, node_id: to calibrate with."""
+
+    model: Any
+    sampler: str
+    nfe: int
+    guidance: float
+    if_missing: str
+    prompts: Prompts
+    node_id: str | None
+
+    def request(self, **more: Any) -> Request:
+        return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **more)
+
+
+def look_up(wanted: Wanted, png: Any = None) -> Choice:
     """The predictor that the workflow (in `png`, the host's EXTRA_PNGINFO) carries for this node; else the
     library's for the MODEL, or by `if_missing` one calibrated now, or a plain solver. What is found is put
     into the workflow.
 
     Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
-    widgets, who = {"sampler": sampler, "nfe": nfe, "guidance": guidance}, identity(model)
+    node_id, who = wanted.node_id, identity(wanted.model)
+    widgets = {"sampler": wanted.sampler, "nfe": wanted.nfe, "guidance": wanted.guidance}
 
     def take(own: Fitted) -> Choice:
-        return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=own))
+        return choose(library(), wanted.request(fitted=own))
 
-    def search() -> Choice:
-        return found_or(model, sampler, nfe, guidance, if_missing, prompts, node_id)
-
-    choice, said = carried_or(png, node_id, widgets, who, take, search)
+    choice, said = carried_or(png, node_id, widgets, who, take, lambda: found_or(wanted))
     carry(png, node_id, widgets, choice.fitted, who.fingerprint)
     return replace(choice, remarks=(*said, *choice.remarks))
 
 
-def found_or(
-    model: Any,
-    sampler: str,
-    nfe: int,
-    guidance: float,
-    if_missing: str,
-    prompts: Prompts,
-    node_id: str | None,
-) -> Choice:
+def found_or(wanted: Wanted) -> Choice:
     """`look_up` in the library alone. A calibration is for this very checkpoint and guidance: where it is
     asked for, a predictor for others does not count as found."""
-    asked = request(model, sampler, guidance, nfe=nfe, if_missing=if_missing)
-    if if_missing != CALIBRATE:
+    asked, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
+    if wanted.if_missing != CALIBRATE:
         return choose(library(), asked)
     try:
         choice = choose(library(), replace(asked, if_missing="error"))
@@ -177,7 +173,7 @@ def found_or(
             "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
             "kind you use and the size of the images"
         )
-    kept = calibrate_now(model, prompts, sampler, nfe, guidance, node_id)
+    kept = calibrate_now(wanted.model, prompts, wanted.sampler, wanted.nfe, wanted.guidance, wanted.node_id)
     choice = choose(library(), replace(asked, sampler=AUTO, fitted=kept.fitted))
     return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {kept.text}", *choice.remarks))
 

@@ -10,7 +10,7 @@ from .choosing import cut, request
 from .fitting import Prompts
 from .folders import library, library_state
 from .model import attached, identity
-from .predictors import SOLVERS, look_up
+from .predictors import SOLVERS, Wanted, look_up
 from .register import our_sampler
 from .running import face, run
 from .schema import cfg_input, denoise_input, missing_input, nfe_input, schema
@@ -94,7 +94,8 @@ class AmedKSampler(io.ComfyNode):
             choice = with_this(own)
         else:
             prompts = Prompts([positive], negative, latent_image)
-            choice = look_up(model, sampler, nfe, guidance, if_missing, prompts, node_id, png)
+            wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
+            choice = look_up(wanted, png)
         report = Report(remarks=[*said, *choice.remarks])
         samples = run(
             model,

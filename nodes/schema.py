@@ -35,14 +35,12 @@ def missing_input(calibrate: bool = True, **more: Any) -> Any:
 
 def nfe_input(least: int = 1, **more: Any) -> Any:
     """Evaluations; `more`: the input's other fields."""
-    usual = {
-        "tooltip": "evaluations of the network, one after the other; with guidance each costs two passes"
-    }
-    return io.Int.Input("nfe", default=8, min=least, max=100, **usual | more)
+    said = "evaluations of the network, one after the other; with guidance each costs two passes"
+    return io.Int.Input("nfe", **{"default": 8, "min": least, "max": 100, "tooltip": said} | more)
 
 
 def cfg_input(**more: Any) -> Any:
-    """The guidance scale of a run."""
+    """The guidance scale of a run; `more`: the input's other fields."""
     usual = {"tooltip": "classifier-free guidance, the cfg of other samplers; 1 is none, and half the work"}
     return io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, **usual | more)
 
@@ -58,39 +56,43 @@ def denoise_input() -> Any:
     )
 
 
-def fit_inputs() -> list:
-    """What a fit is made for: MODEL, prompts, and a LATENT for its size."""
+def scene_inputs(model: str, positive: str, negative: str, latent_image: str) -> list:
+    """MODEL, prompts and a LATENT, each with its tooltip."""
     return [
-        io.Model.Input("model", tooltip="with its LoRAs and patches, as you sample with it"),
-        io.Conditioning.Input("positive", tooltip="a prompt of the kind you use"),
-        io.Conditioning.Input("negative", tooltip="the negative prompt you use"),
-        io.Latent.Input("latent_image", tooltip="its size; the fit starts from noise"),
+        io.Model.Input("model", tooltip=model),
+        io.Conditioning.Input("positive", tooltip=positive),
+        io.Conditioning.Input("negative", tooltip=negative),
+        io.Latent.Input("latent_image", tooltip=latent_image),
     ]
+
+
+def shown_inputs(model: str, latent_image: str) -> list:
+    """What a picture of sampling is made of."""
+    return scene_inputs(model, "the prompt", "the negative prompt; unused at guidance 1", latent_image)
+
+
+def fit_inputs() -> list:
+    """What a fit is made for."""
+    return scene_inputs(
+        "with its LoRAs and patches, as you sample with it",
+        "a prompt of the kind you use",
+        "the negative prompt you use",
+        "its size; the fit starts from noise",
+    )
 
 
 def guidance_input() -> Any:
     """The guidance scale a fit is for."""
-    return io.Float.Input(
-        "guidance",
-        default=5.0,
-        min=0.0,
-        max=100.0,
-        step=0.1,
-        tooltip="the cfg you will sample with; 1 is none",
-    )
+    return cfg_input(tooltip="the cfg you will sample with; 1 is none")
 
 
-def seed_input() -> Any:
-    """The seed of a fit. The page gives an INT called `seed` a widget that draws another after every run,
-    unless this says otherwise: a fit is for keeps."""
-    return io.Int.Input(
-        "seed",
-        default=0,
-        min=0,
-        max=2**31 - 1,
-        control_after_generate=False,
-        tooltip="of the noise that is fitted to; another seed gives another fit, about as good",
-    )
+def seed_input(
+    tooltip: str = "of the noise that is fitted to; another seed gives another fit, about as good",
+    most: int = 2**31 - 1,
+) -> Any:
+    """A seed that stays. The page gives an INT called `seed` a widget that draws another after every run,
+    unless this says otherwise: a fit is for keeps, and pictures are to be compared."""
+    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=False, tooltip=tooltip)
 
 
 CONTROLS = ("fixed", "increment", "decrement", "randomize")

@@ -23,7 +23,7 @@ from .fitting import Prompted, Prompts, evaluate_prompted, inside_sampling
 from .folders import library, library_state
 from .model import as_input, attached, noise_scale, sampling_of
 from .running import noise_of, progress_bar, show_text
-from .schema import Predictor, schema
+from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
 PAPER = 0.08  # what two components leave out of x at most, in the paper
 PARTS = {
@@ -163,16 +163,11 @@ class TrajectoryPlot(io.ComfyNode):
             description="How one image comes about: its way from noise in the plane it keeps to, where AMED "
             "and a plain solver stop on it, and the times and weights that were learned.",
             inputs=[
-                io.Model.Input("model", tooltip="the model to look at; it is not changed"),
-                io.Conditioning.Input("positive", tooltip="the prompt"),
-                io.Conditioning.Input("negative", tooltip="the negative prompt; unused at guidance 1"),
-                io.Latent.Input("latent_image", tooltip="its size; the way starts from noise"),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="the noise, as the KSampler has it for one image"),
-                io.Int.Input("nfe", default=5, min=2, max=100,
-                             tooltip="evaluations of the predictor and of the plain solver"),
-                io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
+                *shown_inputs("the model to look at; it is not changed",
+                              "its size; the way starts from noise"),
+                seed_input("the noise, as the KSampler has it for one image", 2**64 - 1),
+                nfe_input(2, default=5, tooltip="evaluations of the predictor and of the plain solver"),
+                cfg_input(tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
                 io.Int.Input("reference", default=60, min=20, max=1000,
                              tooltip="evaluations of the trajectory that is drawn"),
                 Predictor.Input("predictor", optional=True,
