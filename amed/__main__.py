@@ -43,7 +43,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
         say("--scale-guidance: not fitted any more (it brought nothing)", last=True)
     made = made if args.features else dataclasses.replace(made, features=None)
     start = files.load(args.start) if args.start else None
-    job = Job(tuple(args.nfe), args.sampler, args.guidance, args.budget, args.seed)
+    job = Job(tuple(args.nfe), args.sampler, args.guidance, args.budget, args.seed, passes=args.passes)
 
     def path(nfe: int) -> Path:
         name = f"{out.stem}-nfe{nfe}{out.suffix or '.safetensors'}" if len(args.nfe) > 1 else out.name
@@ -181,6 +181,8 @@ def parser() -> argparse.ArgumentParser:
         "one is never replaced)")  # fmt: skip
     add("--sampler", choices=list(SAMPLERS), default="amed_multistep")
     add("--budget", default="normal", help=f"{', '.join(PRESETS)} or a number of evaluations")
+    add("--passes", type=int, help="of the network for an image, under guidance: fewer than two an "
+        "evaluation leave the negative half out of some")  # fmt: skip
     add("--start", type=Path, help="a file fitted before, to go on from (use another --seed)")
     add("--features", action="store_true", help="let a feature distance choose too, where the model has one")
     add("--scale-guidance", action="store_true", help=argparse.SUPPRESS)

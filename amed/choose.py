@@ -18,6 +18,7 @@ from .kdiffusion import solver_of
 from .recipes import MULTISTEP
 
 AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
+PATCHED = "a patch on this model's guided result (RescaleCFG, PAG and their like) does not allow"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
 
 
@@ -40,7 +41,8 @@ class Request:
     model, guidance: what it samples with. sampler: of kdiffusion.ENTRIES, or "auto": the best of all, by the
     error that files state. nfe: evaluations; or times: the noise levels above 0 it will run over, or how many
     of them. fitted: a predictor named, or carried by the model. below: only the lower part of these is run
-    (img2img, hires fix), so one fitted for this very checkpoint for about as many serves. if_missing:
+    (img2img, hires fix), so one fitted for this very checkpoint for about as many serves. halves: whether
+    guidance's halves can be taken apart here; if not, no predictor that does so is taken. if_missing:
     "error"; "plain", the best plain solver known (see known.py); or "untrained", AMED's own solvers with no
     constants: both on `schedule(count)`. afs: whether a first step may be analytic. advice: the host's words
     for what to do, in an error."""
@@ -52,6 +54,7 @@ class Request:
     times: Tensor | int | None = None
     fitted: Fitted | None = None
     below: bool = False
+    halves: bool = True
     if_missing: str = "error"
     schedule: Callable[[int], Tensor] = no_schedule
     afs: bool = True
@@ -112,12 +115,27 @@ def choose(library: Library, request: Request) -> Choice:
         said.append(f"fitted for {len(sigmas) - 1} steps, running {count - 1}: constants are interpolated")
         sigmas = spread(sigmas, count)
     said += mismatches(fitted, request.model, request.guidance)
+    said += left_out(library, request, fitted)
     return Choice(fitted, sigmas, tuple(said), grid)
 
 
+def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
+    """What is said of predictors for this checkpoint and so many evaluations that cannot be used here."""
+    own = request.model.fingerprint
+    apart = [
+        f for f in library.fitted()
+        if f.halved and not request.halves and own and (f.spec.model_fingerprint, f.nfe) == (own, fitted.nfe)
+    ]  # fmt: skip
+    return [f"{f.label} left out: it takes guidance apart, which {PATCHED}" for f in apart[:1]]
+
+
 def agree(fitted: Fitted, request: Request) -> None:
-    """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations."""
+    """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations, or
+    takes guidance apart where that cannot be."""
     sampler, nfe = fitted.spec.sampler, fitted.nfe
+    if fitted.halved and not request.halves:
+        wrong = f"takes the halves of guidance apart, which {PATCHED}"
+        raise PredictorError(f"{fitted.label} {wrong}: take that patch off, or choose another predictor")
     if request.sampler not in (AUTO, sampler):
         wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
         raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")
@@ -128,7 +146,7 @@ def agree(fitted: Fitted, request: Request) -> None:
 
 def find(library: Library, request: Request) -> Fitted:
     """The library's, by noise levels or by evaluations. Raises PredictorError."""
-    mine = [f for f in library.fitted() if request.sampler in (AUTO, f.spec.sampler)]
+    mine = [f for f in usable(library, request) if request.sampler in (AUTO, f.spec.sampler)]
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
     family, count = request.model.family, request.count
@@ -139,6 +157,11 @@ def find(library: Library, request: Request) -> Fitted:
     if request.sampler == AUTO:
         return by_nfe(library, mine, request, count - 1)
     return by_nfe(library, mine, request, solver_of(request.sampler).evaluations(count, False, True))
+
+
+def usable(library: Library, request: Request) -> list[Fitted]:
+    """The library's, but for those that take guidance apart where that cannot be."""
+    return [f for f in library.fitted() if request.halves or not f.halved]
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
@@ -206,7 +229,9 @@ def near(library: Library, request: Request) -> Fitted | None:
     fitted for this very checkpoint."""
     sampler, own, count = request.sampler, request.model.fingerprint, request.count
     mine = [
-        f for f in library.fitted() if sampler in (AUTO, f.spec.sampler) and own == f.spec.model_fingerprint
+        f
+        for f in usable(library, request)
+        if sampler in (AUTO, f.spec.sampler) and own == f.spec.model_fingerprint
     ]
     fits = [f for f in mine if own and within_reach(f, count)]
 

@@ -3,6 +3,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -84,11 +85,14 @@ class Multistep:
     before ..., in shares of the step's length. `a` `[N]`: scale of the noise level the model is told. With
     AFS the first slope is analytic and a[0] means nothing; without, the slope before the first is the
     analytic one, x_0 / sqrt(1 + t_0^2), which costs nothing and may be given a weight too. H is at most N +
-    1. Raises ValueError for what does not fit."""
+    1. `offset` `[N, C]`: of each channel, a slope that is the same for every image, in shares of the step's
+    length too. `alone`: numbers of the steps whose evaluation leaves guidance's unconditional half out, with
+    parts that take the halves apart. Raises ValueError for what does not fit."""
 
     wants_bottleneck, fixed = False, True
 
-    def __init__(self, sigmas: Tensor, weights: Tensor, a: Tensor | None = None, parts: str = ""):
+    def __init__(self, sigmas: Tensor, weights: Tensor, a: Tensor | None = None, parts: str = "",
+                 offset: Tensor | None = None, alone: Sequence[int] = ()):  # fmt: skip
         self.sigmas, self.parts = falling(sigmas), parts
         weights = torch.as_tensor(weights, dtype=torch.float64).detach()
         if parts not in PARTS:
@@ -108,11 +112,29 @@ class Multistep:
             raise ValueError(f"a must have {steps} values, got shape {tuple(self.a.shape)}")
         PARAMETERS["a"].check(self.a)
         self.weights = weights
+        self.offset = None if offset is None else torch.as_tensor(offset).detach().double()
+        if self.offset is not None:
+            if self.offset.ndim != 2 or len(self.offset) != steps:
+                raise ValueError(f"offset must have {steps} rows, got shape {tuple(self.offset.shape)}")
+            if not self.offset.isfinite().all():
+                raise ValueError("offset is not finite")
+        self.alone = tuple(alone)
+        if self.alone and ("halves" not in PARTS[parts].wants or not 0 < min(alone) <= max(alone) < steps):
+            raise ValueError(
+                f"steps {self.alone} cannot do without the unconditional half, with parts {parts!r}"
+            )
 
     @property
     def values(self) -> dict[str, Tensor]:
         """As a file has them."""
-        return {"weights": self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0], "a": self.a}
+        weights = self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0]
+        values = {"weights": weights, "a": self.a}
+        if self.offset is not None:
+            values["offset"] = self.offset
+        if self.alone:
+            values["alone"] = torch.zeros(len(self.a), dtype=torch.float64)
+            values["alone"][list(self.alone)] = 1
+        return values
 
     def before_first(self) -> bool:
         """Whether any step weighs the analytic slope before the first."""
@@ -133,7 +155,11 @@ class Multistep:
             kept = shares[:hand].clone()
             kept[0] += shares[hand:].sum(dim=0)
             move = tuple(map(tuple, ((t_next - t) * kept).tolist()))
-            rows.append(Row(t, move, float(a) * t, afs and n == 0))
+            offset = self.offset
+            if offset is not None:
+                offset = (t_next - t) * (offset[n] if own else between(grid, offset, t))
+            wants = frozenset({"cond"} if own and n in self.alone else ())
+            rows.append(Row(t, move, float(a) * t, afs and n == 0, wants=wants, offset=offset))
         if given[-1] == 0:
             rows.append(Row(on[-1], (), to_zero=True, wants=END))
         return Table.of(rows, given[-1], self.parts)

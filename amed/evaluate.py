@@ -59,6 +59,12 @@ class Guided(nn.Module):
         positive, negative = self.model(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
         return Evaluation(negative + self.scale * (positive - negative), None, positive, negative)
 
+    def conditional(
+        self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
+    ) -> Evaluation:
+        """What the conditional half alone denoises to, for one pass."""
+        return Evaluation(self.model(x, sigma, **cond))
+
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
         return self.halves(x, sigma, cond, uncond).denoised
 
@@ -66,7 +72,11 @@ class Guided(nn.Module):
 def asked(
     model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """amed.loop.Evaluate for Guided, and for modules that have a `halves` like it."""
+    """amed.loop.Evaluate for Guided, and for modules that have a `halves` and a `conditional` like it."""
+    alone = getattr(model, "conditional", None)
+    if "cond" in wants and alone is not None:
+        half: Evaluation = alone(x, sigma, **extra_args)
+        return half
     halves = getattr(model, "halves", None)
     if "halves" in wants and halves is not None:
         both: Evaluation = halves(x, sigma, **extra_args)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .constants import from_the_top
-from .loop import Denoiser, Evaluate, Problem, Thresholded, check, plain, trajectory
+from .loop import Denoiser, Evaluate, Problem, Thresholded, check, parts_of, plain, trajectory
 from .recipes import MULTISTEP, Predictor, Solver
 
 
@@ -62,7 +62,7 @@ def sample(
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
     watch: list[Any] = []
-    problem = Problem(model, extra_args or {}, evaluate or plain, watch=watch)
+    problem = Problem(model, extra_args or {}, evaluate or plain, parts=parts_of(predictor), watch=watch)
     i, bar, result = 0, progress(len(sigmas) - 1, disable), x
     before = denoised = None
     for state in trajectory(problem, solver, x, sigmas, predictor, afs):
@@ -75,7 +75,8 @@ def sample(
             if seen is not None:
                 denoised = seen.denoised
             else:
-                denoised = state.slopes[-1][1] if row.data else state.x - row.sigma * sum(state.slopes[-1])
+                kept = state.slopes[-1]
+                denoised = kept[1] if row.data else state.x - row.sigma * problem.parts.total(kept)
         elif callback is not None and row.closes:
             callback({"x": before, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
             i, before, denoised = i + 1, None, None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import schedules
-from .parts import PARTS, Parts
+from .parts import PARTS, Parts, up
 from .recipes import MULTISTEP, Predictor, Solver, beside, compiled, rows
 from .table import Number, Row, Table, Weights
 
@@ -41,7 +41,8 @@ class Evaluation:
 
 class Evaluate(Protocol):
     """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to
-    be had besides the denoised image, where it can be; "end": this image is what the run ends in."""
+    be had besides the denoised image, where it can be; "cond": the denoised image is to be what the prompt
+    alone denoises to, and the unconditional half is spared; "end": this image is what the run ends in."""
 
     def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
                  wants: frozenset[str]) -> Evaluation: ...  # fmt: skip
@@ -94,7 +95,7 @@ class State:
     come."""
 
     x: Tensor
-    slopes: tuple[tuple[Tensor, ...], ...] = ()
+    slopes: tuple[tuple[Tensor | None, ...], ...] = ()
     number: int = 0
     row: Row = Row(0.0, ())
     evaluation: Evaluation | None = None
@@ -109,7 +110,7 @@ def look(problem: Problem, state: State, row: Row) -> State:
     x, sigma, sigma_model = state.x, beside(row.sigma, state.x), row.sigma_model
     sigma_model = row.sigma if sigma_model is None else sigma_model
     if row.opens and x.requires_grad:
-        kept = tuple(tuple(part.detach() for part in d) for d in state.slopes)
+        kept = tuple(tuple(p if p is None else p.detach() for p in d) for d in state.slopes)
         x, state = x.detach(), replace(state, slopes=kept)
     if row.analytic:
         seen, d = None, x * (1 - sigma / (1 + sigma**2) ** 0.5) if row.data else x / (1 + sigma**2) ** 0.5
@@ -128,11 +129,17 @@ def look(problem: Problem, state: State, row: Row) -> State:
     return State(x, slopes, state.number, row, seen, looked=True)
 
 
-def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...]], weights: Weights) -> Tensor:
-    """x and the weighted sum of slopes (oldest first; weights newest first)."""
+def move(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weights,
+         levels: Sequence[int] = ()) -> Tensor:  # fmt: skip
+    """x and the weighted sum of slopes (oldest first; weights newest first). levels: of what is kept of a
+    slope's parts, see parts.Parts."""
+    if levels:
+        return banded(x, slopes, weights, levels)
     new = False  # once x is our own, it may be changed in place
     for parts, shares in zip(reversed(slopes), weights):
         for d, w in zip(parts, shares):
+            if d is None:
+                continue
             if isinstance(w, Tensor):
                 share: Any = beside(w, x)
                 own = new and not (x.requires_grad or share.requires_grad)
@@ -145,6 +152,25 @@ def move(x: Tensor, slopes: Sequence[tuple[Tensor, ...]], weights: Weights) -> T
     return x
 
 
+def banded(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weights,
+           levels: Sequence[int]) -> Tensor:  # fmt: skip
+    """`move` where parts are bands: what is kept small is summed small. A band is the difference of its own
+    level and the next, so a level's share is its band's weight less that of the finer one."""
+    low: Tensor | None = None
+    for level in range(max(levels), 0, -1):
+        total: Tensor | None = None
+        for kept, shares in zip(reversed(slopes), weights):
+            for i, d in enumerate(kept):
+                if levels[i] == level and d is not None:
+                    w: Any = shares[i] - shares[i - 1]
+                    total = d * w if total is None else total.add_(d, alpha=w)
+        if total is not None:
+            low = total if low is None else total.add_(up(low, total))
+    fine = [i for i, level in enumerate(levels) if level == 0]
+    x = move(x, [tuple(d[i] for i in fine if d) for d in slopes], [[w[i] for i in fine] for w in weights])
+    return x if low is None else x.add_(up(low, x))
+
+
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
     """The state at each row, when it was looked at, and after its move. A state that was looked at goes on
     with the move of the first of `rows`."""
@@ -155,7 +181,8 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
         if row.to_zero and state.evaluation is not None:
             x = state.evaluation.denoised
         else:
-            x = move(state.x, state.slopes, row.weigh(state))
+            x = move(state.x, state.slopes, row.weigh(state), problem.parts.levels)
+            x = x if row.offset is None else x.add_(row.offset)
         kept = (*state.slopes[:-1], state.slopes[-1][1:]) if row.data else state.slopes
         if row.needed is not None:
             kept = tuple(d if use else () for d, use in zip(kept, row.needed))
@@ -189,8 +216,24 @@ def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool
             like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
     """The rows of a solver or student over `times`; without a table `multistep` is iPNDM-2."""
     if predictor is None or getattr(predictor, "fixed", False):
-        return iter(table_of(solver, tuple(times), predictor, afs).rows)
+        return iter(placed(table_of(solver, tuple(times), predictor, afs).rows, like))
     return rows(solver, times, predictor, afs, like)
+
+
+def placed(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
+    """Rows whose offsets lie where x does, and broadcast over it: one copy, before the run.
+
+    Raises ValueError for an x of other channels than the offsets."""
+    if like is None or not any(row.offset is not None for row in rows):
+        return rows
+    offsets = torch.stack([row.offset for row in rows if row.offset is not None])
+    if like.ndim < 3 or like.shape[1] != offsets.shape[1]:
+        wrong = (
+            f"this predictor was fitted for latents of {offsets.shape[1]} channels, not of {like.shape[1]}"
+        )
+        raise ValueError(f"{wrong}: use one that was fitted for this model")
+    own = iter(offsets.to(like).view(len(offsets), -1, *[1] * (like.ndim - 2)))
+    return [row if row.offset is None else replace(row, offset=next(own)) for row in rows]
 
 
 @lru_cache(maxsize=32)
@@ -217,7 +260,8 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
     state = State(x.to(torch.promote_types(x.dtype, torch.float32)))
     del x
-    like = state.x.new_empty((0,) * state.x.ndim)
+    problem.parts.check(state.x)
+    like = state.x[:0]
     return loop(problem, rows_of(solver, times, predictor, afs, like), state)
 
 

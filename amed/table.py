@@ -29,7 +29,8 @@ class Row:
     move ends in the denoised image. wants: what is asked of the evaluation besides, see loop.Evaluation.
     needed: which of the slopes in hand, oldest first, later rows weigh (None: all). data: what is kept is not
     the slope but the denoised image (of which a solver that predicts data needs few); weights are of x and
-    the newest image, then of the older ones. A row is not changed once it was given away."""
+    the newest image, then of the older ones. offset: a constant that the move adds to each channel, `[C]`. A
+    row is not changed once it was given away."""
 
     sigma: Number
     weights: Weights | Callable[[Any], Weights]
@@ -42,6 +43,7 @@ class Row:
     data: bool = False
     wants: frozenset[str] = frozenset()
     needed: tuple[bool, ...] | None = None
+    offset: Tensor | None = None
 
     def weigh(self, state: Any = None) -> Weights:
         """The weights, asked for with a State where they depend on it."""

@@ -16,7 +16,7 @@ from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbe
 from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
-from .model import identity, preview_pixels
+from .model import identity, preview_pixels, whole_guidance
 from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
@@ -53,10 +53,13 @@ def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | 
     interrupts, and the best so far of the one under way, is saved. Raises ValueError for what cannot be."""
 
     def path(nfe: int) -> Path:
-        return user_folder() / saved_as(name, nfe, job.guidance)
+        return user_folder() / saved_as(name, nfe, job.guidance, job.passes)
 
     for nfe in job.nfe:  # before the MODEL is loaded
         path(nfe)
+    if job.passes is not None and (patches := whole_guidance(model.model_options)):
+        wrong = f"passes: this MODEL has {', '.join(patches)} on its guided result, so guidance stays whole"
+        raise ValueError(f"{wrong}. Set passes to 0, or calibrate without that patch")
     shown = Shown(model, node_id, sum(one.budget for one in job.settings()))
     outcome = Outcome()
 
@@ -109,6 +112,9 @@ class Calibrate(io.ComfyNode):
                 seed_input(),
                 name_input("calibrated", "files are NAME-nfe5-cfg1.safetensors"),
                 *(io.Conditioning.Input(n, optional=True, tooltip="another prompt to fit to") for n in MORE),
+                io.Int.Input("passes", default=0, min=0, max=200, optional=True,
+                             tooltip="network passes an image, with guidance: fewer than two an evaluation "
+                             "leave the negative half out of some. 0: two each"),
             ],
             outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -133,7 +139,7 @@ class Calibrate(io.ComfyNode):
     ):
         positives = [positive, *(more[key] for key in MORE if more.get(key) is not None)]
         budget = evaluations if budget == "custom" else budget
-        job = Job(numbers(nfe), sampler, guidance, budget, seed, BATCH)
+        job = Job(numbers(nfe), sampler, guidance, budget, seed, BATCH, more.get("passes") or None)
         prompts = Prompts(positives, negative, latent_image)
         outcome = calibrate(model, prompts, job, checked_name(name), cls.hidden.unique_id)
         images = reports(model, [kept.result for kept in outcome.kept])

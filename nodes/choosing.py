@@ -12,7 +12,7 @@ from ..amed.fit import plain
 from ..amed.kdiffusion import solver_of
 from ..amed.recipes import Solver
 from .folders import library
-from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma
+from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma, whole_guidance
 
 CALIBRATE = "calibrate now (quick)"
 ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
@@ -27,6 +27,7 @@ def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:
         guidance,
         schedule=lambda count: base_times(model_sampling, count),
         afs=not is_flow(model_sampling),
+        halves=not whole_guidance(model.model_options),
         advice=ADVICE,
         **asked,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..amed import Evaluation
 from .model import own_options
 
-BOTTLENECK, HALVES = "bottleneck", "halves"
+BOTTLENECK, HALVES, COND = "bottleneck", "halves", "cond"
 LACKING = {
     BOTTLENECK: "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
     HALVES: "the halves of guidance could not be captured from this model: guidance is taken as one",
@@ -26,6 +26,8 @@ def evaluate(
     The bottleneck: conditional rows of the middle block's output, the first capture. The halves: what the
     positive and the negative prompt alone denoise to, before anything of other packs; uncond None where
     guidance is off. What the model cannot give is None, with one warning."""
+    if COND in wants:
+        return Evaluation(conditional(model, x, sigma, extra_args))
     if not wants & LACKING.keys():
         return Evaluation(model(x, sigma, **extra_args))
     options, seen = own_options(extra_args), dict[str, Tensor]()
@@ -41,9 +43,19 @@ def evaluate(
     return result
 
 
+def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """What the positive prompt alone denoises to: at guidance 1 the host leaves the negative one out."""
+    guider = model.inner_model
+    scale, guider.cfg = guider.cfg, 1.0
+    try:
+        return model(x, sigma, **extra_args)
+    finally:
+        guider.cfg = scale
+
+
 def lacking(seen: Evaluation, wants: frozenset[str]) -> list[str]:
     """What was asked for and is not there, in words."""
-    given = {BOTTLENECK: seen.bottleneck, HALVES: seen.cond}
+    given = {BOTTLENECK: seen.bottleneck, HALVES: seen.denoised if COND in wants else seen.cond}
     return [text for name, text in LACKING.items() if name in wants and given[name] is None]
 
 

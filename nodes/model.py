@@ -152,6 +152,16 @@ def attached(model_options: dict) -> Fitted | None:
 # --- what the host does with models ------------------------------------------------------------------------
 
 
+COMBINED = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
+            "sampler_calc_cond_batch_function")  # fmt: skip
+
+
+def whole_guidance(model_options: dict) -> list[str]:
+    """What of a MODEL's options works on guidance's result or its halves together (RescaleCFG, PAG, SAG and
+    their like): with it the halves are not to be taken apart."""
+    return [name for name in COMBINED if model_options.get(name)]
+
+
 def own_options(extra_args: dict[str, Any]) -> dict:
     """A copy of a run's options, to be changed."""
     return comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})

@@ -172,6 +172,8 @@ class HostEvaluate:
     def __call__(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
+        if "cond" in wants:  # Forge leaves the negative prompt out at scale 1, A1111 runs it in vain
+            extra_args = {**extra_args, "cond_scale": 1.0}
         return self.listened(lambda: model(x, sigma, **extra_args), model, len(x), extra_args, wants)
 
     def listened(

@@ -39,8 +39,8 @@ class Spec:
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
     model_family, model_fingerprint, model_name: for whom; empty where unknown. features: "bottleneck" for the
     MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's
-    ranges. how: one sentence, how it was made. source: where its numbers come from, if published. metrics:
-    measured. unknown: fields of a newer version, as they were read.
+    ranges. channels: of its offsets, 0 for none. how: one sentence, how it was made. source: where its
+    numbers come from, if published. metrics: measured. unknown: fields of a newer version, as they were read.
 
     Raises ValueError naming the field that will not do."""
 
@@ -69,6 +69,7 @@ class Spec:
     metrics: dict[str, Any] = field(default_factory=dict)
     variant: str = "bh1"
     parts: str = ""
+    channels: int = 0
     unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +91,7 @@ class Spec:
             ("scale_time", 0 <= self.scale_time < 1, "in [0, 1)"),
             ("features", not multistep or self.features == "none", "none, for multistep"),
             ("parts", multistep or not self.parts, "none, but for multistep"),
+            ("channels", self.channels == 0 or (multistep and self.channels > 0), "0, but for multistep"),
         ):
             if not right:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
@@ -138,7 +140,8 @@ class Spec:
         """What a reader must be able to do."""
         own = self.student.recipe.constants if self.features == "none" and self.solver != MULTISTEP else ()
         constants = [f"constant:{name}" for name in own if name not in AMED]
-        return [f"parts:{self.parts}"] * bool(self.parts) + ["plain"] * (not self.learned) + constants
+        parts = [f"parts:{self.parts}"] * bool(self.parts) + ["offset"] * bool(self.channels)
+        return parts + ["plain"] * (not self.learned) + constants
 
 
 def to_header(spec: Spec) -> dict[str, str]:
@@ -156,7 +159,12 @@ def from_header(header: dict[str, str]) -> Spec:
     if (version := header["amed_format"]) not in READABLE:
         reads = f"this version reads {', '.join(READABLE)}; update AMED"
         raise ValueError(f"field 'amed_format' is {version!r}: {reads}")
-    able = {"plain", *(f"parts:{name}" for name in PARTS), *(f"constant:{name}" for name in PARAMETERS)}
+    able = {
+        "plain",
+        "offset",
+        *(f"parts:{name}" for name in PARTS),
+        *(f"constant:{name}" for name in PARAMETERS),
+    }
     if lacking := set(map(str, read(header, "requires", list, []))) - able:
         raise ValueError(f"field 'requires' names {', '.join(sorted(lacking))}: update AMED to use this file")
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}

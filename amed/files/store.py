@@ -22,6 +22,7 @@ from .. import schedules
 from ..constants import Constants, Multistep
 from ..network import BottleneckPredictor
 from ..parameters import AMED
+from ..parts import PARTS
 from ..recipes import MULTISTEP
 from .spec import PredictorError, Spec, from_header, to_header
 
@@ -45,13 +46,25 @@ class Fitted:
         return self.spec.nfe
 
     @property
+    def halved(self) -> bool:
+        """Whether it takes guidance's halves apart."""
+        return "halves" in PARTS[self.spec.parts].wants
+
+    @property
+    def passes(self) -> int:
+        """Of the network for an image: with guidance two an evaluation, but where the table says so one."""
+        guided = self.nfe * (1 if self.spec.guidance == 1 else 2)
+        return guided - len(getattr(self.predictor, "alone", ()))
+
+    @property
     def label(self) -> str:
         """A short text for people."""
         spec = self.spec
         order = f"-{spec.max_order}" if spec.max_order > 1 else ""
         guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
         whose = spec.model_name or "any model"
-        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{guidance}; {whose})"
+        spared = f" in {self.passes} passes" if getattr(self.predictor, "alone", ()) else ""
+        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{spared}{guidance}; {whose})"
 
     def sigmas(self) -> Tensor:
         """The base times it was fitted on, float64 `[num_steps]`, from sigma_max to sigma_min (no 0)."""
@@ -114,7 +127,13 @@ def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | Bot
         if missing := {"weights", *AMED} & set(names) - tensors.keys():
             raise ValueError(f"tensor {min(missing)!r} is missing")
         if spec.solver == MULTISTEP:
-            return Multistep(tensors["sigmas"], tensors["weights"], tensors["a"], spec.parts)
+            offset = tensors.get("offset") if spec.channels else None
+            if (0 if offset is None else offset.shape[-1]) != spec.channels:
+                raise ValueError(
+                    f"tensor 'offset' must have {spec.channels} channels, as field 'channels' says"
+                )
+            alone = tensors.get("alone", torch.zeros(0)).nonzero().flatten().tolist()
+            return Multistep(tensors["sigmas"], tensors["weights"], tensors["a"], spec.parts, offset, alone)
         own = {name: tensors[name] for name in names if name in tensors}
         return Constants(tensors["sigmas"], spec.scales_timestep, names, **own)
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
@@ -220,9 +239,9 @@ def file_name(name: str) -> str:
     return f"{stem}.safetensors"
 
 
-def saved_as(name: str, nfe: int, guidance: float) -> str:
+def saved_as(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
     """The file a fit is saved as. Raises ValueError for a name that is none."""
-    return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}")
+    return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}" + (f"-passes{passes}" if passes else ""))
 
 
 class Library:

@@ -6,9 +6,9 @@
     calibration.result().fitted
 
 No gradient is taken, so it runs on whatever a host can sample with. Its stages, each a file: references
-(samples), the plain solvers over their settings (search), weights in closed form and times (closed, times;
-the paper's students start from greedy constants instead), all constants at once (polish), and the comparison
-with the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
+(samples), the plain solvers over their settings (search), tables by variable projection (closed, tables; the
+paper's students start from greedy constants instead), all constants at once (polish), and the comparison with
+the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
 from collections.abc import Callable, Generator, Iterator
 from time import perf_counter
@@ -21,6 +21,7 @@ from .. import schedules
 from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
+from ..loop import plain
 from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
@@ -30,13 +31,16 @@ from .measures import Counter, rmse
 from .polish import DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
 from .search import Search, search, small_calls
-from .settings import CLOSED, SAMPLES, Progress, Settings
+from .settings import SAMPLES, Progress, Settings
+from .tables import Tables
 from .target import Target
 
 
 def references_for(target: Target, settings: Settings) -> References:
     """What a calibration with these settings fits to; others of the same target and seed may share it."""
-    return References(target, settings.held_out, CLOSED, settings.reference, settings.seed, settings.batch)
+    return References(
+        target, settings.held_out, settings.traced, settings.reference, settings.seed, settings.batch
+    )
 
 
 class Calibration:
@@ -200,20 +204,28 @@ class Calibration:
                 return
 
     def _closed(self) -> Iterator[str]:
-        """Weights in closed form on the best schedules, and if they lead the best one's times refined."""
+        """Tables by variable projection, each judged."""
         settings, known, held_out = self.settings, self.searched, self.references.held_out
-        count = CLOSED if settings.large else SAMPLES
-        yield from self.references.make(held_out + count)
-        samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
-        stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch)
-        if not (on := known.schedules()):
-            return
-        best = yield from stage.schedules(on)
-        yield self._open(best.name, best.run.table, best.afs)
-        if self.best is self.fits[-1] and stage.cost(best) + held_out * settings.nfe <= self.left:
-            refined = yield from stage.refine(best)
-            if refined is not best:
-                yield self._open(refined.name, refined.run.table, refined.afs)
+        yield from self.references.make(held_out + settings.traced)
+        samples = self.references.take(held_out, settings.traced)
+        path = self.references.path(held_out, settings.traced)
+        ask = self.target.evaluate or plain
+        stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
+        search = Tables(stage, settings, known.schedules(settings), lambda: self.left)
+        made = search.run()
+        judged: float | None = None
+        while True:
+            try:
+                candidate = made.send(judged)
+            except StopIteration:
+                return
+            if isinstance(candidate, str):
+                judged = None
+                yield candidate
+                continue
+            fit = self._fit(candidate.name, candidate.run.table, candidate.afs)
+            judged = self._judge(fit, fit.values, remember=True)
+            yield f"{candidate.name}: held-out error {judged:.4f}"
 
     def _students(self) -> Iterator[str]:
         settings, target = self.settings, self.target
@@ -254,7 +266,7 @@ class Calibration:
 
     def _judge(self, fit: Fit, values: Tensor, remember: bool = False) -> float:
         judge = self.searched.judge
-        runner = Runner(self.model, fit.form, in_batches(self.settings.batch))
+        runner = Runner(self.model, fit.form, in_batches(self.settings.batch, self.target.evaluate or plain))
         end = runner.end(values, judge.held_out.noise, judge.held_out.args)
         score = judge.score(end)
         fit.judged(values, end, score)
@@ -272,7 +284,7 @@ class Calibration:
             references = blocks * block * self.references.evaluations
             return count * (derivatives + len(DAMPINGS) * run) + references + self.references.held_out * run
 
-        return next((count for count in range(SAMPLES, 2, -1) if cost(count) <= self.left), 0)
+        return next((count for count in range(SAMPLES, SAMPLES // 2 - 1, -1) if cost(count) <= self.left), 0)
 
     def result(self) -> Result:
         """The best so far. Raises RuntimeError before the search is through."""
@@ -286,6 +298,8 @@ class Calibration:
                 how = f"calibrated jointly on the end state, from {fit.name}"
             solver, constants = fit.form.solver, fit.form.build(fit.best)
             sigmas, own = constants.sigmas, {"afs": fit.form.afs, "parts": getattr(constants, "parts", "")}
+            offset = getattr(constants, "offset", None)
+            own["channels"] = 0 if offset is None else offset.shape[1]
         else:  # its solver's own table
             how = f"{kept.name} on {kept.schedule}: the fit did not beat it"
             end, name = plain_end, "amed_multistep"

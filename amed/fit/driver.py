@@ -15,7 +15,8 @@ from .target import Target
 @dataclass(frozen=True)
 class Job:
     """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's
-    model applies, budget of each (a preset, or evaluations), seed, and samples in one call of the model."""
+    model applies, budget of each (a preset, or evaluations), seed, samples in one call of the model, and
+    network passes of an image, as Settings has them."""
 
     nfe: tuple[int, ...]
     sampler: str = "amed_multistep"
@@ -23,11 +24,13 @@ class Job:
     budget: str | int = "normal"
     seed: int = 0
     batch: int = 16
+    passes: int | None = None
 
     def settings(self) -> list[Settings]:
         """One a fit. Raises ValueError for what cannot be."""
         budgets = ((nfe, budget_of(self.budget, nfe)) for nfe in self.nfe)
-        return [Settings(n, self.sampler, b, self.guidance, self.seed, self.batch) for n, b in budgets]
+        own = self.sampler, self.guidance, self.seed, self.batch, self.passes
+        return [Settings(n, own[0], b, *own[1:]) for n, b in budgets]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
         done = before + progress.evaluations
         tell(replace(progress, evaluations=done, budget=total, seconds=seconds))
 
-    references = references_for(target, settings[0])
+    references = references_for(target, max(settings, key=lambda one: one.nfe))
     for one, place in zip(settings, places):
         calibration = Calibration(target, one, references=references, start=start, heard=heard)
         finished = False

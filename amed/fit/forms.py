@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..constants import Constants, Multistep
-from ..loop import Denoiser, Evaluate, Problem, State, loop, parts_of, plain
+from ..loop import Denoiser, Evaluate, Problem, State, loop, parts_of, placed, plain
 from ..parameters import PARAMETERS, Parameter
+from ..parts import PARTS
 from ..recipes import MULTISTEP, Solver, compiled
 from ..table import Table
 
@@ -40,6 +41,7 @@ class Constant:
 class Form:
     """Which constants of a student are fitted: inner times, and weights on at most `lags` slopes and a
     (multistep), or a recipe's constants of each interval. The last time is not: nothing is evaluated there.
+    The weights of a slope's bands move together: there are too many of them for finite differences.
 
     sigmas: its times at the start."""
 
@@ -49,10 +51,12 @@ class Form:
         rows = self.run_of(start).rows
         each = 1 if solver.name == MULTISTEP else 2
         lead = len(rows) - each * count  # its table may begin with the analytic slope
-        self.lists = {"t": self.sigmas, **{k: v for k, v in start.values.items() if k != "weights"}}
+        self.lists = {"t": self.sigmas, **{k: v for k, v in start.values.items() if k in PARAMETERS}}
         made = [("t", n, each * (n - 1) + lead, True, 0, 0) for n in range(1, count)]
         if isinstance(start, Multistep):
             width, parts = start.weights.shape[1:]
+            levels = PARTS[start.parts].levels or (0,) * parts
+            self.bands = [[s for s in range(f, parts) if s - f == levels[s]] for f in range(parts)]
             lags = min(lags or count, count)
             self.lists["w"] = torch.zeros(count, max(lags, width), parts, dtype=torch.float64)
             self.lists["w"][:, :width] = start.weights  # those a start has beyond `lags` stay as they are
@@ -61,6 +65,7 @@ class Form:
                 for n in range(count)
                 for k in range(min(n + 1, lags))
                 for s in range(parts)
+                if levels[s] == 0
             ]
             made += [("a", n, n + lead, False, 0, 0) for n in range(1 if afs else 0, count)]
         else:
@@ -83,11 +88,15 @@ class Form:
         """The predictor that `values` mean; its `sigmas` are the times."""
         lists = {name: value.clone() for name, value in self.lists.items()}
         for c, value in zip(self.constants, values):
-            lists[c.kind][(c.n, c.k, c.s) if c.kind == "w" else c.n] = c.parameter.value(value)
-        sigmas = lists.pop("t")
-        if isinstance(self.start, Multistep):
-            return Multistep(sigmas, lists["w"], lists["a"], self.start.parts)
-        return Constants(sigmas, self.start.rescales, self.start.names, **lists)
+            if c.kind == "w":
+                own = lists["w"][c.n, c.k]
+                own[self.bands[c.s]] += c.parameter.value(value) - own[c.s]
+            else:
+                lists[c.kind][c.n] = c.parameter.value(value)
+        sigmas, start = lists.pop("t"), self.start
+        if isinstance(start, Multistep):
+            return Multistep(sigmas, lists["w"], lists["a"], start.parts, start.offset, start.alone)
+        return Constants(sigmas, start.rescales, start.names, **lists)
 
     def run_of(self, predictor: Multistep | Constants) -> Table:
         if isinstance(predictor, Multistep):
@@ -130,6 +139,7 @@ class Runner:
         predictor = self.form.build(values)
         rows = [replace(row, needed=None) for row in self.form.run_of(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
+        rows = list(placed(rows, state.x))
         problem = Problem(self.model, args, self.evaluate, noise.dtype, parts_of(predictor))
         return loop(problem, rows[state.number :], state)
 

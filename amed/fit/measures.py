@@ -35,6 +35,12 @@ class Counter(nn.Module):
         own: Any = getattr(self.model, "halves", None)
         return own and partial(Counter.forward, self, ask=own)
 
+    @property
+    def conditional(self) -> Any:
+        """The same for the conditional half alone."""
+        own: Any = getattr(self.model, "conditional", None)
+        return own and partial(Counter.forward, self, ask=own)
+
 
 def rmse(x: Tensor, reference: Tensor) -> float:
     """Root of the mean squared difference, over everything."""

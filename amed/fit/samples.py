@@ -30,8 +30,11 @@ class Samples:
 
     def batches(self, size: int) -> Iterator["Samples"]:
         for start in range(0, len(self), size):
-            part = slice(start, start + size)
-            yield Samples(self.noise[part], cut(self.args, part), self.end[part])
+            yield self.cut(slice(start, start + size))
+
+    def cut(self, part: slice) -> "Samples":
+        """Some of them."""
+        return Samples(self.noise[part], cut(self.args, part), self.end[part])
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Path:
 
     times: Tensor
     states: tuple[Tensor, ...]
+
+    def cut(self, part: slice) -> "Path":
+        """Of some of the samples."""
+        return Path(self.times, tuple(state[part] for state in self.states))
 
     def at(self, t: float) -> Tensor:
         """The states at time t: the cubic through the four nearest of them, in t."""

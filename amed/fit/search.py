@@ -12,9 +12,8 @@ from .samples import References, per_sample, robust
 from .settings import Settings
 from .target import Target
 
-FINALISTS = 4  # plain settings that are compared on the held-out samples
+FINALISTS = 3  # plain settings that are compared on the held-out samples
 SECOND = 20  # settings in the second round
-SCHEDULES = 4  # schedules that are tried with weights in closed form
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Search:
     ends: dict[Setting, Tensor]
     judge: Judge
 
-    def schedules(self) -> list[Setting]:
+    def schedules(self, settings: Settings) -> list[Setting]:
         """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
         once; the best one with and without AFS."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
@@ -35,13 +34,13 @@ class Search:
         twin, chosen = [s for s in alike if s.afs != single[0].afs][:1], dict[str, Setting]()
         for setting in (*single[:1], *twin, *single):
             chosen.setdefault(setting.schedule, setting)
-        return list(chosen.values())[:SCHEDULES]
+        return list(chosen.values())[: settings.sized(2, 5, 8)]
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
     """How many samples a setting is tried on first, and how many settings the budget allows."""
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
-    share = 0.3 if settings.large else 0.15
+    share = 0.1 if settings.large else 0.15
     return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
 
 

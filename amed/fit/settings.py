@@ -8,9 +8,8 @@ from ..kdiffusion import ENTRIES
 from .look import Look
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
-CLOSED = 32  # samples of which the whole reference trajectory is kept, for weights in closed form
-SAMPLES = 16  # in an iteration
-LARGE = 8_000  # evaluations from which references, searches and closed forms get more
+SAMPLES = 16  # in an iteration of the polish
+LARGE, HUGE = 8_000, 30_000  # evaluations from which references, searches and closed forms get more
 
 
 def smallest(nfe: int) -> int:
@@ -42,7 +41,9 @@ class Settings:
     """One fit. nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS.
     budget: evaluations of the model, each counted once for each sample, everything included: references,
     search, fit and comparison. guidance: for the file; the target's model decides what it means. batch: most
-    samples in one call of the model. Raises ValueError for what cannot be."""
+    samples in one call of the model. passes: of the network for an image, under guidance; fewer than two an
+    evaluation leave the unconditional half out of some of them. None: two an evaluation. Raises ValueError
+    for what cannot be."""
 
     nfe: int
     sampler: str = "amed_multistep"
@@ -50,6 +51,7 @@ class Settings:
     guidance: float = 1.0
     seed: int = 0
     batch: int = 16
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.nfe < 2:
@@ -59,6 +61,24 @@ class Settings:
         if self.budget < (least := smallest(self.nfe)):
             raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {least}")
 
+        if self.passes is not None:
+            if self.sampler != "amed_multistep" or self.guidance == 1:
+                raise ValueError("passes: only amed_multistep under guidance can leave some of them out")
+            if not self.nfe + 1 <= self.passes <= 2 * self.nfe:
+                span = f"{self.nfe + 1} to {2 * self.nfe}"
+                raise ValueError(
+                    f"passes is {self.passes}: {self.nfe} evaluations take {span} under guidance"
+                )
+
+    @property
+    def spared(self) -> int:
+        """Evaluations that leave the unconditional half out."""
+        return 0 if self.passes is None else 2 * self.nfe - self.passes
+
+    def sized(self, quick: int, normal: int, thorough: int) -> int:
+        """By the budget."""
+        return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
+
     @property
     def large(self) -> bool:
         return self.budget >= LARGE
@@ -66,12 +86,17 @@ class Settings:
     @property
     def held_out(self) -> int:
         """Samples that choose what is kept, and are compared on."""
-        return max(16, min(64, self.budget // 400))
+        return self.sized(16, 40, 64)
+
+    @property
+    def traced(self) -> int:
+        """Samples of which the whole reference trajectory is kept, for weights in closed form."""
+        return self.sized(32, 64, 256)
 
     @property
     def reference(self) -> int:
         """Evaluations of a reference trajectory."""
-        return 32 if self.large else 24
+        return self.sized(20, 24 if self.nfe < 7 else 32, 32)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Which tables are fitted: rounds of starts, times refined on few samples, shapes of weights on all of them.
+
+No one start, sample set or shape is the best everywhere: two fits of the same kind differ by a tenth, and a
+table of bands and offsets is far ahead without guidance and may lose under it. So several are made, and noise
+that none of them saw chooses."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from .closed import Candidate, ClosedForm, Shape
+from .plain import Setting
+from .settings import Settings
+
+FIRST = Shape("bands", True, 1e-2)  # what times are refined with
+SHAPES = (
+    Shape("bands", True, 1e-3),
+    Shape("bands", True, 1e-1),
+    Shape("", False, 1e-3),
+    Shape("bands", True, 1e-5),
+    Shape("", True, 1e-2),
+)
+SHARE, FEWEST, ITERATIONS = 0.4, 8, 2  # of what is left for an iteration; samples at least; a round
+REACH = 3  # beyond as many steps as are spared, those at the end that may be among them
+PATTERNS = 3  # that are refined
+
+Judged = Generator[str | Candidate, float | None, None]
+
+
+@dataclass
+class Tables:
+    """`run()` yields what it is doing, and tables; it is sent the held-out score of each table. left: how
+    many evaluations there are still."""
+
+    stage: ClosedForm
+    settings: Settings
+    starts: list[Setting]
+    left: Callable[[], int]
+
+    def some(self, count: int, round: int = 0) -> ClosedForm:
+        """The stage on `count` samples, others in each round."""
+        first = round * count % max(len(self.stage.samples) - count + 1, 1)
+        rows = slice(first, first + count)
+        return replace(self.stage, samples=self.stage.samples.cut(rows), path=self.stage.path.cut(rows))
+
+    @property
+    def judging(self) -> int:
+        """Evaluations of a table on all samples, and of its judgement."""
+        return (len(self.stage.samples) + self.settings.held_out) * self.settings.nfe
+
+    def run(self) -> Judged:
+        settings, spared = self.settings, self.settings.spared
+        shape = replace(FIRST, parts="halves+bands") if spared else FIRST
+        few = self.some(settings.sized(8, 16, 32))
+        starts = yield from few.schedules(self.starts, shape)
+        if spared:
+            starts = yield from self.patterns(few, starts[0], shape)
+        shapes = [replace(s, parts=halved(s.parts)) if spared else s for s in SHAPES]
+        scores: dict[Shape, float] = {}
+        for round in range(settings.sized(1, 3, 8)):
+            start, reserve = starts[round % len(starts)], self.judging * settings.sized(1, 3, 3)
+            most = int(SHARE * (self.left() - reserve) / start.cost)
+            few = self.some(min(max(most, FEWEST), settings.sized(16, 32, 64)), round)
+            start = few.candidate(start.run.sigmas, start.afs, start.run.shape, start.name)
+            for _ in range(ITERATIONS):
+                if start.cost * len(few.samples) + reserve > self.left():
+                    break
+                refined = yield from few.refine(start)
+                if refined is start:
+                    break
+                start = refined
+            if round and not start.refined:
+                return
+            ordered = sorted(shapes, key=lambda s: scores.get(s, 0.0))
+            for one in ordered[: len(ordered) if not round else 2]:
+                if self.judging > self.left():
+                    return
+                own = replace(one, alone=start.run.shape.alone)
+                name = f"{start.name}, {own.text}"
+                score = yield self.stage.candidate(start.run.sigmas, start.afs, own, name)
+                scores[one] = min(scores.get(one, float("inf")), score or 0.0)
+
+    def patterns(
+        self, few: ClosedForm, start: Candidate, shape: Shape
+    ) -> Generator[str, None, list[Candidate]]:
+        """Which steps leave the unconditional half out, best first: of all ways to spare so many among the
+        last ones. (Among the first they cost far more than they save.)"""
+        spared, steps = self.settings.spared, len(start.run.sigmas) - 1
+        last = range(max(1 + start.afs, steps - spared - REACH), steps)
+        tried = []
+        for alone in combinations(last, spared):
+            name = f"{start.name}, without the negative half at {', '.join(str(n + 1) for n in alone)}"
+            tried.append(few.candidate(start.run.sigmas, start.afs, replace(shape, alone=alone), name))
+            yield f"{name}: {tried[-1].loss:.4f}"
+        return sorted(tried, key=lambda c: c.loss)[:PATTERNS]
+
+
+def halved(parts: str) -> str:
+    """The same parts of guidance's halves."""
+    return "+".join(["halves", parts] if parts else ["halves"])
