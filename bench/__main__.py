@@ -1,11 +1,12 @@
-"""The benchmark: `make bench` (under an hour on 2 cores) or `make bench-quick` (minutes, nothing in docs).
+"""The benchmark: `make bench` (under two hours on 2 cores) or `make bench-quick` (minutes, nothing in docs).
 
     python -m bench [--quick] [--resume] [--noises 2000] [--dtype float32] [--report]
 
-Writes docs/RESULTS.md, results.json, geometry.json, cost.json, pictures in docs/bench, and the README's
-table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run has
-measured; --noises measures every row on so many (2000 take hours). --report writes the pages of a finished
-run again, from bench/out and the JSON files."""
+Writes docs/RESULTS.md, results.json, flow.json, geometry.json, cost.json, pictures in docs/bench, and the
+README's table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run
+has measured; --noises measures every row on so many (2000 take hours). --report writes the pages of a
+finished run again, from bench/out and the JSON files, with docs/fit_cost.json of `python -m bench.fitcost`,
+if it is there."""
 
 import argparse
 import json
@@ -19,8 +20,10 @@ from . import host, plots, report
 from .compare import all_compared
 from .cost import cost
 from .geometry import SAMPLES, TRAJECTORIES, geometry
-from .quality import OUT, QUICK, Plan, Workers, own_distances, quality
+from .plan import OUT, QUICK, Plan
+from .quality import own_distances, quality
 from .report import ROOT
+from .workers import Workers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     plan = replace(QUICK if args.quick else Plan(), dtype=args.dtype)
     if args.noises:
-        plan = replace(plan, noises=dict.fromkeys(plan.noises, args.noises), many=0, many_nfes=())
+        plan = replace(plan, noises=dict.fromkeys(plan.noises, args.noises), many={})
     try:
         host.modules()
     except RuntimeError as error:
@@ -46,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     begin = time.perf_counter()
     if args.report:
         costs, shape = (json.loads((folder / f"{name}.json").read_text()) for name in ("cost", "geometry"))
-        references, rows, many = quality(plan, resume=True)
+        found = quality(plan, resume=True)
     else:
         print("cost", flush=True)
         costs = cost(args.quick)  # first, while no other process runs
         print("quality", flush=True)
-        references, rows, many = quality(plan, args.resume)
+        found = quality(plan, args.resume)
         print("geometry", flush=True)
         with Workers(plan.workers) as workers:
             shape = geometry(plan, workers, *((32, 8) if args.quick else (TRAJECTORIES, SAMPLES)))
@@ -59,14 +62,18 @@ def main(argv: list[str] | None = None) -> int:
 
     pictures = folder / "bench"
     pictures.mkdir(parents=True, exist_ok=True)
-    plots.quality(rows, pictures / "quality.png")
+    plots.quality(found.rows, pictures / "quality.png")
     plots.figure_4(shape, pictures / "figure-4.png")
     plots.figure_5(shape, pictures / "figure-5.png")
-    grids = plots.grids(rows, pictures)
-    own, own_many = own_distances(plan)
-    text = report.page(plan, references, rows, many, own, own_many, shape, costs, grids)
-    report.write_all(folder, text, report.results(references, rows + many), shape, costs)
-    comparisons = all_compared(rows, own)
+    grids = plots.grids(found.rows, pictures)
+    fitted = ROOT / "docs" / "fit_cost.json"
+    points = json.loads(fitted.read_text()) if fitted.is_file() else []
+    if points:
+        plots.fit_cost(points, pictures / "fit-cost.png")
+    own = own_distances(plan, plan.many or plan.noises)
+    text = report.page(plan, found, own, shape, costs, points, grids)
+    report.write_all(folder, text, found, shape, costs)
+    comparisons = all_compared(found.large, own)
     if not args.quick:
         write(ROOT / "README.md", {"results": report.readme(comparisons)})
     print("\n".join(report.readme(comparisons, plan.nfes)))

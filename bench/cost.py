@@ -8,7 +8,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,14 +21,17 @@ from torch.utils._pytree import tree_leaves
 
 import amed
 from amed import BottleneckPredictor, Constants, Evaluation, Solver, sample
+from amed.constants import Multistep, as_multistep
 from amed.fit import Calibration, Settings, Target, budget_of
 from amed.fit import algorithm1 as paper
 from amed.fit.measures import Counter, rmse, run
+from amed.parts import PARTS
+from amed.recipes import MULTISTEP
 from demo import model as demo
 from demo.comfyui import find
 
+from .plan import FOLDERS, rounded
 from .problem import Problem
-from .quality import FOLDERS, rounded
 from .search import reference_plan
 
 ROOT = Path(__file__).parent.parent
@@ -54,15 +57,19 @@ def k_diffusion_sampling() -> ModuleType:
     return module.sampling()
 
 
-def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
-    """Name -> (whom it is compared with, run(model, x)); all of them take NFE evaluations."""
+def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
+    """Name -> (whom it is compared with, run(model, x)); all of them take NFE evaluations. channels: of the
+    latent."""
     sampling = k_diffusion_sampling()
 
     def theirs(function: Callable, steps: int) -> Callable[..., Tensor]:
         sigmas = sampling.get_sigmas_karras(steps, 0.002, 80.0)
         return lambda model, x: function(model, x, sigmas, disable=True)
 
-    table = amed.load(file_of("multistep"))
+    ipndm, times = Solver("ipndm", 3), amed.schedules.make("polynomial", NFE + 1, 0.002, 80.0)
+    whole = as_multistep(ipndm, times)
+    shares = whole.weights * torch.linspace(0.9, 1.1, PARTS["bands"].count, dtype=torch.float64)
+    bands = Multistep(times, shares, parts="bands", offset=torch.full((NFE, channels), 0.01))
     base = amed.schedules.make("polynomial", 6, 0.002, 80.0)
     rough = Constants(base, r=torch.full((5,), 0.4))
     network = BottleneckPredictor(0.01, 0.2).requires_grad_(False)
@@ -72,12 +79,13 @@ def samplers() -> dict[str, tuple[str, Callable[..., Tensor]]]:
             model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs, evaluate=free_evaluate
         )
 
-    spec, ipndm, dpmpp_2 = table.spec, Solver("ipndm", 3), Solver("dpmpp", 2, predict_x0=True)
+    multistep, dpmpp_2 = Solver(MULTISTEP), Solver("dpmpp", 2, predict_x0=True)
     dpmpp, heun = "dpmpp_2m", "heun"
     return {
         dpmpp: ("", theirs(sampling.sample_dpmpp_2m, NFE)),
         heun: ("", theirs(sampling.sample_heun, 5)),
-        "AMED multistep, table": (dpmpp, ours(spec.student, table.predictor, table.sigmas(), spec.afs)),
+        "AMED multistep, table": (dpmpp, ours(multistep, whole, times, False)),
+        "AMED multistep, bands": (dpmpp, ours(multistep, bands, times, False)),
         "AMED-Plugin on iPNDM-3, table": (dpmpp, ours(ipndm, rough, base, True)),
         "AMED-Plugin on iPNDM-3, MLP": (dpmpp, ours(ipndm, network, base, True)),
         "AMED-Plugin on DPM++-2, table": (dpmpp, ours(dpmpp_2, rough, base, True)),
@@ -147,8 +155,9 @@ def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 12
 
 def overhead(shapes: tuple = SHAPES, batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
     """Milliseconds a run of NFE evaluations of a model of no cost, and the ratio to k-diffusion's own."""
-    compared, rows = samplers(), []
+    rows = []
     for shape in shapes:
+        compared = samplers(shape[0])
         for batch in batches:
             x = torch.randn(batch, *shape)
             took = seconds({name: partial(call, free, x) for name, (_, call) in compared.items()})
@@ -170,7 +179,7 @@ def share() -> list[dict[str, Any]]:
     for batch in BATCHES:
         x = torch.randn(batch, 3, 32, 32)
         sigma = torch.full((batch,), 3.0)
-        calls = {name: partial(call, free, x) for name, (_, call) in samplers().items()}
+        calls = {name: partial(call, free, x) for name, (_, call) in samplers(3).items()}
         with torch.no_grad():
             took = seconds(calls | {"model": lambda: denoiser(x, sigma)})  # noqa: B023
         whole = took.pop("model") * NFE
@@ -254,29 +263,34 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
     return {"sampling": sampling, "calibration of a model of no cost": fitting}
 
 
-def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, Any]]:
-    """Calibration (quick) and Algorithm 1 on the same model without guidance: network passes, seconds, error.
+@dataclass(frozen=True)
+class Learned:
+    """What a fit gave, and the passes it cost: one is a sample through the network, a gradient two more."""
 
-    A pass is one sample through the network; a gradient through it counts as two more."""
-    whole = Problem(1.0, noises, 9)
-    target, plan = whole.target, reference_plan(60)
-    reference = run(whole.guided, whole.noise, plan.sigmas(), plan.solver, whole.args)[0]
+    predictor: Any
+    sigmas: Tensor
+    solver: Solver
+    afs: bool
+    passes: int
 
-    def row(name: str, passes: int, seconds: float, fitted: Any, sigmas: Tensor, solver: Solver, afs: bool):
-        how = {"predictor": fitted, "afs": afs, "evaluate": target.evaluate}
-        ends, _ = run(whole.guided, whole.noise, sigmas, solver, whole.args, **how)
-        line = {"fit": name, "passes": passes, "seconds": rounded(seconds)}
-        return line | {"rmse_ref": rounded(rmse(ends, reference)), "nfe": nfe}
+    def ends(self, problem: Problem) -> Tensor:
+        """On the noises of a problem."""
+        how = {"predictor": self.predictor, "afs": self.afs, "evaluate": problem.target.evaluate}
+        return run(problem.guided, problem.noise, self.sigmas, self.solver, problem.args, **how)[0]
 
-    counter, begin = Counter(whole.guided), time.perf_counter()
-    settings = Settings(nfe, budget=budget_of("quick", nfe))
-    calibration = Calibration(replace(target, model=counter, features=None), settings)
+
+def calibrated(target: Target, nfe: int, budget: int) -> Learned:
+    """A calibration without guidance."""
+    counter = Counter(target.model)
+    calibration = Calibration(replace(target, model=counter, features=None), Settings(nfe, budget=budget))
     for _ in calibration.run():
         pass
-    fitted, took = calibration.result().fitted, time.perf_counter() - begin
-    own = fitted.predictor, fitted.sigmas(), fitted.spec.student, fitted.spec.afs
-    rows = [row("calibration, quick", counter.rows, took, *own)]
+    fitted = calibration.result().fitted
+    return Learned(fitted.predictor, fitted.sigmas(), fitted.spec.student, fitted.spec.afs, counter.rows)
 
+
+def trained(target: Target, nfe: int, images: int) -> Learned:
+    """AMED-Solver's network by Algorithm 1 without guidance."""
     student = paper.plan("amed", nfe)
     times = student.teacher.times("time_uniform", student.num_steps, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
     predictor, base = BottleneckPredictor(0.01, 0.0), times[:: student.teacher.extra + 1]
@@ -285,22 +299,27 @@ def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, An
         noise, args = target.draw(generator, count)
         return noise * demo.SIGMA_MAX, args
 
-    counter, begin = Counter(whole.guided), time.perf_counter()
-    *_, last = paper.train(
-        counter,
-        student.solver,
-        predictor,
-        times,
-        draw,
-        student.teacher,
-        paper.Settings(images, 16, held_out=16, every=5),
-        afs=student.afs,
-        evaluate=target.evaluate,
-    )
+    counter, settings = Counter(target.model), paper.Settings(images, 16, held_out=16, every=5)
+    how = {"afs": student.afs, "evaluate": target.evaluate}
+    *_, last = paper.train(counter, student.solver, predictor, times, draw, student.teacher, settings, **how)
     passes = counter.rows + 2 * last.images * (student.num_steps - 1)
-    own = predictor.eval(), base, student.solver, student.afs
-    name = f"Algorithm 1, AMED-Solver, {images} images"
-    return [*rows, row(name, passes, time.perf_counter() - begin, *own)]
+    return Learned(predictor.eval(), base, student.solver, student.afs, passes)
+
+
+def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, Any]]:
+    """Calibration (quick) and Algorithm 1 on the same model without guidance: passes, seconds, error."""
+    whole, plan, rows = Problem(1.0, noises, 9), reference_plan(60), []
+    reference = run(whole.guided, whole.noise, plan.sigmas(), plan.solver, whole.args)[0]
+    for name, fit in (
+        ("calibration, quick", lambda: calibrated(whole.target, nfe, budget_of("quick", nfe))),
+        (f"Algorithm 1, AMED-Solver, {images} images", lambda: trained(whole.target, nfe, images)),
+    ):
+        begin = time.perf_counter()
+        learned = fit()
+        took = time.perf_counter() - begin
+        line = {"fit": name, "passes": learned.passes, "seconds": rounded(took)}
+        rows.append(line | {"rmse_ref": rounded(rmse(learned.ends(whole), reference)), "nfe": nfe})
+    return rows
 
 
 def cost(quick: bool = False) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from amed import Solver
 from amed.fit.plain import Setting as Plain
 from amed.fit.plane import trajectory_pca
 
+from .plan import CHUNK, Plan, rounded
 from .problem import SIGMA_MAX, SIGMA_MIN
-from .quality import CHUNK, Plan, Workers, problem, rounded
+from .quality import problem
 from .search import path_of
 from .trajectories import best_r
+from .workers import Workers
 
 TRAJECTORIES, SAMPLES = 1000, 32
 EVALUATIONS = 80
@@ -34,7 +36,7 @@ def heun() -> Plain:
 
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
     """States of these noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
-    whole = problem(1.0, max(plan.many, TRAJECTORIES), plan.seed, plan.dtype)
+    whole = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     return torch.stack(path_of(whole.part(start, start + count), heun()).states)
 
 
@@ -46,7 +48,7 @@ def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
 
 def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
     """Fig. 5 of one student."""
-    whole = problem(1.0, max(plan.many, TRAJECTORIES), plan.seed, plan.dtype)
+    whole = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
     every = EVALUATIONS // 2 // (N - 1)
     sigmas = heun().sigmas()[::every]

@@ -103,11 +103,14 @@ class HostModel(nn.Module):
     """A denoiser as the host's samplers expect it: some ask `inner_model.model_patcher` for the model's
     sigmas.
 
-    afs: the first call is answered by the analytic direction x / sqrt(1 + sigma^2), at no evaluation."""
+    afs: the first call is answered by the analytic direction x / sqrt(1 + sigma^2), at no evaluation. flow:
+    some solvers work in the log of a signal-to-noise ratio, which is another one for flow models."""
 
-    def __init__(self, model: Callable[..., Tensor], afs: bool):
+    def __init__(self, model: Callable[..., Tensor], afs: bool, flow: bool = False):
         super().__init__()
-        sampling = modules().models.ModelSamplingContinuousEDM()
+        models = modules().models
+        kind = type("Flow", (models.ModelSamplingDiscreteFlow, models.CONST), {})
+        sampling = kind() if flow else models.ModelSamplingContinuousEDM()
         self.inner_model = SimpleNamespace(
             model_patcher=SimpleNamespace(get_model_object=lambda name: {"model_sampling": sampling}[name])
         )
@@ -123,13 +126,20 @@ class HostModel(nn.Module):
 
 @torch.no_grad()
 def sample(
-    variant: Variant, model: Callable[..., Tensor], x: Tensor, sigmas: Tensor, afs: bool, args: dict[str, Any]
+    variant: Variant,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    afs: bool,
+    args: dict[str, Any],
+    flow: bool = False,
 ) -> Tensor:
     """The host's sampler from `x` `[B, ...]` (noise times sigmas[0]) along sigmas; `args` go to the model."""
     host = modules()
     function = getattr(host.uni_pc if variant.solver == "uni_pc" else host.sampling, variant.function)
     sigmas = sigmas.to(x.dtype).clone()
-    return function(HostModel(model, afs), x, sigmas, extra_args=dict(args), disable=True, **variant.options)
+    own = HostModel(model, afs, flow)
+    return function(own, x, sigmas, extra_args=dict(args), disable=True, **variant.options)
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import Tensor
 from amed import schedules
 from amed.fit.samples import Path
 
-from . import host
+from . import flow, host
 from .problem import SIGMA_MAX, SIGMA_MIN, Ends, Problem
 
 OURS = {
@@ -29,7 +29,7 @@ Grids = dict[int, Tensor]  # by their number of steps
 @dataclass(frozen=True)
 class Setting:
     """One run: `steps` of a sampler on a schedule; the host's own schedules end at 0, the others at
-    sigma_min."""
+    sigma_min. Those of bench.flow are for the model in flow form."""
 
     variant: host.Variant
     schedule: str
@@ -40,7 +40,13 @@ class Setting:
     def schedule_name(self) -> str:
         return self.schedule + (" + AFS" if self.afs else "")
 
+    @property
+    def flow(self) -> bool:
+        return self.schedule in flow.SCHEDULES
+
     def sigmas(self, grids: Grids) -> Tensor:
+        if self.flow:
+            return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
             return host.schedule(self.schedule, self.steps, SIGMA_MIN, SIGMA_MAX)
         if self.schedule == "searched":
@@ -52,9 +58,10 @@ class Setting:
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
-            return host.sample(self.variant, model, noise * sigmas[0].to(noise), sigmas, self.afs, args)
+            x = noise * sigmas[0].to(noise)
+            return host.sample(self.variant, model, x, sigmas, self.afs, args, self.flow)
 
-        return problem.run(sample, batch)
+        return problem.run(sample, batch, float(sigmas[-1]))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -82,6 +89,15 @@ def candidates(nfe: int) -> Iterator[Setting]:
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, to_zero, afs) == nfe:
                 yield Setting(variant, kind, steps, afs)
+                break
+
+
+def flow_candidates(nfe: int) -> Iterator[Setting]:
+    """The same for the model in flow form, which has no analytic first step."""
+    for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
+        for steps in range(2, nfe + 2):
+            if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:
+                yield Setting(variant, kind, steps, False)
                 break
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from . import host
-from .quality import CALIBRATED, OUT, SHOWN, SHOWN_NFES, Row, best_others
+from .plan import CALIBRATED, OUT, QUICK_TABLE, SHOWN, SHOWN_NFES, Row
+from .quality import best_others, strip_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -20,21 +21,22 @@ COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS
 
 
 def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
-    """Name -> evaluations -> value: a line for every other solver at its best, the calibrated table, the best
-    AMED-Plugin, AMED-Solver."""
+    """Name -> evaluations -> value: a line for every other solver at its best, each kind of calibrated table,
+    the best AMED-Plugin, AMED-Solver. A table that spares passes stands at the evaluations of as many."""
+    names = {CALIBRATED: "AMED multistep, calibrated", QUICK_TABLE: "AMED multistep, calibrated quick"}
     by_name: dict[str, dict[int, float]] = {}
     for row in rows:
         if row.entry.guidance != guidance:
             continue
         if row.entry.setting is not None:
             name = row.entry.setting.variant.solver
-        elif row.predictor == CALIBRATED:
-            name = "AMED multistep, calibrated"
+        elif row.predictor.startswith(CALIBRATED):
+            name = names.get(row.predictor, "AMED multistep, passes spared")
         else:
             name = "AMED-Solver" if row.solver == "AMED-Solver" else "best AMED-Plugin"
         value = row.measures[measure].value
         line = by_name.setdefault(name, {})
-        line[row.nfe] = min(value, line.get(row.nfe, value))
+        line[row.entry.cell] = min(value, line.get(row.entry.cell, value))
     return by_name
 
 
@@ -45,6 +47,8 @@ def quality(rows: list[Row], file: Path) -> None:
     )
     ours = {
         "AMED multistep, calibrated": ("k", "o"),
+        "AMED multistep, calibrated quick": ("0.45", "o"),
+        "AMED multistep, passes spared": ("tab:red", "o"),
         "best AMED-Plugin": ("k", "s"),
         "AMED-Solver": ("k", "^"),
     }
@@ -67,25 +71,28 @@ def quality(rows: list[Row], file: Path) -> None:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.set_xlabel("evaluations") if i else None
             axis.set_ylabel(NAMES[measure]) if j == 0 else None
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 + len(guidances), fontsize=8)
+    known = {n: h for axis in axes.flat for h, n in zip(*axis.get_legend_handles_labels())}
+    figure.legend(
+        known.values(), known.keys(), loc="outside lower center", ncols=2 + len(guidances), fontsize=8
+    )
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
 def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
     """The first noises of the reference, AMED, the best other solvers, and what people use."""
-    here = [r for r in rows if (r.entry.guidance, r.nfe) == (guidance, nfe)]
+    here = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
     best = best_others(rows, nfe, guidance)
-    shown: list[tuple[str, str]] = [("reference, 100", f"{guidance:g}-reference")]
+    shown = [("reference, 100", OUT / "strips" / f"{guidance:g}-reference.png")]
 
     def add(row: Row, text: str) -> None:
-        key = f"{guidance:g}-{nfe}-{row.solver}-{row.predictor}"
-        if key not in [k for _, k in shown]:
-            shown.append((text, key))
+        if strip_file(row) not in [file for _, file in shown]:
+            shown.append((text, strip_file(row)))
 
-    for row in sorted((r for r in here if r.entry.file), key=lambda r: r.predictor != CALIBRATED):
-        add(row, row.solver + (", calibrated" if row.predictor == CALIBRATED else f", {row.predictor}"))
+    for row in sorted(
+        (r for r in here if r.entry.file), key=lambda r: (CALIBRATED not in r.predictor, r.predictor)
+    ):
+        add(row, f"{row.solver}, {row.predictor.replace(CALIBRATED, 'calibrated')}")
     add(best["fd_ref"], f"best other: {best['fd_ref'].solver}")
     for solver in ("dpmpp_2m", "uni_pc", "euler"):
         for row in here:
@@ -94,17 +101,19 @@ def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2)
     side, left = 32 * scale, 270
     page = Image.new("RGB", (left + SHOWN * side, len(shown) * side), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    for i, (text, key) in enumerate(shown):
+    for i, (text, strip) in enumerate(shown):
         draw.text((6, i * side + side // 2 - 8), text, "black", font)
-        with Image.open(OUT / "strips" / f"{key}.png") as strip:
-            page.paste(strip.resize((SHOWN * side, side), Image.Resampling.BICUBIC), (left, i * side))
+        with Image.open(strip) as images:
+            page.paste(images.resize((SHOWN * side, side), Image.Resampling.BICUBIC), (left, i * side))
     page.save(file, optimize=True)
 
 
 def grids(rows: list[Row], folder: Path) -> list[str]:
     """A grid at 3, 5 and 7 evaluations for each guidance; their file names."""
     names = []
-    for guidance, nfe in sorted({(r.entry.guidance, r.nfe) for r in rows if r.nfe in SHOWN_NFES}):
+    for guidance, nfe in sorted(
+        {(r.entry.guidance, r.entry.cell) for r in rows if r.entry.cell in SHOWN_NFES}
+    ):
         names.append(f"grid-nfe{nfe}-cfg{guidance:g}.png")
         grid(rows, guidance, nfe, folder / names[-1])
     return names
@@ -141,5 +150,19 @@ def figure_5(shape: dict[str, Any], file: Path) -> None:
     left.legend(fontsize=8)
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def fit_cost(points: list[dict[str, Any]], file: Path) -> None:
+    """Error and Frechet distance against what a fit has cost."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for axis, measure in zip(axes, ("rmse_ref", "fd_ref")):
+        for name in dict.fromkeys(p["fit"] for p in points):
+            line = sorted((p["passes"], p[measure]) for p in points if p["fit"] == name)
+            axis.plot(*zip(*line), "-o", ms=4, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="passes spent on the fit", ylabel=NAMES[measure])
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     plt.close(figure)

@@ -12,57 +12,66 @@ from amed.fit.measures import Counter, cut
 from demo import model as demo
 from demo.target import target
 
+from .flow import flow_target, image
+
 SIGMA_MIN, SIGMA_MAX = demo.SIGMA_MIN, demo.SIGMA_MAX
 BATCH = 32
 
 
 class Remembering(Counter):
-    """Counts, and remembers the first evaluation of a noise, which is the same for every solver: it is
-    counted each time, computed once while `remembers`."""
+    """Counts evaluations, and `passes`: rows through the network inside. Remembers the first evaluation of a
+    noise, which is the same for every solver: it and its passes are counted each time, computed once while
+    `remembers`."""
 
-    def __init__(self, model: Guided):
+    def __init__(self, model: Guided, sigma_max: float = SIGMA_MAX):
         super().__init__(model)
-        self.remembers = True
-        self.first: list[tuple[Tensor, float, Tensor]] = []
+        self.sigma_max, self.remembers, self.passes = sigma_max, True, 0
+        self.first: list[tuple[Tensor, float, Tensor, int]] = []
+        model.model.register_forward_pre_hook(self.passed)
 
-    @property
-    def passes(self) -> int:
-        """Rows through the network, two a sample under guidance."""
-        return self.rows * (1 if self.model.scale == 1 else 2)
+    def passed(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.passes += len(inputs[0])
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         level = float(sigma[0].detach())
-        if level < 0.999 * SIGMA_MAX or not self.remembers:
+        if level < 0.999 * self.sigma_max or not self.remembers:
             return super().forward(x, sigma, **kwargs)
-        for noise, at, denoised in self.first:
+        for noise, at, denoised, passes in self.first:
             if at == level and x.shape == noise.shape and torch.equal(x, noise):
                 self.evaluations, self.rows = self.evaluations + 1, self.rows + len(x)
+                self.passes += passes
                 return denoised
-        self.first.append((x.clone(), level, super().forward(x, sigma, **kwargs)))
-        return self.first[-1][2]
+        before = self.passes
+        denoised = super().forward(x, sigma, **kwargs)
+        self.first.append((x.clone(), level, denoised, self.passes - before))
+        return denoised
 
 
 @dataclass(frozen=True)
 class Ends:
-    """End states `[n, 3, 32, 32]` and the evaluations of one batch, counted."""
+    """Images `[n, 3, 32, 32]`, and what each took, counted: evaluations and passes of the network."""
 
     images: Tensor
     nfe: int
+    passes: int
 
 
 class Problem:
-    """`count` noises of a seed and their arguments, for the demo model (`target`) at a guidance scale."""
+    """`count` noises of a seed and their arguments, for the demo model (`target`) at a guidance scale, or in
+    flow form."""
 
-    def __init__(self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32, flow: bool = False
+    ):
         self.guidance, self.count, self.seed = guidance, count, seed
-        self.target = target(guidance, dtype=dtype)
+        self.target = flow_target(dtype) if flow else target(guidance, dtype=dtype)
         self.guided = self.target.model
-        self.model = Remembering(self.guided)
+        self.model = Remembering(self.guided, self.target.sigma_max)
         self.noise, self.args = self.target.draw(torch.Generator().manual_seed(seed), count)
 
     @property
     def denoiser(self) -> demo.Denoiser:
-        return self.guided.model
+        return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":
         """The same with some of its noises alone."""
@@ -75,15 +84,22 @@ class Problem:
         """The same with its first `count` noises alone."""
         return self.part(0, count)
 
-    def run(self, sample: Callable[[nn.Module, Tensor, dict[str, Any]], Tensor], batch: int = BATCH) -> Ends:
-        """`sample(model, unit noise, arguments)` on every batch. Raises RuntimeError if the batches did not
-        cost the same."""
+    def run(
+        self,
+        sample: Callable[[nn.Module, Tensor, dict[str, Any]], Tensor],
+        batch: int = BATCH,
+        end: float = 0.0,
+    ) -> Ends:
+        """`sample(model, unit noise, arguments)` on every batch; `end`: the noise level it stops at. Raises
+        RuntimeError if the batches did not cost the same."""
         ends, costs = [], set()
         for start in range(0, self.count, batch):
             part = slice(start, start + batch)
-            before = self.model.evaluations
+            evaluations, passes = self.model.evaluations, self.model.passes
             ends.append(sample(self.model, self.noise[part], cut(self.args, part)))
-            costs.add(self.model.evaluations - before)
+            each = (self.model.passes - passes) / len(ends[-1])
+            costs.add((self.model.evaluations - evaluations, each))
         if len(costs) != 1:
-            raise RuntimeError(f"batches took different numbers of evaluations: {sorted(costs)}")
-        return Ends(torch.cat(ends), costs.pop())
+            raise RuntimeError(f"batches took different numbers of evaluations or passes: {sorted(costs)}")
+        images, (nfe, passes) = torch.cat(ends), costs.pop()
+        return Ends(image(images, end) if self.target.flow else images, nfe, int(passes))

@@ -5,13 +5,8 @@ Work is done by one process a core, one thread each. Every finished row is kept 
 that was stopped goes on with `--resume`."""
 
 import json
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,171 +17,61 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amed import Fitted, load, sample
-from amed.fingerprint import fingerprint
 from amed.fit.measures import rmse, run
-from amed.recipes import MULTISTEP
-from demo import model as demo
 
-from .measures import RESAMPLES, Measured, Ruler
-from .opponents import Grids, Setting
+from .measures import Measured, Ruler
+from .opponents import Setting
+from .plan import (
+    CALIBRATED,
+    CHUNK,
+    MEASURES,
+    OUT,
+    SHOWN,
+    SHOWN_NFES,
+    Entry,
+    Plan,
+    Row,
+    entries,
+    flow_entries,
+    label,
+    rounded,
+    settings,
+)
 from .problem import Ends, Problem
-from .search import SETTINGS, reference_plan
-
-ROOT = Path(__file__).parent
-OUT = ROOT / "out"
-FOLDERS = (ROOT.parent / "predictors", ROOT / "predictors")
-CALIBRATED = "calibrated table"
-MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd", "fd_ref_unet")
-SHOWN, SHOWN_NFES = 8, (3, 5, 7)
-CHUNK = 32
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured: noises at each guidance scale (the first of `seed`), evaluations, the same again on
-    `many` noises for the calibrated table and its best opponents (`many_nfes`, guidance 1), and how many
-    noises prove that the reference has converged."""
-
-    noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
-    nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
-    many: int = 1000
-    many_nfes: tuple[int, ...] = (5, 7, 9)
-    converged: int = 32
-    resamples: int = RESAMPLES
-    dtype: str = "bfloat16"
-    seed: int = 7
-    workers: int = os.cpu_count() or 1
-
-
-QUICK = Plan({1.0: 24, 4.0: 12}, (3, 5, 7), 0, (), 4, 20)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row to measure: another solver's setting, or a predictor's file."""
-
-    nfe: int
-    guidance: float
-    count: int
-    setting: Setting | None = None
-    file: str = ""
-
-    @property
-    def key(self) -> str:
-        which = Path(self.file).stem if self.file else json.dumps(self.setting.as_dict(), sort_keys=True)
-        return f"{which} nfe {self.nfe} cfg {self.guidance:g} n {self.count}"
-
-    @property
-    def work(self) -> float:
-        return self.nfe * self.count * (1 if self.guidance == 1 else 2)
-
-
-@dataclass
-class Row:
-    """What was measured of an entry."""
-
-    entry: Entry
-    solver: str
-    schedule: str
-    predictor: str
-    nfe: int
-    passes: int
-    measures: dict[str, Measured]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row of docs/results.json."""
-        row = {
-            "solver": self.solver,
-            "schedule": self.schedule,
-            "predictor": self.predictor,
-            "nfe": self.nfe,
-            "passes": self.passes,
-            "guidance": self.entry.guidance,
-            "noises": self.entry.count,
-        }
-        for name, measured in self.measures.items():
-            row[name] = rounded(measured.value)
-            if len(measured.resampled):
-                row[f"{name}_interval"] = [rounded(v) for v in measured.interval]
-        return row
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
-
-
-PLUGINS = {
-    "ipndm": "iPNDM",
-    "dpmpp": "DPM++",
-    "euler": "Euler",
-    "dpm_2": "DPM-Solver-2",
-    "unipc": "UniPC",
-    "deis": "DEIS",
-}
-
-
-def label(fitted: Fitted) -> tuple[str, str]:
-    """A file's solver and kind of predictor, for people."""
-    spec = fitted.spec
-    if spec.solver == MULTISTEP:
-        return "AMED multistep", CALIBRATED
-    order = f"-{spec.max_order}" if spec.max_order > 1 else ""
-    name = "AMED-Solver" if spec.solver == "amed" else f"AMED-Plugin on {PLUGINS[spec.solver]}{order}"
-    return name, "MLP" if fitted.wants_bottleneck else "greedy table"
-
-
-@cache
-def predictors() -> tuple[tuple[str, int, float], ...]:
-    """(file, evaluations, guidance) of every predictor of the demo model; what learned nothing is none."""
-    own = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
-    files = sorted(p for folder in FOLDERS for p in folder.glob("*.safetensors"))
-    specs = {str(path): load(path).spec for path in files}
-    return tuple(
-        (file, spec.nfe, spec.guidance)
-        for file, spec in specs.items()
-        if spec.model_fingerprint == own and spec.learned
-    )
-
-
-def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
-    """What bench/settings.json has for these evaluations, and the guidance's searched grids."""
-    known = json.loads(SETTINGS.read_text())
-    grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
-    return [Setting.of(setting) for setting in known[f"{nfe} {guidance:g}"]], grids
-
-
-def entries(plan: Plan) -> list[Entry]:
-    wanted = []
-    for guidance, count in plan.noises.items():
-        for nfe in plan.nfes:
-            wanted += [Entry(nfe, guidance, count, setting) for setting in settings(nfe, guidance)[0]]
-            wanted += [
-                Entry(nfe, guidance, count, file=f) for f, n, g in predictors() if (n, g) == (nfe, guidance)
-            ]
-    return wanted
-
+from .search import flow_reference, reference_plan
+from .workers import Workers
 
 # In a worker
 
 
 @cache
-def problem(guidance: float, count: int, seed: int, dtype: str) -> Problem:
-    return Problem(guidance, count, seed, getattr(torch, dtype))
+def problem(guidance: float, count: int, seed: int, dtype: str, flow: bool = False) -> Problem:
+    return Problem(guidance, count, seed, getattr(torch, dtype), flow)
+
+
+def drawn(plan: Plan, guidance: float, flow: bool = False) -> Problem:
+    """Every noise of the plan."""
+    count = plan.flow if flow else plan.total(guidance)
+    return problem(guidance, count, plan.seed, plan.dtype, flow)
+
+
+def reference_file(guidance: float, flow: bool = False) -> Path:
+    return OUT / f"reference-{'flow' if flow else f'cfg{guidance:g}'}.safetensors"
 
 
 @cache
-def ruler(guidance: float, count: int, plan_seed: int, dtype: str, resamples: int, total: int) -> Ruler:
-    images = load_file(OUT / f"reference-cfg{guidance:g}.safetensors")["images"]
-    return Ruler(images[:count], problem(guidance, total, plan_seed, dtype).denoiser, resamples)
+def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
+    images = load_file(reference_file(guidance, flow))["images"]
+    return Ruler(images[:count], drawn(plan, guidance, flow).denoiser, plan.resamples)
 
 
-def total(plan: Plan) -> int:
-    return max(plan.many, *plan.noises.values())
-
-
-def reference(plan: Plan, guidance: float, evaluations: int, start: int, stop: int) -> Tensor:
+def reference(
+    plan: Plan, guidance: float, evaluations: int, start: int, stop: int, flow: bool = False
+) -> Tensor:
     """The reference images of some noises."""
-    part = problem(guidance, total(plan), plan.seed, plan.dtype).part(start, stop)
+    part = drawn(plan, guidance, flow).part(start, stop)
+    if flow:
+        return flow_reference(part, evaluations)
     setting = reference_plan(evaluations)
     return run(part.guided, part.noise, setting.sigmas(), setting.solver, part.args)[0]
 
@@ -196,7 +81,7 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
     # a remembered evaluation has no bottleneck and no halves to give
-    noises.model.remembers = not (fitted.wants_bottleneck or spec.parts)
+    noises.model.remembers = not (fitted.wants_bottleneck or fitted.halved)
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         return sample(
@@ -212,18 +97,18 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
         )
 
     try:
-        return noises.run(sampler), fitted
+        return noises.run(sampler, end=float(sigmas[-1])), fitted
     finally:
         noises.model.remembers = True
 
 
 def measure(plan: Plan, entry: Entry) -> Row:
-    """Run one entry and measure it. Raises RuntimeError if it took other evaluations than it is entered
-    under."""
-    noises = problem(entry.guidance, total(plan), plan.seed, plan.dtype).first(entry.count)
-    before = noises.model.passes
+    """Run one entry and measure it. Raises RuntimeError if it took other evaluations or passes than it is
+    entered under."""
+    noises = drawn(plan, entry.guidance, entry.flow).first(entry.count)
     if entry.setting is not None:
-        ends = entry.setting.run(noises, settings(entry.nfe, entry.guidance)[1])
+        grids = {} if entry.flow else settings(entry.nfe, entry.guidance)[1]
+        ends = entry.setting.run(noises, grids)
         solver, schedule, predictor = entry.setting.variant.name, entry.setting.schedule_name, ""
     else:
         ends, fitted = run_file(noises, entry.file)
@@ -231,17 +116,20 @@ def measure(plan: Plan, entry: Entry) -> Row:
         spec = fitted.spec
         schedule = "fitted" if spec.schedule == "custom" else f"{spec.schedule} {spec.rho:g}"
         schedule += " + AFS" * spec.afs
-    if ends.nfe != entry.nfe:
-        raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations")
-    each = (noises.model.passes - before) // entry.count
-    measures = ruler(entry.guidance, entry.count, plan.seed, plan.dtype, plan.resamples, total(plan))
+    if (ends.nfe, ends.passes) != (entry.nfe, entry.passes):
+        raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations, {ends.passes} passes")
+    measures = ruler(plan, entry.guidance, entry.count, entry.flow)
     figures = measures.measure(ends.images.nan_to_num(0.0))
-    row = Row(entry, solver, schedule, predictor, ends.nfe, each, figures)
-    if entry.nfe in SHOWN_NFES and entry.count != plan.many:
-        strip(
-            ends.images[:SHOWN], OUT / "strips" / f"{row.entry.guidance:g}-{row.nfe}-{solver}-{predictor}.png"
-        )
+    row = Row(entry, solver, schedule, predictor, ends.nfe, ends.passes, figures)
+    if entry.cell in SHOWN_NFES and entry.count == plan.noises[entry.guidance] and not entry.flow:
+        strip(ends.images[:SHOWN], strip_file(row))
     return row
+
+
+def strip_file(row: Row) -> Path:
+    """Where the row's first images are."""
+    entry = row.entry
+    return OUT / "strips" / f"{entry.guidance:g}-{entry.cell}-{row.solver}-{row.predictor}.png"
 
 
 def strip(images: Tensor, file: Path) -> None:
@@ -254,65 +142,40 @@ def strip(images: Tensor, file: Path) -> None:
 # In the main process
 
 
-def start_worker() -> None:
-    torch.set_num_threads(1)
-
-
-class Workers:
-    """A pool; `each(function, jobs)` yields (job, result) as they come and prints how far it is."""
-
-    def __init__(self, count: int):
-        self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker)
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def each(
-        self,
-        what: str,
-        function: Callable,
-        jobs: Iterable[tuple],
-        work: Callable[[tuple], float] = lambda job: 1.0,
-    ) -> Iterator[tuple[tuple, Any]]:
-        jobs = sorted(jobs, key=work, reverse=True)
-        whole, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
-        waiting = {self.pool.submit(function, *job): job for job in jobs}
-        while waiting:
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                job = waiting.pop(future)
-                yield job, future.result()
-                done += work(job)
-            if (now := time.perf_counter()) - shown > 20 or not waiting:
-                shown, took = now, now - begin
-                left = took * (whole / done - 1)
-                print(f"  {what}: {done / whole:4.0%}, {took / 60:.1f} min, {left / 60:.1f} left", flush=True)
-
-
-def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> dict[str, Any]:
-    """Write the reference's images to bench/out, and prove it: its distance to one of twice the
-    evaluations."""
-    file = OUT / f"reference-cfg{guidance:g}.safetensors"
-    count = max(plan.noises[guidance], plan.many if guidance == 1 else 0)
+def reference_images(
+    plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The reference's images of all noises, and of the first with twice the evaluations; kept in
+    bench/out."""
+    file = reference_file(guidance, flow)
+    count = plan.flow if flow else plan.total(guidance)
     if not (resume and file.is_file()):
         jobs = [
-            (plan, guidance, evaluations, start, min(start + CHUNK, noises))
-            for evaluations, noises in ((100, count), (200, plan.converged))
+            (plan, guidance, evaluations, start, min(start + CHUNK, noises), flow)
+            for evaluations, noises in ((100, count), (200, min(plan.converged, count)))
             for start in range(0, noises, CHUNK)
         ]
-        what = f"reference, 100 and 200 evaluations, guidance {guidance:g}"
+        which = "flow form" if flow else f"guidance {guidance:g}"
+        what = f"reference, 100 and 200 evaluations, {which}"
         parts = dict(workers.each(what, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
         images = {n: torch.cat([parts[job] for job in jobs if job[2] == n]) for n in (100, 200)}
         save_file({"images": images[100], "twice": images[200]}, file)
-    images, twice = (load_file(file)[name] for name in ("images", "twice"))
+    known = load_file(file)
+    return known["images"], known["twice"]
+
+
+def references(
+    plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
+) -> dict[str, Any]:
+    """The reference's row, with its proof: its distance to one of twice the evaluations."""
+    images, twice = reference_images(plan, workers, guidance, resume, flow)
     first = images[: len(twice)]
-    strip(images[:SHOWN], OUT / "strips" / f"{guidance:g}-reference.png")
-    whole = problem(guidance, total(plan), plan.seed, plan.dtype)
-    proof = Ruler(twice, whole.denoiser, plan.resamples).measure(first)
-    shown = images[: plan.noises[guidance]]
-    own = Ruler(shown, whole.denoiser, plan.resamples).measure(shown)
+    if not flow:
+        strip(images[:SHOWN], OUT / "strips" / f"{guidance:g}-reference.png")
+    denoiser = drawn(plan, guidance, flow).denoiser
+    proof = Ruler(twice, denoiser, plan.resamples).measure(first)
+    shown = images if flow else images[: plan.noises[guidance]]
+    own = Ruler(shown, denoiser, plan.resamples).measure(shown)
     row = {
         "solver": "reference",
         "schedule": "polynomial 7",
@@ -326,21 +189,18 @@ def references(plan: Plan, workers: Workers, guidance: float, resume: bool) -> d
     row |= {"to_200_evaluations": {k: rounded(proof[k].value) for k in ("rmse_ref", "fd_ref", "swd")}}
     row["to_200_evaluations"] |= {"noises": len(twice), "median": rounded(median(first, twice))}
     if len(images) > len(shown):
-        row["fd_data_many"] = rounded(Ruler(images, whole.denoiser, 0).measure(images)["fd_data"].value)
+        row["fd_data_many"] = rounded(Ruler(images, denoiser, 0).measure(images)["fd_data"].value)
     return row
 
 
-def own_distances(plan: Plan) -> tuple[dict[float, Measured], dict[float, Measured]]:
-    """The reference's own Frechet distance to the data by guidance, with its resamples: on the noises of
-    the rows, and without guidance on `plan.many`."""
-    own, many = {}, {}
-    for guidance, count in plan.noises.items():
-        images = load_file(OUT / f"reference-cfg{guidance:g}.safetensors")["images"]
-        denoiser = problem(guidance, total(plan), plan.seed, plan.dtype).denoiser
-        own[guidance] = Ruler(images[:count], denoiser, plan.resamples).measure(images[:count])["fd_data"]
-        if guidance == 1 and plan.many:
-            many[guidance] = Ruler(images, denoiser, plan.resamples).measure(images)["fd_data"]
-    return own, many
+def own_distances(plan: Plan, noises: dict[float, int]) -> dict[float, Measured]:
+    """The reference's own Frechet distance to the data by guidance, with its resamples, on so many noises."""
+    own = {}
+    for guidance, count in noises.items():
+        images = load_file(reference_file(guidance))["images"][:count]
+        denoiser = drawn(plan, guidance).denoiser
+        own[guidance] = Ruler(images, denoiser, plan.resamples).measure(images)["fd_data"]
+    return own
 
 
 def median(images: Tensor, reference: Tensor) -> float:
@@ -386,26 +246,56 @@ def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: 
     return rows
 
 
+def others(rows: list[Row], nfe: int, guidance: float) -> list[Row]:
+    """Rows of the other solvers in one cell."""
+    return [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
+
+
 def best_others(rows: list[Row], nfe: int, guidance: float) -> dict[str, Row]:
     """For each measure the other solver's row that is best in it."""
-    others = [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
-    return {name: min(others, key=lambda r: r.measures[name].value) for name in MEASURES}
+    here = others(rows, nfe, guidance)
+    return {name: min(here, key=lambda r: r.measures[name].value) for name in MEASURES}
+
+
+def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[Row]:
+    """The best other rows: by error, by Frechet distance, then by error times the root of that distance."""
+    best = best_others(rows, nfe, guidance)
+
+    def both(row: Row) -> float:
+        return row.measures["rmse_ref"].value * max(row.measures["fd_ref"].value, 0.0) ** 0.5
+
+    ranked = [best["rmse_ref"], best["fd_ref"], *sorted(others(rows, nfe, guidance), key=both)]
+    return list({row.entry.key: row for row in ranked}.values())[:count]
 
 
 def again(plan: Plan, rows: list[Row]) -> list[Entry]:
-    """The calibrated table and the best other solvers without guidance, on `plan.many` noises."""
+    """The calibrated tables and the nearest other solvers, on `plan.many` noises."""
     wanted = []
-    for nfe in plan.many_nfes:
-        best = best_others(rows, nfe, 1.0)
-        chosen = {best[name].entry.key: best[name] for name in ("rmse_ref", "fd_ref")}
-        ours = [r for r in rows if (r.nfe, r.entry.guidance) == (nfe, 1.0) and r.predictor == CALIBRATED]
-        for row in [*ours, *chosen.values()]:
-            wanted.append(Entry(nfe, 1.0, plan.many, row.entry.setting, row.entry.file))
+    for guidance, count in plan.many.items():
+        for nfe in plan.nfes:
+            here = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
+            ours = [r for r in here if r.predictor.startswith(CALIBRATED)]
+            wanted += [replace(r.entry, count=count) for r in [*ours, *nearest(rows, nfe, guidance)]]
     return wanted
 
 
-def quality(plan: Plan, resume: bool = False) -> tuple[list[dict], list[Row], list[Row]]:
-    """The reference's rows, all rows, and the rows on many noises."""
+@dataclass
+class Results:
+    """The reference's rows, all rows, those on many noises, those of the flow form."""
+
+    references: list[dict[str, Any]]
+    rows: list[Row]
+    many: list[Row]
+    flow: list[Row]
+
+    @property
+    def large(self) -> list[Row]:
+        """The largest sets that every cell has."""
+        return self.many or self.rows
+
+
+def quality(plan: Plan, resume: bool = False) -> Results:
+    """Measure everything."""
     OUT.mkdir(exist_ok=True)
     ran = OUT / "plan.txt"
     if resume and not (ran.is_file() and ran.read_text() == repr(plan)):
@@ -416,5 +306,9 @@ def quality(plan: Plan, resume: bool = False) -> tuple[list[dict], list[Row], li
     with Workers(plan.workers) as workers:
         proofs = [references(plan, workers, guidance, resume) for guidance in plan.noises]
         rows = measured(plan, workers, "solvers", entries(plan), old)
-        many = measured(plan, workers, f"{plan.many} noises", again(plan, rows), old) if plan.many else []
-    return proofs, rows, many
+        many = measured(plan, workers, "many noises", again(plan, rows), old)
+        in_flow = []
+        if plan.flow:
+            proofs.append(references(plan, workers, 1.0, resume, flow=True) | {"form": "flow"})
+            in_flow = measured(plan, workers, "flow form", flow_entries(plan), old)
+    return Results(proofs, rows, many, in_flow)

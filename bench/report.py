@@ -9,31 +9,18 @@ from typing import Any
 import torch
 
 from . import host
-from .compare import SHORT, Compared, agreement, ahead_by, all_compared, cells
+from .compare import SHORT, Compared, agreement, ahead_by, all_compared, beside, cells, equal_passes
 from .measures import DIRECTIONS, Measured
-from .quality import MEASURES, Plan, Row
+from .plan import CALIBRATED, MEASURES, QUICK_TABLE, Plan, Row
+from .quality import Results
+from .report_cost import cost_values, fit_cost, geometry_values
+from .text import guided, number, table, verdict
 
 ROOT = Path(__file__).parent.parent
-GOALS = {  # (with guidance) -> measure -> at most this share of the best other solver's
-    False: {"rmse_ref": 0.6, "fd_ref": 0.15, "fd_data": 0.4},
-    True: {"rmse_ref": 0.8, "fd_ref": 0.4},
-}
+AVERAGE = {"rmse_ref": 0.75, "fd_ref": 0.45}  # of all cells: at most this share of the best other solver's
+UNGUIDED, GUIDED = {"rmse_ref": 0.6, "fd_ref": 0.15}, {"rmse_ref": 0.8, "fd_ref": 0.4}  # at GOAL_NFES
 GOAL_NFES = (5, 7, 9)
 COLUMNS = ["error", "FD to reference", "FD to data", "SWD", "FD, U-Net features"]
-
-
-def table(head: list[str], body: list[list[Any]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)] + [
-        "| " + " | ".join(str(cell) for cell in line) + " |" for line in body
-    ]
-
-
-def number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
-
-
-def guided(guidance: float) -> str:
-    return "none" if guidance == 1 else f"{guidance:g}"
 
 
 HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "ratio (90 %)"]
@@ -45,15 +32,71 @@ def line(c: Compared) -> list[Any]:
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
 
-def goals(all_compared: list[Compared]) -> list[str]:
-    """Every goal with its figure."""
+def at(guidance: float, nfe: int) -> str:
+    return f"NFE {nfe}" + (f", guidance {guidance:g}" if guidance != 1 else "")
+
+
+def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
+    """Table and measure -> (guidance, NFE) -> share of the best other solver's."""
+    found: dict[str, dict[tuple, float]] = {}
+    for name, comparisons in tables.items():
+        for c in comparisons:
+            if c.ratio is not None:
+                found.setdefault(f"{name} {c.measure}", {})[c.guidance, c.nfe] = c.ratio
+    return found
+
+
+def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
+    """Error and Frechet distance of each kind of table as shares of the best other's, in every cell, and
+    their averages."""
+    kinds = [(name, measure) for name in tables for measure in ("rmse_ref", "fd_ref")]
+    by = {(n, c.measure, c.guidance, c.nfe): c for n, cs in tables.items() for c in cs}
     body = []
-    for c in all_compared:
-        goal = GOALS[c.guidance != 1].get(c.measure) if c.nfe in GOAL_NFES else None
-        if goal is not None:
-            met = c.ratio is not None and c.ratio <= goal
-            body.append([*line(c), goal, "**reached**" if met else "missed"])
-    return table([*HEAD, "goal", ""], body)
+    for guidance, nfe in sorted({(g, n) for _, _, g, n in by}):
+        here = [by.get((*kind, guidance, nfe)) for kind in kinds]
+        which = [
+            by[kinds[i][0], m, guidance, nfe].row.solver
+            for i, m in ((0, "rmse_ref"), (1, "fd_ref"))
+            if (kinds[i][0], m, guidance, nfe) in by
+        ]
+        body.append(
+            [nfe, guided(guidance), *(c.text if c else "" for c in here), ", ".join(dict.fromkeys(which))]
+        )
+    found = ratios(tables)
+    means = [list(found.get(f"{n} {m}", {}).values()) for n, m in kinds]
+    body.append(["average", "", *(f"**{sum(v) / len(v):.2f}** of {len(v)}" if v else "" for v in means), ""])
+    return table(["NFE", "guidance", *(f"{n}: {SHORT[m]}" for n, m in kinds), "best others"], body)
+
+
+def goals(tables: dict[str, list[Compared]], rows: list[Row]) -> list[str]:
+    """Every goal with its figure, and by how much it was missed."""
+    found, body, total = ratios(tables), [], len(cells(rows))
+    for name in tables:
+        for measure in ("rmse_ref", "fd_ref"):
+            here = found.get(f"{name} {measure}", {})
+            figure = f"{sum(v < 1 for v in here.values())} of {total}"
+            if here:
+                worst = max(here, key=lambda k, h=here: h[k])
+                figure += f"; worst {here[worst]:.2f} at {at(*worst)}"
+            if lacking := total - len(here):
+                figure += f"; {lacking} without a table that beats its plain solvers"
+            reached = verdict(max(here.values()), 1.0, True) if not lacking else "missed"
+            body.append([f"{name}: {SHORT[measure]} below every other solver's", "< 1", figure, reached])
+    for measure, goal in AVERAGE.items():
+        if here := list(found.get(f"normal {measure}", {}).values()):
+            mean = sum(here) / len(here)
+            text = f"normal: {SHORT[measure]} ratio, average of {len(here)}"
+            body.append([text, f"<= {goal}", f"{mean:.2f}", verdict(mean, goal)])
+    for guidance, nfe in cells(rows):
+        mine = equal_passes(rows, nfe, guidance) if nfe in GOAL_NFES else None
+        for measure, goal in (UNGUIDED if guidance == 1 else GUIDED).items():
+            if mine is not None:
+                c = beside(mine, rows, measure)
+                spared = f", {mine.nfe} evaluations in {mine.passes} passes" if mine.nfe != nfe else ""
+                text = f"{at(guidance, nfe)}{spared}: {SHORT[measure]} ratio"
+                missed = verdict(c.ratio, goal) if c.ratio is not None else "missed"
+                body.append([text, f"<= {goal}", c.text, missed])
+    return table(["goal", "", "measured", ""], body)
 
 
 def ahead(all_compared: list[Compared]) -> list[str]:
@@ -68,6 +111,29 @@ def ahead(all_compared: list[Compared]) -> list[str]:
     if behind:
         text += ["It is behind here:", "", *table(HEAD, [line(c) for c in behind])]
     return text
+
+
+def flow_rows(rows: list[Row]) -> list[str]:
+    """The model in flow form."""
+    if not rows:
+        return []
+    body = [
+        [r.nfe, f"**{r.solver}**" if r.entry.file else r.solver, r.schedule.removeprefix("flow "),
+         *(spread(r, name) for name in MEASURES)]
+        for r in sorted(rows, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
+    ]  # fmt: skip
+    return [
+        "",
+        "## In flow form",
+        "",
+        f"The same model as flow models are sampled, without guidance, on {rows[0].entry.count} noises:",
+        "levels s = sigma / (1 + sigma) from 1 on, x = (1 - s) image + s noise (`bench/flow.py`). The other",
+        "solvers are ComfyUI's on flow schedules (polynomial 1, 2, 3; simple, shift 1, 3, 6, 12), each at",
+        "the one with the least error on other noises (`python -m bench.search --flow`).",
+        "",
+        *table(["NFE", "solver", "schedule", *COLUMNS], body),
+        "",
+    ]
 
 
 def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -> list[str]:
@@ -108,51 +174,48 @@ def everything(rows: list[Row]) -> list[str]:
     """All rows, a table an NFE and guidance, the least Frechet distance first."""
     lines: list[str] = []
     for guidance, nfe in cells(rows):
-        here = [r for r in rows if (r.entry.guidance, r.nfe) == (guidance, nfe)]
+        here = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
         here.sort(key=lambda r: r.measures["fd_ref"].value)
         lines += ["", "<details>", f"<summary>{nfe} evaluations, guidance {guided(guidance)}</summary>", ""]
-        body = [
-            [
-                f"**{r.solver}**" if r.entry.file else r.solver,
-                r.predictor,
-                r.schedule,
-                *(spread(r, name) for name in MEASURES),
-            ]
-            for r in here
-        ]
-        lines += table(["solver", "predictor", "schedule", *COLUMNS], body)
+        body = [[name_of(r), r.schedule, *(spread(r, name) for name in MEASURES)] for r in here]
+        lines += table(["solver", "schedule", *COLUMNS], body)
         lines += ["", "</details>"]
     return lines
 
 
-def many_noises(plan: Plan, rows: list[Row], references: dict[float, Measured]) -> list[str]:
+def many_noises(rows: list[Row]) -> list[str]:
+    """Every row of the second pass."""
     if not rows:
         return []
-    body = []
-    for nfe in sorted({r.nfe for r in rows}):
-        for r in sorted((r for r in rows if r.nfe == nfe), key=lambda r: r.measures["fd_ref"].value):
-            body.append([nfe, r.solver, r.schedule, *(spread(r, name) for name in MEASURES)])
-    ratios = [
-        [c.nfe, SHORT[c.measure], number(c.ours), number(c.other), c.text]
-        for c in all_compared(rows, references)
+    order = sorted(rows, key=lambda r: (r.entry.guidance, r.entry.cell, r.measures["fd_ref"].value))
+    body = [
+        [r.entry.cell, guided(r.entry.guidance), name_of(r), r.schedule, *(spread(r, m) for m in MEASURES)]
+        for r in order
     ]
     return [
         "",
-        f"## The same on {plan.many} noises, no guidance",
+        "## The closest again, on many noises",
         "",
-        "The calibrated table and the other solvers that were best in error or FD above.",
+        "The calibrated tables and three other solvers: the best in error above, the best in FD, and the",
+        "next by error times the root of FD.",
         "",
-        *table(["NFE", "solver", "schedule", *COLUMNS], body),
-        "",
-        *table(["NFE", "measure", "calibrated", "best of these others", "ratio (90 %)"], ratios),
+        *table(["NFE", "guidance", "solver", "schedule", *COLUMNS], body),
         "",
     ]
+
+
+def name_of(row: Row) -> str:
+    """The solver, and which of our tables."""
+    if not row.entry.file:
+        return row.solver
+    own = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")
+    return f"**{row.solver}**, {own}"
 
 
 def convergence(references: list[dict[str, Any]]) -> list[str]:
     body = [
         [
-            guided(r["guidance"]),
+            f"{guided(r['guidance'])}{', flow form' * ('form' in r)}",
             f"{t['rmse_ref']:.4f}",
             f"{t['median']:.4f}",
             f"{t['fd_ref']:.4f}",
@@ -168,106 +231,25 @@ def convergence(references: list[dict[str, Any]]) -> list[str]:
     )
 
 
-def geometry_values(shape: dict[str, Any]) -> dict[str, Any]:
-    worst, students = max(shape["error_mean"]), shape["students"]
-    body = []
-    for name, figures in students.items():
-        for what, key in (("removed", "alignment"), ("best r", "r_mean"), ("spread of r", "r_spread")):
-            body.append([name, what, *(f"{v:.2f}" for v in figures[key])])
-    amed, dpm = (students[n]["r_spread"] for n in ("AMED-Solver", "DPM-Solver-2"))
-    return {
-        "trajectories": shape["trajectories"],
-        "plane_worst": f"{100 * worst:.1f}",
-        "plane_at": f"{shape['sigmas'][shape['error_mean'].index(worst)]:.3g}",
-        "plane_95": f"{100 * max(shape['error_95']):.1f}",
-        "plane_two": f"{100 * sum(shape['variance'][:2]):.2f}",
-        "plane_one": f"{100 * shape['variance'][0]:.2f}",
-        "r_samples": shape["samples"],
-        "best_r": table(["solver", "", *(f"interval {i + 1}" for i in range(len(amed)))], body),
-        "r_smaller": sum(a < b for a, b in zip(amed, dpm)),
-        "r_count": len(amed),
-        "r_amed": f"{sum(amed) / len(amed):.2f}",
-        "r_dpm": f"{sum(dpm) / len(dpm):.2f}",
-    }
-
-
-def overhead(rows: list[dict[str, Any]]) -> list[str]:
-    names = list(dict.fromkeys(r["sampler"] for r in rows))
-    by = {(r["sampler"], r["latent"], r["batch"]): r for r in rows}
-    body = []
-    for latent, batch in dict.fromkeys((r["latent"], r["batch"]) for r in rows):
-        here = [by[name, latent, batch] for name in names]
-        shown = [f"{r['ms']:.3g}" + (f" ({r['ratio']:.2f})" if "ratio" in r else "") for r in here]
-        body.append([f"{batch} x {latent}", *shown])
-    return table(["batch x latent", *names], body)
-
-
-def fits(costs: dict[str, Any]) -> list[str]:
-    """Fitting and growth, if measured."""
-    if "fits" not in costs:
-        return []
-    done = [
-        [r["fit"], r["nfe"], r["passes"], f"{r['seconds']:.0f}", number(r["rmse_ref"])] for r in costs["fits"]
-    ]
-    sampling = [
-        [r["nfe"], r["batch"], f"{r['side']}x{r['side']}", f"{r['seconds']:.3g}"]
-        for r in costs["growth"]["sampling"]
-    ]
-    fitting = [
-        [r["nfe"], r["latent"], r["evaluations"], f"{r['seconds']:.3g}"]
-        for r in costs["growth"]["calibration of a model of no cost"]
-    ]
-    return [
-        "",
-        "### Fitting",
-        "",
-        "A pass is one sample through the network; a gradient counts as two more. The same model, no",
-        "guidance, fp32, error on 64 noises neither saw.",
-        "",
-        *table(["fit", "NFE", "passes", "seconds", "error"], done),
-        "",
-        "### Growth",
-        "",
-        "Sampling the demo model with a calibrated table, one thread:",
-        "",
-        *table(["NFE", "batch", "pixels", "seconds"], sampling),
-        "",
-        "Calibration, quick, of a model of no cost: the evaluations it asks for (each costs what the model",
-        "costs at that size), and the seconds that are its own arithmetic.",
-        "",
-        *table(["NFE", "latent", "evaluations", "seconds"], fitting),
-    ]
-
-
-def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
-    ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
-    return {
-        "cost_nfe": costs["nfe"],
-        "overhead": overhead(costs["overhead"]),
-        "share": "; ".join(f"{r['sampler']}, batch {r['batch']}: {100 * r['share']:.1f} %" for r in ours),
-        "memory": ", ".join(f"{name} {value:g}" for name, value in costs["memory"].items()),
-        "imports": ", ".join(f"{name} {value:.0f}" for name, value in costs["imports"].items()),
-        "fits": fits(costs),
-    }
-
-
 def page(
     plan: Plan,
-    references: list[dict],
-    rows: list[Row],
-    many: list[Row],
+    found: Results,
     own: dict[float, Measured],
-    own_many: dict[float, Measured],
     shape: dict,
     cost: dict,
+    points: list[dict],
     pictures: list[str],
 ) -> str:
-    """docs/RESULTS.md: page.md with everything filled in."""
-    comparisons, ranks = all_compared(rows, own), agreement(rows)
+    """docs/RESULTS.md: page.md with everything filled in. own: the reference's FD to data on the noises of
+    `found.large`; points: docs/fit_cost.json."""
+    rows, large, ranks = found.rows, found.large, agreement(found.rows)
+    tables = {
+        name: all_compared(large, own, kind)
+        for name, kind in (("normal", CALIBRATED), ("quick", QUICK_TABLE))
+    }
     least = min(ranks, key=lambda r: r[2])
-    noises = [f"{n} without guidance" if g == 1 else f"{n} at guidance {g:g}" for g, n in plan.noises.items()]
-    if plan.many:
-        noises.append(f"{plan.many} for the closest comparisons without guidance")
+    sets = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.noises.items()]
+    more = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.many.items()]
     values = {
         "minutes": cost["minutes"],
         "workers": plan.workers,
@@ -276,13 +258,15 @@ def page(
         "comfyui": host.modules().version,
         "dtype": plan.dtype,
         "seed": plan.seed,
-        "noises": ", ".join(noises),
+        "noises": ", ".join(sets) + (f"; for the goals {', '.join(more)}" if more else ""),
         "directions": DIRECTIONS,
         "resamples": plan.resamples,
-        "goals": goals(comparisons),
-        "ahead": ahead(comparisons),
-        "many": many_noises(plan, many, own_many),
-        "convergence": convergence(references),
+        "ratios": ratio_table(tables),
+        "goals": goals(tables, large),
+        "ahead": ahead(tables["normal"]),
+        "many": many_noises(found.many),
+        "flow": flow_rows(found.flow),
+        "convergence": convergence(found.references),
         "rank_mean": f"{sum(r[2] for r in ranks) / len(ranks):.2f}",
         "rank_count": len(ranks),
         "rank_least": f"{least[2]:.2f}",
@@ -291,22 +275,38 @@ def page(
         "second": ahead_by(rows, "fd_ref_unet"),
         "everything": everything(rows),
         "pictures": [f"![{name[:-4]}](bench/{name})" for name in pictures],
+        "fit_cost": fit_cost(points),
     }
     values |= geometry_values(shape) | cost_values(cost)
     text = {k: "\n".join(v) if isinstance(v, list) else str(v) for k, v in values.items()}
     return Template((Path(__file__).parent / "page.md").read_text()).substitute(text)
 
 
-def results(references: list[dict], rows: list[Row]) -> list[dict[str, Any]]:
+def results(found: Results) -> list[dict[str, Any]]:
     """The list in docs/results.json: the reference's own rows, then the others."""
-    rows = sorted(rows, key=lambda r: (r.entry.count, r.entry.guidance, r.nfe, r.measures["fd_ref"].value))
-    return references + [row.as_dict() for row in rows]
+
+    def order(row: Row) -> tuple:
+        return row.entry.count, row.entry.guidance, row.entry.cell, row.measures["fd_ref"].value
+
+    rows = sorted(found.rows + found.many, key=order)
+    return [r for r in found.references if "form" not in r] + [row.as_dict() for row in rows]
 
 
-def write_all(folder: Path, page_text: str, listed: list[dict], shape: dict, cost: dict) -> None:
+def flow_results(found: Results) -> list[dict[str, Any]]:
+    """The list in docs/flow.json."""
+    rows = sorted(found.flow, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
+    return [r for r in found.references if "form" in r] + [row.as_dict() for row in rows]
+
+
+def listed(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def write_all(folder: Path, page_text: str, found: Results, shape: dict, cost: dict) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("results.json", "[\n" + ",\n".join(json.dumps(row) for row in listed) + "\n]\n"),
+        ("results.json", listed(results(found))),
+        *((("flow.json", listed(flow_results(found))),) if found.flow else ()),
         ("geometry.json", json.dumps(shape) + "\n"),
         ("cost.json", json.dumps(cost, indent=1) + "\n"),
         ("RESULTS.md", page_text),

@@ -4,7 +4,7 @@ bench/settings.json.
 The noises are not those of the benchmark, and the network runs in bfloat16, as this only ranks. For each
 evaluations x guidance: every setting by its error on 4 noises; the best 4 of each solver on 28, by error
 and by error times the root of the Frechet distance. Each solver keeps the first of either list, often one
-setting."""
+setting. `--flow`: for the model in flow form, each solver's setting of least error on 16 noises."""
 
 import argparse
 import json
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from amed import Solver
+from amed.evaluate import Guided
 from amed.fit.measures import Statistics, frechet, rmse, run
 from amed.fit.plain import Setting as Plain
 from amed.fit.samples import Path
@@ -23,13 +24,14 @@ from amed.loop import states
 from demo.features import Features
 from demo.fit import remember
 
-from . import host
-from .opponents import GRID, Grids, Setting, candidates, searched_grids
+from . import flow, host
+from .opponents import GRID, Grids, Setting, candidates, flow_candidates, searched_grids
 from .problem import SIGMA_MAX, SIGMA_MIN, Problem
 
 SETTINGS = File(__file__).parent / "settings.json"
 NFES, GUIDANCES = (3, 4, 5, 6, 7, 8, 9, 10), (1.0, 2.0, 4.0)
 SEED, FEW, MANY, BEST = 100, 4, 28, 4
+FLOW = 16
 
 
 def reference_plan(evaluations: int) -> Plain:
@@ -71,6 +73,29 @@ def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features
     return kept
 
 
+def flow_reference(problem: Problem, evaluations: int = 100) -> Tensor:
+    """Images of a problem in flow form by a run of the model as it is: the first slope, from pure noise at
+    s = 1, takes a flow model to the highest sigma, which moves x a little."""
+    model, plan = Guided(problem.denoiser, 1.0), reference_plan(evaluations)
+    first = model(problem.noise * SIGMA_MAX, torch.full((problem.count,), SIGMA_MAX), **problem.args)
+    return run(model, problem.noise + first / SIGMA_MAX, plan.sigmas(), plan.solver, problem.args)[0]
+
+
+def flow_settings(nfe: int) -> list[Setting]:
+    """The best of each solver for the flow form: what bench/settings.json has, searched if it has nothing."""
+    key = f"flow {nfe}"
+    if key not in json.loads(SETTINGS.read_text()):
+        problem = Problem(1.0, FLOW, SEED, torch.bfloat16, flow=True)
+        reference, best = flow_reference(problem), {}
+        for setting in flow_candidates(nfe):
+            error = rmse(setting.run(problem, {}, FLOW).images, reference)
+            solver = setting.variant.solver
+            if error < best.get(solver, (float("inf"),))[0]:
+                best[solver] = error, setting
+        add(key, [setting.as_dict() for _, setting in best.values()])
+    return [Setting.of(setting) for setting in json.loads(SETTINGS.read_text())[key]]
+
+
 def add(key: str, value: Any) -> None:
     remember(SETTINGS, lambda old: old | {key: value})
 
@@ -80,7 +105,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=list(NFES))
     parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCES))
     parser.add_argument("--again", action="store_true", help="also what is found already")
+    parser.add_argument("--flow", action="store_true", help="only the model in flow form")
     args = parser.parse_args(argv)
+    if args.flow:
+        if args.again:
+            remember(SETTINGS, lambda old: {k: v for k, v in old.items() if not k.startswith("flow ")})
+        for nfe in flow.NFES:
+            found = (f"{s.variant.name}: {s.schedule}" for s in flow_settings(nfe))
+            print(f"flow {nfe}", *found, sep="\n  ", flush=True)
+        return
     features = Features()
     for guidance in args.guidance:
         problem = Problem(guidance, MANY, SEED, torch.bfloat16)

@@ -11,10 +11,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .parts import names_of
+
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
 WIDE, HIGH, EDGE = 820, 460, 16
 SAMPLES, ROWS = 4, 4  # of a report
+LINES = 4  # of a plot of weights
 NAMES = 168  # width of what stands before a row of samples
 DONE = "done"  # the text of a fit's last Progress
 SMALL = 128  # samples up to this size are enlarged pixel by pixel
@@ -87,24 +90,48 @@ def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour:
 
 
 def constants(fitted: Any) -> Image.Image:
-    """What was fitted, over the noise level: each constant, or the weights of the newest slopes."""
+    """What was fitted, over the noise level: each constant, or the weights of the newest slopes; where slopes
+    have parts, of the newest one's; and offsets."""
     values, starts = getattr(fitted.predictor, "values", {}), fitted.base[:-1].tolist()
-    lines = {name: v for name, v in values.items() if name != "weights"}
-    if "weights" in values:
-        columns = values["weights"].flatten(1).T[:4]
-        lines = {f"weight, {k} back" if k else "weight, newest": column for k, column in enumerate(columns)}
-    if not lines:
+    if not values:
         what = (
             "a network: its r, c, a depend on the image" if fitted.wants_bottleneck else "nothing was fitted"
         )
         return Panel(what, (0, 1), (0, 1)).image
-    every = torch.cat(list(lines.values()))
-    low, high = float(every.min().clamp(max=0)), float(every.max())
-    end = (starts[0], max(starts[-1] * 0.9, 1e-6))
-    panel = Panel("constants over the noise level (sigma)", end, (low, high + 0.4 * (high - low)), log_x=True)
-    for i, (name, column) in enumerate(lines.items()):
-        points = list(zip(starts, column.tolist()))
-        panel.line(points[i if "weights" in values else 0 :], COLOURS[i], name, i)
+    if "weights" not in values:
+        lines = {name: list(zip(starts, column.tolist())) for name, column in values.items()}
+        return curves("constants over the noise level (sigma)", lines)
+    weights, alone = values["weights"], fitted.predictor.alone
+    if weights.ndim == 2:
+        columns = [list(zip(starts, column))[k:] for k, column in enumerate(weights.T[:LINES].tolist())]
+        names = [f"weight, {k} back" if k else "weight, newest" for k in range(len(columns))]
+        pages = [curves("weights over the noise level (sigma)", dict(zip(names, columns)))]
+    else:
+        lines, count = {}, weights.shape[-1]
+        for k, name in enumerate(names_of(fitted.spec.parts, count)):
+            there = [n for n in range(len(starts)) if k < count // 2 or n not in alone]
+            lines[name] = [(starts[n], float(weights[n, 0, k])) for n in there]
+        said = f"; one pass at {', '.join(f'{starts[n]:.3g}' for n in alone)}" if alone else ""
+        pages = [
+            curves(f"newest weights over sigma{said}", dict(list(lines.items())[at : at + LINES]))
+            for at in range(0, count, LINES)
+        ]
+    if "offset" in values:
+        every = values["offset"].T.tolist()
+        lines = {f"channel {c}": list(zip(starts, column)) for c, column in enumerate(every, 1)}
+        pages.append(curves("offsets over the noise level (sigma)", lines))
+    return stacked(pages)
+
+
+def curves(title: str, lines: dict[str, list[tuple[float, float]]]) -> Image.Image:
+    """Lines of points (sigma, value), with their names where these are few."""
+    points = [point for line in lines.values() for point in line]
+    starts, every = [t for t, _ in points], [v for _, v in points]
+    low, high = min(0.0, *every), max(every)
+    end = (max(starts), max(min(starts) * 0.9, 1e-6))
+    panel = Panel(title, end, (low, high + 0.4 * (high - low)), log_x=True)
+    for i, (name, line) in enumerate(lines.items()):
+        panel.line(line, COLOURS[i % len(COLOURS)], name if len(lines) <= len(COLOURS) else "", i)
     return panel.image
 
 
@@ -182,7 +209,9 @@ def picture(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
     said = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
     if not result.improved:
         said = "the best plain solver is kept: the fit did not beat it"
-    big = f"error {first.error:.3f} at {first.nfe} evaluations"
+    spared = getattr(result.fitted.predictor, "alone", ())
+    passes = f" in {result.fitted.passes} passes" if spared else ""
+    big = f"error {first.error:.3f} at {first.nfe} evaluations{passes}"
     return stacked([headline(big, said), grid(pictures), table(result.rows)])
 
 

@@ -18,8 +18,9 @@ CALIBRATE = "calibrate now (quick)"
 ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
 
 
-def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:
-    """For a MODEL; `asked`: the other fields of Request."""
+def request(model: Any, sampler: str, guidance: float, halves: bool = True, **asked: Any) -> Request:
+    """For a MODEL; halves: whether whatever runs it lets guidance be taken apart; `asked`: the other fields
+    of Request."""
     model_sampling = sampling_of(model)
     return Request(
         identity(model),
@@ -27,7 +28,7 @@ def request(model: Any, sampler: str, guidance: float, **asked: Any) -> Request:
         guidance,
         schedule=lambda count: base_times(model_sampling, count),
         afs=not is_flow(model_sampling),
-        halves=not whole_guidance(model.model_options),
+        halves=halves and not whole_guidance(model.model_options),
         advice=ADVICE,
         **asked,
     )

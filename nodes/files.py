@@ -7,6 +7,7 @@ from ..amed.files.code import code_of
 from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
 from ..hosts import report
+from ..hosts.parts import names_of, trimmed
 from .folders import user_folder
 from .running import face
 from .schema import Predictor, schema
@@ -18,7 +19,7 @@ def described(fitted: Fitted) -> str:
         name: value for name, value in to_header(fitted.spec).items() if value not in ('""', "{}", "[]")
     }
     lines = [fitted.label, "", *(f"{name}: {value}" for name, value in header.items()), ""]
-    sigmas, values = fitted.sigmas().tolist(), values_of(fitted)
+    sigmas, values = fitted.sigmas().tolist(), dict(values_of(fitted))
     if not values:
         what = (
             "r, c, a: a network's, from the image"
@@ -26,10 +27,17 @@ def described(fitted: Fitted) -> str:
             else "nothing learned: a plain solver"
         )
         return "\n".join([*lines, f"sigmas: {', '.join(f'{t:.5g}' for t in sigmas)}", what])
-    lines.append("sigma -> next: " + ", ".join(values))
+    weights = values.pop("weights") if fitted.spec.parts else None
+    alone = values.pop("alone", None)
+    more = "; then the weights of each part, the newest slope's first" if weights is not None else ""
+    lines.append("sigma -> next: " + ", ".join(values) + more)
     for n, (start, end) in enumerate(zip(sigmas, sigmas[1:])):
-        row = (" ".join(f"{v:.4f}" for v in value[n].reshape(-1).tolist()) for value in values.values())
+        row = [" ".join(f"{v:.4f}" for v in value[n].reshape(-1).tolist()) for value in values.values()]
+        row += ["one pass"] if alone is not None and alone[n] else []
         lines.append(f"{start:.5g} -> {end:.5g}: {', '.join(row)}")
+        if weights is not None:
+            named = zip(names_of(fitted.spec.parts, weights.shape[-1]), weights[n].T.tolist())
+            lines += [f"  {name}: {' '.join(f'{w:.4f}' for w in trimmed(part))}" for name, part in named]
     return "\n".join(lines)
 
 

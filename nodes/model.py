@@ -162,6 +162,13 @@ def whole_guidance(model_options: dict) -> list[str]:
     return [name for name in COMBINED if model_options.get(name)]
 
 
+def guides_plainly(guider: Any) -> bool:
+    """Whether a guider is of two prompts and one scale, put together by the host's own function: not
+    DualCFGGuider, PerpNegGuider and those of other packs."""
+    predict = getattr(getattr(guider, "predict_noise", None), "__func__", None)
+    return getattr(predict, "__module__", "") == "comfy.samplers" and hasattr(guider, "cfg")
+
+
 def own_options(extra_args: dict[str, Any]) -> dict:
     """A copy of a run's options, to be changed."""
     return comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})

@@ -17,7 +17,7 @@ from .choosing import own_name, request
 from .counting import count_rows
 from .evaluate import evaluate, lacking, warn_once
 from .folders import library
-from .model import attached, is_flow, own_options, stop_if_asked
+from .model import attached, guides_plainly, is_flow, own_options, stop_if_asked, whole_guidance
 from .running import executing_node, show_text
 
 SCHEDULER = "amed"
@@ -65,7 +65,9 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         report.batch = len(x)
         extra_args = dict(extra_args or {})
         options = extra_args["model_options"] = own_options(extra_args)
-        choice = chosen_for(model.inner_model, name, sigmas, predictor or attached(options), if_missing)
+        choice = chosen_for(
+            model.inner_model, name, sigmas, predictor or attached(options), if_missing, options
+        )
         fitted, runs = None, "amed" if name == AUTO else name
         if choice is not None:
             fitted, runs = choice.fitted, choice.sampler
@@ -99,13 +101,19 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     return sample
 
 
-def chosen_for(guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str) -> Choice | None:
-    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose."""
+def chosen_for(
+    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str, options: dict
+) -> Choice | None:
+    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose. options: the
+    run's own, which may carry more than the MODEL's."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
     name, guidance = own_name(name, fitted), float(getattr(guider, "cfg", 1.0))
-    asked = request(guider.model_patcher, name, guidance, times=times, fitted=fitted, if_missing=if_missing)
+    asked = request(
+        guider.model_patcher, name, guidance, guides_plainly(guider) and not whole_guidance(options),
+        times=times, fitted=fitted, if_missing=if_missing,
+    )  # fmt: skip
     return choose(library(), asked)
 
 

@@ -17,6 +17,7 @@ from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
 from ..hosts import plane as drawing
+from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image
 from .choosing import plain_choice, reference_setting, request
 from .fitting import Prompted, Prompts, evaluate_prompted, inside_sampling
@@ -26,10 +27,6 @@ from .running import noise_of, progress_bar, show_text
 from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
 PAPER = 0.08  # what two components leave out of x at most, in the paper
-PARTS = {
-    "": ("weights of each move on the slopes in hand",),
-    "guidance": ("weights on the slope without guidance", "weights on what guidance adds to it"),
-}
 
 
 @dataclass(frozen=True)
@@ -122,20 +119,22 @@ def told(all_of: list[Walked], fitted: Fitted, drawn: float, whole: float) -> li
     ]
     for other in all_of[1:]:
         lines.append(f"distance of the end to the reference's: {other.job.name} {other.away(reference):.4f}")
-    lines.append("moves (sigma from, to; the level the model is told; weights, the newest slope's first):")
+    offsets = getattr(learned.job.predictor, "offset", None)
+    names = names_of(getattr(learned.job.predictor, "parts", ""), learned.shares.shape[-1])
+    of = f" on {' | '.join(names)}" if len(names) > 1 else ""
+    lines.append(
+        f"moves (sigma from, to; the level the model is told; weights{of}, the newest slope's first):"
+    )
     times = learned.walk.times
     for n, (row, weights) in enumerate(zip(learned.walk.table.rows, learned.shares)):
         level = times[n] if row.sigma_model is None else row.sigma_model
         asked = "none, the slope of pure noise" if row.analytic else f"{level:.5g}"
+        asked += " in one pass" if "cond" in row.wants else ""
         parts = " | ".join(" ".join(f"{w:.4f}" for w in trimmed(part)) for part in weights.T.tolist())
+        if offsets is not None:
+            parts += "; offset " + " ".join(f"{v:.4f}" for v in offsets[n].tolist())
         lines.append(f"{n + 1}: {times[n]:.5g}, {times[n + 1]:.5g}; {asked}; {parts}")
     return lines
-
-
-def trimmed(weights: list[float]) -> list[float]:
-    """Without the zeros at the end."""
-    last = max((n for n, w in enumerate(weights) if w != 0), default=0)
-    return weights[: last + 1]
 
 
 def drawn(all_of: list[Walked], points: list[Tensor], under: str) -> Image.Image:
@@ -146,8 +145,9 @@ def drawn(all_of: list[Walked], points: list[Tensor], under: str) -> Image.Image
         said = "" if one is all_of[0] else f"its end {one.away(all_of[0]):.3f} away"
         runs.append(drawing.Run(one.job.name, one.walk.times, at, mids, said))
     learned = all_of[1]
-    names = PARTS.get(getattr(learned.job.predictor, "parts", ""), PARTS[""])
-    weights = {name: learned.shares[..., part] for part, name in enumerate(names)}
+    shares = learned.shares
+    names = names_of(getattr(learned.job.predictor, "parts", ""), shares.shape[-1])
+    weights = {f"weights of each move on {name}": shares[..., part] for part, name in enumerate(names)}
     return drawing.picture("One trajectory in its plane", under, runs[0], runs[1:], weights)
 
 

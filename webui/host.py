@@ -112,6 +112,15 @@ def current_network() -> nn.Module | None:
     return network(loaded_model())
 
 
+def whole_guidance(model: Any) -> bool:
+    """Whether something works on guidance's result or its halves together, as Forge's patches can (a latent
+    modifier, PAG, SAG): with it the halves are not to be taken apart."""
+    options = getattr(getattr(getattr(model, "forge_objects", None), "unet", None), "model_options", {})
+    names = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
+             "sampler_calc_cond_batch_function")  # fmt: skip
+    return any(options.get(name) for name in names)
+
+
 def is_forge() -> bool:
     """Whether the loaded checkpoint is Forge's or reForge's."""
     return hasattr(loaded_model(), "forge_objects")

@@ -150,6 +150,7 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
     request = wish.request(
         line, host.identity(p.sd_model), host.guidance(p), times=times, below=host.starts_below(p),
         schedule=schedule, afs=host.prediction_type(p.sd_model) != "flow",
+        halves=not host.whole_guidance(p.sd_model),
     )  # fmt: skip
     first, fitted = not host.is_hires(p), None
     prepared = wish.prepared if first else None

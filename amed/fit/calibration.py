@@ -163,7 +163,7 @@ class Calibration:
 
     def _rivals(self) -> Iterator[str]:
         """The solvers as a host sets them, on the held-out samples."""
-        nfe, judge = self.settings.nfe, self.searched.judge
+        nfe, judge = self.settings.plain_nfe, self.searched.judge
         rivals = usual(self.target, nfe) if self.target.rivals is None else self.target.rivals(nfe)
         for name, rival in rivals.items():
             end = self.rivals[name] = judge.rival(rival)
@@ -178,7 +178,8 @@ class Calibration:
                 constants = as_multistep(spec.student, self.start.base, spec.afs)
             yield self._open(self.start.name, constants, spec.afs)
         elif self.settings.sampler == "amed_multistep":
-            self._from_plain()
+            if not self.settings.spared:
+                self._from_plain()
             yield from self._closed()
         else:
             yield from self._students()
@@ -211,7 +212,8 @@ class Calibration:
         path = self.references.path(held_out, settings.traced)
         ask = self.target.evaluate or plain
         stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
-        search = Tables(stage, settings, known.schedules(settings), lambda: self.left)
+        starts, flow = known.schedules(settings), self.target.flow
+        search = Tables(stage, settings, starts, lambda: self.left, flow)
         made = search.run()
         judged: float | None = None
         while True:
@@ -305,14 +307,16 @@ class Calibration:
             end, name = plain_end, "amed_multistep"
             solver, constants, sigmas = kept.solver, None, kept.sigmas()
             own = {"afs": kept.afs, "features": "plain", "schedule": kept.kind, "rho": kept.rho}
-        rows = [judge.row(name, "its own", settings, end)]
-        rows.append(judge.row(kept.name, kept.schedule, settings, plain_end))
-        rows += [judge.row(n, "as usually set", settings, v) for n, v in self.rivals.items()]
+        own_nfe, scale = settings.nfe if improved else settings.plain_nfe, settings.guidance
+        rows = [judge.row(name, "its own", own_nfe, scale, end)]
+        rows.append(judge.row(kept.name, kept.schedule, settings.plain_nfe, scale, plain_end))
+        rows += [judge.row(n, "as usually set", settings.plain_nfe, scale, v) for n, v in self.rivals.items()]
         first, best = rows[0].as_dict(), rows[1].as_dict()
         metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
         metrics |= {"plain": kept.name, "plain_schedule": kept.schedule}
         metrics |= {f"plain_{k}": best[k] for k in ("error", "rmse_ref", "fd_ref") if k in best}
         metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
+        metrics |= {"passes": settings.passes} if settings.passes and improved else {}
         how = f"{how}; {self.evaluations} evaluations, seed {settings.seed}"
         spec = self.target.spec(solver, sigmas, settings.guidance, how=how, metrics=metrics, **own)
         fitted = Fitted(spec, constants, sigmas)

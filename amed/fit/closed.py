@@ -34,7 +34,7 @@ from .samples import Path, Samples, in_batches, per_sample, robust
 LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
 ROUNDS = 3  # of reweighting
 SIMPLER = 0.1  # how strongly the simpler table itself is pulled, in shares of the ridge
-DAMPINGS = (1e-2, 1e-1, 1.0)
+DAMPINGS = (5e-2, 5e-1, 5.0)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from ..recipes import Solver
 from . import plain as solvers
 from .measures import Statistics, frechet, rmse
 from .samples import Samples, in_batches, per_sample, robust
-from .settings import Settings
 from .target import Rival, Target
+
+WIDE = 10.0
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,15 @@ class Judge:
         return max(frechet(own, reference), 0.0)
 
     def score(self, end: Tensor) -> float:
-        """What is kept by: the geometric mean of the robust error and the RMSE, for neither tells all on few
-        samples; times the root of the Fréchet distance where there is one."""
-        distance = self.distance(end)
-        squares = self.error(end) * rmse(end, self.held_out.end) * (1.0 if distance is None else distance)
-        return math.sqrt(squares)
+        """What is kept by: the geometric mean of two robust errors, of which one bears WIDE times as much (an
+        RMSE would be decided by the two or three samples that jump furthest); times the root of the Fréchet
+        distance where there is one."""
+        distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
+        return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
-    def row(self, name: str, schedule: str, settings: Settings, end: Tensor) -> Row:
+    def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> Row:
         error, square = self.error(end), rmse(end, self.held_out.end)
-        return Row(name, schedule, settings.nfe, settings.guidance, error, square, self.distance(end))
+        return Row(name, schedule, nfe, guidance, error, square, self.distance(end))
 
 
 def usual(target: Target, nfe: int) -> dict[str, Rival]:

@@ -28,13 +28,15 @@ class Search:
 
     def schedules(self, settings: Settings) -> list[Setting]:
         """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
-        once; the best one with and without AFS."""
+        once; among the first the best one with and without AFS, and time_uniform, the best of most models."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
-        twin, chosen = [s for s in alike if s.afs != single[0].afs][:1], dict[str, Setting]()
-        for setting in (*single[:1], *twin, *single):
+        twin = [s for s in alike if s.afs != single[0].afs][:1]
+        usual = [s for s in single if (s.kind, s.rho) == ("time_uniform", 1.0)][:1]
+        chosen = dict[str, Setting]()
+        for setting in (*single[:1], *usual, *twin, *single):
             chosen.setdefault(setting.schedule, setting)
-        return list(chosen.values())[: settings.sized(2, 5, 8)]
+        return list(chosen.values())[: settings.sized(3, 5, 8)]
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def first_round(settings: Settings) -> tuple[int, int]:
 def small_calls(target: Target, settings: Settings) -> int:
     """Evaluations of the search with few samples a call."""
     unit, count = first_round(settings)
-    tried = min(count, len(settings_for(target, settings.nfe)))
+    tried = min(count, len(settings_for(target, settings.plain_nfe)))
     return settings.nfe * unit * (tried + 2 * min(tried, SECOND))
 
 
@@ -56,7 +58,7 @@ def search(
 ) -> Generator[str, None, Search]:
     """All settings on a sample or two, the best SECOND on two or four more, the best FINALISTS on the
     held-out samples, which tell the best of all. Yields what it is doing."""
-    left = settings_for(target, settings.nfe)  # the likely first: a small budget cuts the others
+    left = settings_for(target, settings.plain_nfe)  # the likely first: a small budget cuts the others
     unit, count = first_round(settings)
     left = left[:count]
     errors: dict[Setting, list[Tensor]] = {s: [] for s in left}

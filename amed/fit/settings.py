@@ -75,6 +75,11 @@ class Settings:
         """Evaluations that leave the unconditional half out."""
         return 0 if self.passes is None else 2 * self.nfe - self.passes
 
+    @property
+    def plain_nfe(self) -> int:
+        """Evaluations of the plain solvers it is held against: as many passes."""
+        return self.nfe if self.passes is None else self.passes // 2
+
     def sized(self, quick: int, normal: int, thorough: int) -> int:
         """By the budget."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
@@ -86,12 +91,12 @@ class Settings:
     @property
     def held_out(self) -> int:
         """Samples that choose what is kept, and are compared on."""
-        return self.sized(16, 40, 64)
+        return self.sized(16, 64 if self.nfe < 7 else 40, 96)
 
     @property
     def traced(self) -> int:
         """Samples of which the whole reference trajectory is kept, for weights in closed form."""
-        return self.sized(32, 64, 256)
+        return self.sized(32, 64 if self.nfe < 7 else 48, 256)
 
     @property
     def reference(self) -> int:

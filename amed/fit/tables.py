@@ -12,15 +12,18 @@ from .closed import Candidate, ClosedForm, Shape
 from .plain import Setting
 from .settings import Settings
 
-FIRST = Shape("bands", True, 1e-2)  # what times are refined with
+FIRST = Shape("", False, 1e-3)  # what starts are compared with: few constants for few samples
+SECOND = Shape("bands", True, 1e-2)  # what times are refined with
 SHAPES = (
     Shape("bands", True, 1e-3),
+    Shape("bands", True, 1e-5),
     Shape("bands", True, 1e-1),
     Shape("", False, 1e-3),
-    Shape("bands", True, 1e-5),
     Shape("", True, 1e-2),
 )
-SHARE, FEWEST, ITERATIONS = 0.4, 8, 2  # of what is left for an iteration; samples at least; a round
+GUIDED = (2, 0, 4, 1, 3)  # their order under guidance, where strong pulls and few constants do better
+USUAL, CLEARLY = "time_uniform + AFS", 0.9  # the start that another must beat by so much
+SHARE, FEWEST, ITERATIONS = 0.45, 8, 2  # of what is left for an iteration; samples at least; a round
 REACH = 3  # beyond as many steps as are spared, those at the end that may be among them
 PATTERNS = 3  # that are refined
 
@@ -36,6 +39,7 @@ class Tables:
     settings: Settings
     starts: list[Setting]
     left: Callable[[], int]
+    flow: bool = False  # where no plain solver begins analytically, a table with its offset may
 
     def some(self, count: int, round: int = 0) -> ClosedForm:
         """The stage on `count` samples, others in each round."""
@@ -50,18 +54,26 @@ class Tables:
 
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
-        shape = replace(FIRST, parts="halves+bands") if spared else FIRST
+        shape = replace(SECOND, parts=halved(SECOND.parts)) if spared else SECOND
         few = self.some(settings.sized(8, 16, 32))
-        starts = yield from few.schedules(self.starts, shape)
+        firsts = self.starts[:2] if self.flow else []
+        kinds = [*(replace(s, afs=True) for s in firsts), *self.starts]
+        settled = [replace(s, num_steps=settings.nfe + 1 + s.afs) for s in kinds]
+        if not settled:
+            return
+        starts = yield from few.schedules(settled, FIRST)
+        starts.sort(key=lambda c: c.loss * (CLEARLY if c.name.endswith(USUAL) else 1.0))
         if spared:
-            starts = yield from self.patterns(few, starts[0], shape)
-        shapes = [replace(s, parts=halved(s.parts)) if spared else s for s in SHAPES]
+            starts = yield from self.patterns(few, starts[0], replace(FIRST, parts="halves"))
+        order = range(len(SHAPES)) if settings.guidance == 1 else GUIDED
+        shapes = [replace(s, parts=halved(s.parts)) if spared else s for s in (SHAPES[i] for i in order)]
         scores: dict[Shape, float] = {}
         for round in range(settings.sized(1, 3, 8)):
-            start, reserve = starts[round % len(starts)], self.judging * settings.sized(1, 3, 3)
+            start, reserve = starts[round % len(starts)], self.judging * settings.sized(1, 2, 3)
             most = int(SHARE * (self.left() - reserve) / start.cost)
             few = self.some(min(max(most, FEWEST), settings.sized(16, 32, 64)), round)
-            start = few.candidate(start.run.sigmas, start.afs, start.run.shape, start.name)
+            own = replace(shape, alone=start.run.shape.alone)
+            start = few.candidate(start.run.sigmas, start.afs, own, start.name)
             for _ in range(ITERATIONS):
                 if start.cost * len(few.samples) + reserve > self.left():
                     break

@@ -94,7 +94,7 @@ def test_times_stay_in_order_and_near():
 
 def test_calibration_beats_every_plain_solver_within_its_budget(model):
     result = finished(calibration_of(model, budget=6000))
-    assert result.improved and 0.95 * 6000 < result.evaluations < 1.05 * 6000
+    assert result.improved and 0.85 * 6000 < result.evaluations < 1.05 * 6000
     fresh, _ = draw(torch.Generator().manual_seed(99), 32)
     truth = run(model, fresh, schedules.make("polynomial", 400, 0.01, 40), Solver("ipndm", 3))[0]
     fitted = result.fitted

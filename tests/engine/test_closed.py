@@ -6,13 +6,14 @@ import torch
 from amed import Solver, sample, schedules
 from amed.constants import as_multistep
 from amed.fit import References, Settings, Target, references_for
-from amed.fit.closed import Candidate, ClosedForm, best_weights
+from amed.fit.closed import Candidate, ClosedForm, Shape, best_weights
 from amed.fit.measures import Counter, rmse
 from amed.fit.plain import Setting
 from amed.fit.samples import Path, Samples
 from amed.loop import Problem, states
 
 GRID = schedules.make("time_uniform", 6, 0.01, 40.0)
+WHOLE = Shape()
 FINE = schedules.make("polynomial", 161, 0.01, 40.0)
 
 
@@ -42,7 +43,7 @@ def ends(model, table, noise, afs):
 @pytest.mark.parametrize("afs", [False, True])
 def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
     counter, path = Counter(denoise), path_of(denoise, noise)
-    found = closed_form(counter, noise, 3, path=path).run(GRID, afs)
+    found = closed_form(counter, noise, 3, path=path).run(GRID, afs, WHOLE)
     assert counter.evaluations == len(GRID) - 1 - afs
     exact = noise * 40 * ((0.25 + 0.01**2) / (0.25 + 40.0**2)) ** 0.5
     assert (
@@ -55,7 +56,7 @@ def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
 
 def test_nearer_than_the_plain_solver_on_other_noise(toy, noise):
     other = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    found = closed_form(toy, noise, 4).run(GRID, False)
+    found = closed_form(toy, noise, 4).run(GRID, False, WHOLE)
     truth = path_of(toy, other).states[-1]
     plain = [ends(toy, as_multistep(Solver("ipndm", k), GRID), other, False) for k in (1, 2, 3, 4)]
     assert rmse(ends(toy, found.table, other, False), truth) < min(rmse(end, truth) for end in plain)
@@ -65,10 +66,10 @@ def test_goes_on_from_a_run_and_in_batches(toy, noise):
     """The same to rounding, for the intervals that follow and no more."""
     path, moved = path_of(toy, noise), GRID.clone()
     moved[3] *= 1.1
-    whole = closed_form(toy, noise, 3, path=path).run(moved, False)
-    first = closed_form(toy, noise, 3, path=path).run(GRID, False)
+    whole = closed_form(toy, noise, 3, path=path).run(moved, False, WHOLE)
+    first = closed_form(toy, noise, 3, path=path).run(GRID, False, WHOLE)
     counter = Counter(toy)
-    again = closed_form(counter, noise, 3, path=path).run(moved, False, first, 2)
+    again = closed_form(counter, noise, 3, path=path).run(moved, False, WHOLE, first, 2)
     assert counter.evaluations == 2  # the slope at time 2 is in hand
     assert torch.allclose(again.end, whole.end, atol=1e-9) and torch.allclose(again.weights, whole.weights)
     sizes = []
@@ -77,7 +78,7 @@ def test_goes_on_from_a_run_and_in_batches(toy, noise):
         sizes.append(len(x))
         return toy(x, sigma)
 
-    parts = closed_form(watched, noise, 3, batch=2, path=path).run(moved, False)
+    parts = closed_form(watched, noise, 3, batch=2, path=path).run(moved, False, WHOLE)
     assert torch.allclose(parts.end, whole.end, atol=1e-8) and set(sizes) == {1, 2}
 
 
@@ -89,20 +90,20 @@ def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
         Setting(Solver("ipndm", 2), kind, rho, 6, False, 0.01, 40.0)
         for kind, rho in (("polynomial", 7.0), ("logsnr", 1.0), ("time_uniform", 1.0))
     ]
-    best, texts = finished(stage.schedules(settings))
+    (best, *_), texts = finished(stage.schedules(settings, WHOLE))
     assert len(texts) == 3 and best.name.startswith("closed form on ")
-    tried = [stage.loss(stage.run(setting.sigmas(), False)) for setting in settings]
+    tried = [stage.loss(stage.run(setting.sigmas(), False, WHOLE)) for setting in settings]
     assert best.loss == pytest.approx(min(tried)) and tried[1] > best.loss
     counter.rows = 0
     refined, _ = finished(stage.refine(best))
-    assert counter.rows == stage.cost(best)
+    assert counter.rows == best.cost * len(noise)
     assert refined is not best and refined.loss < best.loss and "times refined" in refined.name
     sigmas = refined.run.sigmas
     assert (sigmas.diff() < 0).all() and torch.equal(sigmas[[0, -1]], best.run.sigmas[[0, -1]])
-    assert refined.loss == pytest.approx(stage.loss(stage.run(sigmas, False)))
+    assert refined.loss == pytest.approx(stage.loss(stage.run(sigmas, False, WHOLE)))
 
 
-def finished(stage) -> tuple[Candidate, list[str]]:
+def finished(stage) -> tuple[Candidate | list[Candidate], list[str]]:
     """What a stage returned, and what it said."""
     texts = []
     while True:

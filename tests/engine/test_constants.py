@@ -69,7 +69,7 @@ def test_weights_interpolate_in_log_sigma(between):
         ((TIMES, torch.ones(4, 1), torch.zeros(4)), "a"),
         ((TIMES, torch.ones(4, 1, 2)), "weights"),  # two parts that nothing splits
         ((TIMES, torch.ones(4, 1), None, "guidance"), "by 2 parts"),
-        ((TIMES, torch.ones(4, 1), None, "bands"), "parts is 'bands'"),
+        ((TIMES, torch.ones(4, 1), None, "colours"), "parts is 'colours'"),
     ],
 )
 def test_bad_tables_are_refused(tensors, named):

@@ -34,7 +34,7 @@ from amed.files.store import described, values_of
 from amed.fit import Calibration, Settings, Target, smallest
 from amed.fit.algorithm1 import Settings as Training
 from amed.fit.algorithm1 import plan, train
-from amed.fit.closed import ClosedForm
+from amed.fit.closed import ClosedForm, Shape
 from amed.fit.forms import Form, Runner
 from amed.fit.measures import Counter, rmse
 from amed.fit.samples import Path, Samples
@@ -281,12 +281,12 @@ def low_of(v):
 
 
 @pytest.fixture
-def bands(monkeypatch) -> str:
+def low(monkeypatch) -> str:
     def split(d, x, sigma, evaluation):
         return low_of(d), d - low_of(d)
 
-    monkeypatch.setitem(parts.PARTS, "bands", Parts(2, split))
-    return "bands"
+    monkeypatch.setitem(parts.PARTS, "low", Parts(2, split))
+    return "low"
 
 
 class Banded(torch.nn.Module):
@@ -306,9 +306,9 @@ class Banded(torch.nn.Module):
 
 
 @pytest.mark.parametrize("afs", [False, True])
-def test_equal_weights_in_both_parts_are_the_whole(bands, toy, noise, afs):
+def test_equal_weights_in_both_parts_are_the_whole(low, toy, noise, afs):
     table = as_multistep(Solver("dpmpp", 2, True), SIGMAS, afs)
-    both = Multistep(SIGMAS, table.weights.expand(-1, -1, 2), table.a, bands)
+    both = Multistep(SIGMAS, table.weights.expand(-1, -1, 2), table.a, low)
     whole, split = (
         sample(toy, noise * 40, SIGMAS, Solver("multistep"), disable=True, predictor=p, afs=afs)
         for p in (table, both)
@@ -316,18 +316,17 @@ def test_equal_weights_in_both_parts_are_the_whole(bands, toy, noise, afs):
     assert torch.allclose(whole, split, rtol=1e-10, atol=1e-10)
 
 
-def test_parts_have_weights_of_their_own(bands, toy, noise, tmp_path):
+def test_parts_have_weights_of_their_own(low, toy, noise, tmp_path):
     """Run, saved and loaded; a reader that cannot split so refuses the file and says why."""
     generator = torch.Generator().manual_seed(4)
     weights = as_multistep(Solver("ipndm", 2), SIGMAS).weights.expand(-1, -1, 2)
     weights = weights + 0.1 * torch.randn(weights.shape, generator=generator).double() * (weights != 0)
-    table = Multistep(SIGMAS, weights, parts=bands)
+    table = Multistep(SIGMAS, weights, parts=low)
     path = save(
-        tmp_path / "bands.safetensors",
-        Fitted(Spec.on(Solver("multistep"), SIGMAS, parts=bands), table, SIGMAS),
+        tmp_path / "low.safetensors", Fitted(Spec.on(Solver("multistep"), SIGMAS, parts=low), table, SIGMAS)
     )
     fitted = load(path)
-    assert requires(path) == '["parts:bands"]' and torch.equal(fitted.predictor.weights, weights)
+    assert requires(path) == '["parts:low"]' and torch.equal(fitted.predictor.weights, weights)
     x, slopes, times = noise * 40, [], SIGMAS.tolist()
     for n, (t, s) in enumerate(zip(times, times[1:])):
         slopes.insert(0, (x - toy(x, x.new_full((5,), t))) / t)
@@ -339,23 +338,23 @@ def test_parts_have_weights_of_their_own(bands, toy, noise, tmp_path):
     assert torch.allclose(end, x, rtol=1e-10, atol=1e-10)
     below = torch.tensor([9.0, 1.0, 0.2, 0.0]).double()  # a foreign list too
     assert SAMPLERS["amed_multistep"](toy, noise * 9, below, disable=True, predictor=fitted).isfinite().all()
-    assert "weights" in described(fitted) and "bands" in described(fitted)
+    assert "weights" in described(fitted) and 'parts: "low"' in described(fitted)
     with pytest.MonkeyPatch.context() as before:
-        before.delitem(parts.PARTS, "bands")
-        with pytest.raises(PredictorError, match=r"bands\.safetensors.*requires.*parts:bands.*update"):
+        before.delitem(parts.PARTS, "low")
+        with pytest.raises(PredictorError, match=r"low\.safetensors.*requires.*parts:low.*update"):
             load(path)
 
 
-def test_parts_are_fitted_in_closed_form(bands, noise):
+def test_parts_are_fitted_in_closed_form(low, noise):
     """One weight a step and part makes each band exact; one weight a step cannot."""
     model = Banded()
     start = noise * 40
     path = Path(SIGMAS, tuple(model.at(start, float(t), 40.0) for t in SIGMAS))
     samples = Samples(noise, {}, path.states[-1])
     ends = []
-    for name in ("", bands):
+    for name in ("", low):
         counter = Counter(model)
-        run = ClosedForm(counter, samples, path, parts=name, lags=1).run(SIGMAS, False)
+        run = ClosedForm(counter, samples, path, lags=1).run(SIGMAS, False, Shape(name))
         assert counter.evaluations == 4 and run.table.parts == name
         other = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 40
         end = sample(model, other, SIGMAS, Solver("multistep"), disable=True, predictor=run.table)
@@ -363,12 +362,10 @@ def test_parts_are_fitted_in_closed_form(bands, noise):
     assert ends[1] < 1e-4 < 0.05 < ends[0]
 
 
-def test_parts_are_polished(bands, toy):
+def test_parts_are_polished(low, toy):
     """The joint fit has a constant of each part, and its prefix re-use holds for them."""
     table = as_multistep(Solver("ipndm", 2), SIGMAS)
-    form = Form(
-        Solver("multistep"), Multistep(SIGMAS, table.weights.expand(-1, -1, 2), None, bands), False, 2
-    )
+    form = Form(Solver("multistep"), Multistep(SIGMAS, table.weights.expand(-1, -1, 2), None, low), False, 2)
     weights = [c for c in form.constants if c.kind == "w"]
     assert len(weights) == 2 * 7 and {c.s for c in weights} == {0, 1}
     runner, values = Runner(toy, form), form.vector()

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
 from amed.fit.look import Look
-from hosts import report
+from amed.parts import PARTS
+from hosts import parts, report
 
 SAMPLES = torch.linspace(-1, 1, 6 * 3 * 32 * 24).view(6, 3, 32, 24)
 LONG = "DPM-Solver++ 3M of a very long name, polynomial 7 + AFS, as usually set by its host"
@@ -26,7 +28,7 @@ def result(improved=True, solver="iPNDM-2"):
         return SimpleNamespace(solver=name, schedule="its own", nfe=5, error=error)
 
     rows = [row("amed_multistep", 0.07), row(solver, 0.1), row(LONG, math.inf), row("c", 0.2), row("d", 0.3)]
-    return SimpleNamespace(improved=improved, rows=rows)
+    return SimpleNamespace(improved=improved, rows=rows, fitted=SimpleNamespace(predictor=None))
 
 
 def test_a_text_keeps_within_its_width():
@@ -63,3 +65,44 @@ def test_what_is_shown_grows_as_a_fit_goes_on():
 def test_the_time_left_is_said_as_people_say_it():
     said = [report.left(seconds) for seconds in (math.nan, 1.0, 43.0, 150.0, 9000.0)]
     assert said == ["", ", about 5 s left", ", about 45 s left", ", about 2 min left", ", about 2.5 h left"]
+
+
+def table(name="", channels=0, alone=()):
+    times = schedules.make("logsnr", 5, 0.01, 40.0)
+    weights = torch.linspace(-1, 1, 12 * PARTS[name].count).view(4, 3, -1)
+    weights = torch.stack([part.tril() for part in weights.movedim(2, 0)], -1)
+    offset = torch.linspace(-0.1, 0.1, 4 * channels).view(4, -1) if channels else None
+    made = Multistep(times, weights, None, name, offset, alone)
+    return Fitted(
+        Spec.on(Solver("multistep"), times, parts=name, channels=channels, guidance=2.0), made, times
+    )
+
+
+def test_every_part_has_a_name():
+    for name, part in PARTS.items():
+        assert len(set(parts.names_of(name, part.count))) == part.count
+    assert parts.names_of("of a newer version", 2) == ("part 1", "part 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "alone", "plots"),
+    [("", 0, (), 1), ("guidance", 0, (), 1), ("halves", 4, (3,), 2), ("bands", 16, (), 2),
+     ("halves+bands", 3, (2, 3), 3)],
+)  # fmt: skip
+def test_a_tables_weights_are_plotted_by_their_parts(name, channels, alone, plots):
+    made = report.constants(table(name, channels, alone))
+    assert made.size == (report.WIDE, plots * report.HIGH)
+    for n in range(plots):
+        box = (report.EDGE, n * report.HIGH + 70, report.WIDE - report.EDGE, (n + 1) * report.HIGH - 60)
+        seen = {tuple(v) for v in np.asarray(made.crop(box)).reshape(-1, 3)[::7].tolist()}
+        assert seen & set(report.COLOURS)
+
+
+def test_a_report_says_how_many_passes_were_spared(monkeypatch):
+    said = []
+    monkeypatch.setattr(report, "headline", lambda big, small: said.append(big) or Image.new("RGB", (9, 9)))
+    one = result()
+    for fitted in (table("halves", 0, (2, 3)), table("halves")):
+        one.fitted = fitted
+        report.picture(one, {"reference": SAMPLES})
+    assert said == ["error 0.070 at 5 evaluations in 6 passes", "error 0.070 at 5 evaluations"]

@@ -41,7 +41,7 @@ class A1111:
         self.unet, self.batched, self.same_length, self.skip = unet, batched, same_length, skip_uncond
         self.inner_model = Wrapper(unet)
 
-    def __call__(self, x, sigma, cond, uncond):
+    def __call__(self, x, sigma, cond, uncond, cond_scale=2.0):
         prompts = [i + 10 * n for i, image in enumerate(cond.batch) for n in range(len(image))]
         negative = [] if self.skip else [NEGATIVE] * len(x)
         rows, batch = prompts + negative, len(x)
@@ -53,9 +53,9 @@ class A1111:
             calls = [prompts[a : a + size] for a in range(0, len(prompts), size)] + (
                 [negative] if negative else []
             )
-        for call in calls:
-            self.inner_model(torch.tensor(call))
-        return x
+        out = torch.cat([self.inner_model(torch.tensor(call)) for call in calls])
+        whole, each = out[len(prompts) :], out[: len(prompts)].view(batch, -1, 1, 1).mean(1, keepdim=True)
+        return whole + cond_scale * (each - whole) if len(whole) else each
 
 
 class Forge:
@@ -69,9 +69,10 @@ class Forge:
         objects = SimpleNamespace(forge_objects=SimpleNamespace(unet=self.patcher))
         self.inner_model = SimpleNamespace(inner_model=objects)
 
-    def __call__(self, x, sigma, cond, uncond):
+    def __call__(self, x, sigma, cond, uncond, cond_scale=2.0):
+        guided = self.guided and cond_scale != 1
         prompts = max(len(image) for image in cond.batch)
-        to_run = [(n, 0) for n in range(prompts)] + ([(9, 1)] if self.guided else [])
+        to_run = [(n, 0) for n in range(prompts)] + ([(9, 1)] if guided else [])
         while to_run:
             last_first = list(range(len(to_run)))[::-1]
             parts = next(i for i in range(1, len(to_run) + 1) if len(to_run) // i <= self.at_once)
@@ -80,15 +81,18 @@ class Forge:
             options = {"cond_or_uncond": [kind for _, kind in chosen]}
             self.unet(who, transformer_options=options)
         images = torch.arange(len(x)).view(-1, 1, 1, 1).float()
-        args = {"cond_denoised": images + 5 * (prompts - 1) + 1000, "input": x, "denoised": x}
-        args["uncond_denoised"] = torch.full_like(images, NEGATIVE + 1000.0 if self.guided else 0.0)
+        mine, scale = images + 5 * (prompts - 1) + 1000, cond_scale if guided else 1.0
+        negative = torch.full_like(images, NEGATIVE + 1000.0 if guided else 0.0)
+        args = {"cond_denoised": mine, "uncond_denoised": negative, "input": x}
+        args["denoised"] = negative + scale * (mine - negative)
         for function in self.patcher.model_options["sampler_post_cfg_function"]:
             args["denoised"] = function(args)
         return args["denoised"]
 
 
-def ask(evaluate, host, images, prompts=1, wants=("bottleneck",)):
+def ask(evaluate, host, images, prompts=1, wants=("bottleneck",), **more):
     extra_args = {"cond": SimpleNamespace(batch=[[None] * prompts] * images), "uncond": [None] * images}
+    extra_args |= more
     x = torch.zeros(images, 4, 8, 8)
     return evaluate(host, x, torch.ones(images), extra_args, frozenset(wants))
 
@@ -224,6 +228,26 @@ def test_without_guidance_there_is_no_negative_half():
     given = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
     seen = HostEvaluate(lambda: unet, PromptsFirst())(Scaled(unet), *given)
     assert flat(seen.cond) == [1000] and seen.uncond is None
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("kind", ["a1111", "a1111, halves apart", "forge", "forge, halves apart"])
+def test_the_prompts_half_alone(kind, images):
+    """In place of the whole, whatever the CFG scale: Forge spares the negative prompt, A1111 runs it in
+    vain. No half of guidance is taken for another."""
+    unet, forge, apart = UNet(), kind.startswith("forge"), kind.endswith("apart")
+    host = Forge(unet, 1 if apart else 9) if forge else A1111(unet, not apart)
+    if forge:
+        host.patcher.model_options["sampler_post_cfg_function"].clear()
+    evaluate = HostEvaluate(lambda: unet, Chunks() if forge else PromptsFirst())
+    whole = ask(evaluate, host, images, wants=("halves",), cond_scale=7.0)
+    rows = evaluate.rows
+    alone = ask(evaluate, host, images, wants=("halves", "cond"), cond_scale=7.0)
+    assert flat(alone.denoised) == flat(whole.cond) == [1000 + i for i in range(images)]
+    assert flat(whole.denoised) == [1090 + 7 * (i - 90) for i in range(images)]
+    assert alone.uncond is None and flat(alone.cond) == flat(whole.cond)
+    assert (rows, evaluate.rows - rows) == (2 * images, images if forge else 2 * images)
+    assert evaluate.evaluations == 2
 
 
 def test_halves_are_none_where_they_cannot_be_had():

@@ -5,7 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import SAMPLERS, Fitted, Library, Multistep, Solver, Spec, sample, sample_amed, save, schedules
+from amed import (
+    SAMPLERS,
+    Fitted,
+    Library,
+    Multistep,
+    PredictorError,
+    Solver,
+    Spec,
+    sample,
+    sample_amed,
+    save,
+    schedules,
+)
 from amed.constants import as_multistep
 from amed.evaluate import FromModule, Guided
 
@@ -165,6 +177,43 @@ def test_the_halves_of_guidance_have_weights_of_their_own(by_halves, batched, se
     assert no_hooks(by_halves.checkpoint.network) and no_hooks(wrapped(by_halves))
     objects = getattr(by_halves.checkpoint, "forge_objects", None)
     assert objects is None or objects.unet.model_options == {}
+
+
+@pytest.fixture
+def spared(webui):
+    """Saves a table of 4 evaluations that takes what guidance adds from the second one on from there
+    (spared.safetensors), and the same without leaving a pass out (unspared.safetensors)."""
+    times = schedules.make("discrete", 5, *webui.host.sigma_range(wrapped(webui)))
+    weights = torch.zeros(4, 3, 2)
+    weights[..., :2, 0] = as_multistep(Solver("ipndm", 2), times).weights[..., 0]
+    for step, lag in enumerate((0, 0, 1, 2)):
+        weights[step, lag, 1] = 1
+    for name, alone in (("spared", (2, 3)), ("unspared", ())):
+        table = Multistep(times, weights, parts="halves", alone=alone)
+        spec = Spec.on(Solver("multistep"), times, parts=table.parts, guidance=2.0, model_family="sd15")
+        save(webui.host.user_folder() / f"{name}.safetensors", Fitted(spec, table, times))
+    return webui
+
+
+def test_a_pass_can_be_spared(spared):
+    settings = {"sampler_name": "AMED Multistep", "cfg_scale": 2.0, "batch_size": 2}
+    out, p = images(spared, ("spared.safetensors",), **settings)
+    expected, full = images(spared, ("unspared.safetensors",), **settings)
+    assert torch.allclose(out, expected, atol=1e-4)
+    told, all_of_them = p.extra_generation_params, full.extra_generation_params
+    assert told["AMED evaluations"] == all_of_them["AMED evaluations"] == 4
+    assert all_of_them["AMED network passes"] == 8
+    assert told["AMED network passes"] == (6 if spared.kind == "forge" else 8)  # A1111 runs it in vain
+    assert "AMED note" not in told
+
+
+def test_where_guidance_stays_whole_it_is_not_taken_apart(spared):
+    objects = getattr(spared.checkpoint, "forge_objects", None)
+    if objects is None:
+        return  # A1111 has no such patches
+    objects.unet.model_options["sampler_post_cfg_function"] = [lambda args: args["denoised"]]
+    with pytest.raises(PredictorError, match="spared.safetensors .* takes the halves of guidance apart"):
+        images(spared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0)
 
 
 def test_without_guidance_the_halves_are_one(by_halves):
