@@ -1,7 +1,7 @@
 """The tables of predictors/README.md, written into it: `python -m demo.tables`.
 
-From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and
-predictors/calibrated.json (by `python -m demo.calibrate`)."""
+From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and docs/results.json (by
+`make bench`)."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,9 @@ from pathlib import Path
 from amed import load
 
 from .fit import FOLDER
+
+RESULTS, LARGE = FOLDER.parent / "docs" / "results.json", 512
+KINDS = ("calibrated table, quick", "calibrated table")
 
 
 def files() -> list[str]:
@@ -42,25 +45,32 @@ def measured() -> list[str]:
 
 
 def calibrated() -> list[str]:
-    """For each NFE and guidance: the least error and the least Fréchet distance of any plain solver at any
-    setting, AMED-Solver by Algorithm 1, the quick and the normal calibration."""
-    names = ["NFE", "guidance", "best plain", "AMED-Solver, Algorithm 1", "quick", "normal"]
-    names.append("normal / best plain")
+    """For each NFE and guidance, on the bench's large sets of noises: the least error and the least Fréchet
+    distance of any other solver, the quick and the normal calibration, and their ratios."""
+    names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    rows = [row for row in json.loads(RESULTS.read_text()) if row["noises"] >= LARGE and "solver" in row]
+    measures = "rmse_ref", "fd_ref"
 
-    def both(row: dict | None) -> str:
-        return f"{row['rmse_ref']:.3f} / {row['fd_ref']:.2f}" if row else ""
+    def both(values: dict[str, float] | None) -> str:
+        return f"{values['rmse_ref']:.3f} / {values['fd_ref']:.3f}" if values else ""
 
-    rows_of = json.loads((FOLDER / "calibrated.json").read_text())
-    for key in sorted(rows_of, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
-        rows = {row.get("how", ""): row for row in rows_of[key] if row["solver"] == "amed_multistep"}
-        plain = [row for row in rows_of[key] if "how" not in row]
-        best = {name: min(row[name] for row in plain) for name in ("rmse_ref", "fd_ref")}
-        paper = next((row for row in rows_of[key] if row["solver"].startswith("AMED-Solver")), None)
-        cells = [*key.split(), both(best), both(paper), both(rows.get("quick")), both(rows.get("normal"))]
-        ratio = rows.get("normal")
-        cells.append(f"**{ratio['rmse_ref_ratio']:.2f}** / **{ratio['fd_ref_ratio']:.2f}**" if ratio else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    for guidance, nfe in sorted({(row["guidance"], row["nfe"]) for row in rows if row["nfe"] < 100}):
+        here = [row for row in rows if (row["guidance"], row["nfe"]) == (guidance, nfe)]
+        others = [row for row in here if not row["predictor"]]
+        best = {m: min(row[m] for row in others) for m in measures}
+        ours = [next((r for r in here if r["predictor"] == kind), None) for kind in KINDS]
+        ratios = [r and {m: r[m] / best[m] for m in measures} for r in ours]
+        shares = [r and f"**{r['rmse_ref']:.2f}** / **{r['fd_ref']:.2f}**" for r in ratios]
+        cells = [
+            nfe,
+            f"{guidance:g}",
+            here[0]["noises"],
+            both(best),
+            *map(both, ours),
+            *(s or "" for s in shares),
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
