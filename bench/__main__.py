@@ -5,9 +5,8 @@
 Writes docs/RESULTS.md, results.json, flow.json, geometry.json, cost.json, pictures in docs/bench, and the
 README's table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run
 has measured; --half takes large sets of half the size (under an hour); --noises measures every row on so many
-(2000 take hours). --report writes the pages of a
-finished run again, from bench/out and the JSON files, with docs/fit_cost.json of `python -m bench.fitcost`,
-if it is there."""
+(2000 take hours). --report writes the pages of a finished run again, from bench/out and the JSON files, with
+docs/fit_cost.json of `python -m bench.fitcost`, if it is there."""
 
 import argparse
 import json

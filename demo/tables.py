@@ -10,7 +10,7 @@ from amed import load
 
 from .fit import FOLDER
 
-RESULTS, LARGE = FOLDER.parent / "docs" / "results.json", 512
+RESULTS, LARGE = FOLDER.parent / "docs" / "results.json", 256
 KINDS = ("calibrated table, quick", "calibrated table")
 
 

@@ -181,7 +181,7 @@ def test_plain_is_what_the_bench_found_best_on_the_demo_model(tmp_path):
     names = {"ipndm": "ipndm", "unipc": "uni_pc", "dpmpp": "dpmpp_2m", "euler": "euler"}
     not_ours = ("reference", "ipndm_v", "lms", "res_")
     rows = [row for row in json.loads((ROOT / "docs" / "results.json").read_text())
-            if not row["predictor"] and not row["solver"].startswith(not_ours) and row["noises"] < 512
+            if not row["predictor"] and not row["solver"].startswith(not_ours) and row["noises"] < 256
             and "searched" not in row["schedule"]]  # fmt: skip
     gains = []
     for guidance, table in known.DEMO.items():
@@ -201,7 +201,7 @@ def test_plain_is_what_the_bench_found_best_on_the_demo_model(tmp_path):
 
 def calibrated(guidance, nfe):
     rows = json.loads((ROOT / "docs" / "results.json").read_text())
-    return next(r["rmse_ref"] for r in rows if r["predictor"] == "calibrated table" and r["noises"] < 512
+    return next(r["rmse_ref"] for r in rows if r["predictor"] == "calibrated table" and r["noises"] < 256
                 and (r["guidance"], r["nfe"]) == (guidance, nfe))  # fmt: skip
 
 
