@@ -207,9 +207,9 @@ class Calibration:
     def _closed(self) -> Iterator[str]:
         """Tables by variable projection, each judged."""
         settings, known, held_out = self.settings, self.searched, self.references.held_out
-        yield from self.references.make(held_out + settings.traced)
-        samples = self.references.take(held_out, settings.traced)
-        path = self.references.path(held_out, settings.traced)
+        count = min(settings.traced, self.references.traced)  # shared ones may have been made for fewer
+        yield from self.references.make(held_out + count)
+        samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
         ask = self.target.evaluate or plain
         stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
         starts, flow = known.schedules(settings), self.target.flow

@@ -71,7 +71,8 @@ class References:
     def __init__(self, target: Target, held_out: int, traced: int, evaluations: int, seed: int = 0,
                  batch: int = BLOCK):  # fmt: skip
         self.model, self.draw, self.seed = Counter(target.model), target.draw, seed
-        self.held_out, self.evaluations, self.block = held_out, evaluations, min(batch, BLOCK)
+        self.held_out, self.traced = held_out, traced
+        self.evaluations, self.block = evaluations, min(batch, BLOCK)
         ends = target.sigma_min, target.sigma_max
         self.setting = Setting(Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, *ends)
         first = held_out // self.block

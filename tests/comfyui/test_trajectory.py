@@ -28,13 +28,14 @@ class Plotted:
                 for line in self.lines if line.startswith("distance of the end")}  # fmt: skip
 
     def moves(self):
-        """(from, to, told, weights) of each; told None where nothing is asked."""
+        """(from, to, told, weights of each part) of each; told None where nothing is asked."""
         made = []
         for line in self.lines:
-            if match := re.match(r"\d+: (\S+), (\S+); (.*?); (.*)", line):
+            if match := re.match(r"\d+: (\S+), (\S+); (.*?); ([^;]*)", line):
                 start, end, level, weights = match.groups()
                 told = None if level.startswith("none") else float(level)
-                made.append((float(start), float(end), told, [float(w) for w in weights.split()]))
+                parts = [[float(w) for w in part.split()] for part in weights.split("|")]
+                made.append((float(start), float(end), told, parts))
         return made
 
 
@@ -57,16 +58,18 @@ def test_the_plot_is_of_the_librarys_predictor(made):
 def test_moves_are_those_of_the_file(made):
     fitted = load(ROOT / "predictors" / "emoji32-multistep-nfe5-cfg1.safetensors")
     moves = made.moves()
-    times, weights = fitted.sigmas().tolist(), fitted.predictor.weights[..., 0].tolist()
+    times, weights = fitted.sigmas().tolist(), fitted.predictor.weights.mT.tolist()
     assert [m[0] for m in moves] == pytest.approx(times[:-1], rel=1e-4)
     assert [m[1] for m in moves] == pytest.approx(times[1:], rel=1e-4)
-    assert moves[0][2] is None  # the analytic first step
+    assert (moves[0][2] is None) == fitted.spec.afs  # the analytic first step
     scales = fitted.predictor.a.tolist()
     assert [m[2] for m in moves[1:]] == pytest.approx(
         [a * t for a, t in zip(scales[1:], times[1:-1])], rel=1e-4
     )
-    for (*_, own), row in zip(moves, weights):
-        assert own == pytest.approx(row[: len(own)], abs=1e-4) and not any(row[len(own) :])
+    for (*_, own), rows in zip(moves, weights):
+        assert len(own) == len(rows)
+        for part, row in zip(own, rows):
+            assert part == pytest.approx(row[: len(part)], abs=1e-4) and not any(row[len(part) :])
 
 
 def test_ends_are_where_the_ksampler_ends(graph, images, made):
@@ -97,7 +100,8 @@ def test_any_predictor_can_be_linked(server, graph, file, nfe, name, points):
     moves = made.moves()
     assert len(moves) == points
     for start, end, _, weights in moves:
-        assert end < start and (file == "test_mlp.safetensors" or sum(weights) == pytest.approx(1.0, abs=0.2))
+        whole = sum(weights[0])
+        assert end < start and (file == "test_mlp.safetensors" or whole == pytest.approx(1.0, abs=0.2))
 
 
 def test_the_predictor_on_the_model_is_taken(server, graph):

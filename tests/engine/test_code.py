@@ -50,8 +50,8 @@ def test_a_pasted_code_is_the_file(path):
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
-def test_a_fitted_table_is_about_a_kilobyte():
-    assert len(code_of(load(TABLE))) < 1500
+def test_a_fitted_table_is_a_few_kilobytes():
+    assert len(code_of(load(TABLE))) < 4096
 
 
 def test_what_is_no_code_is_refused_in_a_line(monkeypatch):
