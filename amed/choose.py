@@ -18,7 +18,7 @@ from .kdiffusion import solver_of
 from .recipes import MULTISTEP
 
 AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
-PATCHED = "a patch on this model's guided result (RescaleCFG, PAG and their like) does not allow"
+PATCHED = "this run's guidance (a patch like RescaleCFG or PAG, or a guider of its own) does not allow"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
 
 
@@ -135,7 +135,7 @@ def agree(fitted: Fitted, request: Request) -> None:
     sampler, nfe = fitted.spec.sampler, fitted.nfe
     if fitted.halved and not request.halves:
         wrong = f"takes the halves of guidance apart, which {PATCHED}"
-        raise PredictorError(f"{fitted.label} {wrong}: take that patch off, or choose another predictor")
+        raise PredictorError(f"{fitted.label} {wrong}: take it off, or choose another predictor")
     if request.sampler not in (AUTO, sampler):
         wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
         raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")

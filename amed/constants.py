@@ -119,7 +119,7 @@ class Multistep:
             if not self.offset.isfinite().all():
                 raise ValueError("offset is not finite")
         self.alone = tuple(alone)
-        if self.alone and ("halves" not in PARTS[parts].wants or not 0 < min(alone) <= max(alone) < steps):
+        if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
                 f"steps {self.alone} cannot do without the unconditional half, with parts {parts!r}"
             )

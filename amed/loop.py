@@ -167,8 +167,8 @@ def banded(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weig
         if total is not None:
             low = total if low is None else total.add_(up(low, total))
     fine = [i for i, level in enumerate(levels) if level == 0]
-    x = move(x, [tuple(d[i] for i in fine if d) for d in slopes], [[w[i] for i in fine] for w in weights])
-    return x if low is None else x.add_(up(low, x))
+    end = move(x, [tuple(d[i] for i in fine if d) for d in slopes], [[w[i] for i in fine] for w in weights])
+    return end if low is None else up(low, x).add_(x) if end is x else end.add_(up(low, x))
 
 
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
@@ -182,7 +182,8 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
             x = state.evaluation.denoised
         else:
             x = move(state.x, state.slopes, row.weigh(state), problem.parts.levels)
-            x = x if row.offset is None else x.add_(row.offset)
+            if row.offset is not None:
+                x = x + row.offset if x is state.x else x.add_(row.offset)
         kept = (*state.slopes[:-1], state.slopes[-1][1:]) if row.data else state.slopes
         if row.needed is not None:
             kept = tuple(d if use else () for d, use in zip(kept, row.needed))

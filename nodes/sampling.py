@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed import SAMPLERS
+from ..amed import SAMPLERS, Fitted
 from ..amed.choose import AUTO, PLAIN, Choice, Report, choose
 from ..amed.fit.plain import Setting
 from ..amed.kdiffusion import sample as engine_sample
@@ -90,7 +90,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             callback,
             disable,
             predictor=None if fitted is None else fitted.to(x.device),
-            afs=None if may_start_analytically(model, extra_args) else False,
+            afs=None if may_start_analytically(model, extra_args, fitted) else False,
             evaluate=ask,
         )
         if not told and (node := executing_node()):
@@ -174,7 +174,9 @@ def keep_unmasked(model: Any, extra_args: dict[str, Any], x: Tensor, sigma: Tens
     return x * mask + kept * (1 - mask)
 
 
-def may_start_analytically(model: Any, extra_args: dict[str, Any]) -> bool:
-    """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model."""
+def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
+    """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model, but
+    for a table that was fitted to one so."""
     flow = is_flow(model.inner_model.inner_model.model_sampling)
-    return not flow and extra_args.get("denoise_mask") is None
+    fits = not flow or (fitted is not None and fitted.spec.learned and fitted.spec.prediction_type == "flow")
+    return fits and extra_args.get("denoise_mask") is None

@@ -92,7 +92,7 @@ def walk(
     passed."""
     times = sigmas.tolist()
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
-    like = x.new_empty((0,) * x.ndim)
+    like = x[:0]
     rows, states = list[Row](), list[Tensor]()
     run = rows_of(solver, times, predictor, afs, like)
     for state in loop(problem, recorded(run, rows), State(x)):

@@ -98,6 +98,18 @@ def test_a_batch_is_its_images_one_by_one():
     assert torch.equal(run(x), torch.cat([run(x[i : i + 1]) for i in range(5)]))
 
 
+@pytest.mark.parametrize("weights", ["none", "coarse"])
+def test_the_start_stays_as_it_is(weights):
+    """A first move that weighs no slope, or none of the finest band, adds to an image of its own."""
+    table = random_table("bands", 4)
+    table.weights[0] = 0
+    table.weights[0, 0, 3] = 0.0 if weights == "none" else 0.5
+    x = normal(2, 4, 8, 8) * 40
+    given = x.clone()
+    sample(denoise, x, GRID, Solver("multistep"), disable=True, predictor=table)
+    assert torch.equal(x, given)
+
+
 def test_an_offset_moves_every_channel_by_its_own():
     x, plain = normal(2, 4, 8, 8) * 40, random_table("")
     table = Multistep(GRID, plain.weights, None, "", torch.tensor([[0.0] * 4] * 3 + [[1.0, 2.0, 3.0, 4.0]]))
@@ -167,7 +179,7 @@ def test_what_is_spared_is_not_run_and_was_not_weighed(parts):
 
 
 def test_steps_that_can_not_be_spared_are_an_error():
-    for parts, alone in (("", (1,)), ("bands", (2,)), ("halves", (0,)), ("halves", (4,))):
+    for parts, alone in (("", (1,)), ("bands", (2,)), ("guidance", (2,)), ("halves", (0,)), ("halves", (4,))):
         with pytest.raises(ValueError, match="cannot do without the unconditional half"):
             random_table(parts, alone=alone)
 
@@ -203,6 +215,6 @@ def test_where_guidance_stays_whole_no_table_that_takes_it_apart_is_taken(tmp_pa
         choice.fitted.name == "whole.safetensors"
         and "left out: it takes guidance apart" in choice.remarks[-1]
     )
-    with pytest.raises(PredictorError, match="takes the halves of guidance apart, which a patch"):
+    with pytest.raises(PredictorError, match="takes the halves of guidance apart, which this run"):
         choose(library, Request(who, guidance=4.0, nfe=4, halves=False, fitted=apart))
     assert not any("apart" in said for said in choose(library, Request(who, guidance=4.0, nfe=4)).remarks)
