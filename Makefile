@@ -3,7 +3,7 @@
 # make check     ruff, mypy and the engine's tests, without a ComfyUI: some 90 seconds on 2 cores
 # make test      everything: engine and WebUI tests, and the pack in a real ComfyUI
 # make screenshots   pictures of ComfyUI's page for README and help, by a Chromium that is installed
-# make bench     AMED beside every other solver at its best: docs/RESULTS.md, under an hour on 2 cores
+# make bench     AMED beside every other solver at its best: docs/RESULTS.md, under two hours on 2 cores
 # make bench-quick   the same with few noises, in minutes; docs stay as they are
 # make bench-search  searches the other solvers' best settings again (an hour)
 # make lint, make types, make engine   the parts of make check

@@ -136,7 +136,7 @@ def test_several_numbers_in_one_run_and_several_prompts(server, graph):
 def test_missing_is_calibrated_now_and_found_the_next_time(server, graph):
     def run():
         g = graph(batch=5, width=16, height=16)
-        latent = g.amed(8, "auto", guidance=1.0, if_missing="calibrate now (quick)", seed=8)
+        latent = g.amed(12, "auto", guidance=1.0, if_missing="calibrate now (quick)", seed=8)
         shown = g.show(latent)
         result = server.run(g.nodes)
         return result.text(latent[0]), np.stack(result.images(shown))

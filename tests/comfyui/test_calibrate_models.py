@@ -2,7 +2,6 @@
 the path; quality is judged on the demo model."""
 
 import pytest
-import torch
 from safetensors.torch import load
 
 from amed import load as load_predictor
@@ -51,11 +50,16 @@ def test_stable_diffusion(server, graph, checkpoint, sampling, family, guidance)
 
 
 def test_flow(server, graph):
-    """The demo network under a flow model's sampling: noise levels from 1 to 0, no analytic first step."""
+    """The demo network under a flow model's sampling: noise levels from 1 to 0. No plain solver begins
+    analytically there, a table with its offset may."""
     g = graph(width=16, height=16)
     model = [g.add("ModelSamplingSD3", model=g.model, shift=3.0), 0]
     spec, _, text = calibrated(server, g, g.around() | {"model": model}, 2, "flow")
-    assert spec.prediction_type == "flow" and not spec.afs and spec.sigma_max == pytest.approx(1.0)
+    assert (
+        spec.prediction_type == "flow"
+        and (spec.learned or not spec.afs)
+        and spec.sigma_max == pytest.approx(1.0)
+    )
 
 
 def test_a_model_without_numbers_stops_and_names_the_sigma(server, graph):
@@ -89,4 +93,4 @@ def test_interrupted_it_keeps_the_best_so_far(server, graph):
     assert seen == sorted(seen) and len(seen) > 20
     file = server.base / "models" / "amed_predictors" / "stopped-nfe2-cfg1.safetensors"
     assert load_predictor(file).spec.metrics["evaluations"] < 0.9 * 2500
-    assert torch.isfinite(load_predictor(file).predictor.weights).all()
+    assert load_predictor(file).sigmas().isfinite().all()
