@@ -96,7 +96,8 @@ class Settings:
     @property
     def traced(self) -> int:
         """Samples of which the whole reference trajectory is kept, for weights in closed form."""
-        return self.sized(32 if self.budget > 2_000 else 16, 64 if self.nfe < 7 else 48, 256)
+        quick = 16 if self.budget <= 2_000 else 32 if self.nfe < 7 else 20
+        return self.sized(quick, 64 if self.nfe < 7 else 48, 256)
 
     @property
     def reference(self) -> int:

@@ -12,8 +12,7 @@ from .closed import Candidate, ClosedForm, Shape
 from .plain import Setting
 from .settings import Settings
 
-FIRST = Shape("", False, 1e-3)  # what starts are compared with: few constants for few samples
-SECOND = Shape("bands", True, 1e-2)  # what times are refined with
+FIRST = Shape("bands", True, 1e-2)  # what starts are compared, and times refined with
 SHAPES = (
     Shape("bands", True, 1e-3),
     Shape("bands", True, 1e-5),
@@ -22,7 +21,7 @@ SHAPES = (
     Shape("", True, 1e-2),
 )
 GUIDED = (2, 0, 4, 1, 3)  # their order under guidance, where strong pulls and few constants do better
-USUAL, CLEARLY = "time_uniform + AFS", 0.9  # the start that another must beat by so much
+USUAL, CLEARLY = "time_uniform + AFS", 0.8  # the start that another must beat by so much
 SHARE, FEWEST, ITERATIONS = 0.45, 8, 2  # of what is left for an iteration; samples at least; a round
 REACH = 3  # beyond as many steps as are spared, those at the end that may be among them
 PATTERNS = 3  # that are refined
@@ -54,7 +53,7 @@ class Tables:
 
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
-        shape = replace(SECOND, parts=halved(SECOND.parts)) if spared else SECOND
+        shape = replace(FIRST, parts=halved(FIRST.parts)) if spared else FIRST
         few = self.some(settings.sized(8, 16, 32))
         firsts = self.starts[:2] if self.flow else []
         kinds = [*(replace(s, afs=True) for s in firsts), *self.starts]
@@ -64,7 +63,7 @@ class Tables:
         starts = yield from few.schedules(settled, FIRST)
         starts.sort(key=lambda c: c.loss * (CLEARLY if c.name.endswith(USUAL) else 1.0))
         if spared:
-            starts = yield from self.patterns(few, starts[0], replace(FIRST, parts="halves"))
+            starts = yield from self.patterns(few, starts[0], replace(SHAPES[3], parts="halves"))
         order = range(len(SHAPES)) if settings.guidance == 1 else GUIDED
         shapes = [replace(s, parts=halved(s.parts)) if spared else s for s in (SHAPES[i] for i in order)]
         scores: dict[Shape, float] = {}
