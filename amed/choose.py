@@ -205,8 +205,8 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
 
 def best(fits: list[Fitted], request: Request) -> Fitted:
     """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and
-    where any sampler will do the one whose file states the least error to the reference (where none does, the
-    least Fréchet distance)."""
+    where any sampler will do the one whose file states the least error to the reference, times the root of
+    its Fréchet distance where all state both (where none states an error, the least distance)."""
 
     def distance(f: Fitted) -> tuple[bool, float]:
         same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
@@ -220,6 +220,9 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
     alike = [f for f in fits if distance(f) == nearest]
     if request.sampler != AUTO:
         return alike[0]
+    both = {f.name: stated("rmse_ref", f) * max(stated("fd_ref", f), 0.0) ** 0.5 for f in alike}
+    if all(value < math.inf for value in both.values()):
+        return min(alike, key=lambda f: both[f.name])
     by = "rmse_ref" if any(stated("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
     return min(alike, key=lambda f: stated(by, f))
 
