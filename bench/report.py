@@ -251,6 +251,7 @@ def page(
     sets = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.noises.items()]
     more = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.many.items()]
     values = {
+        "command": "make bench" if plan.many == Plan().many else "make bench ARGS=--half",
         "minutes": cost["minutes"],
         "workers": plan.workers,
         "machine": platform.machine(),

@@ -126,7 +126,7 @@ def test_without_a_reference_nothing_is_measured_to(server, graph):
 
 
 def test_where_no_predictor_is_the_row_says_what_to_do(server, graph):
-    made = Compared(server, graph(), nfe="12", samplers="amed_multistep\nplain", guidance=4.0)
+    made = Compared(server, graph(), nfe="12", samplers="amed_multistep\nplain", guidance=4.0, reference=24)
     note = made.row("amed_multistep", 12)["note"]
     assert note.startswith("no predictor for this model at 12 evaluations. There are some for 3, ")
     assert note.endswith("Make one with Calibrate AMED: nfe 12, guidance 4.")
