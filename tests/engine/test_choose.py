@@ -178,7 +178,7 @@ def test_plain_takes_the_evaluations_asked_for(tmp_path, nfe, model):
 
 def test_plain_is_what_the_bench_found_best_on_the_demo_model(tmp_path):
     """docs/results.json: of the solvers this engine runs, none within its settings has 6 % less error."""
-    names = {"ipndm": "ipndm", "unipc": "uni_pc", "dpmpp": "dpmpp_2m", "euler": "euler"}
+    names = {"dpmpp": "dpmpp_2m", "euler": "euler"}
     not_ours = ("reference", "ipndm_v", "lms", "res_")
     rows = [row for row in json.loads((ROOT / "docs" / "results.json").read_text())
             if not row["predictor"] and not row["solver"].startswith(not_ours) and row["noises"] < 256
@@ -188,8 +188,9 @@ def test_plain_is_what_the_bench_found_best_on_the_demo_model(tmp_path):
         for nfe, best in table.items():
             here = [r for r in rows if (r["guidance"], r["nfe"]) == (guidance, nfe)]
             solver, order, variant = best.solver.name, best.solver.max_order, best.solver.variant
-            own = {"ipndm": f"ipndm (max_order {order})", "unipc": f"uni_pc (variant {variant})"}
-            name = own.get(solver, names[solver])
+            own = {"unipc": f"uni_pc (variant {variant})"}
+            own |= {name: f"{name} (max_order {order})" for name in ("ipndm", "deis")}
+            name = own.get(solver) or names[solver]
             rho = f" {best.rho:g}" if best.kind == "polynomial" else ""
             setting = best.kind + rho + (" + AFS" if best.afs else "")
             mine = [r["rmse_ref"] for r in here if r["solver"] == name and r["schedule"] == setting]
