@@ -42,8 +42,10 @@ def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
 
 def reference_setting(model: Any, evaluations: int) -> plain.Setting:
     """The many-step run that others are measured by, as calibrations have it."""
-    low, high = sigma_range(sampling_of(model))
-    return plain.Setting(Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, low, high)
+    model_sampling = sampling_of(model)
+    low, high = sigma_range(model_sampling)
+    rho = 1.0 if is_flow(model_sampling) else 7.0
+    return plain.Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, low, high)
 
 
 def own_name(sampler: str, fitted: Fitted | None) -> str:

@@ -74,7 +74,8 @@ class References:
         self.held_out, self.traced = held_out, traced
         self.evaluations, self.block = evaluations, min(batch, BLOCK)
         ends = target.sigma_min, target.sigma_max
-        self.setting = Setting(Solver("ipndm", 3), "polynomial", 7.0, evaluations + 1, False, *ends)
+        rho = 1.0 if target.flow else 7.0  # a flow's levels are its times
+        self.setting = Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, *ends)
         first = held_out // self.block
         self.kept = range(first, first - (-traced // self.block) + 1)
         self.paths: dict[int, list[Tensor]] = {}  # the states of these blocks
