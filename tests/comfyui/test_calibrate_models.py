@@ -90,7 +90,7 @@ def test_interrupted_it_keeps_the_best_so_far(server, graph):
 
     with pytest.raises(RunError, match="interrupted"):
         server.run(g.nodes, on_event)
-    assert seen == sorted(seen) and len(seen) > 20
+    assert seen == sorted(seen) and len(seen) > 10
     file = server.base / "models" / "amed_predictors" / "stopped-nfe2-cfg1.safetensors"
     assert load_predictor(file).spec.metrics["evaluations"] < 0.9 * 2500
     assert load_predictor(file).sigmas().isfinite().all()
