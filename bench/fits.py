@@ -49,7 +49,7 @@ def wanted() -> list[Wanted]:
     cells = [(n, g) for g in GUIDANCES for n in NFES]
     normal = [Wanted(n, g) for n, g in cells]
     quick = [Wanted(n, g, "quick") for n, g in cells]
-    spared = [Wanted(n + 1, g, passes=2 * n) for n in (5, 7) for g in GUIDANCES if g != 1]
+    spared = [Wanted(n + 1, g, passes=2 * n) for n in (5, 7, 9) for g in GUIDANCES if g != 1]
     return [*normal, *quick, *(Wanted(n, flow=True) for n in (4, 6, 8)), *spared]
 
 

@@ -12,7 +12,7 @@ from .samples import References, per_sample, robust
 from .settings import Settings
 from .target import Target
 
-FINALISTS = 3  # plain settings that are compared on the held-out samples
+USUAL = "time_uniform + AFS"
 SECOND = 20  # settings in the second round
 
 
@@ -28,21 +28,24 @@ class Search:
 
     def schedules(self, settings: Settings) -> list[Setting]:
         """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
-        once; among the first the best one with and without AFS, and time_uniform, the best of most models."""
+        once: the best, time_uniform + AFS (the best start of most models), the best one's twin with or
+        without AFS, and the next."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]
-        usual = [s for s in single if (s.kind, s.rho) == ("time_uniform", 1.0)][:1]
+        usual = [s for s in single if s.schedule == USUAL] or [
+            s for s in single if (s.kind, s.rho) == ("time_uniform", 1.0)
+        ]
         chosen = dict[str, Setting]()
-        for setting in (*single[:1], *usual, *twin, *single):
+        for setting in (*single[:1], *usual[:1], *twin, *single):
             chosen.setdefault(setting.schedule, setting)
-        return list(chosen.values())[: settings.sized(3, 5, 8)]
+        return list(chosen.values())[: settings.sized(2, 4, 8)]
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
     """How many samples a setting is tried on first, and how many settings the budget allows."""
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
-    share = 0.1 if settings.large else 0.15
+    share = 0.07 if settings.large else 0.15
     return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
 
 
@@ -56,7 +59,7 @@ def small_calls(target: Target, settings: Settings) -> int:
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
 ) -> Generator[str, None, Search]:
-    """All settings on a sample or two, the best SECOND on two or four more, the best FINALISTS on the
+    """All settings on a sample or two, the best SECOND on two or four more, the best few on the
     held-out samples, which tell the best of all. Yields what it is doing."""
     left = settings_for(target, settings.plain_nfe)  # the likely first: a small budget cuts the others
     unit, count = first_round(settings)
@@ -80,7 +83,7 @@ def search(
             yield f"plain solvers, round {rung + 1}: {i + 1} of {len(left)}"
         scale = half_median(left)
         left.sort(key=loss)
-    finalists, ends = left[:FINALISTS], dict[Setting, Tensor]()
+    finalists, ends = left[: settings.sized(2, 2, 3)], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
         ends[setting] = judge.plain(setting)
         errors[setting].append(per_sample(ends[setting], judge.held_out.end))

@@ -97,7 +97,7 @@ class Settings:
     def traced(self) -> int:
         """Samples of which the whole reference trajectory is kept, for weights in closed form."""
         quick = 16 if self.budget <= 2_000 else 32 if self.nfe < 7 else 20
-        return self.sized(quick, 64 if self.nfe < 7 else 48, 256)
+        return self.sized(quick, 48 if self.nfe < 7 else 32, 128)
 
     @property
     def reference(self) -> int:

@@ -10,19 +10,20 @@ from itertools import combinations
 
 from .closed import Candidate, ClosedForm, Shape
 from .plain import Setting
+from .search import USUAL
 from .settings import Settings
 
-FIRST = Shape("bands", True, 1e-2)  # what starts are compared, and times refined with
-SHAPES = (
-    Shape("bands", True, 1e-3),
-    Shape("bands", True, 1e-5),
-    Shape("bands", True, 1e-1),
+SHAPES = (  # starts are compared, and times refined, with the first
+    Shape("bands", True, 1e-4),
+    Shape("bands", True, 1e-6),
+    Shape("bands", True, 1e-2),
     Shape("", False, 1e-3),
-    Shape("", True, 1e-2),
 )
-GUIDED = (2, 0, 4, 1, 3)  # their order under guidance, where strong pulls and few constants do better
-USUAL, CLEARLY = "time_uniform + AFS", 0.8  # the start that another must beat by so much
-SHARE, FEWEST, ITERATIONS = 0.45, 8, 2  # of what is left for an iteration; samples at least; a round
+GUIDED = (Shape("bands", True, 3e-2), Shape("bands", True, 3e-1), Shape("", False, 1e-1))
+HALVES = Shape("halves", False, 1e-3)  # of patterns
+CLEARLY = 0.7  # as near to the reference must another start be as the usual one
+WIDE = (0.5, 0.25)  # of the iterations in a round
+FEWEST = 12  # samples in each of them, where there is to be more than one
 REACH = 3  # beyond as many steps as are spared, those at the end that may be among them
 PATTERNS = 3  # that are refined
 
@@ -53,33 +54,31 @@ class Tables:
 
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
-        shape = replace(FIRST, parts=halved(FIRST.parts)) if spared else FIRST
+        shapes = SHAPES if settings.guidance == 1 else GUIDED if settings.large else GUIDED[::-1]
         few = self.some(settings.sized(8, 16, 32))
         firsts = self.starts[:2] if self.flow else []
         kinds = [*(replace(s, afs=True) for s in firsts), *self.starts]
         settled = [replace(s, num_steps=settings.nfe + 1 + s.afs) for s in kinds]
         if not settled:
             return
-        starts = yield from few.schedules(settled, FIRST)
+        starts = yield from few.schedules(settled, shapes[0])
         starts.sort(key=lambda c: c.loss * (CLEARLY if c.name.endswith(USUAL) else 1.0))
         if spared:
-            starts = yield from self.patterns(few, starts[0], replace(SHAPES[3], parts="halves"))
-        order = range(len(SHAPES)) if settings.guidance == 1 else GUIDED
-        shapes = [replace(s, parts=halved(s.parts)) if spared else s for s in (SHAPES[i] for i in order)]
+            starts = yield from self.patterns(few, starts[0])
+            shapes = tuple(replace(s, parts=halved(s.parts)) for s in shapes)
         scores: dict[Shape, float] = {}
         for round in range(settings.sized(1, 3, 8)):
             start, reserve = starts[round % len(starts)], self.judging * settings.sized(1, 2, 3)
-            most = int(SHARE * (self.left() - reserve) / start.cost)
-            few = self.some(min(max(most, FEWEST), settings.sized(16, 32, 64)), round)
-            own = replace(shape, alone=start.run.shape.alone)
+            most = (self.left() - reserve) // start.cost
+            widths = WIDE if most >= FEWEST * len(WIDE) else WIDE[:1]
+            afford = (self.left() - reserve) // (len(widths) * start.cost + settings.nfe)
+            count = min(afford, settings.sized(16, 32, 64))
+            if count < 1:
+                return
+            few, own = self.some(count, round), replace(shapes[0], alone=start.run.shape.alone)
             start = few.candidate(start.run.sigmas, start.afs, own, start.name)
-            for _ in range(ITERATIONS):
-                if start.cost * len(few.samples) + reserve > self.left():
-                    break
-                refined = yield from few.refine(start)
-                if refined is start:
-                    break
-                start = refined
+            for wide in widths:
+                start = yield from few.refine(start, wide)
             if round and not start.refined:
                 return
             ordered = sorted(shapes, key=lambda s: scores.get(s, 0.0))
@@ -91,9 +90,7 @@ class Tables:
                 score = yield self.stage.candidate(start.run.sigmas, start.afs, own, name)
                 scores[one] = min(scores.get(one, float("inf")), score or 0.0)
 
-    def patterns(
-        self, few: ClosedForm, start: Candidate, shape: Shape
-    ) -> Generator[str, None, list[Candidate]]:
+    def patterns(self, few: ClosedForm, start: Candidate) -> Generator[str, None, list[Candidate]]:
         """Which steps leave the unconditional half out, best first: of all ways to spare so many among the
         last ones. (Among the first they cost far more than they save.)"""
         spared, steps = self.settings.spared, len(start.run.sigmas) - 1
@@ -101,7 +98,7 @@ class Tables:
         tried = []
         for alone in combinations(last, spared):
             name = f"{start.name}, without the negative half at {', '.join(str(n + 1) for n in alone)}"
-            tried.append(few.candidate(start.run.sigmas, start.afs, replace(shape, alone=alone), name))
+            tried.append(few.candidate(start.run.sigmas, start.afs, replace(HALVES, alone=alone), name))
             yield f"{name}: {tried[-1].loss:.4f}"
         return sorted(tried, key=lambda c: c.loss)[:PATTERNS]
 

@@ -95,7 +95,7 @@ def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
     tried = [stage.loss(stage.run(setting.sigmas(), False, WHOLE)) for setting in settings]
     assert best.loss == pytest.approx(min(tried)) and tried[1] > best.loss
     counter.rows = 0
-    refined, _ = finished(stage.refine(best))
+    refined, _ = finished(stage.refine(best, 0.25))
     assert counter.rows == best.cost * len(noise)
     assert refined is not best and refined.loss < best.loss and "times refined" in refined.name
     sigmas = refined.run.sigmas
