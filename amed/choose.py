@@ -42,10 +42,11 @@ class Request:
     error that files state. nfe: evaluations; or times: the noise levels above 0 it will run over, or how many
     of them. fitted: a predictor named, or carried by the model. below: only the lower part of these is run
     (img2img, hires fix), so one fitted for this very checkpoint for about as many serves. halves: whether
-    guidance's halves can be taken apart here; if not, no predictor that does so is taken. if_missing:
-    "error"; "plain", the best plain solver known (see known.py); or "untrained", AMED's own solvers with no
-    constants: both on `schedule(count)`. afs: whether a first step may be analytic. advice: the host's words
-    for what to do, in an error."""
+    guidance's halves can be taken apart here; if not, no predictor that does so is taken. of: the sampler of
+    the host's own that is to be wrapped; "": one of ours runs. if_missing: "error"; "plain", the best plain
+    solver known (see known.py); or "untrained", AMED's own solvers with no constants: both on
+    `schedule(count)`. afs: whether a first step may be analytic. advice: the host's words for what to do, in
+    an error."""
 
     model: Identity
     sampler: str = AUTO
@@ -55,6 +56,7 @@ class Request:
     fitted: Fitted | None = None
     below: bool = False
     halves: bool = True
+    of: str = ""
     if_missing: str = "error"
     schedule: Callable[[int], Tensor] = no_schedule
     afs: bool = True
@@ -136,6 +138,10 @@ def agree(fitted: Fitted, request: Request) -> None:
     if fitted.halved and not request.halves:
         wrong = f"takes the halves of guidance apart, which {PATCHED}"
         raise PredictorError(f"{fitted.label} {wrong}: take it off, or choose another predictor")
+    if fitted.spec.of != request.of:
+        whose = f"for the host's sampler {fitted.spec.of}" if fitted.spec.of else f"for {sampler}"
+        mend = f"choose {fitted.spec.of or sampler} as the sampler, or another predictor"
+        raise PredictorError(f"{fitted.label} was fitted {whose}, not for {request.of or 'our own'}: {mend}")
     if request.sampler not in (AUTO, sampler):
         wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
         raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")
@@ -160,8 +166,9 @@ def find(library: Library, request: Request) -> Fitted:
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:
-    """The library's, but for those that take guidance apart where that cannot be."""
-    return [f for f in library.fitted() if request.halves or not f.halved]
+    """The library's for our samplers, or for the host's that is asked for, but for those that take guidance
+    apart where that cannot be."""
+    return [f for f in library.fitted() if f.spec.of == request.of and (request.halves or not f.halved)]
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
@@ -191,7 +198,7 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
         away = ratio(f.nfe, nfe or f.nfe), other_sampler, ratio(f.spec.guidance, request.guidance)
         return bool(model.fingerprint) and f.spec.model_fingerprint != model.fingerprint, *away
 
-    kin = [f for f in library.fitted() if model.family and f.spec.model_family == model.family]
+    kin = [f for f in usable(library, request) if model.family and f.spec.model_family == model.family]
     least = min(map(distance, kin), default=None)
     near = [f for f in kin if distance(f) == least]
     there = (

@@ -1,10 +1,10 @@
 """The benchmark: `make bench` (under two hours on 2 cores) or `make bench-quick` (minutes, nothing in docs).
 
-    python -m bench [--quick] [--half] [--resume] [--noises 2000] [--dtype float32] [--report]
+    python -m bench [--quick] [--share 0.5] [--resume] [--noises 2000] [--dtype float32] [--report]
 
 Writes docs/RESULTS.md, results.json, flow.json, geometry.json, cost.json, pictures in docs/bench, and the
 README's table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run
-has measured; --half takes large sets of half the size (under an hour); --noises measures every row on so many
+has measured; --share takes large sets of that share of their size; --noises measures every row on so many
 (2000 take hours). --report writes the pages of a finished run again, from bench/out and the JSON files, with
 docs/fit_cost.json of `python -m bench.fitcost`, if it is there."""
 
@@ -32,14 +32,13 @@ def main(argv: list[str] | None = None) -> int:
         "--quick", action="store_true", help="few noises, 3 5 7 evaluations; docs stay as they are"
     )
     parser.add_argument("--resume", action="store_true", help="keep what a stopped run has measured")
-    parser.add_argument("--half", action="store_true", help="large sets of half the size")
+    parser.add_argument("--share", type=float, default=1.0, help="large sets of this share of their size")
     parser.add_argument("--noises", type=int, help="measure every row on so many noises")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the network")
     parser.add_argument("--report", action="store_true", help="only write a finished run's pages again")
     args = parser.parse_args(argv)
     plan = replace(QUICK if args.quick else Plan(), dtype=args.dtype)
-    if args.half:
-        plan = replace(plan, many={guidance: count // 2 for guidance, count in plan.many.items()})
+    plan = replace(plan, many={guidance: int(args.share * count) for guidance, count in plan.many.items()})
     if args.noises:
         plan = replace(plan, noises=dict.fromkeys(plan.noises, args.noises), many={})
     try:

@@ -250,8 +250,9 @@ def page(
     least = min(ranks, key=lambda r: r[2])
     sets = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.noises.items()]
     more = [f"{n} {'without guidance' if g == 1 else f'at guidance {g:g}'}" for g, n in plan.many.items()]
+    share = plan.many.get(1.0, 0) / Plan().many[1.0]
     values = {
-        "command": "make bench" if plan.many == Plan().many else "make bench ARGS=--half",
+        "command": "make bench" if plan.many == Plan().many else f'make bench ARGS="--share {share:g}"',
         "minutes": cost["minutes"],
         "workers": plan.workers,
         "machine": platform.machine(),

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels, whole_guidance
+from .outside import host_sampler
 from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
@@ -48,9 +50,13 @@ class Shown:
             show_text(self.node_id, f"{share:.0%} done{report.left(progress.seconds)}: {progress.text}")
 
 
-def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | None = None) -> Outcome:
-    """Fit and keep each number of evaluations of a job, as amed.fit does. What is finished when the user
-    interrupts, and the best so far of the one under way, is saved. Raises ValueError for what cannot be."""
+def calibrate(
+    model: Any, prompts: Prompts, job: Job, name: str, node_id: str | None = None, wrapped: Any = None
+) -> Outcome:
+    """Fit and keep each number of evaluations of a job, as amed.fit does; wrapped: a SAMPLER of the host's
+    or another pack's, to which AMED-Plugin is fitted from outside in place of a sampler of ours. What is
+    finished when the user interrupts, and the best so far of the one under way, is saved. Raises ValueError
+    for what cannot be."""
 
     def path(nfe: int) -> Path:
         return user_folder() / saved_as(name, nfe, job.guidance, job.passes)
@@ -65,7 +71,8 @@ def calibrate(model: Any, prompts: Prompts, job: Job, name: str, node_id: str | 
 
     def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
         target = target_of(model, denoiser, len(prompts.positives), shape, device)
-        fit(target, job, path, shown, outcome)
+        host = None if wrapped is None else host_sampler(wrapped, denoiser)
+        fit(target, replace(job, host=host), path, shown, outcome)
 
     try:
         inside_sampling(model, prompts, job.guidance, job.seed, work)
@@ -115,6 +122,9 @@ class Calibrate(io.ComfyNode):
                 io.Int.Input("passes", default=0, min=0, max=200, optional=True,
                              tooltip="network passes an image, with guidance: fewer than two an evaluation "
                              "leave the negative half out of some. 0: two each"),
+                io.Sampler.Input("wrapped", optional=True,
+                                 tooltip="a SAMPLER of ComfyUI or another pack that is to get better at few "
+                                 "steps, in place of `sampler`"),
             ],
             outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -141,7 +151,9 @@ class Calibrate(io.ComfyNode):
         budget = evaluations if budget == "custom" else budget
         job = Job(numbers(nfe), sampler, guidance, budget, seed, BATCH, more.get("passes") or None)
         prompts = Prompts(positives, negative, latent_image)
-        outcome = calibrate(model, prompts, job, checked_name(name), cls.hidden.unique_id)
+        outcome = calibrate(
+            model, prompts, job, checked_name(name), cls.hidden.unique_id, more.get("wrapped")
+        )
         images = reports(model, [kept.result for kept in outcome.kept])
         return io.NodeOutput(
             outcome.kept[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)

@@ -6,6 +6,7 @@ comfy/model_patcher.py, model_sampling.py, model_base.py, model_management.py.""
 
 import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import comfy.latent_formats
@@ -13,6 +14,8 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.samplers
 import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from ..amed.choose import Identity
 from ..amed.fingerprint import fingerprint
 
 Interrupted = comfy.model_management.InterruptProcessingException
+DROPPING = comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS  # one level more is made for these
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 
 
@@ -108,11 +112,13 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without
     the 0: that run takes exactly the evaluations it was fitted for."""
     carried = getattr(model_sampling, ATTACHED, None)
-    own = None if carried is None else carried.fitted.sigmas()
-    if own is not None and steps == len(own) - 1:
+    own, of = (None, "") if carried is None else (carried.fitted.sigmas(), carried.fitted.spec.of)
+    if own is not None and not of and steps == len(own) - 1:
         return own.float()
     if own is not None and steps == len(own):
         times = own
+    elif own is not None and steps == len(own) + 1 and of in DROPPING:
+        times = torch.cat([own, own[-1:] / 2])  # the host drops the last
     elif steps > 1:
         times = base_times(model_sampling, steps)
     else:
@@ -133,13 +139,16 @@ class Attached:
         return self
 
 
-def attach(model: Any, fitted: Fitted) -> Any:
-    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is."""
+def attach(model: Any, fitted: Fitted, around: Callable[..., Tensor] | None = None) -> Any:
+    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is. around: what is put
+    around the sampling of samplers that are not ours."""
     clone = model.clone()
     clone.model_options[ATTACHED] = Attached(fitted)
     marked = copy.copy(sampling_of(model))
     setattr(marked, ATTACHED, Attached(fitted))
     clone.add_object_patch("model_sampling", marked)
+    if around is not None:
+        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, ATTACHED, around)
     return clone
 
 

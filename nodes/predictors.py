@@ -3,18 +3,21 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
 from ..amed import SAMPLERS, Fitted, PredictorError
 from ..amed.choose import AUTO, PLAIN, Choice, Identity, Request, choose
 from ..amed.files.code import from_code
+from . import outside
 from .calibrate import calibrate_now
 from .carry import carried_or, carry, named
 from .choosing import CALIBRATE, cut, own_name, request
 from .fitting import Prompts
 from .folders import library, library_state
 from .model import attach, attached, identity
-from .register import our_sampler
+from .outside import around
+from .register import our_sampler, sampler_named
 from .running import face
 from .sampling import SCHEDULER
 from .schema import Predictor, cfg_input, denoise_input, missing_input, nfe_input, schema
@@ -108,14 +111,16 @@ class ApplyPredictor(io.ComfyNode):
             choice = look_up(wanted, cls.hidden.extra_pnginfo)
         else:
             cfg = predictor.spec.guidance
-            choice = choose(library(), request(model, AUTO, cfg, fitted=predictor))
-        fitted = choice.fitted
+            choice = choose(library(), request(model, AUTO, cfg, fitted=predictor, of=predictor.spec.of))
+        fitted, of = choice.fitted, choice.fitted.spec.of
+        steps = fitted.spec.num_steps - (not of)
         lines = [
-            f"In the KSampler: {choice.sampler}, {SCHEDULER}, {fitted.spec.num_steps - 1} steps, cfg {cfg:g}",
+            f"In the KSampler: {of or choice.sampler}, {SCHEDULER}, {steps} steps, cfg {cfg:g}",
             f"{fitted.nfe} evaluations: {fitted.label}",
             *(f"note: {remark}" for remark in choice.remarks),
         ]
-        return io.NodeOutput(attach(model, fitted), ui=face(node_id, "\n".join(lines)))
+        carrying = attach(model, fitted, around(fitted) if of else None)
+        return io.NodeOutput(carrying, ui=face(node_id, "\n".join(lines)))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):
@@ -200,12 +205,20 @@ class AmedSampler(io.ComfyNode):
                     optional=True,
                     tooltip="left open: the one applied to the MODEL, or the library's for it",
                 ),
+                io.Sampler.Input(
+                    "wrapped",
+                    optional=True,
+                    tooltip="for a predictor fitted to another pack's sampler: that SAMPLER",
+                ),
             ],
             outputs=[io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
         )
 
     @classmethod
-    def execute(cls, sampler, if_missing, predictor=None):
+    def execute(cls, sampler, if_missing, predictor=None, wrapped=None):
+        if predictor is not None and predictor.spec.of:
+            own = sampler_named(predictor.spec.of) if wrapped is None else wrapped
+            return io.NodeOutput(outside.wrapped(own, predictor))
         if predictor is not None:  # here and not only in the run, so that a wrong one is refused at once
             asked = Request(ANY, own_name(sampler, predictor), fitted=predictor)
             sampler = choose(library(), asked).sampler
@@ -252,10 +265,13 @@ class AmedScheduler(io.ComfyNode):
             # without an analytic first step, which AMED Sampler could not know of
             asked = replace(request(model, sampler, 1.0, nfe=nfe, if_missing=PLAIN), afs=False)
         else:
-            asked = request(model, AUTO, predictor.spec.guidance, fitted=predictor)
+            guidance, of = predictor.spec.guidance, predictor.spec.of
+            asked = request(model, AUTO, guidance, fitted=predictor, of=of)
         choice = choose(library(), asked)
+        sigmas = cut(choice.sigmas, model, denoise)
+        sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]) if choice.fitted.spec.of else sigmas
         text = "\n".join([choice.fitted.label, *(f"note: {remark}" for remark in choice.remarks)])
-        return io.NodeOutput(cut(choice.sigmas, model, denoise), ui=face(cls.hidden.unique_id, text))
+        return io.NodeOutput(sigmas, ui=face(cls.hidden.unique_id, text))
 
     @classmethod
     def fingerprint_inputs(cls, **_inputs):

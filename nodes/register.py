@@ -73,6 +73,27 @@ def host_sampler(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any
     return comfy.samplers.sampler_object(name), chosen.sigmas
 
 
+def named_sampler(sampler: Any) -> str:
+    """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; and
+    the options it has."""
+    function = getattr(sampler, "sampler_function", None)
+    name = str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
+    for own in comfy.samplers.KSampler.SAMPLERS:
+        if own.replace("_", "") == name.replace("_", ""):
+            name = own
+            break
+    options = getattr(sampler, "extra_options", None) or {}
+    said = [f"{k} {v}" for k, v in sorted(options.items()) if isinstance(v, bool | int | float | str)]
+    return f"{name} ({', '.join(said)})" if said else name
+
+
+def sampler_named(name: str) -> Any:
+    """The host's SAMPLER of a name from its dropdown. Raises ValueError for another."""
+    if name not in comfy.samplers.KSampler.SAMPLERS:
+        raise ValueError(f"this ComfyUI has no sampler {name!r}: link the SAMPLER that it was fitted for")
+    return comfy.samplers.sampler_object(name)
+
+
 def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> Any:
     """The host's guider of a MODEL, with conditionings by name ("positive", "negative", more)."""
     guider = comfy.samplers.CFGGuider(model)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import schedules
 from ..kdiffusion import sampler_of
+from ..outside import OUTSIDE
 from ..parameters import AMED, PARAMETERS
 from ..parts import PARTS
 from ..recipes import MULTISTEP, Solver
@@ -39,7 +40,8 @@ class Spec:
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
     model_family, model_fingerprint, model_name: for whom; empty where unknown. features: "bottleneck" for the
     MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's
-    ranges. channels: of its offsets, 0 for none. how: one sentence, how it was made. source: where its
+    ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler that it
+    is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
     numbers come from, if published. metrics: measured. unknown: fields of a newer version, as they were read.
 
     Raises ValueError naming the field that will not do."""
@@ -70,10 +72,12 @@ class Spec:
     variant: str = "bh1"
     parts: str = ""
     channels: int = 0
+    of: str = ""
+    calls: int = 0
     unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        multistep = self.solver == MULTISTEP
+        multistep, outside = self.solver == MULTISTEP, self.solver == OUTSIDE
         choices = {"schedule": (*schedules.KINDS, "custom"), "prediction_type": PREDICTION_TYPES,
                    "features": FEATURES, "parts": tuple(PARTS)}  # fmt: skip
         for name, right, expected in (
@@ -89,12 +93,16 @@ class Spec:
             ("guidance", math.isfinite(self.guidance), "finite"),
             ("scale_dir", 0 <= self.scale_dir < 1, "in [0, 1)"),
             ("scale_time", 0 <= self.scale_time < 1, "in [0, 1)"),
-            ("features", not multistep or self.features == "none", "none, for multistep"),
+            ("features", not (multistep or outside) or self.features == "none", f"none, for {self.solver}"),
+            ("of", bool(self.of) == outside, "a sampler's name, for outside alone"),
+            ("calls", (self.calls > 0) == outside, "a number of evaluations, for outside alone"),
             ("parts", multistep or not self.parts, "none, but for multistep"),
             ("channels", self.channels == 0 or (multistep and self.channels > 0), "0, but for multistep"),
         ):
             if not right:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+        if outside:
+            return
         try:
             _ = self.student, self.sampler
         except ValueError as error:
@@ -102,20 +110,21 @@ class Spec:
             raise ValueError(f"{which} is {getattr(self, which)}: {error}") from None
 
     @classmethod
-    def on(cls, solver: Solver, times: Tensor, **fields: Any) -> "Spec":
-        """For a solver over `times`, falling `[N]`; `fields`: the others."""
-        own = dataclasses.asdict(solver) | {
-            "solver": solver.name,
-            "num_steps": len(times),
-            "schedule": "custom",
-        }
+    def on(cls, solver: Solver | str, times: Tensor, **fields: Any) -> "Spec":
+        """For a solver (or a name, where that is all) over `times`, falling `[N]`; `fields`: the others."""
+        own: dict[str, Any] = {"solver": solver}
+        if isinstance(solver, Solver):
+            own = dataclasses.asdict(solver)
+            own["solver"] = own.pop("name")
+        own |= {"num_steps": len(times), "schedule": "custom"}
         own |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
-        del own["name"]
         return cls(**{**own, **fields})
 
     @property
     def student(self) -> Solver:
-        """The solver that runs it."""
+        """The solver that runs it. Raises ValueError for one that is the host's own."""
+        if self.solver == OUTSIDE:
+            raise ValueError(f"this predictor is for the host's sampler {self.of}, not for one of ours")
         names = (f.name for f in dataclasses.fields(Solver) if f.name != "name")
         return Solver(self.solver, **{name: getattr(self, name) for name in names})
 
@@ -126,18 +135,23 @@ class Spec:
 
     @property
     def sampler(self) -> str:
-        """The sampler that runs it: a plain solver is a table like any other."""
+        """The sampler that runs it: a plain solver is a table like any other; "outside" for the host's
+        own."""
+        if self.solver == OUTSIDE:
+            return OUTSIDE
         return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
 
     @property
     def nfe(self) -> int:
         """Evaluations from sigma_max to sigma_min; one more if a host goes on to 0. Guidance may double the
         network passes."""
-        return self.student.evaluations(self.num_steps, self.afs, self.learned)
+        return self.calls or self.student.evaluations(self.num_steps, self.afs, self.learned)
 
     @property
     def requires(self) -> list[str]:
         """What a reader must be able to do."""
+        if self.solver == OUTSIDE:
+            return [OUTSIDE]
         own = self.student.recipe.constants if self.features == "none" and self.solver != MULTISTEP else ()
         constants = [f"constant:{name}" for name in own if name not in AMED]
         parts = [f"parts:{self.parts}"] * bool(self.parts) + ["offset"] * bool(self.channels)
@@ -162,6 +176,7 @@ def from_header(header: dict[str, str]) -> Spec:
     able = {
         "plain",
         "offset",
+        OUTSIDE,
         *(f"parts:{name}" for name in PARTS),
         *(f"constant:{name}" for name in PARAMETERS),
     }

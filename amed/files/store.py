@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import schedules
 from ..constants import Constants, Multistep
 from ..network import BottleneckPredictor
+from ..outside import NAMES, OUTSIDE, Outside
 from ..parameters import AMED
 from ..parts import PARTS
 from ..recipes import MULTISTEP
@@ -33,7 +34,7 @@ class Fitted:
     for messages."""
 
     spec: Spec
-    predictor: Constants | Multistep | BottleneckPredictor | None
+    predictor: Constants | Multistep | Outside | BottleneckPredictor | None
     base: Tensor
     name: str = "unsaved"
 
@@ -61,10 +62,11 @@ class Fitted:
         """A short text for people."""
         spec = self.spec
         order = f"-{spec.max_order}" if spec.max_order > 1 else ""
+        solver = f"AMED-Plugin on the host's {spec.of}" if spec.of else f"{spec.solver}{order}"
         guidance = f", guidance {spec.guidance:g}" if spec.guidance != 1 else ""
         whose = spec.model_name or "any model"
         spared = f" in {self.passes} passes" if getattr(self.predictor, "alone", ()) else ""
-        return f"{self.name} ({spec.solver}{order}, {self.nfe} evaluations{spared}{guidance}; {whose})"
+        return f"{self.name} ({solver}, {self.nfe} evaluations{spared}{guidance}; {whose})"
 
     def sigmas(self) -> Tensor:
         """The base times it was fitted on, float64 `[num_steps]`, from sigma_max to sigma_min (no 0)."""
@@ -110,6 +112,11 @@ def described(fitted: Fitted) -> str:
         count = sum(v.numel() for k, v in tensors_of(fitted).items() if k != "sigmas")
         what = f"a network of {count} parameters: r, c, a from the image" if count else "nothing was fitted"
         return "\n".join([*lines, "sigmas: " + ", ".join(f"{t:.5g}" for t in sigmas), what])
+    if isinstance(fitted.predictor, Outside):
+        lines.append("its noise levels: " + ", ".join(f"{t:.5g}" for t in sigmas))
+        lines.append("asked at sigma: c, a")
+        calls = zip(*(v.tolist() for v in values.values()))
+        return "\n".join([*lines, *(f"{level:.5g}: {c:.4f}, {a:.4f}" for level, c, a in calls)])
     lines.append("sigma -> next: " + ", ".join(values))
     for n, (t, t_next) in enumerate(zip(sigmas, sigmas[1:])):
         row = [" ".join(f"{x:.4f}" for x in v[n].reshape(-1).tolist()) for v in values.values()]
@@ -117,11 +124,19 @@ def described(fitted: Fitted) -> str:
     return "\n".join(lines)
 
 
-def build(spec: Spec, tensors: dict[str, Tensor]) -> Constants | Multistep | BottleneckPredictor | None:
+def build(
+    spec: Spec, tensors: dict[str, Tensor]
+) -> Constants | Multistep | Outside | BottleneckPredictor | None:
     """The predictor a spec and its tensors describe. Raises ValueError naming the tensor that does not
     fit."""
     if not spec.learned:
         return None
+    if spec.solver == OUTSIDE:
+        if missing := {"levels", *NAMES} - tensors.keys():
+            raise ValueError(f"tensor {min(missing)!r} is missing")
+        if len(tensors["levels"]) != spec.calls:
+            raise ValueError(f"tensor 'levels' must have {spec.calls} values, as field 'calls' says")
+        return Outside(tensors["sigmas"], *(tensors[name] for name in ("levels", *NAMES)))
     if spec.features == "none":
         names = ("weights", "a") if spec.solver == MULTISTEP else spec.student.recipe.constants
         if missing := {"weights", *AMED} & set(names) - tensors.keys():

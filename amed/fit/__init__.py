@@ -1,14 +1,17 @@
 """Fitting: samples, plain search, weights in closed form, times, polish, comparison (Calibration and its
 driver `fit`), and the paper's Algorithm 1."""
 
-from .calibration import Calibration, references_for
+from .calibration import Calibration
 from .compare import Result, Row
 from .driver import Job, Kept, Outcome, fit
+from .outer import HostSampler
 from .samples import References
 from .settings import PRESETS, Progress, Settings, budget_of, numbers, smallest
+from .stages import references_for
 from .target import Draw, Rival, Target
 
 __all__ = [
-    "PRESETS", "Calibration", "Draw", "Job", "Kept", "Outcome", "Progress", "References", "Result", "Rival",
-    "Row", "Settings", "Target", "budget_of", "fit", "numbers", "references_for", "smallest",
+    "PRESETS", "Calibration", "Draw", "HostSampler", "Job", "Kept", "Outcome", "Progress", "References",
+    "Result", "Rival", "Row", "Settings", "Target", "budget_of", "fit", "numbers", "references_for",
+    "smallest",
 ]  # fmt: skip

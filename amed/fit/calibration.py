@@ -10,9 +10,8 @@ No gradient is taken, so it runs on whatever a host can sample with. Its stages,
 paper's students start from greedy constants instead), all constants at once (polish), and the comparison with
 the plain solvers on noise no fit saw (compare). The best of all is the result, be it a plain one."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,24 +25,18 @@ from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
 from .greedy import greedy_table
-from .look import WHOLE, Look, Pace
-from .measures import Counter, rmse
+from .look import Look
+from .measures import rmse
 from .polish import DAMPINGS, PATIENCE, Fit
 from .samples import References, in_batches
 from .search import Search, search, small_calls
 from .settings import SAMPLES, Progress, Settings
+from .stages import Stages
 from .tables import Tables
 from .target import Target
 
 
-def references_for(target: Target, settings: Settings) -> References:
-    """What a calibration with these settings fits to; others of the same target and seed may share it."""
-    return References(
-        target, settings.held_out, settings.traced, settings.reference, settings.seed, settings.batch
-    )
-
-
-class Calibration:
+class Calibration(Stages):
     """One fit of one solver at one number of evaluations.
 
     references: shared with other calibrations, whose number of held-out samples it then has. start: a file
@@ -60,31 +53,15 @@ class Calibration:
         if start is not None and (start.nfe != settings.nfe or start.spec.sampler != settings.sampler):
             wanted = f"{settings.sampler} at {settings.nfe}"
             raise ValueError(f"{start.label} cannot be gone on from: it is not for {wanted}")
-        self.target, self.settings, self.start = target, settings, start
-        self.model = Counter(target.model, self._evaluated)
-        self.references = references or references_for(target, settings)
-        self.made = 0  # evaluations spent on references
+        super().__init__(target, settings, references, heard, small_calls(target, settings))
+        self.start = start
         self.used = self.references.held_out  # samples given to fits, the held-out ones among them
         self.search: Search | None = None
         self.rivals: dict[str, Tensor] = {}  # end states on the held-out samples
         self.fits: list[Fit] = []
-        self.history: list[tuple[int, float]] = []
-        self.heard, self.pace, self.clock = heard, Pace(), 0.0
-        self.doing = "reference", "references"
-        self.small = small_calls(target, settings)  # evaluations in small calls that are still to come
-
-    @property
-    def evaluations(self) -> int:
-        """Of the model so far, a batch of n counting n; shared references count for who made them."""
-        return self.model.rows + self.made
-
-    @property
-    def left(self) -> int:
-        return self.settings.budget - self.evaluations
 
     @property
     def ready(self) -> bool:
-        """Whether there is a result already."""
         return self.search is not None
 
     @property
@@ -94,13 +71,17 @@ class Calibration:
         return min(judged, key=lambda fit: fit.held_out, default=None)
 
     @property
+    def score(self) -> float:
+        best = self.best
+        return float("nan") if best is None else best.held_out
+
+    @property
     def searched(self) -> Search:
         if self.search is None:
             raise RuntimeError("nothing to give yet: the search of plain solvers is not finished")
         return self.search
 
     def run(self) -> Iterator[Progress]:
-        """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
         references, settings, self.clock = self.references, self.settings, perf_counter()
         yield from self._told("reference", references.make(references.held_out))
         held_out = references.take(0, references.held_out)
@@ -113,41 +94,7 @@ class Calibration:
         yield from self._told("fit", self._polish())
         yield self._progress("fit", "done")
 
-    def _told(
-        self, stage: str, texts: Generator[str, None, Any] | Iterator[str]
-    ) -> Generator[Progress, None, Any]:
-        """A stage's texts as Progress; what the stage returns."""
-        self.doing = stage, self.doing[1]
-        while True:
-            self.references.model.heard = self._made  # whoever asks for references now pays for them
-            try:
-                text = next(texts)
-            except StopIteration as end:
-                return end.value
-            yield self._progress(stage, text)
-
-    def _progress(self, stage: str, text: str) -> Progress:
-        self.doing = stage, text
-        best, budget, nfe = self.best, self.settings.budget, self.settings.nfe
-        score = float("nan") if best is None else best.held_out
-        seconds = self.pace.left(max(self.left, 0), self.small)
-        return Progress(stage, text, min(self.evaluations, budget), budget, score, nfe, seconds, self.look)
-
-    def _made(self, rows: int) -> None:
-        self.made += rows
-        self._evaluated(rows)
-
-    def _evaluated(self, rows: int) -> None:
-        """After each evaluation of the model."""
-        now = perf_counter()
-        self.pace.called(rows, now - self.clock)
-        self.clock = now
-        if self.doing[0] == "search" and not self.ready:
-            self.small = max(0, self.small - rows) if rows < WHOLE else self.small
-        self.heard(self._progress(*self.doing))
-
     def look(self) -> Look:
-        """What there is to see so far."""
         images = {}
         if len(self.references.ends) * self.references.block >= self.references.held_out:
             images["reference"] = self.references.take(0, self.references.held_out).end
@@ -289,7 +236,6 @@ class Calibration:
         return next((count for count in range(SAMPLES, SAMPLES // 2 - 1, -1) if cost(count) <= self.left), 0)
 
     def result(self) -> Result:
-        """The best so far. Raises RuntimeError before the search is through."""
         known, settings, fit = self.searched, self.settings, self.best
         judge, kept = known.judge, known.best
         plain_end = known.ends[kept]

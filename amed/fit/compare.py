@@ -15,6 +15,7 @@ from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Solver
 from . import plain as solvers
 from .measures import Statistics, frechet, rmse
+from .outer import Listed
 from .samples import Samples, in_batches, per_sample, robust
 from .target import Rival, Target
 
@@ -49,7 +50,7 @@ class Result:
 
     fitted: Fitted
     improved: bool
-    best_plain: solvers.Setting
+    best_plain: solvers.Setting | Listed
     rows: list[Row]
     history: list[tuple[int, float]]
     images: dict[str, Tensor]

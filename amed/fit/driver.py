@@ -6,9 +6,12 @@ from pathlib import Path
 
 from ..files import Fitted
 from ..files.keep import keep
-from .calibration import Calibration, references_for
+from .calibration import Calibration
 from .compare import Result
+from .outer import HostSampler
+from .outside import OuterCalibration
 from .settings import Progress, Settings, budget_of
+from .stages import Stages, references_for
 from .target import Target
 
 
@@ -16,7 +19,8 @@ from .target import Target
 class Job:
     """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's
     model applies, budget of each (a preset, or evaluations), seed, samples in one call of the model, and
-    network passes of an image, as Settings has them."""
+    network passes of an image, as Settings has them. host: a sampler of the host's own, to be wrapped
+    (amed.outside) in place of one of ours."""
 
     nfe: tuple[int, ...]
     sampler: str = "amed_multistep"
@@ -25,6 +29,7 @@ class Job:
     seed: int = 0
     batch: int = 16
     passes: int | None = None
+    host: HostSampler | None = None
 
     def settings(self) -> list[Settings]:
         """One a fit. Raises ValueError for what cannot be."""
@@ -83,7 +88,11 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
 
     references = references_for(target, max(settings, key=lambda one: one.nfe))
     for one, place in zip(settings, places):
-        calibration = Calibration(target, one, references=references, start=start, heard=heard)
+        calibration: Stages = (
+            Calibration(target, one, references, start, heard)
+            if job.host is None
+            else OuterCalibration(target, one, job.host, references, heard)
+        )
         finished = False
         try:
             for progress in calibration.run():

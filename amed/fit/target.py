@@ -43,7 +43,7 @@ class Target:
     def flow(self) -> bool:
         return self.prediction_type == "flow"
 
-    def spec(self, solver: Solver, times: Tensor, guidance: float, **more: Any) -> Spec:
+    def spec(self, solver: Solver | str, times: Tensor, guidance: float, **more: Any) -> Spec:
         """A file's description of something fitted to this."""
         own = {"model_family": self.family, "model_fingerprint": self.fingerprint, "model_name": self.name}
         kind = {"prediction_type": self.prediction_type, "guidance": guidance}

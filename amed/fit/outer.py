@@ -1,0 +1,223 @@
+"""Fitting AMED-Plugin from outside (amed.outside) to a sampler whose insides are not known, on the image at
+the end: Gauss-Newton iterations on its noise levels and the two numbers of each of its calls.
+
+Nothing of a run can be re-used but its beginning: up to the first call that a change reaches, a sampler asks
+what it asked before, and is answered from memory."""
+
+import inspect
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import schedules
+from ..loop import Denoiser
+from ..outside import Memo, Outside, Wrapped
+from ..parameters import PARAMETERS
+from .forms import ordered
+from .plain import FLOW_SCHEDULES, SCHEDULES
+from .samples import Samples, per_sample, robust
+from .target import Target
+
+WIDE = 0.4  # secants of times, in shares of the gap to the nearer neighbour
+STEPS = {"c": 0.05, "a": 0.1}  # secants of the others
+DAMPINGS = (5e-2, 5e-1, 5.0)
+
+
+@dataclass(frozen=True)
+class HostSampler:
+    """A sampler as its host has it: `run(model, x, sigmas, args)` -> where it ends. `name`: for people and
+    files."""
+
+    name: str
+    run: Callable[[Denoiser, Tensor, Tensor, dict[str, Any]], Tensor]
+
+    def calls(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
+        """The noise levels at which it asks a model for an answer, on a list `sigmas` `[n + 1]` with its 0;
+        `real`: the model, for its attributes; it is not asked. Raises ValueError for a sampler that draws
+        noise."""
+        ends, levels = [], list[float]()
+        for _ in range(2):
+            free = Wrapped(_Free(real), lambda number, sigma: (1.0, 1.0))
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.seed()
+                ends.append(self.run(free, noise * sigmas[0].to(noise), sigmas, {}))
+            levels = free.levels
+        if not torch.equal(*ends):
+            wrong = "draws noise on its way, so no constants of it can be fitted"
+            raise ValueError(f"{self.name} {wrong}: choose one without (no SDE, no ancestral; eta 0)")
+        return levels
+
+
+class _Free:
+    """A denoiser of no cost, with the attributes of another: of data whose pixels are unit noise."""
+
+    def __init__(self, real: Denoiser):
+        self._real = real
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        level = sigma.view(-1, *[1] * (x.ndim - 1))
+        return x / (1 + level**2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A schedule for a sampler: its name, noise levels `[n]` (float64, falling, positive), and the levels at
+    which the sampler then asks."""
+
+    schedule: str
+    sigmas: Tensor
+    levels: tuple[float, ...]
+
+    @property
+    def nfe(self) -> int:
+        return len(self.levels)
+
+
+def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[Listed]:
+    """The schedules that a sampler is tried on, each of as many evaluations: the most that are not above
+    `nfe`. Each schedule twice: down to the model's lowest level and on to 0, or to 0 instead of it. Raises
+    ValueError for a sampler that draws noise, or takes no number of them near `nfe`."""
+
+    def made(count: int) -> list[Listed]:
+        found = []
+        for kind, rho in FLOW_SCHEDULES if target.flow else SCHEDULES:
+            for longer in (0, 1):
+                if count + longer < 2:
+                    continue
+                whole = schedules.make(kind, count + longer, target.sigma_min, target.sigma_max, rho)
+                usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
+                name = f"{kind}{'' if usual else f' {rho:g}'}{', no last level' * longer}"
+                own = whole[:count]
+                levels = sampler.calls(noise, with_zero(own), target.model)
+                found.append(Listed(name, own, tuple(levels)))
+        return found
+
+    for count in range(nfe, 0, -1):
+        first = schedules.make("polynomial", count + 1, target.sigma_min, target.sigma_max)[:count]
+        taken = len(sampler.calls(noise, with_zero(first), target.model))
+        if 0 < taken <= nfe:
+            if taken < nfe / 2:
+                break
+            return [one for one in made(count) if one.nfe == taken]
+    raise ValueError(f"{sampler.name} takes no number of evaluations near {nfe}: choose another")
+
+
+def with_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+@dataclass
+class OuterFit:
+    """The constants of a sampler on a list of noise levels, as a vector: log of the inner and the last times,
+    c of each call, log a of each (with_a)."""
+
+    model: Denoiser
+    sampler: HostSampler
+    start: Listed
+    low: float
+    batch: int
+    with_a: bool = True
+
+    def vector(self) -> Tensor:
+        """Where it starts, float64 `[P]`: the plain sampler."""
+        times = self.start.sigmas[1:].log()
+        calls = self.start.nfe
+        return torch.cat([times, torch.ones(calls).double(), torch.zeros(calls * self.with_a).double()])
+
+    def parts(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise levels `[n]`, c and a `[E]`."""
+        inner, calls = len(self.start.sigmas) - 1, self.start.nfe
+        times = torch.cat([self.start.sigmas[:1], values[:inner].exp()])
+        c, a = values[inner : inner + calls], values[inner + calls :]
+        return times, c, a.exp() if self.with_a else torch.ones(calls, dtype=torch.float64)
+
+    def build(self, values: Tensor, noise: Tensor) -> Outside:
+        times, c, a = self.parts(values)
+        levels = self.sampler.calls(noise, with_zero(times), self.model)
+        return Outside(times, torch.tensor(levels, dtype=torch.float64), c, a)
+
+    @torch.no_grad()
+    def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
+            keep: bool = False) -> Tensor:  # fmt: skip
+        """Where samples end; memos: one a batch."""
+        times, c, a = (v.tolist() for v in self.parts(values))
+        sigmas = with_zero(torch.tensor(times, dtype=torch.float64))
+
+        def at(number: int, sigma: float) -> tuple[float, float]:
+            return (c[number], a[number]) if number < len(c) else (1.0, 1.0)
+
+        ends = []
+        for i, part in enumerate(samples.batches(self.batch)):
+            model = self.model if memos is None else memos[i].run(keep)
+            x = part.noise * sigmas[0].to(part.noise)
+            ends.append(self.sampler.run(Wrapped(model, at), x, sigmas, part.args))
+        return torch.cat(ends)
+
+    def steps(self, values: Tensor) -> Tensor:
+        """Of the secants."""
+        inner, calls = len(self.start.sigmas) - 1, self.start.nfe
+        logs = torch.cat([self.start.sigmas[:1].log(), values[:inner]])
+        below = torch.cat([logs.diff().neg()[1:], logs.new_full((1,), math.inf)])
+        gaps = torch.minimum(logs.diff().neg(), below).clamp(max=1.0)
+        more = [torch.full((calls,), STEPS[k]).double() for k in ("c", "a")[: 1 + self.with_a]]
+        return torch.cat([WIDE * gaps, *more])
+
+    def bounded(self, values: Tensor, moved: Tensor) -> Tensor:
+        """`moved`, within each constant's reach of `values` and its bounds, times in order."""
+        inner, calls = len(self.start.sigmas) - 1, self.start.nfe
+        kinds = ["t"] * inner + ["c"] * calls + ["a"] * calls * self.with_a
+        limits = [(PARAMETERS[k].reach, PARAMETERS[k].low, PARAMETERS[k].high) for k in kinds]
+        reach, low, high = torch.tensor(limits, dtype=torch.float64).T
+        moved = torch.maximum(torch.minimum(moved, values + reach), values - reach)
+        moved[inner:] = moved[inner:].clamp(low[inner:], high[inner:])
+        ends = torch.tensor([math.log(float(self.start.sigmas[0])), math.log(self.low) - 0.1])
+        moved[:inner] = ordered(ends.double(), moved[:inner])
+        return moved
+
+    def cost(self) -> int:
+        """Evaluations of `iterate`, of each sample."""
+        calls, inner = self.start.nfe, len(self.start.sigmas) - 1
+        each = calls / len(self.start.sigmas)  # calls a step
+        times = sum(calls - int(n * each) for n in range(1, inner + 1))
+        whole = calls * (calls - 1) // 2 + self.with_a * calls * (calls + 1) // 2
+        return calls + times + whole + len(DAMPINGS) * calls
+
+    def iterate(
+        self, values: Tensor, samples: Samples, scale: float
+    ) -> Generator[str, None, tuple[float, Tensor]]:
+        """One iteration from `values`: the best loss on the samples, and where; yields what it is doing."""
+        parts = list(samples.batches(self.batch))
+        memos = [Memo(self.model) for _ in parts]
+        end = self.end(values, samples, memos, keep=True)
+        best = robust(per_sample(end, samples.end), scale), values
+        weight = (1 / (1 + per_sample(end, samples.end) / scale)).sqrt().to(end)[:, None]
+        residual = ((end - samples.end.to(end)).flatten(1) * weight).flatten()
+        rows, steps = [], self.steps(values)
+        for i, step in enumerate(steps.tolist()):
+            moved = values.clone()
+            moved[i] += step
+            change = self.end(moved, samples, memos) - end
+            rows.append((change.flatten(1) * weight / step).flatten())
+            yield f"{self.sampler.name}: derivative {i + 1} of {len(steps)}"
+        jacobian = torch.stack(rows)
+        matrix, vector = ((jacobian @ v).double().cpu() for v in (jacobian.T, residual))
+        for damping in DAMPINGS:
+            pull = torch.diag(damping * matrix.diagonal() + 1e-30)
+            tried = self.bounded(values, values - torch.linalg.solve(matrix + pull, vector))
+            loss = robust(per_sample(self.end(tried, samples), samples.end), scale)
+            best = min(best, (loss, tried), key=lambda one: one[0])
+            yield f"{self.sampler.name}: damping {damping:g}: {loss:.4f}"
+        return best
+
+
+def quiet(function: Callable[..., Tensor]) -> dict[str, float]:
+    """Options that turn a sampler's noise off, where it has such a switch."""
+    names = inspect.signature(function).parameters
+    return {"eta": 0.0} if "eta" in names else {}

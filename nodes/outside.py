@@ -1,0 +1,90 @@
+"""The host's own samplers, and those of other packs, with a predictor around them (amed.outside).
+
+Host: comfy/samplers.py, KSAMPLER's sampler_function and extra_options; comfy/patcher_extension.py,
+SAMPLER_SAMPLE, whose executor has the SAMPLER as class_obj and its `sample` as original."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..amed import Fitted
+from ..amed.choose import Report
+from ..amed.constants import same_times
+from ..amed.fit import HostSampler
+from ..amed.outside import Outside, Wrapped
+from .counting import count_rows
+from .model import own_options
+from .register import Asking, as_sampler, named_sampler
+from .running import executing_node, show_text
+from .sampling import SCHEDULER, Counted, brief, note
+
+
+def host_sampler(sampler: Any, real: Any) -> HostSampler:
+    """A SAMPLER as amed.fit wants it; `real`: the host's denoiser, for its attributes. Raises ValueError for
+    one that is no k-diffusion sampler."""
+    function, options = parts_of(sampler)
+
+    def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
+        return function(
+            Asking(model, args, real), x, sigmas.to(x), extra_args={}, callback=None, disable=True, **options
+        )
+
+    return HostSampler(named_sampler(sampler), run)
+
+
+def parts_of(sampler: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """Its function and options. Raises ValueError where there is none."""
+    function = getattr(sampler, "sampler_function", None)
+    if function is None:
+        wrong = f"this SAMPLER ({type(sampler).__name__}) has no sampler function that could be wrapped"
+        raise ValueError(f"{wrong}: take one from KSamplerSelect, or another pack's of that kind")
+    return function, dict(getattr(sampler, "extra_options", None) or {})
+
+
+def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
+    """A SAMPLER that is `sampler` with the predictor around it; the report is filled, or what ran is shown
+    on the node that runs it. Raises ValueError for another sampler than the predictor's."""
+    function, options = parts_of(sampler)
+    name, predictor = named_sampler(sampler), fitted.predictor
+    assert isinstance(predictor, Outside)
+    if name != fitted.spec.of:
+        raise ValueError(f"{fitted.label} is not for {name}: take {fitted.spec.of} as the sampler")
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **more):
+        told, own = report is not None, Report() if report is None else report
+        own.batch, own.fitted = len(x), fitted
+        extra_args = dict(extra_args or {})
+        extra_args["model_options"] = own_options(extra_args)
+        count_rows(extra_args["model_options"], own)
+        if not same_times(sigmas, fitted.base):
+            steps = fitted.spec.num_steps
+            note(own, f"choose the {SCHEDULER} schedule with {steps} steps, or AMED Scheduler: "
+                      f"these noise levels are not those {fitted.name} was fitted on")  # fmt: skip
+        model = Wrapped(Counted(model, own), predictor.at)
+        result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
+        if not told and (node := executing_node()):
+            show_text(node, brief(own))
+        return result
+
+    made = as_sampler(sample, **options)
+    made.inpaint_options = getattr(sampler, "inpaint_options", {})
+    return made
+
+
+def around(fitted: Fitted) -> Callable[..., Tensor]:
+    """The host's SAMPLER_SAMPLE wrapper for a MODEL that carries the predictor: its own sampler is run with
+    it, any other as it is."""
+
+    def sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        own = executor.class_obj
+        if named_sampler(own) != fitted.spec.of:
+            if node := executing_node():
+                show_text(node, f"{fitted.label} is not for {named_sampler(own)}, which ran without it")
+            return executor(*args, **kwargs)
+        ours, then = wrapped(own, fitted), copy.copy(executor)
+        then.class_obj, then.original = ours, ours.sample
+        return then(*args, **kwargs)
+
+    return sample

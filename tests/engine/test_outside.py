@@ -1,0 +1,209 @@
+"""AMED-Plugin from outside: wrapping any sampler, fitting it, its file."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from amed import Fitted, Spec, load, save
+from amed.choose import Identity, Request, choose
+from amed.files import Library, PredictorError
+from amed.files.store import described
+from amed.fit import HostSampler, Job, Settings, Target, fit
+from amed.fit.measures import Counter
+from amed.fit.outer import lists_for, with_zero
+from amed.fit.outside import OuterCalibration
+from amed.outside import Memo, Outside, Wrapped
+
+TIMES = torch.tensor([40.0, 6.0, 1.0, 0.2], dtype=torch.float64)
+
+
+def euler(model, x, sigmas, args):
+    for t, t_next in zip(sigmas, sigmas[1:]):
+        x = x + (t_next - t) * (x - model(x, t.expand(len(x)), **args)) / t
+    return x
+
+
+def heun(model, x, sigmas, args):
+    """Two evaluations a step, the second at the next level; one in the last step."""
+    for t, t_next in zip(sigmas, sigmas[1:]):
+        d = (x - model(x, t.expand(len(x)), **args)) / t
+        ahead = x + (t_next - t) * d
+        if t_next > 0:
+            d = (d + (ahead - model(ahead, t_next.expand(len(x)), **args)) / t_next) / 2
+        x = x + (t_next - t) * d
+    return x
+
+
+def midpoint(model, x, sigmas, args):
+    """Evaluates at levels that its list does not have."""
+    for t, t_next in zip(sigmas, sigmas[1:]):
+        d = (x - model(x, t.expand(len(x)), **args)) / t
+        if t_next > 0:
+            mid = (t * t_next).sqrt()
+            ahead = x + (mid - t) * d
+            d = (ahead - model(ahead, mid.expand(len(x)), **args)) / mid
+        x = x + (t_next - t) * d
+    return x
+
+
+def ancestral(model, x, sigmas, args):
+    for t, t_next in zip(sigmas, sigmas[1:]):
+        denoised = model(x, t.expand(len(x)), **args)
+        x = denoised + t_next * torch.randn_like(x)
+    return x
+
+
+SAMPLERS = {f.__name__: HostSampler(f.__name__, f) for f in (euler, heun, midpoint)}
+
+
+def draw(generator, count):
+    return torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64), {}
+
+
+@pytest.fixture
+def target(toy):
+    return Target(toy, draw, 0.01, 40.0, family="toy", fingerprint="f" * 16, name="a toy")
+
+
+def calibrated(target, name, nfe, budget=2500):
+    calibration = OuterCalibration(target, Settings(nfe, budget=budget), SAMPLERS[name])
+    for _ in calibration.run():
+        pass
+    return calibration
+
+
+def test_ones_change_nothing(toy, noise):
+    """To the last bit, and the attributes of the denoiser are there."""
+    sigmas, x = with_zero(TIMES), noise * 40
+    toy.answer = 42
+    for sampler in SAMPLERS.values():
+        levels = torch.tensor(sampler.calls(noise, sigmas, toy), dtype=torch.float64)
+        outside = Outside(TIMES, levels)
+        wrapped = Wrapped(toy, outside.at)
+        assert torch.equal(sampler.run(wrapped, x, sigmas, {}), sampler.run(toy, x, sigmas, {}))
+        assert wrapped.answer == 42 and wrapped.levels == outside.levels.tolist()
+
+
+def test_a_scales_the_level_that_is_told_and_c_the_direction(toy, noise):
+    """Euler, by hand."""
+    sigmas, x = with_zero(TIMES), noise * 40
+    c, a = torch.tensor([1.1, 0.9, 1.0, 0.95]), torch.tensor([0.9, 1.0, 1.2, 1.05])
+    wanted = x
+    for n, (t, t_next) in enumerate(zip(sigmas.tolist(), sigmas[1:].tolist())):
+        level = torch.full((len(x),), t * float(a.double()[n]), dtype=torch.float64)
+        wanted = wanted + (t_next - t) * float(c.double()[n]) * (wanted - toy(wanted, level)) / t
+    ends = euler(Wrapped(toy, Outside(TIMES, TIMES, c, a).at), x, sigmas, {})
+    assert (ends - wanted).abs().max() < 1e-9
+
+
+def test_on_another_list_the_level_tells():
+    outside = Outside(TIMES, TIMES, torch.tensor([1.0, 1.2, 0.8, 0.9]), torch.ones(4))
+    assert outside.at(1, 6.0 * 1.001)[0] == pytest.approx(1.2)  # rounding is not another level
+    assert outside.at(0, 6.0)[0] == pytest.approx(1.2)  # img2img: the first call, lower down
+    assert outside.at(0, 6.0**0.5)[0] == pytest.approx(1.0)  # half way to 1.0, in log sigma
+    assert outside.at(9, 1e-3)[0] == pytest.approx(0.9) and outside.at(3, 0.0) == (1.0, 1.0)
+
+
+def test_of_two_calls_at_one_level_each_has_its_own():
+    levels = torch.tensor([40.0, 6.0, 6.0, 1.0])
+    outside = Outside(TIMES, levels, torch.tensor([1.0, 1.1, 0.9, 1.0]))
+    assert [outside.at(n, 6.0)[0] for n in (1, 2)] == pytest.approx([1.1, 0.9])
+    assert outside.at(0, 6.0)[0] == pytest.approx(1.0)  # another list: between the two
+
+
+def test_memory_answers_what_was_asked_before(toy, noise):
+    counter = Counter(toy)
+    memo, sigmas, x = Memo(counter), with_zero(TIMES), noise * 40
+    first = euler(memo.run(keep=True), x, sigmas, {})
+    assert counter.rows == 4 * len(x)
+    assert torch.equal(euler(memo.run(), x, sigmas, {}), first) and counter.rows == 4 * len(x)
+    moved = sigmas.clone()
+    moved[2] = 0.9
+    assert torch.equal(euler(memo.run(), x, moved, {}), euler(toy, x, moved, {}))
+    assert counter.rows == (4 + 2) * len(x)  # the first two calls are as before
+
+
+@pytest.mark.parametrize(("name", "nfe", "taken"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
+                                                    ("midpoint", 6, 5)])  # fmt: skip
+def test_as_many_evaluations_as_it_can_take(target, noise, name, nfe, taken):
+    lists = lists_for(SAMPLERS[name], target, nfe, noise[:1])
+    assert {one.nfe for one in lists} == {taken} and len({one.schedule for one in lists}) == len(lists)
+
+
+def test_a_sampler_that_draws_noise_is_refused(target):
+    calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("ancestral", ancestral))
+    with pytest.raises(ValueError, match="ancestral draws noise .* choose one without"):
+        list(calibration.run())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_it_gets_better_on_unseen_noise(target, name):
+    calibration = calibrated(target, name, 5)
+    result = calibration.result()
+    assert calibration.evaluations <= 2500 and result.improved
+    fitted, best, usual, *_ = result.rows
+    assert fitted.error < 0.9 * best.error and best.error <= usual.error
+    assert result.fitted.nfe == fitted.nfe == 5 and result.fitted.spec.of == name
+    # what is said is what its file does, on the very samples
+    held_out, outside = calibration.judge.held_out, result.fitted.predictor
+    model, sigmas = Counter(target.model), with_zero(result.fitted.sigmas())
+    end = SAMPLERS[name].run(Wrapped(model, outside.at), held_out.noise * 40, sigmas, {})
+    assert model.evaluations == 5
+    assert calibration.judge.error(end) == pytest.approx(fitted.error, rel=1e-6)
+
+
+def test_the_cost_of_an_iteration_is_what_is_said(target):
+    calibration = OuterCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
+    for _ in calibration.run():
+        pass
+    form, counter = calibration.plain.fit, Counter(target.model)
+    form.model, samples = counter, calibration.references.take(0, 4)
+    for _ in form.iterate(form.vector(), samples, 1.0):
+        pass
+    assert counter.rows == form.cost() * 4
+
+
+def test_through_the_driver_its_file_and_the_choice(target, tmp_path):
+    outcome = fit(target, Job((4,), host=SAMPLERS["euler"]), lambda nfe: tmp_path / "mine.safetensors",
+                  lambda progress: None)  # fmt: skip
+    assert "euler + AMED-Plugin" in outcome.text and "euler, karras" in outcome.text
+    again = load(tmp_path / "mine.safetensors")
+    assert again.label.startswith("mine.safetensors (AMED-Plugin on the host's euler, 4 evaluations")
+    assert "asked at sigma: c, a" in described(again) and again.spec.requires == ["outside"]
+    library, who = Library([tmp_path]), Identity("toy", "f" * 16)
+    with pytest.raises(PredictorError, match="no predictor for"):
+        choose(library, Request(who, nfe=4))  # never for one of ours
+    assert choose(library, Request(who, nfe=4, of="euler")).fitted.name == again.name
+    with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for our own"):
+        choose(library, Request(who, nfe=4, fitted=again))
+
+
+def test_interrupted_the_best_so_far_is_kept(target, tmp_path):
+    class Stop(BaseException):
+        pass
+
+    def tell(progress):
+        if progress.stage == "fit":
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(target, Job((5,), host=SAMPLERS["heun"]), lambda nfe: tmp_path / "mine.safetensors", tell)
+    assert load(tmp_path / "mine.safetensors").spec.of == "heun"
+
+
+def test_a_broken_file_says_what_is_wrong(tmp_path):
+    spec = {"solver": "outside", "num_steps": 4, "schedule": "custom", "sigma_min": 0.2, "sigma_max": 40.0}
+    spec |= {"of": "euler", "calls": 4}
+    good = Fitted(Spec(**spec), Outside(TIMES, TIMES), TIMES)
+    for wrong, named in (
+        ({"calls": 3}, "calls"),
+        ({"of": ""}, "of"),
+        ({"features": "bottleneck"}, "features"),
+    ):
+        with pytest.raises((ValueError, PredictorError), match=named):
+            save(tmp_path / "x.safetensors", dataclasses.replace(good, spec=Spec(**{**spec, **wrong})))
+    with pytest.raises(ValueError, match="c must have one value a call"):
+        Outside(TIMES, TIMES, torch.ones(3))
+    with pytest.raises(ValueError, match="not for one of ours"):
+        _ = good.spec.student
