@@ -10,7 +10,7 @@ from amed import load
 
 from .fit import FOLDER
 
-RESULTS, LARGE = FOLDER.parent / "docs" / "results.json", 256
+RESULTS = FOLDER.parent / "docs" / "results.json"
 KINDS = ("calibrated table, quick", "calibrated table")
 
 
@@ -49,7 +49,11 @@ def calibrated() -> list[str]:
     distance of any other solver, the quick and the normal calibration, and their ratios."""
     names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    rows = [row for row in json.loads(RESULTS.read_text()) if row["noises"] >= LARGE and "solver" in row]
+    rows = [row for row in json.loads(RESULTS.read_text()) if "solver" in row]
+    large = {
+        g: max(row["noises"] for row in rows if row["guidance"] == g) for g in {r["guidance"] for r in rows}
+    }
+    rows = [row for row in rows if row["noises"] == large[row["guidance"]]]
     measures = "rmse_ref", "fd_ref"
 
     def both(values: dict[str, float] | None) -> str:
