@@ -53,6 +53,19 @@ class Count:
         return executor(x, sigma, *args, **kwargs)
 
 
+def put_around(model: Any, sample: Callable[..., Tensor]) -> None:
+    """Put `sample(executor, ...)` around every sampling of a MODEL (a clone of our own): the executor has the
+    SAMPLER as class_obj and its `sample` as original. Raises RuntimeError where the host has no such
+    wrappers."""
+    try:
+        from comfy.patcher_extension import WrappersMP
+
+        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "amed_outside", sample)
+    except (ImportError, AttributeError):
+        wrong = "this ComfyUI is too old to put a predictor around its own samplers"
+        raise RuntimeError(f"{wrong}: update it, or use AMED Sampler and AMED Scheduler") from None
+
+
 def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
     """A clone of a MODEL that counts, `before`: as Count has it. Raises RuntimeError where the host has no
     wrappers to count with."""

@@ -6,7 +6,6 @@ comfy/model_patcher.py, model_sampling.py, model_base.py, model_management.py.""
 
 import copy
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import comfy.latent_formats
@@ -14,8 +13,6 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy.patcher_extension
-import comfy.samplers
 import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
@@ -25,7 +22,6 @@ from ..amed.choose import Identity
 from ..amed.fingerprint import fingerprint
 
 Interrupted = comfy.model_management.InterruptProcessingException
-DROPPING = comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS  # one level more is made for these
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 
 
@@ -110,15 +106,16 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     """What the `amed` entry of a scheduler dropdown gives: `steps` noise levels, then 0.
 
     Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without
-    the 0: that run takes exactly the evaluations it was fitted for."""
+    the 0: that run takes exactly the evaluations it was fitted for. One for a sampler of the host's is given
+    with its 0, and for those that the host takes the last but one from, with one to be taken."""
     carried = getattr(model_sampling, ATTACHED, None)
     own, of = (None, "") if carried is None else (carried.fitted.sigmas(), carried.fitted.spec.of)
     if own is not None and not of and steps == len(own) - 1:
         return own.float()
     if own is not None and steps == len(own):
         times = own
-    elif own is not None and steps == len(own) + 1 and of in DROPPING:
-        times = torch.cat([own, own[-1:] / 2])  # the host drops the last
+    elif own is not None and steps == len(own) + 1 and carried.dropped:
+        times = torch.cat([own, own[-1:] / 2])
     elif steps > 1:
         times = base_times(model_sampling, steps)
     else:
@@ -130,25 +127,23 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
 
 
 class Attached:
-    """A predictor on a MODEL. The host deep-copies a MODEL's options often; this stays one object."""
+    """A predictor on a MODEL. The host deep-copies a MODEL's options often; this stays one object. dropped:
+    whether the host takes the last but one of its sampler's noise levels away."""
 
-    def __init__(self, fitted: Fitted):
-        self.fitted = fitted
+    def __init__(self, fitted: Fitted, dropped: bool = False):
+        self.fitted, self.dropped = fitted, dropped
 
     def __deepcopy__(self, memo: dict) -> "Attached":
         return self
 
 
-def attach(model: Any, fitted: Fitted, around: Callable[..., Tensor] | None = None) -> Any:
-    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is. around: what is put
-    around the sampling of samplers that are not ours."""
-    clone = model.clone()
-    clone.model_options[ATTACHED] = Attached(fitted)
+def attach(model: Any, fitted: Fitted, dropped: bool = False) -> Any:
+    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is."""
+    clone, carried = model.clone(), Attached(fitted, dropped)
+    clone.model_options[ATTACHED] = carried
     marked = copy.copy(sampling_of(model))
-    setattr(marked, ATTACHED, Attached(fitted))
+    setattr(marked, ATTACHED, carried)
     clone.add_object_patch("model_sampling", marked)
-    if around is not None:
-        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, ATTACHED, around)
     return clone
 
 

@@ -1,7 +1,6 @@
 """The host's own samplers, and those of other packs, with a predictor around them (amed.outside).
 
-Host: comfy/samplers.py, KSAMPLER's sampler_function and extra_options; comfy/patcher_extension.py,
-SAMPLER_SAMPLE, whose executor has the SAMPLER as class_obj and its `sample` as original."""
+Host: comfy/samplers.py, KSAMPLER's sampler_function, extra_options and inpaint_options."""
 
 import copy
 from collections.abc import Callable

@@ -13,11 +13,12 @@ from . import outside
 from .calibrate import calibrate_now
 from .carry import carried_or, carry, named
 from .choosing import CALIBRATE, cut, own_name, request
+from .counting import put_around
 from .fitting import Prompts
 from .folders import library, library_state
 from .model import attach, attached, identity
 from .outside import around
-from .register import our_sampler, sampler_named
+from .register import dropped, our_sampler, sampler_named
 from .running import face
 from .sampling import SCHEDULER
 from .schema import Predictor, cfg_input, denoise_input, missing_input, nfe_input, schema
@@ -119,7 +120,9 @@ class ApplyPredictor(io.ComfyNode):
             f"{fitted.nfe} evaluations: {fitted.label}",
             *(f"note: {remark}" for remark in choice.remarks),
         ]
-        carrying = attach(model, fitted, around(fitted) if of else None)
+        carrying = attach(model, fitted, dropped(of))
+        if of:
+            put_around(carrying, around(fitted))
         return io.NodeOutput(carrying, ui=face(node_id, "\n".join(lines)))
 
     @classmethod

@@ -87,6 +87,12 @@ def named_sampler(sampler: Any) -> str:
     return f"{name} ({', '.join(said)})" if said else name
 
 
+def dropped(name: str) -> bool:
+    """Whether the host's KSampler takes the last noise level before 0 away from a sampler, and makes one more
+    for it."""
+    return name in getattr(comfy.samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", ())
+
+
 def sampler_named(name: str) -> Any:
     """The host's SAMPLER of a name from its dropdown. Raises ValueError for another."""
     if name not in comfy.samplers.KSampler.SAMPLERS:

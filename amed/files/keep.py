@@ -36,7 +36,7 @@ def stays(path: Path, new: Spec) -> str | None:
         old = load(path).spec
     except PredictorError:
         return "it cannot be read"
-    of = {"sampler": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale",
+    of = {"sampler": "sampler", "of": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale",
           "model_fingerprint": "checkpoint"}  # fmt: skip
     for name, text in of.items():
         either = name == "sampler" and not (old.learned and new.learned)  # a plain solver answers for any

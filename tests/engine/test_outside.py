@@ -179,6 +179,13 @@ def test_through_the_driver_its_file_and_the_choice(target, tmp_path):
         choose(library, Request(who, nfe=4, fitted=again))
 
 
+def test_one_sampler_never_replaces_another(target, tmp_path):
+    place = lambda nfe: tmp_path / "mine.safetensors"  # noqa: E731
+    for name in ("euler", "heun"):
+        outcome = fit(target, Job((5,), host=SAMPLERS[name]), place, lambda progress: None)
+    assert outcome.kept[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
+
+
 def test_interrupted_the_best_so_far_is_kept(target, tmp_path):
     class Stop(BaseException):
         pass
