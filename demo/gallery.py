@@ -302,7 +302,38 @@ def count_any_sampler() -> Example:
     return Example(said, [*columns, *demo_shown("used.LATENT")])
 
 
-START, CALIBRATE = "01 Start here", "03 Calibrate a model"
+def any_sampler() -> Example:
+    said = note(
+        "**Press Run.** A sampler of ComfyUI's own, made better at few steps for this model: fitted are the "
+        "noise levels it is given, and two numbers for each of its evaluations. Choose another in "
+        "*KSamplerSelect*, or link a pack's SAMPLER.",
+        "*Apply AMED Predictor* says how to set the KSampler: that very sampler, the scheduler **amed**, so "
+        "many steps.",
+        YOURS,
+    )
+    chosen = Node("chosen", "KSamplerSelect", values={"sampler_name": "dpmpp_2m"}, below=20)
+    asked = {"nfe": "5", "guidance": 1.0, "name": "demo-dpmpp_2m"}
+    fit = Node("fit", "AMEDCalibrate", DEMO_ALL | {"wrapped": "chosen.SAMPLER"}, asked, size=(400, 720))
+    fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
+    apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
+    report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
+    steps = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "amed"}
+    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, steps)
+    return Example(
+        said,
+        [
+            Column([demo_model(), chosen]),
+            Column([fit], top=240),
+            Column([apply, report], top=-400),
+            Column([ordinary]),
+            *demo_shown("ordinary.LATENT", "dpmpp_2m, 5 steps"),
+        ],
+        {"Once": ["fit", "report"]},
+        lift=250,
+    )
+
+
+START, CALIBRATE, ANY = "01 Start here", "03 Calibrate a model", "14 Make any sampler better"
 EXAMPLES: dict[str, Callable[[], Example]] = {
     START: start_here,
     "02 Compare samplers": compare,
@@ -317,9 +348,10 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "11 In SamplerCustomAdvanced": custom_sampler,
     "12 Plain solver": plain_solver,
     "13 Count any sampler": count_any_sampler,
+    ANY: any_sampler,
 }
-# of the demo model; the one that leaves a predictor behind is last
-DEMOS = [name for name in EXAMPLES if name[:2] in ("01", "02", "10", "11", "12", "13")] + [CALIBRATE]
+# of the demo model; those that leave a predictor behind are last
+DEMOS = [name for name in EXAMPLES if name[:2] in ("01", "02", "10", "11", "12", "13")] + [CALIBRATE, ANY]
 
 
 def text_to_image_subgraph(name: str, info: dict) -> dict:

@@ -5,7 +5,7 @@ import pytest
 from comfyui.heard import Heard
 
 from amed import load
-from demo.comfyui import RunError
+from demo.comfyui import ROOT, RunError
 
 
 def fitted_around(g, sampler, nfe, **more):
@@ -16,7 +16,17 @@ def fitted_around(g, sampler, nfe, **more):
     return g.add("AMEDCalibrate", **g.around() | asked | more)
 
 
-@pytest.mark.parametrize(("sampler", "nfe"), [("dpmpp_2m", 5), ("uni_pc", 4), ("heun", 5)])
+def test_the_example_runs_as_it_is(server):
+    result = server.run_workflow(ROOT / "example_workflows" / "14 Make any sampler better.json")
+    pictures = result.images()
+    (report,) = [i for i in pictures if i.shape != (256, 256, 3)]
+    assert len(pictures) == 10 and report.shape[0] > report.shape[1] > 700
+    assert "dpmpp_2m + AMED-Plugin" in result.text() and "dpmpp_2m, amed, 5 steps, cfg 1" in result.text()
+    fitted = load(server.base / "models" / "amed_predictors" / "demo-dpmpp_2m-nfe5-cfg1.safetensors")
+    assert fitted.spec.metrics["error"] < fitted.spec.metrics["plain_error"]
+
+
+@pytest.mark.parametrize(("sampler", "nfe"), [("uni_pc", 4), ("heun", 5)])
 def test_a_sampler_of_the_hosts_is_fitted_and_run_by_three_ways(server, graph, sampler, nfe):
     """By the ordinary KSampler, and as SAMPLER and SIGMAS: one image, nearer to a converged run's."""
     g = graph(batch=16, width=16, height=16)

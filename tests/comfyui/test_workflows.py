@@ -21,6 +21,7 @@ FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 SAVED = sorted(Path(__file__).with_name("saved").glob("[!n]*.json"))  # with 0.1.0
 DEMO = [file for file in FILES if file.stem in DEMOS]
 LONG = {file for file in (*FILES, *SAVED) if "alibrate" in file.stem}  # test_calibrate.py
+LONG |= {file for file in FILES if file.stem[:2] == "14"}  # test_outside.py
 QUICK = [file for file in (*DEMO, *SAVED) if file not in LONG and not file.stem.startswith("02")]
 WAYS = [file for file in DEMO if file.stem[:2] in ("01", "10", "11")]
 OLD_WAYS = [file for file in SAVED if file.stem.startswith("amed_")]
