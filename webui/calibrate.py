@@ -4,7 +4,7 @@ evaluations only, saved under models/AMED and found by "auto" from then on."""
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,10 @@ from amed.files.store import saved_as
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 
-from . import host, report
+from . import host, outside, report
 from .evaluate import HostEvaluate
 from .run import Wish
-from .samplers import LABELS, label_of, line_of
+from .samplers import LABELS, Line, label_of, line_of
 
 DEFAULT_PROMPTS = "a portrait photo of a woman\na landscape with mountains, oil painting\na red sports car"
 MOST = 8  # prompts
@@ -62,8 +62,8 @@ class Form:
             form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a calibration: {error}") from None
-        if line_of(form.sampler) is None:
-            raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(LABELS)}")
+        if line_of(form.sampler) is None and form.sampler not in outside.labels():
+            raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
         for what in ("width", "height"):
             if not 64 <= getattr(form, what) <= 4096 or getattr(form, what) % 8:
                 raise ValueError(f"{what} is {getattr(form, what)}: 64 to 4096 pixels, by eights")
@@ -72,18 +72,33 @@ class Form:
         form.job()
         return form
 
+    @property
+    def ours(self) -> Line:
+        """The line that is fitted, or one of ours to sample with where it is a sampler of the host's."""
+        return line_of(self.sampler) or line_of(label_of("amed_multistep"))
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether a sampler of the host's is fitted, from outside."""
+        return line_of(self.sampler) is None
+
     def job(self) -> Job:
         """What amed.fit is asked for. Raises ValueError for what cannot be."""
-        job = Job(self.nfe, line_of(self.sampler).sampler, self.guidance, self.budget, self.seed, self.batch)
+        job = Job(self.nfe, self.ours.sampler, self.guidance, self.budget, self.seed, self.batch)
         job.settings()
         return job
 
     def file_name(self, nfe: int, checkpoint: str) -> str:
         """The file a fit is saved as: under the name given, or the checkpoint's and the sampler's. Raises
         ValueError for a name that is none."""
-        sampler = line_of(self.sampler).sampler.removeprefix("amed_")
+        sampler = self.sampler if self.wrapped else self.ours.sampler.removeprefix("amed_")
         own = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")  # what a file name can hold
         return saved_as(self.name.strip() or own, nfe, self.guidance)
+
+
+def choices() -> list[str]:
+    """What can be fitted: our samplers, and the host's own."""
+    return [*LABELS, *outside.labels()]
 
 
 class OfPrompts:
@@ -150,7 +165,10 @@ def work(form: Form, checkpoint: Any, outcome: Calibrated) -> Callable[..., Tens
         target = target_of(form, checkpoint, denoiser, x, extra_args)
         try:
             with suppress(host.Interrupted):
-                fit(target, form.job(), lambda nfe: host.user_folder() / names[nfe], tell, outcome)
+                job = form.job()
+                if form.wrapped:
+                    job = replace(job, host=outside.host_sampler(form.sampler, denoiser))
+                fit(target, job, lambda nfe: host.user_folder() / names[nfe], tell, outcome)
         finally:
             for kept in outcome.kept:
                 host.warn(f"{kept.result.text}; {kept.text}")
@@ -165,7 +183,13 @@ def calibrate(form: Form) -> Calibrated:
     outcome, checkpoint = Calibrated(), host.checkpoint()
     wish = Wish(calibrate=work(form, checkpoint, outcome))
     host.generate(
-        form.sampler, form.prompts, form.negative, (form.width, form.height), form.guidance, form.seed, wish
+        form.ours.label,
+        form.prompts,
+        form.negative,
+        (form.width, form.height),
+        form.guidance,
+        form.seed,
+        wish,
     )
     outcome.pictures = [picture(kept.result) for kept in outcome.kept]
     return outcome

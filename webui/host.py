@@ -4,6 +4,7 @@ What differs between them is asked for, never their names: a model with `forge_o
 reForge's. Nothing of the host is replaced, only added to.
 """
 
+import inspect
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -50,6 +51,19 @@ def register(run: Callable, times: Callable, listed: list[str] | None) -> None:
         sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, run, times, schedule_of, listed
     )
     samplers.add_schedule(sd_schedulers, schedule)
+
+
+def sampler_functions() -> dict[str, tuple[str, Callable]]:
+    """The host's own samplers over a list of noise levels, by label: a name that other hosts know too
+    (k-diffusion's), and the function. Not those that say they draw noise."""
+    found = {}
+    library = getattr(sd_samplers_kdiffusion, "k_diffusion", None)
+    for label, named, _aliases, options in getattr(sd_samplers_kdiffusion, "samplers_k_diffusion", ()):
+        function = named if callable(named) else getattr(getattr(library, "sampling", None), named, None)
+        noisy = options.get("brownian_noise") or options.get("uses_ensd")
+        if function is not None and not noisy and "sigmas" in inspect.signature(function).parameters:
+            found[label] = getattr(function, "__name__", label).removeprefix("sample_"), function
+    return found
 
 
 # --- folders and settings ----------------------------------------------------------------------------------

@@ -129,8 +129,9 @@ def named(name: str, line: Line) -> Fitted:
     """The library's predictor of that name, if it is this sampler's. Raises PredictorError."""
     fitted = host.library().load(name)
     if fitted.spec.sampler != line.sampler:
+        whose = fitted.spec.of or label_of(fitted.spec.sampler)
         raise PredictorError(
-            f"{fitted.label} was fitted for {label_of(fitted.spec.sampler)}, not for {line.label}: choose "
+            f"{fitted.label} was fitted for {whose}, not for {line.label}: choose "
             "that sampler, or another predictor"
         )
     return fitted

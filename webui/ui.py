@@ -14,7 +14,7 @@ from amed import PredictorError
 from amed.choose import AUTO, PLAIN, Choice, Identity
 from amed.fit import PRESETS
 
-from . import calibrate, host, run
+from . import calibrate, host, outside, run
 from .run import FALLBACKS, MADE, SETTINGS, Wish
 from .samplers import LABELS, Line, line_of
 
@@ -57,7 +57,7 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     """What these settings will run, in one line."""
     line = line_of(label)
     if line is None:
-        return OTHER_SAMPLER
+        return status_outside(label, predictor)
     wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
     choice, note = foreseen(line, wish, steps, scale)
     at, fit = choice.fitted.spec.guidance, ""
@@ -72,6 +72,19 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     passes = count * host.passes_each(scale)
     note = f" {note}" if note else ""
     return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
+
+
+def status_outside(label: str, predictor: str) -> str:
+    """The same for a sampler of the host's own."""
+    wish = Wish.of(None, predictor, 0)
+    try:
+        fitted = outside.named(wish.predictor, label) if wish.named else None
+    except PredictorError as error:
+        return str(error)
+    if fitted is None:
+        return OTHER_SAMPLER
+    steps, at = len(fitted.base), fitted.spec.guidance
+    return f"**{fitted.nfe}** evaluations ({steps} steps), {fitted.name}; fitted at guidance {at:g}."
 
 
 def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, str]:
@@ -174,6 +187,12 @@ class Accordion:
         line, hires = line_of(p.sampler_name), line_of(getattr(p, "hr_sampler_name", None))
         if line is None and hires is None:
             p.amed = None
+            try:
+                wish = Wish.of(p, predictor)
+                if wish.named:
+                    outside.prepare(p, wish.predictor)
+            except ValueError as error:  # PredictorError is one; the host's sampler runs as it is
+                p.comment(f"AMED: {error}")
             return
         try:
             p.amed = Wish.of(p, predictor, nfe, fallback)
@@ -190,6 +209,10 @@ class Accordion:
             run.prepare(p, line, p.amed)
         except ValueError as error:  # PredictorError is one
             p.amed.error = error
+
+    def process_before_every_sampling(self, p: Any, *_args: Any, **_more: Any) -> None:
+        """Just before a pass samples."""
+        outside.put_around(p)
 
 
 # --- X/Y/Z plot --------------------------------------------------------------------------------------------
@@ -238,7 +261,7 @@ def tab() -> list[tuple[Any, str, str]]:
                     height = gr.Slider(64, 2048, value=default.height, step=8, label="Height")
                     guidance = gr.Slider(1, 30, value=default.guidance, step=0.5, label="CFG scale")
                 with gr.Row():
-                    sampler = gr.Dropdown(list(LABELS), value=default.sampler, label="Sampler")
+                    sampler = gr.Dropdown(calibrate.choices(), value=default.sampler, label="Sampler")
                     nfe = gr.Textbox("5", label="NFE: evaluations, one or several (5, 7, 9)")
                 with gr.Row():
                     counts = ", ".join(f"{count:,}" for count in PRESETS.values())

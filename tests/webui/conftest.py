@@ -55,3 +55,14 @@ def webui(request, tmp_path, denoiser):
                           Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
     restated.remove()
     load_package()
+
+
+@pytest.fixture
+def small_latents(webui, monkeypatch):
+    """Samples of 8 x 8, as 64 pixels' latents are (in the restated host pixels are latents)."""
+    make = webui.generate.__globals__["torch"].randn
+
+    def latents(count, channels, *size, generator):
+        return make(count, channels, *(s // 8 if s == 64 else s for s in size), generator=generator)
+
+    monkeypatch.setattr(webui.restated, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))

@@ -237,7 +237,7 @@ class KDiffusionSampler:
             "s_min_uncond": p.s_min_uncond,
         }
         wanted = inspect.signature(self.func).parameters
-        assert set(wanted) == {"model", "x", "sigmas", "extra_args", "callback", "disable"}
+        assert {"model", "x", "sigmas", "extra_args", "callback", "disable"} <= set(wanted)
         self.last_latent = x
         try:
             return self.func(
@@ -321,6 +321,9 @@ def generate(p: Processing, script: Any = None, args: tuple = ()) -> Tensor:
         config = HOST.sd_samplers.all_samplers_map[name]
         made = config.constructor(p.sd_model)
         made.config = config
+        p.sampler = made
+        if script is not None:
+            script.process_before_every_sampling(p, *args)
         return made
 
     with torch.no_grad():
@@ -366,10 +369,21 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         InterruptedException=InterruptedException,
         samples_to_images_tensor=lambda x, approximation: x.clamp(-1, 1),
     )
-    euler = SamplerData("Euler", None, ["k_euler"], {})
+    functions = kdiffusion.sampling()
+    lines = [
+        ("Euler", "sample_euler", ["k_euler"], {}),
+        ("DPM++ 2M", "sample_dpmpp_2m", ["k_dpmpp_2m"], {"scheduler": "karras"}),
+        ("Heun", "sample_heun", ["k_heun"], {"second_order": True}),
+        ("Euler a", "sample_euler_ancestral", ["k_euler_a"], {"uses_ensd": True}),
+        ("DPM fast", "sample_dpm_fast", ["k_dpm_fast"], {}),
+    ]
+    own = [
+        SamplerData(label, lambda model, name=name: KDiffusionSampler(getattr(functions, name), model), *more)
+        for label, name, *more in lines
+    ]
     samplers = module(
-        "modules.sd_samplers", all_samplers=[euler], all_samplers_map={"Euler": euler}, samplers_map={},
-        samplers_hidden=set(),
+        "modules.sd_samplers", all_samplers=own, all_samplers_map={one.name: one for one in own},
+        samplers_map={}, samplers_hidden=set(),
     )  # fmt: skip
 
     def set_samplers() -> None:
@@ -405,7 +419,12 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         shared=shared,
         sd_samplers=samplers,
         sd_samplers_common=common,
-        sd_samplers_kdiffusion=module("modules.sd_samplers_kdiffusion", KDiffusionSampler=KDiffusionSampler),
+        sd_samplers_kdiffusion=module(
+            "modules.sd_samplers_kdiffusion",
+            KDiffusionSampler=KDiffusionSampler,
+            samplers_k_diffusion=lines,
+            k_diffusion=SimpleNamespace(sampling=functions),
+        ),
         sd_schedulers=schedulers,
         scripts=scripts,
         script_callbacks=script_callbacks,

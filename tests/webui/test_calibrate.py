@@ -1,7 +1,6 @@
 """Calibrating inside the restated hosts: what the AMED tab and its API do."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +12,7 @@ QUICK = {"prompts": "3\n5", "width": 64, "height": 64, "guidance": 2.0, "nfe": "
 
 
 @pytest.fixture
-def small(webui, monkeypatch):
-    """Samples of 8 x 8, as 64 pixels' latents are (in the restated host pixels are latents)."""
-    make = webui.generate.__globals__["torch"].randn
-
-    def latents(count, channels, *size, generator):
-        return make(count, channels, *(s // 8 if s == 64 else s for s in size), generator=generator)
-
-    monkeypatch.setattr(webui.restated, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))
+def small(webui, small_latents):
     return webui, QUICK
 
 
