@@ -4,7 +4,6 @@ the end: Gauss-Newton iterations on its noise levels and the two numbers of each
 Nothing of a run can be re-used but its beginning: up to the first call that a change reaches, a sampler asks
 what it asked before, and is answered from memory."""
 
-import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -215,9 +214,3 @@ class OuterFit:
             best = min(best, (loss, tried), key=lambda one: one[0])
             yield f"{self.sampler.name}: damping {damping:g}: {loss:.4f}"
         return best
-
-
-def quiet(function: Callable[..., Tensor]) -> dict[str, float]:
-    """Options that turn a sampler's noise off, where it has such a switch."""
-    names = inspect.signature(function).parameters
-    return {"eta": 0.0} if "eta" in names else {}

@@ -54,7 +54,8 @@ class Tables:
 
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
-        shapes = SHAPES if settings.guidance == 1 else GUIDED if settings.large else GUIDED[::-1]
+        guided = GUIDED if settings.large else GUIDED[::-1]
+        shapes: tuple[Shape, ...] = SHAPES if settings.guidance == 1 else guided
         few = self.some(settings.sized(8, 16, 32))
         firsts = self.starts[:2] if self.flow else []
         kinds = [*(replace(s, afs=True) for s in firsts), *self.starts]
