@@ -14,6 +14,7 @@ from .measures import DIRECTIONS, Measured
 from .plan import CALIBRATED, MEASURES, QUICK_TABLE, Plan, Row
 from .quality import Results
 from .report_cost import cost_values, fit_cost, geometry_values
+from .report_samplers import outside
 from .text import guided, number, table, verdict
 
 ROOT = Path(__file__).parent.parent
@@ -239,9 +240,10 @@ def page(
     cost: dict,
     points: list[dict],
     pictures: list[str],
+    samplers: list[dict],
 ) -> str:
     """docs/RESULTS.md: page.md with everything filled in. own: the reference's FD to data on the noises of
-    `found.large`; points: docs/fit_cost.json."""
+    `found.large`; points, samplers: docs/fit_cost.json and samplers.json, if they are there."""
     rows, large, ranks = found.rows, found.large, agreement(found.rows)
     tables = {
         name: all_compared(large, own, kind)
@@ -278,6 +280,7 @@ def page(
         "everything": everything(rows),
         "pictures": [f"![{name[:-4]}](bench/{name})" for name in pictures],
         "fit_cost": fit_cost(points),
+        "outside": outside(samplers),
     }
     values |= geometry_values(shape) | cost_values(cost)
     text = {k: "\n".join(v) if isinstance(v, list) else str(v) for k, v in values.items()}
