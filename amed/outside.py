@@ -94,6 +94,20 @@ class Wrapped:
         return getattr(self._model, name)
 
 
+class Asking:
+    """A denoiser for a host's own samplers: calls `model` with fixed arguments, whatever it is given, and has
+    the attributes of `real`."""
+
+    def __init__(self, model: Denoiser, args: dict[str, Any], real: Any):
+        self.model, self.args, self.real = model, args, real
+
+    def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
+        return self.model(x, sigma, **self.args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
 class Memo:
     """A denoiser that remembers the calls of a run. A run that begins in the same way is answered from them
     up to where it differs: a sampler that draws no noise is a function of its answers.

@@ -12,10 +12,10 @@ from ..amed import Fitted
 from ..amed.choose import Report
 from ..amed.constants import same_times
 from ..amed.fit import HostSampler
-from ..amed.outside import Outside, Wrapped
+from ..amed.outside import Asking, Outside, Wrapped
 from .counting import count_rows
 from .model import own_options
-from .register import Asking, as_sampler, named_sampler
+from .register import as_sampler, named_sampler
 from .running import executing_node, show_text
 from .sampling import SCHEDULER, Counted, brief, note
 

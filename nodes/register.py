@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS
+from ..amed.outside import Asking
 from .folders import add_folder
 from .model import host_sigmas
 from .sampling import SCHEDULER, sampler_function
@@ -106,20 +107,6 @@ def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> A
     guider.inner_set_conds(conditionings)
     guider.set_cfg(guidance)
     return guider
-
-
-class Asking:
-    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of
-    `real`."""
-
-    def __init__(self, model: Any, args: dict[str, Any], real: Any):
-        self.model, self.args, self.real = model, args, real
-
-    def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
-        return self.model(x, sigma, **self.args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
 
 
 def shipped(

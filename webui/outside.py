@@ -11,24 +11,10 @@ from torch import Tensor
 from amed import Fitted, PredictorError
 from amed.constants import same_times
 from amed.fit import HostSampler
-from amed.outside import Outside, Wrapped
+from amed.outside import Asking, Outside, Wrapped
 
 from . import host
 from .samplers import AUTOMATIC, SCHEDULE_LABEL
-
-
-class Asking:
-    """A denoiser for the host's own samplers: calls `model` with fixed arguments, has the attributes of
-    `real`."""
-
-    def __init__(self, model: Any, args: dict[str, Any], real: Any):
-        self.model, self.args, self.real = model, args, real
-
-    def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
-        return self.model(x, sigma, **self.args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
 
 
 def labels() -> list[str]:
