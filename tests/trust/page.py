@@ -1,6 +1,6 @@
 """docs/TRUST.md: what the long runs found. Each puts its own part here; the others stay as they are.
 
-put(Part("fuzz", "Broken predictor files", "make fuzz", "What is done, in a sentence.", [("files", "10,000")]))
+put(Part("fuzz", "Broken predictor files", "make fuzz", "What is done.", [("files", "10,000")]))
 """
 
 import json
