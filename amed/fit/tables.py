@@ -54,9 +54,7 @@ class Tables:
 
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
-        short = settings.nfe < 7
-        guided = GUIDED if settings.large else GUIDED[1:] if short else GUIDED[::-1]
-        judgements = settings.sized(1 + (short and settings.guidance != 1), 2, 3)
+        guided = GUIDED if settings.large else GUIDED[::-1]
         shapes: tuple[Shape, ...] = SHAPES if settings.guidance == 1 else guided
         few = self.some(settings.sized(8, 16, 32))
         firsts = self.starts[:2] if self.flow else []
@@ -71,7 +69,7 @@ class Tables:
             shapes = tuple(replace(s, parts=halved(s.parts)) for s in shapes)
         scores: dict[Shape, float] = {}
         for round in range(settings.sized(1, 3, 8)):
-            start, reserve = starts[round % len(starts)], self.judging * judgements
+            start, reserve = starts[round % len(starts)], self.judging * settings.sized(1, 2, 3)
             most = (self.left() - reserve) // start.cost
             widths = WIDE if most >= FEWEST * len(WIDE) else WIDE[:1]
             afford = (self.left() - reserve) // (len(widths) * start.cost + settings.nfe)
