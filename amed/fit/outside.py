@@ -23,10 +23,8 @@ from .settings import Progress, Settings
 from .stages import Stages
 from .target import Target
 
-TRIED, FINALISTS = (
-    4,
-    2,
-)  # samples that each schedule is tried on; schedules that are tried on the held-out ones
+TRIED = 4  # samples that each schedule is tried on
+FINALISTS = 2  # schedules that are tried on the held-out ones
 MOST, FEWEST = 32, 4  # samples of an iteration
 BESIDE, SOME = Shape("bands", True, 1e-2), 16  # the table that stands beside it, and its samples
 
