@@ -3,6 +3,7 @@
 Lists are only added to, never bound anew: that is what broke other packs. Host: comfy/samplers.py,
 comfy/k_diffusion/sampling.py."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,17 @@ def host_sampler(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any
     """SAMPLER and SIGMAS that the host's KSampler takes for this setting."""
     chosen = comfy.samplers.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0)
     return comfy.samplers.sampler_object(name), chosen.sigmas
+
+
+def schedules_of(model_sampling: Any, steps: int) -> dict[str, Tensor]:
+    """The host's schedules, other packs' among them, of so many steps, by name: those that can be had for
+    this model."""
+    found = {}
+    for name in comfy.samplers.KSampler.SCHEDULERS:
+        with contextlib.suppress(Exception):  # some are for other models, or for more steps
+            if name != SCHEDULER:
+                found[name] = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
+    return found
 
 
 def named_sampler(sampler: Any) -> str:
