@@ -108,7 +108,9 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
 
     def hosts(count: int, taken: int, found: list[Listed]) -> list[Listed]:
         """A sampler may do without the last of its levels, so one more is tried too."""
-        for steps in (count, count + 1) if sampler.schedules else ():
+        if sampler.schedules is None:
+            return found
+        for steps in (count, count + 1):
             for name, own in sampler.schedules(steps).items():
                 own = own.double().cpu()[: -1 if len(own) and own[-1] == 0 else None]
                 if not len(own) or not (own > 0).all() or not (own.diff() < 0).all():
