@@ -88,8 +88,8 @@ class Listed:
 
 def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[Listed]:
     """The schedules that a sampler is tried on, each of as many evaluations: the most that are not above
-    `nfe`. Each of ours twice: down to the model's lowest level and on to 0, or to 0 instead of it; then the
-    host's own that are not among them. Raises ValueError for a sampler that draws noise, or takes no number
+    `nfe`: ours, then the host's own that are not among them, each twice: down to the model's lowest level
+    and on to 0, or to 0 instead of it. Raises ValueError for a sampler that draws noise, or takes no number
     of them near `nfe`."""
 
     def made(count: int) -> list[Listed]:
@@ -107,12 +107,12 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
         return found
 
     def hosts(count: int, taken: int, found: list[Listed]) -> list[Listed]:
-        """A sampler may do without the last of its levels, so one more is tried too."""
         if sampler.schedules is None:
             return found
-        for steps in (count, count + 1):
-            for name, own in sampler.schedules(steps).items():
-                own = own.double().cpu()[: -1 if len(own) and own[-1] == 0 else None]
+        for longer in (0, 1):
+            for name, own in sampler.schedules(count + longer).items():
+                name = f"{name}{', no last level' * longer}"
+                own = own.double().cpu()[: -1 if len(own) and own[-1] == 0 else None][:count]
                 if not len(own) or not (own > 0).all() or not (own.diff() < 0).all():
                     continue  # some end above 0, or have a level twice
                 if any(len(own) == len(one.sigmas) and same_times(own, one.sigmas) for one in found):

@@ -88,7 +88,7 @@ def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler):
     assert own["error"] <= own["plain_error"] and own["evaluations"] <= 2500
     assert rows[f"{sampler} + AMED-Plugin, its own"] == pytest.approx(own["error"], abs=1e-3)
     karras = rows[f"{sampler}, karras, as usually set"]
-    assert own["plain_error"] <= karras
+    assert own["plain_error"] <= karras + 1e-4
 
     steps = len(fitted.base)
     with_it = g.ksampler(sampler, "amed", steps, model=[applied, 0])

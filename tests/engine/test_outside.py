@@ -208,9 +208,11 @@ def test_the_hosts_own_schedules_are_tried(target, noise):
     ours = lists_for(SAMPLERS["heun"], target, 5, noise[:1])
     lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=own), target, 5, noise[:1])
     more = lists[len(ours) :]
-    assert [one.schedule for one in more] == ["good", "no 0"]
+    names = [one.schedule for one in more]
+    assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
     assert all(one.nfe == 5 and len(one.sigmas) == 3 for one in more)
     assert torch.equal(more[0].sigmas, own(3)["good"][:-1])
+    assert torch.equal(more[2].sigmas, own(4)["good"][:3])
 
 
 def test_the_best_of_the_hosts_schedules_is_where_a_fit_begins(target):
