@@ -121,14 +121,18 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
                 found = [*found, Listed(name, own, tuple(levels))] if len(levels) == taken else found
         return found
 
-    for count in range(nfe, 0, -1):
+    more = set[int]()
+    for count in range(max(nfe, 2), 1, -1):
         first = schedules.make("polynomial", count + 1, target.sigma_min, target.sigma_max)[:count]
         taken = len(sampler.calls(noise, with_zero(first), target.model))
+        more |= {taken} if taken > nfe else set()
         if 0 < taken <= nfe:
             if taken < nfe / 2:
                 break
             return hosts(count, taken, [one for one in made(count) if one.nfe == taken])
-    raise ValueError(f"{sampler.name} takes no number of evaluations near {nfe}: choose another")
+    takes = f", but {', '.join(str(n) for n in sorted(more)[:3])}" if more else ""
+    wrong = f"{sampler.name} takes no number of evaluations near {nfe}{takes}"
+    raise ValueError(f"{wrong}: choose another")
 
 
 def with_zero(sigmas: Tensor) -> Tensor:

@@ -50,16 +50,16 @@ def small(graph, batch=8):
     return graph(batch=batch, width=16, height=16)
 
 
-def calibrate(g, sampler, name):
-    asked = {"nfe": str(NFE), "sampler": "amed_multistep", "guidance": 1.0, "budget": "quick",
+def calibrate(g, sampler, name, nfe=NFE):
+    asked = {"nfe": str(nfe), "sampler": "amed_multistep", "guidance": 1.0, "budget": "quick",
              "evaluations": 2500, "seed": 0, "name": name, "wrapped": [sampler, 0]}  # fmt: skip
     return g.add("AMEDCalibrate", **g.around() | asked)
 
 
-def as_it_is(pack, graph, sampler):
+def as_it_is(pack, graph, sampler, steps):
     """The sampler's own images, on karras at as many evaluations: it does without its last level."""
     g = small(graph)
-    shown = g.show(g.ksampler(sampler, "karras", NFE + 1))
+    shown = g.show(g.ksampler(sampler, "karras", steps + 1))
     return np.stack(pack.run(g.nodes).images(shown)).astype(float)
 
 
@@ -69,41 +69,42 @@ def errors(text):
     return {name: float(error) for name, error in rows}
 
 
-@pytest.mark.parametrize("sampler", ["res_2m_ode", "res_3m_ode"])
-def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler):
-    """On noise that no fit saw, by the report and by the KSampler's own images; and it leaves nothing."""
+@pytest.mark.parametrize(("sampler", "nfe", "steps"), [("res_2m_ode", 5, 5), ("res_3m_ode", 7, 2)])
+def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler, nfe, steps):
+    """On noise that no fit saw, by the report and by the KSampler's own images; and it leaves nothing. res_3m
+    begins with steps of three evaluations, so it takes no 5."""
     g = small(graph)
     chosen = g.add("KSamplerSelect", sampler_name=sampler)
-    fit = calibrate(g, chosen, f"res-{sampler}")
+    fit = calibrate(g, chosen, f"res-{sampler}", nfe)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fit, 0])
-    before = as_it_is(pack, graph, sampler)
+    before = as_it_is(pack, graph, sampler, steps)
 
-    file = f"res-{sampler}-nfe{NFE}-cfg1.safetensors"
+    file = f"res-{sampler}-nfe{nfe}-cfg1.safetensors"
     text = pack.run(g.nodes).text(fit)
     fitted = load(pack.base / "models" / "amed_predictors" / file)
-    assert fitted.spec.of == sampler and fitted.nfe == NFE and f"saved as {file}" in text
+    assert fitted.spec.of == sampler and fitted.nfe == nfe and f"saved as {file}" in text
     rows = errors(text)
-    print(f"\n{sampler}, NFE {NFE}: {rows}")
+    print(f"\n{sampler}, NFE {nfe}: {rows}")
     own = fitted.spec.metrics
     assert own["error"] <= own["plain_error"] and own["evaluations"] <= 2500
     assert rows[f"{sampler} + AMED-Plugin, its own"] == pytest.approx(own["error"], abs=1e-3)
     karras = rows[f"{sampler}, karras, as usually set"]
     assert own["plain_error"] <= karras + 1e-4
 
-    steps = len(fitted.base)
+    assert len(fitted.base) == steps
     with_it = g.ksampler(sampler, "amed", steps, model=[applied, 0])
     truth = g.ksampler("ipndm", "karras", 48)
     shown = [g.show(latent) for latent in (with_it, truth)]
     heard = Heard(pack, fit)
     result = pack.run(g.nodes, heard)
     ours, true = (np.stack(result.images(node)).astype(float) for node in shown)
-    assert f"AMED: {NFE} evaluations, {NFE} passes" in "".join(heard.texts) and ours.std() > 10
+    assert f"AMED: {nfe} evaluations, {nfe} passes" in "".join(heard.texts) and ours.std() > 10
 
     near = [np.median(np.square(images - true).mean((1, 2, 3))) for images in (ours, before)]
     print(f"median squared distance of its images to a converged run's: {near[0]:.1f}, karras {near[1]:.1f}")
     assert near[0] < near[1]
     pack.post("/free", {"unload_models": True, "free_memory": True})  # or the host would not run it again
-    assert np.array_equal(as_it_is(pack, graph, sampler), before)
+    assert np.array_equal(as_it_is(pack, graph, sampler, steps), before)
 
 
 def test_by_the_packs_own_node(pack, graph):
@@ -130,4 +131,11 @@ def test_its_samplers_that_draw_noise_are_refused_with_the_way_out(pack, graph, 
     g = small(graph, 1)
     calibrate(g, g.add("KSamplerSelect", sampler_name=sampler), "res-sde")
     with pytest.raises(RunError, match=f"{sampler} draws noise.* eta 0.* _ode"):
+        pack.run(g.nodes)
+
+
+def test_a_number_of_evaluations_that_it_cannot_take_is_said(pack, graph):
+    g = small(graph, 1)
+    calibrate(g, g.add("KSamplerSelect", sampler_name="res_3m_ode"), "res-few")
+    with pytest.raises(RunError, match="res_3m_ode takes no number of evaluations near 5, but 7"):
         pack.run(g.nodes)

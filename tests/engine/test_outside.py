@@ -154,6 +154,12 @@ def test_as_many_evaluations_as_it_can_take(target, noise, name, nfe, taken):
     assert {one.nfe for one in lists} == {taken} and len({one.schedule for one in lists}) == len(lists)
 
 
+def test_numbers_of_evaluations_that_it_cannot_take(target, noise):
+    """One level alone is no list; said is what it takes."""
+    with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
+        lists_for(SAMPLERS["heun"], target, 2, noise)
+
+
 @pytest.mark.parametrize("sampler", [ancestral, seeded])
 def test_a_sampler_that_draws_noise_is_refused(target, sampler):
     calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
