@@ -1,5 +1,9 @@
-"""Samplers of a pack that nobody here wrote (RES4LYF), with a predictor around them, in a real ComfyUI: where
-RES4LYF_PATH says where the pack is."""
+"""Samplers of a pack that nobody here wrote (RES4LYF), with a predictor around them, in a real ComfyUI.
+
+    RES4LYF_PATH=/where/RES4LYF .venv/bin/python -m pytest -s tests/comfyui/test_res4lyf.py
+
+It wants opencv-python-headless, PyWavelets and matplotlib beside ComfyUI's own packages, and a commit whose
+nodes this ComfyUI takes (for 0.3.75: 119679d). Without the variable they are skipped, with a warning."""
 
 import os
 import re
@@ -22,7 +26,7 @@ def _pack(tmp_path_factory):
     """A ComfyUI of its own with the pack beside ours."""
     told = os.environ.get("RES4LYF_PATH")
     if not told:
-        said = "RES4LYF_PATH is not set: samplers of another pack were NOT tested (CONTRIBUTING.md says how)"
+        said = "RES4LYF_PATH is not set: samplers of another pack were NOT tested (test_res4lyf.py says how)"
         warnings.warn(said, stacklevel=1)
         pytest.skip(said)
     if comfyui.find() is None:
