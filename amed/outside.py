@@ -96,16 +96,16 @@ class Wrapped:
 
 class Asking:
     """A denoiser for a host's own samplers: calls `model` with fixed arguments, whatever it is given, and has
-    the attributes of `real`."""
+    the attributes of `real`: those and no others, for a sampler may go by what there is."""
 
     def __init__(self, model: Denoiser, args: dict[str, Any], real: Any):
-        self.model, self.args, self.real = model, args, real
+        self._model, self._args, self._real = model, args, real
 
     def __call__(self, x: Tensor, sigma: Tensor, **_extra_args: Any) -> Tensor:
-        return self.model(x, sigma, **self.args)
+        return self._model(x, sigma, **self._args)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
+        return getattr(self._real, name)
 
 
 class Memo:
@@ -115,7 +115,7 @@ class Memo:
     `run()` begins another; one that is to be remembered instead of the last: `run(keep=True)`."""
 
     def __init__(self, model: Denoiser):
-        self.model, self.number, self.kept, self.keeps, self.same = (
+        self._model, self.number, self.kept, self.keeps, self.same = (
             model,
             0,
             list[tuple[Tensor, ...]](),
@@ -136,10 +136,10 @@ class Memo:
             if torch.equal(seen, x) and torch.equal(level, sigma):
                 return denoised
         self.same = False
-        denoised = self.model(x, sigma, **kwargs)
+        denoised = self._model(x, sigma, **kwargs)
         if self.keeps:
             self.kept.append((x.clone(), sigma.clone(), denoised))
         return denoised
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+        return getattr(self._model, name)

@@ -17,7 +17,7 @@ from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbe
 from ..hosts import report
 from .fitting import Prompted, Prompts, inside_sampling, target_of
 from .folders import user_folder
-from .model import identity, preview_pixels, whole_guidance
+from .model import identity, preview_pixels, sampling_of, whole_guidance
 from .outside import host_sampler
 from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
@@ -71,7 +71,7 @@ def calibrate(
 
     def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
         target = target_of(model, denoiser, len(prompts.positives), shape, device)
-        host = None if wrapped is None else host_sampler(wrapped, denoiser)
+        host = None if wrapped is None else host_sampler(wrapped, denoiser, sampling_of(model))
         fit(target, replace(job, host=host), path, shown, outcome)
 
     try:

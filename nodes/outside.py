@@ -4,6 +4,7 @@ Host: comfy/samplers.py, KSAMPLER's sampler_function, extra_options and inpaint_
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,23 +15,27 @@ from ..amed.constants import same_times
 from ..amed.fit import HostSampler
 from ..amed.outside import Asking, Outside, Wrapped
 from .counting import count_rows
+from .fitting import Prompted
 from .model import own_options
-from .register import as_sampler, named_sampler
+from .register import as_sampler, named_sampler, schedules_of
 from .running import executing_node, show_text
 from .sampling import SCHEDULER, Counted, brief, note
 
 
-def host_sampler(sampler: Any, real: Any) -> HostSampler:
-    """A SAMPLER as amed.fit wants it; `real`: the host's denoiser, for its attributes. Raises ValueError for
-    one that is no k-diffusion sampler."""
+def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostSampler:
+    """A SAMPLER as amed.fit wants it, with the host's schedules; `denoiser`: whose attributes and options it
+    sees. Raises ValueError for one that is no k-diffusion sampler."""
     function, options = parts_of(sampler)
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
+        own = own_options(denoiser.extra_args)
+        own.setdefault("transformer_options", {})
         return function(
-            Asking(model, args, real), x, sigmas.to(x), extra_args={}, callback=None, disable=True, **options
-        )
+            Asking(model, args, denoiser.inner), x, sigmas.to(x),
+            extra_args=denoiser.extra_args | {"model_options": own}, callback=None, disable=True, **options,
+        )  # fmt: skip
 
-    return HostSampler(named_sampler(sampler), run)
+    return HostSampler(named_sampler(sampler), run, partial(schedules_of, model_sampling))
 
 
 def parts_of(sampler: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:

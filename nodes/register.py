@@ -3,6 +3,8 @@
 Lists are only added to, never bound anew: that is what broke other packs. Host: comfy/samplers.py,
 comfy/k_diffusion/sampling.py."""
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from ..amed.outside import Asking
 from .folders import add_folder
 from .model import host_sigmas
 from .sampling import SCHEDULER, sampler_function
+
+LONG = 80  # characters of a sampler's options, as a name has them
 
 
 def register() -> list[str]:
@@ -74,9 +78,20 @@ def host_sampler(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any
     return comfy.samplers.sampler_object(name), chosen.sigmas
 
 
+def schedules_of(model_sampling: Any, steps: int) -> dict[str, Tensor]:
+    """The host's schedules, other packs' among them, of so many steps, by name: those that can be had for
+    this model."""
+    found = {}
+    for name in comfy.samplers.KSampler.SCHEDULERS:
+        with contextlib.suppress(Exception):  # some are for other models, or for more steps
+            if name != SCHEDULER:
+                found[name] = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
+    return found
+
+
 def named_sampler(sampler: Any) -> str:
     """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; and
-    the options it has."""
+    the options it has, where they are many by a short code of them."""
     function = getattr(sampler, "sampler_function", None)
     name = str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
     for own in comfy.samplers.KSampler.SAMPLERS:
@@ -85,7 +100,10 @@ def named_sampler(sampler: Any) -> str:
             break
     options = getattr(sampler, "extra_options", None) or {}
     said = [f"{k} {v}" for k, v in sorted(options.items()) if isinstance(v, bool | int | float | str)]
-    return f"{name} ({', '.join(said)})" if said else name
+    told = ", ".join(said)
+    if len(told) > LONG:
+        told = f"{len(said)} settings, {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    return f"{name} ({told})" if told else name
 
 
 def dropped(name: str) -> bool:

@@ -27,15 +27,15 @@ class Counted:
     """The host's denoiser, counted, and stoppable before every evaluation (not only once a step)."""
 
     def __init__(self, model: Any, report: Report):
-        self.inner, self.report = model, report
+        self._inner, self._report = model, report
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         stop_if_asked()
-        self.report.evaluations += 1
-        return self.inner(x, sigma, **extra_args)
+        self._report.evaluations += 1
+        return self._inner(x, sigma, **extra_args)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self._inner, name)
 
 
 def sampler_function(name: str) -> Callable[..., Tensor]:

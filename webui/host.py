@@ -7,7 +7,7 @@ reForge's. Nothing of the host is replaced, only added to.
 import inspect
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,21 @@ def schedule(n: int, sigma_min: float, sigma_max: float, inner_model: Any, devic
     """The AMED entry of the schedule list, for samplers that are not ours: n noise levels and 0."""
     times = base_times(inner_model, n, float(sigma_min), float(sigma_max))
     return torch.cat([times.float(), torch.zeros(1)]).to(device)
+
+
+def schedules_of(model_wrap: Any, steps: int) -> dict[str, Tensor]:
+    """The host's schedules, other extensions' among them, of so many steps, by label: those that can be had
+    for this model."""
+    low, high = sigma_range(model_wrap)
+    found = {}
+    for one in sd_schedulers.schedulers:
+        told = {"inner_model": model_wrap} if one.need_inner_model else {}
+        with suppress(Exception):  # some are for other models, or for more steps
+            if one.function is not None and one.name != samplers.SCHEDULE:
+                found[one.label] = one.function(
+                    n=steps, sigma_min=low, sigma_max=high, device=torch.device("cpu"), **told
+                )
+    return found
 
 
 def schedule_of(p: Any) -> str:

@@ -23,14 +23,14 @@ def labels() -> list[str]:
 
 
 def host_sampler(label: str, real: Any) -> HostSampler:
-    """A sampler of the host's as amed.fit wants it; `real`: its denoiser, for its attributes. Raises
-    KeyError."""
+    """A sampler of the host's as amed.fit wants it, with the host's schedules; `real`: its denoiser, for its
+    attributes. Raises KeyError."""
     name, function = host.sampler_functions()[label]
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
         return function(Asking(model, args, real), x, sigmas.to(x), extra_args={}, disable=True)
 
-    return HostSampler(name, run)
+    return HostSampler(name, run, functools.partial(host.schedules_of, real.inner_model))
 
 
 def named(name: str, label: str) -> Fitted | None:

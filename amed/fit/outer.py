@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import schedules
+from ..constants import same_times
 from ..loop import Denoiser
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
@@ -24,30 +25,36 @@ from .target import Target
 WIDE = 0.4  # secants of times, in shares of the gap to the nearer neighbour
 STEPS = {"c": 0.05, "a": 0.1}  # secants of the others
 DAMPINGS = (5e-2, 5e-1, 5.0)
+ALIKE = 1e-3  # two equal samples of a batch end so near each other, in shares of the deviation
 
 
 @dataclass(frozen=True)
 class HostSampler:
     """A sampler as its host has it: `run(model, x, sigmas, args)` -> where it ends. `name`: for people and
-    files."""
+    files. `schedules(steps)`: the host's own, by name, as the host gives them; None for none."""
 
     name: str
     run: Callable[[Denoiser, Tensor, Tensor, dict[str, Any]], Tensor]
+    schedules: Callable[[int], dict[str, Tensor]] | None = None
 
     def calls(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
         """The noise levels at which it asks a model for an answer, on a list `sigmas` `[n + 1]` with its 0;
-        `real`: the model, for its attributes; it is not asked. Raises ValueError for a sampler that draws
-        noise."""
+        `noise` `[B, ...]`; `real`: the model, for its attributes; it is not asked. Raises ValueError for a
+        sampler that draws noise: two runs then end apart, or two equal samples of a run where its seed is
+        fixed."""
         ends, levels = [], list[float]()
+        pair = torch.cat([noise[:1], noise[:1]]) * sigmas[0].to(noise)
         for _ in range(2):
             free = Wrapped(_Free(real), lambda number, sigma: (1.0, 1.0))
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.seed()
-                ends.append(self.run(free, noise * sigmas[0].to(noise), sigmas, {}))
+                ends.append(self.run(free, pair, sigmas, {}))
             levels = free.levels
-        if not torch.equal(*ends):
+        one, other = ends[0].double()
+        if not torch.equal(*ends) or (one - other).abs().max() > ALIKE * one.std():
             wrong = "draws noise on its way, so no constants of it can be fitted"
-            raise ValueError(f"{self.name} {wrong}: choose one without (no SDE, no ancestral; eta 0)")
+            other = "no SDE, no ancestral; eta 0; of a pack's samplers those whose names end in _ode"
+            raise ValueError(f"{self.name} {wrong}: choose one without ({other})")
         return levels
 
 
@@ -81,8 +88,9 @@ class Listed:
 
 def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[Listed]:
     """The schedules that a sampler is tried on, each of as many evaluations: the most that are not above
-    `nfe`. Each schedule twice: down to the model's lowest level and on to 0, or to 0 instead of it. Raises
-    ValueError for a sampler that draws noise, or takes no number of them near `nfe`."""
+    `nfe`: ours, then the host's own that are not among them, each twice: down to the model's lowest level
+    and on to 0, or to 0 instead of it. Raises ValueError for a sampler that draws noise, or takes no number
+    of them near `nfe`."""
 
     def made(count: int) -> list[Listed]:
         found = []
@@ -98,14 +106,33 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
                 found.append(Listed(name, own, tuple(levels)))
         return found
 
-    for count in range(nfe, 0, -1):
+    def hosts(count: int, taken: int, found: list[Listed]) -> list[Listed]:
+        if sampler.schedules is None:
+            return found
+        for longer in (0, 1):
+            for name, own in sampler.schedules(count + longer).items():
+                name = f"{name}{', no last level' * longer}"
+                own = own.double().cpu()[: -1 if len(own) and own[-1] == 0 else None][:count]
+                if not len(own) or not (own > 0).all() or not (own.diff() < 0).all():
+                    continue  # some end above 0, or have a level twice
+                if any(len(own) == len(one.sigmas) and same_times(own, one.sigmas) for one in found):
+                    continue
+                levels = sampler.calls(noise, with_zero(own), target.model)
+                found = [*found, Listed(name, own, tuple(levels))] if len(levels) == taken else found
+        return found
+
+    more = set[int]()
+    for count in range(max(nfe, 2), 1, -1):
         first = schedules.make("polynomial", count + 1, target.sigma_min, target.sigma_max)[:count]
         taken = len(sampler.calls(noise, with_zero(first), target.model))
+        more |= {taken} if taken > nfe else set()
         if 0 < taken <= nfe:
             if taken < nfe / 2:
                 break
-            return [one for one in made(count) if one.nfe == taken]
-    raise ValueError(f"{sampler.name} takes no number of evaluations near {nfe}: choose another")
+            return hosts(count, taken, [one for one in made(count) if one.nfe == taken])
+    takes = f", but {', '.join(str(n) for n in sorted(more)[:3])}" if more else ""
+    wrong = f"{sampler.name} takes no number of evaluations near {nfe}{takes}"
+    raise ValueError(f"{wrong}: choose another")
 
 
 def with_zero(sigmas: Tensor) -> Tensor:
@@ -139,8 +166,13 @@ class OuterFit:
 
     def build(self, values: Tensor, noise: Tensor) -> Outside:
         times, c, a = self.parts(values)
-        levels = self.sampler.calls(noise, with_zero(times), self.model)
+        levels = self.levels(values, noise)
         return Outside(times, torch.tensor(levels, dtype=torch.float64), c, a)
+
+    def levels(self, values: Tensor, noise: Tensor) -> list[float]:
+        """Those at which the sampler asks: another number of them where it adds or drops a level by what its
+        list is."""
+        return self.sampler.calls(noise, with_zero(self.parts(values)[0]), self.model)
 
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
@@ -210,6 +242,8 @@ class OuterFit:
         for damping in DAMPINGS:
             pull = torch.diag(damping * matrix.diagonal() + 1e-30)
             tried = self.bounded(values, values - torch.linalg.solve(matrix + pull, vector))
+            if len(self.levels(tried, samples.noise[:1])) != self.start.nfe:
+                continue
             loss = robust(per_sample(self.end(tried, samples), samples.end), scale)
             best = min(best, (loss, tried), key=lambda one: one[0])
             yield f"{self.sampler.name}: damping {damping:g}: {loss:.4f}"

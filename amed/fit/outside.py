@@ -110,13 +110,16 @@ class OuterCalibration(Stages):
         return self.judge, self.plain
 
     def _usual(self) -> Iterator[str]:
-        """The sampler on the karras schedule, as most have it set."""
+        """The sampler on the karras schedule, as most have it set: at as many evaluations, or at one level
+        more where it does without the last."""
         judge, kept = self._searched()
         count, ends = len(kept.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
-        if count > 1:
-            sigmas = schedules.make("polynomial", count, *ends)
+        for number in range(count + 1, max(count - 2, 1), -1):
+            sigmas = schedules.make("polynomial", number, *ends)
             fit = self._open(Listed("karras", sigmas, kept.fit.start.levels))
-            self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
+            if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == kept.fit.start.nfe:
+                self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
+                break
         yield f"{self.sampler.name} as usually set"
 
     def _iterations(self) -> Iterator[str]:

@@ -1,11 +1,12 @@
 """AMED-Plugin from outside: wrapping any sampler, fitting it, its file."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from amed import Fitted, Spec, load, save
+from amed import Fitted, Spec, load, save, schedules
 from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
 from amed.files.store import described
@@ -13,7 +14,8 @@ from amed.fit import HostSampler, Job, Settings, Target, fit
 from amed.fit.measures import Counter
 from amed.fit.outer import lists_for, with_zero
 from amed.fit.outside import OuterCalibration
-from amed.outside import Memo, Outside, Wrapped
+from amed.fit.samples import Samples
+from amed.outside import Asking, Memo, Outside, Wrapped
 
 TIMES = torch.tensor([40.0, 6.0, 1.0, 0.2], dtype=torch.float64)
 
@@ -52,6 +54,27 @@ def ancestral(model, x, sigmas, args):
         denoised = model(x, t.expand(len(x)), **args)
         x = denoised + t_next * torch.randn_like(x)
     return x
+
+
+def seeded(model, x, sigmas, args):
+    """Draws the same noise in every run."""
+    generator = torch.Generator().manual_seed(1)
+    for t, t_next in zip(sigmas, sigmas[1:]):
+        denoised = model(x, t.expand(len(x)), **args)
+        x = denoised + t_next * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return x
+
+
+def down_to(low):
+    """A sampler that ends at its last level and puts `low` there if it is another: one evaluation fewer
+    where its list ends so."""
+
+    def run(model, x, sigmas, args):
+        times = sigmas[:-1].tolist()
+        times += [low] * (abs(times[-1] - low) > 1e-4)
+        return euler(model, x, torch.tensor(times, dtype=x.dtype), args)
+
+    return HostSampler("down_to", run)
 
 
 SAMPLERS = {f.__name__: HostSampler(f.__name__, f) for f in (euler, heun, midpoint)}
@@ -131,10 +154,83 @@ def test_as_many_evaluations_as_it_can_take(target, noise, name, nfe, taken):
     assert {one.nfe for one in lists} == {taken} and len({one.schedule for one in lists}) == len(lists)
 
 
-def test_a_sampler_that_draws_noise_is_refused(target):
-    calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("ancestral", ancestral))
-    with pytest.raises(ValueError, match="ancestral draws noise .* choose one without"):
+def test_numbers_of_evaluations_that_it_cannot_take(target, noise):
+    """One level alone is no list; said is what it takes."""
+    with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
+        lists_for(SAMPLERS["heun"], target, 2, noise)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, seeded])
+def test_a_sampler_that_draws_noise_is_refused(target, sampler):
+    calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
+    with pytest.raises(ValueError, match="its draws noise .* choose one without .*eta 0"):
         list(calibration.run())
+
+
+def test_a_hosts_sampler_sees_what_the_hosts_denoiser_has_and_nothing_else(toy):
+    toy.answer = 42
+    asking = Asking(toy, {}, toy)
+    assert asking.answer == 42
+    for name in ("model", "args", "real", "inner"):
+        assert not hasattr(asking, name)
+
+
+def test_a_sampler_that_does_without_its_last_level(target, noise):
+    """Held against karras with as many evaluations; a list of another number of them is not taken."""
+    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
+    for _ in calibration.run():
+        pass
+    plain, karras = calibration.plain.fit, with_zero(schedules.make("polynomial", 6, 0.01, 40.0))
+    held_out = calibration.judge.held_out
+    assert len(sampler.calls(noise, karras, target.model)) == plain.start.nfe == 5
+    end = sampler.run(target.model, held_out.noise * 40, karras, {})
+    assert torch.allclose(calibration.rivals["down_to, karras"], end)
+    assert calibration.result().improved and calibration.result().fitted.nfe == 5
+
+    lower = plain.vector()
+    lower[len(plain.start.sigmas) - 2] = math.log(0.01)
+    assert len(plain.levels(lower, noise)) == 4
+    plain.bounded = lambda values, moved: lower
+    stages = plain.iterate(plain.vector(), Samples(held_out.noise[:4], {}, held_out.end[:4]), 1.0)
+    with pytest.raises(StopIteration) as done:
+        while True:
+            next(stages)
+    assert torch.equal(done.value.value[1], plain.vector())
+
+
+def test_the_hosts_own_schedules_are_tried(target, noise):
+    """Those of as many evaluations that are not ours already, as the host gives them."""
+
+    def own(steps):
+        return {
+            "good": with_zero(torch.logspace(1.5, -1, steps).double()),
+            "no 0": torch.logspace(1.4, -1, steps),
+            "karras": with_zero(schedules.make("polynomial", steps, 0.01, 40.0)),
+            "twice": torch.tensor([40.0, *[3.0] * (steps - 1), 0.0]),
+            "rising": torch.tensor([*range(1, steps + 1), 0.0]),
+            "none": torch.zeros(1),
+        }
+
+    ours = lists_for(SAMPLERS["heun"], target, 5, noise[:1])
+    lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=own), target, 5, noise[:1])
+    more = lists[len(ours) :]
+    names = [one.schedule for one in more]
+    assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
+    assert all(one.nfe == 5 and len(one.sigmas) == 3 for one in more)
+    assert torch.equal(more[0].sigmas, own(3)["good"][:-1])
+    assert torch.equal(more[2].sigmas, own(4)["good"][:3])
+
+
+def test_the_best_of_the_hosts_schedules_is_where_a_fit_begins(target):
+    """By an exact sampler's list: where one host schedule is far better than all of ours."""
+    best = calibrated(target, "euler", 5).result().fitted.sigmas()
+    sampler = dataclasses.replace(SAMPLERS["euler"], schedules=lambda steps: {"its own": with_zero(best)})
+    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler)
+    for _ in calibration.run():
+        pass
+    result = calibration.result()
+    assert calibration.plain.name == "its own" and result.fitted.spec.metrics["plain_schedule"] == "its own"
+    assert result.fitted.spec.metrics["error"] <= result.fitted.spec.metrics["plain_error"]
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -61,19 +61,20 @@ class Server:
             self.python, "launch.py", "--data-dir", str(self.data), "--port", str(self.port), "--api",
             "--skip-prepare-environment", "--skip-torch-cuda-test", *FLAGS[self.kind],
         ]  # fmt: skip
-        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+        quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False",
+                 "PYTHONUNBUFFERED": "1"}  # fmt: skip
         with self.log_file.open("w") as log:
             process = subprocess.Popen(
                 command, cwd=self.folder, env={**os.environ, **quiet}, stdout=log, stderr=subprocess.STDOUT
             )
         end = time.monotonic() + UP
         while time.monotonic() < end and process.poll() is None:
-            try:
-                # ours is added last, when all extensions are told that the server is up
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/amed/predictors", timeout=5)
+            # ours is added last, when all extensions are told that the server is up; a question before the
+            # host says so would fix its list of middlewares, to which it then cannot add
+            if "Startup time" in self.log:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/amed/predictors", timeout=60)
                 return process
-            except OSError:
-                time.sleep(1)
+            time.sleep(1)
         process.kill()
         raise RuntimeError(f"{self.folder} did not start:\n{self.log[-4000:]}")
 

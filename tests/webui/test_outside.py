@@ -1,6 +1,7 @@
 """The hosts' own samplers with a predictor around them, in the restated hosts."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,23 @@ def test_fitted_and_run_when_that_very_sampler_is_chosen(webui, sampler, name, s
     _, p = run(file, scheduler="karras")
     assert "choose the AMED schedule" in p.extra_generation_params["AMED note"]
     assert outside.labels() and run("auto", steps=steps)[0].equal(plain)  # nothing is left behind
+
+
+def test_the_hosts_own_schedules_are_tried(webui):
+    """By label, for its model; not ours, and not one that this model or number of steps cannot have."""
+    listed = importlib.import_module("modules.sd_schedulers")
+    wrap = SimpleNamespace(sigmas=torch.linspace(0.03, 14.6, 1000))
+
+    def fails(n, sigma_min, sigma_max, inner_model, device):
+        assert inner_model is wrap
+        raise ValueError("for other models")
+
+    listed.schedulers.append(listed.Scheduler("fails", "Fails", fails, need_inner_model=True))
+    try:
+        found = webui.host.schedules_of(wrap, 5)
+    finally:
+        listed.schedulers.pop()
+    assert set(found) == {"Karras"} and len(found["Karras"]) == 6
 
 
 def outside_status(webui, sampler, file):

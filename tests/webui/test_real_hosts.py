@@ -316,3 +316,36 @@ def test_calibrate(server):
     _, told, _ = generate(server, sampler_name="AMED Multistep", amed=["auto", 2, "error"])
     assert told["AMED predictor"] == answer["saved"][0] and "AMED note" not in told
     assert server.get("/amed/predictors")["broken"] == []
+
+
+def test_a_sampler_of_the_hosts(server):
+    """DPM++ 2M with a predictor around it, fitted in the host: another image, and without it the very image
+    of before."""
+    own = {"sampler_name": "DPM++ 2M", "scheduler": "Automatic", "steps": 4}
+    before, told, _ = generate(server, **own)
+    assert not any(key.startswith("AMED") for key in told)
+    request = {
+        "prompts": "a cat\na dog", "width": 64, "height": 64, "guidance": 2, "nfe": "4",
+        "budget": smallest(4), "sampler": "DPM++ 2M",
+    }  # fmt: skip
+    with pytest.raises(Refused, match="choose one of .*DPM\\+\\+ 2M"):
+        server.post("/amed/calibrate", request | {"sampler": "Euler a"})
+    (name,) = server.post("/amed/calibrate", request)["saved"]
+    fitted = load(server.data / "models" / "AMED" / name)
+    assert (fitted.spec.of, fitted.nfe, len(fitted.base)) == ("dpmpp_2m", 4, 4)
+    assert fitted.spec.metrics["error"] <= fitted.spec.metrics["plain_error"]
+
+    image, told, _ = generate(server, amed=[name], **own | {"steps": 20})
+    assert (told["Sampler"], told["Schedule type"], told["Steps"]) == ("DPM++ 2M", "AMED", "4")
+    assert (told["AMED predictor"], told["AMED evaluations"]) == (name, "4") and "AMED note" not in told
+    assert image.std() > 5 and abs(image - before).mean() > 1
+    again, _, _ = generate(server, amed=[name], **own)
+    assert (again == image).all()
+    _, told, _ = generate(server, amed=[name], **own | {"scheduler": "Karras"})
+    assert "choose the AMED schedule" in told["AMED note"]
+    euler, told, _ = generate(server, **own | {"sampler_name": "Euler"})
+    other, told, _ = generate(server, amed=[name], **own | {"sampler_name": "Euler"})
+    assert (other == euler).all() and told["Sampler"] == "Euler"  # not its sampler: left out
+
+    after, told, _ = generate(server, **own)
+    assert (after == before).all() and not any(key.startswith("AMED") for key in told)
