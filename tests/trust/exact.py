@@ -1,8 +1,8 @@
 """A diffusion ODE whose end is known: data of two Gaussians in one dimension, as many pixels as wanted.
 
-At noise level t the data's distribution F_t is the same mixture, each variance larger by t^2, and the ODE keeps
-the share of the distribution that lies below x: x(t) = F_t^-1(F_T(x(T))). So it is not linear, smooth, and exact
-to some 1e-14 in float64."""
+At noise level t the data's distribution F_t is the same mixture, each variance larger by t^2, and the ODE
+keeps the share of the distribution that lies below x: x(t) = F_t^-1(F_T(x(T))). So it is not linear, smooth,
+and exact to some 1e-14 in float64."""
 
 import torch
 from torch import Tensor

@@ -38,8 +38,8 @@ def label(solver: Solver) -> str:
 
 
 def theory(solver: Solver) -> tuple[int, int, str]:
-    """The order of a whole run on geometric steps; of its formula alone, on equal steps from an exact history;
-    why one of them is not the nominal one."""
+    """The order of a whole run on geometric steps; of its formula alone, on equal steps from an exact
+    history; why one of them is not the nominal one."""
     p, lowered = solver.max_order, solver.recipe.lowers and solver.lower_order_final and solver.max_order > 1
     if solver.recipe.pair:
         return 2, 2, ""

@@ -30,9 +30,10 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 
 def constants() -> Constants:
+    around = {"r": (0.5, 0.1), "c": (1, 0.02), "a": (1, 0.01)}
     n = len(SIGMAS) - 1
-    r, c, a = (mean + by * drawn(k, n).clamp(-2, 2) for k, (mean, by) in enumerate(((0.5, 0.1), (1, 0.02), (1, 0.01))))
-    return Constants(SIGMAS, r=r, c=c, a=a)
+    drew = {name: v + by * drawn(k, n).clamp(-2, 2) for k, (name, (v, by)) in enumerate(around.items())}
+    return Constants(SIGMAS, **drew)
 
 
 def table(parts: str, offset: bool = False, alone: tuple[int, ...] = ()) -> Multistep:
@@ -52,19 +53,20 @@ def network() -> BottleneckPredictor:
 
 
 def cases() -> list[Case]:
-    """Each plain solver; each sampler with constants, and with the network; tables with every kind of part, with
-    offsets and with spared passes."""
+    """Each plain solver; each sampler with constants, and with the network; tables with every kind of part,
+    with offsets and with spared passes."""
+    both = (False, True)
     students = [(name, entry.solver) for name, entry in ENTRIES.items() if entry.solver.name != "multistep"]
     multi = Solver("multistep")
     return [
         *(Case(label(solver), solver) for solver in EVERY),
         *(Case(f"{name}, constants", solver, constants()) for name, solver in students),
-        *(Case(f"{name}, network", solver, network(), afs) for name, solver in students for afs in (False, True)),
+        *(Case(f"{name}, network", solver, network(), afs) for name, solver in students for afs in both),
         *(
             Case(f"multistep, {parts or 'whole'}{', offset' * offset}", multi, table(parts, offset), afs)
             for parts in PARTS
-            for offset in (False, True)
-            for afs in (False, True)
+            for offset in both
+            for afs in both
         ),
         Case("multistep, halves, spared passes", multi, table("halves", alone=(2, 4))),
         Case("multistep, halves+bands, spared passes, offset", multi, table("halves+bands", True, (1, 3))),
@@ -86,12 +88,12 @@ def by_image(height: int, width: int):
 
     def evaluate(model: Any, x: Tensor, sigma: Tensor, extra_args: Any, wants: frozenset[str]) -> Evaluation:
         each = [one(x[i : i + 1], sigma[i : i + 1], wants) for i in range(len(x))]
-        whole = [[getattr(seen, name) for seen in each] for name in ("denoised", "bottleneck", "cond", "uncond")]
-        return Evaluation(*(None if v[0] is None else torch.cat(v) for v in whole))
+        fields = zip(*((e.denoised, e.bottleneck, e.cond, e.uncond) for e in each))
+        return Evaluation(*(None if v[0] is None else torch.cat(v) for v in fields))
 
     return evaluate
 
 
 def run(case: Case, x: Tensor) -> Tensor:
-    ask = by_image(*x.shape[-2:])
-    return sample(ask, x, SIGMAS, case.solver, disable=True, predictor=case.predictor, afs=case.afs, evaluate=ask)
+    options = {"predictor": case.predictor, "afs": case.afs, "evaluate": by_image(*x.shape[-2:])}
+    return sample(options["evaluate"], x, SIGMAS, case.solver, disable=True, **options)
