@@ -22,12 +22,14 @@ RUNS = (
     *("__init__.py", "install.py", "amed", "hosts", "nodes", "webui", "scripts", "predictors"),
     "demo/model.py",
 )
-OF_HOSTS = frozenset(
-    "torch PIL tqdm gradio fastapi comfy comfy_api comfy_execution comfy_extras execution folder_paths "
-    "latent_preview node_helpers nodes server aiohttp modules backend ldm_patched modules_forge launch".split()
-)
-OURS = frozenset("amed hosts nodes webui scripts predictors demo amed_webui".split())
-FETCHES = frozenset("ftplib http httpx requests smtplib socket urllib urllib3 websocket websockets".split())
+OF_HOSTS = {
+    *("torch", "PIL", "tqdm", "gradio", "fastapi", "aiohttp"),
+    *("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"),
+    *("latent_preview", "node_helpers", "nodes", "server"),
+    *("modules", "backend", "ldm_patched", "modules_forge", "launch"),
+}
+OURS = {"amed", "hosts", "nodes", "webui", "scripts", "predictors", "demo", "amed_webui"}
+FETCHES = {"ftplib", "http", "httpx", "requests", "smtplib", "socket", "urllib", "urllib3", "websocket"}
 OLDEST = (3, 10)
 
 
@@ -158,8 +160,8 @@ def watched(folder: Path) -> dict[str, str]:
 
 
 def asked(folder: Path) -> list[list[str]]:
-    """What the log has: kind, what was asked for, the files that led there; but for ldconfig, by which torch's
-    own import looks for libraries. Raises AssertionError where nothing watched."""
+    """What the log has: kind, what was asked for, the files that led there; but for ldconfig, by which
+    torch's own import looks for libraries. Raises AssertionError where nothing watched."""
     lines = [line.split("\t") for line in (folder / "network.log").read_text().splitlines()]
     assert any(kind == "watching" for kind, *_ in lines), "nothing watched"
     theirs = [line for line in lines if line[1].endswith("ldconfig") and "/torch/__init__.py" in line[2]]
@@ -182,7 +184,7 @@ def main() -> None:
     count, runs, kept = said.split()[-3:]
     differ = set(stated().items()) ^ set(requirements().items())
     rows = [
-        (f"every module of the engine imported, {count} predictor files loaded, {runs} sampled with, one fitted "
+        (f"each module of the engine imported, {count} predictor files read, {runs} sampled with, one fitted "
          f"({kept} kept), one pickle converted: addresses asked for, programs started", str(len(sought))),
         (f"modules that fetch, in {len(files(*RUNS))} files that run in a host", str(len(reaching()))),
         ("modules there that no requirement names and no host brings", str(len(unstated()))),
@@ -193,8 +195,8 @@ def main() -> None:
     ]  # fmt: skip
     about = (
         "What the pack is made of and reaches for; in a real ComfyUI, from its start through an example, by "
-        "tests/comfyui/test_network.py. Connections are refused by a hook of Python's own: it does not see what a "
-        "compiled library would do by itself. Licences, and which are unknown, stand in SECURITY.md."
+        "tests/comfyui/test_network.py. Connections are refused by a hook of Python's own: it does not see "
+        "what a compiled library would do by itself. Licences, and which are unknown, stand in SECURITY.md."
     )
     put(Part("supply", "Supply chain", "python -m trust.supply", about, rows))
 
