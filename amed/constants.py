@@ -142,7 +142,8 @@ class Multistep:
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
         """Its rows; on other `times` (a last 0 is one more row) interpolated, and what they weigh of slopes
-        that such a run does not have (it began below the first time) goes to its newest."""
+        that such a run does not have (it began below the first time) goes to its oldest: so the end is
+        continuous in the start, also where that passes one of the table's own times."""
         given = self.sigmas.tolist() if times is None else times
         on, grid = [t for t in given if t > 0], self.sigmas[:-1]
         own = same_times(torch.tensor(on).double(), self.sigmas)
@@ -153,7 +154,7 @@ class Multistep:
             shares, a = ((v[n] if own else between(grid, v, t)) for v in (self.weights, self.a))
             hand = n + 1 + lead
             kept = shares[:hand].clone()
-            kept[0] += shares[hand:].sum(dim=0)
+            kept[-1] += shares[hand:].sum(dim=0)
             move = tuple(map(tuple, ((t_next - t) * kept).tolist()))
             offset = self.offset
             if offset is not None:

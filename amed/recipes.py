@@ -329,11 +329,14 @@ class Course:
         self.given: dict[str, Number] = {}
 
     def number(self, v: Number) -> Number:
-        """As it multiplies an image; one that no device has to be waited for is plain."""
+        """As it multiplies an image. A single one of the CPU's is plain where x lies elsewhere; beside x it
+        stays a tensor, whose arithmetic rounds as that of a whole batch."""
         if self.like is None or not isinstance(v, Tensor):
             return v
-        plain = v.numel() == 1 and v.device.type == "cpu" and not v.requires_grad
-        return float(v) if plain else beside(v, self.like)
+        away = v.device.type == "cpu" != self.like.device.type
+        if away and v.numel() == 1 and not v.requires_grad:
+            return float(v)
+        return beside(v, self.like)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
         """One leg of a solver with one evaluation a step."""

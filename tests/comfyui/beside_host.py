@@ -1,4 +1,4 @@
-"""UniPC and DEIS beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case.
+"""Our solvers beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case.
 
 Run in a process of its own, as it loads ComfyUI's modules."""
 
@@ -18,6 +18,9 @@ from bench.host import modules  # noqa: E402
 from demo.model import load_denoiser  # noqa: E402
 
 STEPS = (2, 3, 5, 8)
+SETTINGS = {  # the host's DPM-Solver++ 2M predicts data and keeps its order to the end
+    "dpmpp": ("dpmpp_2m", {"predict_x0": True, "lower_order_final": False})
+}
 
 
 @contextmanager
@@ -56,8 +59,12 @@ def main() -> None:
             for name, theirs, ours in (("", sigmas, sigmas), (" to 0", to_zero, floor))
         ]
         cases += [
-            ("deis", order, "bh1", name, times, times)
-            for order in (2, 3, 4)
+            (solver, order, "bh1", name, times, times)
+            for solver, orders in (
+                *(("deis", (2, 3, 4)), ("ipndm", (2, 3, 4))),
+                *(("euler", (1,)), ("dpm_2", (1,)), ("heun", (1,)), ("dpmpp", (2,))),
+            )
+            for order in orders
             for name, times in (("", sigmas), (" to 0", to_zero))
         ]
         for solver, order, variant, name, theirs, ours in cases:
@@ -69,10 +76,11 @@ def main() -> None:
                         models[0], x.clone(), theirs.clone(), variant=variant, **options
                     )
                 else:
-                    end = host.sampling.sample_deis(
-                        models[0], x.clone(), theirs.clone(), max_order=order, **options
-                    )
-            mine = sample(models[1], x, ours, Solver(solver, order, variant=variant), disable=True)
+                    function = getattr(host.sampling, f"sample_{SETTINGS.get(solver, (solver,))[0]}")
+                    more = {"max_order": order} if solver in ("deis", "ipndm") else {}
+                    end = function(models[0], x.clone(), theirs.clone(), **more, **options)
+            own = SETTINGS.get(solver, ("", {}))[1]
+            mine = sample(models[1], x, ours, Solver(solver, order, variant=variant, **own), disable=True)
             said = {
                 "case": f"{solver} {order} {variant}{name}",
                 "steps": steps,

@@ -90,7 +90,7 @@ def thresholded(solver):
     return Fitted(Spec.on(solver, SIGMAS, thresholding=True), CONSTANTS, SIGMAS)
 
 
-def test_weights_on_slopes_a_run_does_not_have_go_to_the_newest(model, noise):
+def test_weights_on_slopes_a_run_does_not_have_go_to_the_oldest(model, noise):
     """A start below the first time (img2img): consistent, no weight lost, and a = 1 Euler at its first
     step."""
     table = as_multistep(Solver("ipndm", 3), SIGMAS)

@@ -1,0 +1,188 @@
+"""The mathematics, measured: orders of convergence, batches, rounding, and how the end depends on the start.
+
+PYTHONPATH=.:tests python -m trust.numerics       # minutes; writes its part of docs/TRUST.md
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from trust import exact, orders, samplers
+from trust.page import Part, put
+
+import amed
+from amed import Fitted, Solver, sample, schedules
+from amed.evaluate import FromModule, Guided
+from demo.model import UNCONDITIONAL, load_denoiser
+
+PREDICTORS = sorted((Path(__file__).resolve().parents[2] / "predictors").glob("*.safetensors"))
+EPS = {torch.float32: 16, torch.bfloat16: 4}  # how many of a dtype's eps a run may lie from float64's, by RMS
+JUMP, SLOPE = (
+    0.02,
+    2.0,
+)  # of the end, RMS of data some 1: where the start passes a time; per unit of log start
+
+
+# --- rounding ----------------------------------------------------------------------------------------------
+
+
+def rounded(case: samplers.Case, dtype: torch.dtype) -> float:
+    """Relative RMS distance of a run in a dtype from the same in float64. The model itself is exact: what it
+    is given and what it gives are rounded, and all that the sampler does."""
+
+    def ask(model, x, sigma, extra_args, wants):
+        cond = exact.denoiser(x.double(), sigma.double()).to(x.dtype)
+        if "cond" in wants:
+            return amed.Evaluation(cond)
+        return amed.Evaluation(1.5 * cond, x / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt(), cond, cond / 2)
+
+    x = (samplers.drawn(5, 6, 3, 8, 8) * samplers.SIGMAS[0]).to(dtype)
+    options = {"disable": True, "predictor": case.predictor, "afs": case.afs}
+    whole = sample(ask, x.double(), samplers.SIGMAS, case.solver, evaluate=ask, **options)
+    end = sample(ask, x, samplers.SIGMAS, case.solver, evaluate=ask, **options)
+    return rms(end.double() - whole) / rms(whole)
+
+
+def in_network(fitted: Fitted, dtype: torch.dtype, noise: Tensor) -> float:
+    """The same of a bundled predictor on the demo's network, which works in the dtype itself."""
+    ends = []
+    for kind in (torch.float64, dtype):
+        denoiser = load_denoiser(dtype=kind)
+        sigmas = fitted.sigmas()
+        x = (noise * sigmas[0]).to(dtype).to(kind)
+        ask = FromModule(denoiser.inner_model.middle_block)
+        guided, args = guided_by(denoiser, fitted.spec.guidance, len(x))
+        run = amed.SAMPLERS[fitted.spec.sampler]
+        ends.append(run(guided, x, sigmas, args, disable=True, predictor=fitted, evaluate=ask).double())
+    return rms(ends[1] - ends[0]) / rms(ends[0])
+
+
+def guided_by(denoiser, guidance: float, count: int):
+    """The demo's model at a guidance scale, and its arguments."""
+    none = torch.full((count,), UNCONDITIONAL)
+    label = none if guidance == 1 else torch.arange(count) % UNCONDITIONAL
+    return Guided(denoiser, guidance), {"cond": {"label": label}, "uncond": {"label": none}}
+
+
+def rms(v: Tensor) -> float:
+    return float(v.square().mean().sqrt())
+
+
+# --- img2img: the end as a function of the start -----------------------------------------------------------
+
+
+def cut(times: Tensor, start: float) -> Tensor:
+    """A table's times from a noise level on, as the nodes cut them for img2img (nodes/choosing.py)."""
+    return torch.cat([times.new_tensor([start]), times[times < start * 0.99]])
+
+
+def ends(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor) -> Tensor:
+    """Of img2img from x0 at a noise level."""
+    guided, args = guided_by(denoiser, fitted.spec.guidance, len(x0))
+    times, solver = cut(fitted.sigmas(), start), fitted.spec.student
+    return sample(guided, x0 + noise * start, times, solver, args, disable=True, predictor=fitted.predictor)
+
+
+def at_times(fitted: Fitted) -> list[float]:
+    """The starts at which the cut list has one time more."""
+    return [float(t) / 0.99 for t in fitted.sigmas()[1:-1]]
+
+
+def jump(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor, by: float = 1e-7) -> float:
+    """How far the ends of two starts lie apart, just above and just below a noise level."""
+    up, down = (ends(fitted, denoiser, start * (1 + s * by), x0, noise) for s in (1, -1))
+    return rms(up - down)
+
+
+# --- the page ----------------------------------------------------------------------------------------------
+
+
+def order_rows() -> list[tuple[str, str]]:
+    rows = []
+    for solver in orders.EVERY:
+        run, own, why = orders.theory(solver)
+        found = f"{orders.as_run(solver):.2f} (theory {run}); {orders.alone(solver):.2f} (theory {own})"
+        rows.append((f"order of {orders.label(solver)}", found + (f": {why}" if why else "")))
+    return rows
+
+
+def batch_rows(batches: int = 4) -> list[tuple[str, str]]:
+    done = same = 0
+    for size in ((8, 8), (9, 13), (1, 1)):
+        for seed in range(batches):
+            x = samplers.drawn(seed, 7, 3, *size) * samplers.SIGMAS[0]
+            order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
+            for case in samplers.cases():
+                whole = samplers.run(case, x)
+                split = torch.cat([samplers.run(case, v) for v in x.split([1, 4, 2])])
+                done += 2
+                same += torch.equal(split, whole) + torch.equal(samplers.run(case, x[order]), whole[order])
+    return [
+        (
+            f"{len(samplers.cases())} samplers with their predictors, batches of 7 in another order and in "
+            "parts (float64): equal to the last bit",
+            f"{same} of {done}",
+        )
+    ]
+
+
+def rounding_rows() -> list[tuple[str, str]]:
+    noise = samplers.drawn(11, 4, 3, 32, 32)
+    rows = []
+    for dtype, count in EPS.items():
+        name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
+        own = max((rounded(case, dtype), case.name) for case in samplers.cases())
+        emoji = (file for file in PREDICTORS if "emoji" in file.stem)
+        files = [(in_network(amed.load(file), dtype, noise), file.stem) for file in emoji]
+        rows += [
+            (f"{name} beside float64, an exact model: the most of {len(samplers.cases())} samplers "
+             f"(bound {count} eps = {count * eps:.1e})", f"{own[0]:.1e} ({own[1]})"),
+            (f"{name} beside float64, the demo's network in {name}: middle and most of {len(files)} files",
+             f"{statistics.median(v for v, _ in files):.1e}, {max(files)[0]:.1e} ({max(files)[1]})"),
+        ]  # fmt: skip
+    return rows
+
+
+def start_rows() -> list[tuple[str, str]]:
+    denoiser = load_denoiser(dtype=torch.float32)
+    noise = samplers.drawn(12, 4, 3, 32, 32).float()
+    found, slopes, tops = [], [], []
+    for file in PREDICTORS:
+        if "emoji32" not in file.stem or "amed-" in file.stem:  # the network's constants are not interpolated
+            continue
+        fitted = amed.load(file)
+        guided, args = guided_by(denoiser, fitted.spec.guidance, len(noise))
+        times = schedules.make("polynomial", 13, 0.002, 80.0)
+        x = samplers.drawn(13, 4, 3, 32, 32).float() * times[0]
+        x0 = sample(guided, x, times, Solver("ipndm", 3), args, disable=True)
+        found += [(jump(fitted, denoiser, t, x0, noise, 1e-6), file.stem, t) for t in at_times(fitted)]
+        inside = [math.sqrt(a * b) for a, b in zip(at_times(fitted), at_times(fitted)[1:])]
+        slopes += [(jump(fitted, denoiser, t, x0, noise, 5e-3) / 1e-2, file.stem, t) for t in inside]
+        top = float(fitted.sigmas()[0])
+        tops.append(
+            (jump(fitted, denoiser, top * math.exp(-amed.constants.SAME), x0, noise, 1e-6), file.stem)
+        )
+    worst, steep = max(found), max(slopes)
+    return [
+        (f"img2img over any start: the end's jump where the start passes one of a table's times "
+         f"({len(found)} places; a step of 1% is left out there), middle and most (bound {JUMP:g})",
+         f"{statistics.median(v for v, *_ in found):.4f}, {worst[0]:.4f} ({worst[1]}, at {worst[2]:.3g})"),
+        (f"the end's change per unit of log start between them ({len(slopes)} places), middle and most",
+         f"{statistics.median(v for v, *_ in slopes):.2f}, {steep[0]:.2f} ({steep[1]}, at {steep[2]:.3g})"),
+        ("the jump 1% below a table's first time, whence its own numbers hold as they are, middle and most",
+         f"{statistics.median(v for v, _ in tops):.4f}, {max(tops)[0]:.4f} ({max(tops)[1]})"),
+    ]  # fmt: skip
+
+
+ABOUT = (
+    "Each recipe's order on a problem whose end is known, in float64: of whole runs where geometric steps "
+    "are halved, then of its formula alone from an exact history where equal steps are. Then batches, "
+    "rounding, and where img2img may start; distances are RMS, data some 1."
+)
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rows = order_rows() + batch_rows() + rounding_rows() + start_rows()
+    put(Part("numerics", "Numerics", "python -m trust.numerics", ABOUT, rows))
