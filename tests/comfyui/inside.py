@@ -220,6 +220,8 @@ class TestLeft:
             ),
             "ours": dict(sorted(ours.items())),
         }
+        while UNDO:
+            UNDO.pop()()
         return {"ui": {"text": [json.dumps(told)]}}
 
     def hooks(self, network):
@@ -260,4 +262,30 @@ def filled(own):
     return own
 
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft)}
+UNDO = []  # what a look ends with
+
+
+class TestLeaves:
+    """MODEL -> MODEL: leaves behind what TestLeft is to see, and to undo: a hook on the network, a patch on
+    the MODEL, a function in place of one of the host's."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, model):
+        own = comfy.samplers.sampling_function
+        comfy.samplers.sampling_function = lambda *args, **kwargs: own(*args, **kwargs)
+        hook = model.model.diffusion_model.register_forward_hook(lambda *_: None)
+        UNDO.extend([hook.remove, lambda: setattr(comfy.samplers, "sampling_function", own)])
+        return patched(model, lambda m: m.add_object_patch("model_sampling", m.model.model_sampling))
+
+
+NODES = (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves)
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}

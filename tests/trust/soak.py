@@ -1,7 +1,7 @@
 """Many generations through one ComfyUI that is never restarted: does anything stay behind?
 
-`run(server, Graph, count)` queues them; `python -m trust.soak` runs 500, and 500 of the host's own samplers
-alone to compare with, and writes the part "soak" of docs/TRUST.md."""
+`run(server, Graph, count)` queues them; `python -m trust.soak` runs 500 (with `--control` as many of the
+host's own samplers alone, to compare with), and writes the part "soak" of docs/TRUST.md."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ from demo import comfyui
 from demo.comfyui import ROOT, RunError, Server
 
 MAIN, WINDOW = 500, 50
-ROUND = 50  # generations after which everything has been done once
+ROUND = 200  # generations between two fits
 LEAST = 1800  # evaluations of a fit: what NFE 4 needs
 SIZE = {"width": 16, "height": 16}  # of fits
 SWAPPED = "swapped.safetensors"  # a name whose file becomes another every few generations
@@ -130,15 +130,17 @@ class Between:
             self.count("swapped")
         if n % round_ == 0:
             for name, wrapped in (("soak", False), ("soak-around", True)):
+                if n and wrapped != n // round_ % 2:  # at first both, then by turns
+                    continue
                 g = self.graph(**SIZE)
                 calibrate(g, n, name, wrapped)
                 self.server.run(g.nodes)
                 self.count("refitted")
-        if n % round_ == round_ // 2:
+        if n % round_ == 15:
+            self.fail(n)
+        if n % round_ == 25 and (folder / FIT).exists():
             (folder / FIT).unlink()
             self.count("deleted")
-        if n % round_ == round_ - 5:
-            self.fail(n)
 
     def fail(self, n: int) -> None:
         """The MODEL raises after some evaluations."""
@@ -189,8 +191,13 @@ def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
     time.sleep(0.5)
     g = graph()
     node = g.add("TestLeft", model=g.model)
-    inside = json.loads(server.run(g.nodes).text(node))
+    inside = read(server, g, node)
     return Seen(count, memory(server.process.pid), inside)
+
+
+def read(server: Server, g: Any, node: str) -> dict[str, Any]:
+    """What a TestLeft in a graph sees."""
+    return json.loads(server.run(g.nodes).text(node))
 
 
 @dataclass
@@ -267,7 +274,7 @@ def told_tensors(first: dict, last: dict) -> str:
     return "{} and {}".format(*counts) + ", {:,} and {:,} bytes".format(*sizes)
 
 
-def part(ours: Soak, control: Soak) -> page.Part:
+def part(ours: Soak, control: Soak | None = None) -> page.Part:
     first, last = ours.looks[0].inside, ours.looks[-1].inside
     left = [*last["hooks"], *last["patches"], *last["replaced"]]
     done = ", ".join(f"{count} {what}" for what, count in ours.between.items())
@@ -282,13 +289,16 @@ def part(ours: Soak, control: Soak) -> page.Part:
         ("predictors between", done),
         ("memory of the process alone (USS)", told(ours, "Uss")),
         ("resident memory (RSS)", told(ours, "Rss")),
-        ("the same, the host's own samplers only", told(control, "Uss")),
         ("tensors alive", told_tensors(first, last)),
         ("objects of ours alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
         ("hooks, patches, wrappers or replaced functions left", ", ".join(left) or "none"),
         (f"median time of the last {WINDOW} over that of the first {WINDOW} after {WINDOW}", times(ours)),
-        ("the same, the host's own samplers only", times(control)),
-    ]  # fmt: skip
+    ]
+    if control:
+        rows += [
+            ("the host's own samplers alone: memory (USS)", told(control, "Uss")),
+            ("the host's own samplers alone: time", times(control)),
+        ]  # fmt: skip
     about = (
         f"{len(ours.each)} queued generations through one real ComfyUI: bundled tables, the paper's network, "
         "plugin samplers, Apply AMED Predictor on KSampler, a sampler of the host's with a predictor around "
@@ -308,13 +318,16 @@ def version(host: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=MAIN)
+    parser.add_argument(
+        "--control", action="store_true", help="then as many of the host's own samplers alone"
+    )
     parser.add_argument("--log", type=Path, help="a JSON of every look and every time")
     options = parser.parse_args()
     say = lambda text: print(text, flush=True)  # noqa: E731
     ours = served(KINDS, options.count, say)
-    control = served(CONTROL, options.count, say)
+    control = served(CONTROL, options.count, say) if options.control else None
     if options.log:
-        runs = {"ours": ours, "control": control}
+        runs = {"ours": ours} | ({"control": control} if control else {})
         options.log.write_text(json.dumps({k: [v.each, [vars(s) for s in v.looks]] for k, v in runs.items()}))
     made = part(ours, control)
     for what, figure in made.rows:
