@@ -248,15 +248,19 @@ def run(
 
 def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
     """A run in a ComfyUI of its own."""
-    from comfyui.conftest import Graph, write_tiny_models, write_user_predictors
+    from comfyui.conftest import Graph, write_user_predictors
 
     with tempfile.TemporaryDirectory(prefix="amed-soak-") as folder:
         base = Path(folder)
         write_user_predictors(base / "models" / "amed_predictors")
-        write_tiny_models(base)
-        at = tuple(range(WINDOW, count + 1, WINDOW))
-        with Server(base) as server:
+        (base / "custom_nodes").mkdir()
+        shutil.copy(ROOT / "tests" / "comfyui" / "inside.py", base / "custom_nodes" / "amed_tests.py")
+        at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
+        server.start(timeout=1200)  # the machine may be busy
+        try:
             return run(server, Graph, count, at, kinds, tell=tell)
+        finally:
+            server.stop()
 
 
 def growth(soak: Soak, what: str = "Uss") -> float:
