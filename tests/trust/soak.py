@@ -256,7 +256,7 @@ def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
         (base / "custom_nodes").mkdir()
         shutil.copy(ROOT / "tests" / "comfyui" / "inside.py", base / "custom_nodes" / "amed_tests.py")
         at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
-        server.start(timeout=1200)  # the machine may be busy
+        server.start(timeout=1800)  # the machine may be busy
         try:
             return run(server, Graph, count, at, kinds, tell=tell)
         finally:

@@ -150,7 +150,7 @@ CASES = {
     ),
     "cond.batch": Case(
         lambda w, put: None, lambda w: evaluate().prompts_of({"cond": object()}, 2), [[None], [None]],
-        covers=("batch", "cond"),
+        covers=("batch",),
     ),
     "prompt.weight": Case(
         lambda w, put: None, lambda w: weightless(), 1.5, covers=("weight",),
