@@ -6,15 +6,20 @@ from typing import Any
 from torch import Tensor
 
 from ..amed.choose import Report
+from .log import warn_once
 
 COUNT = "amed_evaluations"  # the key of a counting MODEL's Count
 
 
 def count_rows(model_options: dict, report: Report) -> None:
-    """Count the network's rows into the report, by a wrapper on this run's own options."""
+    """Count the network's rows into the report, by a wrapper on this run's own options; left open where the
+    host has no such wrappers."""
     try:
         from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-    except ImportError:
+
+        around_network = WrappersMP.APPLY_MODEL
+    except (ImportError, AttributeError):
+        warn_once("this ComfyUI is too old to count the network's passes: reports leave them out")
         return
 
     def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -22,9 +27,7 @@ def count_rows(model_options: dict, report: Report) -> None:
         return executor(x, *args, **kwargs)
 
     report.rows = 0
-    add_wrapper_with_key(
-        WrappersMP.APPLY_MODEL, "amed_count", apply_model, model_options, is_model_options=True
-    )
+    add_wrapper_with_key(around_network, "amed_count", apply_model, model_options, is_model_options=True)
 
 
 class Count:
@@ -69,15 +72,16 @@ def put_around(model: Any, sample: Callable[..., Tensor]) -> None:
 def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
     """A clone of a MODEL that counts, `before`: as Count has it. Raises RuntimeError where the host has no
     wrappers to count with."""
+    clone, count = model.clone(), Count(before)
     try:
         from comfy.patcher_extension import WrappersMP
-    except ImportError:
+
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
+        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
+    except (ImportError, AttributeError):
         raise RuntimeError(
             "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
         ) from None
-    clone, count = model.clone(), Count(before)
-    clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
     clone.model_options[COUNT] = count
     return clone
 

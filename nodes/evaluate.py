@@ -3,12 +3,12 @@
 Nothing stays on a MODEL: what one evaluation needs is put on a copy of its options. Host: comfy/samplers.py
 (sampling_function, KSamplerX0Inpaint), and the patches of its U-Nets (transformer_options)."""
 
-import logging
 from typing import Any
 
 from torch import Tensor
 
 from ..amed import Evaluation
+from .log import warn_once
 from .model import own_options
 
 BOTTLENECK, HALVES, COND = "bottleneck", "halves", "cond"
@@ -135,13 +135,3 @@ def with_kept_part(
     if changed is not None:
         mask = changed(sigma, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
     return half * mask + model.latent_image * (1 - mask)
-
-
-_warned: set[str] = set()
-
-
-def warn_once(text: str) -> None:
-    """A line in the host's log, once for the same text."""
-    if text not in _warned:
-        _warned.add(text)
-        logging.warning("AMED: %s", text)

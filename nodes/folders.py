@@ -25,7 +25,7 @@ _library = Library([])
 def library() -> Library:
     """The user's predictors (models/amed_predictors, and wherever extra_model_paths says), then the
     bundled."""
-    _library.folders = [*(Path(p) for p in folder_paths.get_folder_paths(FOLDER)), BUNDLED]
+    _library.folders = [*user_folders(), BUNDLED]
     return _library
 
 
@@ -34,9 +34,17 @@ def library_state() -> list[tuple[str, float]]:
     return [(name, path.stat().st_mtime) for name, path in sorted(library().paths().items())]
 
 
+def user_folders() -> list[Path]:
+    """models/amed_predictors, and wherever extra_model_paths says; the first alone where the host did not
+    take it as a folder of its own."""
+    if FOLDER not in folder_paths.folder_names_and_paths:
+        return [Path(folder_paths.models_dir) / FOLDER]
+    return [Path(p) for p in folder_paths.get_folder_paths(FOLDER)]
+
+
 def user_folder() -> Path:
     """Where new predictors are saved: the first folder of models/amed_predictors."""
-    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+    return user_folders()[0]
 
 
 def output_folder() -> Path:

@@ -5,7 +5,6 @@ A MODEL is never altered: what one run needs is put on a copy of that run's opti
 comfy/model_patcher.py, model_sampling.py, model_base.py, model_management.py."""
 
 import copy
-import logging
 from typing import Any
 
 import comfy.latent_formats
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..amed import Fitted, schedules
 from ..amed.choose import Identity
 from ..amed.fingerprint import fingerprint
+from .log import warn_once
 
 Interrupted = comfy.model_management.InterruptProcessingException
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
@@ -41,7 +41,7 @@ def identity(model: Any) -> Identity:
         named = base.diffusion_model.named_parameters()
         return Identity(family, fingerprint((n, original(n, w)) for n, w in named))
     except Exception as error:  # quantised or offloaded weights of a kind we do not know
-        logging.warning("AMED: cannot tell this checkpoint from others (%s)", error)
+        warn_once(f"cannot tell this checkpoint from others ({error})")
         return Identity(family, "")
 
 

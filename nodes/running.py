@@ -1,7 +1,6 @@
 """A run of the host's own sampling, and what its page shows meanwhile. Host: comfy/sample.py, comfy/utils.py,
 comfy_execution/utils.py, latent_preview.py, server.py."""
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import latent_preview
 from comfy_api.latest import ui
 from torch import Tensor
 
+from .log import warn_once
 from .model import stop_if_asked
 
 EVERY = 0.2  # seconds between two things that are sent to the page
@@ -94,6 +94,7 @@ def executing_node() -> str | None:
         context = get_executing_context()
         return context.node_id if context else None
     except Exception:  # only ever an extra
+        warn_once("this ComfyUI does not say which node runs: its own nodes show no report of AMED's")
         return None
 
 
@@ -104,4 +105,4 @@ def show_text(node_id: str, text: str) -> None:
 
         PromptServer.instance.send_progress_text(text, node_id)
     except Exception:  # only ever an extra: the text is also an output and in the log
-        logging.debug("AMED: this ComfyUI shows no text on nodes")
+        warn_once("this ComfyUI shows no text on nodes: it is in the log and the nodes' outputs")

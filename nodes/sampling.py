@@ -15,8 +15,9 @@ from ..amed.fit.plain import Setting
 from ..amed.kdiffusion import sample as engine_sample
 from .choosing import own_name, request
 from .counting import count_rows
-from .evaluate import evaluate, lacking, warn_once
+from .evaluate import evaluate, lacking
 from .folders import library
+from .log import warn_once
 from .model import attached, guides_plainly, is_flow, own_options, stop_if_asked, whole_guidance
 from .running import executing_node, show_text
 

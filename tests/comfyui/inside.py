@@ -1,8 +1,12 @@
 """Nodes for tests, put into the custom_nodes of the ComfyUI that runs them: prompts and MODELs of odd kinds,
 and a look at what the pack does inside the host."""
 
+import ctypes
+import gc
 import json
 import sys
+from collections import Counter
+from types import ModuleType
 
 import comfy.samplers
 import torch
@@ -173,4 +177,115 @@ class TestDevice(Inside):
             sampling.SAMPLERS = own
 
 
-NODE_CLASS_MAPPINGS = {c.__name__: c for c in (TestPrompt, TestModel, TestHalves, TestDevice)}
+class TestLeft:
+    """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
+    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
+    HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    PATCHES = (
+        "patches", "backup", "object_patches", "object_patches_backup", "weight_wrapper_patches",
+        "attachments", "additional_models", "wrappers", "callbacks", "injections", "hook_patches",
+        "hook_backup", "cached_hook_patches",
+    )  # fmt: skip
+    first = None
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, model):
+        gc.collect()
+        if sys.platform == "linux":  # so that memory is what is held, not what the allocator keeps at hand
+            ctypes.CDLL(None).malloc_trim(0)
+        now, cls = self.host(), type(self)
+        cls.first = cls.first or now
+        changed = {name for name, was in cls.first.items() if now.get(name, was) != was}
+        changed |= {name for name in cls.first if name not in now}
+        alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+        ours = Counter(
+            type(o).__qualname__ for o in gc.get_objects() if "comfyui-amed" in str(type(o).__module__)
+        )
+        told = {
+            "hooks": self.hooks(model.model.diffusion_model),
+            "patches": self.patches(model),
+            "replaced": sorted(changed),
+            "tensors": len(alive),
+            "bytes": sum(
+                {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in alive}.values()
+            ),
+            "ours": dict(sorted(ours.items())),
+        }
+        while UNDO:
+            UNDO.pop()()
+        return {"ui": {"text": [json.dumps(told)]}}
+
+    def hooks(self, network):
+        """Of its modules: hooks, and a forward of its own."""
+        found = []
+        for name, module in network.named_modules():
+            found += [f"{name}.{kind}" for kind in self.HOOKS if getattr(module, kind, None)]
+            found += [f"{name}.forward"] if "forward" in vars(module) else []
+        return found
+
+    def patches(self, model):
+        """On the MODEL; of its options everything but the empty dict they begin with."""
+        found = [f"{n}: {list(own)}" for n in self.PATCHES if (own := filled(getattr(model, n, None)))]
+        options = filled(model.model_options)
+        return [*found, *([f"model_options: {list(options)}"] if options else [])]
+
+    @staticmethod
+    def host():
+        """Every function and class of the host's modules, and of its classes, by name: the object's id."""
+        tops, found = ("comfy", "comfy_execution", "execution", "nodes", "latent_preview", "folder_paths"), {}
+        for name, module in list(sys.modules.items()):
+            if name.split(".")[0] not in tops or not isinstance(module, ModuleType):
+                continue
+            for key, value in list(vars(module).items()):
+                if callable(value):
+                    found[f"{name}.{key}"] = id(value)
+                if isinstance(value, type) and value.__module__ == name:
+                    own = {f"{name}.{key}.{k}": id(v) for k, v in vars(value).items() if callable(v)}
+                    found |= {k: v for k, v in own.items() if not k.endswith("__")}
+        return found
+
+
+def filled(own):
+    """Of dicts and lists in one another those that hold anything."""
+    if isinstance(own, dict):
+        kept = {k: filled(v) for k, v in own.items()}
+        return {k: v for k, v in kept.items() if not (isinstance(v, dict | list) and not v)}
+    return own
+
+
+UNDO = []  # what a look ends with
+
+
+class TestLeaves:
+    """MODEL -> MODEL: leaves behind what TestLeft is to see, and to undo: a hook on the network, a patch on
+    the MODEL, a function in place of one of the host's."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return float("nan")
+
+    def run(self, model):
+        own = comfy.samplers.sampling_function
+        comfy.samplers.sampling_function = lambda *args, **kwargs: own(*args, **kwargs)
+        hook = model.model.diffusion_model.register_forward_hook(lambda *_: None)
+        UNDO.extend([hook.remove, lambda: setattr(comfy.samplers, "sampling_function", own)])
+        return patched(model, lambda m: m.add_object_patch("model_sampling", m.model.model_sampling))
+
+
+NODES = (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves)
+NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}

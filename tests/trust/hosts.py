@@ -1,0 +1,107 @@
+"""The tests in other versions of ComfyUI: `python -m trust.hosts FOLDER ...`, each a ComfyUI whose
+requirements this Python has (without one: the ComfyUI of `make test`).
+
+Writes the part "hosts" of docs/TRUST.md, a row a version; those of versions not run now stay as they are.
+`--tests` names files or folders of tests; `--only` is pytest's -k."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+from trust import page
+from trust.soak import version
+
+from demo.comfyui import ROOT, find
+
+TESTS = ("tests/comfyui", "tests/webui/test_without.py")
+WITHOUT = "test_without"  # those that take an attribute of a host away
+NAMED = "attributes of a host taken away"
+
+
+def run(host: Path, tests: list[str], only: str = "") -> tuple[list[tuple[str, str, str]], str]:
+    """(file, test, outcome) of every test in a ComfyUI, and what pytest printed last. Raises RuntimeError
+    where pytest could not run."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "tests.xml"
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={made}",
+            *tests,
+        ]
+        command += ["-k", only] if only else []
+        environment = os.environ | {"COMFYUI_PATH": str(host)}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if not made.is_file():
+            raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+        return outcomes(made), done.stdout
+
+
+def outcomes(made: Path) -> list[tuple[str, str, str]]:
+    """Of pytest's JUnit file."""
+    found = []
+    for case in ElementTree.parse(made).iter("testcase"):
+        kinds = {child.tag for child in case}
+        worst = next((k for k in ("error", "failure", "skipped") if k in kinds), "passed")
+        outcome = {"error": "failed", "failure": "failed"}.get(worst, worst)
+        found.append((case.get("classname", "").rpartition(".")[2], case.get("name", ""), outcome))
+    return found
+
+
+def figure(found: list[tuple[str, str, str]]) -> str:
+    counts = Counter(outcome for *_, outcome in found)
+    files = sorted({file for file, *_ in found})
+    said = [f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped")]
+    failed = [f"{file}::{name}" for file, name, outcome in found if outcome == "failed"]
+    return ", ".join(said) + f" ({', '.join(files)})" + "".join(f"; failed: {name}" for name in failed)
+
+
+def rows(known: list, host: str, found: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """The page's rows with those of one host's run put in."""
+    kept = dict(tuple(row) for row in known)
+    kept[f"ComfyUI {host}"] = figure(found)
+    for kind, name in (("ComfyUI", "comfyui"), ("the WebUIs' restated hosts", "webui")):
+        mine = [(file, test, outcome) for file, test, outcome in found if file == f"{WITHOUT}_{name}"]
+        if mine:
+            kept[f"{NAMED}, {kind}"] = figure(mine).split(" (")[0]
+    hosts = sorted((k for k in kept if k.startswith("ComfyUI ")), key=number)
+    return [(k, kept[k]) for k in [*hosts, *(k for k in kept if k not in hosts)]]
+
+
+def number(row: str) -> list[int]:
+    return [int(one) for one in row.split()[1].split(".")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("hosts", nargs="*", type=Path)
+    parser.add_argument("--tests", nargs="+", default=list(TESTS))
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    for host in options.hosts or [find()]:
+        found, said = run(host, options.tests, options.only)
+        print(said, flush=True)
+        known = json.loads(page.FIGURES.read_text()) if page.FIGURES.is_file() else {}
+        made = rows(known.get("hosts", {}).get("rows", []), version(host), found)
+        about = (
+            "The tests in the oldest ComfyUI that `requires-comfyui` names, in the one that `make test` "
+            "fetches and in a recent one; and each optional attribute of a host taken away once: at most one "
+            "warning, that feature off, the rest working."
+        )
+        page.put(
+            page.Part("hosts", "Other versions of the hosts", "python -m trust.hosts FOLDER", about, made)
+        )
+
+
+if __name__ == "__main__":
+    main()

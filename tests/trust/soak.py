@@ -1,0 +1,344 @@
+"""Many generations through one ComfyUI that is never restarted: does anything stay behind?
+
+`run(server, Graph, count)` queues them; `python -m trust.soak` runs 500 (with `--control` as many of the
+host's own samplers alone, to compare with), and writes the part "soak" of docs/TRUST.md."""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trust import page
+
+from demo import comfyui
+from demo.comfyui import ROOT, RunError, Server
+
+MAIN, WINDOW = 500, 50
+ROUND = 200  # generations between two fits
+LEAST = 1800  # evaluations of a fit: what NFE 4 needs
+SIZE = {"width": 16, "height": 16}  # of fits
+SWAPPED = "swapped.safetensors"  # a name whose file becomes another every few generations
+FIT, AROUND = "soak-nfe4-cfg1.safetensors", "soak-around-nfe4-cfg1.safetensors"
+FILES = ("amed-nfe5-cfg1", "multistep-nfe5-cfg1", "ipndm-nfe5-cfg1", "dpmpp-nfe5-cfg1")
+PLUGINS = ("amed_euler", "amed_dpm_2", "amed_ipndm", "amed_uni_pc", "amed_deis")
+HOSTS = ("euler", "dpmpp_2m", "uni_pc", "ipndm", "heun")
+
+
+# --- the generations ---------------------------------------------------------------------------------------
+
+
+def loaded(g: Any, name: str) -> list:
+    return [g.add("AMEDLoadPredictor", name=name), 0]
+
+
+def table(g: Any, n: int) -> list:
+    """A bundled table, of all NFE and guidances."""
+    return g.amed(3 + n % 8, "auto", guidance=(1.0, 2.0, 4.0)[n % 3], seed=n)
+
+
+def network(g: Any, n: int) -> list:
+    """The paper's network: it reads the bottleneck."""
+    return g.amed((5, 7)[n % 2], "amed", guidance=(1.0, 2.0)[n // 2 % 2], seed=n)
+
+
+def plugin(g: Any, n: int) -> list:
+    """A plugin sampler of the dropdown, with the user's own file."""
+    return g.ksampler(PLUGINS[n % len(PLUGINS)], "amed", 4, seed=n)
+
+
+def applied(g: Any, n: int) -> list:
+    """Apply AMED Predictor on the ordinary KSampler, with the file that is another each time."""
+    model = [g.add("AMEDApplyPredictor", model=g.model, predictor=loaded(g, SWAPPED)), 0]
+    file = FILES[n // 10 % len(FILES)]
+    sampler = f"amed_{file.split('-')[0]}".replace("amed_amed", "amed").replace("dpmpp", "dpmpp_2m")
+    return g.ksampler(sampler, "amed", 5 if "multistep" in file else 3, seed=n, model=model)
+
+
+def around(g: Any, n: int) -> list:
+    """A sampler of the host's with a predictor around it."""
+    model = [g.add("AMEDApplyPredictor", model=g.model, predictor=loaded(g, AROUND)), 0]
+    return g.ksampler("euler", "amed", 4, seed=n, model=model)
+
+
+def modular(g: Any, n: int) -> list:
+    """AMED Sampler and AMED Scheduler on SamplerCustom."""
+    own = loaded(g, f"emoji32-{FILES[n // 10 % len(FILES)]}.safetensors")
+    sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=own)
+    times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=5, denoise=1.0, predictor=own)
+    return g.custom(sampler, times, seed=n)
+
+
+def refitted(g: Any, n: int) -> list:
+    """What was fitted on the way, as long as it is there; auto where it was deleted."""
+    return g.amed(4, "auto", seed=n)
+
+
+def missing(g: Any, n: int) -> list:
+    """No predictor: the best plain solver."""
+    return g.amed(11 + n % 5, "amed_deis", seed=n, if_missing="plain")
+
+
+def inpainted(g: Any, n: int) -> list:
+    """Half an image of an earlier one, from the middle of the schedule."""
+    start = g.right_half_masked(g.ksampler("euler", "karras", 3, seed=n))
+    return g.amed(5, "auto", seed=n, denoise=0.7, latent_image=start)
+
+
+def hosts_own(g: Any, n: int) -> list:
+    return g.ksampler(HOSTS[n // 10 % len(HOSTS)], "karras", 5, cfg=(1.0, 2.0)[n % 2], seed=n)
+
+
+def hosts_any(g: Any, n: int) -> list:
+    """Of the control: none of ours."""
+    return g.ksampler(HOSTS[n % len(HOSTS)], "karras", 3 + n % 8, cfg=(1.0, 2.0)[n % 2], seed=n)
+
+
+KINDS = (table, network, plugin, applied, around, modular, refitted, missing, inpainted, hosts_own)
+CONTROL = (hosts_any,)
+
+
+# --- what happens between ----------------------------------------------------------------------------------
+
+
+def calibrate(g: Any, n: int, name: str, wrapped: bool = False) -> None:
+    more = {"wrapped": [g.add("KSamplerSelect", sampler_name="euler"), 0]} if wrapped else {}
+    asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+             "evaluations": LEAST, "seed": n, "name": name}  # fmt: skip
+    g.add("AMEDCalibrate", **g.around() | asked | more)
+
+
+@dataclass
+class Between:
+    """Predictors swapped, refitted and deleted, and a run that fails in the middle, at their places in a
+    round; `done` counts them."""
+
+    server: Server
+    graph: Callable[..., Any]
+    done: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, n: int, round_: int) -> None:
+        folder = self.server.base / "models" / "amed_predictors"
+        if n % 10 == 0:
+            bundled = ROOT / "predictors" / f"emoji32-{FILES[n // 10 % len(FILES)]}.safetensors"
+            shutil.copy(bundled, folder / SWAPPED)
+            self.count("swapped")
+        if n % round_ == 0:
+            for name, wrapped in (("soak", False), ("soak-around", True)):
+                if n and wrapped != n // round_ % 2:  # at first both, then by turns
+                    continue
+                g = self.graph(**SIZE)
+                calibrate(g, n, name, wrapped)
+                self.server.run(g.nodes)
+                self.count("refitted")
+        if n % round_ == 15:
+            self.fail(n)
+        if n % round_ == 25 and (folder / FIT).exists():
+            (folder / FIT).unlink()
+            self.count("deleted")
+
+    def fail(self, n: int) -> None:
+        """The MODEL raises after some evaluations."""
+        g = self.graph()
+        g.model = [g.add("TestModel", model=g.model, which="tired"), 0]
+        g.show(g.ksampler("amed_ipndm", "amed", 30, seed=n))
+        try:
+            self.server.run(g.nodes)
+        except RunError:
+            self.count("failed on purpose")
+
+    def count(self, what: str) -> None:
+        self.done[what] = self.done.get(what, 0) + 1
+
+
+# --- what is seen ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """After `count` generations: memory of the process in bytes, and what TestLeft sees inside."""
+
+    count: int
+    memory: dict[str, int]
+    inside: dict[str, Any]
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Rss, Pss and Uss (pages of this process alone) in bytes, by /proc."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
+    return {"Rss": sizes["Rss"], "Pss": sizes["Pss"], "Uss": uss}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of the process, all threads: on a busy machine what a run costs, where the wall's clock shows others'
+    work too. In /proc/PID/schedstat's nanoseconds, thread by thread."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+
+
+def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
+    """Models unloaded and finished runs forgotten, as the host's API has it; then a look, and the memory. The
+    MODEL that is looked at is the one that every generation used: the host keeps it as node 1."""
+    server.request("/history", {"clear": True})
+    server.request("/free", {"unload_models": True})
+    time.sleep(0.5)
+    g = graph()
+    node = g.add("TestLeft", model=g.model)
+    inside = read(server, g, node)
+    return Seen(count, memory(server.process.pid), inside)
+
+
+def read(server: Server, g: Any, node: str) -> dict[str, Any]:
+    """What a TestLeft in a graph sees."""
+    return json.loads(server.run(g.nodes).text(node))
+
+
+@dataclass
+class Soak:
+    """A run of it: looks, and of each generation its kind, wall-clock seconds and CPU seconds."""
+
+    looks: list[Seen] = field(default_factory=list)
+    each: list[tuple[str, float, float]] = field(default_factory=list)
+    between: dict[str, int] = field(default_factory=dict)
+
+    def ratio(self, which: int, warm: int, window: int) -> float:
+        """Median of the last `window` generations over that of the first after the warm-up. which: 1 for
+        seconds, 2 for CPU seconds."""
+        first, last = self.each[warm : warm + window], self.each[-window:]
+        return statistics.median(e[which] for e in last) / statistics.median(e[which] for e in first)
+
+
+def run(
+    server: Server,
+    graph: Callable[..., Any],
+    count: int,
+    at: tuple[int, ...],
+    kinds: tuple = KINDS,
+    round_: int = ROUND,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Soak:
+    """`count` generations, kind by kind, and a look after each number of them in `at`."""
+    soak, between, pid = Soak(), Between(server, graph), server.process.pid
+    look(server, graph, 0)  # so that "replaced" is since here
+    for n in range(count):
+        if kinds is KINDS:
+            between(n, round_)
+        kind, g = kinds[n % len(kinds)], graph()
+        shown, before = g.show(kind(g, n)), cpu_seconds(pid)
+        result = server.run(g.nodes)
+        soak.each.append((kind.__name__, result.seconds, cpu_seconds(pid) - before))
+        if not result.files("images", shown):
+            raise AssertionError(f"generation {n}, {kind.__name__}: no image")
+        if n + 1 in at:
+            soak.looks.append(look(server, graph, n + 1))
+            tell(f"{n + 1}: {soak.looks[-1].memory['Uss'] / 2**20:.1f} MiB, {soak.looks[-1].inside}")
+    soak.between = between.done
+    return soak
+
+
+# --- the long run ------------------------------------------------------------------------------------------
+
+
+def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
+    """A run in a ComfyUI of its own."""
+    from comfyui.conftest import Graph, write_user_predictors
+
+    with tempfile.TemporaryDirectory(prefix="amed-soak-") as folder:
+        base = Path(folder)
+        write_user_predictors(base / "models" / "amed_predictors")
+        (base / "custom_nodes").mkdir()
+        shutil.copy(ROOT / "tests" / "comfyui" / "inside.py", base / "custom_nodes" / "amed_tests.py")
+        at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
+        server.start(timeout=1800)  # the machine may be busy
+        try:
+            return run(server, Graph, count, at, kinds, tell=tell)
+        finally:
+            server.stop()
+
+
+def growth(soak: Soak, what: str = "Uss") -> float:
+    return soak.looks[-1].memory[what] / soak.looks[0].memory[what] - 1
+
+
+def told(soak: Soak, what: str) -> str:
+    first, last = (seen.memory[what] / 2**20 for seen in (soak.looks[0], soak.looks[-1]))
+    return f"{first:.1f} MiB after {soak.looks[0].count}, {last:.1f} after {soak.looks[-1].count}: "\
+           f"{100 * (last / first - 1):+.2f} %"  # fmt: skip
+
+
+def told_tensors(first: dict, last: dict) -> str:
+    counts, sizes = ([seen[what] for seen in (first, last)] for what in ("tensors", "bytes"))
+    return "{} and {}".format(*counts) + ", {:,} and {:,} bytes".format(*sizes)
+
+
+def part(ours: Soak, control: Soak | None = None) -> page.Part:
+    first, last = ours.looks[0].inside, ours.looks[-1].inside
+    left = [*last["hooks"], *last["patches"], *last["replaced"]]
+    done = ", ".join(f"{count} {what}" for what, count in ours.between.items())
+
+    def times(soak: Soak) -> str:
+        wall, cpu = (soak.ratio(which, WINDOW, WINDOW) for which in (1, 2))
+        return f"{wall:.3f} by the clock, {cpu:.3f} in CPU time"
+
+    rows = [
+        ("ComfyUI", version(comfyui.find())),
+        ("generations, of ten kinds", f"{len(ours.each)}"),
+        ("predictors between", done),
+        ("memory of the process alone (USS)", told(ours, "Uss")),
+        ("resident memory (RSS)", told(ours, "Rss")),
+        ("tensors alive", told_tensors(first, last)),
+        ("objects of ours alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
+        ("hooks, patches, wrappers or replaced functions left", ", ".join(left) or "none"),
+        (f"median time of the last {WINDOW} over that of the first {WINDOW} after {WINDOW}", times(ours)),
+    ]
+    if control:
+        rows += [
+            ("the host's own samplers alone: memory (USS)", told(control, "Uss")),
+            ("the host's own samplers alone: time", times(control)),
+        ]  # fmt: skip
+    about = (
+        f"{len(ours.each)} queued generations through one real ComfyUI: bundled tables, the paper's network, "
+        "plugin samplers, Apply AMED Predictor on KSampler, a sampler of the host's with a predictor around "
+        "it, SamplerCustom, inpainting, plain solvers, the host's own; predictors are swapped, refitted and "
+        "deleted between. Memory is read after the host's own unloading, a collection and a trim."
+    )
+    return page.Part("soak", "Hundreds of generations", "make soak", about, rows)
+
+
+def version(host: Path) -> str:
+    """As the host's comfyui_version.py says it."""
+    said = {}
+    exec((host / "comfyui_version.py").read_text(), said)
+    return said["__version__"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=MAIN)
+    parser.add_argument(
+        "--control", action="store_true", help="then as many of the host's own samplers alone"
+    )
+    parser.add_argument("--log", type=Path, help="a JSON of every look and every time")
+    options = parser.parse_args()
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    ours = served(KINDS, options.count, say)
+    control = served(CONTROL, options.count, say) if options.control else None
+    if options.log:
+        runs = {"ours": ours} | ({"control": control} if control else {})
+        options.log.write_text(json.dumps({k: [v.each, [vars(s) for s in v.looks]] for k, v in runs.items()}))
+    made = part(ours, control)
+    for what, figure in made.rows:
+        say(f"{what}: {figure}")
+    if options.count == MAIN:
+        page.put(made)
+
+
+if __name__ == "__main__":
+    main()
