@@ -33,14 +33,15 @@ def server(tmp_path_factory):
 
 
 def write_tiny_models(base: Path) -> None:
-    """Small networks of the host's own U-Net class, and inside.py, whose nodes give them prompts (there is no
-    text encoder) and look inside."""
+    """Small networks of the host's own U-Net class; inside.py, whose nodes give them prompts (there is no text
+    encoder) and look inside; and small.py, smaller ones that need no file."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
     (base / "custom_nodes").mkdir()
-    shutil.copy(Path(__file__).with_name("inside.py"), base / "custom_nodes" / "amed_tests.py")
+    for file, name in (("inside.py", "amed_tests.py"), ("small.py", "amed_small.py")):
+        shutil.copy(Path(__file__).with_name(file), base / "custom_nodes" / name)
 
 
 def demo_spec(**said):
