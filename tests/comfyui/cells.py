@@ -6,6 +6,7 @@ is refused by the pack in words (`refused`: kind names, and what the message mus
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,10 @@ BY_NODES = tuple(kind.name for kind in KINDS if not kind.sampler)
 BY_KSAMPLER = tuple(kind.name for kind in KINDS if kind.sampler)
 OURS = tuple(kind.name for kind in KINDS if not kind.around and not kind.sampler)
 FALLING = r"sigmas must fall at every step, got .*: "
+
+
+Change = Callable[[Small], object]  # of a graph; it may give a GUIDER
+Check = Callable[["Bench", Kind], None]
 
 
 class Bench:
@@ -48,7 +53,7 @@ class Bench:
 @dataclass(frozen=True)
 class Row:
     name: str
-    check: Callable[[Bench, Kind], None]
+    check: Check
     refused: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     """Those it is run with; (): all."""
@@ -78,11 +83,12 @@ def counted(made: Made, kind: Kind, rows: int | None = 2, evaluations: int = NFE
 # --- a MODEL with something on it --------------------------------------------------------------------------
 
 
-def patched(on: Callable[[Small], object], off: Callable[[Small], object] | None = None,
-            rows: int | None = 2, idle: tuple[str, ...] = (), **small) -> Callable[[Bench, Kind], None]:  # fmt: skip
+def patched(
+    on: Change, off: Change | None = None, rows: int | None = 2, idle: tuple[str, ...] = (), **small
+) -> Check:
     """The image with it is another one (but for the kinds of `idle`), and with it turned off the plain one;
     what the run says it counted; and the MODEL's images by the host's own sampler are the same before and
-    after. on, off: what is done to a graph; it may give a GUIDER."""
+    after."""
 
     def euler(bench: Bench) -> torch.Tensor:
         g = Small(**small)
@@ -106,8 +112,16 @@ def patched(on: Callable[[Small], object], off: Callable[[Small], object] | None
     return check
 
 
-def on_model(kind: str, **inputs) -> Callable[[Small], object]:
+def on_model(kind: str, **inputs) -> Change:
     return lambda g: g.patch(kind, **inputs) and None
+
+
+def node(kind: str, on: dict, off: dict | None = None, rows: int | None = 2, idle=(), refused=None,
+         said: str = "") -> Row:  # fmt: skip
+    """A node of the host's from MODEL to MODEL, with inputs; off: those that turn it off."""
+    turned_off = None if off is None else on_model(kind, **on | off)
+    check = patched(on_model(kind, **on), turned_off, rows, idle)
+    return Row(kind + said, check, refused or {}, needs=(kind,))
 
 
 def dual(first: float) -> Callable[[Small], list]:
@@ -133,7 +147,7 @@ def control(strength: float, start=0.0, end=1.0) -> Callable[[Small], None]:
     return on
 
 
-def lora(strength: float) -> Callable[[Small], object]:
+def lora(strength: float) -> Change:
     return on_model("LoraLoaderModelOnly", lora_name="small.safetensors", strength_model=strength)
 
 
@@ -145,38 +159,31 @@ def lora_hook(g: Small) -> None:
 
 
 FREEU = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
-FREEU_OFF = {"b1": 1.0, "b2": 1.0, "s1": 1.0, "s2": 1.0}
-CACHE = {"start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+NO_FREEU = {"b1": 1.0, "b2": 1.0, "s1": 1.0, "s2": 1.0}
+CACHE = {"reuse_threshold": 3.0, "start_percent": 0.0, "end_percent": 1.0, "verbose": False}
+V = {"sampling": "v_prediction"}
+TILES = {"tile_size": 32, "swap_size": 2, "max_depth": 0, "scale_depth": False}
 PATCHES = (
-    Row("PerturbedAttentionGuidance",
-        patched(on_model("PerturbedAttentionGuidance", scale=3.0),
-                on_model("PerturbedAttentionGuidance", scale=0.0), rows=3), HALVES),
-    Row("SelfAttentionGuidance",
-        patched(on_model("SelfAttentionGuidance", scale=0.5, blur_sigma=2.0),
-                on_model("SelfAttentionGuidance", scale=0.0, blur_sigma=2.0), rows=3), HALVES),
-    Row("RescaleCFG", patched(on_model("RescaleCFG", multiplier=0.7), on_model("RescaleCFG", multiplier=0.0)),
-        HALVES),
-    Row("CFGZeroStar", patched(on_model("CFGZeroStar")), HALVES),
-    Row("APG", patched(on_model("APG", eta=1.0, norm_threshold=5.0, momentum=0.5)), HALVES),
-    Row("DualCFGGuider", patched(dual(5.0), dual(CFG), rows=3), HALVES, BY_NODES),
-    Row("PerpNegGuider", patched(perp, rows=3), HALVES, BY_NODES),
-    Row("FreeU", patched(on_model("FreeU", **FREEU), on_model("FreeU", **FREEU_OFF))),
-    Row("FreeU_V2", patched(on_model("FreeU_V2", **FREEU), on_model("FreeU_V2", **FREEU_OFF))),
-    Row("HyperTile", patched(on_model("HyperTile", tile_size=32, swap_size=2, max_depth=0, scale_depth=False))),
-    Row("TomePatchModel", patched(on_model("TomePatchModel", ratio=0.3), on_model("TomePatchModel", ratio=0.0))),
-    Row("EasyCache", patched(on_model("EasyCache", reuse_threshold=3.0, **CACHE),
-                             on_model("EasyCache", reuse_threshold=0.0, **CACHE), rows=None, idle=("halves",))),
-    Row("LazyCache", patched(on_model("LazyCache", reuse_threshold=3.0, **CACHE),
-                             on_model("LazyCache", reuse_threshold=0.0, **CACHE), rows=None), HALVES),
+    node("PerturbedAttentionGuidance", {"scale": 3.0}, {"scale": 0.0}, 3, refused=HALVES),
+    node("SelfAttentionGuidance", {"scale": 0.5, "blur_sigma": 2.0}, {"scale": 0.0}, 3, refused=HALVES),
+    node("RescaleCFG", {"multiplier": 0.7}, {"multiplier": 0.0}, refused=HALVES),
+    node("CFGZeroStar", {}, refused=HALVES),
+    node("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.5}, refused=HALVES),
+    Row("DualCFGGuider", patched(dual(5.0), dual(CFG), 3), HALVES, BY_NODES, ("DualCFGGuider",)),
+    Row("PerpNegGuider", patched(perp, rows=3), HALVES, BY_NODES, ("PerpNegGuider",)),
+    node("FreeU", FREEU, NO_FREEU),
+    node("FreeU_V2", FREEU, NO_FREEU),
+    node("HyperTile", TILES),
+    node("TomePatchModel", {"ratio": 0.3}, {"ratio": 0.0}),
+    node("EasyCache", CACHE, {"reuse_threshold": 0.0}, None, ("halves",)),
+    node("LazyCache", CACHE, {"reuse_threshold": 0.0}, None, refused=HALVES),
     Row("ControlNet", patched(control(1.0), control(0.0))),
     Row("ControlNet, from 20 to 60 percent", patched(control(1.0, 0.2, 0.6))),
     Row("LoRA", patched(lora(1.0), lora(0.0))),
-    Row("LoRA as a hook on one prompt", patched(lora_hook)),
-    Row("ModelSamplingDiscrete, v-prediction",
-        patched(on_model("ModelSamplingDiscrete", sampling="v_prediction", zsnr=False))),
-    Row("ModelSamplingDiscrete, zero terminal SNR",
-        patched(on_model("ModelSamplingDiscrete", sampling="v_prediction", zsnr=True))),
-    Row("DifferentialDiffusion, no mask", patched(on_model("DifferentialDiffusion"), idle=EVERY)),
+    Row("LoRA as a hook on one prompt", patched(lora_hook), needs=("CreateHookLoraModelOnly",)),
+    node("ModelSamplingDiscrete", V | {"zsnr": False}, said=", v-prediction"),
+    node("ModelSamplingDiscrete", V | {"zsnr": True}, said=", zero terminal SNR"),
+    node("DifferentialDiffusion", {}, idle=EVERY, said=", no mask"),
 )  # fmt: skip
 
 
@@ -200,7 +207,7 @@ def odd_sizes(bench: Bench, kind: Kind) -> None:
         counted(made, kind)
 
 
-def guidance(scale: float) -> Callable[[Bench, Kind], None]:
+def guidance(scale: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         made = bench.plain(kind, cfg=scale)
         counted(made, kind, 1 if scale == 1 else 2)
@@ -238,7 +245,7 @@ def area(g: Small, prompt, x: float):
                   strength=1.0), 0]  # fmt: skip
 
 
-def several(split: Callable[[Small, object], list], rows: int | None) -> Callable[[Bench, Kind], None]:
+def several(split: Callable[[Small, object], list], rows: int | None) -> Check:
     """Several conds where each of them is the same prompt are that prompt; another in one of them shows."""
 
     def check(bench: Bench, kind: Kind) -> None:
@@ -323,7 +330,7 @@ def masked(bench: Bench, kind: Kind) -> None:
     differs(made[..., 7:], kept[..., 7:])
 
 
-def latents_in(dtype: str) -> Callable[[Bench, Kind], None]:
+def latents_in(dtype: str) -> Check:
     """A LATENT in another dtype: as far from fp32's as the host's own sampler."""
 
     def check(bench: Bench, kind: Kind) -> None:
@@ -336,7 +343,7 @@ def latents_in(dtype: str) -> Callable[[Bench, Kind], None]:
     return check
 
 
-def weights_in(dtype: str) -> Callable[[Bench, Kind], None]:
+def weights_in(dtype: str) -> Check:
     """The network in another dtype: as far from fp32's image as the host's own DPM++ 2M gets, or a little
     farther."""
 
@@ -378,7 +385,7 @@ def windows(bench: Bench, kind: Kind) -> None:
 # --- noise levels ------------------------------------------------------------------------------------------
 
 
-def img2img(denoise: float) -> Callable[[Bench, Kind], None]:
+def img2img(denoise: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         g = Small(batch=2)
         start = g.ksampler("euler", "karras", 4)
@@ -420,7 +427,7 @@ def one_step_to_zero(bench: Bench, kind: Kind) -> None:
         close(*ends)
 
 
-def over(*levels: float) -> Callable[[Bench, Kind], None]:
+def over(*levels: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         g = Small()
         made = bench.run(g, g.sample(kind, sigmas=g.levels(*levels)))
@@ -472,10 +479,8 @@ def by_the_button(bench: Bench, kind: Kind) -> None:
         if event == "progress":
             bench.server.interrupt()
 
-    try:
+    with suppress(Interrupted):
         bench.server.run(g.nodes, on_event)
-    except Interrupted:
-        pass
     g = Small()
     close(bench.run(g, g.sample(kind)).latents, bench.plain(kind).latents)
 
@@ -511,7 +516,7 @@ def spans(g: Small, second) -> list:
     return [span(g, g.positive, 0.0, 0.2), span(g, second, 0.2, 1.0)]
 
 
-REFUSED = {name: FALLING for name in (*OURS, "around dpmpp_2m")}
+REFUSED = dict.fromkeys((*OURS, "around dpmpp_2m"), FALLING)
 ROWS = (
     Row("batches of 1, 2 and 5: the first image is the same", batches),
     Row("latents of 9 x 13 and of 5 x 3", odd_sizes),

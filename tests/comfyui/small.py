@@ -14,7 +14,7 @@ import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNET = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (2, 4),
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 4),
     "num_res_blocks": [1, 1], "transformer_depth": [1, 0], "num_heads": 8, "context_dim": 64,
     "transformer_depth_output": [1, 0, 0, 0], "transformer_depth_middle": 1, "legacy": False,
     "use_spatial_transformer": True,

@@ -5,29 +5,29 @@ not in this host. AMED_WRITE=1 writes the page; without it the page must say wha
 
 import os
 import re
-from dataclasses import dataclass
 
 import pytest
 import torch
 from comfyui.cells import ROWS, Bench, Row
 from comfyui.kinds import KINDS, Kind, write_files
 from safetensors.torch import save_file
+from trust import page as trust
 
 from demo.comfyui import ROOT, GraphError, RunError
-from trust import page as trust
 
 PAGE = ROOT / "docs" / "COMPATIBILITY.md"
 HEAD = """# What runs with what
 
-Made by the tests (`tests/comfyui/test_matrix.py`) in ComfyUI {version}, on networks of its own classes, small and with
-random weights. Each cell was run: *runs* means a finite image of the right shape, evaluations and passes counted as
-they should be, and where something can be compared (a patch turned off is no patch, a batch is its images, a MODEL
-samples as before) that it is equal. *refused* is an error in words, below; *not here*: this version has no such node.
-An empty cell cannot be put together.
+Made by the tests (`tests/comfyui/test_matrix.py`) in ComfyUI {version}, on networks of its own classes, small
+and with random weights. Each cell was run: *runs* means a finite image of the right shape, evaluations and
+passes counted as they should be, and where something can be compared (a patch turned off is no patch, a batch
+is its images, a MODEL samples as before) that it is equal. *refused* is an error in words, below; *not here*:
+this version has no such node. An empty cell cannot be put together.
 
-Columns: AMED Sampler in SamplerCustom with constants (*AMED-Solver*, *AMED-Plugin* on iPNDM), with a table of *bands*
-and offset, of *halves* that spares two of eight passes, with the paper's *network* on the bottleneck; Apply AMED
-Predictor and the ordinary *KSampler*; and a predictor *around* a sampler of ComfyUI's own, by both ways.
+Columns: AMED Sampler in SamplerCustom with constants (*AMED-Solver*, *AMED-Plugin* on iPNDM), with a table of
+*bands* and offset, of *halves* that spares two of eight passes, with the paper's *network* on the bottleneck;
+Apply AMED Predictor and the ordinary *KSampler*; and a predictor *around* a sampler of ComfyUI's own, by both
+ways.
 """
 
 
