@@ -35,6 +35,16 @@ class Kind:
     def around(self) -> bool:
         return self.file == "around"
 
+    @property
+    def own_sampler(self) -> str:
+        """What runs it in an ordinary KSampler, and in how many steps: `own_steps`."""
+        tables = {"bands": "amed_multistep", "halves": "amed_multistep", "network": "amed"}
+        return self.sampler or tables.get(self.file, self.file)
+
+    @property
+    def own_steps(self) -> int:
+        return self.steps or (4 if self.own_sampler == "amed_multistep" else 2)
+
     def passes(self, rows: int) -> int:
         return NFE * rows - (self.spared if rows > 1 else 0)
 
