@@ -124,7 +124,8 @@ def checked(sigmas: Tensor) -> Tensor:
     if not sigmas.isfinite().all():
         raise ValueError(f"sigmas are not all finite: {sigmas.tolist()}")
     if not (sigmas[1:] < sigmas[:-1]).all():
-        raise ValueError(f"sigmas must fall at every step, got {sigmas.tolist()}")
+        wrong = f"sigmas must fall at every step, got {sigmas.tolist()}"
+        raise ValueError(f"{wrong}: take a schedule that does, or another sampler")
     if sigmas[-1] < 0:
         raise ValueError(f"sigmas must not be negative, got {sigmas.tolist()}")
     return sigmas

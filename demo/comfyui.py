@@ -298,9 +298,8 @@ class Server:
 
         self.check_alive()
         begin = time.monotonic()
-        socket_ = websocket.create_connection(
-            f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}", timeout=60
-        )  # the first answer of a busy machine takes its time
+        address = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}"
+        socket_ = websocket.create_connection(address, timeout=60)  # a busy machine takes its time
         socket_.settimeout(5)
         try:
             prompt = self.submit(graph, workflow)

@@ -44,11 +44,12 @@ def evaluate(
 
 
 def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """What the positive prompt alone denoises to: at guidance 1 the host leaves the negative one out."""
+    """What the positive prompt alone denoises to: at guidance 1 the host leaves the negative one out. In
+    float32: of the half left out the host makes 0 / 1e-37, and fp16 has no such number."""
     guider = model.inner_model
     scale, guider.cfg = guider.cfg, 1.0
     try:
-        return model(x, sigma, **extra_args)
+        return model(x.float(), sigma.float(), **extra_args).to(x.dtype)
     finally:
         guider.cfg = scale
 

@@ -162,8 +162,15 @@ COMBINED = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cf
 
 def whole_guidance(model_options: dict) -> list[str]:
     """What of a MODEL's options works on guidance's result or its halves together (RescaleCFG, PAG, SAG and
-    their like): with it the halves are not to be taken apart."""
-    return [name for name in COMBINED if model_options.get(name)]
+    their like), or may answer in place of both (LazyCache): with it the halves are not to be taken apart."""
+    wrappers = (model_options.get("transformer_options") or {}).get("wrappers", {})
+    around = [key for key, put in wrappers.get("predict_noise", {}).items() if put and not own_key(key)]
+    return [name for name in COMBINED if model_options.get(name)] + list(map(str, around))
+
+
+def own_key(key: Any) -> bool:
+    """Whether a wrapper is this pack's, which only counts."""
+    return str(key).startswith("amed_")
 
 
 def guides_plainly(guider: Any) -> bool:

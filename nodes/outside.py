@@ -14,6 +14,7 @@ from ..amed.choose import Report
 from ..amed.constants import same_times
 from ..amed.fit import HostSampler
 from ..amed.outside import Asking, Outside, Wrapped
+from ..amed.schedules import checked
 from .counting import count_rows
 from .fitting import Prompted
 from .model import own_options
@@ -57,6 +58,8 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         raise ValueError(f"{fitted.label} is not for {name}: take {fitted.spec.of} as the sampler")
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **more):
+        if len(sigmas) > 1:
+            checked(sigmas)
         told, own = report is not None, Report() if report is None else report
         own.batch, own.fitted = len(x), fitted
         extra_args = dict(extra_args or {})

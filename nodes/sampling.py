@@ -33,10 +33,28 @@ class Counted:
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         stop_if_asked()
         self._report.evaluations += 1
-        return self._inner(x, sigma, **extra_args)
+        return self._inner(x, sigma, **in_its_step(extra_args, sigma))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def in_its_step(extra_args: dict[str, Any], sigma: Tensor) -> dict[str, Any]:
+    """Arguments in which the host's context windows find the step of a call: they look for its noise level
+    in the run's list, where one between two steps, or told otherwise, is not. It takes the place of the one
+    above it."""
+    options = extra_args.get("model_options") or {}
+    own = options.get("transformer_options") or {}
+    levels = own.get("sample_sigmas")
+    if options.get("context_handler") is None or levels is None:
+        return extra_args
+    level = sigma.flatten()[0].to(levels)
+    if torch.isclose(levels, level, rtol=1e-4).any():
+        return extra_args
+    levels = levels.clone()
+    levels[max(int((levels > level).sum()) - 1, 0)] = level
+    own = {**own, "sample_sigmas": levels}
+    return {**extra_args, "model_options": {**options, "transformer_options": own}}
 
 
 def sampler_function(name: str) -> Callable[..., Tensor]:

@@ -34,13 +34,14 @@ def server(tmp_path_factory):
 
 def write_tiny_models(base: Path) -> None:
     """Small networks of the host's own U-Net class; inside.py, whose nodes give them prompts (there is no
-    text encoder) and look inside; and without.py, whose node takes parts of the host away."""
+    text encoder) and look inside; without.py, whose node takes parts of the host away; and small.py, whose networks need no
+    file."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
     (base / "custom_nodes").mkdir()
-    for name in ("inside", "without"):
+    for name in ("inside", "without", "small"):
         shutil.copy(Path(__file__).with_name(f"{name}.py"), base / "custom_nodes" / f"amed_tests_{name}.py")
 
 

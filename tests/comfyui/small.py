@@ -1,0 +1,168 @@
+"""Nodes for tests, put into the custom_nodes of the ComfyUI that runs them: MODELs of the host's own classes
+as small as they get (no file, random weights), what real workflows give a sampler, and how a run stops."""
+
+import json
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sample
+import comfy.supported_models
+import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 4),
+    "num_res_blocks": [1, 1], "transformer_depth": [1, 0], "num_heads": 8, "context_dim": 64,
+    "transformer_depth_output": [1, 0, 0, 0], "transformer_depth_middle": 1, "legacy": False,
+    "use_spatial_transformer": True,
+}  # fmt: skip
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 64, "ffn_dim": 128, "num_heads": 2, "num_layers": 2,
+    "text_dim": 64, "text_len": 16, "in_dim": 16, "out_dim": 16, "freq_dim": 64,
+}  # fmt: skip
+KINDS = {"sd15": ("SD15", UNET), "wan": ("WAN21_T2V", WAN)}
+
+
+@torch.no_grad()
+def drawn(network, seed=0):
+    """Weights of a size that keeps signals as they are, and norms and biases that do nothing."""
+    torch.manual_seed(seed)
+    for name, weight in network.named_parameters():
+        if weight.ndim < 2:
+            weight.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            weight.copy_(torch.randn(weight.shape) * weight[0].numel() ** -0.5)
+    return network
+
+
+class SmallModel:
+    """MODEL: Stable Diffusion 1.5's U-Net two levels deep, or Wan 2.1's video transformer; its weights and
+    its arithmetic in `dtype`."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"which": ("STRING", {}), "dtype": ("STRING", {})}}
+
+    def run(self, which, dtype):
+        name, settings = KINDS[which]
+        config = getattr(comfy.supported_models, name)(settings)
+        config.set_inference_dtype(DTYPES[dtype], None)
+        base = config.get_model({})
+        drawn(base.diffusion_model)
+        cpu = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu),)
+
+
+class SmallControl:
+    """CONTROL_NET for SmallModel's U-Net."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONTROL_NET",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        settings = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
+        made = comfy.cldm.cldm.ControlNet(
+            hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32, **settings
+        )
+        return (comfy.controlnet.ControlNet(drawn(made, 1), load_device=torch.device("cpu")),)
+
+
+class SmallLatent:
+    """LATENT in another dtype."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "dtype": ("STRING", {})}}
+
+    def run(self, samples, dtype):
+        return ({**samples, "samples": samples["samples"].to(DTYPES[dtype])},)
+
+
+class SmallSigmas:
+    """SIGMAS as written."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("SIGMAS",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"levels": ("STRING", {})}}
+
+    def run(self, levels):
+        return (torch.tensor([float(v) for v in levels.split(",") if v.strip()]),)
+
+
+class SmallMemory:
+    """MODEL whose halves of guidance never fit into memory together: the host runs one after the other."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        clone = model.clone()
+        clone.add_object_patch("memory_required", lambda *_, **__: 1e20)
+        return (clone,)
+
+
+class SmallStops:
+    """The text: for each evaluation of a run the calls of the network when the user interrupts there, the
+    calls once it has stopped, and whether the whole run is the same before and after."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING",
+                 "latent_image": "LATENT", "sampler": "SAMPLER", "sigmas": "SIGMAS"}  # fmt: skip
+        return {"required": {k: (v,) for k, v in names.items()} | {"cfg": ("FLOAT", {})}}
+
+    def run(self, model, positive, negative, latent_image, sampler, sigmas, cfg):
+        calls, at = [], [0]
+
+        def counted(apply, args):
+            calls.append(1)
+            if len(calls) == at[0]:
+                comfy.model_management.interrupt_current_processing()
+            return apply(args["input"], args["timestep"], **args["c"])
+
+        watched = model.clone()
+        watched.set_model_unet_function_wrapper(counted)
+
+        def whole(number):
+            calls.clear()
+            at[0] = number
+            start = latent_image["samples"]
+            noise = comfy.sample.prepare_noise(start, 3)
+            return comfy.sample.sample_custom(
+                watched, noise, cfg, sampler, sigmas, positive, negative, start, disable_pbar=True, seed=3
+            )
+
+        first = whole(0)
+        stops = []
+        for number in range(1, len(calls) + 1):
+            try:
+                whole(number)
+                stops.append([number, "went on"])
+            except comfy.model_management.InterruptProcessingException:
+                stops.append([number, len(calls)])
+            finally:
+                comfy.model_management.interrupt_current_processing(False)
+        same = torch.equal(first, whole(0))
+        return {"ui": {"text": [json.dumps({"calls": len(calls), "stops": stops, "same": same})]}}
+
+
+NODE_CLASS_MAPPINGS = {
+    c.__name__: c for c in (SmallModel, SmallControl, SmallLatent, SmallSigmas, SmallMemory, SmallStops)
+}
