@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import schedules
-from ..loop import Denoiser
+from ..loop import Denoiser, check
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
+from ..table import Number
 from .forms import ordered
 from .plain import FLOW_SCHEDULES, SCHEDULES
 from .samples import Samples, per_sample, robust
@@ -49,6 +50,20 @@ class HostSampler:
             wrong = "draws noise on its way, so no constants of it can be fitted"
             raise ValueError(f"{self.name} {wrong}: choose one without (no SDE, no ancestral; eta 0)")
         return levels
+
+
+class Watched(Wrapped):
+    """A Wrapped that keeps (sigma, sum of the output) of each call, for amed.loop.check: a sampler of a host
+    does not mind NaN."""
+
+    def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]]):
+        super().__init__(model, at)
+        self.watch: list[tuple[Number, Tensor]] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        denoised = super().__call__(x, sigma, *args, **kwargs)
+        self.watch.append((self.levels[-1], denoised.sum()))
+        return denoised
 
 
 class _Free:
@@ -145,7 +160,7 @@ class OuterFit:
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
             keep: bool = False) -> Tensor:  # fmt: skip
-        """Where samples end; memos: one a batch."""
+        """Where samples end; memos: one a batch. Raises NotFiniteError if the model returns NaN."""
         times, c, a = (v.tolist() for v in self.parts(values))
         sigmas = with_zero(torch.tensor(times, dtype=torch.float64))
 
@@ -156,7 +171,9 @@ class OuterFit:
         for i, part in enumerate(samples.batches(self.batch)):
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
-            ends.append(self.sampler.run(Wrapped(model, at), x, sigmas, part.args))
+            watched = Watched(model, at)
+            ends.append(self.sampler.run(watched, x, sigmas, part.args))
+            check(watched.watch, x, ends[-1])
         return torch.cat(ends)
 
     def steps(self, values: Tensor) -> Tensor:
