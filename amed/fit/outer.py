@@ -52,18 +52,20 @@ class HostSampler:
         return levels
 
 
-class Watched(Wrapped):
-    """A Wrapped that keeps (sigma, sum of the output) of each call, for amed.loop.check: a sampler of a host
-    does not mind NaN."""
+class Watched:
+    """A denoiser that keeps (sigma, sum of the output) of each call, for amed.loop.check: a sampler of a host
+    does not mind NaN. Has the attributes of the denoiser."""
 
-    def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]]):
-        super().__init__(model, at)
-        self.watch: list[tuple[Number, Tensor]] = []
+    def __init__(self, model: Denoiser):
+        self._model, self.watch = model, list[tuple[Number, Tensor]]()
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        denoised = super().__call__(x, sigma, *args, **kwargs)
-        self.watch.append((self.levels[-1], denoised.sum()))
+        denoised = self._model(x, sigma, *args, **kwargs)
+        self.watch.append((float(sigma.flatten()[0]), denoised.sum()))
         return denoised
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class _Free:
@@ -171,8 +173,8 @@ class OuterFit:
         for i, part in enumerate(samples.batches(self.batch)):
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
-            watched = Watched(model, at)
-            ends.append(self.sampler.run(watched, x, sigmas, part.args))
+            watched = Watched(model)
+            ends.append(self.sampler.run(Wrapped(watched, at), x, sigmas, part.args))
             check(watched.watch, x, ends[-1])
         return torch.cat(ends)
 
