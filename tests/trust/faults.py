@@ -30,7 +30,7 @@ from trust.kills import demo_target
 from amed import SAMPLERS, Constants, Solver, load, schedules
 from amed.constants import as_multistep
 from amed.evaluate import FromModule
-from amed.fit import Job
+from amed.fit import Job, Target
 from amed.loop import NotFiniteError
 from amed.outside import Outside, Wrapped
 from demo import model as demo
@@ -113,37 +113,43 @@ def unfinished(folder: Path) -> int:
     return len(files)
 
 
+def calls_of(target: Target, job: Job) -> int:
+    """Of the model, in a whole fit."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, raised, _ = fitted_with(target, job, Path(folder), 0)
+    assert raised is None, raised
+    return model.calls
+
+
 def fits_out_of_memory(name: str, every: int, first: int = 1) -> tuple[int, int]:
     """Of a fit whose model runs out of memory at every such call: the error comes through, the best so far
     loads, nothing is held. How many, and of them with something kept."""
-    target, kept = toy_target(), 0
+    target, kept, done = toy_target(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        at = first
-        while True:
+        for at in range(first, calls_of(target, JOBS[name]) + 1, every):
             with nothing_stays():
                 model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at)
-                if model.calls < at:
-                    return (at - first) // every, kept
                 assert isinstance(raised, torch.OutOfMemoryError) and outcome.interrupted, (name, at, raised)
-                kept += unfinished(Path(folder))
+                assert unfinished(Path(folder)) == len(outcome.kept)
+                kept, done = kept + len(outcome.kept), done + 1
                 del model, raised, outcome
-            at += every
+    return done, kept
 
 
 def demo_fit_out_of_memory(every: int, side: int) -> int:
     """The same of the demo network, which is to have its own functions after it."""
-    target, done = demo_target(side), 0
-    before, at = patches_on(target.model), every
+    target, job, done = demo_target(side), Job((2,), budget=1340), 0
+    before = patches_on(target.model)
     with tempfile.TemporaryDirectory() as folder:
-        while True:
+        for at in range(every, calls_of(target, job) + 1, every):
             with nothing_stays():
-                model, raised, _ = fitted_with(target, Job((2,), budget=1340), Path(folder), at)
-                if model.calls < at:
-                    return done
+                model, raised, outcome = fitted_with(target, job, Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError)
-                del model, raised, _
+                del model, raised, outcome
             assert patches_on(target.model) == before
-            done, at = done + 1, at + every
+            unfinished(Path(folder))
+            done += 1
+    return done
 
 
 def fits_not_finite(name: str, every: int, first: int = 1) -> int:
@@ -151,16 +157,13 @@ def fits_not_finite(name: str, every: int, first: int = 1) -> int:
     How many."""
     target, done = toy_target(), 0
     with tempfile.TemporaryDirectory() as folder:
-        for how in HOWS.values():
-            at = first
-            while True:
-                model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at, how)
-                if model.calls < at:
-                    break
+        for at in range(first, calls_of(target, JOBS[name]) + 1, every):
+            for how in HOWS.values():
+                model, raised, _ = fitted_with(target, JOBS[name], Path(folder), at, how)
                 assert isinstance(raised, NotFiniteError), (name, how, at, raised)
                 assert f"at sigma={model.sigma:.5g}" in str(raised), (name, at, model.sigma, raised)
                 unfinished(Path(folder))
-                done, at = done + 1, at + every
+                done += 1
     return done
 
 

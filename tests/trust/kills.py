@@ -93,8 +93,8 @@ def demo_target(side: int):
 
 
 def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[str, int]:
-    """Kill a process that fits the demo model (side 0: a closed-form denoiser) twice, at moments over all of its time; its first file replaces
-    one that is there."""
+    """Kill a process that fits the demo model twice (side 0: a closed-form denoiser), at moments over all of
+    its time; its first file replaces one that is there."""
     target, job = demo_target(side) if side else toy_target(), Job((2, 3), budget=1560)
     work = folder / "work"
 
