@@ -1,4 +1,4 @@
-"""Out of memory in the real host: its own message, nothing of ours left behind, and the next run as before."""
+"""Out of memory in the real host: its own message, nothing of ours left behind, the next run as before."""
 
 import json
 
@@ -36,8 +36,7 @@ def by_network(g, model):
     return g.amed(nfe=6, guidance=2.0, predictor="test_mlp.safetensors", model=model)
 
 
-@pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("sample", [by_ksampler, by_node, by_network])
+@pytest.mark.parametrize(("sample", "at"), [(by_ksampler, 1), (by_node, 3), (by_network, 4)])
 def test_out_of_memory_while_sampling(server, graph, sample, at):
     whole, g = graph(), graph()
     shown = whole.show(sample(whole, with_memory(whole, 0, sample.__name__)))
@@ -78,5 +77,5 @@ def test_out_of_memory_while_calibrating(server, graph):
         place = folder / f"short-{number}-nfe2-cfg1.safetensors"
         assert place.exists() == kept and (not kept or load(place).spec.metrics["finished"] is False)
         assert not list(folder.glob(".*"))
-        server.run(g.nodes)  # the very same MODEL: the same fit, finished
-        assert load(place).spec.metrics == whole.spec.metrics
+    server.run(g.nodes)  # the very same MODEL: the same fit, finished
+    assert load(place).spec.metrics == whole.spec.metrics
