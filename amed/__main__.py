@@ -67,6 +67,7 @@ def run_train(args: argparse.Namespace) -> None:
     made = target.load(args.model, args.guidance)
     if made.evaluate is None:
         raise ValueError("this model gives no bottleneck (Target.evaluate): calibrate a table instead")
+    store.check_room(args.out)
     planned = training.plan(args.sampler, args.nfe, args.extra, not made.flow)
     ends = made.sigma_min, made.sigma_max
     times = planned.teacher.times(args.schedule, planned.num_steps, *ends, args.rho)

@@ -21,6 +21,7 @@ from .recipes import MULTISTEP, Predictor, Solver, beside, compiled, rows
 from .table import Number, Row, Table, Weights
 
 Denoiser = Callable[..., Tensor]
+TRY = "If half precision overflows in it, run it in bfloat16 or float32; else see to the file and its patches"
 
 
 class NotFiniteError(ValueError):
@@ -57,9 +58,8 @@ def plain(
 
 @dataclass(frozen=True)
 class Problem:
-    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of
-    some of the output) of each evaluation, for `check` after the run; None: each output is looked at at
-    once."""
+    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of the
+    output) of each evaluation, for `check` after the run; None: each output is looked at at once."""
 
     model: Denoiser
     extra_args: dict[str, Any] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class Problem:
         if seen.denoised.dtype != x.dtype:
             seen = replace(seen, denoised=seen.denoised.to(x.dtype))
         if self.watch is not None:
-            self.watch.append((sigma, seen.denoised[..., 0].sum()))
+            self.watch.append((sigma, seen.denoised.sum()))
         elif not seen.denoised.isfinite().all():
             raise not_finite(sigma, x)
         return seen
@@ -198,7 +198,7 @@ def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
     message = f"the model returned NaN or infinity at sigma={level:.5g}"
     if x is not None:
         message += f"; x was {'finite' if x.isfinite().all() else 'already not finite'}"
-    return NotFiniteError(message)
+    return NotFiniteError(f"{message}. {TRY}")
 
 
 def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
@@ -208,7 +208,8 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
     if all(finite):
-        raise NotFiniteError(f"the result is not finite; x was {'' if x.isfinite().all() else 'not '}finite")
+        was = "" if x.isfinite().all() else "not "
+        raise NotFiniteError(f"the result is not finite; x was {was}finite. {TRY}")
     first = finite.index(False)
     raise not_finite(watch[first][0], None if first else x)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
 from ..amed.choose import untrained
 from ..amed.files.keep import keep
-from ..amed.files.store import saved_as
+from ..amed.files.store import check_room, saved_as
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.measures import rmse
@@ -80,6 +80,7 @@ def trained(
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
+    check_room(path)
     show, outcome = progress_bar(node_id, settings.images), Trained()
 
     def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:

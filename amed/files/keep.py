@@ -5,7 +5,9 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from .spec import PredictorError, Spec
+from .alone import alone
+from .code import code_of
+from .spec import PredictorError, Spec, UnsavedError
 from .store import Fitted, load, save
 
 
@@ -14,16 +16,24 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     lost. Returns where it was saved, and a sentence that says so.
 
     A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
-    finished and not worse by the error that both state; an unfinished one also by any that is finished."""
+    finished and not worse by the error that both state; an unfinished one also by any that is finished. Of
+    several at once, in other threads or processes too, each sees what the one before saved.
+
+    Raises UnsavedError where it cannot be written: what was there stays, and the message has the predictor as
+    a text (files.code)."""
     spec = replace(fitted.spec, metrics={**fitted.spec.metrics, "finished": finished})
-    remarks = []
-    for number in count(1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        reason = stays(place, spec)
-        if reason is None:
-            break
-        remarks.append(f"{place.name} stays, {reason}")
-    saved = save(place, replace(fitted, spec=spec))
+    fitted, remarks = replace(fitted, spec=spec), []
+    try:
+        with alone(path.parent):
+            for number in count(1):
+                place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+                reason = stays(place, spec)
+                if reason is None:
+                    break
+                remarks.append(f"{place.name} stays, {reason}")
+            saved = save(place, fitted)
+    except UnsavedError as error:
+        raise UnsavedError(f"{error}. It is not lost, this is its code: {code_of(fitted)}") from error
     state = "" if finished else " (unfinished)"
     return saved, "; ".join([*remarks, f"saved as {saved.name}{state} in {saved.parent}"])
 

@@ -28,6 +28,10 @@ class PredictorError(ValueError):
     field."""
 
 
+class UnsavedError(PredictorError):
+    """A predictor file that the disk did not take: full, or not to be written to."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """What a predictor file says of itself.

@@ -9,13 +9,15 @@ import json
 import os
 import re
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import schedules
@@ -25,7 +27,10 @@ from ..outside import NAMES, OUTSIDE, Outside
 from ..parameters import AMED
 from ..parts import PARTS
 from ..recipes import MULTISTEP
-from .spec import PredictorError, Spec, from_header, to_header
+from .spec import PredictorError, Spec, UnsavedError, from_header, to_header
+
+ROOM = 64_000  # bytes that every predictor fits into: the paper's network has 38,000
+LEFT = 3600.0  # seconds after which nobody writes to a file at the side any more
 
 
 @dataclass(frozen=True)
@@ -226,24 +231,65 @@ def load(path: str | os.PathLike[str]) -> Fitted:
 def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
     """Write a predictor file, to the side first and then moved into place; what is written loads again.
 
-    Raises PredictorError when the predictor is inconsistent, with no file touched."""
+    Raises PredictorError when the predictor is inconsistent, UnsavedError (which is one) when it cannot be
+    written; what was there stays."""
     path, tensors = Path(path), tensors_of(fitted)
     try:
         checked_base(fitted.spec, tensors)
         build(fitted.spec, tensors)
     except ValueError as error:
         raise PredictorError(f"{path}: not saved: {error}") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    data = safetensors.torch.save(tensors, metadata=to_header(fitted.spec))
     try:
-        save_file(tensors, part, metadata=to_header(fitted.spec))
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+        part = written(path, data)
+        try:
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise unsaved(path, error) from error
     return path
+
+
+def written(path: Path, data: bytes) -> Path:
+    """A file beside `path`, whole and on the disk, or none. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tidy(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def tidy(folder: Path) -> None:
+    """Remove what was written to the side by those that were killed meanwhile. No list shows it."""
+    for part in folder.glob(".*.safetensors.*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > LEFT:
+                part.unlink()
+
+
+def check_room(path: Path) -> None:
+    """Raise UnsavedError if no predictor could be written there: to be asked before a long work."""
+    try:
+        written(path, bytes(ROOM)).unlink()
+    except OSError as error:
+        raise unsaved(path, error) from error
+
+
+def unsaved(path: Path, error: OSError) -> UnsavedError:
+    """What to raise for a file that the system did not take."""
+    todo = f"free some space in {path.parent}, or see to it that files can be written there"
+    return UnsavedError(f"{path}: not saved: {error.strerror or error}; {todo}")
 
 
 def file_name(name: str) -> str:
@@ -259,12 +305,24 @@ def saved_as(name: str, nfe: int, guidance: float, passes: int | None = None) ->
     return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}" + (f"-passes{passes}" if passes else ""))
 
 
+Stamp = tuple[int, int]
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What differs when a file was replaced: its time, and which it is, for the clock may stand for two."""
+    try:
+        seen = path.stat()
+    except OSError:  # gone since it was listed
+        return 0, 0
+    return seen.st_mtime_ns, seen.st_ino
+
+
 class Library:
     """The predictors in some folders (the user's first, then the bundled): by name."""
 
     def __init__(self, folders: list[Path]):
         self.folders = [Path(f) for f in folders]
-        self._cache: dict[Path, tuple[float, Fitted | PredictorError]] = {}
+        self._cache: dict[Path, tuple[Stamp, Fitted | PredictorError]] = {}
 
     def paths(self) -> dict[str, Path]:
         """name -> file; of two with the same name, the first folder's."""
@@ -312,7 +370,7 @@ class Library:
             return error
 
     def _read(self, path: Path) -> Fitted:
-        stamp = path.stat().st_mtime if path.is_file() else 0.0
+        stamp = stamp_of(path)
         if path not in self._cache or self._cache[path][0] != stamp:
             try:
                 self._cache[path] = stamp, load(path)

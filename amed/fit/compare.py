@@ -99,7 +99,8 @@ class Judge:
         return robust(per_sample(end, self.held_out.end), self.scale)
 
     def distance(self, end: Tensor) -> float | None:
-        if self.features is None:
+        """Fréchet distance; None without features, and for a rival whose end is not finite."""
+        if self.features is None or not end.isfinite().all():
             return None
         own, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
         return max(frechet(own, reference), 0.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..files import Fitted
 from ..files.keep import keep
+from ..files.store import check_room
 from .calibration import Calibration
 from .compare import Result
 from .outer import HostSampler
@@ -74,9 +75,12 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
 
     Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
     under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError
-    for what cannot be fitted, before any work."""
+    for what cannot be fitted, and UnsavedError (which is one) for a place that cannot be written to, before
+    any work."""
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
+    for place in places:
+        check_room(place)
     total, before = sum(one.budget for one in settings), 0
 
     def heard(progress: Progress) -> None:
@@ -102,6 +106,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
             outcome.interrupted = True
             raise
         finally:
+            calibration.close()
             if calibration.ready:
                 result = calibration.result()
                 saved, text = keep(place, result.fitted, finished)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from .. import schedules
 from ..constants import same_times
-from ..loop import Denoiser
+from ..loop import Denoiser, check
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
+from ..table import Number
 from .forms import ordered
 from .plain import FLOW_SCHEDULES, SCHEDULES
 from .samples import Samples, per_sample, robust
@@ -56,6 +57,22 @@ class HostSampler:
             other = "no SDE, no ancestral; eta 0; of a pack's samplers those whose names end in _ode"
             raise ValueError(f"{self.name} {wrong}: choose one without ({other})")
         return levels
+
+
+class Watched:
+    """A denoiser that keeps (sigma, sum of the output) of each call, for amed.loop.check: a sampler of a host
+    does not mind NaN. Has the attributes of the denoiser."""
+
+    def __init__(self, model: Denoiser):
+        self._model, self.watch = model, list[tuple[Number, Tensor]]()
+
+    def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        denoised = self._model(x, sigma, *args, **kwargs)
+        self.watch.append((float(sigma.flatten()[0]), denoised.sum()))
+        return denoised
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 class _Free:
@@ -177,7 +194,7 @@ class OuterFit:
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
             keep: bool = False) -> Tensor:  # fmt: skip
-        """Where samples end; memos: one a batch."""
+        """Where samples end; memos: one a batch. Raises NotFiniteError if the model returns NaN."""
         times, c, a = (v.tolist() for v in self.parts(values))
         sigmas = with_zero(torch.tensor(times, dtype=torch.float64))
 
@@ -188,7 +205,9 @@ class OuterFit:
         for i, part in enumerate(samples.batches(self.batch)):
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
-            ends.append(self.sampler.run(Wrapped(model, at), x, sigmas, part.args))
+            watched = Watched(model)
+            ends.append(self.sampler.run(Wrapped(watched, at), x, sigmas, part.args))
+            check(watched.watch, x, ends[-1])
         return torch.cat(ends)
 
     def steps(self, values: Tensor) -> Tensor:

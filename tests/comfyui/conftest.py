@@ -34,8 +34,8 @@ def server(tmp_path_factory):
 
 def write_tiny_models(base: Path) -> None:
     """Small networks of the host's own U-Net class; inside.py, whose nodes give them prompts (there is no
-    text encoder) and look inside; without.py, whose node takes parts of the host away; and small.py, whose networks need no
-    file."""
+    text encoder) and look inside; without.py, whose node takes parts of the host away; small.py, whose
+    networks need no file."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")

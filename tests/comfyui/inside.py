@@ -5,9 +5,11 @@ import ctypes
 import gc
 import json
 import sys
+import weakref
 from collections import Counter
 from types import ModuleType
 
+import comfy.model_management
 import comfy.samplers
 import torch
 
@@ -287,5 +289,58 @@ class TestLeaves:
         return patched(model, lambda m: m.add_object_patch("model_sampling", m.model.model_sampling))
 
 
-NODES = (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves)
+class TestMemory:
+    """MODEL -> MODEL that runs out of memory, as the host has it, at its evaluation `at` (0: never), once."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+    held = []  # weak references to what the network was given and to what was made of it before
+    calls = {}  # evaluations by name
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "at": ("INT", {}), "name": ("STRING", {})}}
+
+    def run(self, model, at, name):
+        done = []
+
+        def asked(apply, args):
+            done.append(1)
+            self.calls[name] = len(done)
+            if len(done) == at:
+                raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB")
+            denoised = apply(args["input"], args["timestep"], **args["c"])
+            if len(done) < at:
+                self.held.extend(weakref.ref(v) for v in (args["input"], denoised))
+            return denoised
+
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
+
+
+class TestKept:
+    """MODEL -> JSON of what is left on it and on its network, and how many tensors of TestMemory live on."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "again": ("INT", {})}}
+
+    def run(self, model, again):
+        gc.collect()  # as the host does, after a while
+        network = model.model.diffusion_model
+        text = json.dumps(
+            {
+                "options": outline(model.model_options),
+                "wrappers": outline(getattr(model, "wrappers", {})),
+                "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()),
+                "functions": [name for name, m in network.named_modules() if "forward" in vars(m)],
+                "held": sum(ref() is not None for ref in TestMemory.held),
+                "seen": len(TestMemory.held),
+                "calls": TestMemory.calls,
+            }
+        )
+        return {"ui": {"text": [text]}}
+
+
+NODES = (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves, TestMemory, TestKept)
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}

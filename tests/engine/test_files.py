@@ -288,8 +288,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(store, "save_file", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(PredictorError, match="disk full"):
         store.save(path, network())
     monkeypatch.undo()
     with pytest.raises(PredictorError, match="not saved"):

@@ -1,0 +1,115 @@
+"""Saving where the disk is full, and where it may only be read: on a file system of its own.
+
+python -m trust.disk FOLDER, as the process that may mount one (`command`), prints what was found, as JSON."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from trust.broken import network, table, toy_target
+
+from amed import Library, PredictorError, load, save
+from amed.files.code import from_code
+from amed.files.keep import keep
+from amed.fit import Job, Outcome, fit
+from amed.fit.measures import Counter
+
+SIZE = 160_000  # bytes of the file system
+CODE = "this is its code: "
+
+
+def command(folder: Path) -> list[str] | None:
+    """What runs this module in a mount namespace of its own, with a small disk at `folder`; None where this
+    machine does not allow it. Nothing is mounted for anybody else, and nothing stays."""
+    mount = f'mount -t tmpfs -o size={SIZE} tmpfs "$0"'
+    for start in (["unshare", "-m"], ["unshare", "-r", "-m"]):
+        try:
+            if subprocess.run([*start, "sh", "-c", mount, str(folder)], capture_output=True).returncode == 0:
+                run = f'{mount} && exec "{sys.executable}" -m trust.disk "$0"'
+                return [*start, "sh", "-c", run, str(folder)]
+        except OSError:
+            break
+    return None
+
+
+def fill(folder: Path) -> None:
+    """Until not a byte fits."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(b"\0" * size)
+            except OSError:
+                pass
+
+
+def refused(path: Path, old: bytes, word: str) -> None:
+    """Saving, keeping and fitting there: told in words, the result not lost, nothing half, the old as it
+    was."""
+    before = sorted(p.name for p in path.parent.iterdir())
+    for act in (lambda: save(path, network(2)), lambda: keep(path, network(2))):
+        try:
+            act()
+        except PredictorError as error:
+            assert str(path) in str(error) and word in str(error) and "free some space" in str(error), error
+            text = str(error).partition(CODE)[2]
+        else:
+            raise AssertionError("it was saved")
+        assert path.read_bytes() == old and sorted(p.name for p in path.parent.iterdir()) == before
+        assert Library([path.parent]).problems() == []
+    assert from_code(text, "pasted").spec.how == "seed 2"
+    target = toy_target()
+    counter = Counter(target.model)
+    try:
+        fit(target, Job((4,)), lambda nfe: path, lambda progress: None)
+    except PredictorError as error:
+        assert word in str(error) and not counter.evaluations, error  # before any work
+    else:
+        raise AssertionError("it was fitted")
+
+
+def filled_meanwhile(folder: Path) -> None:
+    """The disk is full when the fit has ended, and when it is interrupted: what was raised has the result."""
+    target, path = toy_target(), folder / "late.safetensors"
+    for stop in (False, True):
+        (folder / "filler").unlink(missing_ok=True)
+        outcome, done = Outcome(), []
+
+        def tell(progress, stop=stop, done=done):
+            if progress.stage == "fit" and not done:
+                done.append(1)
+                fill(folder)
+                if stop:
+                    raise KeyboardInterrupt
+
+        try:
+            fit(target, Job((4,), budget=1800), lambda nfe: path, tell, outcome)
+        except PredictorError as error:
+            kept = from_code(str(error).partition(CODE)[2], "pasted").spec
+            assert kept.nfe == 4 and kept.metrics["finished"] != stop and outcome.interrupted == stop, error
+        else:
+            raise AssertionError("it was saved")
+        assert not path.exists() and not list(folder.glob(".*"))
+
+
+def run(folder: Path) -> dict[str, int]:
+    path = save(folder / "dear.safetensors", network(1))
+    old = path.read_bytes()
+    fill(folder)
+    refused(path, old, "No space left on device")
+    filled_meanwhile(folder)
+    (folder / "filler").unlink()
+    save(path, network(2))  # and when there is room again, it is saved
+    assert load(path).spec.how == "seed 2"
+    save(folder / "small.safetensors", table())
+    old = path.read_bytes()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    refused(path, old, "Read-only file system")
+    return {"full": 5, "read-only": 3}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    print(json.dumps(run(Path(sys.argv[1]))))
