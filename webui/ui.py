@@ -1,6 +1,7 @@
 """What people see: the accordion, the settings page, the X/Y/Z axes, the AMED tab, and the tab's API."""
 
 import base64
+import html
 import io
 import threading
 import time
@@ -54,10 +55,10 @@ def add_settings() -> None:
 
 
 def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> str:
-    """What these settings will run, in one line."""
+    """What these settings will run, in one line of Markdown. Names in it are a file's, and no HTML."""
     line = line_of(label)
     if line is None:
-        return status_outside(label, predictor)
+        return html.escape(status_outside(label, predictor), quote=False)
     wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
     choice, note = foreseen(line, wish, steps, scale)
     at, fit = choice.fitted.spec.guidance, ""
@@ -70,7 +71,7 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
         what = "no checkpoint is loaded yet"
     count, steps = choice.fitted.nfe, len(choice.sigmas) - 1
     passes = count * host.passes_each(scale)
-    note = f" {note}" if note else ""
+    what, note = (html.escape(text, quote=False) for text in (what, f" {note}" if note else ""))
     return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
 
 
