@@ -34,7 +34,7 @@ def from_code(text: str, name: str) -> Fitted:
     try:
         data = unpacked("".join(text.split()))
         tensors = safetensors.torch.load(data)  # sees to it, too, that the header is what it should be
-        return checked(from_header(header_of(data).get("__metadata__", {})), tensors, name)
+        return checked(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
     except SafetensorError as error:
         raise PredictorError(f"{name}: not a whole predictor ({error}); {AGAIN}") from None
     except ValueError as error:

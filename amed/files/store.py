@@ -359,7 +359,10 @@ class Library:
         return " or ".join(str(f) for f in self.folders)
 
     def leaves(self, path: Path) -> bool:
-        """Whether a file of these folders is a link to a place outside them."""
+        """Whether a file of these folders is a link to a place outside them. (No linked folder is
+        searched.)"""
+        if not path.is_symlink():
+            return False
         real = Path(os.path.realpath(path))
         return not any(real.is_relative_to(os.path.realpath(folder)) for folder in self.folders)
 

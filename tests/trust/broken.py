@@ -16,17 +16,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from trust.page import ROOT
 
 from amed import Constants, Fitted, Multistep, Solver, Spec, schedules
 from amed.constants import as_multistep
 from amed.files.spec import to_header
 from amed.files.store import tensors_of
 from amed.outside import Outside
-from trust.page import ROOT
 
 BUNDLED = ROOT / "predictors"
 REAL = ("emoji32-amed-nfe3-cfg1", "emoji32-dpmpp-nfe5-cfg2", "emoji32-ipndm-nfe5-cfg1", "sd15-dpmpp-2m-nfe10",
-        "emoji32-multistep-nfe3-cfg4", "emoji32-multistep-nfe5-cfg1", "emoji32-multistep-nfe10-cfg2")  # fmt: skip
+        "emoji32-multistep-nfe3-cfg4", "emoji32-multistep-nfe5-cfg1",
+        "emoji32-multistep-nfe10-cfg2")  # fmt: skip
 META = "__metadata__"
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
           "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8}  # fmt: skip
@@ -93,7 +94,9 @@ def seeds() -> dict[str, bytes]:
     weights[:, 0] = 1.0
     offset = torch.full((3, 3), 0.01, dtype=torch.float64)
     halves = Spec.on("multistep", times, parts="halves+bands", channels=3, guidance=4.0)
-    found["halves"] = written(Fitted(halves, Multistep(times, weights, None, "halves+bands", offset, [1]), times))
+    found["halves"] = written(
+        Fitted(halves, Multistep(times, weights, None, "halves+bands", offset, [1]), times)
+    )
     greedy = Spec.on(Solver("amed"), times, afs=True, metrics={"error": 0.1}, model_name="a toy")
     found["constants"] = written(Fitted(greedy, Constants(times, r=[0.3, 0.4, 0.5]), times))
     plain = Spec.on(Solver("ipndm", 3), times, features="plain")
@@ -107,18 +110,25 @@ def seeds() -> dict[str, bytes]:
     found["polynomial"] = written(Fitted(bent, Constants(even, c=[1.0, 0.98, 1.01]), even))
     old = {**to_header(Spec.on("multistep", times, guidance=4.0)), "amed_format": "1"}
     table = as_multistep(Solver("ipndm", 2), times)
-    own = {"sigmas": times, **{k: v.contiguous() for k, v in table.values.items()}, "g": torch.tensor([0.7, 0.5, 1.2], dtype=torch.float64)}
-    found["format 1"] = safetensors.torch.save(own, metadata={k: v for k, v in old.items() if k != "requires"})
+    own = {
+        "sigmas": times,
+        **{k: v.contiguous() for k, v in table.values.items()},
+        "g": torch.tensor([0.7, 0.5, 1.2], dtype=torch.float64),
+    }
+    found["format 1"] = safetensors.torch.save(
+        own, metadata={k: v for k, v in old.items() if k != "requires"}
+    )
     return found
 
 
-# --- fields of the header ------------------------------------------------------------------------------------
+# --- fields of the header ----------------------------------------------------------------------------------
 
 DEEP = 100_000
 VALUES = (
     "", "null", "true", "false", "0", "-1", "1", "2", "3", "1e999", "-1e999", "NaN", "Infinity", "-Infinity",
     "9" * 400, "-" + "9" * 400, "9" * 5000, "1e-320", "0.5", "1e300", "4294967296", "9223372036854775808",
-    '""', '"x"', '"' + "x" * 100_000 + '"', "[]", "{}", "[null]", '{"a": {"b": [1, {"c": null}]}}', "[[[[]]]]",
+    '""', '"x"', '"' + "x" * 100_000 + '"', "[]", "{}", "[null]",
+    '{"a": {"b": [1, {"c": null}]}}', "[[[[]]]]",
     "[" * DEEP, "[" * DEEP + "]" * DEEP, '{"a":' * 5000 + "1" + "}" * 5000, "[" * 900 + "]" * 900,
     '{"a":' * 400 + "1" + "}" * 400, '"\\ud800"', '"\\u0000"', '"\\u001b[2J"', '"a\\nb"',
     '"<img src=x onerror=alert(1)>"', '"../../../etc/passwd"', "{", '"', "'a'", "nul", "1 2", "\ufeff1",
@@ -129,9 +139,12 @@ VALUES = (
     '{"error": ' + "9" * 400 + ', "finished": []}', '{"fd_ref": -1e308, "rmse_ref": 1e308}',
     '{"rmse_ref": true}', '{"\\ud800": 1}',
 )  # fmt: skip
-FIELDS = ("amed_format", "requires", "solver", "num_steps", "schedule", "sigma_min", "sigma_max", "rho", "afs",
-          "max_order", "predict_x0", "lower_order_final", "thresholding", "scales_timestep", "prediction_type",
-          "guidance", "model_family", "model_fingerprint", "model_name", "features", "scale_dir", "scale_time",
+FIELDS = ("amed_format", "requires", "solver", "num_steps", "schedule", "sigma_min", "sigma_max", "rho",
+          "afs",
+          "max_order", "predict_x0", "lower_order_final", "thresholding", "scales_timestep",
+          "prediction_type",
+          "guidance", "model_family", "model_fingerprint",
+          "model_name", "features", "scale_dir", "scale_time",
           "how", "source", "metrics", "variant", "parts", "channels", "of", "calls")  # fmt: skip
 
 
@@ -161,7 +174,8 @@ def no_text(file: Draft, dice: random.Random) -> str:
 
 
 def unknown_field(file: Draft, dice: random.Random) -> str:
-    name = dice.choice(["../x", "a\x00b", "\ud800", "", "__proto__", "x" * 70_000, "Solver", " solver", "unknown",
+    name = dice.choice(["../x", "a\x00b", "\ud800", "", "__proto__", "x" * 70_000, "Solver", " solver",
+                        "unknown",
                         "é", "<b>", "a\nb", "\x1b[2J"])  # fmt: skip
     file.meta[name] = dice.choice(VALUES)
     return name[:20]
@@ -187,7 +201,7 @@ def no_meta(file: Draft, dice: random.Random) -> str:
     return META
 
 
-# --- tensors, as their entries say ---------------------------------------------------------------------------
+# --- tensors, as their entries say -------------------------------------------------------------------------
 
 
 def entry(file: Draft, dice: random.Random) -> tuple[str, dict]:
@@ -214,7 +228,8 @@ def entry_offsets(file: Draft, dice: random.Random) -> str:
     start, end = own.get("data_offsets", [0, 8])
     own["data_offsets"] = dice.choice(
         [[end, start], [start + 1, end + 1], [start, end + 8], [start, end - 8], [-8, end], [0, 2**63],
-         [2**64 - 8, 2**64], [0, 0], [start], [], None, "0,8", [start, end, end], [0.5, 8], [2**62, 2**62 + 8],
+         [2**64 - 8, 2**64], [0, 0], [start], [], None, "0,8", [start, end, end], [0.5, 8],
+         [2**62, 2**62 + 8],
          [start, 2**40]])  # fmt: skip
     return name
 
@@ -231,7 +246,8 @@ def entry_more(file: Draft, dice: random.Random) -> str:
 
 def rename_tensor(file: Draft, dice: random.Random) -> str:
     name = dice.choice(file.names() or [META])
-    new = dice.choice(["../../x", "/etc/passwd", "C:\\x", "a\x00b", "", "x" * 70_000, "sigmas", "weights", "r",
+    new = dice.choice(["../../x", "/etc/passwd", "C:\\x", "a\x00b", "", "x" * 70_000, "sigmas", "weights",
+                       "r",
                        "offset", "alone", "g", "levels", "__class__", "fc_r.weight", "\ud800"])  # fmt: skip
     file.header[new] = file.header.pop(name, {})
     return name
@@ -249,7 +265,7 @@ def drop_tensor(file: Draft, dice: random.Random) -> str:
     return name
 
 
-# --- tensors whose entries hold: whole files, with wrong contents --------------------------------------------
+# --- tensors whose entries hold: whole files, with wrong contents ------------------------------------------
 
 FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -288,7 +304,9 @@ def every_number(file: Draft, dice: random.Random) -> str:
     if kind == "fill" and value.is_floating_point():
         value.fill_(dice.choice(NUMBERS))
     elif kind == "scale":
-        value = (value.double() * dice.choice([1e-300, 1e-30, 1e30, 1e150, 1e300, -1, 0, 100])).to(value.dtype)
+        value = (value.double() * dice.choice([1e-300, 1e-30, 1e30, 1e150, 1e300, -1, 0, 100])).to(
+            value.dtype
+        )
     elif kind == "shuffle":
         order = list(range(value.numel()))
         dice.shuffle(order)
@@ -320,7 +338,8 @@ def raw_dtype(file: Draft, dice: random.Random) -> str:
 def other_shape(file: Draft, dice: random.Random) -> str:
     name, value = held(file, dice)
     shapes = [[], [0], [1], [2], [3], [0, 0], [1, 1], [value.numel()], [1, *value.shape], [*value.shape, 1],
-              [*value.shape, 0], [*value.shape[::-1]], [n + 1 for n in value.shape], [n - 1 for n in value.shape],
+              [*value.shape, 0], [*value.shape[::-1]], [n + 1 for n in value.shape],
+              [n - 1 for n in value.shape],
               [300], [3, 300], [200_000], [1] * 9, [4, 4, 4], [5, 4, 2], [3, 3]]  # fmt: skip
     shape = [max(n, 0) for n in dice.choice(shapes)]
     count = math.prod(shape)
@@ -330,17 +349,21 @@ def other_shape(file: Draft, dice: random.Random) -> str:
 
 
 def more_tensor(file: Draft, dice: random.Random) -> str:
-    name = dice.choice(["offset", "alone", "g", "weights", "r", "c", "a", "levels", "extra", "../x", "b", "t"])
+    name = dice.choice(
+        ["offset", "alone", "g", "weights", "r", "c", "a", "levels", "extra", "../x", "b", "t"]
+    )
     shape = dice.choice([[], [3], [3, 3], [4, 3], [3, 4, 8], [0]])
     count = math.prod(shape)
     return put(file, name, torch.tensor([dice.choice(NUMBERS) for _ in range(count)]).double().reshape(shape))
 
 
-# --- bytes ---------------------------------------------------------------------------------------------------
+# --- bytes -------------------------------------------------------------------------------------------------
 
 
 def header_length(file: Draft, dice: random.Random) -> str:
-    size = dice.choice([0, 1, 2, 7, 8, 100, 10**6, 10**8, 10**8 + 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
+    size = dice.choice(
+        [0, 1, 2, 7, 8, 100, 10**6, 10**8, 10**8 + 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
+    )
     file.raw.append(lambda made: struct.pack("<Q", size) + made[8:])
     return str(size)
 
@@ -400,12 +423,13 @@ def other_file(file: Draft, dice: random.Random) -> str:
 
 
 CHANGES = {f.__name__: f for f in (
-    set_field, set_field, set_field, drop_field, swap_fields, no_text, unknown_field, number_field, twice_field,
-    no_meta, entry_dtype, entry_shape, entry_offsets, entry_more, rename_tensor, drop_tensor, one_number,
-    every_number, other_dtype, raw_dtype, other_shape, more_tensor, header_length, header_off, cut, append, flip,
-    header_text, other_file,
+    set_field, drop_field, swap_fields, no_text, unknown_field, number_field, twice_field, no_meta,
+    entry_dtype, entry_shape, entry_offsets, entry_more, rename_tensor, drop_tensor, one_number,
+    every_number, other_dtype, raw_dtype, other_shape, more_tensor, header_length, header_off, cut, append,
+    flip, header_text, other_file,
 )}  # fmt: skip
-OFTEN = {"set_field": 5, "number_field": 3, "one_number": 4, "every_number": 4, "other_dtype": 2, "raw_dtype": 2,
+OFTEN = {"set_field": 5, "number_field": 3, "one_number": 4, "every_number": 4, "other_dtype": 2,
+         "raw_dtype": 2,
          "other_shape": 4, "more_tensor": 3, "header_text": 0.3, "other_file": 0.3}  # fmt: skip
 
 
@@ -419,6 +443,13 @@ def broken(good: dict[str, bytes], dice: random.Random) -> Draft:
         before = deepcopy((file.header, file.data))
         try:
             file.changes.append((name, CHANGES[name](file, dice)))
-        except (LookupError, ValueError, RuntimeError, TypeError, OverflowError, AttributeError):  # no place left for this change
+        except (
+            LookupError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            OverflowError,
+            AttributeError,
+        ):  # no place left for this change
             file.header, file.data = before
     return file

@@ -5,7 +5,6 @@
 
 Each would leave `marker` behind, or take the machine's memory or time, if it were given its way."""
 
-import base64
 import io
 import json
 import math
@@ -22,7 +21,6 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-
 from trust.page import ROOT, Part, put
 
 SECONDS, MEGABYTES, MOST = 5.0, 600, 2000  # of CPU for one file, of memory for all; characters of a message
@@ -67,43 +65,111 @@ def inst(module: str, attribute: str, args: list[bytes]) -> bytes:
     return b"(" + b"".join(args) + b"i" + module.encode() + b"\n" + attribute.encode() + b"\n"
 
 
+# module: function with arguments (of `words` below, else a text), ...
+HARM = """
+os: system TOUCH, popen TOUCH, execv /bin/sh LIST, mkdir PATH, remove PATH, rename PATH PATH, putenv PATH PATH
+os: kill ONE ZERO, _exit ONE, abort, fork, open PATH 65, symlink /etc/passwd PATH, chmod PATH ZERO
+posix: system TOUCH
+nt: system TOUCH
+builtins: eval SOURCE, exec SOURCE, compile SOURCE x exec, open PATH w, __import__ antigravity
+builtins: getattr x __class__
+builtins: setattr, breakpoint, input, type x, map, bytearray HUGE, range HUGE, print x, exit, memoryview
+__builtin__: eval SOURCE
+io: open PATH w, FileIO PATH w
+_io: open PATH w
+codecs: open PATH w
+tempfile: mkstemp
+pathlib: Path PATH, Path.touch PATH, Path.write_text PATH w, PosixPath PATH
+importlib: import_module antigravity, reload
+runpy: run_path PATH, run_module this
+subprocess: Popen TOUCH, run TOUCH, getoutput TOUCH, check_output TOUCH
+shutil: rmtree PATH, copyfile /etc/passwd PATH, unpack_archive PATH
+socket: socket, create_connection
+urllib.request: urlopen file:///etc/passwd
+ctypes: CDLL libc.so.6, cdll.LoadLibrary libc.so.6
+webbrowser: open file:///x
+code: InteractiveInterpreter, interact
+timeit: timeit SOURCE
+pdb: run SOURCE
+bdb: Bdb.run x SOURCE
+profile: run SOURCE
+cProfile: run SOURCE
+doctest: debug_script SOURCE
+pty: spawn sh
+operator: attrgetter system, methodcaller system TOUCH
+functools: partial x, reduce
+types: FunctionType, CodeType
+marshal: loads x
+pickle: loads x, Unpickler
+_pickle: loads x
+dill: loads
+joblib: load PATH
+copyreg: _reconstructor SYSTEM OBJECT NONE, _reconstructor ORDERED SET NONE, __newobj__ POPEN, __newobj__ SET
+copyreg: pickle, add_extension os system ONE
+torch: load PATH, save DICT PATH, from_file PATH, _dynamo, ops, compile, classes
+torch.serialization: load PATH
+torch.hub: load x y, _load_local PATH y
+torch.utils.cpp_extension: load x PATH
+torch.utils.model_zoo: load_url http://localhost
+torch.jit: load PATH
+torch._utils: _rebuild_tensor, _import_dotted_name os.system, _rebuild_device_tensor_from_numpy
+torch._utils: _rebuild_wrapper_subclass
+torch.ops: load_library PATH
+torch._C: PyTorchFileWriter PATH
+torch.storage: UntypedStorage.from_file PATH ONE ONE
+torch.distributed.rpc.internal: _run_function
+torch.fx.graph_module: _forward_from_src SOURCE DICT
+torch.package: PackageImporter PATH
+torch.nn.modules: container.Sequential
+torch.nn.modules.module: torch.os.system TOUCH
+torch.nn.modules.linear: __reduce__
+training: x.__class__
+training..os: system TOUCH
+training.networks: os, __import__ antigravity
+torch_utils.persistence: _module_to_src_dict, exec SOURCE
+dnnlib: EasyDict
+dnnlib.util: open_url file:///etc/passwd, call_func_by_name os.system
+collections: OrderedDict.__init__, namedtuple x y, _sys
+logging: os.system TOUCH, FileHandler PATH
+logging.config: listen
+site: main
+sys: exit, modules, settrace
+numpy: load PATH, fromfile PATH
+numpy.testing._private.utils: runstring SOURCE DICT
+numpy.core.multiarray: _reconstruct
+numpy.f2py.crackfortran: myeval SOURCE
+lib2to3.pgen2.grammar: Grammar.loads
+asyncio.unix_events: _UnixSubprocessTransport._start
+multiprocessing.util: spawnv_passfds
+signal: raise_signal 9
+gc: get_objects
+inspect: currentframe
+readline: write_history_file PATH
+sqlite3: connect PATH
+zipfile: ZipFile PATH w
+tarfile: open PATH w
+venv: create PATH
+distutils.file_util: write_file PATH
+_xxsubinterpreters: run_string ZERO SOURCE
+"""
+
+
 def targets(marker: str) -> list[tuple[str, str, list[bytes]]]:
     """Functions that would do harm, and arguments with which they would show it."""
-    touch, source = f"touch {marker}", f"open({marker!r}, 'w').close()"
-    run = f"import os; os.system({touch!r})"
-    path, w = text(marker), text("w")
-    return [
-        ("os", "system", [text(touch)]), ("posix", "system", [text(touch)]), ("nt", "system", [text(touch)]),
-        ("os", "popen", [text(touch)]), ("os", "execv", [text("/bin/sh"), b"]" + text("sh") + b"a"]),
-        ("os", "mkdir", [path]), ("os", "remove", [path]), ("os", "rename", [path, path]), ("os", "putenv", [path, path]),
-        ("os", "kill", [number(1), number(0)]), ("os", "_exit", [number(3)]), ("os", "abort", []), ("os", "fork", []),
-        ("os", "open", [path, number(65)]), ("os", "symlink", [text("/etc/passwd"), path]), ("os", "chmod", [path, number(0)]),
-        ("builtins", "eval", [text(source)]), ("builtins", "exec", [text(source)]), ("__builtin__", "eval", [text(source)]),
-        ("builtins", "compile", [text(source), text("x"), text("exec")]), ("builtins", "open", [path, w]),
-        ("builtins", "__import__", [text("antigravity")]), ("builtins", "getattr", [text("x"), text("__class__")]),
-        ("builtins", "setattr", []), ("builtins", "breakpoint", []), ("builtins", "input", []), ("builtins", "type", [text("x")]),
-        ("builtins", "map", []), ("builtins", "bytearray", [number(2**40)]), ("builtins", "range", [number(2**40)]),
-        ("builtins", "print", [text("x")]), ("builtins", "exit", []), ("builtins", "memoryview", []), ("io", "open", [path, w]),
-        ("io", "FileIO", [path, w]), ("_io", "open", [path, w]), ("codecs", "open", [path, w]), ("tempfile", "mkstemp", []),
-        ("pathlib", "Path", [path]), ("pathlib", "Path.touch", [path]), ("pathlib", "Path.write_text", [path, w]), ("pathlib", "PosixPath", [path]),
-        ("importlib", "import_module", [text("antigravity")]), ("importlib", "reload", []), ("runpy", "run_path", [path]), ("runpy", "run_module", [text("this")]),
-        ("subprocess", "Popen", [text(touch)]), ("subprocess", "run", [text(touch)]), ("subprocess", "getoutput", [text(touch)]), ("subprocess", "check_output", [text(touch)]),
-        ("shutil", "rmtree", [path]), ("shutil", "copyfile", [text("/etc/passwd"), path]), ("shutil", "unpack_archive", [path]), ("socket", "socket", []), ("socket", "create_connection", []),
-        ("urllib.request", "urlopen", [text(f"file://{marker}")]), ("ctypes", "CDLL", [text("libc.so.6")]), ("ctypes", "cdll.LoadLibrary", [text("libc.so.6")]), ("webbrowser", "open", [text("file:///x")]),
-        ("code", "InteractiveInterpreter", []), ("code", "interact", []), ("timeit", "timeit", [text(source)]), ("pdb", "run", [text(source)]), ("cProfile", "run", [text(source)]), ("pty", "spawn", [text("sh")]),
-        ("bdb", "Bdb.run", [text("x"), text(source)]), ("operator", "attrgetter", [text("system")]), ("operator", "methodcaller", [text("system"), text(touch)]), ("functools", "partial", [text("x")]), ("functools", "reduce", []),
-        ("types", "FunctionType", []), ("types", "CodeType", []), ("marshal", "loads", [text("x")]), ("pickle", "loads", [text("x")]), ("pickle", "Unpickler", []), ("_pickle", "loads", [text("x")]), ("dill", "loads", []), ("joblib", "load", [path]),
-        ("copyreg", "_reconstructor", [b"cos\nsystem\n", b"cbuiltins\nobject\n", b"N"]), ("copyreg", "__newobj__", [b"csubprocess\nPopen\n"]), ("copyreg", "add_extension", [text("os"), text("system"), number(7)]), ("copyreg", "pickle", []),
-        ("copyreg", "_reconstructor", [b"ccollections\nOrderedDict\n", b"cbuiltins\nset\n", b"N"]), ("copyreg", "__newobj__", [b"cbuiltins\nset\n"]),
-        ("torch", "load", [path]), ("torch", "save", [b"}", path]), ("torch.serialization", "load", [path]), ("torch.hub", "load", [text("x"), text("y")]), ("torch.hub", "_load_local", [path, text("y")]), ("torch.utils.cpp_extension", "load", [text("x"), path]),
-        ("torch.utils.model_zoo", "load_url", [text("http://localhost")]), ("torch.jit", "load", [path]), ("torch._utils", "_rebuild_tensor", []), ("torch._utils", "_import_dotted_name", [text("os.system")]), ("torch._utils", "_rebuild_device_tensor_from_numpy", []), ("torch._utils", "_rebuild_wrapper_subclass", []),
-        ("torch", "_dynamo", []), ("torch", "ops", []), ("torch", "compile", []), ("torch", "classes", []), ("torch.ops", "load_library", [path]), ("torch._C", "PyTorchFileWriter", [path]), ("torch.storage", "UntypedStorage.from_file", [path, b"\x88", number(99)]), ("torch", "from_file", [path]),
-        ("torch.distributed.rpc.internal", "_run_function", []), ("torch.fx.graph_module", "_forward_from_src", [text(source), b"}"]), ("torch.package", "PackageImporter", [path]), ("torch.nn.modules", "container.Sequential", []), ("torch.nn.modules.module", "torch.os.system", [text(touch)]),
-        ("training..os", "system", [text(touch)]), ("training.networks", "os", []), ("training", "x.__class__", []), ("training.networks", "__import__", [text("antigravity")]), ("torch.nn.modules.linear", "__reduce__", []),
-        ("torch_utils.persistence", "_module_to_src_dict", []), ("torch_utils.persistence", "exec", [text(source)]), ("dnnlib.util", "open_url", [text(f"file://{marker}")]), ("dnnlib.util", "call_func_by_name", [text("os.system")]), ("dnnlib", "EasyDict", []),
-        ("collections", "OrderedDict.__init__", []), ("collections", "namedtuple", [text("x"), text("y")]), ("collections", "_sys", []), ("logging", "os.system", [text(touch)]), ("logging", "FileHandler", [path]), ("logging.config", "listen", []), ("site", "main", []), ("sys", "exit", []), ("sys", "modules", []), ("sys", "settrace", []),
-        ("numpy", "load", [path]), ("numpy", "fromfile", [path]), ("numpy.testing._private.utils", "runstring", [text(source), b"}"]), ("numpy.core.multiarray", "_reconstruct", []), ("numpy.f2py.crackfortran", "myeval", [text(source)]), ("doctest", "debug_script", [text(source)]), ("lib2to3.pgen2.grammar", "Grammar.loads", []), ("asyncio.unix_events", "_UnixSubprocessTransport._start", []), ("multiprocessing.util", "spawnv_passfds", []), ("signal", "raise_signal", [number(9)]), ("gc", "get_objects", []), ("inspect", "currentframe", []), ("readline", "write_history_file", [path]), ("sqlite3", "connect", [path]), ("zipfile", "ZipFile", [path, w]), ("tarfile", "open", [path, w]), ("venv", "create", [path]), ("distutils.file_util", "write_file", [path]), ("profile", "run", [text(run)]), ("_xxsubinterpreters", "run_string", [number(0), text(source)]),
-    ]  # fmt: skip
+    words = {
+        "TOUCH": text(f"touch {marker}"), "SOURCE": text(f"open({marker!r}, 'w').close()"),
+        "PATH": text(marker),
+        "ONE": number(1), "ZERO": number(0), "HUGE": number(2**40), "DICT": b"}", "NONE": b"N",
+        "LIST": b"]" + text("sh") + b"a", "SYSTEM": b"cos\nsystem\n", "OBJECT": b"cbuiltins\nobject\n",
+        "POPEN": b"csubprocess\nPopen\n", "SET": b"cbuiltins\nset\n",
+        "ORDERED": b"ccollections\nOrderedDict\n",
+    }  # fmt: skip
+    found = []
+    for line in HARM.split("\n")[1:-1]:
+        module, _, calls = line.partition(": ")
+        for function, *args in map(str.split, calls.split(", ")):
+            found.append((module, function, [words.get(arg, text(arg)) for arg in args]))
+    return found
 
 
 def dressed(value: bytes, dice: random.Random) -> bytes:
@@ -132,9 +198,20 @@ def persistent(state: bytes) -> bytes:
 
 def model(changed: dict[str, bytes]) -> bytes:
     """The authors' layout, with some values exchanged."""
-    own = {"num_steps": number(4), "sampler_stu": text("amed"), "schedule_type": text("time_uniform"),
-           "scale_time": b"G" + struct.pack(">d", 0.2), "afs": b"\x88", "sampler_tea": text("heun")} | changed  # fmt: skip
-    return b"}" + text("model") + persistent(b"}(" + b"".join(text(k) + v for k, v in own.items()) + b"u") + b"s."
+    own = {
+        "num_steps": number(4),
+        "sampler_stu": text("amed"),
+        "schedule_type": text("time_uniform"),
+        "scale_time": b"G" + struct.pack(">d", 0.2),
+        "afs": b"\x88",
+        "sampler_tea": text("heun"),
+    } | changed
+    return (
+        b"}"
+        + text("model")
+        + persistent(b"}(" + b"".join(text(k) + v for k, v in own.items()) + b"u")
+        + b"s."
+    )
 
 
 def doubled(times: int) -> bytes:
@@ -145,8 +222,9 @@ def doubled(times: int) -> bytes:
 def modules(times: int) -> bytes:
     """The same of modules in modules."""
     return b"}q\x00" + b"".join(
-        b"0}(" + text("_modules") + b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00uuq\x00" for _ in range(times)
-    )  # fmt: skip
+        b"0}(" + text("_modules") + b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00uuq\x00"
+        for _ in range(times)
+    )
 
 
 def tensor(size: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
@@ -193,93 +271,228 @@ def bombs(dice: random.Random) -> bytes:
     """Memory and time: memo indices, declared sizes, nesting, sharing, shapes, zips."""
     huge = dice.choice([2**31 - 1, 2**31, 2**32 - 1, 2**28, 2**30])
     endless = 2 ** dice.choice([31, 33, 40, 62, 63])
-    return dice.choice([
-        lambda: b"Nr" + struct.pack("<I", huge) + b".",
-        lambda: b"Np" + str(endless).encode() + b"\n.",
-        lambda: b"j" + struct.pack("<I", huge) + b".",
-        lambda: b"\x80\x04\x8e" + struct.pack("<Q", endless) + b"x.",
-        lambda: b"\x80\x04\x8d" + struct.pack("<Q", endless) + b"x.",
-        lambda: b"\x80\x05\x96" + struct.pack("<Q", 2 ** dice.choice([31, 33, 36])) + b"x.",
-        lambda: b"\x80\x04\x95" + struct.pack("<Q", endless) + b"N.",
-        lambda: b"\x8b" + struct.pack("<i", dice.choice([2**31 - 1, -1, 2**28])) + b"x.",
-        lambda: b"B" + struct.pack("<I", huge) + b"x.",
-        lambda: b"T" + struct.pack("<i", dice.choice([2**31 - 1, -5])) + b"x.",
-        lambda: b"I" + b"9" * 100_000 + b"\n.",
-        lambda: b"L" + b"9" * 100_000 + b"L\n.",
-        lambda: b"(" * dice.choice([10_000, 1_000_000]),
-        lambda: b"]" * 10_000 + b"a" * 9_999 + b".",
-        lambda: b"]" * dice.choice([100_000, 2_000_000]) + b".",
-        lambda: b"N" + b"\x85" * dice.choice([10_000, 1_000_000]) + b".",
-        lambda: b"}" + text("model") + b"N" + b"\x85" * 100_000 + b"s.",
-        lambda: doubled(dice.choice([30, 60, 5000])) + b".",
-        lambda: model({dice.choice(["sampler_tea", "M", "dataset_name", "sampler_stu", "schedule_type", "num_steps"]): doubled(60)}),
-        lambda: model({"_modules": b"}" + text("a") + modules(60) + b"s"}),
-        lambda: b"}q\x00" + text("_modules") + b"}" + text("a") + b"h\x00ss" + b"0" + model({"_modules": b"}" + text("a") + b"h\x00s"}),
-        lambda: model({"num_steps": number(dice.choice([10**9, 10**18, -1, 0, 10**400]))}),
-        lambda: model({dice.choice(["scale_time", "scale_dir", "schedule_rho", "max_order", "guidance_rate", "afs"]): dice.choice(
-            [b"G" + struct.pack(">d", dice.choice([math.nan, math.inf, 1e308, -1.0, 5e-324])), text("x"), b"]", number(10**400), b"N"])}),
-        lambda: model({"_parameters": b"}" + text("fc_r.weight") + tensor(*dice.choice([
-            (b"J\xff\xff\xff\x7f\x85", b"K\x00\x85"), (b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft", b"(K\x00K\x00t"),
-            (b"K\x09\x85", b"K\x01\x85"), (b"K\x02\x85", b"J\xff\xff\xff\x7f\x85"), (b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
-            (b"G" + struct.pack(">d", 2.0) + b"\x85", b"K\x01\x85"), (b"]", b"]"), (b"N", b"N")])) + b"s"}),
-        lambda: model({"_parameters": b"}" + text("fc_r.weight") + tensor(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\x7f") + b"s"}),
-        lambda: b"}" + text("model") + of_bytes(torch_zip(b"\x80\x02N.", {"x/data/1": b"\0" * 20_000_000}, zipfile.ZIP_DEFLATED)) + b"s.",
-        lambda: torch_zip(b"\x80\x02N.", {"x/data/1": b"\0" * 20_000_000}, zipfile.ZIP_DEFLATED),
-        lambda: torch_zip(b"\x80\x02" + text("x") * 100_000 + b"."),
-    ])()  # fmt: skip
+    return dice.choice(
+        [
+            lambda: b"Nr" + struct.pack("<I", huge) + b".",
+            lambda: b"Np" + str(endless).encode() + b"\n.",
+            lambda: b"j" + struct.pack("<I", huge) + b".",
+            lambda: b"\x80\x04\x8e" + struct.pack("<Q", endless) + b"x.",
+            lambda: b"\x80\x04\x8d" + struct.pack("<Q", endless) + b"x.",
+            lambda: b"\x80\x05\x96" + struct.pack("<Q", 2 ** dice.choice([31, 33, 36])) + b"x.",
+            lambda: b"\x80\x04\x95" + struct.pack("<Q", endless) + b"N.",
+            lambda: b"\x8b" + struct.pack("<i", dice.choice([2**31 - 1, -1, 2**28])) + b"x.",
+            lambda: b"B" + struct.pack("<I", huge) + b"x.",
+            lambda: b"T" + struct.pack("<i", dice.choice([2**31 - 1, -5])) + b"x.",
+            lambda: b"I" + b"9" * 100_000 + b"\n.",
+            lambda: b"L" + b"9" * 100_000 + b"L\n.",
+            lambda: b"(" * dice.choice([10_000, 1_000_000]),
+            lambda: b"]" * 10_000 + b"a" * 9_999 + b".",
+            lambda: b"]" * dice.choice([100_000, 2_000_000]) + b".",
+            lambda: b"N" + b"\x85" * dice.choice([10_000, 1_000_000]) + b".",
+            lambda: b"}" + text("model") + b"N" + b"\x85" * 100_000 + b"s.",
+            lambda: doubled(dice.choice([30, 60, 5000])) + b".",
+            lambda: model(
+                {
+                    dice.choice(
+                        ["sampler_tea", "M", "dataset_name", "sampler_stu", "schedule_type", "num_steps"]
+                    ): doubled(60)
+                }
+            ),
+            lambda: model({"_modules": b"}" + text("a") + modules(60) + b"s"}),
+            lambda: (
+                b"}q\x00"
+                + text("_modules")
+                + b"}"
+                + text("a")
+                + b"h\x00ss"
+                + b"0"
+                + model({"_modules": b"}" + text("a") + b"h\x00s"})
+            ),
+            lambda: model({"num_steps": number(dice.choice([10**9, 10**18, -1, 0, 10**400]))}),
+            lambda: model(
+                {
+                    dice.choice(
+                        ["scale_time", "scale_dir", "schedule_rho", "max_order", "guidance_rate", "afs"]
+                    ): dice.choice(
+                        [
+                            b"G" + struct.pack(">d", dice.choice([math.nan, math.inf, 1e308, -1.0, 5e-324])),
+                            text("x"),
+                            b"]",
+                            number(10**400),
+                            b"N",
+                        ]
+                    )
+                }
+            ),
+            lambda: model(
+                {
+                    "_parameters": b"}"
+                    + text("fc_r.weight")
+                    + tensor(
+                        *dice.choice(
+                            [
+                                (b"J\xff\xff\xff\x7f\x85", b"K\x00\x85"),
+                                (b"(J\xff\xff\xff\x7fJ\xff\xff\xff\x7ft", b"(K\x00K\x00t"),
+                                (b"K\x09\x85", b"K\x01\x85"),
+                                (b"K\x02\x85", b"J\xff\xff\xff\x7f\x85"),
+                                (b"J\xff\xff\xff\xff\x85", b"K\x01\x85"),
+                                (b"G" + struct.pack(">d", 2.0) + b"\x85", b"K\x01\x85"),
+                                (b"]", b"]"),
+                                (b"N", b"N"),
+                            ]
+                        )
+                    )
+                    + b"s"
+                }
+            ),
+            lambda: model(
+                {
+                    "_parameters": b"}"
+                    + text("fc_r.weight")
+                    + tensor(b"K\x02\x85", b"K\x01\x85", b"J\xff\xff\xff\x7f")
+                    + b"s"
+                }
+            ),
+            lambda: (
+                b"}"
+                + text("model")
+                + of_bytes(torch_zip(b"\x80\x02N.", {"x/data/1": b"\0" * 20_000_000}, zipfile.ZIP_DEFLATED))
+                + b"s."
+            ),
+            lambda: torch_zip(b"\x80\x02N.", {"x/data/1": b"\0" * 20_000_000}, zipfile.ZIP_DEFLATED),
+            lambda: torch_zip(b"\x80\x02" + text("x") * 100_000 + b"."),
+        ]
+    )()
 
 
 def tricks(marker: str, dice: random.Random) -> bytes:
     """What needs no global that is refused: changes of what is admitted, extensions, persistent ids."""
-    admitted = dice.choice([
-        b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch.storage\n_load_from_bytes\n", b"ccopyreg\n_reconstructor\n",
-        b"ctorch._utils\n_rebuild_parameter\n", b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n",
-        b"ccollections\nOrderedDict\n", b"cbuiltins\nset\n", b"cbuiltins\nobject\n", b"ctorch\nSize\n", b"ctorch\nfloat32\n",
-        b"cdnnlib.util\nEasyDict\n", b"ctraining.networks\nx\n"])  # fmt: skip
-    attribute = dice.choice(["__defaults__", "__kwdefaults__", "__code__", "__globals__", "__class__", "__doc__", "__wrapped__",
-                             "__dict__", "__setstate__", "__reduce__", "find_class", "dispatch", "state"])  # fmt: skip
-    return dice.choice([
-        lambda: admitted + b"(N}" + text(attribute) + text(marker) + b"s\x86b.",
-        lambda: admitted + b"N}" + text(attribute) + dice.choice([text(marker), b")", b"}", admitted]) + b"s\x86b.",
-        lambda: admitted + b"}" + text(attribute) + admitted + b"sb.",
-        lambda: admitted + b"(" + text(marker) + b"tR}" + text(attribute) + admitted + b"sb.",
-        lambda: admitted + b"(tR" + admitted + b"b.",
-        lambda: admitted + b"(" + admitted + text(marker) + b"tR.",
-        lambda: admitted + b")\x81}" + text("__class__") + admitted + b"sb.",
-        lambda: b"\x82" + bytes([dice.randrange(256)]) + b".",
-        lambda: b"\x83" + struct.pack("<H", dice.randrange(2**16)) + b".",
-        lambda: b"\x84" + struct.pack("<i", dice.choice([1, 2**31 - 1, -1, 0])) + b".",
-        lambda: b"P" + dice.choice([b"storage", marker.encode(), b"../x"]) + b"\n.",
-        lambda: dice.choice([text(marker), b"(" + text("storage") + admitted + text("0") + text("cpu") + b"K\x08t", b"N"]) + b"Q.",
-        lambda: b"\x97.", lambda: b"N\x98.",
-        lambda: of_bytes(dice.choice([pickle.dumps(marker), b"", b"PK\x03\x04", tar(marker, b"\x80\x02N."), dice.randbytes(99)])) + b".",
-        lambda: of_bytes(b"\x80\x02cos\nsystem\n" + text(f"touch {marker}") + b"\x85R.") + b".",
-        lambda: b"]" + text("x") + b"a" + b"}" + text("y") + b"sb.",
-        lambda: tensor(b"K\x02\x85", b"K\x01\x85") + b"(K\x01K\x02K\x03t" + b"b.",
-        lambda: tensor(b"K\x02\x85", b"K\x01\x85") + b"(" + text("x") + b"\x90.",
-        lambda: b"ccollections\nOrderedDict\n)R(" + text("x") + b"\x90.",
-    ])()  # fmt: skip
+    admitted = dice.choice(
+        [
+            b"ctorch._utils\n_rebuild_tensor_v2\n",
+            b"ctorch.storage\n_load_from_bytes\n",
+            b"ccopyreg\n_reconstructor\n",
+            b"ctorch._utils\n_rebuild_parameter\n",
+            b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n",
+            b"ccollections\nOrderedDict\n",
+            b"cbuiltins\nset\n",
+            b"cbuiltins\nobject\n",
+            b"ctorch\nSize\n",
+            b"ctorch\nfloat32\n",
+            b"cdnnlib.util\nEasyDict\n",
+            b"ctraining.networks\nx\n",
+        ]
+    )
+    attribute = dice.choice(
+        [
+            "__defaults__",
+            "__kwdefaults__",
+            "__code__",
+            "__globals__",
+            "__class__",
+            "__doc__",
+            "__wrapped__",
+            "__dict__",
+            "__setstate__",
+            "__reduce__",
+            "find_class",
+            "dispatch",
+            "state",
+        ]
+    )
+    return dice.choice(
+        [
+            lambda: admitted + b"(N}" + text(attribute) + text(marker) + b"s\x86b.",
+            lambda: (
+                admitted
+                + b"N}"
+                + text(attribute)
+                + dice.choice([text(marker), b")", b"}", admitted])
+                + b"s\x86b."
+            ),
+            lambda: admitted + b"}" + text(attribute) + admitted + b"sb.",
+            lambda: admitted + b"(" + text(marker) + b"tR}" + text(attribute) + admitted + b"sb.",
+            lambda: admitted + b"(tR" + admitted + b"b.",
+            lambda: admitted + b"(" + admitted + text(marker) + b"tR.",
+            lambda: admitted + b")\x81}" + text("__class__") + admitted + b"sb.",
+            lambda: b"\x82" + bytes([dice.randrange(256)]) + b".",
+            lambda: b"\x83" + struct.pack("<H", dice.randrange(2**16)) + b".",
+            lambda: b"\x84" + struct.pack("<i", dice.choice([1, 2**31 - 1, -1, 0])) + b".",
+            lambda: b"P" + dice.choice([b"storage", marker.encode(), b"../x"]) + b"\n.",
+            lambda: (
+                dice.choice(
+                    [
+                        text(marker),
+                        b"(" + text("storage") + admitted + text("0") + text("cpu") + b"K\x08t",
+                        b"N",
+                    ]
+                )
+                + b"Q."
+            ),
+            lambda: b"\x97.",
+            lambda: b"N\x98.",
+            lambda: (
+                of_bytes(
+                    dice.choice(
+                        [
+                            pickle.dumps(marker),
+                            b"",
+                            b"PK\x03\x04",
+                            tar(marker, b"\x80\x02N."),
+                            dice.randbytes(99),
+                        ]
+                    )
+                )
+                + b"."
+            ),
+            lambda: of_bytes(b"\x80\x02cos\nsystem\n" + text(f"touch {marker}") + b"\x85R.") + b".",
+            lambda: b"]" + text("x") + b"a" + b"}" + text("y") + b"sb.",
+            lambda: tensor(b"K\x02\x85", b"K\x01\x85") + b"(K\x01K\x02K\x03t" + b"b.",
+            lambda: tensor(b"K\x02\x85", b"K\x01\x85") + b"(" + text("x") + b"\x90.",
+            lambda: b"ccollections\nOrderedDict\n)R(" + text("x") + b"\x90.",
+        ]
+    )()
 
 
 def archives(marker: str, value: bytes, dice: random.Random) -> bytes:
     """Files of torch's other layouts."""
-    slips = ["../../" + marker, marker, "x/data/../../../" + marker, "C:\\x", "x/\x01", "x/data.pkl/../y", "x" * 60_000]
+    slips = [
+        "../../" + marker,
+        marker,
+        "x/data/../../../" + marker,
+        "C:\\x",
+        "x/\x01",
+        "x/data.pkl/../y",
+        "x" * 60_000,
+    ]
     script = {"x/constants.pkl": value, "x/code/__torch__.py": f"open({marker!r}, 'w')".encode()}
-    return dice.choice([
-        lambda: torch_zip(value), lambda: torch_zip(value, {dice.choice(slips): b"x"}), lambda: torch_zip(value, script),
-        lambda: packed({"data.pkl": value}), lambda: packed({"x/data.pkl": value, "y/data.pkl": value}),
-        lambda: packed({dice.choice(slips): value}), lambda: torch_zip(value)[: dice.randrange(400)],
-        lambda: tar(marker, value), lambda: tar(marker, value) + packed({"x": b""}),
-        lambda: torch_zip(value) + tar(marker, value), lambda: b"PK\x03\x04" + dice.randbytes(200),
-        lambda: b"x" * 99 + torch_zip(value),
-        lambda: pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + value,
-    ])()  # fmt: skip
+    return dice.choice(
+        [
+            lambda: torch_zip(value),
+            lambda: torch_zip(value, {dice.choice(slips): b"x"}),
+            lambda: torch_zip(value, script),
+            lambda: packed({"data.pkl": value}),
+            lambda: packed({"x/data.pkl": value, "y/data.pkl": value}),
+            lambda: packed({dice.choice(slips): value}),
+            lambda: torch_zip(value)[: dice.randrange(400)],
+            lambda: tar(marker, value),
+            lambda: tar(marker, value) + packed({"x": b""}),
+            lambda: torch_zip(value) + tar(marker, value),
+            lambda: b"PK\x03\x04" + dice.randbytes(200),
+            lambda: b"x" * 99 + torch_zip(value),
+            lambda: (
+                pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2) + value
+            ),
+        ]
+    )()
 
 
 def hostile(number: int, marker: str) -> tuple[str, bytes]:
     """(kind, bytes) of a file."""
     dice = random.Random(number)
-    kind = dice.choices(["call", "inst", "nested", "trick", "bomb", "archive", "damaged"], [8, 2, 2, 4, 5, 4, 2])[0]
+    kind = dice.choices(
+        ["call", "inst", "nested", "trick", "bomb", "archive", "damaged"], [8, 2, 2, 4, 5, 4, 2]
+    )[0]
     module, attribute, args = dice.choice(targets(marker))
     value = call(name(module, attribute, dice), args, dice)
     if kind == "call":
@@ -300,7 +513,7 @@ def hostile(number: int, marker: str) -> tuple[str, bytes]:
     return kind, bytes(data[: dice.randrange(len(data))] if dice.random() < 0.5 else data)
 
 
-# --- the process that is watched -----------------------------------------------------------------------------
+# --- the process that is watched ---------------------------------------------------------------------------
 
 WATCHED = """
 import json, os, pickle, sys, time, warnings
@@ -313,10 +526,10 @@ from predictors.authors import PLAIN, Reader, convert
 
 folder = Path(sys.argv[1])
 exec(sys.argv[2])
-FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "exec", "compile", "code.__new__", "tempfile.",
-             "import", "pickle.find_class", "urllib.", "webbrowser.", "signal.", "marshal.", "sys.set", "builtins.",
-             "fcntl.", "glob.", "mmap.", "pathlib.", "sqlite3.", "syslog.", "function.__new__", "object.__setattr__",
-             "object.__delattr__", "gc.", "cpython.")
+FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "exec", "compile",
+             "code.__new__", "tempfile.", "import", "pickle.find_class", "urllib.", "webbrowser.", "signal.",
+             "marshal.", "sys.set", "builtins.", "fcntl.", "glob.", "mmap.", "pathlib.", "sqlite3.", "syslog.",
+             "function.__new__", "object.__setattr__", "object.__delattr__", "gc.")
 heard, current, listening = [], None, False
 
 def hear(event, args):
@@ -325,8 +538,6 @@ def hear(event, args):
     if event == "open":
         if str(args[0]) != str(current) or (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             heard.append(f"open {args[0]!r} {args[1]!r}"[:200])
-    elif event == "object.__setattr__" and args[1] in ("__class__",):
-        pass
     elif event.startswith(FORBIDDEN):
         heard.append(f"{event} {str(args)[:200]}")
 
@@ -338,7 +549,8 @@ def megabytes():
 def state():
     # what stays of a file in this process
     own = [v for v in PLAIN.values() if hasattr(v, "__dict__")]
-    return repr([(sorted(vars(v)), getattr(v, "__defaults__", 0), getattr(v, "__kwdefaults__", 0)) for v in own]), len(os.listdir("."))
+    defaults = [(getattr(v, "__defaults__", 0), getattr(v, "__kwdefaults__", 0)) for v in own]
+    return repr([sorted(vars(v)) for v in own]), repr(defaults), len(os.listdir("."))
 
 def tried(path):
     global current, listening
@@ -442,15 +654,18 @@ def report(count: int, seed: int = 0) -> int:
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in figures["kinds"].most_common())
     rows = [
         ("files", f"{figures['files']:,}: {kinds}"),
-        ("code run, files opened other than the one read, modules imported, anything changed in the process", f"{len([f for f in found if 'heard' in f or 'ran' in f or 'touched' in f])}"),
+        (
+            "code run, other files opened, modules imported, anything changed in the process",
+            f"{len([f for f in found if 'heard' in f or 'ran' in f or 'touched' in f])}",
+        ),
         ("faults of any kind (not refused by name, a crash, too slow, too large)", f"{len(found)}"),
         ("slowest", f"{figures['slowest']:.2f} s CPU"),
         ("growth of peak memory over all of them", f"{figures['grown']} MB"),
-    ]  # fmt: skip
+    ]
     about = (
-        f"Pickles that would run {len(targets(''))} functions of Python, torch and numpy, change what is admitted, "
-        "declare sizes, nest, share, or hide in torch's zip and tar files, given to `amed convert` in a process "
-        "whose audit hook reports all that Python opens, imports, executes or starts."
+        f"Pickles that would run {len(targets(''))} functions of Python, torch and numpy, change what is "
+        "admitted, declare sizes, nest, share, or hide in torch's zip and tar files, given to `amed "
+        "convert` in a process whose audit hook reports all that Python opens, imports, executes or starts."
     )
     put(Part("pickles", "Hostile pickles", "make fuzz", about, rows))
     print("\n".join(f"{what}: {figure}" for what, figure in rows))
