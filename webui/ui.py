@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +104,11 @@ def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, 
     return run.foreseen(line, replace(wish, predictor=kind), Identity("", ""), scale, steps), note
 
 
+def pasted_count(text: str) -> int:
+    """The number of evaluations in an infotext; 0 for what is none."""
+    return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
+
+
 def refresh_button(dropdown: Any, elem_id: str) -> None:
     button = gr.Button("↻", elem_id=elem_id, min_width=40, scale=0)
     button.click(lambda: gr.update(choices=choices()), inputs=[], outputs=[dropdown])
@@ -153,7 +159,7 @@ class Accordion:
             self.bind(predictor, nfe, shown)
         self.infotext_fields = [
             (predictor, lambda read: read.get("AMED predictor", AUTO)),
-            (nfe, lambda read: int(read["AMED NFE"]) if read.get("AMED NFE", "").isdigit() else 0),
+            (nfe, lambda read: pasted_count(read.get("AMED NFE", ""))),
             (fallback, lambda read: read.get("AMED fallback", SETTINGS)),
         ]
         self.paste_field_names = ["AMED predictor", "AMED NFE", "AMED fallback"]

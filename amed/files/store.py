@@ -28,6 +28,8 @@ from ..recipes import MULTISTEP
 from .spec import PredictorError, Spec, from_header, to_header
 
 LARGEST = 4 * 2**20  # bytes of a file: a network's are 38,000, a table's of 200 steps a million
+LONGEST_NAME = 180  # bytes: file systems take 255, of which saving and numbering need some
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -303,7 +305,9 @@ def file_name(name: str) -> str:
     """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .+-]*", stem):
-        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+        raise ValueError(f"{name[:99]!r} is no file name: use letters, digits, spaces and . _ + -")
+    if DEVICES.fullmatch(stem) or len(stem.encode()) > LONGEST_NAME:
+        raise ValueError(f"{name[:99]!r} is no file name: too long, or Windows' name for a device")
     return f"{stem}.safetensors"
 
 

@@ -446,7 +446,8 @@ def main() -> int:
     found, lists, pasted = Found(), Found(), Found()
     files(args.files, args.seed, found)
     grown = megabytes() - before
-    folders(args.files // 5, args.seed, lists)
+    folders(args.files // 10, args.seed, lists)
+    beside = lists.files
     special(lists)
     unreadable(lists)
     kept(args.files // 20, args.seed, lists)
@@ -457,27 +458,23 @@ def main() -> int:
         print("FAULT", text)
     outcomes = ", ".join(f"{count:,} {what}" for what, count in found.outcomes.most_common())
     rows = [
+        (f"files, made from {len(broken.seeds())} good ones", f"{found.files:,}"),
+        ("what came of them", outcomes),
         (
-            "broken files, from real ones of 13 kinds"
-            if False
-            else f"files made from {len(broken.seeds())} good ones",
-            f"{found.files:,}",
-        ),
-        ("outcomes", outcomes),
-        (
-            "a single bad number or field: the message names that very one",
-            f"{found.exact:,} of {found.single:,} (the others: what contradicts it)",
+            "one field or number changed, and refused: the message names that very one",
+            f"{found.exact:,} of {found.single:,} (the others name what contradicts it)",
         ),
         ("slowest to load", f"{found.slowest:.2f} s CPU"),
         ("growth of peak memory over all of them", f"{grown:.0f} MB"),
-        ("files beside good ones, in lists", f"{lists.files:,} in {lists.outcomes['folders']} folders"),
+        ("more such files beside good ones, in lists", f"{beside:,} in {lists.outcomes['folders']} folders"),
         (
-            "links, pipes, sockets, folders, sparse terabytes named as predictors",
-            f"{lists.outcomes['not files of the folder']}, all refused by name",
+            "links out, pipes, sockets, devices, folders, sparse terabytes, named as predictors",
+            f"{lists.outcomes['not files of the folder']}, each refused by name",
         ),
-        ("codes to paste", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
+        ("fits saved where a broken file lies", f"{lists.outcomes['keep']:,}"),
+        ("such files as codes to paste", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
         (
-            "faults (a crash, a hang, a silent refusal, an image that is not finite, a good file lost)",
+            "faults: a crash, a second, a refusal without a name, an image that is not finite, a good file lost",
             f"{len(faults)}",
         ),
         ("seed, time", f"{args.seed}, {math.ceil(minutes)} minutes"),
