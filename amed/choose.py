@@ -219,19 +219,15 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
         same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
         return not same, ratio(f.spec.guidance, request.guidance)
 
-    def stated(name: str, f: Fitted) -> float:
-        value = f.spec.metrics.get(name)
-        return float(value) if isinstance(value, int | float) else math.inf
-
     nearest = min(map(distance, fits))
     alike = [f for f in fits if distance(f) == nearest]
     if request.sampler != AUTO:
         return alike[0]
-    both = {f.name: stated("rmse_ref", f) * max(stated("fd_ref", f), 0.0) ** 0.5 for f in alike}
+    both = {f.name: f.spec.stated("rmse_ref") * max(f.spec.stated("fd_ref"), 0.0) ** 0.5 for f in alike}
     if all(value < math.inf for value in both.values()):
         return min(alike, key=lambda f: both[f.name])
-    by = "rmse_ref" if any(stated("rmse_ref", f) < math.inf for f in alike) else "fd_ref"
-    return min(alike, key=lambda f: stated(by, f))
+    by = "rmse_ref" if any(f.spec.stated("rmse_ref") < math.inf for f in alike) else "fd_ref"
+    return min(alike, key=lambda f: f.spec.stated(by))
 
 
 def near(library: Library, request: Request) -> Fitted | None:

@@ -22,6 +22,7 @@ from .table import Number, Row, Table, Weights
 
 Denoiser = Callable[..., Tensor]
 TRY = "If half precision overflows in it, run it in bfloat16 or float32; else see to the file and its patches"
+BEYOND = 1e30  # of a weight: float32 has room for what it makes of x
 
 
 class NotFiniteError(ValueError):
@@ -240,11 +241,18 @@ def placed(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
 
 @lru_cache(maxsize=32)
 def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, afs: bool = False) -> Table:
-    """The table of a solver, or of a student whose constants are numbers; it is made once."""
+    """The table of a solver, or of a student whose constants are numbers; it is made once. Raises
+    NotFiniteError for weights beyond float32."""
+    made: Table
     if solver.name == MULTISTEP and predictor is not None:
-        made: Table = predictor.table(list(times), afs)
-        return made
-    return compiled(Solver("ipndm", 2) if solver.name == MULTISTEP else solver, list(times), predictor, afs)
+        made = predictor.table(list(times), afs)
+    else:
+        solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver
+        made = compiled(solver, list(times), predictor, afs)
+    for row in made.rows:
+        if not all(abs(w) < BEYOND for shares in row.weigh() for w in shares if not isinstance(w, Tensor)):
+            raise NotFiniteError(f"the weights of the move from sigma={row.sigma:.5g} are beyond all bounds")
+    return made
 
 
 def parts_of(predictor: Any) -> Parts:

@@ -47,10 +47,9 @@ class Parameter:
         if not value.isfinite().all():
             raise ValueError(f"{self.name} is not finite: {value.tolist()}")
         if not ((value > self.above) & (value < self.below)).all():
-            span = f"between {self.above:g} and {self.below:g}" if self.below < torch.inf else "positive"
-            raise ValueError(
-                f"{self.name} must lie {span}, got {value.tolist()}".replace("lie positive", "be positive")
-            )
+            positive = self.transform == "log" and not (value > 0).all()
+            span = "be positive" if positive else f"lie between {self.above:g} and {self.below:g}"
+            raise ValueError(f"{self.name} must {span}, got {value.tolist()}")
 
 
 AMED = ("r", "c", "a")  # the paper's, in every file; of others what a file lacks is its default
@@ -59,8 +58,8 @@ PARAMETERS = {
     for p in (
         Parameter("t", "noise level", 1.0, "log", 0.04, reach=0.5, above=0.0),
         Parameter("r", "mid time", 0.5, "logit", 0.1, -4.0, 4.0, 0.7, 0.0, 1.0),
-        Parameter("c", "direction scale", 1.0, "plain", 0.02, 0.5, 1.5, 0.2),
-        Parameter("a", "time scale", 1.0, "log", 0.04, -0.5, 0.5, 0.15, 0.0),
+        Parameter("c", "direction scale", 1.0, "plain", 0.02, 0.5, 1.5, 0.2, -10.0, 10.0),
+        Parameter("a", "time scale", 1.0, "log", 0.04, -0.5, 0.5, 0.15, 0.0, 10.0),
         Parameter("w", "weight", 0.0, "plain", 0.04, -8.0, 8.0, 0.6),
     )
 }

@@ -5,6 +5,7 @@ from pathlib import Path
 import folder_paths
 
 from ..amed import Library
+from ..amed.files.store import stamp
 
 FOLDER = "amed_predictors"
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
@@ -31,7 +32,7 @@ def library() -> Library:
 
 def library_state() -> list[tuple[str, float]]:
     """Names and times of the files: what a node's cached result depends on."""
-    return [(name, path.stat().st_mtime) for name, path in sorted(library().paths().items())]
+    return [(name, stamp(path)) for name, path in sorted(library().paths().items())]
 
 
 def user_folders() -> list[Path]:

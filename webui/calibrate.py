@@ -21,7 +21,7 @@ from .run import Wish
 from .samplers import LABELS, Line, label_of, line_of
 
 DEFAULT_PROMPTS = "a portrait photo of a woman\na landscape with mountains, oil painting\na red sports car"
-MOST = 8  # prompts
+MOST, LONGEST = 8, 120  # prompts; bytes of a checkpoint's name in a file's
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Form:
                              + ", ".join(known))  # fmt: skip
         try:
             form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a calibration: {error}") from None
         if line_of(form.sampler) is None and form.sampler not in outside.labels():
             raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
@@ -93,6 +93,7 @@ class Form:
         ValueError for a name that is none."""
         sampler = self.sampler if self.wrapped else self.ours.sampler.removeprefix("amed_")
         own = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")  # what a file name can hold
+        own = own.encode()[:LONGEST].decode(errors="ignore")
         return saved_as(self.name.strip() or own, nfe, self.guidance)
 
 

@@ -63,7 +63,7 @@ class Wish:
         given = getattr(p, "amed_nfe", None) or nfe or host.setting("amed_nfe", 0) or 0
         try:
             count = int(given)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             count = -1
         if not 0 <= count <= 200 or count != float(given):
             raise ValueError(

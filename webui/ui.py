@@ -1,7 +1,9 @@
 """What people see: the accordion, the settings page, the X/Y/Z axes, the AMED tab, and the tab's API."""
 
 import base64
+import html
 import io
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -54,10 +56,10 @@ def add_settings() -> None:
 
 
 def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> str:
-    """What these settings will run, in one line."""
+    """What these settings will run, in one line of Markdown. Names in it are a file's, and no HTML."""
     line = line_of(label)
     if line is None:
-        return status_outside(label, predictor)
+        return html.escape(status_outside(label, predictor), quote=False)
     wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
     choice, note = foreseen(line, wish, steps, scale)
     at, fit = choice.fitted.spec.guidance, ""
@@ -70,7 +72,7 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
         what = "no checkpoint is loaded yet"
     count, steps = choice.fitted.nfe, len(choice.sigmas) - 1
     passes = count * host.passes_each(scale)
-    note = f" {note}" if note else ""
+    what, note = (html.escape(text, quote=False) for text in (what, f" {note}" if note else ""))
     return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
 
 
@@ -100,6 +102,11 @@ def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, 
             note = str(error).splitlines()[0] if wish.named else none
     kind = wish.fallback if wish.fallback in MADE else PLAIN
     return run.foreseen(line, replace(wish, predictor=kind), Identity("", ""), scale, steps), note
+
+
+def pasted_count(text: str) -> int:
+    """The number of evaluations in an infotext; 0 for what is none."""
+    return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
 
 
 def refresh_button(dropdown: Any, elem_id: str) -> None:
@@ -152,7 +159,7 @@ class Accordion:
             self.bind(predictor, nfe, shown)
         self.infotext_fields = [
             (predictor, lambda read: read.get("AMED predictor", AUTO)),
-            (nfe, lambda read: int(read["AMED NFE"]) if read.get("AMED NFE", "").isdigit() else 0),
+            (nfe, lambda read: pasted_count(read.get("AMED NFE", ""))),
             (fallback, lambda read: read.get("AMED fallback", SETTINGS)),
         ]
         self.paste_field_names = ["AMED predictor", "AMED NFE", "AMED fallback"]

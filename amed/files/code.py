@@ -15,7 +15,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from .spec import PredictorError, from_header, to_header
-from .store import Fitted, checked, tensors_of
+from .store import Fitted, brief, checked, tensors_of
 
 MARK = "amed1:"
 TEXT, BYTES = 200_000, 400_000  # most characters of a code, and bytes they unpack to: a network's are 38,000
@@ -34,11 +34,11 @@ def from_code(text: str, name: str) -> Fitted:
     try:
         data = unpacked("".join(text.split()))
         tensors = safetensors.torch.load(data)  # sees to it, too, that the header is what it should be
-        return checked(from_header(header_of(data).get("__metadata__", {})), tensors, name)
+        return checked(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
     except SafetensorError as error:
         raise PredictorError(f"{name}: not a whole predictor ({error}); {AGAIN}") from None
     except ValueError as error:
-        raise PredictorError(f"{name}: {error}") from None
+        raise PredictorError(f"{name}: {brief(error)}") from None
 
 
 def unpacked(code: str) -> bytes:

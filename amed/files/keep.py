@@ -1,6 +1,5 @@
 """Keeping a fit: what is finished is never replaced by what is worse or unfinished."""
 
-import math
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -53,15 +52,9 @@ def stays(path: Path, new: Spec) -> str | None:
         if getattr(old, name) != getattr(new, name) and not either:
             return f"it is for another {text}"
     was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
-    before, after = error_of(old), error_of(new)
+    before, after = (spec.stated("error") for spec in (old, new))  # on the noise that their fits held out
     if was and not now:
         return "it is finished"
     if was == now and after > before:
         return f"its error is less ({before:.4g}, not {after:.4g})"
     return None
-
-
-def error_of(spec: Spec) -> float:
-    """The error that a file states, on the noise its fit held out; infinite where it states none."""
-    value = spec.metrics.get("error")
-    return float(value) if isinstance(value, int | float) else math.inf

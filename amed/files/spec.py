@@ -6,6 +6,7 @@ reader must be able to do. Format 1 loads too: it had every field, and factors o
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..recipes import MULTISTEP, Solver
 FORMAT, READABLE = "2", ("1", "2")
 PREDICTION_TYPES = ("eps", "v", "edm", "flow", "x0")
 FEATURES = ("none", "bottleneck", "plain")
+HIGHEST = 1e9  # noise level: float32 has room for what a run makes of it
+LONGEST, DEEPEST = 10_000, 8  # characters of a field, and lists in lists: no fit writes a tenth of either
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal or an image's metadata may obey
 
 
 class PredictorError(ValueError):
@@ -92,7 +96,7 @@ class Spec:
                 0 < self.sigma_min < self.sigma_max,
                 f"above 0, below sigma_max = {self.sigma_max}",
             ),
-            ("sigma_max", self.sigma_max < math.inf, "finite"),
+            ("sigma_max", self.sigma_max < HIGHEST, f"below {HIGHEST:g}"),
             ("rho", self.rho > 0, "above 0"),
             ("guidance", math.isfinite(self.guidance), "finite"),
             ("scale_dir", 0 <= self.scale_dir < 1, "in [0, 1)"),
@@ -131,6 +135,15 @@ class Spec:
             raise ValueError(f"this predictor is for the host's sampler {self.of}, not for one of ours")
         names = (f.name for f in dataclasses.fields(Solver) if f.name != "name")
         return Solver(self.solver, **{name: getattr(self, name) for name in names})
+
+    def stated(self, name: str) -> float:
+        """A number of its metrics; infinite where it states none that can be compared."""
+        value = self.metrics.get(name)
+        try:
+            number = float(value) if isinstance(value, int | float) else math.inf
+        except OverflowError:
+            return math.inf
+        return number if math.isfinite(number) else math.inf
 
     @property
     def learned(self) -> bool:
@@ -201,10 +214,29 @@ def read(header: dict[str, str], name: str, kind: type | tuple[type, ...], defau
     """A field's value. Raises ValueError."""
     if name not in header:
         return default
+    text = header[name]
+    if len(text) > LONGEST:
+        raise ValueError(f"field {name!r} has {len(text)} characters: at most {LONGEST}")
     try:
-        value = json.loads(header[name])
-    except json.JSONDecodeError:
-        raise ValueError(f"field {name!r} is not readable: {header[name]!r}") from None
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is in no text
+    except (ValueError, RecursionError):
+        raise ValueError(f"field {name!r} is not readable: {text!r}") from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"field {name!r} is {value!r}: wrong type")
+    if isinstance(value, str) and CONTROL.search(value):
+        raise ValueError(f"field {name!r} is {value!r}: no control characters")
+    if nested(value):
+        raise ValueError(f"field {name!r} is nested more than {DEEPEST} deep")
+    if isinstance(kind, tuple) and isinstance(value, int):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"field {name!r} is a number of {len(text)} digits: expected a float") from None
     return value
+
+
+def nested(value: Any, depth: int = 0) -> bool:
+    """Whether lists and objects stand more than DEEPEST deep in each other."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return depth > DEEPEST or any(nested(v, depth + 1) for v in inner)

@@ -24,13 +24,18 @@ from .. import schedules
 from ..constants import Constants, Multistep
 from ..network import BottleneckPredictor
 from ..outside import NAMES, OUTSIDE, Outside
-from ..parameters import AMED
+from ..parameters import AMED, PARAMETERS
 from ..parts import PARTS
 from ..recipes import MULTISTEP
 from .spec import PredictorError, Spec, UnsavedError, from_header, to_header
 
 ROOM = 64_000  # bytes that every predictor fits into: the paper's network has 38,000
 LEFT = 3600.0  # seconds after which nobody writes to a file at the side any more
+
+LARGEST = 4 * 2**20  # bytes of a file: a network's are 38,000, a table's of 200 steps a million
+LONGEST_NAME = 180  # bytes: file systems take 255, of which saving and numbering need some
+DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -152,13 +157,18 @@ def build(
                 raise ValueError(
                     f"tensor 'offset' must have {spec.channels} channels, as field 'channels' says"
                 )
-            alone = tensors.get("alone", torch.zeros(0)).nonzero().flatten().tolist()
+            marked = tensors.get("alone", torch.zeros(0))
+            if marked.ndim != 1:
+                raise ValueError(f"tensor 'alone' has shape {tuple(marked.shape)}: expected one value a step")
+            alone = marked.nonzero().flatten().tolist()
             return Multistep(tensors["sigmas"], tensors["weights"], tensors["a"], spec.parts, offset, alone)
         own = {name: tensors[name] for name in names if name in tensors}
         return Constants(tensors["sigmas"], spec.scales_timestep, names, **own)
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
     expected = predictor.state_dict()
     own = {k: v for k, v in tensors.items() if k != "sigmas"}
+    double = all(v.dtype == torch.float64 for v in own.values())
+    own = {k: v if double else v.float() for k, v in own.items()}  # of one kind, to be multiplied together
     for name in sorted(expected.keys() ^ own.keys()):
         wrong = "missing" if name in expected else "not one of this predictor"
         raise ValueError(f"tensor {name!r} is {wrong}")
@@ -197,15 +207,33 @@ def checked_base(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
         said = f"fields 'sigma_max' and 'sigma_min' are {spec.sigma_max:.5g} and {spec.sigma_min:.5g}"
         raise ValueError(f"tensor 'sigmas' runs from {base[0]:.5g} to {base[-1]:.5g}, but {said}")
     if spec.schedule not in ("custom", "discrete"):
-        named = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
+        try:
+            named = schedules.make(spec.schedule, spec.num_steps, spec.sigma_min, spec.sigma_max, spec.rho)
+        except ArithmeticError:
+            raise ValueError(f"fields 'rho' and 'sigma_max' make no {spec.schedule} schedule") from None
         if not torch.allclose(base, named, rtol=1e-4):
             raise ValueError(f"tensor 'sigmas' is not the {spec.schedule} schedule that 'schedule' names")
     return base
 
 
+def check_kinds(spec: Spec, tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for a tensor in use that holds no real numbers, or a single one. Others may be as a
+    newer version has them."""
+    used = {"sigmas", "g", "weights", "offset", "alone", "levels", *PARAMETERS}
+    for name, value in tensors.items():
+        if name not in used and spec.features != "bottleneck":
+            continue
+        if value.dtype not in REAL or value.ndim == 0:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"tensor {name!r} is {kind} {tuple(value.shape)}: expected lists of float numbers"
+            )
+
+
 def checked(spec: Spec, tensors: dict[str, Tensor], name: str) -> Fitted:
     """What a file holds, held against itself. Raises ValueError naming the field or tensor that does not
     fit."""
+    check_kinds(spec, tensors)
     spec, tensors = with_factors(spec, tensors)
     base = checked_base(spec, tensors)
     return Fitted(spec, build(spec, tensors), base, name)
@@ -214,18 +242,37 @@ def checked(spec: Spec, tensors: dict[str, Tensor], name: str) -> Fitted:
 def load(path: str | os.PathLike[str]) -> Fitted:
     """Read and validate a predictor file. Raises PredictorError naming the file and the field."""
     path = Path(path)
-    if not path.is_file():
-        raise PredictorError(f"{path}: no such predictor file")
+    place = shown(path)
+    if not os.path.isfile(path):
+        what = (
+            "no file, but a folder, a pipe or a broken link"
+            if os.path.lexists(path)
+            else "no such predictor file"
+        )
+        raise PredictorError(f"{place}: {what}")
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise ValueError(f"{size} bytes are no predictor's (at most {LARGEST}): not an AMED predictor")
         with safe_open(path, framework="pt") as file:
             spec = from_header(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return checked(spec, tensors, path.name)
+        return checked(spec, tensors, shown(path.name))
     except SafetensorError as error:
         wrong = f"not a whole safetensors file ({error}); download or fit it again"
-        raise PredictorError(f"{path}: {wrong}") from None
+        raise PredictorError(f"{place}: {wrong}") from None
     except (ValueError, OSError) as error:
-        raise PredictorError(f"{path}: {error}") from None
+        raise PredictorError(f"{place}: {brief(error)}") from None
+
+
+def shown(path: str | Path) -> str:
+    """A path as text that can be printed and sent: the bytes of a file's name may be none."""
+    return str(path).encode("utf-8", "replace").decode()
+
+
+def brief(error: Exception, most: int = 600) -> str:
+    """What an error says, without all of the long list in it."""
+    text = str(error)
+    return text if len(text) <= most else f"{text[: most - 50]} ... {text[-40:]}"
 
 
 def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
@@ -296,7 +343,9 @@ def file_name(name: str) -> str:
     """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .+-]*", stem):
-        raise ValueError(f"{name!r} is no file name: use letters, digits, spaces and . _ + -")
+        raise ValueError(f"{name[:99]!r} is no file name: use letters, digits, spaces and . _ + -")
+    if DEVICES.fullmatch(stem) or len(stem.encode()) > LONGEST_NAME:
+        raise ValueError(f"{name[:99]!r} is no file name: too long, or Windows' name for a device")
     return f"{stem}.safetensors"
 
 
@@ -328,8 +377,8 @@ class Library:
         """name -> file; of two with the same name, the first folder's."""
         paths: dict[str, Path] = {}
         for folder in self.folders:
-            for path in sorted(folder.rglob("*.safetensors")) if folder.is_dir() else ():
-                paths.setdefault(path.relative_to(folder).as_posix(), path)
+            for path in sorted(folder.rglob("*.safetensors")) if os.path.isdir(folder) else ():
+                paths.setdefault(shown(path.relative_to(folder).as_posix()), path)
         return paths
 
     def names(self) -> list[str]:
@@ -363,6 +412,14 @@ class Library:
     def where(self) -> str:
         return " or ".join(str(f) for f in self.folders)
 
+    def leaves(self, path: Path) -> bool:
+        """Whether a file of these folders is a link to a place outside them. (No linked folder is
+        searched.)"""
+        if not path.is_symlink():
+            return False
+        real = Path(os.path.realpath(path))
+        return not any(real.is_relative_to(os.path.realpath(folder)) for folder in self.folders)
+
     def _try(self, path: Path) -> Fitted | PredictorError:
         try:
             return self._read(path)
@@ -370,12 +427,14 @@ class Library:
             return error
 
     def _read(self, path: Path) -> Fitted:
-        stamp = stamp_of(path)
-        if path not in self._cache or self._cache[path][0] != stamp:
+        if self.leaves(path):
+            raise PredictorError(f"{shown(path)}: a link out of its folder: put the file itself there")
+        changed = stamp_of(path)
+        if path not in self._cache or self._cache[path][0] != changed:
             try:
-                self._cache[path] = stamp, load(path)
+                self._cache[path] = changed, load(path)
             except PredictorError as error:
-                self._cache[path] = stamp, error
+                self._cache[path] = changed, error
         result = self._cache[path][1]
         if isinstance(result, PredictorError):
             raise result

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from trust import disk, page
-from trust.broken import (
+from trust.failing import (
     JOBS,
     Failing,
     all_nan,
@@ -24,7 +24,7 @@ from trust.broken import (
     out_of_memory,
     toy_target,
 )
-from trust.broken import patches as patches_on
+from trust.failing import patches as patches_on
 from trust.kills import demo_target
 
 from amed import SAMPLERS, Constants, Solver, load, schedules

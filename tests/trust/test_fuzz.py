@@ -1,0 +1,216 @@
+"""The quick form of fuzz.py and pickles.py, and that both can fail."""
+
+import random
+import warnings
+
+import pytest
+import torch
+from trust import broken, fuzz, pickles
+
+from amed import Library, PredictorError, load
+from amed.files import store
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def good():
+    torch.set_num_threads(1)
+    return broken.seeds()
+
+
+def test_the_good_ones_load_and_run(good, tmp_path):
+    kinds = set()
+    for name, data in good.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(data)
+        fitted = load(path)
+        kinds.add((fitted.spec.solver, fitted.spec.features, fitted.spec.parts, fitted.spec.channels > 0))
+        assert fuzz.sampled(fitted).isfinite().all() and list(fuzz.use(fitted, tmp_path)) == []
+    assert len(kinds) >= 10
+
+
+def test_the_same_number_gives_the_same_file(good):
+    made = [[broken.broken(good, random.Random(n)).bytes() for n in range(50)] for _ in range(2)]
+    assert made[0] == made[1] and len(set(made[0])) > 45
+
+
+def test_every_change_is_made(good):
+    found = {name for n in range(600) for name, _ in broken.broken(good, random.Random(n)).changes}
+    assert broken.CHANGES.keys() <= found
+
+
+def test_broken_files(good):
+    found = fuzz.Found()
+    before = fuzz.megabytes()
+    fuzz.files(400, 10**6, found)
+    assert found.faults == [] and found.files == 400
+    assert found.outcomes["loads"] > 10 and found.outcomes["refused, a field or tensor named"] > 100
+    assert fuzz.megabytes() - before < 150
+
+
+def test_lists_with_broken_files_and_what_is_no_file():
+    found = fuzz.Found()
+    fuzz.folders(60, 2 * 10**6, found)
+    fuzz.special(found)
+    fuzz.kept(20, 3 * 10**6, found)
+    assert found.faults == []
+
+
+def test_codes():
+    found = fuzz.Found()
+    fuzz.codes(150, 4 * 10**6, found)
+    assert found.faults == []
+
+
+def test_the_fuzz_finds_what_is_taken_away(monkeypatch):
+    """Without the check of kinds of numbers, and with links followed, the same files are faults."""
+    monkeypatch.setattr(store, "check_kinds", lambda spec, tensors: None)
+    monkeypatch.setattr(Library, "leaves", lambda self, path: False)
+    found = fuzz.Found()
+    fuzz.special(found)
+    assert any("link out" in fault for fault in found.faults)
+    found = fuzz.Found()
+    fuzz.files(400, 10**6, found)
+    assert found.faults
+
+
+# --- what the fuzz found, each by itself -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field, value, word",
+    [
+        ("metrics", "[" * 100_000, "metrics"),
+        ("metrics", '{"a":' * 400 + "1" + "}" * 400, "deep"),
+        ("guidance", "9" * 400, "float"),
+        ("sigma_max", "9" * 400, "sigma_max"),
+        ("model_name", '"\\ud800"', "model_name"),
+        ("model_name", '"\\u001b[2J"', "control"),
+        ("how", '"' + "x" * 50_000 + '"', "characters"),
+    ],
+)
+def test_a_field_that_is_no_text_or_number_is_named(good, tmp_path, field, value, word):
+    file = broken.draft(good["constants"])
+    file.meta[field] = value
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(file.bytes())
+    with pytest.raises(PredictorError, match=rf"bad\.safetensors: field '?{field}.*|{field}") as caught:
+        load(path)
+    assert word in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_a_rho_beyond_floats_makes_no_schedule(good, tmp_path):
+    file = broken.draft(good["polynomial"])
+    file.meta["rho"] = "1e-300"
+    (tmp_path / "bad.safetensors").write_bytes(file.bytes())
+    with pytest.raises(PredictorError, match="'rho'"):
+        load(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
+@pytest.mark.parametrize("kind, tensor", [("emoji32-amed-nfe3-cfg1", "fc_r.weight"), ("constants", "sigmas")])
+def test_numbers_of_other_kinds_are_named(good, tmp_path, dtype, kind, tensor):
+    file = broken.draft(good[kind])
+    broken.put(file, tensor, broken.values(file, tensor).to(dtype))
+    (tmp_path / "bad.safetensors").write_bytes(file.bytes())
+    with pytest.raises(PredictorError, match=f"tensor '{tensor}' is {str(dtype)[6:]}"):
+        load(tmp_path / "bad.safetensors")
+
+
+def test_a_network_of_mixed_precision_runs(good, tmp_path):
+    """Its layers are multiplied together: half precision in one of them was an error in the first run."""
+    file = broken.draft(good["emoji32-amed-nfe3-cfg1"])
+    broken.put(file, "fc_r.weight", broken.values(file, "fc_r.weight").half())
+    (tmp_path / "half.safetensors").write_bytes(file.bytes())
+    fitted = load(tmp_path / "half.safetensors")
+    assert {p.dtype for p in fitted.predictor.parameters()} == {torch.float32}
+    assert fuzz.sampled(fitted).isfinite().all()
+
+
+def test_metrics_that_cannot_be_compared_lose(good, tmp_path):
+    """One file with an error of NaN, or of 400 digits, must neither be chosen nor break the choice."""
+    from amed.choose import Identity, Request, choose
+
+    for name, value in {"a": "NaN", "b": "9" * 400, "c": "0.5"}.items():
+        file = broken.draft(good["constants"])
+        file.meta["metrics"] = f'{{"rmse_ref": {value}, "error": {value}}}'
+        (tmp_path / f"{name}.safetensors").write_bytes(file.bytes())
+    library = Library([tmp_path])
+    nfe = library.load("c.safetensors").nfe
+    assert choose(library, Request(Identity("", ""), "auto", 1.0, nfe)).fitted.name == "c.safetensors"
+    _, said = fuzz.keep(tmp_path / "b.safetensors", library.load("c.safetensors"))
+    assert "saved as b.safetensors" in said
+
+
+def test_a_large_file_is_not_read(good, tmp_path):
+    path = tmp_path / "large.safetensors"
+    with path.open("wb") as file:
+        file.write(good["constants"])
+        file.truncate(2**40)
+    with pytest.raises(PredictorError, match=r"large\.safetensors: \d+ bytes"):
+        load(path)
+
+
+def test_a_link_within_the_folders_is_taken_and_one_out_of_them_named(good, tmp_path):
+    """The user's folder may link into another of the library's."""
+    for folder in ("user", "other", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.safetensors").write_bytes(good["constants"])
+    (tmp_path / "user" / "near.safetensors").symlink_to(tmp_path / "other" / "other.safetensors")
+    (tmp_path / "user" / "far.safetensors").symlink_to(tmp_path / "elsewhere" / "elsewhere.safetensors")
+    library = Library([tmp_path / "user", tmp_path / "other"])
+    assert list(library.named()) == ["near.safetensors", "user.safetensors", "other.safetensors"]
+    assert "far.safetensors: a link out of its folder" in library.problems()[0]
+    with pytest.raises(PredictorError, match="a link out"):
+        library.load("far.safetensors")
+
+
+# --- pickles -----------------------------------------------------------------------------------------------
+
+
+def test_hostile_pickles():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, figures = pickles.faults(250, 10**6)
+    assert found == [] and figures["files"] == 250
+
+
+def test_the_hook_hears_what_would_run(tmp_path):
+    """The control: a reader that looks names up as pickle does makes a folder, and the hook says so."""
+    pickles.warm(tmp_path)
+    (tmp_path / "0.pkl").write_bytes(b"cos\nmkdir\n" + pickles.text(str(tmp_path / "ran")) + b"\x85R.")
+    told = pickles.watched(tmp_path, "Reader.find_class = pickle._Unpickler.find_class")
+    outcome, heard, *_ = told["results"]["0.pkl"]
+    assert (tmp_path / "ran").is_dir() and any(event.startswith("os.mkdir") for event in heard), outcome
+
+
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (b"Nr\xff\xff\xff\x7f.", "no 'model'"),  # a memo of 34 GB, in the unpickler in C
+        (b"ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.", "changes a function"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.", "empty memory"),
+        (
+            pickles.model({"sampler_tea": pickles.doubled(60), "num_steps": pickles.number(10**9)}),
+            "does not say num_steps",
+        ),
+        (pickles.model({"num_steps": pickles.number(10**5)}), "num_steps is 100000"),
+        (pickles.model({"sampler_stu": b"]"}), "does not say sampler_stu"),
+        (
+            pickles.model({"_modules": b"}" + pickles.text("a") + pickles.modules(60) + b"s"}),
+            "larger than a predictor",
+        ),
+        (
+            b"}" + pickles.text("model") + pickles.tensor(b"J\xff\xff\xff\x7f\x85", b"K\x00\x85") + b"s.",
+            "shape",
+        ),
+    ],
+)
+def test_what_the_pickles_found(tmp_path, data, word):
+    from predictors.authors import convert
+
+    (tmp_path / "bad.pkl").write_bytes(data)
+    with pytest.raises(PredictorError, match=r"bad\.pkl") as caught:
+        convert(tmp_path / "bad.pkl")
+    assert word in str(caught.value)

@@ -1,0 +1,123 @@
+"""No name from the page, the API, a setting, an X/Y/Z plot or an infotext leaves the folder of predictors."""
+
+import json
+
+import pytest
+from trust import names
+
+QUICK = {
+    "prompts": "0\n1",
+    "width": 32,
+    "height": 32,
+    "nfe": "3",
+    "budget": "400",
+    "guidance": 2.0,
+    "batch": 8,
+}
+SOME = [*names.OUT, *names.DEVICES, *names.made(100, 2)]
+
+
+def secret(webui):
+    """A good file beside the folder, and the names that would reach it."""
+    folder = webui.host.user_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    good = webui.host.BUNDLED / "sd15-dpmpp-2m-nfe10.safetensors"
+    beside = folder.parent / "secret.safetensors"
+    beside.write_bytes(good.read_bytes())
+    return [str(beside), "../secret.safetensors", "x/../../secret.safetensors", "..\\secret.safetensors"]
+
+
+def test_a_generation_takes_only_what_is_listed(webui):
+    """The accordion and the API's script arguments."""
+    line = webui.samplers.line_of("AMED Plugin DPM++ 2M")
+    for name in [*secret(webui), *SOME]:
+        if name in ("", " "):  # left open
+            continue
+        p = webui.Processing(sampler_name=line.label, cfg_scale=2.0)
+        webui.script.process(p, name, 0, "error")
+        assert "no predictor named" in str(p.amed.error), name
+        with pytest.raises(ValueError, match="no predictor named"):
+            webui.run.named(name, line)
+
+
+def test_an_axis_of_a_plot_takes_only_what_is_listed(webui):
+    option = next(o for o in webui.host.xyz_module().axis_options if o.label == "[AMED] Predictor")
+    for name in [*secret(webui), *SOME]:
+        with pytest.raises(RuntimeError, match="Unknown AMED predictor"):
+            option.confirm(None, [name])
+
+
+def test_what_an_infotext_says_is_only_a_name(webui):
+    webui.script.host_components = {}
+    webui.script.ui(False)
+    predictor, nfe, fallback = (read for _, read in webui.script.infotext_fields)
+    for name in secret(webui):
+        pasted = predictor({"AMED predictor": name})
+        p = webui.Processing(sampler_name="AMED Plugin DPM++ 2M", cfg_scale=2.0)
+        webui.script.process(p, pasted, nfe({"AMED NFE": name}), fallback({}))
+        assert "no predictor named" in str(p.amed.error)
+    odd = ("²", "٣", "9" * 5000, "-1", "1e9", "", "5.0", "0x5", "\0", " 5")
+    assert [nfe({"AMED NFE": text}) for text in odd] == [0] * len(odd)
+    assert nfe({"AMED NFE": "12"}) == 12 and nfe({}) == 0
+
+
+@pytest.mark.parametrize("nfe", [float("inf"), float("nan"), "9" * 5000, "²", -1, 10**400, [], "x", 1e308])
+def test_a_number_that_is_none_is_an_error_in_words(webui, nfe):
+    p = webui.Processing(sampler_name="AMED Multistep", cfg_scale=2.0)
+    webui.script.process(p, "auto", nfe, "error")
+    assert p.amed.error is None or "NFE" in str(p.amed.error)
+    assert p.amed.error is not None or nfe == []
+
+
+@pytest.mark.parametrize("field", ["width", "height", "batch", "seed", "guidance", "nfe", "name", "budget"])
+def test_a_calibration_asked_for_with_nonsense_is_an_error_in_words(webui, field):
+    for value in json.loads('[1e999, -1e999, NaN, null, [], {}, "", "x", "../x", true, [[1]]]'):
+        try:
+            form = webui.calibrate.Form.of({**QUICK, field: value})
+        except ValueError as error:
+            assert len(str(error)) < 1000
+        else:
+            assert form.nfe and 64 <= form.width <= 4096 or form.width
+
+
+def test_a_calibration_is_saved_in_its_folder(webui):
+    """By the name that is given, or by the checkpoint's, which is a file's and may be anything."""
+    form = webui.calibrate.Form.of({**QUICK, "width": 64, "height": 64})
+    for name in SOME:
+        for named, checkpoint in ((name, "c"), ("", name)):
+            given = webui.calibrate.Form(**{**vars(form), "name": named})
+            try:
+                file = given.file_name(5, checkpoint)
+            except ValueError as error:
+                assert "no file name" in str(error) and named.strip()
+                continue
+            path = webui.host.user_folder() / file
+            assert path.parent == webui.host.user_folder() and path.suffix == ".safetensors"
+            assert not set("/\\:\0\n") & set(file) and len(file.encode()) < 230
+
+
+def test_a_file_beside_a_link_out_and_a_bad_one_are_listed_as_they_are(webui):
+    """GET /amed/predictors, and the page's dropdown."""
+    secret(webui)
+    folder = webui.host.user_folder()
+    (folder / "link.safetensors").symlink_to(folder.parent / "secret.safetensors")
+    (folder / "gone.safetensors").symlink_to(folder / "nothing")
+    (folder / "mine.safetensors").write_bytes((folder.parent / "secret.safetensors").read_bytes())
+    (folder / "<img src=x onerror=alert(1)>.safetensors").write_bytes(b"x")
+    with open(bytes(folder) + b"/\xff.safetensors", "wb") as file:
+        file.write(b"x")
+    assert "mine.safetensors" in webui.ui.choices()
+    assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.choices())
+    routes = {}
+    app = type("App", (), {"add_api_route": lambda self, path, work, methods: routes.update({path: work})})()
+    webui.ui.add_api(None, app)
+    told = routes["/amed/predictors"]()
+    json.dumps(told, ensure_ascii=False).encode()
+    broken = " ".join(told["broken"])
+    assert all(name in broken for name in ("link.safetensors", "gone.safetensors", "?.safetensors"))
+
+
+def test_a_name_is_no_html(webui):
+    """The line below the accordion is Markdown, in which HTML would run; names come with files."""
+    shown = webui.ui.status("AMED Plugin DPM++ 2M", 10, 2.0, "<img src=x onerror=alert(1)>", 0)
+    assert "<" not in shown and "&lt;img" in shown
