@@ -150,9 +150,9 @@ def start_rows() -> list[tuple[str, str]]:
     noise = samplers.drawn(12, 4, 3, 32, 32).float()
     found, slopes, tops = [], [], []
     for file in PREDICTORS:
-        if "emoji32" not in file.stem or "amed-" in file.stem:  # the network's constants are not interpolated
-            continue
         fitted = amed.load(file)
+        if "emoji32" not in file.stem or fitted.wants_bottleneck:  # a network has nothing to interpolate
+            continue
         guided, args = guided_by(denoiser, fitted.spec.guidance, len(noise))
         times = schedules.make("polynomial", 13, 0.002, 80.0)
         x = samplers.drawn(13, 4, 3, 32, 32).float() * times[0]
