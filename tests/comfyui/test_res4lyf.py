@@ -7,6 +7,7 @@ nodes this ComfyUI takes (for 0.3.75: 119679d). Without the variable they are sk
 
 import os
 import re
+import urllib.error
 import warnings
 from pathlib import Path
 
@@ -73,29 +74,29 @@ def errors(text):
     return {name: float(error) for name, error in rows}
 
 
-@pytest.mark.parametrize(("sampler", "nfe", "steps"), [("res_2m_ode", 5, 5), ("res_3m_ode", 7, 2)])
-def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler, nfe, steps):
-    """On noise that no fit saw, by the report and by the KSampler's own images; and it leaves nothing. res_3m
-    begins with steps of three evaluations, so it takes no 5."""
+@pytest.mark.parametrize(("sampler", "asked"), [("res_2m_ode", 5), ("res_3m_ode", 7)])
+def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler, asked):
+    """On noise that no fit saw, by the report and by the KSampler's own images; and it leaves nothing. They
+    begin with steps of several evaluations (which, the pack's versions differ in): res_3m takes no 5."""
     g = small(graph)
     chosen = g.add("KSamplerSelect", sampler_name=sampler)
-    fit = calibrate(g, chosen, f"res-{sampler}", nfe)
+    fit = calibrate(g, chosen, f"res-{sampler}", asked)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fit, 0])
-    before = as_it_is(pack, graph, sampler, steps)
+    before = {steps: as_it_is(pack, graph, sampler, steps) for steps in range(2, 6)}
 
-    file = f"res-{sampler}-nfe{nfe}-cfg1.safetensors"
+    file = f"res-{sampler}-nfe{asked}-cfg1.safetensors"
     text = pack.run(g.nodes).text(fit)
     fitted = load(pack.base / "models" / "amed_predictors" / file)
-    assert fitted.spec.of == sampler and fitted.nfe == nfe and f"saved as {file}" in text
+    nfe, steps = fitted.nfe, len(fitted.base)
+    assert fitted.spec.of == sampler and asked / 2 <= nfe <= asked and f"saved as {file}" in text
     rows = errors(text)
-    print(f"\n{sampler}, NFE {nfe}: {rows}")
+    print(f"\n{sampler}, NFE {nfe} on {steps} levels: {rows}")
     own = fitted.spec.metrics
     assert own["error"] <= own["plain_error"] and own["evaluations"] <= 2500
     assert rows[f"{sampler} + AMED-Plugin, its own"] == pytest.approx(own["error"], abs=1e-3)
     karras = rows[f"{sampler}, karras, as usually set"]
     assert own["plain_error"] <= karras + 1e-4
 
-    assert len(fitted.base) == steps
     with_it = g.ksampler(sampler, "amed", steps, model=[applied, 0])
     truth = g.ksampler("ipndm", "karras", 48)
     shown = [g.show(latent) for latent in (with_it, truth)]
@@ -104,17 +105,19 @@ def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler, nfe, steps)
     ours, true = (np.stack(result.images(node)).astype(float) for node in shown)
     assert f"AMED: {nfe} evaluations, {nfe} passes" in "".join(heard.texts) and ours.std() > 10
 
-    near = [np.median(np.square(images - true).mean((1, 2, 3))) for images in (ours, before)]
+    near = [np.median(np.square(images - true).mean((1, 2, 3))) for images in (ours, before[steps])]
     print(f"median squared distance of its images to a converged run's: {near[0]:.1f}, karras {near[1]:.1f}")
     assert near[0] < near[1]
     pack.post("/free", {"unload_models": True, "free_memory": True})  # or the host would not run it again
-    assert np.array_equal(as_it_is(pack, graph, sampler, steps), before)
+    assert np.array_equal(as_it_is(pack, graph, sampler, steps), before[steps])
 
 
 def test_by_the_packs_own_node(pack, graph):
     """Its ClownSampler, eta 0: a SAMPLER that no dropdown has."""
-    if "ClownSampler_Beta" not in pack.get("/object_info/ClownSampler_Beta"):
-        pytest.skip("this ComfyUI is older than the pack's ClownSampler wants")
+    try:
+        pack.get("/object_info/ClownSampler_Beta")
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI is older than this RES4LYF's ClownSampler wants")
     g = small(graph)
     node = {"sampler_name": "multistep/res_2m", "seed": -1, "bongmath": False}
     chosen = g.add("ClownSampler_Beta", eta=0.0, **node)
@@ -140,6 +143,6 @@ def test_its_samplers_that_draw_noise_are_refused_with_the_way_out(pack, graph, 
 
 def test_a_number_of_evaluations_that_it_cannot_take_is_said(pack, graph):
     g = small(graph, 1)
-    calibrate(g, g.add("KSamplerSelect", sampler_name="res_3m_ode"), "res-few")
-    with pytest.raises(RunError, match="res_3m_ode takes no number of evaluations near 5, but 7"):
+    calibrate(g, g.add("KSamplerSelect", sampler_name="res_3m_ode"), "res-few", 2)
+    with pytest.raises(RunError, match=r"res_3m_ode takes no number of evaluations near 2, but \d"):
         pack.run(g.nodes)

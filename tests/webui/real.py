@@ -93,7 +93,7 @@ class Server:
             f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=900) as answer:
+            with urllib.request.urlopen(request, timeout=3600) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise Refused(error.code, error.read().decode()) from None
