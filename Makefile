@@ -6,6 +6,9 @@
 # make bench     AMED beside every other solver at its best: docs/RESULTS.md, under two hours on 2 cores
 # make bench-quick   the same with few noises, in minutes; docs stay as they are
 # make bench-search  searches the other solvers' best settings again (an hour)
+# make fuzz      broken and hostile files; make faults: disks, kills, memory, NaN; make numerics, make supply, make matrix
+# make soak      500 generations through a server, predictors swapped, fitted and deleted between; make hosts: in other
+#                versions of ComfyUI (ARGS="folder folder"). Each writes its part of docs/TRUST.md
 # make lint, make types, make engine   the parts of make check
 #
 # All of it happens in .venv and .comfyui (or the ComfyUI that COMFYUI_PATH names).
@@ -16,7 +19,9 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --disable-pip-version-check -q
 PORT   ?= 8188
 
-.PHONY: venv host demo comfyui check lint types engine test screenshots bench bench-quick bench-search clean
+TRUST  := fuzz faults numerics supply matrix soak hosts
+
+.PHONY: venv host demo comfyui check lint types engine test screenshots bench bench-quick bench-search clean $(TRUST)
 
 venv: $(VENV)/.ready
 
@@ -71,6 +76,9 @@ bench bench-quick: host
 
 bench-search: host
 	@OMP_NUM_THREADS=1 $(PY) -m bench.search $(ARGS)
+
+$(TRUST): host
+	@PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(PY) -m trust.$@ $(ARGS)
 
 clean:
 	rm -rf $(VENV) .comfyui .comfyui-data demo/out

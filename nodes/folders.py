@@ -5,7 +5,7 @@ from pathlib import Path
 import folder_paths
 
 from ..amed import Library
-from ..amed.files.store import stamp
+from ..amed.files.store import stamp_of
 
 FOLDER = "amed_predictors"
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
@@ -30,9 +30,9 @@ def library() -> Library:
     return _library
 
 
-def library_state() -> list[tuple[str, float]]:
+def library_state() -> list[tuple[str, tuple[int, int]]]:
     """Names and times of the files: what a node's cached result depends on."""
-    return [(name, stamp(path)) for name, path in sorted(library().paths().items())]
+    return [(name, stamp_of(path)) for name, path in sorted(library().paths().items())]
 
 
 def user_folders() -> list[Path]:

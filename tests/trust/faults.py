@@ -35,7 +35,7 @@ from amed.loop import NotFiniteError
 from amed.outside import Outside, Wrapped
 from demo import model as demo
 
-COMMAND = "python -m trust.faults"
+COMMAND = "make faults"
 SAVES, FITS, SIDE = 200, 50, 8
 TIMES = schedules.make("time_uniform", 4, demo.SIGMA_MIN, demo.SIGMA_MAX)
 HOWS = {"NaN": all_nan, "one infinity": one_inf}

@@ -99,7 +99,7 @@ def main() -> None:
             "warning, that feature off, the rest working."
         )
         page.put(
-            page.Part("hosts", "Other versions of the hosts", "python -m trust.hosts FOLDER", about, made)
+            page.Part("hosts", "Other versions of the hosts", "make hosts ARGS='FOLDER ...'", about, made)
         )
 
 

@@ -185,4 +185,4 @@ ABOUT = (
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rows = order_rows() + batch_rows() + rounding_rows() + start_rows()
-    put(Part("numerics", "Numerics", "python -m trust.numerics", ABOUT, rows))
+    put(Part("numerics", "Numerics", "make numerics", ABOUT, rows))

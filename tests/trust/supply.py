@@ -198,7 +198,7 @@ def main() -> None:
         "tests/comfyui/test_network.py. Connections are refused by a hook of Python's own: it does not see "
         "what a compiled library would do by itself. Licences, and which are unknown, stand in SECURITY.md."
     )
-    put(Part("supply", "Supply chain", "python -m trust.supply", about, rows))
+    put(Part("supply", "Supply chain", "make supply", about, rows))
 
 
 if __name__ == "__main__":
