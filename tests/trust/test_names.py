@@ -1,5 +1,5 @@
-"""No name leaves its folder: the doors of the engine, that all hosts go through (tests/webui/test_names.py and
-tests/comfyui/test_names.py have theirs)."""
+"""No name leaves its folder: the doors of the engine, that all hosts go through. Theirs are tried in
+tests/webui/test_names.py and tests/comfyui/test_names.py."""
 
 import pathlib
 import re
@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 import torch
+from trust import names
 
 from amed import Fitted, Library, PredictorError, Spec, save
 from amed.files.store import file_name, saved_as
-from trust import names
 
 WINDOWS = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])", re.IGNORECASE)
 
