@@ -328,15 +328,17 @@ def followed(filled: dict[str, Any]) -> Iterator[tuple[str, list]]:
     yield end["outcome"].text, end["outcome"].pictures
 
 
+def listed() -> dict[str, Any]:
+    """The predictors there are, in words, and what is wrong with others."""
+    library = host.library()
+    labels = {name: fitted.label for name, fitted in library.named().items()}
+    return {"predictors": labels, "broken": library.problems()}
+
+
 def add_api(_page: Any, app: Any) -> None:
     """GET /amed/predictors, POST /amed/calibrate (the tab's fields); the host's progress and interrupt
     serve."""
     from fastapi import Body, HTTPException
-
-    def predictors() -> dict[str, Any]:
-        library = host.library()
-        labels = {name: fitted.label for name, fitted in library.named().items()}
-        return {"predictors": labels, "broken": library.problems()}
 
     def fit(filled: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
         try:
@@ -350,7 +352,7 @@ def add_api(_page: Any, app: Any) -> None:
             "images": [encoded(picture) for picture in outcome.pictures],
         }
 
-    app.add_api_route("/amed/predictors", predictors, methods=["GET"])
+    app.add_api_route("/amed/predictors", listed, methods=["GET"])
     app.add_api_route("/amed/calibrate", fit, methods=["POST"])
 
 

@@ -474,7 +474,7 @@ def main() -> int:
         ("fits saved where a broken file lies", f"{lists.outcomes['keep']:,}"),
         ("such files as codes to paste", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
         (
-            "faults: a crash, a second, a refusal without a name, an image that is not finite, a good file lost",
+            "faults: a crash, a second, a refusal without a name, a black image, a good file lost",
             f"{len(faults)}",
         ),
         ("seed, time", f"{args.seed}, {math.ceil(minutes)} minutes"),

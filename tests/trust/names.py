@@ -5,8 +5,10 @@ import random
 DEVICES = ("CON", "con", "PRN", "AUX", "NUL", "nul.txt", "COM1", "lpt9", "COM¹", "CON.tar.gz", "aux .x")
 OUT = (
     "../x", "..", ".", "../../../../etc/passwd", "/etc/passwd", "/", "//server/share", "\\\\server\\share",
-    "..\\x", "..\\..\\x", "C:\\x", "C:x", "c:/x", "a/b", "a\\b", "a/../b", "./x", "~", "~root/x", "$HOME", "%TEMP%",
-    "x\0", "\0", "x\0.safetensors", "a\nb", "a\rb", "a\tb", "\x1b[2J", "", " ", "-x", "-rf", ".hidden", ".x.part",
+    "..\\x", "..\\..\\x",
+    "C:\\x", "C:x", "c:/x", "a/b", "a\\b", "a/../b", "./x", "~", "~root/x", "$HOME", "%TEMP%",
+    "x\0", "\0", "x\0.safetensors", "a\nb", "a\rb", "a\tb", "\x1b[2J", "", " ", "-x", "-rf",
+    ".hidden", ".x.part",
     "a:b", "x:stream", "a|b", "a*b", "a?b", "<b>", "a\"b", "'", "`id`", "$(id)", ";x", "&x",
     "\u2024\u2024\u2215x", "\uff0e\uff0e\uff0fx", "a\u2044b", "a\u2215b", "a\u29f8b", "a\uff3cb", "a\u202eb",
     "a\u200bb", "\ud800", "a\udcffb", "\ufeffx", "a\u2028b", "x" * 5000, "é" * 500, "file:///etc/passwd",

@@ -528,8 +528,8 @@ folder = Path(sys.argv[1])
 exec(sys.argv[2])
 FORBIDDEN = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "exec", "compile",
              "code.__new__", "tempfile.", "import", "pickle.find_class", "urllib.", "webbrowser.", "signal.",
-             "marshal.", "sys.set", "builtins.", "fcntl.", "glob.", "mmap.", "pathlib.", "sqlite3.", "syslog.",
-             "function.__new__", "object.__setattr__", "object.__delattr__", "gc.")
+             "marshal.", "sys.set", "builtins.", "fcntl.", "glob.", "mmap.", "pathlib.", "sqlite3.",
+             "syslog.", "function.__new__", "object.__setattr__", "object.__delattr__", "gc.")
 heard, current, listening = [], None, False
 
 def hear(event, args):

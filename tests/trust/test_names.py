@@ -1,5 +1,5 @@
-"""No name leaves its folder: the doors of the engine, that all hosts go through (tests/webui/test_names.py and
-tests/comfyui/test_names.py have theirs)."""
+"""No name leaves its folder: the doors of the engine, that all hosts go through. Theirs are tried in
+tests/webui/test_names.py and tests/comfyui/test_names.py."""
 
 import pathlib
 import re
