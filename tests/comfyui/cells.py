@@ -490,13 +490,6 @@ def two_in_the_queue(bench: Bench, kind: Kind) -> None:
         close(made, bench.plain(kind, cfg=cfg).latents)
 
 
-def compiled(bench: Bench, kind: Kind) -> None:
-    g = Small().patch("TorchCompileModel", backend="inductor")
-    made = bench.run(g, g.sample(kind))
-    counted(made, kind)
-    close(made.latents, bench.plain(kind).latents, 5e-3)
-
-
 def sides(g: Small, second) -> list:
     return [side(g, g.positive, True), side(g, second, False)]
 
