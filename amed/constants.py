@@ -189,7 +189,7 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     return Multistep(torch.tensor(times, dtype=torch.float64), weights, torch.tensor(a, dtype=torch.float64))
 
 
-def shares_of(table: Table, afs: bool) -> Tensor:
+def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
     """The moves of a table over falling times as weights `[rows, H]` on the slopes in hand, newest first, in
     shares of the step's length; without AFS the last may be on the analytic slope before the first."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
@@ -202,5 +202,5 @@ def shares_of(table: Table, afs: bool) -> Tensor:
         shares: Any = row.weigh()
         own = sum(share[-1] * v for share, v in zip(shares, reversed(seen))) + row.data * shares[0][0] * x
         x, own = x + own, own / (times[n + 1] - times[n])
-        weights[n, : n + lead + 1] = torch.where(own.abs() < ROUNDING, 0, own)[: n + lead + 1].flip(0)
+        weights[n, : n + lead + 1] = torch.where(own.abs() < rounding, 0, own)[: n + lead + 1].flip(0)
     return weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]

@@ -16,6 +16,8 @@ from ..loop import Problem, State, loop, parts_of, rows_of
 from ..recipes import Solver
 from ..table import Row, Table
 
+ROUNDING = 1e-5  # of a weight, where a network gave float32
+
 
 def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
     """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
@@ -82,7 +84,7 @@ class Walk:
         length. Those of Multistep (S parts) are its own."""
         if isinstance(predictor, Multistep):
             return predictor.weights
-        return shares_of(self.table, afs)[..., None]
+        return shares_of(self.table, afs, ROUNDING)[..., None]
 
 
 def walk(

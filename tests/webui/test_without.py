@@ -182,9 +182,9 @@ def weightless() -> float:
 
 
 def sampled(webui: Any) -> tuple[torch.Tensor, Any]:
-    """A generation with the paper's network, under guidance."""
-    p = webui.Processing(sampler_name="AMED", cfg_scale=2.0, prompt="3")
-    args = ("emoji32-amed-nfe5-cfg2.safetensors", 0, "error")
+    """A generation with the paper's network, one that looks at the bottleneck, under guidance."""
+    p = webui.Processing(sampler_name="AMED Plugin iPNDM", cfg_scale=2.0, prompt="3")
+    args = ("emoji32-ipndm-nfe5-cfg2.safetensors", 0, "error")
     return webui.generate(p, webui.script, args), p
 
 
