@@ -87,12 +87,14 @@ CASES = {
     "model.diffusion_model": Case(
         lambda w, put: put(checkpoint(w).model, "diffusion_model", GONE),
         lambda w: [w.host.current_network(), w.read_identity(checkpoint(w)).fingerprint], [None, ""],
-        said="cannot tell this checkpoint from others", same=False, on=("a1111",), covers=("model", "diffusion_model"),
+        said="cannot tell this checkpoint from others", same=False,
+        on=("a1111",), covers=("model", "diffusion_model"),
     ),
     "unet.model.diffusion_model": Case(
         lambda w, put: put(checkpoint(w).forge_objects.unet.model, "diffusion_model", GONE),
         lambda w: [w.host.current_network(), w.read_identity(checkpoint(w)).fingerprint], [None, ""],
-        said="cannot tell this checkpoint from others", same=False, on=("forge",), covers=("forge_objects", "unet"),
+        said="cannot tell this checkpoint from others", same=False,
+        on=("forge",), covers=("forge_objects", "unet"),
     ),
     "unet.model_options": Case(
         lambda w, put: None,
