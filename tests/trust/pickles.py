@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -230,7 +231,9 @@ def modules(times: int) -> bytes:
 def tensor(size: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
     """Of a small storage, with a shape that is not its own."""
     file = io.BytesIO()
-    torch.save(torch.zeros(8).storage(), file, _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # typed storages are old, as the authors' files are
+        torch.save(torch.zeros(8).storage(), file, _use_new_zipfile_serialization=False)
     data = file.getvalue()
     held = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(data)) + data + b"\x85R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + held + offset + size + stride + b"\x89}tR"
