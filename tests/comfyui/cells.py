@@ -1,7 +1,8 @@
 """The matrix: what a real ComfyUI does to a MODEL, a LATENT or a run, each with every kind of thing we offer.
 
 A row is `Row(name, check)`, check(bench, kind) raises AssertionError where something is wrong. What cannot be
-is refused by the pack in words (`refused`: kind names, and what the message must say)."""
+is refused by the pack in words (`refused`: kind names, and what the message must say). The file is long, for
+it is a list: a function or a line a row."""
 
 import json
 import time
