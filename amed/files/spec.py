@@ -8,7 +8,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_origin
 
 from torch import Tensor
 
@@ -202,7 +202,7 @@ def from_header(header: dict[str, str]) -> Spec:
     values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
     for name, f in known.items():
         if name in header:
-            kind = (int, float) if f.type is float else f.type if isinstance(f.type, type) else dict
+            kind: Any = (int, float) if f.type is float else get_origin(f.type) or f.type
             values[name] = read(header, name, kind)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ValueError(f"field {name!r} is missing")
