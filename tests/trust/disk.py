@@ -45,9 +45,10 @@ def fill(folder: Path) -> None:
                 pass
 
 
-def refused(path: Path, old: bytes, word: str) -> None:
-    """Saving, keeping and fitting there: told in words, the result not lost, nothing half, the old as it
-    was."""
+def refused(path: Path, old: bytes, word: str) -> int:
+    """Saving, keeping and fitting there: told in words, the result not lost, nothing half, the old as it was.
+    How many were refused."""
+    done = 0
     before = sorted(p.name for p in path.parent.iterdir())
     for act in (lambda: save(path, network(2)), lambda: keep(path, network(2))):
         try:
@@ -59,6 +60,7 @@ def refused(path: Path, old: bytes, word: str) -> None:
             raise AssertionError("it was saved")
         assert path.read_bytes() == old and sorted(p.name for p in path.parent.iterdir()) == before
         assert Library([path.parent]).problems() == []
+        done += 1
     assert from_code(text, "pasted").spec.how == "seed 2"
     target = toy_target()
     counter = Counter(target.model)
@@ -68,10 +70,13 @@ def refused(path: Path, old: bytes, word: str) -> None:
         assert word in str(error) and not counter.evaluations, error  # before any work
     else:
         raise AssertionError("it was fitted")
+    return done + 1
 
 
-def filled_meanwhile(folder: Path) -> None:
-    """The disk is full when the fit has ended, and when it is interrupted: what was raised has the result."""
+def filled_meanwhile(folder: Path) -> int:
+    """The disk is full when the fit has ended, and when it is interrupted: what was raised has the result.
+    How many fits."""
+    ended = 0
     target, path = toy_target(), folder / "late.safetensors"
     for stop in (False, True):
         (folder / "filler").unlink(missing_ok=True)
@@ -92,22 +97,22 @@ def filled_meanwhile(folder: Path) -> None:
         else:
             raise AssertionError("it was saved")
         assert not path.exists() and not list(folder.glob(".*"))
+        ended += 1
+    return ended
 
 
 def run(folder: Path) -> dict[str, int]:
     path = save(folder / "dear.safetensors", network(1))
     old = path.read_bytes()
     fill(folder)
-    refused(path, old, "No space left on device")
-    filled_meanwhile(folder)
+    full = refused(path, old, "No space left on device") + filled_meanwhile(folder)
     (folder / "filler").unlink()
     save(path, network(2))  # and when there is room again, it is saved
     assert load(path).spec.how == "seed 2"
     save(folder / "small.safetensors", table())
     old = path.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    refused(path, old, "Read-only file system")
-    return {"full": 5, "read-only": 3}
+    return {"full": full, "read-only": refused(path, old, "Read-only file system")}
 
 
 if __name__ == "__main__":
