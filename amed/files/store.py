@@ -379,6 +379,8 @@ class Library:
         for folder in self.folders:
             for path in sorted(folder.rglob("*.safetensors")) if os.path.isdir(folder) else ():
                 paths.setdefault(shown(path.relative_to(folder).as_posix()), path)
+        there = set(paths.values())
+        self._cache = {path: read for path, read in self._cache.items() if path in there}
         return paths
 
     def names(self) -> list[str]:

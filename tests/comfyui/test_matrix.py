@@ -128,4 +128,4 @@ def part(version: str) -> trust.Part:
     about += "docs/COMPATIBILITY.md has the table."
     counts = [(f"cells: {what}", str(cells.count(what))) for what in ("runs", "refused", "not here")]
     rows = [("host", f"ComfyUI {version}"), *counts, ("cells that fail", "0")]
-    return trust.Part("matrix", "ComfyUI's features, one by one", "python -m trust.matrix", about, rows)
+    return trust.Part("matrix", "ComfyUI's features, one by one", "make matrix", about, rows)
