@@ -207,6 +207,7 @@ def test_the_hook_hears_what_would_run(tmp_path):
             pickles.model({"sampler_tea": pickles.doubled(60), "num_steps": pickles.number(10**9)}),
             "does not say num_steps",
         ),
+        (b"}" + pickles.text("model") + b"cbuiltins\nobject\n)\x81s.", "no 'model'"),  # never initialised
         (pickles.model({"num_steps": pickles.number(10**5)}), "num_steps is 100000"),
         (pickles.model({"sampler_stu": b"]"}), "does not say sampler_stu"),
         (
