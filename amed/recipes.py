@@ -100,6 +100,9 @@ def ipndm(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
     return x + c * (s - h[-1].t) * slope
 
 
+NO_STEP = "two noise levels are too near to go from one to the other: r is 0 or 1, or times hardly fall"
+
+
 def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint
     form. c scales the terms of the model, not the linear one, as AMED's authors do."""
@@ -409,7 +412,10 @@ class Course:
                 state: Any, row: Row = row, n: int = interval, after: list[Row | None] = after
             ) -> Weights:
                 evaluation = getattr(state, "evaluation", None)
-                move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
+                try:
+                    move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
+                except ArithmeticError:
+                    raise ValueError(NO_STEP) from None
                 after.append(following)
                 return self.weights(move, reach)
 
@@ -425,7 +431,8 @@ def rows(solver: Solver, times: list[float], predictor: Predictor | None = None,
     """The rows of a solver over `times` (positive, falling; a last 0 is one more row, to the denoised image).
 
     With a predictor whose constants are plain numbers, or none, a row's weights are numbers. Else they are a
-    function of the loop's State, which asks the predictor then, in tensors like `like`."""
+    function of the loop's State, which asks the predictor then, in tensors like `like`. Raises ValueError
+    where two levels are the same, as a network may have it whose r came to 0."""
     positive = [t for t in times if t > 0]
     fixed = predictor is None or getattr(predictor, "fixed", False)
     if len(positive) > 1:

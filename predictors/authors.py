@@ -35,10 +35,12 @@ class Record:
     """An object of a file, without its class: `state` is what it held."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Record":
-        return object.__new__(cls)
+        made = object.__new__(cls)
+        made.__dict__["state"] = {}  # a pickle need not call __init__
+        return made
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.__dict__["state"] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
         self.__dict__["state"] = state if isinstance(state, dict) else {}

@@ -109,6 +109,17 @@ def test_a_rho_beyond_floats_makes_no_schedule(good, tmp_path):
         load(tmp_path / "bad.safetensors")
 
 
+@pytest.mark.parametrize("kind", ["emoji32-dpmpp-nfe5-cfg2", "sd15-dpmpp-2m-nfe10", "polynomial"])
+def test_an_r_that_leaves_no_step_is_an_error_in_words(good, tmp_path, kind):
+    """Found by the long run, as a division by zero amid sampling: a network's sigmoid can come to 0."""
+    file = broken.draft(good[kind])
+    name, value = ("fc_r.bias", -1e9) if "fc_r.bias" in file.names() else ("r", 1e-300)
+    broken.put(file, name, torch.full_like(broken.values(file, name), value))
+    (tmp_path / "p.safetensors").write_bytes(file.bytes())
+    with pytest.raises(ValueError, match="two noise levels are too near"):
+        fuzz.sampled(load(tmp_path / "p.safetensors"))
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
 @pytest.mark.parametrize("kind, tensor", [("emoji32-amed-nfe3-cfg1", "fc_r.weight"), ("constants", "sigmas")])
 def test_numbers_of_other_kinds_are_named(good, tmp_path, dtype, kind, tensor):
@@ -196,6 +207,7 @@ def test_the_hook_hears_what_would_run(tmp_path):
             pickles.model({"sampler_tea": pickles.doubled(60), "num_steps": pickles.number(10**9)}),
             "does not say num_steps",
         ),
+        (b"}" + pickles.text("model") + b"cbuiltins\nobject\n)\x81s.", "no 'model'"),  # never initialised
         (pickles.model({"num_steps": pickles.number(10**5)}), "num_steps is 100000"),
         (pickles.model({"sampler_stu": b"]"}), "does not say sampler_stu"),
         (
