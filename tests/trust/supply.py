@@ -171,7 +171,7 @@ def asked(folder: Path) -> list[list[str]]:
 def alone(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
     """Run code in a process that may reach nothing; what it printed, and what it asked for. Raises
     CalledProcessError."""
-    arguments = [str(folder), str(pickle_in(folder))]
+    arguments = [str(folder), str(pickle_in(folder))] if code is WORK else []
     environment = os.environ | watched(folder) | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, check=True,
                          capture_output=True, text=True)  # fmt: skip
