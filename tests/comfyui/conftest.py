@@ -33,16 +33,19 @@ def server(tmp_path_factory):
 
 
 def write_tiny_models(base: Path) -> None:
-    """Small networks of the host's own U-Net class; inside.py, whose nodes give them prompts (there is no
-    text encoder) and look inside; without.py, whose node takes parts of the host away; small.py, whose
-    networks need no file."""
+    """Small networks of the host's own U-Net class, and the nodes for tests."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
-    (base / "custom_nodes").mkdir()
-    for name in ("inside", "without", "small"):
-        shutil.copy(Path(__file__).with_name(f"{name}.py"), base / "custom_nodes" / f"amed_tests_{name}.py")
+    put_test_nodes(base)
+
+
+def put_test_nodes(base: Path) -> None:
+    """inside/: looks.py gives prompts (there is no text encoder) and looks inside, without.py takes parts of
+    the host away, small.py has networks that need no file."""
+    own, ignored = Path(__file__).with_name("inside"), shutil.ignore_patterns("__pycache__")
+    shutil.copytree(own, base / "custom_nodes" / "amed_tests", ignore=ignored)
 
 
 def demo_spec(**said):

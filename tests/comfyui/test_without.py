@@ -1,14 +1,12 @@
 """Each thing of the host that an adapter can do without, taken from a real ComfyUI once: one warning, that
 feature off, the rest working (without.py takes it away, inside the host)."""
 
-import ast
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
-from demo.comfyui import ROOT
+from asked import asked_in
 
 PASSES = "too old to count the network's passes"
 ZEROS = "no bottleneck could be captured"
@@ -84,20 +82,8 @@ OURS = {"offset", "parts"}
 VERSIONS = {"current_patcher", "backup_buffers", "weight"}
 
 
-def asked_for(file) -> set[str]:
-    """Names in getattr and hasattr, and modules imported in a `try`."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
-            names |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
-        if isinstance(node, ast.Try):
-            within = [n for part in node.body for n in ast.walk(part)]
-            names |= {n.module for n in within if isinstance(n, ast.ImportFrom) and not n.level}
-    return names
-
-
 def test_nothing_that_is_asked_for_is_left_out():
-    found = set().union(*(asked_for(file) for file in (ROOT / "nodes").glob("*.py")))
+    found = asked_in("nodes")
     covered = {name for want in WANTED.values() for name in want.covers}
     assert len(found) > 15 and found - OURS - VERSIONS == covered
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from solvers import EVERY
 
 from amed import Constants, Solver, sample, schedules
 from amed.loop import Problem, State, loop, states
@@ -10,15 +11,6 @@ from amed.recipes import ADAMS_BASHFORTH, RECIPES, Point, compiled, deis, midpoi
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
 CONSTANTS = Constants(SIGMAS, r=[0.3, 0.4, 0.5, 0.2], c=[0.9, 1.02, 0.97, 1.0], a=[1.01, 0.98, 1.0, 1.03])
-EVERY = [
-    Solver(name, order, *more)
-    for name, recipe in RECIPES.items()
-    for order in range(1, recipe.orders + 1)
-    for more in {
-        "dpmpp": [(x0, low) for x0 in (True, False) for low in (True, False)],
-        "unipc": [(False, low, v) for low in (True, False) for v in ("bh1", "bh2")],
-    }.get(name, [()])
-]
 
 
 def on_images(model, solver, times, x, predictor=None, afs=False):

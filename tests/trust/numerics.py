@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from solvers import EVERY
 from torch import Tensor
 from trust import exact, orders, samplers
 from trust.page import Part, put
@@ -101,7 +102,7 @@ def jump(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor, by: 
 
 def order_rows() -> list[tuple[str, str]]:
     rows = []
-    for solver in orders.EVERY:
+    for solver in EVERY:
         run, own, why = orders.theory(solver)
         found = f"{orders.as_run(solver):.2f} (theory {run}); {orders.alone(solver):.2f} (theory {own})"
         rows.append((f"order of {orders.label(solver)}", found + (f": {why}" if why else "")))

@@ -7,18 +7,9 @@ from trust import exact
 
 from amed import Solver
 from amed.loop import Problem, State, loop
-from amed.recipes import RECIPES, compiled, dpmpp
+from amed.recipes import compiled, dpmpp
 
 START, END = 1.0, 0.2
-EVERY = [
-    Solver(name, order, *more)
-    for name, recipe in RECIPES.items()
-    for order in range(1, recipe.orders + 1)
-    for more in {
-        "dpmpp": [(x0, low) for x0 in (True, False) for low in (True, False)],
-        "unipc": [(False, low, v) for low in (True, False) for v in ("bh1", "bh2")],
-    }.get(name, [()])
-]
 BY_EULER = "its first step is Euler's"
 UNEQUAL = "its first step is Euler's, and its weights are those of equal steps"
 LAST = "its last step is of first order (lower_order_final)"

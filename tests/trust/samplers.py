@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from golden import Toy
+from solvers import EVERY
 from torch import Tensor
-from trust.orders import EVERY, label
+from trust.orders import label
 
 from amed import BottleneckPredictor, Constants, Evaluation, Solver, sample, schedules
 from amed.constants import Multistep, as_multistep

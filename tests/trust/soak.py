@@ -248,13 +248,12 @@ def run(
 
 def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
     """A run in a ComfyUI of its own."""
-    from comfyui.conftest import Graph, write_user_predictors
+    from comfyui.conftest import Graph, put_test_nodes, write_user_predictors
 
     with tempfile.TemporaryDirectory(prefix="amed-soak-") as folder:
         base = Path(folder)
         write_user_predictors(base / "models" / "amed_predictors")
-        (base / "custom_nodes").mkdir()
-        shutil.copy(ROOT / "tests" / "comfyui" / "inside.py", base / "custom_nodes" / "amed_tests.py")
+        put_test_nodes(base)
         at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
         server.start(timeout=1800)  # the machine may be busy
         try:

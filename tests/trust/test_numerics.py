@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from solvers import EVERY
 from trust import numerics, orders, samplers
 
 import amed
@@ -18,7 +19,7 @@ EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
 CASES = samplers.cases()
 
 
-@pytest.mark.parametrize("solver", orders.EVERY, ids=orders.label)
+@pytest.mark.parametrize("solver", EVERY, ids=orders.label)
 def test_every_recipe_has_its_order(solver):
     run, own, _ = orders.theory(solver)
     assert orders.as_run(solver) == pytest.approx(run, abs=0.2)

@@ -1,7 +1,6 @@
 """Each thing of a WebUI that host.py and evaluate.py can do without, taken from the restated hosts once: at
 most one line, that feature off, the rest working."""
 
-import ast
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from demo.comfyui import ROOT
+from asked import asked_in
 
 GONE = object()
 
@@ -194,20 +192,8 @@ def infotext(webui: Any) -> str:
     return str(sampled(webui)[1].extra_generation_params.get("AMED note", ""))
 
 
-def asked_for(file) -> set[str]:
-    """Names in getattr and hasattr, and modules imported in a `try`."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):
-            names |= {a.value for a in node.args[1:2] if isinstance(a, ast.Constant)}
-        if isinstance(node, ast.Try):
-            within = [n for part in node.body for n in ast.walk(part)]
-            names |= {n.module for n in within if isinstance(n, ast.ImportFrom) and not n.level}
-    return names
-
-
 def test_nothing_that_is_asked_for_is_left_out():
-    found = set().union(*(asked_for(file) for file in (ROOT / "webui").glob("*.py")))
+    found = asked_in("webui")
     covered = {name for case in CASES.values() for name in case.covers}
     assert len(found) > 25 and found - OURS == covered
 

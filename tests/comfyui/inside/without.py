@@ -1,4 +1,4 @@
-"""A node for tests, in the ComfyUI that runs them: what the pack does where the host lacks something.
+"""What the pack does where the host lacks something.
 
 Each case takes something of the real host away, asks the feature that wants it, samples twice, and puts it
 back. What is to come of it stands in test_without.py."""
@@ -19,13 +19,10 @@ import comfy.samplers
 import folder_paths
 import torch
 
+from .shared import PROMPTS, pack
+
 MLP = "test_mlp.safetensors"
 GONE = object()
-
-
-def pack(room: str) -> Any:
-    """A module of the pack's nodes, as this host loaded it."""
-    return next(m for name, m in list(sys.modules.items()) if name.endswith(f"comfyui-amed.nodes.{room}"))
 
 
 class Without:
@@ -429,13 +426,7 @@ class TestWithout:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = {
-            "model": "MODEL",
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "latent_image": "LATENT",
-        }
-        return {"required": {name: (kind,) for name, kind in kinds.items()} | {"case": ("STRING", {})}}
+        return {"required": PROMPTS | {"case": ("STRING", {})}}
 
     def run(self, model, positive, negative, latent_image, case):
         fitted = pack("folders").library().load(MLP)

@@ -12,6 +12,8 @@ import comfy.sample
 import comfy.supported_models
 import torch
 
+from .shared import PROMPTS, patched
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 4),
@@ -111,9 +113,7 @@ class SmallMemory:
         return {"required": {"model": ("MODEL",)}}
 
     def run(self, model):
-        clone = model.clone()
-        clone.add_object_patch("memory_required", lambda *_, **__: 1e20)
-        return (clone,)
+        return patched(model, lambda m: m.add_object_patch("memory_required", lambda *_, **__: 1e20))
 
 
 class SmallStops:
@@ -124,9 +124,8 @@ class SmallStops:
 
     @classmethod
     def INPUT_TYPES(cls):
-        names = {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING",
-                 "latent_image": "LATENT", "sampler": "SAMPLER", "sigmas": "SIGMAS"}  # fmt: skip
-        return {"required": {k: (v,) for k, v in names.items()} | {"cfg": ("FLOAT", {})}}
+        more = {"sampler": ("SAMPLER",), "sigmas": ("SIGMAS",), "cfg": ("FLOAT", {})}
+        return {"required": PROMPTS | more}
 
     def run(self, model, positive, negative, latent_image, sampler, sigmas, cfg):
         calls, at = [], [0]

@@ -1,5 +1,4 @@
-"""Nodes for tests, put into the custom_nodes of the ComfyUI that runs them: prompts and MODELs of odd kinds,
-and a look at what the pack does inside the host."""
+"""Prompts and MODELs of odd kinds, and a look at what the pack does inside the host."""
 
 import ctypes
 import gc
@@ -13,17 +12,7 @@ import comfy.model_management
 import comfy.samplers
 import torch
 
-
-def pack(room: str):
-    """A module of the pack's nodes, as this host loaded it."""
-    return next(m for name, m in list(sys.modules.items()) if name.endswith(f"comfyui-amed.nodes.{room}"))
-
-
-def patched(model, change):
-    """A clone of a MODEL, changed."""
-    clone = model.clone()
-    change(clone)
-    return (clone,)
+from .shared import PROMPTS, OfModel, pack, patched
 
 
 def outline(value):
@@ -92,13 +81,7 @@ class Inside:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = {
-            "model": "MODEL",
-            "positive": "CONDITIONING",
-            "negative": "CONDITIONING",
-            "latent_image": "LATENT",
-        }
-        return {"required": {name: (kind,) for name, kind in kinds.items()} | {"cfg": ("FLOAT", {})}}
+        return {"required": PROMPTS | {"cfg": ("FLOAT", {})}}
 
     def run(self, model, positive, negative, latent_image, cfg):
         start = latent_image["samples"]
@@ -179,26 +162,29 @@ class TestDevice(Inside):
             sampling.SAMPLERS = own
 
 
-class TestLeft:
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def hooks(network):
+    """Of its modules: hooks, and a forward of its own."""
+    found = []
+    for name, module in network.named_modules():
+        found += [f"{name}.{kind}" for kind in HOOKS if getattr(module, kind, None)]
+        found += [f"{name}.forward"] if "forward" in vars(module) else []
+    return found
+
+
+class TestLeft(OfModel):
     """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
     (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
-    HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    RETURN_TYPES, OUTPUT_NODE = (), True
     PATCHES = (
         "patches", "backup", "object_patches", "object_patches_backup", "weight_wrapper_patches",
         "attachments", "additional_models", "wrappers", "callbacks", "injections", "hook_patches",
         "hook_backup", "cached_hook_patches",
     )  # fmt: skip
     first = None
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
 
     def run(self, model):
         gc.collect()
@@ -213,7 +199,7 @@ class TestLeft:
             type(o).__qualname__ for o in gc.get_objects() if "comfyui-amed" in str(type(o).__module__)
         )
         told = {
-            "hooks": self.hooks(model.model.diffusion_model),
+            "hooks": hooks(model.model.diffusion_model),
             "patches": self.patches(model),
             "replaced": sorted(changed),
             "tensors": len(alive),
@@ -225,14 +211,6 @@ class TestLeft:
         while UNDO:
             UNDO.pop()()
         return {"ui": {"text": [json.dumps(told)]}}
-
-    def hooks(self, network):
-        """Of its modules: hooks, and a forward of its own."""
-        found = []
-        for name, module in network.named_modules():
-            found += [f"{name}.{kind}" for kind in self.HOOKS if getattr(module, kind, None)]
-            found += [f"{name}.forward"] if "forward" in vars(module) else []
-        return found
 
     def patches(self, model):
         """On the MODEL; of its options everything but the empty dict they begin with."""
@@ -267,19 +245,11 @@ def filled(own):
 UNDO = []  # what a look ends with
 
 
-class TestLeaves:
+class TestLeaves(OfModel):
     """MODEL -> MODEL: leaves behind what TestLeft is to see, and to undo: a hook on the network, a patch on
     the MODEL, a function in place of one of the host's."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",)}}
-
-    @classmethod
-    def IS_CHANGED(cls, **_):
-        return float("nan")
+    RETURN_TYPES = ("MODEL",)
 
     def run(self, model):
         own = comfy.samplers.sampling_function
@@ -327,13 +297,11 @@ class TestKept:
 
     def run(self, model, again):
         gc.collect()  # as the host does, after a while
-        network = model.model.diffusion_model
         text = json.dumps(
             {
                 "options": outline(model.model_options),
                 "wrappers": outline(getattr(model, "wrappers", {})),
-                "hooks": sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules()),
-                "functions": [name for name, m in network.named_modules() if "forward" in vars(m)],
+                "hooks": hooks(model.model.diffusion_model),
                 "held": sum(ref() is not None for ref in TestMemory.held),
                 "seen": len(TestMemory.held),
                 "calls": TestMemory.calls,
