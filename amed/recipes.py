@@ -103,6 +103,12 @@ def ipndm(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 NO_STEP = "two noise levels are too near to go from one to the other: r is 0 or 1, or times hardly fall"
 
 
+def beyond(v: Number) -> bool:
+    """Whether it is no finite number, as tensors divide by 0 without a word; of one on another device False,
+    for that would be waited for."""
+    return isinstance(v, Tensor) and v.device.type == "cpu" and not bool(v.isfinite().all())
+
+
 def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint
     form. c scales the terms of the model, not the linear one, as AMED's authors do."""
@@ -417,7 +423,10 @@ class Course:
                 except ArithmeticError:
                     raise ValueError(NO_STEP) from None
                 after.append(following)
-                return self.weights(move, reach)
+                shares = self.weights(move, reach)
+                if any(beyond(v) for share in shares for v in share) and not beyond(self.given.get("r", 0.5)):
+                    raise ValueError(NO_STEP)
+                return shares
 
             hand, kept = self.seen + 1, 0 if self.recipe.pair and row.closes else reach - 1
             row.needed = tuple(k > hand - 1 - kept for k in range(hand))
