@@ -1,13 +1,11 @@
 """The quick form of `make soak`: thirty generations of ten kinds in one ComfyUI, with predictors swapped,
 fitted and deleted between, and nothing of them left."""
 
-import pytest
 from trust import soak
 
 
-@pytest.mark.xfail(reason="some 90 tensors more are alive after the third ten than after the second: whose?")
 def test_nothing_is_left(server, graph):
-    made = soak.run(server, graph, 30, at=(20, 30), round_=30)
+    made = soak.run(server, graph, 30, at=(20, 30), round_=30, emptied=True)
     assert len(made.each) == 30 and len({kind for kind, *_ in made.each}) == len(soak.KINDS)
     assert made.between == {"swapped": 3, "refitted": 2, "failed on purpose": 1, "deleted": 1}
     first, last = made.looks
@@ -23,7 +21,7 @@ def test_what_is_left_would_be_seen(server, graph):
     soak.look(server, graph, 0)
     g = graph()
     leaving = g.add("TestLeaves", model=g.model)
-    node = g.add("TestLeft", model=[leaving, 0])
+    node = g.add("TestLeft", model=[leaving, 0], emptied=False)
     seen = soak.read(server, g, node)
     assert seen["hooks"] and seen["patches"] and seen["replaced"] == ["comfy.samplers.sampling_function"]
     soak.look(server, graph, 0)

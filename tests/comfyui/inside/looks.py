@@ -176,7 +176,8 @@ def hooks(network):
 
 class TestLeft(OfModel):
     """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
-    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`."""
+    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`.
+    emptied: see `empty`."""
 
     RETURN_TYPES, OUTPUT_NODE = (), True
     PATCHES = (
@@ -186,7 +187,15 @@ class TestLeft(OfModel):
     )  # fmt: skip
     first = None
 
-    def run(self, model):
+    @classmethod
+    def INPUT_TYPES(cls):
+        inputs = super().INPUT_TYPES()
+        inputs["required"]["emptied"] = ("BOOLEAN", {})
+        return inputs
+
+    def run(self, model, emptied):
+        if emptied:
+            empty()
         gc.collect()
         if sys.platform == "linux":  # so that memory is what is held, not what the allocator keeps at hand
             ctypes.CDLL(None).malloc_trim(0)
@@ -232,6 +241,15 @@ class TestLeft(OfModel):
                     own = {f"{name}.{key}.{k}": id(v) for k, v in vars(value).items() if callable(v)}
                     found |= {k: v for k, v in own.items() if not k.endswith("__")}
         return found
+
+
+def empty():
+    """What is kept for a next run and bounded: files that were read, tables of the last runs."""
+    pack("folders").library()._cache.clear()
+    kept = {f for m in list(sys.modules.values()) if "comfyui-amed" in str(getattr(m, "__name__", ""))
+            for f in list(vars(m).values()) if hasattr(f, "cache_clear")}  # fmt: skip
+    for function in kept:
+        function.cache_clear()
 
 
 def filled(own):
