@@ -12,6 +12,7 @@ from torch import Tensor
 
 KINDS = ("polynomial", "logsnr", "time_uniform", "discrete")
 DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
+NEAR = 1e-3  # of a noise level: a step so short would be an evaluation for nothing
 VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and EDM's table 1
 
 
@@ -54,6 +55,11 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     t = (1 + u * (VP_EPSILON ** (1 / rho) - 1)) ** rho
     return torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt()
+
+
+def from_start(times: Tensor, start: float) -> Tensor:
+    """`times` (falling) from a noise level on, which comes first: [start] alone where nothing is below."""
+    return torch.cat([times.new_tensor([start]), times[times < start * (1 - NEAR)]])
 
 
 def sd_sigmas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..amed import Fitted
+from ..amed import Fitted, schedules
 from ..amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
 from ..amed.fit import plain
 from ..amed.kdiffusion import solver_of
@@ -64,10 +63,10 @@ def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
     if denoise >= 1.0:
         return times.float()
     start = start_sigma(sampling_of(model), denoise)
-    rest = times[times < start * 0.99]
-    if len(rest) == 0:
+    rest = schedules.from_start(times, start)
+    if len(rest) < 2:
         raise ValueError(
             f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
             f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise"
         )
-    return torch.cat([torch.tensor([start], dtype=times.dtype), rest]).float()
+    return rest.float()

@@ -371,7 +371,7 @@ class Library:
 
     def __init__(self, folders: list[Path]):
         self.folders = [Path(f) for f in folders]
-        self._cache: dict[Path, tuple[Stamp, Fitted | PredictorError]] = {}
+        self._cache: dict[Path, tuple[Stamp, Fitted | str]] = {}  # or why it does not load
 
     def paths(self) -> dict[str, Path]:
         """name -> file; of two with the same name, the first folder's."""
@@ -436,8 +436,10 @@ class Library:
             try:
                 self._cache[path] = changed, load(path)
             except PredictorError as error:
-                self._cache[path] = changed, error
+                self._cache[path] = changed, str(error)
         result = self._cache[path][1]
-        if isinstance(result, PredictorError):
-            raise result
+        if isinstance(
+            result, str
+        ):  # a new error each time: one that is kept keeps the frames it went through
+            raise PredictorError(result)
         return result

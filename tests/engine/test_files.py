@@ -1,7 +1,9 @@
 import dataclasses
+import gc
 import json
 import os
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -335,6 +337,24 @@ def test_one_broken_file_breaks_nothing_else_and_is_read_again_when_mended(tmp_p
     store.save(bad, network())
     os.utime(bad, (1, 1))
     assert library.problems() == []
+
+
+def test_a_broken_file_keeps_nothing_of_who_asked_for_it(tmp_path):
+    """Its error was kept and raised again, with the frames of every run it had gone through."""
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    library, asked = Library([tmp_path]), []
+
+    def ask():
+        image = torch.zeros(9)
+        asked.append(weakref.ref(image))
+        library.load("bad.safetensors")
+
+    for _ in range(2):
+        with pytest.raises(PredictorError) as caught:
+            ask()
+        del caught
+    gc.collect()
+    assert [image() for image in asked] == [None, None]
 
 
 def test_a_fitted_file_sets_its_solver(tmp_path):

@@ -20,10 +20,7 @@ from demo.model import UNCONDITIONAL, load_denoiser
 
 PREDICTORS = sorted((Path(__file__).resolve().parents[2] / "predictors").glob("*.safetensors"))
 EPS = {torch.float32: 16, torch.bfloat16: 4}  # how many of a dtype's eps a run may lie from float64's, by RMS
-JUMP, SLOPE = (
-    0.02,
-    2.0,
-)  # of the end, RMS of data some 1: where the start passes a time; per unit of log start
+JUMP, SLOPE = 0.02, 2.0  # of the end, data some 1: where the start passes a time; per unit of log start
 
 
 # --- rounding ----------------------------------------------------------------------------------------------
@@ -74,21 +71,16 @@ def rms(v: Tensor) -> float:
 # --- img2img: the end as a function of the start -----------------------------------------------------------
 
 
-def cut(times: Tensor, start: float) -> Tensor:
-    """A table's times from a noise level on, as the nodes cut them for img2img (nodes/choosing.py)."""
-    return torch.cat([times.new_tensor([start]), times[times < start * 0.99]])
-
-
 def ends(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor) -> Tensor:
     """Of img2img from x0 at a noise level."""
     guided, args = guided_by(denoiser, fitted.spec.guidance, len(x0))
-    times, solver = cut(fitted.sigmas(), start), fitted.spec.student
+    times, solver = schedules.from_start(fitted.sigmas(), start), fitted.spec.student
     return sample(guided, x0 + noise * start, times, solver, args, disable=True, predictor=fitted.predictor)
 
 
 def at_times(fitted: Fitted) -> list[float]:
     """The starts at which the cut list has one time more."""
-    return [float(t) / 0.99 for t in fitted.sigmas()[1:-1]]
+    return [float(t) / (1 - schedules.NEAR) for t in fitted.sigmas()[1:-1]]
 
 
 def jump(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor, by: float = 1e-7) -> float:
@@ -168,7 +160,7 @@ def start_rows() -> list[tuple[str, str]]:
     worst, steep = max(found), max(slopes)
     return [
         (f"img2img over any start: the end's jump where the start passes one of a table's times "
-         f"({len(found)} places; a step of 1% is left out there), middle and most (bound {JUMP:g})",
+         f"({len(found)} places; a step of 0.1% is left out there), middle and most (bound {JUMP:g})",
          f"{statistics.median(v for v, *_ in found):.4f}, {worst[0]:.4f} ({worst[1]}, at {worst[2]:.3g})"),
         (f"the end's change per unit of log start between them ({len(slopes)} places), middle and most",
          f"{statistics.median(v for v, *_ in slopes):.2f}, {steep[0]:.2f} ({steep[1]}, at {steep[2]:.3g})"),

@@ -183,15 +183,14 @@ def cpu_seconds(pid: int) -> float:
     return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
 
 
-def look(server: Server, graph: Callable[..., Any], count: int, emptied: bool = False) -> Seen:
+def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
     """Models unloaded and finished runs forgotten, as the host's API has it; then a look, and the memory. The
-    MODEL that is looked at is the one that every generation used: the host keeps it as node 1. emptied: with nothing in the pack's
-    bounded caches, so that fewer runs than fill them can be compared."""
+    MODEL that is looked at is the one that every generation used: the host keeps it as node 1."""
     server.request("/history", {"clear": True})
     server.request("/free", {"unload_models": True})
     time.sleep(0.5)
     g = graph()
-    node = g.add("TestLeft", model=g.model, emptied=emptied)
+    node = g.add("TestLeft", model=g.model)
     inside = read(server, g, node)
     return Seen(count, memory(server.process.pid), inside)
 
@@ -224,7 +223,6 @@ def run(
     kinds: tuple = KINDS,
     round_: int = ROUND,
     tell: Callable[[str], None] = lambda text: None,
-    emptied: bool = False,
 ) -> Soak:
     """`count` generations, kind by kind, and a look after each number of them in `at`."""
     soak, between, pid = Soak(), Between(server, graph), server.process.pid
@@ -239,7 +237,7 @@ def run(
         if not result.files("images", shown):
             raise AssertionError(f"generation {n}, {kind.__name__}: no image")
         if n + 1 in at:
-            soak.looks.append(look(server, graph, n + 1, emptied))
+            soak.looks.append(look(server, graph, n + 1))
             tell(f"{n + 1}: {soak.looks[-1].memory['Uss'] / 2**20:.1f} MiB, {soak.looks[-1].inside}")
     soak.between = between.done
     return soak

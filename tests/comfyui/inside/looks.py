@@ -176,8 +176,8 @@ def hooks(network):
 
 class TestLeft(OfModel):
     """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
-    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`.
-    emptied: see `empty`."""
+    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`,
+    with `empty` caches."""
 
     RETURN_TYPES, OUTPUT_NODE = (), True
     PATCHES = (
@@ -187,15 +187,8 @@ class TestLeft(OfModel):
     )  # fmt: skip
     first = None
 
-    @classmethod
-    def INPUT_TYPES(cls):
-        inputs = super().INPUT_TYPES()
-        inputs["required"]["emptied"] = ("BOOLEAN", {})
-        return inputs
-
-    def run(self, model, emptied):
-        if emptied:
-            empty()
+    def run(self, model):
+        empty()
         gc.collect()
         if sys.platform == "linux":  # so that memory is what is held, not what the allocator keeps at hand
             ctypes.CDLL(None).malloc_trim(0)
@@ -244,8 +237,7 @@ class TestLeft(OfModel):
 
 
 def empty():
-    """What is kept for a next run and bounded: files that were read, tables of the last runs."""
-    pack("folders").library()._cache.clear()
+    """The pack's caches of functions, which are bounded and fill slowly: tables of the last 32 runs."""
     kept = {f for m in list(sys.modules.values()) if "comfyui-amed" in str(getattr(m, "__name__", ""))
             for f in list(vars(m).values()) if hasattr(f, "cache_clear")}  # fmt: skip
     for function in kept:
