@@ -82,8 +82,16 @@ def draft(data: bytes) -> Draft:
     return Draft(json.loads(data[8 : 8 + size]), data[8 + size :])
 
 
+def in_order(data: bytes) -> bytes:
+    """The same file with its metadata in one order: safetensors writes them in another each time, and a seed
+    would not give the same files twice."""
+    made = draft(data)
+    made.header[META] = dict(sorted(made.meta.items()))
+    return made.bytes()
+
+
 def written(fitted: Fitted) -> bytes:
-    return safetensors.torch.save(tensors_of(fitted), metadata=to_header(fitted.spec))
+    return in_order(safetensors.torch.save(tensors_of(fitted), metadata=to_header(fitted.spec)))
 
 
 def seeds() -> dict[str, bytes]:
@@ -115,9 +123,8 @@ def seeds() -> dict[str, bytes]:
         **{k: v.contiguous() for k, v in table.values.items()},
         "g": torch.tensor([0.7, 0.5, 1.2], dtype=torch.float64),
     }
-    found["format 1"] = safetensors.torch.save(
-        own, metadata={k: v for k, v in old.items() if k != "requires"}
-    )
+    meta = {k: v for k, v in old.items() if k != "requires"}
+    found["format 1"] = in_order(safetensors.torch.save(own, metadata=meta))
     return found
 
 
