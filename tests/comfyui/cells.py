@@ -59,6 +59,8 @@ class Row:
     """Those it is run with; (): all."""
     needs: tuple[str, ...] = ()
     """Nodes of the host."""
+    slow: bool = False
+    """Takes minutes: `make matrix` alone runs it."""
 
     def concerns(self, kind: Kind) -> bool:
         return not self.kinds or kind.name in self.kinds
@@ -386,6 +388,15 @@ def windows(bench: Bench, kind: Kind) -> None:
     counted(made, kind, None)
 
 
+def torch_compiled(bench: Bench, kind: Kind) -> None:
+    """The network compiled, for this CPU: the plain image, the same count."""
+    g = Small().patch("TorchCompileModel", backend="inductor")
+    made = bench.run(g, g.sample(kind))
+    counted(made, kind)
+    assert "could be captured" not in made.said
+    close(made.latents, bench.plain(kind).latents)
+
+
 # --- noise levels ------------------------------------------------------------------------------------------
 
 
@@ -507,6 +518,7 @@ ROWS = (
     Row("batches of 1, 2 and 5: the first image is the same", batches),
     Row("latents of 9 x 13 and of 5 x 3", odd_sizes),
     *(Row(f"cfg {scale:g}", guidance(scale)) for scale in (1.0, 2.0, 7.5)),
+    Row("TorchCompileModel", torch_compiled, {}, ("halves", "network"), ("TorchCompileModel",), slow=True),
     Row("cond and uncond in two calls (low memory)", in_two_calls, kinds=TOUCHED),
     Row("two prompts by masks", several(sides, None), kinds=TOUCHED),
     Row("two prompts by areas", areas, kinds=TOUCHED),
