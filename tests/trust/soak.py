@@ -306,7 +306,8 @@ def part(ours: Soak, control: Soak | None = None) -> page.Part:
         f"{len(ours.each)} queued generations through one real ComfyUI: bundled tables, the paper's network, "
         "plugin samplers, Apply AMED Predictor on KSampler, a sampler of the host's with a predictor around "
         "it, SamplerCustom, inpainting, plain solvers, the host's own; predictors are swapped, refitted and "
-        "deleted between. Memory is read after the host's own unloading, a collection and a trim."
+        "deleted between. Memory is read after the host's own unloading, a collection and a trim, with "
+        "the tables of the last 32 runs forgotten."
     )
     return page.Part("soak", "Hundreds of generations", "make soak", about, rows)
 
