@@ -80,7 +80,7 @@ def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
     except (ImportError, AttributeError):
         raise RuntimeError(
-            "this ComfyUI is too old to count evaluations: update it to 0.3.8 or newer"
+            "this ComfyUI is too old to count evaluations: update it to 0.3.52 or newer"
         ) from None
     clone.model_options[COUNT] = count
     return clone

@@ -1,6 +1,7 @@
 """The subgraph that the page offers among its nodes: served, and whole."""
 
 import json
+from urllib.error import HTTPError
 
 import pytest
 
@@ -22,7 +23,11 @@ def test_these_are_all():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_server_offers_it(server, name):
-    offered = server.get("/global_subgraphs")
+    try:
+        offered = server.get("/global_subgraphs")
+    except HTTPError as error:
+        assert error.code == 404
+        pytest.skip("this ComfyUI offers no subgraphs of packs")
     (key,) = [k for k, entry in offered.items() if entry["name"] == name]
     assert offered[key]["info"]["node_pack"] == "custom_nodes.comfyui-amed"
     data = server.get(f"/global_subgraphs/{key}")["data"]
