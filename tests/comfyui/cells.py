@@ -381,8 +381,11 @@ def video(bench: Bench, kind: Kind) -> None:
 def windows(bench: Bench, kind: Kind) -> None:
     """Context windows over the frames of a video."""
     g = Small("wan", length=25)
-    g.patch("ContextWindowsManual", context_length=4, context_overlap=1, context_schedule="standard_static",
-            context_stride=1, closed_loop=False, fuse_method="pyramid", dim=2)  # fmt: skip
+    wanted = {"context_length": 4, "context_overlap": 1, "context_schedule": "standard_static",
+              "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": 2}  # fmt: skip
+    own = bench.server.object_info()["ContextWindowsManual"]["input"]["required"]
+    usual = {name: told[1]["default"] for name, told in own.items() if "default" in told[-1]}
+    g.patch("ContextWindowsManual", **usual | wanted)
     made = bench.run(g, g.sample(kind))
     assert made.latents.shape[2] == 7
     counted(made, kind, None)

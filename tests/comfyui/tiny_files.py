@@ -44,12 +44,13 @@ def flux() -> dict:
     """Its width is fixed: the host reads the number of blocks off a file, not the number of heads."""
     import comfy.ops
     import torch
-    from comfy.ldm.flux.model import Flux
+    from comfy.ldm.flux.model import Flux, FluxParams
 
+    later = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
     made = Flux(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096,
                 hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=1, depth_single_blocks=0,
                 axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True,
-                dtype=torch.float16, operations=comfy.ops.disable_weight_init)  # fmt: skip
+                dtype=torch.float16, operations=comfy.ops.disable_weight_init, **later)  # fmt: skip
     return weights(made, PREFIX)
 
 

@@ -222,13 +222,14 @@ class TestLeft(OfModel):
 
     @staticmethod
     def host():
-        """Every function and class of the host's modules, and of its classes, by name: the object's id."""
+        """Every function and class of the host's modules, and of its classes, by name: the object's id. But
+        for places that are there to be changed, by the host itself: callbacks."""
         tops, found = ("comfy", "comfy_execution", "execution", "nodes", "latent_preview", "folder_paths"), {}
         for name, module in list(sys.modules.items()):
             if name.split(".")[0] not in tops or not isinstance(module, ModuleType):
                 continue
             for key, value in list(vars(module).items()):
-                if callable(value):
+                if callable(value) and not key.endswith("_callback"):
                     found[f"{name}.{key}"] = id(value)
                 if isinstance(value, type) and value.__module__ == name:
                     own = {f"{name}.{key}.{k}": id(v) for k, v in vars(value).items() if callable(v)}
