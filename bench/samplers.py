@@ -6,6 +6,7 @@ once. Error and FD to the reference on noises that nothing else uses; kept in do
 
 import argparse
 import json
+import time
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -105,13 +106,14 @@ def measure(name: str, nfe: int, guidance: float) -> dict[str, Any]:
     best = min(errors, key=lambda k: errors[k])
     own = replace(target(guidance, dtype=DTYPE), features=None)
     settings = Settings(nfe, budget=budget_of("quick", nfe), guidance=guidance)
-    calibration = OuterCalibration(own, settings, sampler)
+    calibration, begin = OuterCalibration(own, settings, sampler), time.process_time()
     for _ in calibration.run():
         pass
-    result = calibration.result()
+    seconds, result = time.process_time() - begin, calibration.result()
     outside = result.fitted.predictor
     row: dict[str, Any] = {"sampler": name, "guidance": guidance, "noises": NOISES, "schedule": best}
     row |= {"fit_evaluations": calibration.evaluations, "improved": result.improved}
+    row |= {"fit_seconds": rounded(seconds)}  # of a processor: one thread
     runs = {"karras": (offered["karras"], None), "best": (offered[best], None)}
     runs["amed"] = (with_zero(result.fitted.sigmas()), outside)
     features = whole.target.features
