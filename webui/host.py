@@ -57,9 +57,10 @@ def sampler_functions() -> dict[str, tuple[str, Callable]]:
     """The host's own samplers over a list of noise levels, by label: a name that other hosts know too
     (k-diffusion's), and the function. Not those that say they draw noise."""
     found = {}
-    library = getattr(sd_samplers_kdiffusion, "k_diffusion", None)
+    library = getattr(sd_samplers_kdiffusion, "k_diffusion", sd_samplers_kdiffusion)
+    sampling = getattr(library, "sampling", None)  # in reForge its own name in that module
     for label, named, _aliases, options in getattr(sd_samplers_kdiffusion, "samplers_k_diffusion", ()):
-        function = named if callable(named) else getattr(getattr(library, "sampling", None), named, None)
+        function = named if callable(named) else getattr(sampling, named, None)
         noisy = options.get("brownian_noise") or options.get("uses_ensd")
         if function is not None and not noisy and "sigmas" in inspect.signature(function).parameters:
             found[label] = getattr(function, "__name__", label).removeprefix("sample_"), function

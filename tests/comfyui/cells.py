@@ -33,6 +33,7 @@ class Bench:
 
     def __init__(self, server):
         self.server, self.kept = server, {}
+        self.version: str = server.get("/system_stats")["system"]["comfyui_version"]
 
     def run(self, g: Small, latent) -> Made:
         return run(self.server, g, latent)
@@ -59,6 +60,8 @@ class Row:
     """Those it is run with; (): all."""
     needs: tuple[str, ...] = ()
     """Nodes of the host."""
+    since: str = ""
+    """The host's version from which on its node works: before it fails on its own."""
     slow: bool = False
     """Takes minutes: `make matrix` alone runs it."""
 
@@ -118,11 +121,11 @@ def on_model(kind: str, **inputs) -> Change:
 
 
 def node(kind: str, on: dict, off: dict | None = None, rows: int | None = 2, idle=(), refused=None,
-         said: str = "") -> Row:  # fmt: skip
+         said: str = "", since: str = "") -> Row:  # fmt: skip
     """A node of the host's from MODEL to MODEL, with inputs; off: those that turn it off."""
     turned_off = None if off is None else on_model(kind, **on | off)
     check = patched(on_model(kind, **on), turned_off, rows, idle)
-    return Row(kind + said, check, refused or {}, TOUCHED, (kind,))
+    return Row(kind + said, check, refused or {}, TOUCHED, (kind,), since)
 
 
 def dual(first: float) -> Callable[[Small], list]:
@@ -176,8 +179,9 @@ PATCHES = (
     node("FreeU_V2", FREEU, NO_FREEU),
     node("HyperTile", TILES),
     node("TomePatchModel", {"ratio": 0.3}, {"ratio": 0.0}),
-    node("EasyCache", CACHE, {"reuse_threshold": 0.0}, None, ("halves",)),
-    node("LazyCache", CACHE, {"reuse_threshold": 0.0}, None, refused=HALVES),
+    # before, its log divided by zero where as many evaluations were skipped as there are steps
+    node("EasyCache", CACHE, {"reuse_threshold": 0.0}, None, ("halves",), since="0.3.58"),
+    node("LazyCache", CACHE, {"reuse_threshold": 0.0}, None, refused=HALVES, since="0.3.58"),
     Row("ControlNet", patched(control(1.0), control(0.0)), kinds=TOUCHED),
     Row("ControlNet, from 20 to 60 percent", patched(control(1.0, 0.2, 0.6)), kinds=TOUCHED),
     Row("LoRA", patched(lora(1.0), lora(0.0)), kinds=TOUCHED),

@@ -135,6 +135,8 @@ def test_where_no_predictor_is_the_row_says_what_to_do(server, graph):
 
 def test_a_vae_decodes(server, graph):
     """The host's VAE of pixels: the same colours as the preview's, within rounding."""
+    if "pixel_space" not in server.object_info()["VAELoader"]["input"]["required"]["vae_name"][0]:
+        pytest.skip("this ComfyUI has no VAE of pixels")
     g = graph()
     plain = Compared(server, g, samplers="plain", reference=0)
     g = graph()

@@ -1,4 +1,5 @@
-"""A real WebUI: its server headless on loopback, AMED its only extension, tiny random checkpoints."""
+"""A real WebUI: its server headless on loopback, with AMED and an extension that makes the U-Net fail where
+it is asked to, tiny random checkpoints."""
 
 import json
 import os
@@ -47,7 +48,8 @@ class Server:
             command = [self.python, str(ROOT / "tests" / "webui" / "tiny_webui.py"), str(self.folder)]
             subprocess.run([*command, str(self.models), str(seed), name], check=True, capture_output=True)
         (data / "extensions").mkdir()
-        (data / "extensions" / "amed").symlink_to(ROOT, target_is_directory=True)
+        for name, place in (("amed", ROOT), ("failing", ROOT / "tests" / "webui" / "failing")):
+            (data / "extensions" / name).symlink_to(place, target_is_directory=True)
         told = {"sd_model_checkpoint": "tiny.safetensors", "show_progress_type": "Approx cheap"}
         (data / "config.json").write_text(json.dumps(told))  # previews that need no download
         with socket.socket() as free:

@@ -26,6 +26,15 @@ def test_the_tab_offers_those_that_draw_no_noise(webui):
         webui.calibrate.Form.of(TOLD | {"sampler": "Euler a"})
 
 
+def test_where_the_host_names_only_the_functions(webui, monkeypatch):
+    """reForge takes `sampling` out of its library, which has another name there."""
+    listing = importlib.import_module("modules.sd_samplers_kdiffusion")
+    before = webui.host.sampler_functions()
+    monkeypatch.setattr(listing, "sampling", listing.k_diffusion.sampling, raising=False)
+    monkeypatch.delattr(listing, "k_diffusion")
+    assert webui.host.sampler_functions() == before and len(before) >= 3
+
+
 @pytest.mark.parametrize(("sampler", "name", "steps", "evaluations"), [("DPM++ 2M", "dpmpp_2m", 4, 4),
                                                                        ("Heun", "heun", 2, 3)])  # fmt: skip
 def test_fitted_and_run_when_that_very_sampler_is_chosen(webui, sampler, name, steps, evaluations):

@@ -286,6 +286,38 @@ def test_interrupt(server):
     generate(server, amed=[MLP])
 
 
+@pytest.mark.parametrize("amed, own", [
+    ([MLP], {}), (["auto", 3, "untrained"], {"sampler_name": "AMED Plugin iPNDM"}),
+    (["auto", 3, "plain"], {"sampler_name": "AMED Multistep"}),
+])  # fmt: skip
+def test_out_of_memory(server, amed, own):
+    """At each evaluation: the host's own error, nothing left on the U-Net, the same image after it."""
+    before, told, _ = generate(server, amed=amed, **own)
+    for call in range(1, int(told["AMED evaluations"]) + 1):
+        hooks = server.get(f"/failing?call={call}")["hooks"]
+        with pytest.raises(Refused, match="OutOfMemoryError|Tried to allocate"):
+            generate(server, amed=amed, **own)
+        assert server.get("/failing")["hooks"] == hooks, call
+    after, _, _ = generate(server, amed=amed, **own)
+    assert (after == before).all()
+
+
+def test_a_fit_out_of_memory(server):
+    """It is told, nothing is saved or left, and the next generation runs."""
+    request = {"prompts": "a cat", "width": 64, "height": 64, "nfe": "2", "budget": smallest(2)}
+    before, _, _ = generate(server)
+    folder = server.data / "models" / "AMED"
+    listed = sorted(folder.glob("*"))
+    for call in (1, 30):
+        hooks = server.get(f"/failing?call={call}")["hooks"]
+        with pytest.raises(Refused, match="OutOfMemoryError|Tried to allocate"):
+            server.post("/amed/calibrate", request)
+        assert server.get("/failing")["hooks"] == hooks and sorted(folder.glob("*")) == listed
+        assert not server.get("/sdapi/v1/progress")["state"]["job"]
+    after, _, _ = generate(server)
+    assert (after == before).all()
+
+
 def test_calibrate(server):
     """Fitted in the host for its checkpoint, saved, and found from then on; an interruption stops it."""
     request = {
