@@ -6,8 +6,8 @@ Writes docs/RESULTS.md, results.json, flow.json, geometry.json, cost.json, pictu
 README's table; --quick writes the same into bench/out/quick. --resume goes on from rows that a stopped run
 has measured; --share takes large sets of that share of their size; --noises measures every row on so many
 (2000 take hours). --report writes the pages of a finished run again, from bench/out and the JSON files, with
-docs/fit_cost.json of `python -m bench.fitcost` and samplers.json of `python -m bench.samplers`, if they are
-there."""
+docs/fit_cost.json of `python -m bench.fitcost`, floor.json of `python -m bench.floor` and samplers.json of
+`python -m bench.samplers`, if they are there."""
 
 import argparse
 import json
@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     plots.figure_4(shape, pictures / "figure-4.png")
     plots.figure_5(shape, pictures / "figure-5.png")
     grids = plots.grids(found.rows, pictures)
-    files = (ROOT / "docs" / f"{name}.json" for name in ("fit_cost", "samplers"))
-    points, samplers = (json.loads(file.read_text()) if file.is_file() else [] for file in files)
-    if points:
-        plots.fit_cost(points, pictures / "fit-cost.png")
+    files = {name: ROOT / "docs" / f"{name}.json" for name in report.MORE}
+    more = {name: json.loads(file.read_text()) if file.is_file() else [] for name, file in files.items()}
+    if more["fit_cost"]:
+        plots.fit_cost(more["fit_cost"], pictures / "fit-cost.png")
     own = own_distances(plan, plan.many or plan.noises)
-    text = report.page(plan, found, own, shape, costs, points, grids, samplers)
+    text = report.page(plan, found, own, shape, costs, grids, more)
     report.write_all(folder, text, found, shape, costs)
     comparisons = all_compared(found.large, own)
     if not args.quick:

@@ -26,7 +26,7 @@ from .workers import Workers
 CELLS = ((5, 1.0), (9, 4.0), (5, 4.0), (10, 2.0), (9, 1.0), (7, 4.0), (5, 2.0))
 NOISES, FIRST = 512, 64
 WIDE_BUDGET = 150_000
-LABELS = {"normal": "normal, bundled", "thorough": "thorough", "wide": "512 samples"}
+KINDS = ("normal", "thorough", "wide")
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def cell(plan: Plan, workers: Workers, nfe: int, guidance: float) -> list[dict[s
     few = [Entry(nfe, passes, guidance, FIRST, setting) for setting in settings(nfe, guidance)[0]]
     near = nearest(measured(plan, workers, "others, few noises", few, {}), nfe, guidance)
     others = measured(plan, workers, "others", [replace(r.entry, count=NOISES) for r in near], {})
-    ours = [(plan, entry(kind, nfe, guidance)) for kind in LABELS]
+    ours = [(plan, entry(kind, nfe, guidance)) for kind in KINDS]
     rows = {Path(job[1].file): row for job, row in workers.each("ours", measure, ours)}
-    lines = [line(kind, rows[file_of(kind, nfe, guidance)], spent.get(kind)) for kind in LABELS]
+    lines = [line(kind, rows[file_of(kind, nfe, guidance)], spent.get(kind)) for kind in KINDS]
     return [*lines, *(line("other", row) for row in others)]
 
 

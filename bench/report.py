@@ -13,7 +13,7 @@ from .compare import SHORT, Compared, agreement, ahead_by, all_compared, beside,
 from .measures import DIRECTIONS, Measured
 from .plan import CALIBRATED, MEASURES, QUICK_TABLE, Plan, Row
 from .quality import Results
-from .report_cost import cost_values, fit_cost, geometry_values
+from .report_cost import cost_values, fit_cost, floor, geometry_values
 from .report_samplers import outside
 from .text import guided, number, table, verdict
 
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 AVERAGE = {"rmse_ref": 0.75, "fd_ref": 0.45}  # of all cells: at most this share of the best other solver's
 UNGUIDED, GUIDED = {"rmse_ref": 0.6, "fd_ref": 0.15}, {"rmse_ref": 0.8, "fd_ref": 0.4}  # at GOAL_NFES
 GOAL_NFES = (5, 7, 9)
+MORE = ("fit_cost", "floor", "samplers")  # what other commands keep in docs: name.json
 COLUMNS = ["error", "FD to reference", "FD to data", "SWD", "FD, U-Net features"]
 
 
@@ -238,12 +239,11 @@ def page(
     own: dict[float, Measured],
     shape: dict,
     cost: dict,
-    points: list[dict],
     pictures: list[str],
-    samplers: list[dict],
+    kept: dict[str, list[dict]],
 ) -> str:
     """docs/RESULTS.md: page.md with everything filled in. own: the reference's FD to data on the noises of
-    `found.large`; points, samplers: docs/fit_cost.json and samplers.json, if they are there."""
+    `found.large`; kept: the rows of MORE, none where there are none."""
     rows, large, ranks = found.rows, found.large, agreement(found.rows)
     tables = {
         name: all_compared(large, own, kind)
@@ -279,8 +279,9 @@ def page(
         "second": ahead_by(rows, "fd_ref_unet"),
         "everything": everything(rows),
         "pictures": [f"![{name[:-4]}](bench/{name})" for name in pictures],
-        "fit_cost": fit_cost(points),
-        "outside": outside(samplers),
+        "fit_cost": fit_cost(kept["fit_cost"]),
+        "floor": floor(kept["floor"]),
+        "outside": outside(kept["samplers"]),
     }
     values |= geometry_values(shape) | cost_values(cost)
     text = {k: "\n".join(v) if isinstance(v, list) else str(v) for k, v in values.items()}

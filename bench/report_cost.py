@@ -1,8 +1,9 @@
 """The pages' parts on geometry and cost."""
 
+from textwrap import wrap
 from typing import Any
 
-from .text import number, table, verdict
+from .text import guided, number, table, verdict
 
 LOOP = {"AMED multistep, table": 1.2, "AMED multistep, bands": 1.5}  # of dpmpp_2m's time, at LOOP_AT
 LOOP_AT = ("4x128x128", 1)
@@ -75,6 +76,31 @@ def fit_cost(points: list[dict[str, Any]]) -> list[str]:
         *table(["fit", "size", "passes", "error", "FD"], body),
         "",
     ]
+
+
+def floor(rows: list[dict[str, Any]]) -> list[str]:
+    """docs/floor.json, if there is one: each kind of fit beside the best other solver in its cell."""
+    if not rows:
+        return []
+    body = []
+    for nfe, guidance in dict.fromkeys((row["nfe"], row["guidance"]) for row in rows):
+        here = [row for row in rows if (row["nfe"], row["guidance"]) == (nfe, guidance)]
+        best = {m: min(row[m] for row in here if row["kind"] == "other") for m in ("rmse_ref", "fd_ref")}
+        cells = [" / ".join(number(value) for value in best.values())]
+        for kind in ("normal", "thorough", "wide"):
+            own = next(row for row in here if row["kind"] == kind)
+            ratios = " / ".join(f"{own[m] / best[m]:.2f}" for m in best)
+            cells.append(f"{number(own['rmse_ref'])} / {number(own['fd_ref'])} ({ratios})")
+        body.append([nfe, guided(guidance), *cells])
+    head = ["NFE", "guidance", "best other", "normal", "thorough", "512 samples"]
+    spent = max(row["fit_evaluations"] for row in rows if row["kind"] == "wide")
+    said = f"""
+        Made by `python -m bench.floor`: error / FD to the reference on {rows[0]["noises"]} noises that no fit
+        has seen, in brackets as shares of the best other solver's. *512 samples*: the same fit on 512 samples
+        and 128 held-out ones, with up to {spent:,} evaluations; *thorough* has 128 and 96, *normal* (bundled)
+        32 to 48 and 40 to 64."""
+    said = wrap(" ".join(said.split()), 120)
+    return ["### How far the form goes", "", *said, "", *table(head, body), ""]
 
 
 def fits(costs: dict[str, Any]) -> list[str]:

@@ -209,12 +209,12 @@ def faults() -> page.Part:
     }
     for name in JOBS:
         rows[f"fits ({name}) with NaN or an infinity at one call: stopped, the sigma named"] = (
-            fits_not_finite(name, 7)
+            fits_not_finite(name, 1)
         )
     about = (
         "The disk is full or may only be read (a file system of its own); the model gives NaN, or a single "
     )
-    about += "infinite value, at one call of a run, each call in turn, or at every seventh of a fit."
+    about += "infinite value, at one call of a run or a fit, each call in turn."
     return page.Part("faults", "Disks and numbers", COMMAND, about, counted(rows))
 
 
@@ -234,9 +234,9 @@ def memory() -> page.Part:
         runs.out_of_memory(name) for name in Runs.names
     )}  # fmt: skip
     for name in JOBS:
-        done, kept = fits_out_of_memory(name, 2)
-        rows |= {f"fits ({name}), at every second call": done, f"of them ({name}) with a best so far": kept}
-    rows["fits of the demo network, at every 40th call"] = demo_fit_out_of_memory(40, SIDE)
+        done, kept = fits_out_of_memory(name, 1)
+        rows |= {f"fits ({name}), at each call": done, f"of them ({name}) with a best so far": kept}
+    rows["fits of the demo network, at every fifth call"] = demo_fit_out_of_memory(5, SIDE)
     about = (
         "The model raises torch.OutOfMemoryError at one call. It comes through as it is, no tensor is held "
     )
