@@ -24,7 +24,7 @@ from .quality import measure, measured, nearest, reference_file, references
 from .report import ROOT, listed
 from .workers import Workers
 
-CELLS = ((5, 1.0), (9, 4.0), (5, 4.0))
+CELLS = ((5, 1.0), (9, 4.0))
 NOISES, FIRST = 512, 64
 WIDE_BUDGET = 150_000
 KINDS = ("normal", "thorough", "wide")
