@@ -1,3 +1,4 @@
-"""What the hosts' adapters share and the engine has no need of: pictures (Pillow). ComfyUI's nodes import it
-as `..hosts`, the WebUI loads this folder into its own package (scripts/amed_webui.py); so nothing here
-imports `amed`."""
+"""Pictures that both graphical hosts show (drawn with Pillow, which the engine does not need).
+
+ComfyUI's nodes import this package as `..hosts`; the WebUI loads the folder into its own package
+(scripts/amed_webui.py). Therefore nothing here imports `amed`."""

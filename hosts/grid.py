@@ -1,4 +1,6 @@
-"""A grid of samples for comparing: a row a sampler, a column a seed, each row with what was measured."""
+"""The comparison picture: one row per sampler, one column per seed, each row with its measured figures.
+
+All lengths are in units of 1/500 of the picture's width (see pen.py)."""
 
 from dataclasses import dataclass
 
@@ -7,42 +9,42 @@ from torch import Tensor
 
 from .pen import BACK, BAD, EDGE, FAINT, GOOD, INK, SOFT, WIDTH, Pen, fitted
 
-GAP, TILE, LABEL = 4, 200, 150  # between tiles; a tile at most, a label at least
-NAME, TEXT, LINE = 15, 11.5, 14  # sizes, and the height of a line of text
-BAR = 26  # of a distance and its bar
-TITLE = 100  # room a title may take
-SAID = WIDTH - 2 * EDGE, 2  # a note's width and lines
-REASON = 6  # lines of a reason
-LARGEST = 4e7  # pixels of a picture
-FAR = 3  # a bar is full from so many times the median distance on
+GAP, TILE, LABEL = 4, 200, 150  # gap between tiles; largest tile width; smallest label width
+NAME, TEXT, LINE = 15, 11.5, 14  # font size of a row's name, of its details; height of a line of details
+BAR = 26  # height of the distance and its bar
+TITLE = 100  # height reserved for the title
+NOTE_SIZE = WIDTH - 2 * EDGE, 2  # width of a row's note, and its largest number of lines
+REASON = 6  # largest number of lines of a failure's reason
+LARGEST = 4e7  # pixels of the picture at most
+FAR = (
+    3  # a bar is full at this multiple of the median distance, so that an outlier does not shrink the others
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """name, details: lines beside it. pictures: `[n, 3, H, W]`, uint8, or None. why: there are none, or what
-    is to be said of them. distance: to the reference (None: not known), best: of those it is to be compared
-    with. above: a heading before this row."""
+    """One sampler of the comparison."""
 
     name: str
-    details: tuple[str, ...] = ()
-    pictures: Tensor | None = None
-    why: str = ""
-    distance: float | None = None
-    best: bool = False
-    above: str = ""
+    details: tuple[str, ...] = ()  # lines below the name: settings, evaluations, seconds
+    pictures: Tensor | None = None  # uint8 [n, 3, H, W], one per seed; None if the sampler failed
+    why: str = ""  # the reason for a failure, or a note on the row
+    distance: float | None = None  # distance to the reference; None where it is not known
+    best: bool = False  # whether it is nearest to the reference among the rows it is compared with
+    above: str = ""  # heading to write above this row
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are. tile: width of a column; tall: height of a sample; most: the distance of a full
-    bar."""
+    """Sizes shared by all rows of a picture."""
 
-    tile: float
-    tall: float
-    most: float
+    tile: float  # width of a column, with the gap
+    tall: float  # height of a sample
+    most: float  # distance at which a bar is full
 
     @classmethod
     def of(cls, columns: int, rows: list[Row]) -> "Layout":
+        """Compute the sizes for `columns` seeds; the shape of the first row with pictures counts."""
         shapes = [row.pictures.shape for row in rows if row.pictures is not None]
         high, wide = shapes[0][-2:] if shapes else (1, 1)
         tile = min(TILE, (WIDTH - LABEL - EDGE) / columns)
@@ -51,21 +53,27 @@ class Layout:
         return cls(tile, (tile - GAP) * high / wide, most)
 
     def label(self, columns: int) -> float:
-        """Where the first column begins."""
+        """Return the left edge of the first column."""
         return WIDTH - EDGE - self.tile * columns
 
     def height(self, row: Row, columns: int) -> float:
-        """Of a row, its note and the space after it included."""
+        """Return the height of a row, with its note and the gap below it."""
         block = 20 + LINE * len(row.details) + (BAR if row.distance is not None else 0)
         if row.pictures is None:
             width = WIDTH - self.label(columns) - EDGE
             return max(block, LINE * len(fitted(row.why, 12, width, REASON)[1]) + 6) + GAP
-        note = LINE * len(fitted(row.why, TEXT, *SAID)[1]) + 2 if row.why else 0
+        note = LINE * len(fitted(row.why, TEXT, *NOTE_SIZE)[1]) + 2 if row.why else 0
         return max(block, self.tall) + note + GAP
 
 
 def picture(title: str, under: str, columns: list[str], rows: list[Row], sharp: float = 4.0) -> Image.Image:
-    """The whole grid. columns: the seeds of the rows' pictures. sharp: pixels a unit of its width."""
+    """Draw the comparison.
+
+    Args:
+        title, under: the heading and the line below it.
+        columns: names of the columns, i.e. the seeds of the rows' pictures.
+        rows: one per sampler, from top to bottom.
+        sharp: pixels per unit; reduced where the picture would exceed `LARGEST` pixels."""
     layout, count = Layout.of(len(columns), rows), len(columns)
     label, tile = layout.label(count), layout.tile
     heights = [layout.height(row, count) for row in rows]
@@ -88,7 +96,7 @@ def picture(title: str, under: str, columns: list[str], rows: list[Row], sharp: 
             pen.box(EDGE, y + 2, WIDTH - EDGE, y + 2.8, FAINT)
             pen.write((EDGE, y + 6), row.above, 13, SOFT)
             y += 24
-        beside(pen, row, y, label - EDGE - 8, layout.most)
+        draw_label(pen, row, y, label - EDGE - 8, layout.most)
         if row.pictures is None:
             pen.write((label, y + 3), row.why, 12, BAD, WIDTH - label - EDGE, REASON)
         else:
@@ -96,14 +104,14 @@ def picture(title: str, under: str, columns: list[str], rows: list[Row], sharp: 
                 place = round((label + i * tile) * sharp), round(y * sharp)
                 image.paste(sized(sample, tile - GAP, layout.tall, sharp), place)
             if row.why:
-                lines = fitted(row.why, TEXT, *SAID)[1]
-                pen.write((EDGE, y + height - GAP - LINE * len(lines)), row.why, TEXT, BAD, *SAID)
+                lines = fitted(row.why, TEXT, *NOTE_SIZE)[1]
+                pen.write((EDGE, y + height - GAP - LINE * len(lines)), row.why, TEXT, BAD, *NOTE_SIZE)
         y += height
     return image
 
 
-def beside(pen: Pen, row: Row, top: float, width: float, most: float) -> None:
-    """A row's label: its name, details, the distance as a number and a bar."""
+def draw_label(pen: Pen, row: Row, top: float, width: float, most: float) -> None:
+    """Draw a row's label: its name, its details, and the distance as a number and a bar."""
     pen.write((EDGE, top), row.name, NAME, GOOD if row.best else INK, width)
     y = top + 20
     for line in row.details:
@@ -119,16 +127,16 @@ def beside(pen: Pen, row: Row, top: float, width: float, most: float) -> None:
 
 
 def sized(sample: Tensor, wide: float, high: float, sharp: float) -> Image.Image:
-    """A sample `[3, H, W]`, uint8, as a tile; pixels of a tiny one stay seen."""
+    """Return a uint8 sample `[3, H, W]` as a tile of `wide` x `high` units, tiny ones unsmoothed."""
     tile = Image.fromarray(sample.cpu().movedim(0, -1).contiguous().numpy())
     size = max(1, round(wide * sharp)), max(1, round(high * sharp))
-    if max(tile.size) <= 32:  # whole pixels first, so that they come out alike
+    if max(tile.size) <= 32:  # enlarge by a whole number first, so that all pixels get the same size
         tile = tile.resize((tile.width * 8, tile.height * 8), Image.Resampling.NEAREST)
     return tile.resize(size, Image.Resampling.LANCZOS)
 
 
 def table(head: list[str], lines: list[list[str]]) -> str:
-    """Lines of cells as a table that is read as plain text and as Markdown."""
+    """Return a Markdown table whose columns are also aligned in plain text."""
     lines = [[cell.replace("|", "/") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     rows = [head, ["-" * w for w in widths], *lines]

@@ -1,9 +1,9 @@
-"""What the parts of a slope (amed.parts) are called, in pictures and texts."""
+"""Names of the parts of a slope (amed.parts), for pictures and texts."""
 
 BANDS = ("finest", "finer", "coarser", "coarsest")
 ADDED = "what guidance adds"
 NAMES = {
-    "": ("the slopes in hand",),
+    "": ("the slopes so far",),
     "guidance": ("the slopes without guidance", ADDED),
     "halves": ("the prompt's slopes", ADDED),
     "bands": tuple(f"the {band} band" for band in BANDS),
@@ -12,11 +12,11 @@ NAMES = {
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Each part's; numbers where it has none."""
+    """Return the name of each of `count` parts; "part 1", "part 2", ... for an unknown kind of `parts`."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 
 
 def trimmed(weights: list[float]) -> list[float]:
-    """Without the zeros at the end."""
+    """Return the weights without the zeros at their end; at least one weight remains."""
     last = max((n for n, w in enumerate(weights) if w != 0), default=0)
     return weights[: last + 1]

@@ -1,32 +1,35 @@
-"""Writing and drawing in units of a 500th of a picture's width: size 11 can be read where a page shows the
-picture 500 pixels wide."""
+"""Drawing and writing in units of 1/500 of the picture's width.
+
+The hosts show a picture about 500 pixels wide, so text of size 11 in these units is readable there."""
 
 from PIL import Image, ImageDraw
 
 from .report import font
 
 INK, SOFT, FAINT, BACK = (24, 27, 33), (92, 98, 110), (216, 219, 226), (255, 255, 255)
-GOOD, BAD = (0, 114, 178), (176, 58, 20)  # of the palette for the colour-blind by Okabe and Ito
-WIDTH, EDGE = 500, 10  # in units: what a node shows across
-SMALL = 0.7  # text is made smaller down to this before it is broken
+GOOD, BAD = (0, 114, 178), (176, 58, 20)  # blue and red of Okabe and Ito's palette for the colour-blind
+WIDTH, EDGE = 500, 10  # width of a picture and its margin, in units
+SMALL = 0.7  # text shrinks to this share of its size before it is broken into lines
 
 
 class Pen:
-    """Writes on a picture, in units of a 500th of its width; `unit`: pixels of one."""
+    """Draws on a picture in units of 1/500 of its width; `unit` is the number of pixels per unit."""
 
     def __init__(self, image: Image.Image, unit: float):
         self.draw, self.unit = ImageDraw.Draw(image), unit
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: tuple[int, ...]) -> None:
+        """Fill a rectangle."""
         self.draw.rectangle([round(v * self.unit) for v in (left, top, right, bottom)], colour)
 
     def line(self, places: list[tuple[float, float]], colour: tuple[int, ...], width: float) -> None:
+        """Draw a curve through points, `width` units thick."""
         joined = [(x * self.unit, y * self.unit) for x, y in places]
         self.draw.line(joined, colour, max(1, round(width * self.unit)), joint="curve")
 
     def dot(self, at: tuple[float, float], size: float, colour: tuple[int, ...], hollow: bool = False,
             square: bool = False) -> None:  # fmt: skip
-        """A point `size` to each side; a hollow one is its outline on white."""
+        """Draw a circle or a square of radius `size` around a point; a hollow one is only an outline."""
         box = [(v + side * size) * self.unit for side in (-1, 1) for v in at]
         draw = self.draw.rectangle if square else self.draw.ellipse
         draw(box, BACK if hollow else colour, colour, max(1, round(1.6 * self.unit)))
@@ -34,9 +37,14 @@ class Pen:
     def write(self, at: tuple[float, float], text: str, size: float, colour: tuple[int, ...] = INK,
               width: float = 0, lines: int = 1, middle: bool = False,
               halo: bool = False) -> float:  # fmt: skip
-        """Text whose left (or middle) upper corner is `at`; no wider than `width` (0: as it comes), in so
-        many lines at most. halo: on white, where there may be something under it. Gives the height it
-        took."""
+        """Write text and return the height it takes.
+
+        Args:
+            at: the upper left corner, or the middle of the upper edge with `middle`.
+            width: where the text is wider, it is made smaller, broken and at last cut (see `fitted`);
+                0 for any width.
+            lines: largest number of lines.
+            halo: whether to outline the letters in white, for text above other drawings."""
         size, broken = fitted(text, size, width, lines) if width else (size, [text])
         for i, line in enumerate(broken):
             left = at[0] - (wide(line, size) / 2 if middle else 0)
@@ -49,14 +57,16 @@ class Pen:
 
 
 def wide(text: str, size: float) -> float:
-    """How wide text is, in the unit of `size`."""
+    """Return the width of text at a font size, in the unit of `size`."""
     left, _, right, _ = font(40).getbbox(text)
-    return 1.03 * (right - left) * size / 40  # small letters are set to whole pixels
+    return 1.03 * (right - left) * size / 40  # 3 % for rounding small letters to pixels
 
 
 def fitted(text: str, size: float, width: float, lines: int) -> tuple[float, list[str]]:
-    """The size (somewhat less than `size` where that helps) and lines in which text keeps within a width;
-    what does not fit ends in dots."""
+    """Fit text into a width and a number of lines.
+
+    Returns the font size (between `SMALL` times `size` and `size`) and the lines; where the text is still too
+    long, the last line ends in "..."."""
     for smaller in (size, (1 + SMALL) / 2 * size, SMALL * size):
         broken = wrapped(text, smaller, width)
         if len(broken) <= lines:
@@ -68,7 +78,7 @@ def fitted(text: str, size: float, width: float, lines: int) -> tuple[float, lis
 
 
 def wrapped(text: str, size: float, width: float) -> list[str]:
-    """Text in lines of a width, broken at spaces, or within a word where it has to be."""
+    """Break text into lines of a width: at spaces, or within a word that is wider than the line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

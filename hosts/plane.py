@@ -1,4 +1,4 @@
-"""The picture of a trajectory in its plane, the noise levels of those who follow it, and their weights."""
+"""The picture of AMED Trajectory Plot: a path in its plane, its noise levels and the weights of its moves."""
 
 import math
 from dataclasses import dataclass
@@ -9,33 +9,38 @@ from torch import Tensor
 from .pen import BACK, BAD, EDGE, FAINT, GOOD, INK, SOFT, WIDTH, Pen, wide
 
 RIGHT = WIDTH - EDGE
-REFERENCE, PANEL = (176, 181, 191), (246, 247, 249)
-PLOT, MARGIN = 250, 26  # height of the plane, and room for its labels
-LEGEND = 36  # height of the names
-DOT, APART = 4.5, 13  # a point, and how far apart two numbers have to stand
-STRIP, AXIS = 34, 24  # a row of noise levels, and their scale
-CELL, MOST = 19, 24  # height of a row of weights, and how many rows there are at most
-COLUMNS = 9  # of weights at most
+REFERENCE, PANEL = (176, 181, 191), (246, 247, 249)  # colours of the reference and of the plane's background
+PLOT, MARGIN = 250, 26  # height of the plane, and of the space below it for its labels
+LEGEND = 36  # height of the legend
+DOT, APART = 4.5, 13  # radius of a point; smallest distance between two step numbers
+STRIP, AXIS = 34, 24  # height of one run's noise levels, and of their scale
+CELL, MOST = 19, 24  # height of a row of weights; largest number of rows
+COLUMNS = 9  # largest number of columns of weights
 MARKS = (1000, 300, 100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A solver's way: noise levels `[N+1]`, points of the plane `[N+1, 2]`, which of them are mid times that
-    were learned, and what is said of it."""
+    """One solver's path of N steps."""
 
     name: str
-    times: list[float]
-    points: Tensor
-    mids: tuple[bool, ...]
-    said: str = ""
+    times: list[float]  # N + 1 noise levels, falling
+    points: Tensor  # [N + 1, 2], the states in the plane
+    mids: tuple[bool, ...]  # N + 1 flags: whether a point is at a learned mid time
+    remark: str = ""  # text below the name
 
 
 def picture(
     title: str, under: str, reference: Run, runs: list[Run], weights: dict[str, Tensor], sharp: float = 3.0
 ) -> Image.Image:
-    """The page. runs: first the learned one, then what it is compared with. weights: of the learned one's
-    moves `[N, H]`, by what they are of. sharp: pixels a unit of its width."""
+    """Draw the whole picture.
+
+    Args:
+        title, under: the heading and the line below it.
+        reference: the path of the many-step run.
+        runs: the learned solver first, then the plain one it is compared with.
+        weights: weights of the learned solver's moves, `[N, H]` for each title of a table.
+        sharp: pixels per unit."""
     tables = sum(54 + CELL * min(len(w), MOST) + (CELL if len(w) > MOST else 0) for w in weights.values())
     high = 62 + LEGEND + PLOT + MARGIN + 34 + STRIP * len(runs) + AXIS + 16 + tables
     image = Image.new("RGB", (round(WIDTH * sharp), round(high * sharp)), BACK)
@@ -51,11 +56,12 @@ def picture(
 
 
 def colour(number: int) -> tuple[int, ...]:
+    """Return the colour of a run: the learned one is number 0."""
     return GOOD if number == 0 else BAD
 
 
 def legend(pen: Pen, y: float, reference: Run, runs: list[Run]) -> float:
-    """Names with their colours, in a line."""
+    """Draw the names of the runs with their colours in a row; return the y below it."""
     x = EDGE
     share = (WIDTH - 2 * EDGE) / (1 + len(runs))
     for number, run in enumerate([reference, *runs]):
@@ -64,13 +70,15 @@ def legend(pen: Pen, y: float, reference: Run, runs: list[Run]) -> float:
         if number:
             pen.dot((x + 8, y + 7.8), DOT, shade, square=number > 1)
         pen.write((x + 21, y), run.name, 13, INK, share - 28)
-        pen.write((x + 21, y + 16), run.said, 12, SOFT, share - 28)
+        pen.write((x + 21, y + 16), run.remark, 12, SOFT, share - 28)
         x += share
     return y + LEGEND
 
 
 def plane(pen: Pen, top: float, reference: Run, runs: list[Run]) -> None:
-    """The trajectory from noise (left) to the image, and the runs beside it; each axis has its own scale."""
+    """Draw the reference and the runs in the plane, noise on the left; each axis has its own scale.
+
+    The axes are mirrored where necessary, so that the path goes right and bends up."""
     ref = reference.points.tolist()
     turn = 1 if ref[-1][0] >= ref[0][0] else -1
     middle = sum(v for _, v in ref) / len(ref) - (ref[0][1] + ref[-1][1]) / 2
@@ -93,13 +101,13 @@ def plane(pen: Pen, top: float, reference: Run, runs: list[Run]) -> None:
             pen.dot(place, DOT, colour(number), hollow=mid, square=number > 0)
     numbers(pen, [at(p) for p in paths[1]])
     start, end = at(paths[0][0]), at(paths[0][-1])
-    pen.write((start[0] - 8, start[1] + 8), f"noise, {told(reference.times[0])}", 12, SOFT, halo=True)
+    pen.write((start[0] - 8, start[1] + 8), f"noise, {sigma_text(reference.times[0])}", 12, SOFT, halo=True)
     width = wide("image", 12)
     pen.write((min(end[0] + 8, RIGHT - 4) - width, end[1] + 8), "image", 12, SOFT, halo=True)
 
 
 def numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
-    """The moves' numbers above where they begin, each that covers nothing."""
+    """Number the moves above their starting points, leaving out numbers that would cover something."""
     taken = list(places)
     for step, (x, y) in enumerate(places[:-1], 1):
         if all(math.dist((x, y - APART), other) >= APART - 1 for other in taken):
@@ -108,7 +116,7 @@ def numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
 
 
 def levels(pen: Pen, y: float, runs: list[Run]) -> float:
-    """Where each run looks, on a logarithmic scale of noise levels."""
+    """Draw each run's noise levels on a logarithmic scale; return the y below it."""
     hollow = "; hollow: learned mid times" if any(any(run.mids) for run in runs) else ""
     pen.write((EDGE, y), f"noise levels (sigma) of the moves{hollow}", 13, INK)
     y += 22
@@ -130,17 +138,17 @@ def levels(pen: Pen, y: float, runs: list[Run]) -> float:
     y += STRIP * len(runs)
     taken: list[tuple[float, float]] = []
     for mark in (high, low, *(mark for mark in MARKS if low < mark < high)):
-        place, half = at(mark), wide(told(mark), 12) / 2
+        place, half = at(mark), wide(sigma_text(mark), 12) / 2
         text = min(max(place, EDGE + half), RIGHT - half)
         if all(text + half + 8 < left or text - half - 8 > right for left, right in taken):
             pen.box(place - 0.4, y - 4, place + 0.4, y, SOFT)
-            pen.write((text, y + 2), told(mark), 12, SOFT, middle=True)
+            pen.write((text, y + 2), sigma_text(mark), 12, SOFT, middle=True)
             taken.append((text - half, text + half))
     return y + AXIS
 
 
 def table(pen: Pen, y: float, name: str, values: Tensor, times: list[float]) -> float:
-    """Weights `[N, H]` of each move, as numbers on colours."""
+    """Draw the weights `[N, H]` of each move as a table of numbers on colours; return the y below it."""
     pen.write((EDGE, y), name, 13, INK, WIDTH - 2 * EDGE)
     columns = min(values.shape[1], COLUMNS)
     left = EDGE + 124
@@ -153,9 +161,9 @@ def table(pen: Pen, y: float, name: str, values: Tensor, times: list[float]) -> 
     y += 17
     most = float(values.abs().max()) or 1.0
     for n, row in enumerate(values[:MOST, :columns].tolist()):
-        way = f"{told(times[n])} to {told(times[n + 1])}"
+        interval = f"{sigma_text(times[n])} to {sigma_text(times[n + 1])}"
         pen.write((EDGE, y + 2), str(n + 1), 12, GOOD)
-        pen.write((EDGE + 22, y + 2), way, 12, INK, left - EDGE - 28)
+        pen.write((EDGE + 22, y + 2), interval, 12, INK, left - EDGE - 28)
         for lag, value in enumerate(row):
             if value == 0:
                 continue
@@ -171,5 +179,6 @@ def table(pen: Pen, y: float, name: str, values: Tensor, times: list[float]) -> 
     return y
 
 
-def told(sigma: float) -> str:
+def sigma_text(sigma: float) -> str:
+    """Format a noise level with three digits."""
     return f"{sigma:.0f}" if sigma >= 99.95 else f"{sigma:.3g}"

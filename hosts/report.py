@@ -1,6 +1,7 @@
-"""The pictures of a calibration and of a training: what was gained, what images look like, and while it runs
-how far it is. A page shows them some 300 pixels wide: few things, large. `result`: an amed.fit.Result,
-`fitted`: an amed.Fitted."""
+"""The pictures of a calibration and of a training, finished or in progress.
+
+The hosts show them about 300 pixels wide, so each has few things, drawn large. A `result` is an
+amed.fit.Result, `fitted` an amed.Fitted."""
 
 import math
 from collections.abc import Sequence
@@ -15,16 +16,17 @@ from .parts import names_of
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
-WIDE, HIGH, EDGE = 820, 460, 16
-SAMPLES, ROWS = 4, 4  # of a report
-LINES = 4  # of a plot of weights
-NAMES = 168  # width of what stands before a row of samples
+WIDE, HIGH, EDGE = 820, 460, 16  # width of a picture, height of a plot, margin, in pixels
+SAMPLES, ROWS = 4, 4  # largest number of samples in a row, and of rows in the table of errors
+LINES = 4  # largest number of lines in a plot of weights
+NAMES = 168  # width of the name to the left of a row of samples
 DONE = "done"  # the text of a fit's last Progress
-SMALL = 128  # samples up to this size are enlarged pixel by pixel
+SMALL = 128  # samples up to this many pixels are enlarged without smoothing
 
 
 @lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's default font at a size in pixels."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size
@@ -33,8 +35,10 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: tuple[int, ...], size: int,
           across: float, down: float, width: float = math.inf) -> None:  # fmt: skip
-    """Text of which the point so far `across` and `down` it (0 to 1) is `at`: Pillow's own anchors need its
-    own font, which versions before 10.1 do not have. Smaller, and at last cut, where wider than `width`."""
+    """Write text so that the point `across` and `down` of its box (each 0 to 1) lies at `at`.
+
+    Text wider than `width` is made smaller, and at last cut. (Pillow's anchors need a TrueType font, which
+    its default font is only since version 10.1.)"""
     while (box := measured(draw, text, size))[2] - box[0] > width and len(text) > 1:
         size, text = (size - 2, text) if size > 22 else (size, text[:-2].rstrip(" .,+") + "…")
     left, top, right, bottom = box
@@ -43,11 +47,16 @@ def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour:
 
 
 def measured(draw: ImageDraw.ImageDraw, text: str, size: int) -> tuple[float, float, float, float]:
+    """Return the bounding box of text written at (0, 0)."""
     return draw.multiline_textbbox((0, 0), text, font=font(size))
 
 
 class Panel:
-    """A plot on a canvas of its own: a title, two axes, one scale each."""
+    """A plot in an image of its own, with a title and two axes.
+
+    Args:
+        x, y: lowest and highest value of each axis; x from left to right, so (high, low) draws it reversed.
+        log_x: whether the x axis is logarithmic."""
 
     def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], log_x: bool = False):
         self.image, self.log_x = Image.new("RGB", (WIDE, HIGH), BACK), log_x
@@ -66,6 +75,7 @@ class Panel:
             write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
+        """Return the pixel of a point."""
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
@@ -75,14 +85,14 @@ class Panel:
     def line(
         self, points: list[tuple[float, float]], colour: tuple[int, ...], name: str = "", row: int = 0
     ) -> None:
-        """Points joined; `name` stands in the upper right corner, in its `row`."""
+        """Draw points joined by lines; `name` is written in the upper right corner, in line `row`."""
         joined(self.draw, [self.at(*point) for point in points], colour)
         if name:
             write(self.draw, (self.box[2] - 6, self.box[1] + 6 + 32 * row), name, colour, 28, 1, 0)
 
 
 def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour: tuple[int, ...]) -> None:
-    """A line with a dot at each of its points."""
+    """Draw a line through points, with a dot at each."""
     if len(places) > 1:
         draw.line(places, colour, 5)
     for x, y in places:
@@ -90,8 +100,10 @@ def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour:
 
 
 def constants(fitted: Any) -> Image.Image:
-    """What was fitted, over the noise level: each constant, or the weights of the newest slopes; where slopes
-    have parts, of the newest one's; and offsets."""
+    """Plot a predictor's fitted numbers over the noise level.
+
+    One curve per constant; for a table the weights of the newest slopes, or of each part of the newest slope,
+    and the offsets of each channel."""
     values, starts = getattr(fitted.predictor, "values", {}), fitted.base[:-1].tolist()
     if not values:
         what = (
@@ -101,7 +113,7 @@ def constants(fitted: Any) -> Image.Image:
     if "weights" not in values:
         lines = {name: list(zip(starts, column.tolist())) for name, column in values.items()}
         return curves("constants over the noise level (sigma)", lines)
-    weights, alone = values["weights"], fitted.predictor.alone
+    weights, skipped = values["weights"], fitted.predictor.alone
     if weights.ndim == 2:
         columns = [list(zip(starts, column))[k:] for k, column in enumerate(weights.T[:LINES].tolist())]
         names = [f"weight, {k} back" if k else "weight, newest" for k in range(len(columns))]
@@ -109,11 +121,11 @@ def constants(fitted: Any) -> Image.Image:
     else:
         lines, count = {}, weights.shape[-1]
         for k, name in enumerate(names_of(fitted.spec.parts, count)):
-            there = [n for n in range(len(starts)) if k < count // 2 or n not in alone]
-            lines[name] = [(starts[n], float(weights[n, 0, k])) for n in there]
-        said = f"; one pass at {', '.join(f'{starts[n]:.3g}' for n in alone)}" if alone else ""
+            steps = [n for n in range(len(starts)) if k < count // 2 or n not in skipped]
+            lines[name] = [(starts[n], float(weights[n, 0, k])) for n in steps]
+        note = f"; one pass at {', '.join(f'{starts[n]:.3g}' for n in skipped)}" if skipped else ""
         pages = [
-            curves(f"newest weights over sigma{said}", dict(list(lines.items())[at : at + LINES]))
+            curves(f"newest weights over sigma{note}", dict(list(lines.items())[at : at + LINES]))
             for at in range(0, count, LINES)
         ]
     if "offset" in values:
@@ -124,7 +136,7 @@ def constants(fitted: Any) -> Image.Image:
 
 
 def curves(title: str, lines: dict[str, list[tuple[float, float]]]) -> Image.Image:
-    """Lines of points (sigma, value), with their names where these are few."""
+    """Plot lines of points (sigma, value); named where there are no more lines than colours."""
     points = [point for line in lines.values() for point in line]
     starts, every = [t for t, _ in points], [v for _, v in points]
     low, high = min(0.0, *every), max(every)
@@ -139,7 +151,7 @@ def curves(title: str, lines: dict[str, list[tuple[float, float]]]) -> Image.Ima
 
 
 def headline(big: str, small: str) -> Image.Image:
-    """What came of it, in a line of very large type and one of large."""
+    """Return a heading: one very large line above a smaller one."""
     image = Image.new("RGB", (WIDE, 136), BACK)
     draw = ImageDraw.Draw(image)
     write(draw, (EDGE, 20), big, INK, 60, 0, 0, WIDE - 2 * EDGE)
@@ -148,7 +160,7 @@ def headline(big: str, small: str) -> Image.Image:
 
 
 def tile(sample: Tensor, side: int) -> Image.Image:
-    """A sample `[3, H, W]` in [-1, 1], its longer side so long."""
+    """Return a sample `[3, H, W]` in [-1, 1] as an image whose longer side is `side` pixels."""
     values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(values)
     size = tuple(max(1, round(n * side / max(image.size))) for n in image.size)
@@ -156,10 +168,10 @@ def tile(sample: Tensor, side: int) -> Image.Image:
     return image.resize(size, way)
 
 
-def grid(pictures: dict[str, Tensor], most: int = SAMPLES) -> Image.Image:
-    """Rows of samples `[n, 3, H, W]` in [-1, 1], each with its name on the left."""
-    count = min(most, *(len(p) for p in pictures.values()))
-    side = (WIDE - 2 * EDGE - NAMES) // max(count, 4) - 8  # few samples are no larger than four
+def grid(pictures: dict[str, Tensor], highest: int = SAMPLES) -> Image.Image:
+    """Return rows of samples `[n, 3, H, W]` in [-1, 1], each row with its name on the left."""
+    count = min(highest, *(len(p) for p in pictures.values()))
+    side = (WIDE - 2 * EDGE - NAMES) // max(count, 4) - 8  # one to three samples are as large as four
     rows = [[tile(sample, side) for sample in samples[:count]] for samples in pictures.values()]
     high = [max(t.height for t in row) + 8 for row in rows]
     image = Image.new("RGB", (WIDE, sum(high) + 12), BACK)
@@ -167,31 +179,31 @@ def grid(pictures: dict[str, Tensor], most: int = SAMPLES) -> Image.Image:
     for name, row, step in zip(pictures, rows, high):
         for i, line in enumerate(name.splitlines()):
             write(draw, (EDGE, top + step // 2 - 20 + 34 * i), line, INK, 30, 0, 0.5, NAMES - 8)
-        for i, one in enumerate(row):
-            image.paste(one, (EDGE + NAMES + i * (side + 8), top))
+        for i, picture in enumerate(row):
+            image.paste(picture, (EDGE + NAMES + i * (side + 8), top))
         top += step
     return image
 
 
 def table(rows: Sequence[Any]) -> Image.Image:
-    """Errors of a Result's first rows, each with its bar."""
+    """Return the errors of a Result's first `ROWS` rows, each with a bar."""
     rows = rows[:ROWS]
     image = Image.new("RGB", (WIDE, 56 + 68 * len(rows)), BACK)
     draw = ImageDraw.Draw(image)
     write(draw, (EDGE, 10), "error to the reference", INK, 32, 0, 0)
-    most = max((row.error for row in rows if math.isfinite(row.error)), default=1.0) or 1.0
+    highest = max((row.error for row in rows if math.isfinite(row.error)), default=1.0) or 1.0
     for i, row in enumerate(rows):
         top, known = 56 + 68 * i, math.isfinite(row.error)
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
         write(draw, (EDGE, top), name, INK, 30, 0, 0, WIDE - 170)
         write(draw, (WIDE - EDGE, top), f"{row.error:.3f}" if known else "not finite", INK, 34, 1, 0)
-        length = (WIDE - 2 * EDGE) * (min(row.error / most, 1.0) if known else 1.0)
+        length = (WIDE - 2 * EDGE) * (min(row.error / highest, 1.0) if known else 1.0)
         draw.rectangle([EDGE, top + 38, EDGE + max(length, 2), top + 54], COLOURS[min(i, 1)])
     return image
 
 
 def stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    """One below the other."""
+    """Join images from top to bottom."""
     whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), BACK)
     top = 0
     for part in parts:
@@ -204,20 +216,29 @@ def stacked(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def picture(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """A calibration's whole report: what was gained, samples, errors. The rest is in its text."""
+    """Draw the report of a finished calibration: its gain, its samples and the table of errors.
+
+    Args:
+        result: an amed.fit.Result.
+        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name of a row."""
     first, best = result.rows[:2]
-    said = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
+    comparison = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
     if not result.improved:
-        said = "the best plain solver is kept: the fit did not beat it"
+        comparison = "the best plain solver is kept: the fit did not beat it"
     spared = getattr(result.fitted.predictor, "alone", ())
     passes = f" in {result.fitted.passes} passes" if spared else ""
     big = f"error {first.error:.3f} at {first.nfe} evaluations{passes}"
-    return stacked([headline(big, said), grid(pictures), table(result.rows)])
+    return stacked([headline(big, comparison), grid(pictures), table(result.rows)])
 
 
 def training(progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
              ) -> Image.Image:  # fmt: skip
-    """A training's report: samples, and the held-out error beside the untrained solver's."""
+    """Draw the report of a training: samples, and the held-out error beside that of the untrained solver.
+
+    Args:
+        progress: (images seen, losses per interval, held-out error) at each measurement.
+        untrained: held-out error before training.
+        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name of a row."""
     last = float(progress[-1][0])
     held = [(float(n), e) for n, _, e in progress]
     best = min(e for _, e in held)
@@ -229,8 +250,12 @@ def training(progress: list[tuple[int, list[float], float]], untrained: float, p
 
 
 def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """A calibration under way, an amed.fit Progress and its Look: the error so far over the best plain
-    solver's, how long it takes yet, the way there, one sample of each of `pictures`."""
+    """Draw a calibration in progress: its error relative to the best plain solver, and the time left.
+
+    Args:
+        progress: an amed.fit Progress.
+        look: its amed.fit Look, i.e. the best fit and the best plain solver so far.
+        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name; the first of each is shown."""
     image = Image.new("RGB", (WIDE, 232), BACK)
     draw = ImageDraw.Draw(image)
     finished = progress.text == DONE
@@ -246,19 +271,19 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
         write(draw, (EDGE, 48), big.get(progress.stage, "fitting"), INK, 64, 0, 0, WIDE - 2 * EDGE)
         if math.isfinite(look.plain):
             write(draw, (EDGE, 122), f"to beat: {look.solver}", INK, 36, 0, 0, WIDE - 2 * EDGE)
-    done = "done" if finished else f"{100 * share:.0f} % done{left(progress.seconds)}"
-    done = f"{progress.nfe} evaluations: {done}"
-    write(draw, (EDGE, 182), done, INK, 38, 0, 0, WIDE - 2 * EDGE)
+    status = "done" if finished else f"{100 * share:.0f} % done{left(progress.seconds)}"
+    status = f"{progress.nfe} evaluations: {status}"
+    write(draw, (EDGE, 182), status, INK, 38, 0, 0, WIDE - 2 * EDGE)
     parts = [image]
     if len(look.curve) > 1:
-        parts.append(way(look.curve))
+        parts.append(error_curve(look.curve))
     if pictures:
         parts.append(strip(pictures))
     return stacked(parts)
 
 
 def left(seconds: float) -> str:
-    """ ", about 3 min left"; nothing where it is not known."""
+    """Return ", about 3 min left" for a number of seconds; "" if it is not finite."""
     if not math.isfinite(seconds):
         return ""
     if seconds < 100:
@@ -267,8 +292,8 @@ def left(seconds: float) -> str:
     return f", about {minutes} min left" if minutes < 100 else f", about {minutes / 60:.1f} h left"
 
 
-def way(curve: Sequence[tuple[int, float]]) -> Image.Image:
-    """The errors so far, over the best plain solver's."""
+def error_curve(curve: Sequence[tuple[int, float]]) -> Image.Image:
+    """Plot the errors so far, `(evaluations, error / error of the best plain solver)`."""
     image = Image.new("RGB", (WIDE, 190), BACK)
     draw = ImageDraw.Draw(image)
     first, last = curve[0][0], max(curve[-1][0], curve[0][0] + 1)
@@ -287,18 +312,18 @@ def way(curve: Sequence[tuple[int, float]]) -> Image.Image:
 
 
 def strip(pictures: dict[str, Tensor]) -> Image.Image:
-    """The first sample of each, beside one another."""
+    """Return the first sample of each of `pictures`, side by side under their names."""
     side = (WIDE - 2 * EDGE - 2 * 12) // 3
     tiles = [tile(samples[0], side) for samples in pictures.values()]
     image = Image.new("RGB", (WIDE, 50 + max(t.height for t in tiles) + 12), BACK)
     draw = ImageDraw.Draw(image)
-    for i, (name, one) in enumerate(zip(pictures, tiles)):
+    for i, (name, picture) in enumerate(zip(pictures, tiles)):
         write(draw, (EDGE + i * (side + 12), 8), name, INK, 34, 0, 0, side)
-        image.paste(one, (EDGE + i * (side + 12), 50))
+        image.paste(picture, (EDGE + i * (side + 12), 50))
     return image
 
 
 def as_image(picture: Image.Image) -> Tensor:
-    """PIL to `[1, H, W, 3]` in [0, 1]."""
+    """Convert a PIL image to a float tensor `[1, H, W, 3]` in [0, 1]."""
     values = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
     return values.view(1, picture.height, picture.width, 3).float() / 255
