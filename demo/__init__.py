@@ -1,2 +1,3 @@
-"""The embedded default: a small class-conditional diffusion model of emoji, trained for real, with its
-recipe."""
+"""The demo model: a small class-conditional diffusion model of emoji, with the code that made it.
+
+Also here: a real ComfyUI for demos and tests, and the example workflows."""

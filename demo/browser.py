@@ -1,11 +1,11 @@
-"""ComfyUI's own page in a real Chromium: what an artist sees, for the tests and the screenshots.
+"""ComfyUI's page in a real Chromium, as an artist sees it, for the tests and the screenshots.
 
     with Server() as server, Page(server) as page:
         page.open(WORKFLOWS / "01 Start here.json")
         page.run()
 
-Any Chromium that is installed does (CHROMIUM_PATH, else one on PATH); none is ever downloaded. The page talks
-to the server alone: whatever it asks of another host is refused."""
+Uses an installed Chromium (CHROMIUM_PATH, or one on PATH); none is downloaded. The page can reach the server
+only: requests to any other host are refused."""
 
 import contextlib
 import json
@@ -27,22 +27,22 @@ FLAGS = (
     "--disable-sync",
     "--disable-dev-shm-usage",
 )
-# of a person who has been here before: no tutorial, no template browser in the way, nothing restored
+# settings of a returning user: no tutorial, no template browser, no notifications
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.Workflow.Persist": True,
     "Comfy.EnableTooltips": False,
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # all is drawn, however small
+    "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # draw everything, however small
     "Comfy.Graph.CanvasInfo": False,
     "Comfy.Minimap.Visible": False,
     "Comfy.Notification.ShowVersionUpdates": False,
     "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
-SEEN = {"vueNodesBannerDismissed": "true"}  # in the browser's own storage
+SEEN = {"vueNodesBannerDismissed": "true"}  # put into the browser's localStorage
 SIZE = {"width": 1600, "height": 1000}
 
 ACTIVE = "app.extensionManager.workflow?.activeWorkflow"  # the tab in front
-# what can be compared with a workflow's file; a widget that is not saved is told apart
+# reads the graph's nodes in a form that can be compared with a workflow's file; `saved` marks saved widgets
 READ = """() => app.graph.nodes.map(node => ({
     id: node.id, type: node.type, title: node.title, pos: [...node.pos], size: [...node.size],
     known: node.type in LiteGraph.registered_node_types, broken: !!node.has_errors,
@@ -51,7 +51,7 @@ READ = """() => app.graph.nodes.map(node => ({
         name: w.name, value: w.value, saved: w.serialize !== false, type: w.type, options: w.options?.values,
     })),
 }))"""
-# from a queued run to its end, by the server's own messages
+# records the server's messages about runs, from queueing to the end
 HEAR = """() => {
     window.heard = {runs: {}, outputs: {}};
     const end = (name, state) => app.api.addEventListener(name, ({detail}) => {
@@ -64,7 +64,7 @@ HEAR = """() => {
         window.heard.outputs[detail.node] = detail.output;
     });
 }"""
-# moves the canvas so that a rectangle of the graph fills what the page's bars leave free; where it then lies
+# moves the canvas so that a rectangle of the graph fills the area between the page's bars; returns its place
 MOVE = """([x, y, width, height, most]) => {
     const view = app.canvas.canvas.getBoundingClientRect(), ds = app.canvas.ds;
     const left = 70, top = 130, low = 70;
@@ -76,39 +76,41 @@ MOVE = """([x, y, width, height, most]) => {
     app.canvas.draw(true, true);
     return {x: view.left + left, y: view.top + top, width: width * fit, height: height * fit};
 }"""
-# nodes that are seen have drawn the images they were given
+# true when all visible nodes have loaded the images they were given
 LOADED = """() => app.graph.nodes.every(n =>
     !app.nodeOutputs[n.id]?.images?.length || n.imgs?.[0]?.naturalWidth
     || !app.canvas.visible_nodes.includes(n))"""
 
 
 class PageError(RuntimeError):
-    """The page did not do what was asked."""
+    """The page did not do what was requested."""
 
 
 def find() -> str | None:
-    """The Chromium to use: CHROMIUM_PATH, else the first on PATH, else None."""
-    told = os.environ.get("CHROMIUM_PATH")
-    return told or next(filter(None, map(shutil.which, NAMES)), None)
+    """Return the Chromium to use: CHROMIUM_PATH, the first one on PATH, or None."""
+    path = os.environ.get("CHROMIUM_PATH")
+    return path or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 def missing() -> str:
-    """Why there can be no page here, or ""."""
-    told = os.environ.get("CHROMIUM_PATH")
-    if told and shutil.which(told) is None:
-        return f"CHROMIUM_PATH is {told}, which is no program"
+    """Return why no page can be opened on this machine, or "" if one can."""
+    path = os.environ.get("CHROMIUM_PATH")
+    if path and shutil.which(path) is None:
+        return f"CHROMIUM_PATH is {path}, which is not an executable program"
     if find() is None:
-        return "no Chromium (Debian: apt install chromium; elsewhere CHROMIUM_PATH says where it is)"
+        return "no Chromium found (Debian: apt install chromium; elsewhere set CHROMIUM_PATH to its program)"
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:
-        return "no playwright (pip install -r requirements-dev.txt)"
+        return "playwright is not installed (pip install -r requirements-dev.txt)"
     return ""
 
 
 class Chromium:
-    """A headless browser with one tab, `tab` (Playwright's Page), that reaches `url` and nothing else.
-    `complaints`: the console's errors and uncaught exceptions so far, each with where it comes from."""
+    """A headless browser with one tab that can reach `url` only; a context manager.
+
+    `tab` is Playwright's Page. `complaints` are the console's errors and warnings and the uncaught exceptions
+    so far, each with the file it comes from."""
 
     def __init__(self, url: str, size: dict[str, int] = SIZE, scale: float = 1.0):
         self.url, self.size, self.scale = url, size, scale
@@ -140,14 +142,15 @@ class Chromium:
         self.stack.close()
 
     def opened(self) -> None:
-        """What follows on an open tab."""
+        """Prepare the newly opened tab; a subclass may do more than go to `url`."""
         self.tab.goto(self.url)
 
     def of_ours(self) -> list[str]:
-        """The complaints that come from this pack's files or name it."""
+        """Return the complaints that come from this pack's files or name it."""
         return [text for text in self.complaints if f"/{PACK}/js" in text or "AMED: " in text]
 
     def on_console(self, message: Any) -> None:
+        """Record a message of the console."""
         if message.type in ("error", "warning"):
             self.complaints.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
 
@@ -173,7 +176,7 @@ class Page(Chromium):
     # -- workflows
 
     def open(self, file: Path) -> None:
-        """Load a workflow's file as Workflow > Open does. Raises PageError if its nodes do not appear."""
+        """Load a workflow file as Workflow > Open does. Raises PageError if its nodes do not appear."""
         wanted = sorted(str(node["id"]) for node in json.loads(file.read_text())["nodes"])
         self.close_dialogs()
         before = self.tab.evaluate(f"{ACTIVE}?.key")
@@ -185,26 +188,28 @@ class Page(Chromium):
                 arg=[before, wanted],
             )
         except Exception as error:
-            there = sorted(str(node["id"]) for node in self.nodes())
-            said = self.dialogs()
-            raise PageError(f"{file.name}: nodes {wanted}, the page has {there}; it says: {said}") from error
+            shown = sorted(str(node["id"]) for node in self.nodes())
+            messages = self.dialogs()
+            raise PageError(
+                f"{file.name}: nodes {wanted}, the page has {shown}; it says: {messages}"
+            ) from error
         self.settle()
 
     def nodes(self) -> list[dict]:
-        """The graph's nodes as the page has them, with their widgets."""
+        """Return the graph's nodes as the page has them, with their widgets."""
         return self.tab.evaluate(READ)
 
     def node(self, kind: str) -> dict:
-        """The one node of a class."""
+        """Return the only node of a class."""
         (found,) = [node for node in self.nodes() if node["type"] == kind]
         return found
 
     def saved(self) -> dict:
-        """The workflow that Save would write."""
+        """Return the workflow that Save would write."""
         return self.tab.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def change(self, kind: str, **values: object) -> None:
-        """Change widgets of the one node of a class, as typing into them does."""
+        """Change widgets of the only node of a class, as typing into them does."""
         self.tab.evaluate(
             """([id, values]) => {
                 const node = app.graph.getNodeById(id);
@@ -222,7 +227,7 @@ class Page(Chromium):
         )
 
     def press(self, kind: str, name: str) -> None:
-        """Press a button on the one node of a class."""
+        """Press a button of the only node of a class."""
         self.tab.evaluate(
             """([id, name]) => {
                 const node = app.graph.getNodeById(id), button = node.widgets.find(w => w.name === name);
@@ -240,34 +245,37 @@ class Page(Chromium):
     # -- runs
 
     def queue(self) -> str:
-        """Press Run; the run's id. Raises PageError with the server's and the page's reasons."""
+        """Press Run and return the run's id. Raises PageError with the server's and the page's reasons."""
         self.tab.evaluate("window.heard.outputs = {}")
         button = self.tab.locator("[data-testid=queue-button] button").first
         with self.tab.expect_response(
             lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"
         ) as answer:
             button.click() if button.is_visible() else self.tab.evaluate("void app.queuePrompt(0)")
-        told = answer.value.json()
-        if "prompt_id" not in told:
-            raise PageError(f"it could not be queued: {told} {self.dialogs()}")
-        return told["prompt_id"]
+        reply = answer.value.json()
+        if "prompt_id" not in reply:
+            raise PageError(f"the workflow could not be queued: {reply} {self.dialogs()}")
+        return reply["prompt_id"]
 
     def wait(self, run: str, seconds: float = 120.0) -> dict:
-        """The end of a run: `state` "done", "failed" or "stopped", and what the server says of it."""
+        """Wait for the end of a run.
+
+        Returns its `state`, "done", "failed" or "stopped", with the server's message."""
         self.tab.wait_for_function("run => window.heard.runs[run]", arg=run, timeout=seconds * 1000)
         self.settle()
         return self.tab.evaluate("run => window.heard.runs[run]", run)
 
     def run(self, seconds: float = 120.0) -> dict:
-        """Queue the graph and wait for its end; every output node's `ui`, by node id. Raises PageError if the
-        run failed."""
+        """Run the graph and wait for its end. Raises PageError if the run failed.
+
+        Returns the `ui` of every output node, by node id."""
         end = self.wait(self.queue(), seconds)
         if end["state"] != "done":
             raise PageError(f"{end.get('node_type')}: {end.get('exception_message', end['state'])}")
         return self.tab.evaluate("window.heard.outputs")
 
     def server_images(self, output: dict) -> list:
-        """The images of an output node's `ui`, as uint8 arrays `[H, W, 3]`."""
+        """Return the images of an output node's `ui`, as uint8 arrays `[H, W, 3]`."""
         return Result({"": output}, 0.0, self.server).images()
 
     def stop(self) -> None:
@@ -277,15 +285,16 @@ class Page(Chromium):
     # -- what is seen
 
     def settle(self, milliseconds: int = 150) -> None:
-        """Let the page draw what it was told."""
+        """Draw the canvas and give the page time to show it."""
         self.tab.evaluate("app.canvas.draw(true, true)")
         self.tab.wait_for_timeout(milliseconds)
 
     def dialogs(self) -> list[str]:
-        """What stands in dialogs and in messages at the edge."""
+        """Return the texts of the open dialogs and notifications."""
         return self.tab.locator(".p-dialog:visible, .p-toast-message:visible").all_inner_texts()
 
     def close_dialogs(self) -> None:
+        """Close all dialogs."""
         for _ in range(3):
             if not self.tab.locator(".p-dialog:visible").count():
                 return
@@ -293,7 +302,7 @@ class Page(Chromium):
             self.tab.wait_for_timeout(200)
 
     def text_on(self, node: str | int) -> str:
-        """What can be read on a node: the texts of the widgets that lie over it (not those it draws)."""
+        """Return the text on a node: that of the HTML widgets above it (not of what the canvas draws)."""
         return self.tab.evaluate(
             """id => app.graph.getNodeById(id).widgets.map(w => {
                 const seen = w.element ?? null;
@@ -305,7 +314,7 @@ class Page(Chromium):
         )
 
     def help(self, kind: str) -> str:
-        """The text of a node's help page, opened with the (i) above the selected node."""
+        """Open a node's help page with the (i) above the selected node, and return its text."""
         self.box([self.node(kind)["id"]])
         self.tab.evaluate("id => app.canvas.selectNodes([app.graph.getNodeById(id)])", self.node(kind)["id"])
         self.settle()
@@ -317,15 +326,16 @@ class Page(Chromium):
         return shown.inner_text()
 
     def tab_of(self, name: str) -> None:
-        """Go back to a workflow that is open."""
+        """Go to the tab of an open workflow."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
-        self.tab.mouse.move(*self.size.values())  # the tab's preview would lie over the page
+        self.tab.mouse.move(*self.size.values())  # else the tab's preview covers the page
         self.settle(500)
 
     def bounds(self, ids: list | None = None) -> tuple[float, float, float, float]:
-        """The rectangle x, y, width, height in the graph of some nodes (default: all, and groups), titles and
-        badges included."""
-        self.settle()  # a node's size is worked out when it is drawn
+        """Return the rectangle x, y, width, height in the graph around some nodes, with titles and badges.
+
+        By default around all nodes and groups."""
+        self.settle()  # a node gets its size when it is drawn
         boxes = [(*n["pos"], *n["size"]) for n in self.nodes() if ids is None or n["id"] in ids]
         if ids is None:
             boxes += self.tab.evaluate("app.graph.groups.map(g => [...g.pos, ...g.size])")
@@ -333,15 +343,15 @@ class Page(Chromium):
         return x, y, max(b[0] + b[2] for b in boxes) - x, max(b[1] + b[3] for b in boxes) - y
 
     def view(self, rectangle: tuple[float, float, float, float], most: float = 1.5) -> dict[str, float]:
-        """Show a rectangle of the graph, enlarged `most` so much; where it lies on the screen then."""
+        """Show a rectangle of the graph, enlarged at most `most` times; return where it is on the screen."""
         place = self.tab.evaluate(MOVE, [*rectangle, most])
         self.settle()
-        with contextlib.suppress(Exception):  # an image that never comes is no reason not to look
+        with contextlib.suppress(Exception):  # continue even if an image never arrives
             self.tab.wait_for_function(LOADED, timeout=5_000)
         self.settle()
         return place
 
     def box(self, ids: list | None = None, margin: int = 16) -> dict[str, float]:
-        """Show some nodes (default: all); where they lie on the screen then."""
+        """Show some nodes (default: all); return where they are on the screen."""
         x, y, width, height = self.bounds(ids)
         return self.view((x - margin, y - margin, width + 2 * margin, height + 2 * margin))

@@ -1,8 +1,8 @@
-"""The demo model's card: `python -m demo.card` samples it, writes demo/samples.png and prints the figures.
+"""Measure the demo model: `python -m demo.card` writes demo/samples.png and prints the figures of its card.
 
-Fréchet distance of 512 samples (no category, 60 evaluations) to the training data; the same number of
-training images drawn at random for comparison; and how near the samples are to training images, to tell
-drawing from copying."""
+These are the Fréchet distance of 512 samples (no category, 60 evaluations) to the training data, that of
+512 random training images for comparison, and the distance of samples to their nearest training image, which
+shows whether the model draws or copies."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ COUNT = 512
 
 
 def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
-    """Images `[n, 3, 32, 32]` in [-1, 1], row by row."""
+    """Return images `[n, 3, 32, 32]` in [-1, 1] as a grid, row by row."""
     side = 32 * scale + 2
     page = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), "white")
     for i, image in enumerate(images):
@@ -33,7 +33,7 @@ def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
 
 
 def sampled(denoiser: demo.Denoiser, label: Tensor, guidance: float, seed: int) -> Tensor:
-    """One image a label, 60 evaluations."""
+    """Sample one image per label with 60 evaluations."""
     noise = torch.randn(len(label), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     setting, args = REFERENCE, categories(label)
     return run(Guided(denoiser, guidance), noise, setting.sigmas(), setting.solver, args)[0]
@@ -41,11 +41,18 @@ def sampled(denoiser: demo.Denoiser, label: Tensor, guidance: float, seed: int) 
 
 def main() -> None:
     denoiser, features = demo.load_denoiser(), Features()
-    none, each = torch.full((COUNT,), demo.UNCONDITIONAL), torch.arange(10).repeat_interleave(2)
-    free = sampled(denoiser, none, 1.0, 0)
-    rows = [free[:40], sampled(denoiser, each, 1.0, 1), sampled(denoiser, each, 2.0, 1)]
+    no_label, category_labels = (
+        torch.full((COUNT,), demo.UNCONDITIONAL),
+        torch.arange(10).repeat_interleave(2),
+    )
+    samples = sampled(denoiser, no_label, 1.0, 0)
+    rows = [
+        samples[:40],
+        sampled(denoiser, category_labels, 1.0, 1),
+        sampled(denoiser, category_labels, 2.0, 1),
+    ]
     grid(torch.cat(rows), 20).save(Path(__file__).parent / "samples.png")
-    print(f"FD to data, {COUNT} samples: {frechet(Statistics.of(features(free)), features.data):.2f}")
+    print(f"FD to data, {COUNT} samples: {frechet(Statistics.of(features(samples)), features.data):.2f}")
     if data.DEFAULT_FILE.is_file():
         images, _ = data.load()
         pick = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COUNT]
@@ -53,15 +60,17 @@ def main() -> None:
             f"FD to data, {COUNT} training images: "
             f"{frechet(Statistics.of(features(images[pick])), features.data):.2f}"
         )
-        both = torch.cat([images, images.flip(-1)]).flatten(1)
-        nearest = torch.cdist(free.flatten(1), both).min(dim=1).values / both.shape[1] ** 0.5
-        own = torch.cdist(images.flatten(1), both)
-        itself = torch.arange(len(images))
-        own[itself, itself] = own[itself, itself + len(images)] = torch.inf
-        own = own.min(dim=1).values / both.shape[1] ** 0.5
+        with_mirrored = torch.cat([images, images.flip(-1)]).flatten(1)
+        nearest = (
+            torch.cdist(samples.flatten(1), with_mirrored).min(dim=1).values / with_mirrored.shape[1] ** 0.5
+        )
+        between = torch.cdist(images.flatten(1), with_mirrored)
+        diagonal = torch.arange(len(images))
+        between[diagonal, diagonal] = between[diagonal, diagonal + len(images)] = torch.inf
+        between = between.min(dim=1).values / with_mirrored.shape[1] ** 0.5
         print(
             f"RMS distance to the nearest training image: samples {nearest.median():.3f} (median), "
-            f"training images among themselves {own.median():.3f}"
+            f"training images among themselves {between.median():.3f}"
         )
 
 

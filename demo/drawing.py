@@ -1,7 +1,7 @@
-"""Workflows and subgraphs as ComfyUI's page would save them, from nodes by name.
+"""Build workflows and subgraphs as ComfyUI's page would save them, from nodes given by name.
 
-Values are given by name, so none can stand where another belongs; what is not given is the node's default, as
-the server says it (`object_info`).
+Links and widget values are given by name, so that none can get into the wrong place. A value that is not
+given is the node's default, as the server reports it (`object_info`).
 """
 
 import uuid
@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 
 from .workflows import has_control, input_specs, is_widget, kind_of
 
-TITLE, SLOT, WIDGET = 30, 20, 26  # the page's, in pixels: title bar, a slot, a widget
-BADGE, GAP, BETWEEN = 20, 34, 80  # a pack's name above its nodes; between nodes below each other; columns
-WIDTH, TEXT = 340, 120  # of a node; a multiline text field's height
-NOTE_WIDTH, LETTERS, LINE = 660, 105, 16  # the note's, letters in a line, and a line's height
+TITLE, SLOT, WIDGET = 30, 20, 26  # heights in the page, in pixels: title bar, slot, widget
+BADGE, GAP, BETWEEN = 20, 34, 80  # height of the pack's badge; gap between nodes of a column; between columns
+WIDTH, TEXT = 340, 120  # width of a node; height of a multiline text field
+NOTE_WIDTH, LETTERS, LINE = 660, 105, 16  # of the note: width, letters per line, height of a line
+# height of what a node shows below its widgets
 SHOWS = {"AMEDKSampler": 130, "AMEDApplyPredictor": 110, "AMEDLoadPredictor": 60, "AMEDScheduler": 60,
          "AMEDEvaluationsUsed": 80, "LoadImage": 320}  # fmt: skip
-# pixels for what a node shows below its widgets
 
 
 @dataclass(frozen=True)
 class Model:
-    """A file that is not part of the pack, where to get it, and its folder in models/."""
+    """A model file that is not part of the pack: its name, where to download it, its folder in models/."""
 
     name: str
     url: str
@@ -30,26 +30,24 @@ class Model:
 
 @dataclass
 class Node:
-    """One node: `links` are input name -> "node.output"; `values` widgets by name; `width`, or `size` where
-    the usual height will not do; `below` more pixels between it and what is above it; `control` what becomes
-    of a seed after a run."""
+    """One node of a workflow."""
 
-    name: str
-    kind: str
-    links: dict[str, str] = field(default_factory=dict)
-    values: dict[str, object] = field(default_factory=dict)
-    title: str = ""
+    name: str  # unique in its workflow; links refer to it
+    kind: str  # its class, e.g. "KSampler"
+    links: dict[str, str] = field(default_factory=dict)  # input name -> "node name.output name"
+    values: dict[str, object] = field(default_factory=dict)  # widget name -> value
+    title: str = ""  # "" for the class's own title
     width: int = WIDTH
-    size: tuple[int, int] | None = None
-    below: int = 0
-    control: str = "fixed"
-    models: tuple[Model, ...] = ()
-    pos: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None  # width and height; None to compute the height
+    below: int = 0  # additional pixels between it and the node above it
+    control: str = "fixed"  # control_after_generate: what happens to a seed after a run
+    models: tuple[Model, ...] = ()  # files that it needs
+    pos: tuple[int, int] = (0, 0)  # set by `place`
 
 
 @dataclass
 class Column:
-    """Nodes below each other, from `top` on."""
+    """Nodes below each other; `top` is the y of the first one."""
 
     nodes: list[Node]
     top: int = 0
@@ -57,30 +55,30 @@ class Column:
 
 @dataclass
 class Example:
-    """A workflow: its note, columns from left to right, group boxes title -> names; `lift` more pixels
-    between the note and what is below it."""
+    """A workflow with a note that explains it."""
 
-    note: str
-    columns: list[Column]
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    lift: int = 0
+    note: str  # Markdown
+    columns: list[Column]  # from left to right
+    groups: dict[str, list[str]] = field(default_factory=dict)  # title of a group box -> names of its nodes
+    lift: int = 0  # additional pixels between the note and the nodes below it
 
     def nodes(self) -> list[Node]:
+        """Return all nodes, column by column."""
         return [node for column in self.columns for node in column.nodes]
 
 
 def sockets(info: dict) -> dict[str, str]:
-    """Inputs that are linked, with their types, in the page's order."""
+    """Return the names and types of a class's linked inputs, in the page's order."""
     return {name: kind_of(spec)[0] for name, spec in input_specs(info).items() if not is_widget(spec)}
 
 
 def widgets(info: dict) -> dict[str, list]:
-    """Inputs that are typed or chosen."""
+    """Return the widgets of a class, i.e. the inputs that are typed or chosen on the node."""
     return {name: spec for name, spec in input_specs(info).items() if is_widget(spec)}
 
 
 def default(spec: list) -> object:
-    """What a fresh node has."""
+    """Return a widget's value on a new node."""
     kind, options = kind_of(spec)
     choices = kind if isinstance(kind, list) else options.get("options")
     empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
@@ -88,7 +86,7 @@ def default(spec: list) -> object:
 
 
 def height(node: Node, info: dict) -> int:
-    """Pixels a node needs."""
+    """Return the height that a node needs, in pixels."""
     fields = widgets(info)
     controls = sum(has_control(name, spec) for name, spec in fields.items())
     long = sum(bool(kind_of(spec)[1].get("multiline")) for spec in fields.values())
@@ -98,7 +96,7 @@ def height(node: Node, info: dict) -> int:
 
 
 def place(columns: list[Column], object_info: dict) -> list[Node]:
-    """Gives every node its size and place; the nodes, in order."""
+    """Give every node its size and position; return all nodes, column by column."""
     x, placed = 0, []
     for column in columns:
         y = column.top
@@ -113,11 +111,12 @@ def place(columns: list[Column], object_info: dict) -> list[Node]:
 
 
 def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]:
-    """The page's nodes and links `[id, from, output, to, input, type]`. Raises KeyError for an input, widget
-    or output that does not exist."""
+    """Return the page's nodes, and its links `[id, from node, output, to node, input, type]`.
+
+    Raises KeyError for an input or widget that the class does not have, ValueError for an unknown output."""
     numbers = {node.name: i for i, node in enumerate(nodes, 1)}
-    kinds = {node.name: node.kind for node in nodes}
-    made, links = [], []
+    classes = {node.name: node.kind for node in nodes}
+    page_nodes, links = [], []
     for order, node in enumerate(nodes):
         info = object_info[node.kind]
         slots, fields = sockets(info), widgets(info)
@@ -131,30 +130,34 @@ def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]
                 entry["shape"] = 7
             if (source := node.links.get(entry["name"])) is None:
                 continue
-            giver, output = source.split(".")
-            number = object_info[kinds[giver]]["output_name"].index(output)
+            source_name, output = source.split(".")
+            number = object_info[classes[source_name]]["output_name"].index(output)
             entry["link"] = len(links) + 1
-            links.append([len(links) + 1, numbers[giver], number, numbers[node.name], slot, entry["type"]])
+            links.append(
+                [len(links) + 1, numbers[source_name], number, numbers[node.name], slot, entry["type"]]
+            )
         for name, spec in fields.items():
             kind = "COMBO" if isinstance(kind_of(spec)[0], list) else kind_of(spec)[0]
             inputs.append({"name": name, "type": kind, "widget": {"name": name}, "link": None})
         properties = {"Node name for S&R": node.kind}
         if node.models:
             properties["models"] = [vars(model) for model in node.models]
-        made.append({
+        page_nodes.append({
             "id": numbers[node.name], "type": node.kind, "pos": list(node.pos), "size": list(node.size),
             "flags": {}, "order": order, "mode": 0, "inputs": inputs,
             "outputs": [{"name": n, "type": t, "links": []}
                         for n, t in zip(info["output_name"], info["output"])],
             "properties": properties, "widgets_values": widget_values(node, fields),
         } | ({"title": node.title} if node.title else {}))  # fmt: skip
-    for number, giver, output, *_ in links:
-        made[giver - 1]["outputs"][output]["links"].append(number)
-    return made, links
+    for number, source, output, *_ in links:
+        page_nodes[source - 1]["outputs"][output]["links"].append(number)
+    return page_nodes, links
 
 
 def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
-    """In the page's order, with what it puts between them: beside a seed, below an upload."""
+    """Return a node's widget values in the page's order.
+
+    The page adds a value after a seed (control_after_generate) and after an upload ("image")."""
     values = []
     for name, spec in fields.items():
         values.append(node.values.get(name, default(spec)))
@@ -164,20 +167,20 @@ def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
 
 
 def boxes(groups: dict[str, list[str]], nodes: list[Node]) -> list[dict]:
-    """Group boxes around nodes."""
-    made = []
+    """Return the group boxes of a workflow, each around its nodes."""
+    groups_json = []
     for number, (title, names) in enumerate(groups.items(), 1):
         inside = [node for node in nodes if node.name in names]
         left, top = min(n.pos[0] for n in inside) - 14, min(n.pos[1] for n in inside) - TITLE - 46
         right = max(n.pos[0] + n.size[0] for n in inside) + 14
         bottom = max(n.pos[1] + n.size[1] for n in inside) + 14
-        made.append({"id": number, "title": title, "bounding": [left, top, right - left, bottom - top],
+        groups_json.append({"id": number, "title": title, "bounding": [left, top, right - left, bottom - top],
                      "color": "#3f789e", "font_size": 22, "flags": {}})  # fmt: skip
-    return made
+    return groups_json
 
 
 def note(text: str, number: int, above: float) -> dict:
-    """A MarkdownNote that ends `above`."""
+    """Return a MarkdownNote with the given id, whose lower edge is at y = `above`."""
     paragraphs = [line for line in text.splitlines() if line]
     tall = 36 + sum(6 + LINE * (1 + len(line) // LETTERS) for line in paragraphs)
     return {
@@ -188,25 +191,25 @@ def note(text: str, number: int, above: float) -> dict:
 
 
 def workflow(name: str, example: Example, object_info: dict) -> dict:
-    """The JSON of a workflow, its note above what is at the left."""
+    """Return the JSON of a workflow; its note stands above the nodes on the left."""
     nodes = place(example.columns, object_info)
-    made, links = drawn(nodes, object_info)
+    page_nodes, links = drawn(nodes, object_info)
     groups = boxes(example.groups, nodes)
     tops = [n.pos[1] - TITLE - BADGE for n in nodes if n.pos[0] < NOTE_WIDTH]
     tops += [box["bounding"][1] for box in groups if box["bounding"][0] < NOTE_WIDTH]
-    made.append(note(example.note, len(made) + 1, min(tops) - 30 - example.lift))
+    page_nodes.append(note(example.note, len(page_nodes) + 1, min(tops) - 30 - example.lift))
     return {
-        "id": identity(name), "revision": 0, "last_node_id": len(made), "last_link_id": len(links),
-        "nodes": made, "links": links, "groups": groups, "config": {}, "extra": {}, "version": 0.4,
+        "id": identity(name), "revision": 0, "last_node_id": len(page_nodes), "last_link_id": len(links),
+        "nodes": page_nodes, "links": links, "groups": groups, "config": {}, "extra": {}, "version": 0.4,
     }  # fmt: skip
 
 
 def identity(name: str) -> str:
-    """The same each time it is written."""
+    """Return an id that is the same each time the file is written."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-amed/{name}"))
 
 
-INSIDE, OUTSIDE = -10, -20  # ids of a subgraph's own two ends
+INSIDE, OUTSIDE = -10, -20  # ids of a subgraph's input and output node
 
 
 def subgraph(
@@ -218,58 +221,66 @@ def subgraph(
     shown: Iterable[tuple[str, str]],
     object_info: dict,
 ) -> dict:
-    """A blueprint: `inside` are (node, input) that are the subgraph's inputs, those of one name one of them;
-    `outside` "node.output" its outputs; `shown` (node, widget) what its node shows."""
+    """Return the JSON of a subgraph blueprint.
+
+    Args:
+        name, about: its title and its description.
+        columns: its nodes.
+        inside: (node, input) for each input of the subgraph; inputs of the same name become one.
+        outside: "node.output" for each output of the subgraph.
+        shown: (node, widget) for each widget that the subgraph's node shows.
+        object_info: the server's description of its nodes."""
     nodes = place(columns, object_info)
-    made, rows = drawn(nodes, object_info)
-    by_name = dict(zip((node.name for node in nodes), made))
+    page_nodes, link_rows = drawn(nodes, object_info)
+    by_name = dict(zip((node.name for node in nodes), page_nodes))
     keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
-    links = [dict(zip(keys, row)) for row in rows]
+    links = [dict(zip(keys, row)) for row in link_rows]
     kind = identity(name)
 
-    def joined(*ends: object) -> int:
+    def add_link(*ends: object) -> int:
         links.append(dict(zip(keys, (len(links) + 1, *ends))))
         return len(links)
 
     entries: dict[str, dict] = {}
-    for giver, input_name in inside:
-        node = by_name[giver]
-        slot = next(i for i, one in enumerate(node["inputs"]) if one["name"] == input_name)
-        fresh = end(f"{name}/in/{input_name}", node["inputs"][slot], [-140, 20 + SLOT * len(entries)])
-        entry = entries.setdefault(input_name, fresh)
-        number = joined(INSIDE, list(entries).index(input_name), node["id"], slot, entry["type"])
+    for node_name, input_name in inside:
+        node = by_name[node_name]
+        slot = next(i for i, socket in enumerate(node["inputs"]) if socket["name"] == input_name)
+        new_entry = end(f"{name}/in/{input_name}", node["inputs"][slot], [-140, 20 + SLOT * len(entries)])
+        entry = entries.setdefault(input_name, new_entry)
+        number = add_link(INSIDE, list(entries).index(input_name), node["id"], slot, entry["type"])
         node["inputs"][slot]["link"] = number
         entry["linkIds"].append(number)
-    exits, right = [], max(n.pos[0] + n.size[0] for n in nodes) + BETWEEN
-    for i, said in enumerate(outside):
-        giver, output = said.split(".")
-        node = by_name[giver]
-        slot = next(k for k, one in enumerate(node["outputs"]) if one["name"] == output)
-        exits.append(end(f"{name}/out/{output}", node["outputs"][slot], [right + 20, 20 + SLOT * i]))
-        number = joined(node["id"], slot, OUTSIDE, i, exits[-1]["type"])
+    outputs, right = [], max(n.pos[0] + n.size[0] for n in nodes) + BETWEEN
+    for i, output_name in enumerate(outside):
+        node_name, output = output_name.split(".")
+        node = by_name[node_name]
+        slot = next(k for k, socket in enumerate(node["outputs"]) if socket["name"] == output)
+        outputs.append(end(f"{name}/out/{output}", node["outputs"][slot], [right + 20, 20 + SLOT * i]))
+        number = add_link(node["id"], slot, OUTSIDE, i, outputs[-1]["type"])
         node["outputs"][slot]["links"].append(number)
-        exits[-1]["linkIds"].append(number)
-    face = {
+        outputs[-1]["linkIds"].append(number)
+    outer_node = {
         "id": 1, "type": kind, "pos": [0, 0], "size": [400, 480], "flags": {}, "order": 0, "mode": 0,
         "inputs": [{"name": e["name"], "type": e["type"], "link": None} for e in entries.values()],
-        "outputs": [{"name": e["name"], "type": e["type"], "links": []} for e in exits],
+        "outputs": [{"name": e["name"], "type": e["type"], "links": []} for e in outputs],
         "properties": {"proxyWidgets": [[str(by_name[n]["id"]), w] for n, w in shown]}, "widgets_values": [],
         "title": name,
     }  # fmt: skip
     definition = {
         "id": kind, "version": 1, "revision": 0, "config": {}, "name": name,
-        "state": {"lastGroupId": 0, "lastNodeId": len(made), "lastLinkId": len(links), "lastRerouteId": 0},
+        "state": {"lastGroupId": 0, "lastNodeId": len(page_nodes), "lastLinkId": len(links),
+                  "lastRerouteId": 0},
         "inputNode": {"id": INSIDE, "bounding": [-260, 0, 120, 40 + SLOT * len(entries)]},
-        "outputNode": {"id": OUTSIDE, "bounding": [right, 0, 120, 40 + SLOT * len(exits)]},
-        "inputs": list(entries.values()), "outputs": exits, "widgets": [], "nodes": made, "groups": [],
-        "links": links, "extra": {}, "category": "AMED", "description": about,
+        "outputNode": {"id": OUTSIDE, "bounding": [right, 0, 120, 40 + SLOT * len(outputs)]},
+        "inputs": list(entries.values()), "outputs": outputs, "widgets": [], "nodes": page_nodes,
+        "groups": [], "links": links, "extra": {}, "category": "AMED", "description": about,
     }  # fmt: skip
     return {"id": identity(f"{name}/blueprint"), "revision": 0, "last_node_id": 1, "last_link_id": 0,
-            "nodes": [face], "links": [], "groups": [], "config": {},
+            "nodes": [outer_node], "links": [], "groups": [], "config": {},
             "extra": {"BlueprintDescription": about}, "version": 0.4,
             "definitions": {"subgraphs": [definition]}}  # fmt: skip
 
 
 def end(key: str, slot: dict, pos: list[int]) -> dict:
-    """An input or output of a subgraph, like the slot of a node that it is linked to."""
+    """Return an input or output of a subgraph, with the name and type of the slot it is linked to."""
     return {"id": identity(key), "name": slot["name"], "type": slot["type"], "linkIds": [], "pos": pos}

@@ -1,6 +1,7 @@
-"""Writes example_workflows/ and subgraphs/: `python -m demo.examples` starts a ComfyUI, asks it what each
-node has, and writes every file anew. With --pictures it also runs those of the demo model and makes the cards
-that the template browser shows (NAME.jpg), in some minutes.
+"""Write example_workflows/ and subgraphs/: `python -m demo.examples`.
+
+Starts a ComfyUI, asks it for the nodes' inputs, and writes every file. With --pictures it also runs the
+workflows of the demo model and makes the cards of the template browser (NAME.jpg), which takes a few minutes.
 """
 
 import argparse
@@ -16,10 +17,11 @@ from .drawing import workflow
 from .gallery import BLUEPRINTS, DEMOS, EXAMPLES
 
 SUBGRAPHS = ROOT / "subgraphs"
-CARD = 512  # pixels
+CARD = 512  # width of a card, in pixels
 
 
 def write(folder: Path, name: str, content: dict) -> None:
+    """Write one JSON file."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -27,7 +29,7 @@ def write(folder: Path, name: str, content: dict) -> None:
 
 
 def write_all(info: dict) -> None:
-    """Every file, but those of nodes this pack or this ComfyUI does not have."""
+    """Write every file, except workflows with nodes that the running ComfyUI does not have."""
     for name, make in EXAMPLES.items():
         example = make()
         missing = sorted({node.kind for node in example.nodes()} - set(info))
@@ -40,7 +42,7 @@ def write_all(info: dict) -> None:
 
 
 def card(images: list[Image.Image]) -> Image.Image:
-    """Images of one size as a square of squares; one image as wide as the card."""
+    """Join images of one size into a square; a single image keeps its proportions."""
     across = math.isqrt(len(images) - 1) + 1
     side, gap = CARD // across, 4 if across > 1 else 0
     if across == 1:
@@ -53,7 +55,7 @@ def card(images: list[Image.Image]) -> Image.Image:
 
 
 def write_card(server: Server, name: str) -> None:
-    """Runs a workflow; its card shows the largest of its images, each once, or all of one size."""
+    """Run a workflow and write its card, from the different images of the largest size that it shows."""
     found = server.run_workflow(WORKFLOWS / f"{name}.json").images()
     images = {image.tobytes(): Image.fromarray(image) for image in found}.values()
     largest = max(math.prod(image.size) for image in images)
@@ -64,7 +66,9 @@ def write_card(server: Server, name: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.examples", description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", action="store_true", help="run the demo's and make their cards")
+    parser.add_argument(
+        "--pictures", action="store_true", help="also run the demo model's workflows and make their cards"
+    )
     options = parser.parse_args()
     with Server() as server:
         write_all(server.object_info())

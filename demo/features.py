@@ -1,9 +1,8 @@
-"""The features of the demo's Fréchet distance: a small classifier of emoji categories, its last 64
-activations.
+"""The features of the demo's Fréchet distance: the last 64 activations of a classifier of emoji categories.
 
-    python -m demo.features          # trains it again on the data of demo.data, about 3 minutes on 2 cores
+    python -m demo.features          # train it again on the data of demo.data, about 3 minutes on 2 cores
 
-Each feature is scaled to unit variance over the data. The file also holds the data's mean and covariance.
+Each feature is scaled to unit variance over the data. The file also contains the data's mean and covariance.
 """
 
 import sys
@@ -22,7 +21,7 @@ WEIGHTS = Path(__file__).parent / "features.safetensors"
 
 
 class Classifier(nn.Module):
-    """Images `[B, 3, 32, 32]` in [-1, 1] -> features `[B, 64]` -> category logits `[B, 10]`."""
+    """A small classifier: images `[B, 3, 32, 32]` in [-1, 1] to category logits `[B, 10]`."""
 
     def __init__(self):
         super().__init__()
@@ -39,6 +38,7 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(64))
 
     def features(self, x: Tensor) -> Tensor:
+        """Return the features `[B, 64]` of images `[B, 3, 32, 32]`."""
         return self.layers(x).mean(dim=(2, 3)) * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +46,9 @@ class Classifier(nn.Module):
 
 
 class Features:
-    """`features(images)` -> `[B, 64]`; `features.data` are the training images' Statistics."""
+    """The trained feature network; call it with images `[B, 3, 32, 32]` for features `[B, 64]`.
+
+    `data` holds the Statistics (mean, covariance) of the training images."""
 
     def __init__(self, file: Path = WEIGHTS):
         tensors = {k: v.float() for k, v in load_file(file).items()}
@@ -61,7 +63,9 @@ class Features:
 
 
 def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
-    """Cross-entropy with mirrored, shifted and slightly noisy images; returns the tensors to save."""
+    """Train the classifier with cross-entropy on mirrored, shifted and slightly noisy images.
+
+    Returns the tensors to save: the weights in half precision, and the data's statistics."""
     images, labels = data.load()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -81,14 +85,14 @@ def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor
         schedule.step()
         if step % 250 == 0 or step == steps - 1:
             right = (logits.argmax(1) == labels[pick]).float().mean()
-            print(f"step {step}: loss {loss:.3f}, of this batch {right:.0%} right", flush=True)
+            print(f"step {step}: loss {loss:.3f}, {right:.0%} of this batch right", flush=True)
     net.eval().requires_grad_(False)
     features = net.features(images)
     net.scale.copy_(1 / features.std(dim=0))
     half = {k: v.half() for k, v in net.state_dict().items()}
     net.load_state_dict(half)
-    own = Statistics.of(net.features(images))
-    return half | {"data.mean": own.mean.float(), "data.cov": own.cov.float()}
+    statistics = Statistics.of(net.features(images))
+    return half | {"data.mean": statistics.mean.float(), "data.cov": statistics.cov.float()}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Fit the bundled predictors of the demo model by Algorithm 1, and keep those that beat their own plain
-solver.
+"""Fit the demo model's bundled predictors by Algorithm 1: `python -m demo.fit`.
 
     python -m demo.fit                                # everything: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
     python -m demo.fit --nfe 5 --guidance 1           # a part of it; rows of other parts are kept
 
-For each NFE and guidance, every plain solver is searched over its settings (amed.fit.plain) and the best of
-each kind measured on 256 noises. A plugin starts as its plain solver at that solver's best schedule with AFS,
-AMED-Solver from its two best schedules with constant mid points; a coarse search by forward evaluations moves
-these constants (`coarse`), and Algorithm 1 trains the network from there. The state kept is the one with the
-least error times root Fréchet distance to the converged reference on noises of its own (not those of training
-or of the final measurement), the start included: Algorithm 1 fits every interval for itself, and where the
-start is already good in the end state, it often has nothing to add. All rows go to predictors/measured.json.
-A file is written only if its Fréchet distance, and its error times the root of it, are below those of its own
-plain solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler)."""
+For each NFE and guidance:
+
+1. Every plain solver is searched over its settings (amed.fit.plain), and the best of each kind is measured on
+   256 noises.
+2. A plugin starts as its plain solver at that solver's best schedule with AFS, AMED-Solver from its two best
+   schedules with constant mid points. `coarse` then improves these constants by forward evaluations.
+3. Algorithm 1 trains the network from there. The state with the least error times root Fréchet distance is
+   taken, on noises used for nothing else. The start is among the states: Algorithm 1 fits each interval by
+   itself, and often cannot improve the final image of a good start.
+4. A file is written only if its Fréchet distance, and its error times the root of it, are below those of its
+   plain solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler).
+
+All rows are written to predictors/measured.json."""
 
 import argparse
 import hashlib
@@ -42,28 +45,35 @@ STUDENTS = ("amed", "ipndm", "dpmpp")
 
 
 def kind(solver: Solver) -> str:
-    """What counts as one plain solver, to be measured at its best setting: a multistep's orders apart."""
+    """Return the name under which a plain solver is measured, one for each order of a multistep solver."""
     return "single-step" if solver.single_step else f"{solver.name}-{solver.max_order}"
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
-    """What a student must beat: iPNDM of any order, DPM++ of its own, the best single-step one."""
+    """Return the row of the plain solver that a student must beat.
+
+    For iPNDM that is any order of it, for DPM++ the same order, for AMED-Solver the best single-step one."""
     prefix = "ipndm" if student.name == "ipndm" else kind(student)
     return min((row for name, row in measured.items() if name.startswith(prefix)), key=lambda row: row.fd_ref)
 
 
 TITLES = {"amed": "AMED-Solver", "ipndm": "AMED-Plugin on iPNDM", "dpmpp": "AMED-Plugin on DPM++"}
-CACHE = Path(__file__).parent / "data"
+CACHE = Path(__file__).parent / "data"  # folder of the reference images
 BEST_PLAIN = Path(__file__).parent / "best_plain.json"
-RATE = 2e-3  # Adam; the start is near its best already
-SCALE_DIR, SCALE_TIME = 0.1, 0.1
-MOVES = ((0.08, 0.02, 0.9), (0.04, 0.9, 1.1), (0.04, 0.9, 1.1))  # first step and range of r, c, a
+RATE = 2e-3  # Adam's learning rate; low, because the start is already near the optimum
+SCALE_DIR, SCALE_TIME = 0.1, 0.1  # how far the networks' c and a may be from 1
+MOVES = ((0.08, 0.02, 0.9), (0.04, 0.9, 1.1), (0.04, 0.9, 1.1))  # first step, lowest, highest of r, c, a
 REFERENCE = Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, demo.SIGMA_MIN, demo.SIGMA_MAX)
-TEST, TUNE = 256, 64
+TEST, TUNE = 256, 64  # numbers of noises to measure on, and to tune with
 
 
 class Bench:
-    """The demo model at one guidance scale, noises, and their converged reference."""
+    """The demo model at one guidance scale, with noises and their converged reference images.
+
+    Args:
+        weights: file of the demo model's weights.
+        count: number of noises to measure on.
+        seed: of those noises; `seed + 1` is that of the noises for tuning."""
 
     def __init__(self, guidance: float, weights: Path, count: int = TEST, seed: int = 7):
         self.guidance = guidance
@@ -78,11 +88,11 @@ class Bench:
         self.reference_statistics = Statistics.of(self.features(self.reference))
 
     def drawn(self, count: int, seed: int) -> tuple[Tensor, Args]:
-        """Unit noises and their arguments."""
+        """Return `count` unit noises and their arguments."""
         return self.exact.draw(torch.Generator().manual_seed(seed), count)
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Args]:
-        """Noise at sigma_max and its arguments, for training."""
+        """Return noise at sigma_max and its arguments, for training."""
         noise, args = self.exact.draw(generator, batch)
         return noise * demo.SIGMA_MAX, args
 
@@ -95,7 +105,9 @@ class Bench:
         predictor=None,
         count: int | None = None,
     ) -> tuple[Tensor, int]:
-        """End states of the noises to measure on, or of the first `count` for tuning; evaluations."""
+        """Run a solver on the noises to measure on, or on the first `count` noises for tuning.
+
+        Returns the end states and the number of evaluations."""
         noise, args = self.noise, self.args
         if count is not None:
             noise, args = self.tune_noise[:count], cut(self.tune_args, slice(0, count))
@@ -105,13 +117,14 @@ class Bench:
     def tried(
         self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None
     ) -> tuple[Tensor, Tensor]:
-        """End states of the first `count` noises for tuning, in bfloat16 (this only ranks), and their
-        reference."""
+        """Run a solver on the first `count` noises for tuning, in `fast` precision (bfloat16), for ranking.
+
+        Returns the end states and their reference."""
         images, _ = self.run(self.fast, solver, sigmas, afs, predictor, count)
         return images, self.tune_reference[:count]
 
     def converged(self, name: str, noise: Tensor, args: dict) -> Tensor:
-        """The reference images of these noises, kept in demo/data for the next run of the same model."""
+        """Return the reference images of these noises; they are saved in demo/data and reused."""
         which = hashlib.sha256(noise.numpy().tobytes()).hexdigest()[:8]
         file = CACHE / f"{name}-{self.exact.fingerprint}-cfg{self.guidance:g}-{which}.safetensors"
         if not file.is_file():
@@ -121,18 +134,18 @@ class Bench:
         return load_file(file)["images"]
 
     def distance(self, images: Tensor, reference: Tensor) -> float:
-        """Error times the root of the Fréchet distance: falls when either does."""
+        """Return the error times the root of the Fréchet distance, which falls when either does."""
         statistics = (Statistics.of(self.features(v)) for v in (images, reference))
         return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
-        """`distance` on the noises that choose the state to keep; their reference is computed once for
-        all."""
+        """Return `distance` on the noises that choose the state; their reference is computed only once."""
         if self.held_out is None or not torch.equal(self.held_out[0], x):
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
 
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
+        """Return the measured row of a result (images, evaluations)."""
         images, nfe = result
         statistics = Statistics.of(self.features(images))
         return Row(
@@ -147,11 +160,13 @@ class Bench:
         )
 
     def measure(self, setting: Setting) -> Row:
+        """Measure a plain solver."""
         begin = time.perf_counter()
         result = self.run(self.exact, setting.solver, setting.sigmas(), setting.afs)
         return self.row(setting.name, setting.schedule, result, time.perf_counter() - begin)
 
     def measure_fitted(self, fitted: Fitted) -> Row:
+        """Measure a fitted predictor."""
         begin = time.perf_counter()
         spec = fitted.spec
         result = self.run(self.exact, spec.student, fitted.sigmas(), spec.afs, fitted.predictor)
@@ -163,17 +178,18 @@ class Bench:
 
 
 def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Setting]:
-    """Plain settings, best first: by error on 16 noises, the best `keep` by `Bench.distance` on 64."""
+    """Sort plain settings, best first, by error on 16 noises; the best `keep` by `Bench.distance` on 64."""
     ranking = sorted(settings, key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
-    again = ranking[:keep]
-    again.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
-    return again + ranking[keep:]
+    best = ranking[:keep]
+    best.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
+    return best + ranking[keep:]
 
 
 def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
-    """From r `[N-1]` and c = a = 1: the distance reached and the constants [r, c, a], moved one after the
-    other while `Bench.distance` of the end states falls on 32 noises: a coarse search by forward evaluations,
-    where Algorithm 1 then starts."""
+    """Search a student's constants coarsely by forward evaluations; Algorithm 1 starts from the result.
+
+    From r `[N-1]` and c = a = 1, the constants are moved one after the other while `Bench.distance` falls on
+    32 noises. Returns the distance reached and the constants [r, c, a]."""
 
     def value(now: list[list[float]]) -> float:
         moved = Constants(base, **dict(zip("rca", now)))
@@ -193,28 +209,29 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 
 
 def base_times(start: Setting) -> Tensor:
-    """The times a student's intervals lie between: for a plugin every other one of its plain solver's."""
+    """Return the base times of a student; for a plugin every other time of its plain solver."""
     return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 
 def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
-    """AMED-Solver's best schedules, each with its best constant r, on 16 noises."""
+    """Return AMED-Solver's best schedules on 16 noises, each with its best constant r."""
     starts = []
     num_steps = (nfe + 1) // 2 + 1
-    for kind_, rho in plain.SCHEDULES:
-        setting = Setting(Solver("amed"), kind_, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
-        base, tries = setting.sigmas(), []
+    for schedule, rho in plain.SCHEDULES:
+        setting = Setting(Solver("amed"), schedule, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
+        base, trials = setting.sigmas(), []
         for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
             predictor = Constants(base, r=[r] * (num_steps - 1))
-            tries.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r))
-        error, r = min(tries)
+            trials.append((rmse(*bench.tried(setting.solver, base, 16, True, predictor)), r))
+        error, r = min(trials)
         starts.append((error, setting, [r] * (num_steps - 1)))
     return [(setting, r) for _, setting, r in sorted(starts, key=lambda start: start[0])[:count]]
 
 
 def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
-    """Algorithm 1 from a start: a plugin from its plain solver's times, AMED-Solver from constant mid
-    points; the best of its starts goes on."""
+    """Fit a student by Algorithm 1, from the best of its starts after the coarse search.
+
+    A plugin starts from its plain solver's times, AMED-Solver from constant mid points."""
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
@@ -271,16 +288,19 @@ def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: 
 
 
 def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
-    """Search, fit, measure and keep what wins, at one NFE; the measured rows as dicts, `kept` said."""
+    """Search, fit and measure at one NFE, and save the predictors that win.
+
+    Returns the measured rows as dicts; `kept` is True for a saved predictor, False for one that lost, None
+    for a plain solver."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
     ranking = search(bench, plain.settings_for(bench.exact, nfe))
-    own: dict[str, Setting] = {}
+    settings_by_kind: dict[str, Setting] = {}
     for setting in ranking:
-        own.setdefault(kind(setting.solver), setting)
-    measured = {kind: bench.measure(setting) for kind, setting in own.items()}
+        settings_by_kind.setdefault(kind(setting.solver), setting)
+    measured = {kind: bench.measure(setting) for kind, setting in settings_by_kind.items()}
     rows = [row.as_dict() | {"kept": None} for row in measured.values()]
     best = min(measured, key=lambda name: measured[name].fd_ref)
-    chosen = own[best]
+    chosen = settings_by_kind[best]
     remember(
         BEST_PLAIN,
         lambda old: (
@@ -300,9 +320,11 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
         fitted = fit(bench, student, ranking, nfe, settings)
         row = bench.measure_fitted(fitted)
         rival = rival_of(fitted.spec.student, measured)
-        kept = row.fd_ref < rival.fd_ref and row.fd_ref * row.rmse_ref**2 < rival.fd_ref * rival.rmse_ref**2
+        is_bundled = (
+            row.fd_ref < rival.fd_ref and row.fd_ref * row.rmse_ref**2 < rival.fd_ref * rival.rmse_ref**2
+        )
         file = FOLDER / f"{NAME}-{student}-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
-        if kept:
+        if is_bundled:
             metrics = {k: v for k, v in row.as_dict().items() if k not in ("seconds", "schedule", "solver")}
             metrics |= {
                 "plain": rival.solver,
@@ -314,29 +336,32 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
             save(file, replace(fitted, spec=replace(fitted.spec, metrics=metrics)))
         else:
             file.unlink(missing_ok=True)
-        rows.append(row.as_dict() | {"kept": kept})
+        rows.append(row.as_dict() | {"kept": is_bundled})
         print(
-            f"{table([row])}\n  {'kept' if kept else 'not kept'}: plain {rival.solver} on {rival.schedule} "
-            f"has error {rival.rmse_ref:.3f}, FD {rival.fd_ref:.2f}",
+            f"{table([row])}\n  {'kept' if is_bundled else 'not kept'}: "
+            f"plain {rival.solver} on {rival.schedule} has error {rival.rmse_ref:.3f}, FD {rival.fd_ref:.2f}",
             flush=True,
         )
     return rows
 
 
 def measure_tables(bench: Bench, nfes: list[int]) -> None:
-    """Measure the bundled calibrated tables on the noises of the others, and write that into them: `auto`
-    takes the file that states the least error."""
+    """Measure the bundled calibrated tables on the same noises, and write the figures into their files.
+
+    `auto` takes the file that states the lowest error."""
     for nfe in nfes:
         file = FOLDER / f"{NAME}-multistep-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         fitted = load(file)
         row = bench.measure_fitted(fitted).as_dict()
-        own = {name: row[name] for name in ("rmse_ref", "fd_ref", "fd_data")} | {"noises": len(bench.noise)}
-        save(file, replace(fitted, spec=replace(fitted.spec, metrics=fitted.spec.metrics | own)))
+        metrics = {name: row[name] for name in ("rmse_ref", "fd_ref", "fd_data")} | {
+            "noises": len(bench.noise)
+        }
+        save(file, replace(fitted, spec=replace(fitted.spec, metrics=fitted.spec.metrics | metrics)))
         print(json.dumps(row), flush=True)
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """New rows, and the old ones of students that were not fitted this time."""
+    """Return the new rows, and the old ones of students that were not fitted this time."""
 
     def student(row: dict) -> str | None:
         return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)
@@ -346,7 +371,7 @@ def merged(old: list[dict], new: list[dict]) -> list[dict]:
 
 
 def remember(file: Path, change) -> None:
-    """Rewrite a JSON file by `change(old)`, whole or not at all."""
+    """Replace a JSON file by `change(old content)`, through a temporary file, so it is never incomplete."""
     old = json.loads(file.read_text()) if file.is_file() else {}
     part = file.with_suffix(".part")
     part.write_text(json.dumps(dict(sorted(change(old).items())), indent=1) + "\n")
@@ -358,7 +383,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--student", nargs="*", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--nfe", nargs="+", type=int, default=[3, 5, 7, 9])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 2.0])
-    parser.add_argument("--images", type=int, default=240, help="training trajectories of each fit")
+    parser.add_argument("--images", type=int, default=240, help="training trajectories per fit")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--weights", type=Path, default=demo.WEIGHTS)
     parser.add_argument("--tables", action="store_true", help="only measure the bundled calibrated tables")

@@ -1,6 +1,6 @@
 """The example workflows and the subgraph, as nodes by name; `python -m demo.examples` writes them.
 
-A workflow's name is what its card says in the page's template browser."""
+A workflow's name is the title of its card in the template browser."""
 
 from collections.abc import Callable
 
@@ -25,21 +25,22 @@ PUBLISHED = {"nfe": 10, "guidance": 7.5}
 DEMO = {"nfe": 5, "guidance": 1.0}
 DEMO_OUT = {"model": "demo.MODEL", "positive": "demo.positive", "negative": "demo.negative"}
 DEMO_ALL = DEMO_OUT | {"latent_image": "demo.latent"}
-SMALL = 240  # width of a node with little on it
-YOURS = "For your own model: put its loader, prompts and VAE Decode in place of the demo nodes."
+SMALL = 240  # width of a node with few widgets
+YOURS = "For your own model: replace the demo nodes with its loader, prompts and VAE Decode."
 
 
 def note(*paragraphs: str) -> str:
+    """Join the paragraphs of a note."""
     return "\n\n".join(paragraphs)
 
 
 def demo_model(batch: int = 9) -> Node:
-    """The model that comes with the pack."""
+    """Return the node of the model that comes with the pack."""
     return Node("demo", "AMEDDemoModel", values={"batch_size": batch})
 
 
 def demo_shown(samples: str, title: str = "") -> list[Column]:
-    """Its LATENT as a large picture."""
+    """Return the nodes that decode a LATENT of the demo model and show it enlarged."""
     decoded = Node("decode", "AMEDDemoDecode", {"samples": samples}, {"enlarge": 8}, width=SMALL)
     images = {"images": "decode.IMAGE"}
     return [
@@ -49,15 +50,18 @@ def demo_shown(samples: str, title: str = "") -> list[Column]:
 
 
 def loader(model: Model) -> Node:
+    """Return a checkpoint loader for a model file."""
     return Node("checkpoint", "CheckpointLoaderSimple", values={"ckpt_name": model.name}, models=(model,),
                 width=380)  # fmt: skip
 
 
 def loaded_image(title: str = "Your picture", **place: int) -> Node:
+    """Return a node that loads the user's image."""
     return Node("image", "LoadImage", values={"image": "example.png"}, title=title, width=380, **place)
 
 
 def prompts(positive: str, negative: str) -> list[Node]:
+    """Return the two nodes of the prompt and the negative prompt."""
     clip = {"clip": "checkpoint.CLIP"}
     return [
         Node("positive", "CLIPTextEncode", clip, {"text": positive}, "Prompt", width=380),
@@ -66,65 +70,70 @@ def prompts(positive: str, negative: str) -> list[Node]:
 
 
 def size(side: int, kind: str = "EmptyLatentImage") -> Node:
+    """Return a square empty latent of a class."""
     return Node("latent", kind, values={"width": side, "height": side}, title="Size", width=380)
 
 
 def amed(latent: str, positive: str = "positive.CONDITIONING", negative: str = "negative.CONDITIONING",
          model: str = "checkpoint.MODEL", control: str = "randomize", **values: object) -> Node:  # fmt: skip
+    """Return an AMED KSampler with links and values; the seed is 1."""
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     return Node("amed", "AMEDKSampler", links, {"seed": 1} | values, control=control)
 
 
 def demo_amed(model: str = "demo.MODEL") -> Node:
+    """Return an AMED KSampler for the demo model."""
     return amed("demo.latent", "demo.positive", "demo.negative", model, "fixed", **DEMO)
 
 
 def saved() -> list[Column]:
-    """The sampler's LATENT, decoded and saved."""
+    """Return the nodes that decode the sampler's LATENT and save the image."""
     decoded = Node("decode", "VAEDecode", {"samples": "amed.LATENT", "vae": "checkpoint.VAE"}, width=SMALL)
     file = Node("save", "SaveImage", {"images": "decode.IMAGE"}, {"filename_prefix": "AMED"}, size=(560, 640))
     return [Column([decoded]), Column([file])]
 
 
 def start_here() -> Example:
-    said = note(
-        "**Press Run.** Nine pictures of five evaluations each, by the small model that comes with the pack.",
-        "Change **nfe** and run again: what samples best then is found by itself. The node says what ran.",
+    note_text = note(
+        "**Press Run.** The small model that comes with the pack makes nine images of five evaluations each.",
+        "Change **nfe** and run again: AMED finds the best sampling for that number by itself. The report on "
+        "the node says what ran.",
         YOURS,
     )
-    return Example(said, [Column([demo_model()]), Column([demo_amed()]), *demo_shown("amed.LATENT")])
+    return Example(note_text, [Column([demo_model()]), Column([demo_amed()]), *demo_shown("amed.LATENT")])
 
 
 def compare() -> Example:
-    said = note(
-        "**Press Run.** AMED beside other samplers, at the same seeds and the same number of evaluations. "
-        "The first row is what many steps give.",
-        "One sampler a line, as **dpmpp_2m / karras**; several numbers of evaluations as **4, 6, 8**.",
-        "For your own model: put its loader, prompts, an empty latent of your size and its VAE in place of "
-        "the demo node, and set **guidance** to your cfg.",
+    note_text = note(
+        "**Press Run.** This compares AMED with other samplers at the same seeds and the same number of "
+        "evaluations. The first row is a many-step run.",
+        "Write one sampler per line, e.g. **dpmpp_2m / karras**, and several numbers of evaluations as "
+        "**4, 6, 8**.",
+        "For your own model: replace the demo node with its loader, prompts, an empty latent of your size "
+        "and its VAE, and set **guidance** to your cfg.",
     )
-    asked = {"nfe": "5", "guidance": 1.0, "seed": 1, "seeds": 4}
-    grid = Node("grid", "AMEDCompare", DEMO_ALL, asked, size=(640, 860))
+    values = {"nfe": "5", "guidance": 1.0, "seed": 1, "seeds": 4}
+    grid = Node("grid", "AMEDCompare", DEMO_ALL, values, size=(640, 860))
     table = Node("table", "PreviewAny", {"source": "grid.table"}, title="The table", size=(940, 260))
     images = {"images": "grid.grid"}
     shown = Node("picture", "PreviewImage", images, title="Side by side", size=(940, 1100))
-    return Example(said, [Column([demo_model(1)]), Column([grid]), Column([table, shown], top=-324)])
+    return Example(note_text, [Column([demo_model(1)]), Column([grid]), Column([table, shown], top=-324)])
 
 
 def calibrate() -> Example:
-    said = note(
-        "**Press Run.** In some minutes a predictor for 5 evaluations is fitted to the model and compared "
-        "with the plain solvers. It is saved, and **auto** finds it from then on.",
-        "For your own model: put its loader, prompts and an empty latent of your size in place of the demo "
-        "node, set **guidance** to your cfg and **budget** to normal.",
+    note_text = note(
+        "**Press Run.** This takes a few minutes. A predictor for 5 evaluations is fitted to the model, "
+        "compared with the plain solvers and saved; **auto** finds it from then on.",
+        "For your own model: replace the demo node with its loader, prompts and an empty latent of your "
+        "size, set **guidance** to your cfg and **budget** to normal.",
     )
-    asked = {"nfe": "5", "guidance": 1.0, "name": "demo"}
-    fit = Node("fit", "AMEDCalibrate", DEMO_ALL, asked, size=(400, 720))
+    values = {"nfe": "5", "guidance": 1.0, "name": "demo"}
+    fit = Node("fit", "AMEDCalibrate", DEMO_ALL, values, size=(400, 720))
     fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
     apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
     report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
     return Example(
-        said,
+        note_text,
         [
             Column([demo_model()]),
             Column([fit], top=240),
@@ -137,44 +146,45 @@ def calibrate() -> Example:
     )
 
 
-def text_to_image(said: str, model: Model, latent: Node, text: list[Node], sampler: Node,
+def text_to_image(note_text: str, model: Model, latent: Node, prompt_nodes: list[Node], sampler: Node,
                   *between: Node) -> Example:  # fmt: skip
-    columns = [Column([loader(model)]), Column([*text, latent], top=200)]
+    columns = [Column([loader(model)]), Column([*prompt_nodes, latent], top=200)]
     columns += [Column(list(between), top=200)] if between else []
     return Example(
-        said, [*columns, Column([sampler], top=140), *saved()],
-        {"Prompts and size": [*(node.name for node in text), "latent"]},
+        note_text, [*columns, Column([sampler], top=140), *saved()],
+        {"Prompts and size": [*(node.name for node in prompt_nodes), "latent"]},
     )  # fmt: skip
 
 
 def sd15() -> Example:
-    said = note(
-        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) or any checkpoint made from it. **Press Run.**",
-        "10 evaluations at cfg 7.5 with the values the paper's authors published: nothing to calibrate.",
+    note_text = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) or any checkpoint based on it. **Press Run.**",
+        "10 evaluations at cfg 7.5 with the values that the paper's authors published: no calibration is "
+        "needed.",
     )
     text = prompts(CORGI, "")
-    return text_to_image(said, SD15, size(512), text, amed("latent.LATENT", **PUBLISHED))
+    return text_to_image(note_text, SD15, size(512), text, amed("latent.LATENT", **PUBLISHED))
 
 
 def sdxl() -> Example:
-    said = note(
-        f"Needs SDXL (`{SDXL.name}`), or choose any checkpoint of yours. **Press Run.**",
-        "The first run calibrates AMED for this checkpoint: some 2,700 evaluations, once, kept in "
-        "models/amed_predictors. From then on it samples at once, for any prompt and seed.",
-        "Not now? Set **if_missing** to plain.",
+    note_text = note(
+        f"Needs SDXL (`{SDXL.name}`), or choose any other checkpoint. **Press Run.**",
+        "The first run calibrates AMED for this checkpoint: about 2,700 evaluations, once. The result is "
+        "saved in models/amed_predictors; from then on sampling starts at once, for any prompt and seed.",
+        "To skip the calibration, set **if_missing** to plain.",
     )
     text = prompts(LIGHTHOUSE, "blurry, text, watermark")
-    asked = {"nfe": 8, "guidance": 5.0, "if_missing": "calibrate now (quick)"}
-    return text_to_image(said, SDXL, size(1024), text, amed("latent.LATENT", **asked))
+    values = {"nfe": 8, "guidance": 5.0, "if_missing": "calibrate now (quick)"}
+    return text_to_image(note_text, SDXL, size(1024), text, amed("latent.LATENT", **values))
 
 
 def flux() -> Example:
-    said = note(
-        f"Needs Flux.1 dev (`{FLUX.name}`), or choose another flow model's checkpoint. **Press Run.**",
-        "Flux has its guidance in the node FluxGuidance. The sampler's own **guidance** stays at 1: one "
-        "network pass an evaluation, and no negative prompt.",
-        "It samples with the plain solver for flow models. Better: set **if_missing** to *calibrate now "
-        "(quick)*: some 2,700 evaluations, once.",
+    note_text = note(
+        f"Needs Flux.1 dev (`{FLUX.name}`), or choose a checkpoint of another flow model. **Press Run.**",
+        "Set Flux's guidance in the node FluxGuidance. The sampler's **guidance** stays at 1: one network "
+        "pass per evaluation, and no negative prompt.",
+        "By default this uses the plain solver for flow models. For better images at few evaluations, set "
+        "**if_missing** to *calibrate now (quick)*: about 2,700 evaluations, once.",
     )
     positive, negative = prompts(LIGHTHOUSE, "")
     negative.title = "Negative prompt (not used)"
@@ -182,48 +192,48 @@ def flux() -> Example:
                     width=SMALL)  # fmt: skip
     sampler = amed("latent.LATENT", "flux.CONDITIONING", nfe=8, guidance=1.0)
     latent = size(1024, "EmptySD3LatentImage")
-    return text_to_image(said, FLUX, latent, [positive, negative], sampler, strength)
+    return text_to_image(note_text, FLUX, latent, [positive, negative], sampler, strength)
 
 
 def encoded(name: str) -> Node:
-    """The picture as a LATENT."""
+    """Return a node that encodes the user's image into a LATENT."""
     return Node(name, "VAEEncode", {"pixels": "image.IMAGE", "vae": "checkpoint.VAE"}, width=380)
 
 
-def from_picture(said: str, picture: Node, between: list[Column], sampler: Node) -> Example:
-    """Stable Diffusion 1.5 on a picture of the user's own."""
+def from_picture(note_text: str, picture: Node, between: list[Column], sampler: Node) -> Example:
+    """Return a workflow for Stable Diffusion 1.5 that starts from an image of the user."""
     columns = [Column([loader(SD15), picture]), *between, Column([sampler], top=140), *saved()]
-    return Example(said, columns)
+    return Example(note_text, columns)
 
 
 def img2img() -> Example:
-    said = note(
-        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose a picture of yours, then **press Run**.",
-        "**denoise** says how much of it is painted anew: 0.6 keeps what is where.",
+    note_text = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose an image of yours, then **press Run**.",
+        "**denoise** sets how much is repainted: 0.6 keeps the composition.",
     )
     texts = [*prompts("a watercolour painting", ""), encoded("latent")]
     sampler = amed("latent.LATENT", denoise=0.6, **PUBLISHED)
-    return from_picture(said, loaded_image(below=530), [Column(texts, top=200)], sampler)
+    return from_picture(note_text, loaded_image(below=530), [Column(texts, top=200)], sampler)
 
 
 def inpaint() -> Example:
-    said = note(
-        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose a picture, right-click it, *Open in "
-        "MaskEditor*, and paint over what is to change. Then **press Run**.",
-        "Only what is under the mask is sampled. **denoise** 0.8 keeps a little of what was there.",
+    note_text = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`). Choose an image, right-click it, choose *Open in "
+        "MaskEditor*, and paint over the area to change. Then **press Run**.",
+        "Only the masked area is sampled. **denoise** 0.8 keeps a little of what was there.",
     )
     masked = Node("latent", "SetLatentNoiseMask", {"samples": "encoded.LATENT", "mask": "image.MASK"})
     texts = [*prompts("a bouquet of flowers", ""), encoded("encoded")]
     sampler = amed("latent.LATENT", denoise=0.8, **PUBLISHED)
     picture = loaded_image("Your picture and its mask", below=530)
-    return from_picture(said, picture, [Column(texts, top=200), Column([masked], top=730)], sampler)
+    return from_picture(note_text, picture, [Column(texts, top=200), Column([masked], top=730)], sampler)
 
 
 def controlnet() -> Example:
-    said = note(
-        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) and its ControlNet for edges (`{CANNY.name}`). Choose a "
-        "picture, then **press Run**.",
-        "The new picture follows the edges of yours; **strength** says how closely.",
+    note_text = note(
+        f"Needs Stable Diffusion 1.5 (`{SD15.name}`) and its ControlNet for edges (`{CANNY.name}`). Choose "
+        "an image, then **press Run**.",
+        "The new image follows the edges of yours; **strength** sets how closely.",
     )
     edges = Node("edges", "Canny", {"image": "image.IMAGE"}, width=380)
     net = Node("net", "ControlNetLoader", values={"control_net_name": CANNY.name}, models=(CANNY,), width=380)
@@ -236,27 +246,27 @@ def controlnet() -> Example:
     texts = Column([*prompts("a marble statue in a garden", ""), net, edges], top=200)
     sampler = amed("latent.LATENT", "control.positive", "control.negative", **PUBLISHED)
     between = [texts, Column([control, size(512)], top=400)]
-    return from_picture(said, loaded_image(below=30), between, sampler)
+    return from_picture(note_text, loaded_image(below=30), between, sampler)
 
 
 def ordinary_ksampler() -> Example:
-    said = note(
-        "**Press Run.** AMED in the ordinary KSampler. *Apply AMED Predictor* puts the predictor on the "
-        "model and says which sampler, steps and cfg to choose; the scheduler is **amed**.",
-        "Three steps are five evaluations here.",
+    note_text = note(
+        "**Press Run.** This is AMED in the ordinary KSampler. *Apply AMED Predictor* puts the predictor on "
+        "the model and shows which sampler, steps and cfg to choose; the scheduler is **amed**.",
+        "Here 3 steps are 5 evaluations.",
     )
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE}, below=20)
     apply = Node("apply", "AMEDApplyPredictor", {"model": "demo.MODEL", "predictor": "load.predictor"}, DEMO)
-    asked = {"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "amed", "scheduler": "amed"}
-    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, asked)
+    values = {"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "amed", "scheduler": "amed"}
+    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, values)
     columns = [Column([demo_model(), load]), Column([apply], top=240), Column([ordinary])]
-    return Example(said, [*columns, *demo_shown("ordinary.LATENT")])
+    return Example(note_text, [*columns, *demo_shown("ordinary.LATENT")])
 
 
 def custom_sampler() -> Example:
-    said = note(
-        "**Press Run.** AMED in SamplerCustomAdvanced. *AMED Sampler* runs the predictor, *AMED Scheduler* "
-        "gives the noise levels it was fitted on.",
+    note_text = note(
+        "**Press Run.** This is AMED in SamplerCustomAdvanced. *AMED Sampler* runs the predictor, *AMED "
+        "Scheduler* gives the noise levels that it was fitted on.",
         YOURS,
     )
     predictor = {"predictor": "load.predictor"}
@@ -271,56 +281,56 @@ def custom_sampler() -> Example:
                {"noise": "noise.NOISE", "guider": "guider.GUIDER", "sampler": "sampler.SAMPLER",
                 "sigmas": "sigmas.SIGMAS", "latent_image": "demo.latent"}, width=280)  # fmt: skip
     columns = [Column([demo_model(), load]), Column(parts, top=-206), Column([run], top=-20)]
-    return Example(said, [*columns, *demo_shown("run.output")])
+    return Example(note_text, [*columns, *demo_shown("run.output")])
 
 
 def plain_solver() -> Example:
-    said = note(
-        "**Press Run.** The solvers that AMED starts from, without a predictor and on any schedule: what a "
-        "learned one has to beat.",
+    note_text = note(
+        "**Press Run.** These are the solvers that AMED starts from and has to beat, without a predictor and "
+        "on any schedule.",
         YOURS,
     )
-    asked = {"solver": "iPNDM-3", "nfe": 5, "schedule": "time_uniform", "rho": 1.0, "afs": True}
-    solver = Node("plain", "AMEDPlainSolver", {"model": "demo.MODEL"}, asked)
+    values = {"solver": "iPNDM-3", "nfe": 5, "schedule": "time_uniform", "rho": 1.0, "afs": True}
+    solver = Node("plain", "AMEDPlainSolver", {"model": "demo.MODEL"}, values)
     run = Node("run", "SamplerCustom", DEMO_ALL | {"sampler": "plain.SAMPLER", "sigmas": "plain.SIGMAS"},
                {"noise_seed": 1, "cfg": 1.0})  # fmt: skip
     columns = [Column([demo_model()]), Column([solver], top=190), Column([run])]
-    return Example(said, [*columns, *demo_shown("run.output")])
+    return Example(note_text, [*columns, *demo_shown("run.output")])
 
 
 def count_any_sampler() -> Example:
-    said = note(
-        "**Press Run.** The ordinary KSampler between *AMED Count Evaluations* and *AMED Evaluations Used*: "
-        "change the sampler and see what it really costs."
+    note_text = note(
+        "**Press Run.** *AMED Count Evaluations* and *AMED Evaluations Used* stand before and after the "
+        "ordinary KSampler. Change the sampler and see how many evaluations it really takes."
     )
-    asked = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    values = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     count = Node("count", "AMEDCountEvaluations", {"model": "demo.MODEL"}, width=280)
-    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "count.MODEL"}, asked)
+    ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "count.MODEL"}, values)
     used = Node("used", "AMEDEvaluationsUsed", {"model": "count.MODEL", "samples": "ordinary.LATENT"})
     columns = [Column([demo_model()]), Column([count], top=-110), Column([ordinary], top=40),
                Column([used], top=-110)]  # fmt: skip
-    return Example(said, [*columns, *demo_shown("used.LATENT")])
+    return Example(note_text, [*columns, *demo_shown("used.LATENT")])
 
 
 def any_sampler() -> Example:
-    said = note(
-        "**Press Run.** A sampler of ComfyUI's own, made better at few steps for this model: fitted are the "
-        "noise levels it is given, and two numbers for each of its evaluations. Choose another in "
-        "*KSamplerSelect*, or link a pack's SAMPLER.",
-        "*Apply AMED Predictor* says how to set the KSampler: that very sampler, the scheduler **amed**, so "
-        "many steps.",
+    note_text = note(
+        "**Press Run.** This improves one of ComfyUI's samplers at few steps for this model: its noise "
+        "levels are fitted, and two numbers for each of its evaluations. Choose another sampler in "
+        "*KSamplerSelect*, or link the SAMPLER of another pack.",
+        "*Apply AMED Predictor* shows how to set the KSampler: the same sampler, the scheduler **amed**, and "
+        "the number of steps.",
         YOURS,
     )
     chosen = Node("chosen", "KSamplerSelect", values={"sampler_name": "dpmpp_2m"}, below=20)
-    asked = {"nfe": "5", "guidance": 1.0, "name": "demo-dpmpp_2m"}
-    fit = Node("fit", "AMEDCalibrate", DEMO_ALL | {"wrapped": "chosen.SAMPLER"}, asked, size=(400, 720))
+    values = {"nfe": "5", "guidance": 1.0, "name": "demo-dpmpp_2m"}
+    fit = Node("fit", "AMEDCalibrate", DEMO_ALL | {"wrapped": "chosen.SAMPLER"}, values, size=(400, 720))
     fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
     apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
     report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
     steps = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "amed"}
     ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, steps)
     return Example(
-        said,
+        note_text,
         [
             Column([demo_model(), chosen]),
             Column([fit], top=240),
@@ -350,17 +360,17 @@ EXAMPLES: dict[str, Callable[[], Example]] = {
     "13 Count any sampler": count_any_sampler,
     ANY: any_sampler,
 }
-# of the demo model; those that leave a predictor behind are last
+# examples of the demo model, in the order to run them; those that save a predictor are last
 DEMOS = [name for name in EXAMPLES if name[:2] in ("01", "02", "10", "11", "12", "13")] + [CALIBRATE, ANY]
 
 
 def text_to_image_subgraph(name: str, info: dict) -> dict:
-    """MODEL, CLIP, VAE -> IMAGE."""
+    """Return the blueprint of a subgraph MODEL, CLIP, VAE -> IMAGE."""
     text, sampler, decoded = prompts(CORGI, ""), amed("latent.LATENT"), saved()[0].nodes[0]
     for node in (*text, sampler, decoded):
         node.links = {k: v for k, v in node.links.items() if not v.startswith("checkpoint.")}
     return subgraph(
-        name, "A prompt to a picture in a handful of evaluations.",
+        name, "Turns a prompt into an image in a few evaluations.",
         [Column([*text, size(512)], top=200), Column([sampler], top=140), Column([decoded])],
         inside=[("amed", "model"), ("positive", "clip"), ("negative", "clip"), ("decode", "vae")],
         outside=["decode.IMAGE", "amed.report"],

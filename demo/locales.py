@@ -1,7 +1,7 @@
-"""Writes locales/en/nodeDefs.json: what the nodes say of themselves, as ComfyUI's page wants translations.
+"""Write locales/en/nodeDefs.json, the texts of the nodes in the form ComfyUI translates.
 
-`python -m demo.locales` asks a ComfyUI for it; the other languages are written by hand over the same keys
-(tests/comfyui/test_promises.py says which are missing)."""
+`python -m demo.locales` asks a running ComfyUI for the texts. The other languages are written by hand with
+the same keys; tests/comfyui/test_promises.py reports missing ones."""
 
 import json
 from typing import Any
@@ -12,11 +12,12 @@ CATEGORY = "sampling/AMED"
 
 
 def english(nodes: dict[str, dict]) -> dict[str, Any]:
-    """Of nodes as /object_info gives them."""
+    """Return the texts of nodes given as in /object_info, by class name."""
     return {name: node_text(node) for name, node in sorted(nodes.items())}
 
 
 def node_text(node: dict) -> dict[str, Any]:
+    """Return one node's name, description, and the names and tooltips of its inputs and outputs."""
     inputs = {
         name: {"name": name, "tooltip": kind_of(spec)[1].get("tooltip", "")}
         for name, spec in input_specs(node).items()

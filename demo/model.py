@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).parent / "emoji32.safetensors"
 SIGMA_DATA, SIGMA_MIN, SIGMA_MAX = 0.5, 0.002, 80.0
-CLASSES, UNCONDITIONAL = 10, 10  # label 10 is "no category", for classifier-free guidance
+CLASSES, UNCONDITIONAL = 10, 10  # label 10 means "no category", for classifier-free guidance
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice, the second norm scaled and shifted by the embedding (adaptive group
-    norm)."""
+    """A residual block: GroupNorm, SiLU and convolution, twice.
+
+    The embedding scales and shifts the second norm (adaptive group norm)."""
 
     def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float):
         super().__init__()
@@ -38,7 +39,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, heads of 32 channels."""
+    """Self-attention over the pixels, in heads of 32 channels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -57,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A row of blocks that all take the embedding."""
+    """A sequence of blocks that all receive the embedding."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for block in self:
@@ -66,9 +67,15 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, label): x `[B, 3, H, W]` (H and W multiples of 4), c_noise `[B]`, label `[B]` in 0..10.
+    """The raw network F(x, c_noise, label).
 
-    `after_middle(h) -> h`, if given, is called with the middle block's output `[B, 128, H/4, W/4]`."""
+    Args of the call:
+        x: `[B, 3, H, W]`, H and W multiples of 4.
+        c_noise: `[B]`, ln(sigma) / 4.
+        label: `[B]`, categories 0 to 9, or 10 for none.
+        after_middle: called with the middle block's output `[B, 128, H/4, W/4]`; what it returns replaces it.
+
+    Returns `[B, 3, H, W]`."""
 
     def __init__(
         self,
@@ -125,10 +132,14 @@ class UNet(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """EDM preconditioning (Karras et al. 2022, table 1) around `UNet`, in k-diffusion's form.
+    """EDM preconditioning (Karras et al. 2022, table 1) around `UNet`, as a k-diffusion denoiser.
 
-    `denoiser(x, sigma, label=None)`: x `[B, 3, H, W]` in image units (data in [-1, 1]) plus noise of standard
-    deviation sigma `[B]`; returns the denoised image in x's dtype. No label means unconditional."""
+    Args of the call:
+        x: `[B, 3, H, W]`, images in [-1, 1] plus noise.
+        sigma: `[B]`, the standard deviation of that noise.
+        label: `[B]`, categories; None for unconditional.
+
+    Returns the denoised images, in the dtype of x."""
 
     sigma_min, sigma_max = SIGMA_MIN, SIGMA_MAX
 
@@ -147,12 +158,12 @@ class Denoiser(nn.Module):
 
 
 def load_unet(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> UNet:
-    """The trained network, frozen, in eval mode, its weights channels-last (twice as fast on a CPU)."""
+    """Load the trained network: frozen, in eval mode, channels-last (twice as fast on a CPU)."""
     unet = UNet()
     unet.load_state_dict(load_file(file))
     return unet.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def load_denoiser(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Denoiser:
-    """The trained k-diffusion denoiser."""
+    """Load the trained network as a k-diffusion denoiser."""
     return Denoiser(load_unet(file, dtype))

@@ -1,4 +1,4 @@
-"""How results are shown: one measured line, a table of them, an image as a tile."""
+"""How the demo's results are shown: a measured row, a table of rows, an image as a tile."""
 
 from dataclasses import asdict, dataclass
 
@@ -8,24 +8,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Row:
-    """solver and schedule as one would name them; nfe counted; guidance scale; rmse_ref, fd_ref: error and
-    Fréchet distance to the converged reference; fd_data: to the training data; seconds for all samples."""
+    """One measured solver."""
 
-    solver: str
-    schedule: str
-    nfe: int
-    guidance: float
-    rmse_ref: float
-    fd_ref: float
-    fd_data: float
-    seconds: float
+    solver: str  # its name for people
+    schedule: str  # its schedule and settings for people, or the file of its predictor
+    nfe: int  # evaluations counted around the network
+    guidance: float  # guidance scale; 1 is none
+    rmse_ref: float  # root mean square distance to the converged reference, pixels in [-1, 1]
+    fd_ref: float  # Fréchet distance to the reference's images
+    fd_data: float  # Fréchet distance to the training data
+    seconds: float  # sampling time of all samples
 
     def as_dict(self) -> dict:
+        """Return the fields, with floats rounded to five digits."""
         return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| solver | schedule | evaluations | guidance | error | FD to reference | FD to data | s |",
         "|---|---|---|---|---|---|---|---|",
@@ -39,6 +39,6 @@ def table(rows: list[Row]) -> str:
 
 
 def tile(image: Tensor, side: int) -> Image.Image:
-    """An image `[3, H, W]` in [-1, 1] as a square of `side` pixels."""
+    """Return an image `[3, H, W]` in [-1, 1] as a square of `side` pixels."""
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)

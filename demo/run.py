@@ -1,13 +1,10 @@
-"""`make demo`: the same seeds through a real ComfyUI with AMED and with other samplers, as a picture and a
-table.
+"""`make demo`: run the same seeds through a real ComfyUI with AMED and with other samplers.
 
     python -m demo.run [--samples 256] [--guidance 1] [--category none]
 
-Starts ComfyUI headless, submits the graphs of example_workflows/ through its HTTP API, and leaves
-demo/out/demo.png and demo/out/demo.json: rows of solver, schedule, nfe (counted around the network),
-guidance, rmse_ref (error to the 60-evaluation reference of the same seed, pixels in [-1, 1]), fd_ref and
-fd_data (Fréchet distances to the reference images and to the training data, on the features of
-demo.features), seconds (sampling in the server, all samples)."""
+Starts ComfyUI without a browser, runs the workflows of example_workflows/ through its HTTP API, and writes
+the picture demo/out/demo.png and the rows demo/out/demo.json. The fields of a row are those of
+`demo.rows.Row`; the reference has 60 evaluations, and seconds are the server's, for all samples."""
 
 import argparse
 import json
@@ -33,23 +30,25 @@ from .rows import Row, table, tile
 from .workflows import to_api
 
 OUT = Path(__file__).parent / "out"
-ORDINARY, OURS, PLAIN = "13 Count any sampler.json", "01 Start here.json", "12 Plain solver.json"
-BATCH, COLUMNS, SCALE = 64, 12, 3
+ORDINARY, OURS, PLAIN = "13 Count any sampler.json", "01 Start here.json", "12 Plain solver.json"  # workflows
+BATCH, COLUMNS, SCALE = 64, 12, 3  # samples per run; of the picture: columns, enlargement
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the picture: its label, which workflow runs it, and how that graph is changed."""
+    """One row of the picture, and how to run it."""
 
-    solver: str
+    solver: str  # its name in the picture and the table
     schedule: str
-    workflow: str
-    change: dict[str, object]
+    workflow: str  # file of example_workflows/ that runs it
+    change: dict[str, object]  # input name -> value to set in that workflow
 
 
 def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
-    """What is compared: the reference, AMED, the usual samplers as people set them, and the best plain
-    settings: by Fréchet distance (demo/best_plain.json), by error (amed/known.py) where that is another."""
+    """Return what is compared: the reference, AMED, other samplers at usual settings, the best plain ones.
+
+    The best plain settings are the best by Fréchet distance (`best`, from demo/best_plain.json) and, where it
+    is another, the best by error (amed/known.py)."""
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
@@ -59,14 +58,14 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
         change = {"sampler": sampler, "nfe": nfe, "if_missing": "error"}
         return Entry(name, "its own", OURS, change)
 
-    def plain(setting: dict, by: str) -> Entry:
+    def plain(setting: dict, criterion: str) -> Entry:
         schedule = f"{setting['schedule']} {setting['rho']:g}{' + AFS' if setting['afs'] else ''}"
-        return Entry(f"{setting['solver']}, best plain {by}", schedule, PLAIN, {**setting, "nfe": nfe})
+        return Entry(f"{setting['solver']}, best plain {criterion}", schedule, PLAIN, {**setting, "nfe": nfe})
 
     settings = {"by FD": best}
-    if near := known.best("emoji32", nfe, guidance):
-        other = {"schedule": near.kind, "rho": near.rho, "afs": near.afs}
-        settings["by error"] = {"solver": solver_name(near.solver), **other}
+    if known_setting := known.best("emoji32", nfe, guidance):
+        other = {"schedule": known_setting.kind, "rho": known_setting.rho, "afs": known_setting.afs}
+        settings["by error"] = {"solver": solver_name(known_setting.solver), **other}
     if settings["by FD"] == settings.get("by error"):
         settings = {"": best}
     return [
@@ -77,13 +76,15 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
         usual("DPM++ 2M", "dpmpp_2m"),
         usual("UniPC", "uni_pc"),
         usual("iPNDM", "ipndm"),
-        *(plain(setting, by) for by, setting in settings.items()),
+        *(plain(setting, criterion) for criterion, setting in settings.items()),
     ]
 
 
 def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: str, batch: int) -> dict:
-    """The workflow's graph for one batch: settings and seed put in, evaluations counted, the latents
-    saved."""
+    """Return a workflow's graph for one batch.
+
+    The entry's settings and the seed are set, evaluations are counted, and the latents are saved instead of
+    shown."""
 
     def node(*kinds: str) -> str:
         return next(i for i, n in graph.items() if n["class_type"] in kinds)
@@ -121,12 +122,15 @@ def sampled(
     samples: int,
     progress: Callable[[int], None],
 ) -> tuple[Tensor, int, float, str]:
-    """All images of a row `[samples, 3, 32, 32]`, evaluations of a batch, seconds in the server, and the file
-    of the predictor that ran, if one did."""
+    """Sample one row.
+
+    Returns all images `[samples, 3, 32, 32]`, the evaluations of a batch, seconds in the server, and the name
+    of the predictor file that ran ("" for none). Raises RuntimeError if the batches took different numbers of
+    evaluations."""
     images, counts, seconds, predictor = [], set(), 0.0, ""
     workflow, info = json.loads((WORKFLOWS / entry.workflow).read_text()), server.object_info()
-    for seed, start in enumerate(range(0, samples, BATCH)):
-        batch = min(BATCH, samples - start)
+    for seed, offset in enumerate(range(0, samples, BATCH)):
+        batch = min(BATCH, samples - offset)
         graph = prepared(to_api(workflow, info), entry, seed, guidance, category, batch)
         result: Result = server.run(graph)
         counts.add(int(re.match(r"(\d+) evaluations", "".join(result.outputs["used"]["text"])).group(1)))
@@ -135,7 +139,7 @@ def sampled(
         for line in "".join(t for ui in result.outputs.values() for t in ui.get("text", ())).splitlines():
             if line.startswith("predictor: "):
                 predictor = line.split()[1].removesuffix(".safetensors")
-        progress(start + batch)
+        progress(offset + batch)
     if len(counts) != 1:
         raise RuntimeError(
             f"{entry.solver}: the batches took different numbers of evaluations: {sorted(counts)}"
@@ -144,7 +148,7 @@ def sampled(
 
 
 def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
-    """Rows of images, the same seeds in columns, each row with its name and figures at the left."""
+    """Draw the picture: one row of images per solver with its figures on the left, one column per seed."""
     side, left, gap = 32 * SCALE, 330, 6
     page = Image.new("RGB", (left + COLUMNS * (side + gap), len(rows) * (side + gap) + gap), "white")
     draw = ImageDraw.Draw(page)
@@ -166,12 +170,12 @@ def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--nfe", type=int, default=5, choices=(3, 5, 7, 9))
-    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--nfe", type=int, default=5, choices=(3, 5, 7, 9), help="evaluations per image")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is none")
     parser.add_argument("--category", default="none", help="an emoji category, or none")
     args = parser.parse_args(argv)
     if args.samples < 65:
-        parser.error("--samples: a Fréchet distance of 64 features needs at least 65")
+        parser.error("--samples: at least 65 are needed for a Fréchet distance of 64 features")
     plain = json.loads((Path(__file__).parent / "best_plain.json").read_text())
     best = plain.get(f"{args.nfe} {args.guidance:g}", plain[f"{args.nfe} 1"])
     features, rows, begin = Features(), [], time.monotonic()

@@ -1,10 +1,10 @@
-"""`make screenshots`: pictures of ComfyUI's page with this pack, for the README and the help pages.
+"""`make screenshots`: take pictures of ComfyUI's page with this pack, for the README and the help pages.
 
     python -m demo.screenshots [NAME ...]
 
-Starts ComfyUI and a headless Chromium, runs the demo workflows in the page, and writes
-docs/screenshots/*.png; web/docs/*.jpg, each node in use, for its help page; and, beside each example
-that needs a checkpoint, a thumbnail of its graph as the page draws it (.jpg)."""
+Starts ComfyUI and a headless Chromium, runs the demo model's workflows in the page, and writes
+docs/screenshots/*.png; web/docs/*.jpg, a picture of each node in use for its help page; and, beside each
+example that needs a checkpoint, a thumbnail of its graph (.jpg)."""
 
 import argparse
 import io
@@ -22,18 +22,19 @@ from .drawing import Column, Example, Node, workflow
 from .gallery import DEMO_ALL, DEMO_FILE, demo_model
 
 OUT, DOCS = ROOT / "docs" / "screenshots", ROOT / "web" / "docs"
-HELP = 480  # pixels, about what the help panel is wide
-THUMBNAIL = 512  # pixels; cards are square
+HELP = 480  # width of a help page's picture, in pixels; about that of the help panel
+THUMBNAIL = 512  # width and height of a thumbnail, in pixels
 MARGIN = 24  # around a thumbnail's node
-SHOWN_AT = 0.75  # of a fit: when its picture is taken
+SHOWN_AT = 0.75  # share of a calibration after which its picture is taken
 
 
 def kinds(file: Path) -> set[str]:
+    """Return the classes of a workflow's nodes."""
     return {node["type"] for node in json.loads(file.read_text())["nodes"]}
 
 
 def example(*wanted: str, without: tuple[str, ...] = ("AMEDCalibrate", "AMEDCompare")) -> Path:
-    """The first example with these nodes, and none of those."""
+    """Return the first example that has the `wanted` classes of nodes and none of `without`."""
     for file in sorted(WORKFLOWS.glob("*.json")):
         if set(wanted) <= kinds(file) and not set(without) & kinds(file):
             return file
@@ -41,12 +42,13 @@ def example(*wanted: str, without: tuple[str, ...] = ("AMEDCalibrate", "AMEDComp
 
 
 def shot(page: Page, box: dict[str, float] | None = None) -> Image.Image:
-    """The page, or a rectangle of it."""
+    """Return a picture of the page, or of a rectangle of it."""
     page.settle(600)
     return Image.open(io.BytesIO(page.tab.screenshot(clip=box))).convert("RGB")
 
 
 def write(image: Image.Image, name: str) -> None:
+    """Save a picture in docs/screenshots and print its size."""
     OUT.mkdir(exist_ok=True)
     file = OUT / f"{name}.png"
     image.save(file, optimize=True)
@@ -54,22 +56,22 @@ def write(image: Image.Image, name: str) -> None:
 
 
 def start_here(page: Page) -> None:
-    """The first example after it ran."""
+    """Show the first example after a run."""
     page.open(example("AMEDDemoModel", "AMEDKSampler"))
     page.run()
     write(shot(page, page.box()), "start-here")
 
 
 def ksampler(page: Page) -> None:
-    """AMED KSampler alone, after a run."""
+    """Show AMED KSampler alone, after a run."""
     page.open(example("AMEDDemoModel", "AMEDKSampler"))
-    page.change("AMEDKSampler", seed=2)  # what the server knows already is not run, and says nothing
+    page.change("AMEDKSampler", seed=2)  # with the seed of the last run, the server would skip the node
     page.run()
     write(shot(page, page.box([page.node("AMEDKSampler")["id"]])), "amed-ksampler")
 
 
 def calibrate(page: Page) -> None:
-    """Calibrate AMED at work, and its graph when it is done."""
+    """Show Calibrate AMED in progress, and its graph after the run."""
     page.open(example("AMEDDemoModel", "AMEDCalibrate", without=()))
     node = page.node("AMEDCalibrate")["id"]
     run = page.queue()
@@ -87,7 +89,7 @@ def calibrate(page: Page) -> None:
 
 
 def rest() -> Example:
-    """The nodes that no example has."""
+    """Return a workflow with the nodes that no example has."""
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
     train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
@@ -107,7 +109,7 @@ def rest() -> Example:
 
 
 def help_pages(page: Page) -> None:
-    """Each node in use, from the first graph that has it."""
+    """Show each node in use, in the first workflow that has it."""
     files = [file for file in sorted(WORKFLOWS.glob("*.json")) if "AMEDDemoModel" in kinds(file)]
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder) / "others.json"
@@ -128,8 +130,7 @@ def help_pages(page: Page) -> None:
 
 
 def thumbnails(page: Page) -> None:
-    """Of the examples that need a checkpoint: AMED KSampler, and as much of what is before it as fits a
-    square."""
+    """Show each example that needs a checkpoint: AMED KSampler, and the nodes before it that fit a square."""
     for file in sorted(WORKFLOWS.glob("*.json")):
         if "AMEDDemoModel" in kinds(file):
             continue
@@ -158,10 +159,12 @@ PICTURES: dict[str, Callable[[Page], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PICTURES)}; all if none")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"any of {', '.join(PICTURES)}; default: all"
+    )
     names = parser.parse_args().names or list(PICTURES)
     if unknown := set(names) - set(PICTURES):
-        parser.error(f"no picture {', '.join(sorted(unknown))}: there are {', '.join(PICTURES)}")
+        parser.error(f"unknown picture {', '.join(sorted(unknown))}: choose from {', '.join(PICTURES)}")
     if reason := missing():
         sys.exit(f"error: {reason}")
     try:

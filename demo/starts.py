@@ -1,4 +1,4 @@
-"""Where the demo's networks start: at a plain solver's own schedule, or at constants."""
+"""Initial weights for the demo's networks, so that training starts from known constants."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,14 @@ from amed.fit.plain import Setting
 def start_from(
     predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
 ) -> None:
-    """Set a fresh BottleneckPredictor to constants per interval of `base` `[N]`, whatever the bottleneck: r,
-    c, a `[N-1]` (default 1), c and a clamped to the predictor's ranges. A plugin whose mid times are those of
-    its plain solver's own schedule then *is* that solver, and training can only leave it for something
-    better."""
+    """Set a fresh BottleneckPredictor to constants in each interval, whatever the bottleneck.
+
+    With the mid times of a plain solver's schedule, a plugin then equals that solver, and training can only
+    leave it for something better.
+
+    Args:
+        base: base times `[N]`.
+        r, c, a: constants `[N-1]`; c and a default to 1, and are clamped to the predictor's ranges."""
     pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
     targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
     for layer, value, scale in (
@@ -35,8 +39,10 @@ def start_from(
 
 
 def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Every other time of a one-evaluation solver's schedule as base times `[N]`, and the r `[N-1]` that puts
-    the others in between. Raises ValueError for a schedule of an even number of times."""
+    """Split a one-evaluation solver's schedule into base times and mid times.
+
+    Returns every other time `[N]` and the r `[N-1]` that places the remaining times between them. Raises
+    ValueError if the number of times is even."""
     times = setting.sigmas()
     if len(times) % 2 == 0:
         raise ValueError(f"{len(times)} times do not split into base and mid times")

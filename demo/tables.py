@@ -1,7 +1,7 @@
-"""The tables of predictors/README.md, written into it: `python -m demo.tables`.
+"""Write the tables of predictors/README.md: `python -m demo.tables`.
 
-From the files themselves, predictors/measured.json (made by `python -m demo.fit`) and docs/results.json (by
-`make bench`)."""
+The figures come from the predictor files, predictors/measured.json (made by `python -m demo.fit`) and
+docs/results.json (made by `make bench`)."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ KINDS = ("calibrated table, quick", "calibrated table")
 
 
 def files() -> list[str]:
-    """A line a bundled file."""
+    """Return a Markdown table with one line per bundled file."""
     lines = ["| file | for | solver | NFE | guidance | how |", "|" + "---|" * 6]
     for path in sorted(FOLDER.glob("*.safetensors")):
         spec = load(path).spec
@@ -28,13 +28,15 @@ def files() -> list[str]:
 
 
 def measured() -> list[str]:
-    """For each NFE and guidance the plain solvers, each at its best setting, and the fitted predictors."""
+    """Return a table of the plain solvers, each at its best setting, and the fitted predictors.
+
+    The lines are grouped by guidance and NFE; the lowest Fréchet distance of each group is bold."""
     head = "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |"
     lines = [head, "|" + "---|" * 8]
-    rows_of = json.loads((FOLDER / "measured.json").read_text())
-    for key in sorted(rows_of, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
-        best = min(rows_of[key], key=lambda row: row["fd_ref"])
-        for row in rows_of[key]:
+    rows_by_key = json.loads((FOLDER / "measured.json").read_text())
+    for key in sorted(rows_by_key, key=lambda k: (float(k.split()[1]), int(k.split()[0]))):
+        best = min(rows_by_key[key], key=lambda row: row["fd_ref"])
+        for row in rows_by_key[key]:
             mark = {True: "bundled", False: "loses to its plain solver: left out", None: ""}[row["kept"]]
             fd = f"**{row['fd_ref']:.2f}**" if row is best else f"{row['fd_ref']:.2f}"
             lines.append(
@@ -45,8 +47,10 @@ def measured() -> list[str]:
 
 
 def calibrated() -> list[str]:
-    """For each NFE and guidance, on the bench's large sets of noises: the least error and the least Fréchet
-    distance of any other solver, the quick and the normal calibration, and their ratios."""
+    """Return a table of the calibrated tables beside the best of all other solvers.
+
+    For each NFE and guidance, on the largest set of noises measured: the lowest error and the lowest Fréchet
+    distance of any other solver, those of the quick and the normal calibration, and their ratios."""
     names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     rows = [row for row in json.loads(RESULTS.read_text()) if "solver" in row]
@@ -56,22 +60,22 @@ def calibrated() -> list[str]:
     rows = [row for row in rows if row["noises"] == large[row["guidance"]]]
     measures = "rmse_ref", "fd_ref"
 
-    def both(values: dict[str, float] | None) -> str:
+    def text(values: dict[str, float] | None) -> str:
         return f"{values['rmse_ref']:.3f} / {values['fd_ref']:.3f}" if values else ""
 
     for guidance, nfe in sorted({(row["guidance"], row["nfe"]) for row in rows if row["nfe"] < 100}):
-        here = [row for row in rows if (row["guidance"], row["nfe"]) == (guidance, nfe)]
-        others = [row for row in here if not row["predictor"]]
+        group = [row for row in rows if (row["guidance"], row["nfe"]) == (guidance, nfe)]
+        others = [row for row in group if not row["predictor"]]
         best = {m: min(row[m] for row in others) for m in measures}
-        ours = [next((r for r in here if r["predictor"] == kind), None) for kind in KINDS]
-        ratios = [r and {m: r[m] / best[m] for m in measures} for r in ours]
+        calibrated_rows = [next((r for r in group if r["predictor"] == kind), None) for kind in KINDS]
+        ratios = [r and {m: r[m] / best[m] for m in measures} for r in calibrated_rows]
         shares = [r and f"**{r['rmse_ref']:.2f}** / **{r['fd_ref']:.2f}**" for r in ratios]
         cells = [
             nfe,
             f"{guidance:g}",
-            here[0]["noises"],
-            both(best),
-            *map(both, ours),
+            group[0]["noises"],
+            text(best),
+            *map(text, calibrated_rows),
             *(s or "" for s in shares),
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -79,7 +83,7 @@ def calibrated() -> list[str]:
 
 
 def write(page: Path, tables: dict[str, list[str]]) -> None:
-    """Put each table between its marks."""
+    """Replace the table between the markers `<!-- name -->` and `<!-- end -->` of a page, for each name."""
     text = page.read_text()
     for name, lines in tables.items():
         head, rest = text.split(f"<!-- {name} -->\n")

@@ -1,4 +1,4 @@
-"""The demo model as something to fit to and to measure: for `python -m amed`, demo and bench."""
+"""The demo model as a Target: something to fit to and to measure, for `python -m amed`, demo and bench."""
 
 from pathlib import Path
 
@@ -13,17 +13,18 @@ from . import model as demo
 from .features import Features
 
 NAME = "emoji32"
-Args = dict[str, dict[str, Tensor]]
+Args = dict[str, dict[str, Tensor]]  # arguments of both halves of the guided model, "cond" and "uncond"
 
 
 def categories(label: Tensor) -> Args:
-    """Arguments of the guided model: categories `[n]`, guided away from none."""
+    """Return the guided model's arguments for categories `[n]`; the unconditional half has no category."""
     return {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
 
 
 def draw_at(guidance: float) -> Draw:
-    """(generator, count) -> unit noises and their arguments: categories at random, none at guidance 1, where
-    nothing guides."""
+    """Return a function (generator, count) -> unit noises `[count, 3, 32, 32]` and their arguments.
+
+    The categories are random; at guidance 1 there are none."""
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, Args]:
         noise = torch.randn(count, 3, 32, 32, generator=generator)
@@ -34,7 +35,7 @@ def draw_at(guidance: float) -> Draw:
 
 
 def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
-    """The demo model at a guidance scale; its `model` is an amed.evaluate.Guided."""
+    """Return the demo model at a guidance scale as a Target; its `model` is an amed.evaluate.Guided."""
     guided = Guided(demo.load_denoiser(weights, dtype), guidance)
     return Target(
         guided,

@@ -1,11 +1,11 @@
-"""Train the demo model: EDM's loss on the emoji, with label dropout, EMA, checkpoints; resumes by itself.
+"""Train the demo model on the emoji: EDM's loss with label dropout, EMA, and checkpoints.
 
     python -m demo.data && python -m demo.train --start demo/emoji32.safetensors --hours 10
-    python -m demo.train --decay 3000    # the end: the rate falls to nothing over so many more steps
+    python -m demo.train --decay 3000    # finish: the learning rate falls to 0 over the next 3,000 steps
 
-The learning rate is constant, so that training may go on for as long as there is time; the EMA weights are
-what is used. Writes ~/.cache/amed/train.pt at every checkpoint (yours alone: never loaded by the pack) and,
-at each of them, the EMA weights in half precision to --out. Interrupt it freely; the same command goes on.
+The learning rate is constant until --decay, so training can continue for any time. Every --every steps the
+full state is written to ~/.cache/amed/train.pt (the pack never loads it), and the EMA weights, which are the
+model, to --out in half precision. The run may be interrupted at any time; the same command resumes it.
 """
 
 import argparse
@@ -22,13 +22,17 @@ from . import data
 from .model import CLASSES, SIGMA_DATA, UNCONDITIONAL, WEIGHTS, Denoiser, UNet
 
 FOLDER = Path.home() / ".cache" / "amed"
-P_MEAN, P_STD = -1.2, 1.2  # ln sigma of the training noise, as EDM's
+P_MEAN, P_STD = -1.2, 1.2  # mean and standard deviation of ln sigma of the training noise, as in EDM
 
 
 def edm_loss(
     denoiser: Denoiser, x: torch.Tensor, label: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """EDM's weighted squared error, averaged over everything (Karras et al. 2022, eq. 8)."""
+    """Return EDM's weighted squared error, averaged over all elements (Karras et al. 2022, eq. 8).
+
+    Args:
+        x: images `[B, 3, 32, 32]` in [-1, 1].
+        label: `[B]`, categories; 10 for none."""
     sigma = (torch.randn(len(x), generator=generator) * P_STD + P_MEAN).exp()
     noise = torch.randn(x.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
     weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
@@ -36,7 +40,7 @@ def edm_loss(
 
 
 def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
-    """Half-precision safetensors, written to the side and moved into place."""
+    """Save a state in half precision, through a temporary file so that `file` is never incomplete."""
     part = file.with_suffix(".part")
     save_file({k: v.half().contiguous() for k, v in state.items()}, part)
     os.replace(part, file)
@@ -44,9 +48,11 @@ def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=math.inf, help="stop after so many, in all")
-    parser.add_argument("--decay", type=int, help="finish: the rate falls to 0 over so many steps from here")
-    parser.add_argument("--start", type=Path, help="weights to start from, where there is no checkpoint yet")
+    parser.add_argument("--hours", type=float, default=math.inf, help="stop after this many hours in all")
+    parser.add_argument(
+        "--decay", type=int, help="finish: the rate falls to 0 over this many steps from here"
+    )
+    parser.add_argument("--start", type=Path, help="initial weights where no checkpoint exists yet")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--ema", type=float, default=0.9998)
@@ -68,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     denoiser = Denoiser(unet)
     ema = {k: v.clone() for k, v in unet.state_dict().items()}
     optimiser = torch.optim.Adam(unet.parameters(), lr=args.lr, betas=(0.9, 0.99))
-    step, seconds, log, first = 0, 0.0, [], None
+    step, seconds, log, decay_start = 0, 0.0, [], None
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if args.checkpoint.is_file():
         saved = torch.load(args.checkpoint, weights_only=True)
@@ -76,25 +82,25 @@ def main(argv: list[str] | None = None) -> None:
         optimiser.load_state_dict(saved["optimiser"])
         generator.set_state(saved["generator"])
         ema, step, seconds, log = saved["ema"], saved["step"], saved["seconds"], saved["log"]
-        first, args.decay = saved["decaying"] or (None, args.decay)
+        decay_start, args.decay = saved["decaying"] or (None, args.decay)
         print(f"resumed at step {step}", flush=True)
     print(f"{sum(p.numel() for p in unet.parameters()):,} parameters, {len(images)} images", flush=True)
-    run = torch.compile(denoiser) if args.compile else denoiser
+    forward = torch.compile(denoiser) if args.compile else denoiser
 
-    if args.decay and first is None:
-        first = step
+    if args.decay and decay_start is None:
+        decay_start = step
     total, count, start = 0.0, 0, time.time()
-    while first is None or step < first + args.decay:
+    while decay_start is None or step < decay_start + args.decay:
         if seconds + time.time() - start > 3600 * args.hours:
             break
-        left = 1.0 if first is None else 1 - (step - first) / args.decay
+        rate_share = 1.0 if decay_start is None else 1 - (step - decay_start) / args.decay
         for group in optimiser.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 500) * left
+            group["lr"] = args.lr * min(1, (step + 1) / 500) * rate_share
         pick = torch.randint(len(images), (args.batch,), generator=generator)
         x, label = data.mirrored(images[pick], labels[pick], generator), labels[pick]
         label = torch.where(torch.rand(args.batch, generator=generator) < 0.15, UNCONDITIONAL, label)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = edm_loss(run, x, label, generator)
+            loss = edm_loss(forward, x, label, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -103,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         decay = min(args.ema, (1 + step) / (10 + step))
         state = unet.state_dict()
         torch._foreach_lerp_(list(ema.values()), [state[k] for k in ema], 1 - decay)
-        if step % args.every == 0 or (first is not None and step == first + args.decay):
+        if step % args.every == 0 or (decay_start is not None and step == decay_start + args.decay):
             seconds, start = seconds + time.time() - start, time.time()
             log.append({"step": step, "loss": total / count, "seconds": seconds})
             print(json.dumps(log[-1]), flush=True)
@@ -118,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                     "generator": generator.get_state(),
                     "seconds": seconds,
                     "log": log,
-                    "decaying": None if first is None else (first, args.decay),
+                    "decaying": None if decay_start is None else (decay_start, args.decay),
                 },
                 part,
             )

@@ -1,41 +1,46 @@
-"""ComfyUI workflows as people save them (nodes, links, widgets) turned into what its HTTP API runs."""
+"""Convert saved ComfyUI workflows (nodes, links, widgets) into graphs that its HTTP API runs."""
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-ONLY_FOR_PEOPLE = {"Note", "MarkdownNote"}
-NEVER, BYPASS = 2, 4  # a node's `mode`
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}  # input types that are widgets on a node
+ONLY_FOR_PEOPLE = {"Note", "MarkdownNote"}  # node types that the server does not know
+NEVER, BYPASS = 2, 4  # values of a node's `mode`: muted, bypassed
 SEEDS = ("seed", "noise_seed")
-CONTROLS = ("fixed", "increment", "decrement", "randomize")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")  # values of control_after_generate
 
 
 def kind_of(spec: list) -> tuple[object, dict]:
-    """An input's type (a list is a combo's options) and its options."""
+    """Return an input's type (for a combo: the list of its choices) and its options."""
     return spec[0], spec[1] if len(spec) > 1 else {}
 
 
 def is_widget(spec: list) -> bool:
+    """Return whether an input is a widget, i.e. is typed or chosen on the node and not linked."""
     kind, options = kind_of(spec)
     return (isinstance(kind, list) or kind in WIDGETS) and not options.get("forceInput")
 
 
 def has_control(name: str, spec: list) -> bool:
-    """Whether the page puts a control_after_generate beside this input: where the schema says so, and beside
-    an INT called seed or noise_seed unless the schema says it must not (ComfyUI_frontend, useIntWidget)."""
+    """Return whether the page adds a control_after_generate widget to this input.
+
+    It does where the schema asks for it, and for an INT called seed or noise_seed unless the schema forbids
+    it (ComfyUI_frontend, useIntWidget)."""
     kind, options = kind_of(spec)
-    said = options.get("control_after_generate")
-    if said is None:
+    requested = options.get("control_after_generate")
+    if requested is None:
         return kind == "INT" and name in SEEDS
-    return bool(said) and (isinstance(kind, list) or kind in ("INT", "COMBO"))
+    return bool(requested) and (isinstance(kind, list) or kind in ("INT", "COMBO"))
 
 
 def input_specs(info: dict) -> dict[str, list]:
-    """A node's inputs in the order of its widgets: required, then optional."""
+    """Return a node's inputs in the order of its widgets: required ones, then optional ones."""
     return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
 
 
 def widget_values(node: dict, info: dict) -> dict[str, object]:
-    """`widgets_values` by name. A workflow from before the last optional inputs were added has no values for
-    these: they keep their defaults, as in the page. Raises ValueError when the values are not those of the
-    node's widgets: another number, or something else where a seed's "randomize", "fixed" ... belongs."""
+    """Return a saved node's `widgets_values` by name.
+
+    Optional inputs at the end may be absent, because the workflow can be older than they are; they keep their
+    defaults, as in the page. Raises ValueError if the values do not fit the node's widgets: another number of
+    them, or something else in the place of a control_after_generate."""
     names = []
     for name, spec in input_specs(info).items():
         if is_widget(spec):
@@ -43,7 +48,7 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
             if has_control(name, spec):
                 names.append(None)
             if kind_of(spec)[1].get("image_upload"):
-                names.append("")  # the page's button
+                names.append("")  # the page's upload button
     values, where = node.get("widgets_values") or [], f"node {node['id']} ({node['type']})"
     if all(name in info["input"].get("optional", {}) for name in names[len(values) :]):
         names = names[: len(values)]
@@ -61,11 +66,15 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
 
 
 def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
-    """API-format graph `{id: {class_type, inputs}}` of a saved workflow.
+    """Convert a saved workflow into an API-format graph `{id: {class_type, inputs}}`.
 
-    `object_info` is the server's. Raises ValueError naming the node that is unknown, has other inputs or
-    widgets than the server's, is linked from an output that does not exist, or is bypassed (which needs the
-    page)."""
+    Args:
+        workflow: the saved JSON.
+        object_info: the server's description of its nodes.
+
+    Raises ValueError with the node's id and class if it is unknown, bypassed (only the page can run that),
+    lacks an input, has inputs or widgets that the server does not know, or is linked from an output that does
+    not exist."""
     links = {link[0]: link for link in workflow["links"]}
     nodes = {node["id"]: node for node in workflow["nodes"] if node.get("mode", 0) != NEVER}
     graph = {}
@@ -74,9 +83,9 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
         if kind in ONLY_FOR_PEOPLE:
             continue
         if kind not in object_info:
-            raise ValueError(f"{where} is not known to this ComfyUI")
+            raise ValueError(f"{where} is unknown to this ComfyUI")
         if node.get("mode", 0) == BYPASS:
-            raise ValueError(f"{where} is bypassed: only the page can run that")
+            raise ValueError(f"{where} is bypassed: only ComfyUI's page can run that")
         specs, inputs = input_specs(object_info[kind]), widget_values(node, object_info[kind])
         for slot in node.get("inputs", []):
             if slot["name"] not in specs:
@@ -89,7 +98,7 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
             if output >= len(object_info[nodes[source]["type"]]["output"]):
                 raise ValueError(
                     f"{where}: its {slot['name']} is linked from output {output} of node {source} "
-                    f"({nodes[source]['type']}), which has fewer"
+                    f"({nodes[source]['type']}), which has fewer outputs"
                 )
             inputs[slot["name"]] = [str(source), output]
         missing = [name for name in object_info[kind]["input"].get("required", {}) if name not in inputs]
