@@ -1,1 +1,1 @@
-"""The benchmark: AMED beside every solver an artist could pick, each at its best; `python -m bench`."""
+"""The benchmark: AMED beside many other solvers, each at its best settings; `python -m bench`."""

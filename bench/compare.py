@@ -1,4 +1,4 @@
-"""The calibrated tables beside the best other solvers, and two sets of features beside each other."""
+"""Comparisons of the calibrated tables with the best other solvers, and of two sets of features."""
 
 from dataclasses import dataclass
 
@@ -13,95 +13,103 @@ SHORT = {"rmse_ref": "error", "fd_ref": "FD", "fd_data": "above the reference's 
 
 
 def cells(rows: list[Row]) -> list[tuple[float, int]]:
-    """(guidance, NFE) of the rows, in order."""
+    """Return the (guidance, NFE) of the rows, sorted."""
     return sorted({(r.entry.guidance, r.entry.cell) for r in rows})
 
 
 @dataclass
 class Compared:
-    """A calibrated table (`mine`) beside the best other solver (`row`) in one measure, at one NFE and
-    guidance."""
+    """A calibrated table compared with the best other solver in one measure, at one NFE and guidance."""
 
     nfe: int
     guidance: float
-    measure: str
-    ours: float
-    other: float
-    mine: Row
-    row: Row
-    ratio: float | None
-    interval: tuple[float, float] | None
+    measure: str  # a name of SHORT
+    ours: float  # value of the calibrated table
+    other: float  # value of the other solver
+    our_row: Row
+    row: Row  # the other solver's
+    ratio: float | None  # ours / other; None where other is not above 0
+    interval: tuple[float, float] | None  # of the ratio, the middle 90 % of the resamples
 
     @property
     def text(self) -> str:
+        """The ratio and its interval, for people."""
         if self.ratio is None:
             return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
 
 
-def above(measured: Measured, measure: str, reference: Measured | None) -> tuple[float, Tensor]:
-    """A measure's value and resamples; FD to data as what it is above the reference's own."""
+def above_reference(measured: Measured, measure: str, reference: Measured | None) -> tuple[float, Tensor]:
+    """Return a measure's value and its resamples; FD to data less that of the reference, if it is given."""
     if measure != "fd_data" or reference is None:
         return measured.value, measured.resampled
     return measured.value - reference.value, measured.resampled - reference.resampled
 
 
-def beside(mine: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
-    """A row of ours beside the best other in its cell; the resamples are of the same noises, so their ratios
-    are paired."""
-    nfe, guidance = mine.entry.cell, mine.entry.guidance
+def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
+    """Compare a row of ours with the best other solver of its cell.
+
+    Both rows were resampled with the same noises, so the ratios of the resamples are paired."""
+    nfe, guidance = our_row.entry.cell, our_row.entry.guidance
     best = min(others(rows, nfe, guidance), key=lambda r: r.measures[measure].value)
-    ours, ours_again = above(mine.measures[measure], measure, reference)
-    other, other_again = above(best.measures[measure], measure, reference)
+    ours, ours_resampled = above_reference(our_row.measures[measure], measure, reference)
+    other, other_resampled = above_reference(best.measures[measure], measure, reference)
     ratio = interval = None
     if other > 0:
         ratio = ours / other
-        again = (ours_again / other_again)[other_again > 0]
-        again = again - again.mean() + ratio  # as in Measured.interval
-        interval = tuple(torch.quantile(again, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
-    return Compared(nfe, guidance, measure, ours, other, mine, best, ratio, interval)
+        resampled = (ours_resampled / other_resampled)[other_resampled > 0]
+        resampled = resampled - resampled.mean() + ratio  # as in Measured.interval
+        interval = tuple(torch.quantile(resampled, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist())
+    return Compared(nfe, guidance, measure, ours, other, our_row, best, ratio, interval)
 
 
-def ours(rows: list[Row], nfe: int, guidance: float, predictor: str = CALIBRATED) -> Row | None:
-    """A table of ours in one cell."""
-    own = (r for r in rows if (r.entry.cell, r.entry.guidance, r.predictor) == (nfe, guidance, predictor))
-    return next(own, None)
+def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = CALIBRATED) -> Row | None:
+    """Return the row of a calibrated table in one cell, None if there is none."""
+    matching = (
+        r for r in rows if (r.entry.cell, r.entry.guidance, r.predictor) == (nfe, guidance, predictor)
+    )
+    return next(matching, None)
 
 
 def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
-    """Of 2 nfe passes under guidance, the better by error: the table of nfe evaluations, or that of one more
-    which spares two of its passes."""
-    here = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
-    both = [r for r in here if CALIBRATED in r.predictor and r.predictor != QUICK_TABLE and r.nfe <= nfe + 1]
-    return min(both, key=lambda r: r.measures["rmse_ref"].value, default=None)
+    """Return the calibrated table with the lowest error at the cost of `nfe` evaluations, if there is one.
+
+    The candidates are the table of `nfe` evaluations, and with guidance that of one evaluation more which
+    skips the negative prompt in two of them."""
+    cell_rows = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
+    candidates = [
+        r for r in cell_rows if CALIBRATED in r.predictor and r.predictor != QUICK_TABLE and r.nfe <= nfe + 1
+    ]
+    return min(candidates, key=lambda r: r.measures["rmse_ref"].value, default=None)
 
 
 def all_compared(
     rows: list[Row], references: dict[float, Measured], predictor: str = CALIBRATED
 ) -> list[Compared]:
-    """A kind of our tables everywhere, in each measure of SHORT."""
-    tables = [ours(rows, nfe, guidance, predictor) for guidance, nfe in cells(rows)]
-    return [beside(r, rows, m, references.get(r.entry.guidance)) for r in tables if r for m in SHORT]
+    """Compare one kind of calibrated tables in every cell and each measure of SHORT."""
+    tables = [calibrated_row(rows, nfe, guidance, predictor) for guidance, nfe in cells(rows)]
+    return [against_best(r, rows, m, references.get(r.entry.guidance)) for r in tables if r for m in SHORT]
 
 
 def rank(values: list[float]) -> Tensor:
+    """Return the rank of each value, from 0."""
     return torch.tensor(values).argsort().argsort().double()
 
 
 def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
-    """(NFE, guidance, Spearman's rank correlation of the two Frechet distances over all rows)."""
+    """Return (NFE, guidance, Spearman's rank correlation of the two Fréchet distances over all rows)."""
     ranks = []
     for guidance, nfe in cells(rows):
-        here = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
-        a, b = (rank([r.measures[m].value for r in here]) for m in ("fd_ref", "fd_ref_unet"))
+        cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
+        a, b = (rank([r.measures[m].value for r in cell_rows]) for m in ("fd_ref", "fd_ref_unet"))
         ranks.append((nfe, guidance, float(torch.corrcoef(torch.stack([a, b]))[0, 1])))
     return ranks
 
 
 def ahead_by(rows: list[Row], measure: str) -> int:
-    """In how many tables the calibrated one is ahead of every other solver in a measure."""
+    """Count the cells where the calibrated table beats every other solver in a measure."""
     count = 0
     for guidance, nfe in cells(rows):
-        mine, best = ours(rows, nfe, guidance), best_others(rows, nfe, guidance)[measure]
-        count += mine is not None and mine.measures[measure].value < best.measures[measure].value
+        our_row, best = calibrated_row(rows, nfe, guidance), best_others(rows, nfe, guidance)[measure]
+        count += our_row is not None and our_row.measures[measure].value < best.measures[measure].value
     return count

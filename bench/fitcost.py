@@ -1,7 +1,8 @@
-"""What a fit's passes buy: `python -m bench.fitcost` (some 20 minutes), kept in docs/fit_cost.json.
+"""Measure how the quality of a fit grows with its cost: `python -m bench.fitcost` (about 20 minutes).
 
-NFE 5 without guidance: calibrations of several budgets, Algorithm 1 on several numbers of images, greedy
-tables on several numbers of noises, all measured on noises that nothing else uses."""
+NFE 5 without guidance: calibrations with several budgets, Algorithm 1 on several numbers of images, and
+greedy tables on several numbers of noises, all measured on noises that nothing else uses. The rows are saved
+in docs/fit_cost.json."""
 
 import argparse
 import json
@@ -32,57 +33,60 @@ FILE = OUT / "fitcost-reference.safetensors"
 BUDGETS = (smallest(NFE), 2500, 5000, 12000, 40000)
 IMAGES = (32, 128, 512, 1600)
 SAMPLES = (2, 8, 32, 128)
-PASSES_AN_IMAGE = 25  # of Algorithm 1, about: only says which jobs come first
+PASSES_AN_IMAGE = 25  # of Algorithm 1, roughly; only used to order the jobs
 
 
 @cache
 def problem(count: int) -> Problem:
+    """Return the noises to measure on."""
     return Problem(1.0, count, SEED)
 
 
 def reference(count: int, start: int, stop: int) -> Tensor:
+    """Return the reference images of some of the noises."""
     part, plan = problem(count).part(start, stop), reference_plan(60)
     return run(part.guided, part.noise, plan.sigmas(), plan.solver, part.args)[0]
 
 
 def greedy(samples: int) -> Learned:
-    """A greedy table of AMED-Solver on the schedule its paper recommends."""
-    own, solver = target(1.0), Solver("amed")
+    """Fit a greedy table of AMED-Solver, on the schedule that the paper recommends."""
+    fit_target, solver = target(1.0), Solver("amed")
     base = schedules.make("time_uniform", (NFE + 1) // 2 + 1, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
-    noise, args = own.draw(torch.Generator().manual_seed(SEED + 1), samples)
-    counter = Counter(own.model)
+    noise, args = fit_target.draw(torch.Generator().manual_seed(SEED + 1), samples)
+    counter = Counter(fit_target.model)
     table = greedy_table(counter, solver, base, noise, args, True)
     return Learned(table, base, solver, True, counter.rows)
 
 
 def fitted(kind: str, size: int) -> Learned:
+    """Run a fit of a kind: with a budget, on a number of images, or on a number of noises."""
     if kind == "calibration":
         return calibrated(target(1.0), NFE, size)
     return trained(target(1.0), NFE, size) if kind == "Algorithm 1" else greedy(size)
 
 
 def measure(kind: str, size: int, count: int) -> dict[str, Any]:
-    """One fit's row."""
-    whole, wanted, learned = problem(count), load_file(FILE)["images"], fitted(kind, size)
-    ends, features = learned.ends(whole), whole.target.features
-    distance = frechet(Statistics.of(features(ends)), Statistics.of(features(wanted)))
+    """Fit and measure; return the row."""
+    problem_set, reference_images, learned = problem(count), load_file(FILE)["images"], fitted(kind, size)
+    ends, features = learned.ends(problem_set), problem_set.target.features
+    distance = frechet(Statistics.of(features(ends)), Statistics.of(features(reference_images)))
     line = {"fit": kind, "size": size, "passes": learned.passes, "nfe": NFE, "noises": count}
-    return line | {"rmse_ref": rounded(rmse(ends, wanted)), "fd_ref": rounded(distance)}
+    return line | {"rmse_ref": rounded(rmse(ends, reference_images)), "fd_ref": rounded(distance)}
 
 
 def work(job: tuple[str, int, int]) -> float:
-    """About the passes of a job."""
+    """Estimate the passes of a job."""
     kind, size, _ = job
     return size * {"calibration": 1, "Algorithm 1": PASSES_AN_IMAGE, "greedy table": 52}[kind]
 
 
 def fit_costs(jobs: list[tuple[str, int]], count: int, processes: int) -> list[dict[str, Any]]:
-    """A row for each (kind, size), as they were given."""
+    """Run and measure every (kind, size); return the rows in that order."""
     OUT.mkdir(exist_ok=True)
     with Workers(processes) as workers:
         parts = [(count, start, min(start + PART, count)) for start in range(0, count, PART)]
-        done = dict(workers.each("reference", reference, parts))
-        save_file({"images": torch.cat([done[part] for part in parts])}, FILE)
+        images = dict(workers.each("reference", reference, parts))
+        save_file({"images": torch.cat([images[part] for part in parts])}, FILE)
         rows = {}
         for job, row in workers.each("fits", measure, [(*job, count) for job in jobs], work=work):
             rows[job[:2]] = row

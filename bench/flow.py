@@ -1,7 +1,7 @@
-"""The demo model as a flow model: x_s = (1 - s) (image + sigma n), s = sigma / (1 + sigma), from s = 1 on.
+"""The demo model as a flow model: x_s = (1 - s) (image + sigma n), s = sigma / (1 + sigma), from s = 1 down.
 
-Exact: the slope (x_s - denoised) / s is dx_s/ds, and an image at s is (1 - s) times that at sigma. Above the
-model's highest sigma it is asked there, as hosts cap the levels of a model."""
+This is exact: the slope (x_s - denoised) / s is dx_s/ds, and an image at s is (1 - s) times that at sigma.
+Above the model's highest sigma it is evaluated at that level, as hosts do, which cap the levels too."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,16 +17,15 @@ from demo.target import target
 
 NFES = (4, 6, 8)
 S_MAX, S_MIN = 1.0, demo.SIGMA_MIN / (1 + demo.SIGMA_MIN)
-CAP = demo.SIGMA_MAX / (1 + demo.SIGMA_MAX)
+CAP = demo.SIGMA_MAX / (1 + demo.SIGMA_MAX)  # the flow level of the model's highest sigma
 POLYNOMIAL = {f"flow polynomial {rho:g}": rho for rho in (1.0, 2.0, 3.0)}
-SIMPLE = {
-    f"flow simple, shift {shift:g}": shift for shift in (1.0, 3.0, 6.0, 12.0)
-}  # as hosts have them: down to 0
+# the hosts' schedule for flow models, which ends at 0
+SIMPLE = {f"flow simple, shift {shift:g}": shift for shift in (1.0, 3.0, 6.0, 12.0)}
 SCHEDULES = (*POLYNOMIAL, *SIMPLE)
 
 
 class FlowForm(nn.Module):
-    """A denoiser of `x` `[B, C, H, W]` at flow levels `s` `[B]` in (0, 1]."""
+    """A denoiser in flow form: x `[B, C, H, W]` at flow levels s `[B]` in (0, 1] to denoised images."""
 
     def __init__(self, denoiser: nn.Module):
         super().__init__()
@@ -34,17 +33,17 @@ class FlowForm(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, **args: Any) -> Tensor:
         capped = s.clamp(max=CAP)
-        # at and above the cap x is noise all but alone, of deviation s
+        # at and above the cap, x is almost pure noise of standard deviation s
         scale = torch.where(s < CAP, 1 / (1 - capped), demo.SIGMA_MAX / s)
         return self.denoiser(x * scale.view(-1, 1, 1, 1), capped / (1 - capped), **args)
 
 
 def flow_target(dtype: torch.dtype = torch.float32) -> Target:
-    """The demo model without guidance, in flow form, to be fitted to."""
-    own = target(1.0, dtype=dtype)
+    """Return the demo model without guidance, in flow form, as a Target."""
+    base_target = target(1.0, dtype=dtype)
     return replace(
-        own,
-        model=Guided(FlowForm(own.model.model), 1.0),
+        base_target,
+        model=Guided(FlowForm(base_target.model.model), 1.0),
         sigma_min=S_MIN,
         sigma_max=S_MAX,
         prediction_type="flow",
@@ -53,7 +52,7 @@ def flow_target(dtype: torch.dtype = torch.float32) -> Target:
 
 
 def sigmas(schedule: str, steps: int) -> Tensor:
-    """A schedule of SCHEDULES, float64 `[steps + 1]`."""
+    """Return the levels of a schedule of SCHEDULES, float64 `[steps + 1]`."""
     if schedule in POLYNOMIAL:
         return schedules.make("polynomial", steps + 1, S_MIN, S_MAX, POLYNOMIAL[schedule])
     s, shift = torch.linspace(1, 0, steps + 1, dtype=torch.float64), SIMPLE[schedule]
@@ -61,5 +60,5 @@ def sigmas(schedule: str, steps: int) -> Tensor:
 
 
 def image(x: Tensor, s: float) -> Tensor:
-    """What a run that stops at level s ended in, in the model's own units."""
+    """Convert the state of a run that ends at level s into an image in the model's own units."""
     return x / (1 - s)

@@ -1,4 +1,4 @@
-"""The paper's figures 4 and 5 on the demo model, without guidance."""
+"""The paper's figures 4 and 5, measured on the demo model without guidance."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ from .search import path_of
 from .trajectories import best_r
 from .workers import Workers
 
-TRAJECTORIES, SAMPLES = 1000, 32
+TRAJECTORIES, SAMPLES = 1000, 32  # noises of figure 4 and of figure 5
 EVALUATIONS = 80
-N = 6
+N = 6  # base times of figure 5
 STUDENTS = {
     "AMED-Solver": Solver("amed"),
     "DPM-Solver-2": Solver("dpm_2"),
@@ -26,34 +26,38 @@ STUDENTS = {
     "iPNDM": Solver("ipndm", 4),
     "DPM++": Solver("dpmpp", 2, predict_x0=True),
 }
-COMPONENTS = 8
+COMPONENTS = 8  # of the principal component analysis, in the figure
 
 
 def heun() -> Plain:
-    """80 evaluations of Heun on the polynomial schedule; every eighth time is one of the N = 6 base times."""
+    """Return a Heun run of 80 evaluations on the polynomial schedule.
+
+    Every eighth of its 41 times is one of the N = 6 base times."""
     return Plain(Solver("heun"), "polynomial", 7.0, EVALUATIONS // 2 + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
-    """States of these noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
-    whole = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
-    return torch.stack(path_of(whole.part(start, start + count), heun()).states)
+    """Return the states of some noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
+    noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
+    return torch.stack(path_of(noises.part(start, start + count), heun()).states)
 
 
 def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Fig. 4 of some trajectories: relative projection errors `[41, n]`, shares of variance `[n, 8]`."""
+    """Measure figure 4 on some trajectories.
+
+    Returns relative projection errors `[41, n]` and shares of the variance `[n, 8]`."""
     error, variance = trajectory_pca(states_of(plan, start, count))
     return error, variance[:, :COMPONENTS]
 
 
 def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
-    """Fig. 5 of one student."""
-    whole = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
+    """Measure figure 5 for one student."""
+    noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
-    every = EVALUATIONS // 2 // (N - 1)
-    sigmas = heun().sigmas()[::every]
-    args = whole.first(samples).args
-    best = best_r(whole.guided, STUDENTS[name], sigmas, list(states[::every]), args)
+    stride = EVALUATIONS // 2 // (N - 1)
+    sigmas = heun().sigmas()[::stride]
+    args = noises.first(samples).args
+    best = best_r(noises.guided, STUDENTS[name], sigmas, list(states[::stride]), args)
     return {
         "alignment": [rounded(v) for v in best.alignment.tolist()],
         "r_mean": [rounded(v) for v in best.r.mean(1).tolist()],
@@ -65,7 +69,7 @@ def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
 def geometry(
     plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES
 ) -> dict[str, Any]:
-    """Both figures' numbers."""
+    """Measure both figures; return their numbers."""
     jobs = [(plan, start, min(CHUNK, trajectories - start)) for start in range(0, trajectories, CHUNK)]
     parts = dict(workers.each("figure 4", flatness, jobs))
     error = torch.cat([parts[job][0] for job in jobs], dim=1)

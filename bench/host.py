@@ -1,8 +1,8 @@
-"""The opponents: ComfyUI's own samplers and schedules, run as ComfyUI ships them around any denoiser.
+"""ComfyUI's own samplers and schedules, run around any denoiser exactly as ComfyUI ships them.
 
-The only file here that touches the host. Contracts: comfy/k_diffusion/sampling.py,
-comfy/extra_samplers/uni_pc.py and the scheduler functions of comfy/samplers.py, the same in 0.3.75 and
-0.33.0."""
+This is the only file here that touches ComfyUI. It relies on comfy/k_diffusion/sampling.py,
+comfy/extra_samplers/uni_pc.py and the scheduler functions of comfy/samplers.py, which are the same in 0.3.75
+and 0.33.0."""
 
 import sys
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from amed.fit.measures import Counter
 from demo.comfyui import find
 
-HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")
+HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")  # ComfyUI's, which end at 0
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way a sampler can be set: its function's name and keyword arguments."""
+    """One way to set a sampler."""
 
-    solver: str
-    function: str
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    solver: str  # the sampler's name
+    function: str  # name of its function in ComfyUI
+    options: dict[str, Any] = field(default_factory=dict, hash=False)  # its keyword arguments
 
     @property
     def name(self) -> str:
-        """The solver and what is not its default."""
+        """The solver, with the order or variant that was chosen."""
         options = ((k, v) for k, v in self.options.items() if k in ("max_order", "order", "variant"))
         text = ", ".join(f"{k} {v}" for k, v in options)
         return f"{self.solver} ({text})" if text else self.solver
@@ -61,11 +61,11 @@ SOLVERS = tuple(dict.fromkeys(v.solver for v in VARIANTS))
 
 @cache
 def modules() -> SimpleNamespace:
-    """ComfyUI's modules. Raises RuntimeError if there is no ComfyUI (`make host` installs one)."""
+    """Return ComfyUI's modules. Raises RuntimeError if there is no ComfyUI (`make host` installs one)."""
     root = find()
     if root is None:
-        raise RuntimeError("there is no ComfyUI to take the other samplers from: run `make host`")
-    sys.path.append(str(root))  # last: its `tests` and `nodes` are not ours
+        raise RuntimeError("no ComfyUI was found to take the other samplers from: run `make host`")
+    sys.path.append(str(root))  # last, because ComfyUI's `tests` and `nodes` must not hide ours
     from comfy.cli_args import args
 
     args.cpu = True
@@ -85,7 +85,7 @@ def modules() -> SimpleNamespace:
 
 
 def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """The host's own schedule, `[steps + 1]` (fewer for `beta` where it drops repeats), 0 at its end."""
+    """Return a schedule of ComfyUI, `[steps + 1]` with a 0 at its end; `beta` may drop repeated levels."""
     host = modules()
     if kind == "beta":
         sampling = host.models.ModelSamplingContinuousEDM()
@@ -100,11 +100,15 @@ def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tenso
 
 
 class HostModel(nn.Module):
-    """A denoiser as the host's samplers expect it: some ask `inner_model.model_patcher` for the model's
-    sigmas.
+    """A denoiser in the form that ComfyUI's samplers expect.
 
-    afs: the first call is answered by the analytic direction x / sqrt(1 + sigma^2), at no evaluation. flow:
-    some solvers work in the log of a signal-to-noise ratio, which is another one for flow models."""
+    Some of them ask `inner_model.model_patcher` for the model's noise levels.
+
+    Args:
+        model: the denoiser.
+        afs: whether the first call returns the analytic direction x / sqrt(1 + sigma^2), without an
+            evaluation.
+        flow: whether it is a flow model, whose signal-to-noise ratio some samplers compute differently."""
 
     def __init__(self, model: Callable[..., Tensor], afs: bool, flow: bool = False):
         super().__init__()
@@ -134,23 +138,33 @@ def sample(
     args: dict[str, Any],
     flow: bool = False,
 ) -> Tensor:
-    """The host's sampler from `x` `[B, ...]` (noise times sigmas[0]) along sigmas; `args` go to the model."""
+    """Run a ComfyUI sampler.
+
+    Args:
+        variant: the sampler.
+        model: the denoiser; `args` are passed on to it.
+        x: `[B, ...]`, noise times sigmas[0].
+        sigmas: `[N+1]`, falling.
+        afs: whether the first step is analytic.
+        flow: whether it is a flow model.
+
+    Returns the end state, shaped like x."""
     host = modules()
     function = getattr(host.uni_pc if variant.solver == "uni_pc" else host.sampling, variant.function)
     sigmas = sigmas.to(x.dtype).clone()
-    own = HostModel(model, afs, flow)
-    return function(own, x, sigmas, extra_args=dict(args), disable=True, **variant.options)
+    host_model = HostModel(model, afs, flow)
+    return function(host_model, x, sigmas, extra_args=dict(args), disable=True, **variant.options)
 
 
 @cache
 def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int | None:
-    """Evaluations of a run of `steps` steps, counted; None if the sampler cannot be run so."""
-    free = Counter(lambda x, sigma: 0.5 * x)
+    """Count the evaluations of a run of `steps` steps; None if the sampler cannot run this way."""
+    counter = Counter(lambda x, sigma: 0.5 * x)
     sigmas = torch.linspace(2, 0.1, steps + 1, dtype=torch.float64).exp()
     if to_zero:
         sigmas[-1] = 0
     try:
-        sample(variant, free, torch.ones(1, 1, 2, 2) * sigmas[0].float(), sigmas, afs, {})
+        sample(variant, counter, torch.ones(1, 1, 2, 2) * sigmas[0].float(), sigmas, afs, {})
     except (IndexError, ValueError, RuntimeError, ZeroDivisionError, AssertionError):
         return None
-    return free.evaluations
+    return counter.evaluations

@@ -1,4 +1,4 @@
-"""How far end states are from the reference and from the data, with bootstrap intervals."""
+"""Measures of how far images are from the reference's and from the data, with bootstrap intervals."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,17 +11,18 @@ from amed.fit.measures import Statistics, frechet
 from demo import model as demo
 from demo.features import Features
 
-RESAMPLES, LEVEL = 50, 0.9
-DIRECTIONS = 128
+RESAMPLES, LEVEL = 50, 0.9  # number of bootstrap resamples; share of them inside an interval
+DIRECTIONS = 128  # of the sliced Wasserstein distance
 
 
 class _Enough(Exception):
-    """The U-Net has come to its middle; the way up is not needed."""
+    """Raised at the U-Net's middle block, because the rest of the network is not needed."""
 
 
 class Bottleneck:
-    """A second set of features: the demo U-Net's own middle block at sigma 0.2, means over the pixels, `[B,
-    128]`."""
+    """A second set of features: the mean over the pixels of the demo U-Net's middle block at sigma 0.2.
+
+    Call it with images `[B, 3, 32, 32]` for features `[B, 128]`."""
 
     def __init__(self, denoiser: demo.Denoiser, sigma: float = 0.2):
         self.denoiser, self.sigma = denoiser, sigma
@@ -31,6 +32,7 @@ class Bottleneck:
         return torch.cat([self.of(part) for part in images.split(64)])
 
     def of(self, images: Tensor) -> Tensor:
+        """Return the features of one batch."""
         unet: nn.Module = self.denoiser.inner_model
         scale = (self.sigma**2 + demo.SIGMA_DATA**2) ** 0.5
         x = (images / scale).to(unet.input.weight.dtype)
@@ -47,26 +49,31 @@ class Bottleneck:
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
-    """Sliced 2-Wasserstein distance of two sets of as many points `[n, d]`, along `directions` `[d, k]`."""
+    """Return the sliced 2-Wasserstein distance of two equally large sets of points.
+
+    Args:
+        a, b: points `[n, d]`.
+        directions: to project on, `[d, k]`."""
     return sliced(a @ directions, b @ directions)
 
 
 def sliced(a: Tensor, b: Tensor) -> float:
-    """The same from projections `[n, k]`."""
+    """Return the same distance for projections `[n, k]`."""
     return float((a.sort(dim=0).values - b.sort(dim=0).values).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure: its value, and what it is on every bootstrap resample of the noises `[RESAMPLES]`."""
+    """One measure of a set of images."""
 
     value: float
-    resampled: Tensor
+    resampled: Tensor  # [RESAMPLES], the measure on each bootstrap resample of the noises; may be empty
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle 90 % of the resamples, moved by their mean's distance from the value: a Frechet
-        distance of a resample is biased upwards. Never below 0."""
+        """The middle 90 % of the resamples, shifted so that their mean is the value; never below 0.
+
+        The shift is necessary because the Fréchet distance of a resample is biased upwards."""
         if not len(self.resampled):
             return self.value, self.value
         moved = self.resampled - self.resampled.mean() + self.value
@@ -77,17 +84,20 @@ class Measured:
 
     @classmethod
     def of(cls, measure: Callable[[Tensor], float], count: int, resamples: int = RESAMPLES) -> "Measured":
-        """`measure(rows)` on all rows, and on resamples drawn with replacement, the same ones for every
-        solver."""
+        """Compute a measure of `count` images and its resamples.
+
+        `measure(rows)` is called with indices `[count]`: all of them, then resamples drawn with replacement.
+        The resamples are the same for every solver."""
         generator = torch.Generator().manual_seed(1)
-        draws = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
+        resampled_rows = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
         return cls(
-            measure(torch.arange(count)), torch.tensor([measure(d) for d in draws], dtype=torch.float64)
+            measure(torch.arange(count)),
+            torch.tensor([measure(d) for d in resampled_rows], dtype=torch.float64),
         )
 
 
 class Ruler:
-    """Measures end states against one set of reference images, noise by noise."""
+    """Measures images against reference images of the same noises."""
 
     def __init__(self, reference: Tensor, denoiser: demo.Denoiser, resamples: int = RESAMPLES):
         self.reference, self.resamples = reference, resamples
@@ -100,22 +110,24 @@ class Ruler:
         self.projected = reference.flatten(1) @ self.directions
 
     def measure(self, images: Tensor) -> dict[str, Measured]:
-        """rmse_ref, fd_ref, fd_data, swd (to the reference images) with intervals; fd_ref_unet without."""
+        """Measure images: rmse_ref, fd_ref, fd_data and swd with resamples, fd_ref_unet without.
+
+        All but fd_data are distances to the reference images."""
         count = len(images)
         squares = (images - self.reference).double().square().flatten(1).mean(1)
         features = self.classifier(images).double()
         projected = images.flatten(1) @ self.directions
 
-        def over(measure: Callable[[Tensor], float]) -> Measured:
+        def measured(measure: Callable[[Tensor], float]) -> Measured:
             return Measured.of(measure, count, self.resamples)
 
         return {
-            "rmse_ref": over(lambda rows: float(squares[rows].mean().sqrt())),
-            "fd_ref": over(
+            "rmse_ref": measured(lambda rows: float(squares[rows].mean().sqrt())),
+            "fd_ref": measured(
                 lambda rows: frechet(Statistics.of(features[rows]), Statistics.of(self.features[rows]))
             ),
-            "fd_data": over(lambda rows: frechet(Statistics.of(features[rows]), self.classifier.data)),
-            "swd": over(lambda rows: sliced(projected[rows], self.projected[rows])),
+            "fd_data": measured(lambda rows: frechet(Statistics.of(features[rows]), self.classifier.data)),
+            "swd": measured(lambda rows: sliced(projected[rows], self.projected[rows])),
             "fd_ref_unet": Measured(
                 frechet(Statistics.of(self.bottleneck(images)), self.second), torch.empty(0)
             ),

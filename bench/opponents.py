@@ -1,5 +1,4 @@
-"""Every setting of the other solvers: sampler and order, schedule, with or without the analytic first
-step."""
+"""All settings of the other solvers: sampler and order, schedule, with or without analytic first step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,36 +14,41 @@ from amed.fit.samples import Path
 from . import flow, host
 from .problem import SIGMA_MAX, SIGMA_MIN, Ends, Problem
 
-OURS = {
+OURS = {  # schedules of this pack: (kind, rho)
     "polynomial 7": ("polynomial", 7.0),
     "polynomial 3": ("polynomial", 3.0),
     "logsnr": ("logsnr", 1.0),
     "time_uniform": ("time_uniform", 1.0),
     "time_uniform 2": ("time_uniform", 2.0),
 }
-GRID = 61  # times a searched grid may choose from
-Grids = dict[int, Tensor]  # by their number of steps
+GRID = 61  # number of times that a searched grid chooses from
+Grids = dict[int, Tensor]  # number of steps -> searched grid, [steps + 1]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One run: `steps` of a sampler on a schedule; the host's own schedules end at 0, the others at
-    sigma_min. Those of bench.flow are for the model in flow form."""
+    """One run of another solver.
+
+    The schedules of the host end at 0, the others at sigma_min. Those of bench.flow are for the model in flow
+    form."""
 
     variant: host.Variant
-    schedule: str
+    schedule: str  # a name of OURS, host.HOST_SCHEDULES or flow.SCHEDULES, or "searched"
     steps: int
-    afs: bool
+    afs: bool  # whether the first step is analytic
 
     @property
     def schedule_name(self) -> str:
+        """The schedule, for people."""
         return self.schedule + (" + AFS" if self.afs else "")
 
     @property
     def flow(self) -> bool:
+        """Whether the setting is for the model in flow form."""
         return self.schedule in flow.SCHEDULES
 
     def sigmas(self, grids: Grids) -> Tensor:
+        """Return the noise levels, float64 `[steps + 1]`; `grids` are those to use for "searched"."""
         if self.flow:
             return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
@@ -55,6 +59,7 @@ class Setting:
         return schedules.make(kind, self.steps + 1, SIGMA_MIN, SIGMA_MAX, rho)
 
     def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
+        """Run the setting on a problem."""
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
@@ -64,6 +69,7 @@ class Setting:
         return problem.run(sample, batch, float(sigmas[-1]))
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the setting as in bench/settings.json."""
         return {
             "solver": self.variant.solver,
             "options": self.variant.options,
@@ -74,7 +80,7 @@ class Setting:
 
     @classmethod
     def of(cls, setting: dict[str, Any]) -> "Setting":
-        """From `as_dict`. Raises ValueError for a setting there is not."""
+        """Read a setting written by `as_dict`. Raises ValueError if its sampler does not exist."""
         for variant in host.VARIANTS:
             if (variant.solver, variant.options) == (setting["solver"], setting["options"]):
                 return cls(variant, setting["schedule"], setting["steps"], setting["afs"])
@@ -82,10 +88,10 @@ class Setting:
 
 
 def candidates(nfe: int) -> Iterator[Setting]:
-    """Every setting that takes exactly `nfe` evaluations, counted by a run around a model of no cost."""
-    kinds = [(kind, False, afs) for kind, afs in product((*OURS, "searched"), (False, True))]
-    kinds += [(kind, True, False) for kind in host.HOST_SCHEDULES]
-    for variant, (kind, to_zero, afs) in product(host.VARIANTS, kinds):
+    """Yield all settings that take exactly `nfe` evaluations, which are counted in a run without a model."""
+    schedule_kinds = [(kind, False, afs) for kind, afs in product((*OURS, "searched"), (False, True))]
+    schedule_kinds += [(kind, True, False) for kind in host.HOST_SCHEDULES]
+    for variant, (kind, to_zero, afs) in product(host.VARIANTS, schedule_kinds):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, to_zero, afs) == nfe:
                 yield Setting(variant, kind, steps, afs)
@@ -93,7 +99,7 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """The same for the model in flow form, which has no analytic first step."""
+    """Yield the same for the model in flow form, which has no analytic first step."""
     for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:
@@ -101,31 +107,31 @@ def flow_candidates(nfe: int) -> Iterator[Setting]:
                 break
 
 
-def searched_grids(path: Path, most: int) -> Grids:
-    """Grids of 2 to `most` steps chosen from the path's own times by dynamic programming, so that the sum
-    of one Euler step's errors, against the reference path, is least: the idea of GITS (Chen et al. 2024,
-    "On the Trajectory Regularity of ODE-based Diffusion Sampling"), on the samples' mean error."""
+def searched_grids(path: Path, most_steps: int) -> Grids:
+    """Choose grids of 2 to `most_steps` steps from the times of a reference path, by dynamic programming.
+
+    Each grid has the least sum of the errors of single Euler steps along the path, averaged over the samples.
+    This is the idea of GITS (Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion
+    Sampling")."""
     times, count = path.times, len(path.times)
     states = torch.stack([state.flatten(1) for state in path.states]).double()
     slopes = torch.zeros_like(states)
-    for i in range(
-        count - 1
-    ):  # the path is fine: its own chords, halfway between two of them, are its slopes
+    for i in range(count - 1):  # the path is fine enough for its mean chords to be its slopes
         after = (states[i + 1] - states[i]) / (times[i + 1] - times[i])
         before = (states[i] - states[i - 1]) / (times[i] - times[i - 1]) if i else after
         slopes[i] = (after + before) / 2
     cost = torch.full((count, count), torch.inf, dtype=torch.float64)
     for i in range(count - 1):
-        stepped = states[i] + (times[i + 1 :] - times[i]).view(-1, 1, 1) * slopes[i]
-        cost[i, i + 1 :] = (stepped - states[i + 1 :]).norm(dim=-1).mean(dim=-1)
-    grids, best, came = {}, cost[:, -1].clone(), []
-    for steps in range(2, most + 1):
-        total = cost + best[None]  # one step to j, then the best way on from there
+        euler_ends = states[i] + (times[i + 1 :] - times[i]).view(-1, 1, 1) * slopes[i]
+        cost[i, i + 1 :] = (euler_ends - states[i + 1 :]).norm(dim=-1).mean(dim=-1)
+    grids, best, choices = {}, cost[:, -1].clone(), []
+    for steps in range(2, most_steps + 1):
+        total = cost + best[None]  # one step to j, then the best grid from there
         best, chosen = total.min(dim=1)
-        came.insert(0, chosen)
-        at, grid = 0, [0]
-        for choice in came:
-            at = int(choice[at])
-            grid.append(at)
+        choices.insert(0, chosen)
+        position, grid = 0, [0]
+        for choice in choices:
+            position = int(choice[position])
+            grid.append(position)
         grids[steps] = times[[*grid, count - 1]]
     return grids

@@ -1,4 +1,4 @@
-"""What is measured: the plan of a run, its entries, and the rows they become."""
+"""What the benchmark measures: the plan of a run, its entries, and the rows they become."""
 
 import json
 import os
@@ -21,32 +21,32 @@ from .search import SETTINGS, flow_settings
 
 ROOT = Path(__file__).parent
 OUT = ROOT / "out"
-FOLDERS = (ROOT.parent / "predictors", ROOT / "predictors")
-CALIBRATED = "calibrated table"  # with the budget normal
+FOLDERS = (ROOT.parent / "predictors", ROOT / "predictors")  # the bundled files, and those for the benchmark
+CALIBRATED = "calibrated table"  # label of those with the budget normal
 QUICK_TABLE = f"{CALIBRATED}, quick"
-MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd", "fd_ref_unet")
-SHOWN, SHOWN_NFES = 8, (3, 5, 7)
-CHUNK = 32
+MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd", "fd_ref_unet")  # names that Ruler.measure gives
+SHOWN, SHOWN_NFES = 8, (3, 5, 7)  # images in a strip, and the NFEs that have strips
+CHUNK = 32  # noises of one job
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured: noises at each guidance scale (the first of `seed`), evaluations, the same again on
-    `many` noises for the calibrated tables and their nearest opponents, the noises of the flow form, and how
-    many prove that the reference has converged."""
+    """What a run measures; guidance scales are the keys of the dicts."""
 
+    # noises of every row, the first ones of `seed`
     noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
     nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
+    # noises of the second pass: the calibrated tables and the nearest other solvers
     many: dict[float, int] = field(default_factory=lambda: {1.0: 1000, 2.0: 512, 4.0: 512}, hash=False)
-    flow: int = 256
-    converged: int = 32
-    resamples: int = RESAMPLES
-    dtype: str = "bfloat16"
+    flow: int = 256  # noises of the flow form; 0 leaves it out
+    converged: int = 32  # noises of the check that the reference has converged
+    resamples: int = RESAMPLES  # of the bootstrap
+    dtype: str = "bfloat16"  # of the network
     seed: int = 7
-    workers: int = os.cpu_count() or 1
+    workers: int = os.cpu_count() or 1  # processes
 
     def total(self, guidance: float) -> int:
-        """Noises that are drawn at a guidance scale; every row is on the first of them."""
+        """Return the number of noises drawn at a guidance scale; every row uses the first of them."""
         return max(self.noises[guidance], self.many.get(guidance, 0))
 
 
@@ -55,49 +55,51 @@ QUICK = Plan({1.0: 24, 4.0: 12}, (3, 5, 7), {}, 0, 4, 20)
 
 @dataclass(frozen=True)
 class Entry:
-    """One row to measure: another solver's setting, or a predictor's file. nfe, passes: evaluations and
-    passes of the network that it has to take for an image."""
+    """One row to measure: a setting of another solver, or a predictor file."""
 
-    nfe: int
-    passes: int
+    nfe: int  # evaluations per image that it must take
+    passes: int  # network passes per image that it must take
     guidance: float
-    count: int
+    count: int  # noises
     setting: Setting | None = None
     file: str = ""
 
     @property
     def cell(self) -> int:
-        """Evaluations of the solvers that it is compared with, those of as many passes."""
+        """Evaluations of the solvers that it is compared with, which take as many passes."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property
     def flow(self) -> bool:
+        """Whether it is for the model in flow form."""
         return self.setting.flow if self.setting else "-flow-" in Path(self.file).name
 
     @property
     def key(self) -> str:
+        """An identifier, unique in a run."""
         which = Path(self.file).stem if self.file else json.dumps(self.setting.as_dict(), sort_keys=True)
         return f"{which} nfe {self.nfe} cfg {self.guidance:g} n {self.count}"
 
     @property
     def work(self) -> float:
+        """Its cost in passes."""
         return self.passes * self.count
 
 
 @dataclass
 class Row:
-    """What was measured of an entry."""
+    """A measured entry."""
 
     entry: Entry
-    solver: str
-    schedule: str
-    predictor: str
-    nfe: int
-    passes: int
-    measures: dict[str, Measured]
+    solver: str  # for people
+    schedule: str  # for people
+    predictor: str  # kind of predictor; "" for another solver
+    nfe: int  # evaluations counted
+    passes: int  # network passes per image, counted
+    measures: dict[str, Measured]  # by the names of MEASURES
 
     def as_dict(self) -> dict[str, Any]:
-        """The row of docs/results.json."""
+        """Return the row as in docs/results.json."""
         row = {
             "solver": self.solver,
             "schedule": self.schedule,
@@ -115,6 +117,7 @@ class Row:
 
 
 def rounded(value: float) -> float:
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
@@ -129,12 +132,12 @@ PLUGINS = {
 
 
 def label(fitted: Fitted) -> tuple[str, str]:
-    """A file's solver and kind of predictor, for people."""
+    """Return the names of a predictor's solver and of its kind, for people."""
     spec = fitted.spec
     if spec.solver == MULTISTEP:
-        spared = f"{CALIBRATED}, {fitted.passes} passes"
-        whole = QUICK_TABLE if "-quick-" in fitted.name else CALIBRATED
-        return "AMED multistep", spared if getattr(fitted.predictor, "alone", ()) else whole
+        passes_label = f"{CALIBRATED}, {fitted.passes} passes"
+        budget_label = QUICK_TABLE if "-quick-" in fitted.name else CALIBRATED
+        return "AMED multistep", passes_label if getattr(fitted.predictor, "alone", ()) else budget_label
     order = f"-{spec.max_order}" if spec.max_order > 1 else ""
     name = "AMED-Solver" if spec.solver == "amed" else f"AMED-Plugin on {PLUGINS[spec.solver]}{order}"
     return name, "MLP" if fitted.wants_bottleneck else "greedy table"
@@ -142,28 +145,31 @@ def label(fitted: Fitted) -> tuple[str, str]:
 
 @cache
 def predictors() -> tuple[tuple[str, Fitted], ...]:
-    """(file, what it holds) of every predictor of the demo model; what learned nothing is none, and what
-    takes an odd number of passes under guidance has no equal."""
-    own = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
+    """Return (file, predictor) for each predictor of the demo model.
+
+    Left out are plain solvers, and predictors that take an odd number of passes with guidance, because no
+    other solver takes as many."""
+    model_fingerprint = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
     files = {path.name: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))}
     loaded = ((str(path), load(path)) for path in files.values())
     return tuple(
         (file, fitted)
         for file, fitted in loaded
-        if fitted.spec.model_fingerprint == own
+        if fitted.spec.model_fingerprint == model_fingerprint
         and fitted.spec.learned
         and (fitted.spec.guidance == 1 or fitted.passes % 2 == 0)
     )
 
 
 def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
-    """What bench/settings.json has for these evaluations, and the guidance's searched grids."""
+    """Return the best settings of the other solvers from bench/settings.json, and the searched grids."""
     known = json.loads(SETTINGS.read_text())
     grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
     return [Setting.of(setting) for setting in known[f"{nfe} {guidance:g}"]], grids
 
 
 def entries(plan: Plan) -> list[Entry]:
+    """Return the entries of a plan, without the flow form."""
     wanted = []
     for guidance, count in plan.noises.items():
         for nfe in plan.nfes:
@@ -176,7 +182,7 @@ def entries(plan: Plan) -> list[Entry]:
 
 
 def flow_entries(plan: Plan) -> list[Entry]:
-    """Rows of the model in flow form."""
+    """Return the entries of the model in flow form."""
     if not plan.flow:
         return []
     wanted = [Entry(n, n, 1.0, plan.flow, setting) for n in flow.NFES for setting in flow_settings(n)]

@@ -1,5 +1,4 @@
-"""The pictures: quality against evaluations, the same noises side by side, and the paper's figures 4 and
-5."""
+"""The pictures: quality against evaluations, images of the same noises, and the paper's figures 4 and 5."""
 
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,10 @@ COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS
 
 
 def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
-    """Name -> evaluations -> value: a line for every other solver at its best, each kind of calibrated table,
-    the best AMED-Plugin, AMED-Solver. A table that spares passes stands at the evaluations of as many."""
+    """Return name -> evaluations -> value of a measure, for the lines of a plot.
+
+    There is a line for each other solver at its best settings, each kind of calibrated table, the best
+    AMED-Plugin, and AMED-Solver. A table that skips passes is placed at the evaluations of equal cost."""
     names = {CALIBRATED: "AMED multistep, calibrated", QUICK_TABLE: "AMED multistep, calibrated quick"}
     by_name: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -41,6 +42,7 @@ def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int,
 
 
 def quality(rows: list[Row], file: Path) -> None:
+    """Plot error and Fréchet distance against evaluations, for each guidance scale."""
     guidances = sorted({row.entry.guidance for row in rows})
     figure, axes = plt.subplots(
         2, len(guidances), figsize=(4.6 * len(guidances), 8), sharex=True, squeeze=False, layout="constrained"
@@ -80,8 +82,8 @@ def quality(rows: list[Row], file: Path) -> None:
 
 
 def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
-    """The first noises of the reference, AMED, the best other solvers, and what people use."""
-    here = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
+    """Draw images of the first noises: the reference, AMED, the best other solver, and common ones."""
+    cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
     best = best_others(rows, nfe, guidance)
     shown = [("reference, 100", OUT / "strips" / f"{guidance:g}-reference.png")]
 
@@ -90,12 +92,12 @@ def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2)
             shown.append((text, strip_file(row)))
 
     for row in sorted(
-        (r for r in here if r.entry.file), key=lambda r: (CALIBRATED not in r.predictor, r.predictor)
+        (r for r in cell_rows if r.entry.file), key=lambda r: (CALIBRATED not in r.predictor, r.predictor)
     ):
         add(row, f"{row.solver}, {row.predictor.replace(CALIBRATED, 'calibrated')}")
     add(best["fd_ref"], f"best other: {best['fd_ref'].solver}")
     for solver in ("dpmpp_2m", "uni_pc", "euler"):
-        for row in here:
+        for row in cell_rows:
             if row.entry.setting is not None and row.entry.setting.variant.solver == solver:
                 add(row, row.solver)
     side, left = 32 * scale, 270
@@ -109,7 +111,7 @@ def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2)
 
 
 def grids(rows: list[Row], folder: Path) -> list[str]:
-    """A grid at 3, 5 and 7 evaluations for each guidance; their file names."""
+    """Draw a grid at 3, 5 and 7 evaluations for each guidance scale; return their file names."""
     names = []
     for guidance, nfe in sorted(
         {(r.entry.guidance, r.entry.cell) for r in rows if r.entry.cell in SHOWN_NFES}
@@ -119,27 +121,31 @@ def grids(rows: list[Row], folder: Path) -> list[str]:
     return names
 
 
-def figure_4(shape: dict[str, Any], file: Path) -> None:
+def figure_4(figures: dict[str, Any], file: Path) -> None:
+    """Draw the paper's figure 4: projection error over sigma, and variance by component."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(shape["sigmas"], [100 * v for v in shape["error_mean"]], "k-o", ms=3, label="mean")
-    left.plot(shape["sigmas"], [100 * v for v in shape["error_95"]], "k:", label="95 % of trajectories below")
+    left.plot(figures["sigmas"], [100 * v for v in figures["error_mean"]], "k-o", ms=3, label="mean")
+    left.plot(
+        figures["sigmas"], [100 * v for v in figures["error_95"]], "k:", label="95 % of trajectories below"
+    )
     left.axhline(8, color="tab:red", lw=1, ls="--", label="the paper's bound, 8 %")
     left.set(xscale="log", xlabel="sigma", ylabel="relative projection error, %", ylim=(0, None))
     left.invert_xaxis()
     left.legend(fontsize=8)
-    right.bar(range(1, len(shape["variance"]) + 1), shape["variance"], color="0.3")
+    right.bar(range(1, len(figures["variance"]) + 1), figures["variance"], color="0.3")
     right.set(yscale="log", xlabel="component", ylabel="share of variance")
     figure.suptitle(
-        f"{shape['trajectories']} trajectories of 80 evaluations, each projected on its two components",
+        f"{figures['trajectories']} trajectories of 80 evaluations, each projected on its two components",
         fontsize=10,
     )
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
 
-def figure_5(shape: dict[str, Any], file: Path) -> None:
+def figure_5(figures: dict[str, Any], file: Path) -> None:
+    """Draw the paper's figure 5: what the best r gains in each interval, and the best r."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, (name, student) in enumerate(shape["students"].items()):
+    for i, (name, student) in enumerate(figures["students"].items()):
         x = np.arange(1, len(student["alignment"]) + 1)
         left.plot(x, student["alignment"], "-o", ms=3, label=name)
         right.errorbar(
@@ -155,7 +161,7 @@ def figure_5(shape: dict[str, Any], file: Path) -> None:
 
 
 def fit_cost(points: list[dict[str, Any]], file: Path) -> None:
-    """Error and Frechet distance against what a fit has cost."""
+    """Plot error and Fréchet distance against the cost of a fit."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, measure in zip(axes, ("rmse_ref", "fd_ref")):
         for name in dict.fromkeys(p["fit"] for p in points):

@@ -1,4 +1,4 @@
-"""The thing to solve: the demo model at one guidance scale, on numbered noises, with evaluations counted."""
+"""The problem to solve: the demo model at one guidance scale on numbered noises, with evaluations counted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,25 +19,27 @@ BATCH = 32
 
 
 class Remembering(Counter):
-    """Counts evaluations, and `passes`: rows through the network inside. Remembers the first evaluation of a
-    noise, which is the same for every solver: it and its passes are counted each time, computed once while
-    `remembers`."""
+    """Counts evaluations, and reuses the first evaluation of each noise, which is the same for every solver.
+
+    `passes` counts samples through the network. A reused evaluation and its passes are counted like any
+    other, but computed only once, as long as `remembers` is True."""
 
     def __init__(self, model: Guided, sigma_max: float = SIGMA_MAX):
         super().__init__(model)
         self.sigma_max, self.remembers, self.passes = sigma_max, True, 0
         self.first: list[tuple[Tensor, float, Tensor, int]] = []
-        model.model.register_forward_pre_hook(self.passed)
+        model.model.register_forward_pre_hook(self.count_passes)
 
-    def passed(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count_passes(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Count the samples of a call of the network."""
         self.passes += len(inputs[0])
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         level = float(sigma[0].detach())
         if level < 0.999 * self.sigma_max or not self.remembers:
             return super().forward(x, sigma, **kwargs)
-        for noise, at, denoised, passes in self.first:
-            if at == level and x.shape == noise.shape and torch.equal(x, noise):
+        for noise, known_level, denoised, passes in self.first:
+            if known_level == level and x.shape == noise.shape and torch.equal(x, noise):
                 self.evaluations, self.rows = self.evaluations + 1, self.rows + len(x)
                 self.passes += passes
                 return denoised
@@ -49,16 +51,21 @@ class Remembering(Counter):
 
 @dataclass(frozen=True)
 class Ends:
-    """Images `[n, 3, 32, 32]`, and what each took, counted: evaluations and passes of the network."""
+    """The images of a run, and its cost."""
 
-    images: Tensor
-    nfe: int
-    passes: int
+    images: Tensor  # [n, 3, 32, 32]
+    nfe: int  # evaluations counted
+    passes: int  # network passes per image, counted
 
 
 class Problem:
-    """`count` noises of a seed and their arguments, for the demo model (`target`) at a guidance scale, or in
-    flow form."""
+    """The demo model at a guidance scale, or in flow form, with noises and their arguments.
+
+    Args:
+        guidance: guidance scale; 1 in flow form.
+        count, seed: of the noises.
+        dtype: of the network.
+        flow: whether the model is in flow form."""
 
     def __init__(
         self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32, flow: bool = False
@@ -71,17 +78,18 @@ class Problem:
 
     @property
     def denoiser(self) -> demo.Denoiser:
+        """The unguided denoiser that the model is made of."""
         return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":
-        """The same with some of its noises alone."""
+        """Return the same problem with the noises from `start` to `stop` only."""
         part, rows = object.__new__(Problem), slice(start, stop)
         noise = self.noise[rows]
         part.__dict__ = {**self.__dict__, "count": len(noise), "noise": noise, "args": cut(self.args, rows)}
         return part
 
     def first(self, count: int) -> "Problem":
-        """The same with its first `count` noises alone."""
+        """Return the same problem with its first `count` noises only."""
         return self.part(0, count)
 
     def run(
@@ -90,8 +98,14 @@ class Problem:
         batch: int = BATCH,
         end: float = 0.0,
     ) -> Ends:
-        """`sample(model, unit noise, arguments)` on every batch; `end`: the noise level it stops at. Raises
-        RuntimeError if the batches did not cost the same."""
+        """Sample every batch of noises.
+
+        Args:
+            sample: called as sample(model, unit noise, arguments); returns the end state.
+            batch: noises in a batch.
+            end: the noise level where the sampler stops.
+
+        Raises RuntimeError if the batches did not cost the same."""
         ends, costs = [], set()
         for start in range(0, self.count, batch):
             part = slice(start, start + batch)

@@ -1,8 +1,7 @@
-"""Quality: every solver at its best settings and every predictor, on the same noises, against a converged
-reference.
+"""Measure quality: every solver at its best settings and every predictor, on the same noises.
 
-Work is done by one process a core, one thread each. Every finished row is kept in bench/out, so that a run
-that was stopped goes on with `--resume`."""
+The figures are distances to a converged reference. The work is split over processes of one thread each. Every
+finished row is saved in bench/out, so an interrupted run can continue with `--resume`."""
 
 import json
 from dataclasses import dataclass, replace
@@ -41,26 +40,29 @@ from .problem import Ends, Problem
 from .search import flow_reference, reference_plan
 from .workers import Workers
 
-# In a worker
+# --- functions that run in a worker process ---
 
 
 @cache
 def problem(guidance: float, count: int, seed: int, dtype: str, flow: bool = False) -> Problem:
+    """Return the demo model's problem; computed once per process."""
     return Problem(guidance, count, seed, getattr(torch, dtype), flow)
 
 
 def drawn(plan: Plan, guidance: float, flow: bool = False) -> Problem:
-    """Every noise of the plan."""
+    """Return the problem with all noises of the plan."""
     count = plan.flow if flow else plan.total(guidance)
     return problem(guidance, count, plan.seed, plan.dtype, flow)
 
 
 def reference_file(guidance: float, flow: bool = False) -> Path:
+    """Return the file of the reference images."""
     return OUT / f"reference-{'flow' if flow else f'cfg{guidance:g}'}.safetensors"
 
 
 @cache
 def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
+    """Return the measures against the first `count` reference images."""
     images = load_file(reference_file(guidance, flow))["images"]
     return Ruler(images[:count], drawn(plan, guidance, flow).denoiser, plan.resamples)
 
@@ -68,19 +70,19 @@ def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
 def reference(
     plan: Plan, guidance: float, evaluations: int, start: int, stop: int, flow: bool = False
 ) -> Tensor:
-    """The reference images of some noises."""
-    part = drawn(plan, guidance, flow).part(start, stop)
+    """Compute the reference images of the noises from `start` to `stop`."""
+    noises = drawn(plan, guidance, flow).part(start, stop)
     if flow:
-        return flow_reference(part, evaluations)
+        return flow_reference(noises, evaluations)
     setting = reference_plan(evaluations)
-    return run(part.guided, part.noise, setting.sigmas(), setting.solver, part.args)[0]
+    return run(noises.guided, noises.noise, setting.sigmas(), setting.solver, noises.args)[0]
 
 
 def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
-    """A predictor's own run, on its own schedule."""
+    """Run a predictor file on its own schedule."""
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
-    # a remembered evaluation has no bottleneck and no halves to give
+    # a remembered evaluation contains neither the bottleneck nor the halves
     noises.model.remembers = not (fitted.wants_bottleneck or fitted.halved)
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
@@ -103,8 +105,9 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
 
 
 def measure(plan: Plan, entry: Entry) -> Row:
-    """Run one entry and measure it. Raises RuntimeError if it took other evaluations or passes than it is
-    entered under."""
+    """Run one entry and measure it.
+
+    Raises RuntimeError if it took other evaluations or passes than the entry states."""
     noises = drawn(plan, entry.guidance, entry.flow).first(entry.count)
     if entry.setting is not None:
         grids = {} if entry.flow else settings(entry.nfe, entry.guidance)[1]
@@ -127,26 +130,27 @@ def measure(plan: Plan, entry: Entry) -> Row:
 
 
 def strip_file(row: Row) -> Path:
-    """Where the row's first images are."""
+    """Return the file of a row's first images."""
     entry = row.entry
     return OUT / "strips" / f"{entry.guidance:g}-{entry.cell}-{row.solver}-{row.predictor}.png"
 
 
 def strip(images: Tensor, file: Path) -> None:
-    """Images side by side in one PNG."""
+    """Save images `[n, 3, H, W]` in [-1, 1] side by side in one PNG."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(2, 0, 3, 1).flatten(1, 2).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.ascontiguousarray(pixels)).save(file)
 
 
-# In the main process
+# --- functions that run in the main process ---
 
 
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The reference's images of all noises, and of the first with twice the evaluations; kept in
-    bench/out."""
+    """Return the reference images of all noises, and those of the first ones with twice the evaluations.
+
+    They are saved in bench/out; with `resume` those of an earlier run are used."""
     file = reference_file(guidance, flow)
     count = plan.flow if flow else plan.total(guidance)
     if not (resume and file.is_file()):
@@ -167,15 +171,15 @@ def reference_images(
 def references(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> dict[str, Any]:
-    """The reference's row, with its proof: its distance to one of twice the evaluations."""
+    """Return the reference's row, with its distance to a reference of twice the evaluations as a check."""
     images, twice = reference_images(plan, workers, guidance, resume, flow)
     first = images[: len(twice)]
     if not flow:
         strip(images[:SHOWN], OUT / "strips" / f"{guidance:g}-reference.png")
     denoiser = drawn(plan, guidance, flow).denoiser
-    proof = Ruler(twice, denoiser, plan.resamples).measure(first)
-    shown = images if flow else images[: plan.noises[guidance]]
-    own = Ruler(shown, denoiser, plan.resamples).measure(shown)
+    convergence = Ruler(twice, denoiser, plan.resamples).measure(first)
+    row_images = images if flow else images[: plan.noises[guidance]]
+    self_measures = Ruler(row_images, denoiser, plan.resamples).measure(row_images)
     row = {
         "solver": "reference",
         "schedule": "polynomial 7",
@@ -183,33 +187,33 @@ def references(
         "nfe": 100,
         "guidance": guidance,
     }
-    row |= {"noises": len(shown), "rmse_ref": 0.0, "fd_ref": 0.0, "swd": 0.0}
-    row |= {"fd_data": rounded(own["fd_data"].value)}
-    row |= {"fd_data_interval": [rounded(v) for v in own["fd_data"].interval]}
-    row |= {"to_200_evaluations": {k: rounded(proof[k].value) for k in ("rmse_ref", "fd_ref", "swd")}}
+    row |= {"noises": len(row_images), "rmse_ref": 0.0, "fd_ref": 0.0, "swd": 0.0}
+    row |= {"fd_data": rounded(self_measures["fd_data"].value)}
+    row |= {"fd_data_interval": [rounded(v) for v in self_measures["fd_data"].interval]}
+    row |= {"to_200_evaluations": {k: rounded(convergence[k].value) for k in ("rmse_ref", "fd_ref", "swd")}}
     row["to_200_evaluations"] |= {"noises": len(twice), "median": rounded(median(first, twice))}
-    if len(images) > len(shown):
+    if len(images) > len(row_images):
         row["fd_data_many"] = rounded(Ruler(images, denoiser, 0).measure(images)["fd_data"].value)
     return row
 
 
-def own_distances(plan: Plan, noises: dict[float, int]) -> dict[float, Measured]:
-    """The reference's own Frechet distance to the data by guidance, with its resamples, on so many noises."""
-    own = {}
+def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Measured]:
+    """Return the reference's own Fréchet distance to the data for each guidance, on this many noises."""
+    distances = {}
     for guidance, count in noises.items():
         images = load_file(reference_file(guidance))["images"][:count]
         denoiser = drawn(plan, guidance).denoiser
-        own[guidance] = Ruler(images, denoiser, plan.resamples).measure(images)["fd_data"]
-    return own
+        distances[guidance] = Ruler(images, denoiser, plan.resamples).measure(images)["fd_data"]
+    return distances
 
 
 def median(images: Tensor, reference: Tensor) -> float:
-    """The median noise's error."""
+    """Return the median over the noises of the error."""
     return float(torch.tensor([rmse(a, b) for a, b in zip(images, reference)]).median())
 
 
-def kept(resume: bool) -> dict[str, Row]:
-    """Rows of an earlier run that was stopped."""
+def saved_rows(resume: bool) -> dict[str, Row]:
+    """Load the rows of an interrupted run; without `resume`, delete them and return none."""
     file = OUT / "rows.jsonl"
     if not resume:
         file.unlink(missing_ok=True)
@@ -220,15 +224,16 @@ def kept(resume: bool) -> dict[str, Row]:
         entry["setting"] = entry["setting"] and Setting.of(entry["setting"])
         fields["entry"] = Entry(**entry)
         fields["measures"] = {
-            k: Measured(value, torch.tensor(again, dtype=torch.float64))
-            for k, (value, again) in fields["measures"].items()
+            k: Measured(value, torch.tensor(resamples, dtype=torch.float64))
+            for k, (value, resamples) in fields["measures"].items()
         }
         row = Row(**fields)
         rows[row.entry.key] = row
     return rows
 
 
-def keep(row: Row) -> None:
+def save_row(row: Row) -> None:
+    """Append a row to bench/out/rows.jsonl."""
     fields = dict(vars(row))
     fields["entry"] = vars(row.entry) | {"setting": row.entry.setting and row.entry.setting.as_dict()}
     fields["measures"] = {k: (m.value, m.resampled.tolist()) for k, m in row.measures.items()}
@@ -237,78 +242,81 @@ def keep(row: Row) -> None:
 
 
 def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Rows of these entries; those in `old` are not measured again."""
+    """Measure these entries, except those with rows in `old`; return all their rows."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
     for _, row in workers.each(what, measure, jobs, work=lambda job: job[1].work):
-        keep(row)
+        save_row(row)
         rows.append(row)
     return rows
 
 
 def others(rows: list[Row], nfe: int, guidance: float) -> list[Row]:
-    """Rows of the other solvers in one cell."""
+    """Return the rows of the other solvers in one cell."""
     return [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
 
 
 def best_others(rows: list[Row], nfe: int, guidance: float) -> dict[str, Row]:
-    """For each measure the other solver's row that is best in it."""
-    here = others(rows, nfe, guidance)
-    return {name: min(here, key=lambda r: r.measures[name].value) for name in MEASURES}
+    """Return, for each measure, the row of the other solver that is best in it."""
+    cell_rows = others(rows, nfe, guidance)
+    return {name: min(cell_rows, key=lambda r: r.measures[name].value) for name in MEASURES}
 
 
 def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[Row]:
-    """The best other rows: by error, by Frechet distance, then by error times the root of that distance."""
+    """Return the `count` best other rows.
+
+    First the one with the lowest error, then the one with the lowest Fréchet distance, then those with the
+    lowest error times the root of that distance."""
     best = best_others(rows, nfe, guidance)
 
-    def both(row: Row) -> float:
+    def score(row: Row) -> float:
         return row.measures["rmse_ref"].value * max(row.measures["fd_ref"].value, 0.0) ** 0.5
 
-    ranked = [best["rmse_ref"], best["fd_ref"], *sorted(others(rows, nfe, guidance), key=both)]
+    ranked = [best["rmse_ref"], best["fd_ref"], *sorted(others(rows, nfe, guidance), key=score)]
     return list({row.entry.key: row for row in ranked}.values())[:count]
 
 
-def again(plan: Plan, rows: list[Row]) -> list[Entry]:
-    """The calibrated tables and the nearest other solvers, on `plan.many` noises."""
+def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
+    """Return entries of the calibrated tables and the nearest other solvers, with `plan.many` noises."""
     wanted = []
     for guidance, count in plan.many.items():
         for nfe in plan.nfes:
-            here = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
-            ours = [r for r in here if r.predictor.startswith(CALIBRATED)]
+            cell_rows = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
+            ours = [r for r in cell_rows if r.predictor.startswith(CALIBRATED)]
             wanted += [replace(r.entry, count=count) for r in [*ours, *nearest(rows, nfe, guidance)]]
     return wanted
 
 
 @dataclass
 class Results:
-    """The reference's rows, all rows, those on many noises, those of the flow form."""
+    """Everything that was measured."""
 
-    references: list[dict[str, Any]]
+    references: list[dict[str, Any]]  # the reference's row for each guidance, and that of the flow form
     rows: list[Row]
-    many: list[Row]
-    flow: list[Row]
+    many: list[Row]  # the second pass, on `plan.many` noises
+    flow: list[Row]  # the model in flow form
 
     @property
     def large(self) -> list[Row]:
-        """The largest sets that every cell has."""
+        """The rows of the second pass, or all rows if there was none."""
         return self.many or self.rows
 
 
 def quality(plan: Plan, resume: bool = False) -> Results:
-    """Measure everything."""
+    """Measure everything that the plan contains."""
     OUT.mkdir(exist_ok=True)
-    ran = OUT / "plan.txt"
-    if resume and not (ran.is_file() and ran.read_text() == repr(plan)):
-        print("  nothing to resume: the run before was not this one", flush=True)
+    plan_file = OUT / "plan.txt"
+    if resume and not (plan_file.is_file() and plan_file.read_text() == repr(plan)):
+        print("  nothing to resume: the earlier run had another plan", flush=True)
         resume = False
-    ran.write_text(repr(plan))
-    old = kept(resume)
+    plan_file.write_text(repr(plan))
+    old = saved_rows(resume)
     with Workers(plan.workers) as workers:
-        proofs = [references(plan, workers, guidance, resume) for guidance in plan.noises]
+        reference_rows = [references(plan, workers, guidance, resume) for guidance in plan.noises]
         rows = measured(plan, workers, "solvers", entries(plan), old)
-        many = measured(plan, workers, "many noises", again(plan, rows), old)
-        in_flow = []
+        many = measured(plan, workers, "many noises", second_pass(plan, rows), old)
+        flow_rows = []
         if plan.flow:
-            proofs.append(references(plan, workers, 1.0, resume, flow=True) | {"form": "flow"})
-            in_flow = measured(plan, workers, "flow form", flow_entries(plan), old)
-    return Results(proofs, rows, many, in_flow)
+            reference_rows.append(references(plan, workers, 1.0, resume, flow=True) | {"form": "flow"})
+            flow_rows = measured(plan, workers, "flow form", flow_entries(plan), old)
+    return Results(reference_rows, rows, many, flow_rows)

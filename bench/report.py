@@ -1,4 +1,4 @@
-"""What was measured, written down: docs/results.json, docs/RESULTS.md (from page.md), the README's table."""
+"""Write the results: docs/results.json, docs/RESULTS.md (from page.md), and the README's table."""
 
 import json
 import platform
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import host
-from .compare import SHORT, Compared, agreement, ahead_by, all_compared, beside, cells, equal_passes
+from .compare import SHORT, Compared, against_best, agreement, ahead_by, all_compared, cells, equal_passes
 from .measures import DIRECTIONS, Measured
 from .plan import CALIBRATED, MEASURES, QUICK_TABLE, Plan, Row
 from .quality import Results
@@ -18,10 +18,11 @@ from .report_samplers import outside
 from .text import guided, number, table, verdict
 
 ROOT = Path(__file__).parent.parent
-AVERAGE = {"rmse_ref": 0.75, "fd_ref": 0.45}  # of all cells: at most this share of the best other solver's
+# the goals: shares of the best other solver's value that are to be reached at most
+AVERAGE = {"rmse_ref": 0.75, "fd_ref": 0.45}  # averaged over all cells
 UNGUIDED, GUIDED = {"rmse_ref": 0.6, "fd_ref": 0.15}, {"rmse_ref": 0.8, "fd_ref": 0.4}  # at GOAL_NFES
 GOAL_NFES = (5, 7, 9)
-MORE = ("fit_cost", "floor", "samplers")  # what other commands keep in docs: name.json
+MORE = ("fit_cost", "floor", "samplers")  # docs/NAME.json that other commands write
 COLUMNS = ["error", "FD to reference", "FD to data", "SWD", "FD, U-Net features"]
 
 
@@ -29,72 +30,79 @@ HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "rati
 
 
 def line(c: Compared) -> list[Any]:
-    """A comparison's cells under HEAD."""
+    """Return a comparison's cells under HEAD."""
     which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
 
 def at(guidance: float, nfe: int) -> str:
+    """Return "NFE 5, guidance 2", without the guidance if it is 1."""
     return f"NFE {nfe}" + (f", guidance {guidance:g}" if guidance != 1 else "")
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
-    """Table and measure -> (guidance, NFE) -> share of the best other solver's."""
-    found: dict[str, dict[tuple, float]] = {}
+    """Return "table measure" -> (guidance, NFE) -> ratio to the best other solver."""
+    ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:
             if c.ratio is not None:
-                found.setdefault(f"{name} {c.measure}", {})[c.guidance, c.nfe] = c.ratio
-    return found
+                ratios_by_table.setdefault(f"{name} {c.measure}", {})[c.guidance, c.nfe] = c.ratio
+    return ratios_by_table
 
 
 def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
-    """Error and Frechet distance of each kind of table as shares of the best other's, in every cell, and
-    their averages."""
+    """Return a table of each kind's ratios to the best other solver in every cell, and their averages."""
     kinds = [(name, measure) for name in tables for measure in ("rmse_ref", "fd_ref")]
-    by = {(n, c.measure, c.guidance, c.nfe): c for n, cs in tables.items() for c in cs}
+    comparison_of = {(n, c.measure, c.guidance, c.nfe): c for n, cs in tables.items() for c in cs}
     body = []
-    for guidance, nfe in sorted({(g, n) for _, _, g, n in by}):
-        here = [by.get((*kind, guidance, nfe)) for kind in kinds]
+    for guidance, nfe in sorted({(g, n) for _, _, g, n in comparison_of}):
+        cell_rows = [comparison_of.get((*kind, guidance, nfe)) for kind in kinds]
         which = [
-            by[kinds[i][0], m, guidance, nfe].row.solver
+            comparison_of[kinds[i][0], m, guidance, nfe].row.solver
             for i, m in ((0, "rmse_ref"), (1, "fd_ref"))
-            if (kinds[i][0], m, guidance, nfe) in by
+            if (kinds[i][0], m, guidance, nfe) in comparison_of
         ]
         body.append(
-            [nfe, guided(guidance), *(c.text if c else "" for c in here), ", ".join(dict.fromkeys(which))]
+            [
+                nfe,
+                guided(guidance),
+                *(c.text if c else "" for c in cell_rows),
+                ", ".join(dict.fromkeys(which)),
+            ]
         )
-    found = ratios(tables)
-    means = [list(found.get(f"{n} {m}", {}).values()) for n, m in kinds]
+    ratios_by_table = ratios(tables)
+    means = [list(ratios_by_table.get(f"{n} {m}", {}).values()) for n, m in kinds]
     body.append(["average", "", *(f"**{sum(v) / len(v):.2f}** of {len(v)}" if v else "" for v in means), ""])
     return table(["NFE", "guidance", *(f"{n}: {SHORT[m]}" for n, m in kinds), "best others"], body)
 
 
 def goals(tables: dict[str, list[Compared]], rows: list[Row]) -> list[str]:
-    """Every goal with its figure, and by how much it was missed."""
-    found, body, total = ratios(tables), [], len(cells(rows))
+    """Return a table of all goals, what was measured, and by how much a goal was missed."""
+    ratios_by_table, body, total = ratios(tables), [], len(cells(rows))
     for name in tables:
         for measure in ("rmse_ref", "fd_ref"):
-            here = found.get(f"{name} {measure}", {})
-            figure = f"{sum(v < 1 for v in here.values())} of {total}"
-            if here:
-                worst = max(here, key=lambda k, h=here: h[k])
-                figure += f"; worst {here[worst]:.2f} at {at(*worst)}"
-            if lacking := total - len(here):
-                figure += f"; {lacking} without a table that beats its plain solvers"
-            reached = verdict(max(here.values()), 1.0, True) if not lacking else "missed"
+            cell_ratios = ratios_by_table.get(f"{name} {measure}", {})
+            figure = f"{sum(v < 1 for v in cell_ratios.values())} of {total}"
+            if cell_ratios:
+                worst = max(cell_ratios, key=lambda k, h=cell_ratios: h[k])
+                figure += f"; worst {cell_ratios[worst]:.2f} at {at(*worst)}"
+            if missing := total - len(cell_ratios):
+                figure += f"; {missing} without a table that beats its plain solvers"
+            reached = verdict(max(cell_ratios.values()), 1.0, True) if not missing else "missed"
             body.append([f"{name}: {SHORT[measure]} below every other solver's", "< 1", figure, reached])
     for measure, goal in AVERAGE.items():
-        if here := list(found.get(f"normal {measure}", {}).values()):
-            mean = sum(here) / len(here)
-            text = f"normal: {SHORT[measure]} ratio, average of {len(here)}"
+        if cell_ratios := list(ratios_by_table.get(f"normal {measure}", {}).values()):
+            mean = sum(cell_ratios) / len(cell_ratios)
+            text = f"normal: {SHORT[measure]} ratio, average of {len(cell_ratios)}"
             body.append([text, f"<= {goal}", f"{mean:.2f}", verdict(mean, goal)])
     for guidance, nfe in cells(rows):
-        mine = equal_passes(rows, nfe, guidance) if nfe in GOAL_NFES else None
+        our_row = equal_passes(rows, nfe, guidance) if nfe in GOAL_NFES else None
         for measure, goal in (UNGUIDED if guidance == 1 else GUIDED).items():
-            if mine is not None:
-                c = beside(mine, rows, measure)
-                spared = f", {mine.nfe} evaluations in {mine.passes} passes" if mine.nfe != nfe else ""
+            if our_row is not None:
+                c = against_best(our_row, rows, measure)
+                spared = (
+                    f", {our_row.nfe} evaluations in {our_row.passes} passes" if our_row.nfe != nfe else ""
+                )
                 text = f"{at(guidance, nfe)}{spared}: {SHORT[measure]} ratio"
                 missed = verdict(c.ratio, goal) if c.ratio is not None else "missed"
                 body.append([text, f"<= {goal}", c.text, missed])
@@ -102,21 +110,21 @@ def goals(tables: dict[str, list[Compared]], rows: list[Row]) -> list[str]:
 
 
 def ahead(all_compared: list[Compared]) -> list[str]:
-    """Where AMED is behind, in words."""
+    """Say in how many comparisons AMED is ahead, and list those where it is behind."""
     behind = [c for c in all_compared if c.ours > c.other]
     total = len(all_compared)
     text = [
         f"The calibrated table is ahead of the best other solver in {total - len(behind)} of {total} "
-        f"comparisons "
-        f"(evaluations x guidance x {len(SHORT)} measures, the best other chosen anew for each)."
+        f"comparisons (evaluations x guidance x {len(SHORT)} measures, "
+        "each with the solver that is best in it)."
     ]
     if behind:
-        text += ["It is behind here:", "", *table(HEAD, [line(c) for c in behind])]
+        text += ["It is behind in these:", "", *table(HEAD, [line(c) for c in behind])]
     return text
 
 
 def flow_rows(rows: list[Row]) -> list[str]:
-    """The model in flow form."""
+    """Return the section on the model in flow form, if it was measured."""
     if not rows:
         return []
     body = [
@@ -128,10 +136,10 @@ def flow_rows(rows: list[Row]) -> list[str]:
         "",
         "## In flow form",
         "",
-        f"The same model as flow models are sampled, without guidance, on {rows[0].entry.count} noises:",
-        "levels s = sigma / (1 + sigma) from 1 on, x = (1 - s) image + s noise (`bench/flow.py`). The other",
-        "solvers are ComfyUI's on flow schedules (polynomial 1, 2, 3; simple, shift 1, 3, 6, 12), each at",
-        "the one with the least error on other noises (`python -m bench.search --flow`).",
+        f"The same model was sampled as a flow model, without guidance, on {rows[0].entry.count} noises: the",
+        "levels are s = sigma / (1 + sigma) from 1 down, and x = (1 - s) image + s noise (`bench/flow.py`).",
+        "The other solvers are ComfyUI's on flow schedules (polynomial 1, 2, 3; simple, shift 1, 3, 6, 12),",
+        "each on the one with the lowest error on other noises (`python -m bench.search --flow`).",
         "",
         *table(["NFE", "solver", "schedule", *COLUMNS], body),
         "",
@@ -139,8 +147,7 @@ def flow_rows(rows: list[Row]) -> list[str]:
 
 
 def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -> list[str]:
-    """The README's table: error and Frechet distance of the best other solvers and of the calibrated
-    table."""
+    """Return the README's table: error and Fréchet distance of the best other solvers and of our table."""
     cells: dict[tuple, dict[str, Compared]] = {}
     for c in all_compared:
         cells.setdefault((c.guidance, c.nfe), {})[c.measure] = c
@@ -165,6 +172,7 @@ def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -
 
 
 def spread(row: Row, name: str) -> str:
+    """Return a measure with its interval, if it has one."""
     measured = row.measures[name]
     if not len(measured.resampled):
         return number(measured.value)
@@ -173,20 +181,20 @@ def spread(row: Row, name: str) -> str:
 
 
 def everything(rows: list[Row]) -> list[str]:
-    """All rows, a table an NFE and guidance, the least Frechet distance first."""
+    """Return all rows, a table for each NFE and guidance, sorted by Fréchet distance."""
     lines: list[str] = []
     for guidance, nfe in cells(rows):
-        here = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
-        here.sort(key=lambda r: r.measures["fd_ref"].value)
+        cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
+        cell_rows.sort(key=lambda r: r.measures["fd_ref"].value)
         lines += ["", "<details>", f"<summary>{nfe} evaluations, guidance {guided(guidance)}</summary>", ""]
-        body = [[name_of(r), r.schedule, *(spread(r, name) for name in MEASURES)] for r in here]
+        body = [[name_of(r), r.schedule, *(spread(r, name) for name in MEASURES)] for r in cell_rows]
         lines += table(["solver", "schedule", *COLUMNS], body)
         lines += ["", "</details>"]
     return lines
 
 
 def many_noises(rows: list[Row]) -> list[str]:
-    """Every row of the second pass."""
+    """Return the section on the second pass, if there was one."""
     if not rows:
         return []
     order = sorted(rows, key=lambda r: (r.entry.guidance, r.entry.cell, r.measures["fd_ref"].value))
@@ -198,8 +206,8 @@ def many_noises(rows: list[Row]) -> list[str]:
         "",
         "## The closest again, on many noises",
         "",
-        "The calibrated tables and three other solvers: the best in error above, the best in FD, and the",
-        "next by error times the root of FD.",
+        "The calibrated tables were measured again with three other solvers: the best in error above, the",
+        "best in FD, and the next best by error times the root of FD.",
         "",
         *table(["NFE", "guidance", "solver", "schedule", *COLUMNS], body),
         "",
@@ -207,14 +215,15 @@ def many_noises(rows: list[Row]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """The solver, and which of our tables."""
+    """Return the solver's name; for our predictors in bold, with the kind."""
     if not row.entry.file:
         return row.solver
-    own = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")
-    return f"**{row.solver}**, {own}"
+    predictor = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")
+    return f"**{row.solver}**, {predictor}"
 
 
 def convergence(references: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the reference's distances to one of twice the evaluations."""
     body = [
         [
             f"{guided(r['guidance'])}{', flow form' * ('form' in r)}",
@@ -235,18 +244,26 @@ def convergence(references: list[dict[str, Any]]) -> list[str]:
 
 def page(
     plan: Plan,
-    found: Results,
-    own: dict[float, Measured],
-    shape: dict,
+    measured: Results,
+    reference_distances: dict[float, Measured],
+    figures: dict,
     cost: dict,
     pictures: list[str],
-    kept: dict[str, list[dict]],
+    extra_rows: dict[str, list[dict]],
 ) -> str:
-    """docs/RESULTS.md: page.md with everything filled in. own: the reference's FD to data on the noises of
-    `found.large`; kept: the rows of MORE, none where there are none."""
-    rows, large, ranks = found.rows, found.large, agreement(found.rows)
+    """Return the text of docs/RESULTS.md, i.e. page.md with all values filled in.
+
+    Args:
+        plan: of the run.
+        measured: its results.
+        reference_distances: the reference's FD to data for each guidance, on the noises of `measured.large`.
+        figures: the numbers of bench.geometry.
+        cost: the numbers of bench.cost.
+        pictures: file names of the grids.
+        extra_rows: the rows of each file of MORE; empty where it does not exist."""
+    rows, large, ranks = measured.rows, measured.large, agreement(measured.rows)
     tables = {
-        name: all_compared(large, own, kind)
+        name: all_compared(large, reference_distances, kind)
         for name, kind in (("normal", CALIBRATED), ("quick", QUICK_TABLE))
     }
     least = min(ranks, key=lambda r: r[2])
@@ -268,9 +285,9 @@ def page(
         "ratios": ratio_table(tables),
         "goals": goals(tables, large),
         "ahead": ahead(tables["normal"]),
-        "many": many_noises(found.many),
-        "flow": flow_rows(found.flow),
-        "convergence": convergence(found.references),
+        "many": many_noises(measured.many),
+        "flow": flow_rows(measured.flow),
+        "convergence": convergence(measured.references),
         "rank_mean": f"{sum(r[2] for r in ranks) / len(ranks):.2f}",
         "rank_count": len(ranks),
         "rank_least": f"{least[2]:.2f}",
@@ -279,41 +296,43 @@ def page(
         "second": ahead_by(rows, "fd_ref_unet"),
         "everything": everything(rows),
         "pictures": [f"![{name[:-4]}](bench/{name})" for name in pictures],
-        "fit_cost": fit_cost(kept["fit_cost"]),
-        "floor": floor(kept["floor"]),
-        "outside": outside(kept["samplers"]),
+        "fit_cost": fit_cost(extra_rows["fit_cost"]),
+        "floor": floor(extra_rows["floor"]),
+        "outside": outside(extra_rows["samplers"]),
     }
-    values |= geometry_values(shape) | cost_values(cost)
+    values |= geometry_values(figures) | cost_values(cost)
     text = {k: "\n".join(v) if isinstance(v, list) else str(v) for k, v in values.items()}
     return Template((Path(__file__).parent / "page.md").read_text()).substitute(text)
 
 
-def results(found: Results) -> list[dict[str, Any]]:
-    """The list in docs/results.json: the reference's own rows, then the others."""
+def results(measured: Results) -> list[dict[str, Any]]:
+    """Return the rows of docs/results.json: the reference's first, then the others."""
 
     def order(row: Row) -> tuple:
         return row.entry.count, row.entry.guidance, row.entry.cell, row.measures["fd_ref"].value
 
-    rows = sorted(found.rows + found.many, key=order)
-    return [r for r in found.references if "form" not in r] + [row.as_dict() for row in rows]
+    rows = sorted(measured.rows + measured.many, key=order)
+    return [r for r in measured.references if "form" not in r] + [row.as_dict() for row in rows]
 
 
-def flow_results(found: Results) -> list[dict[str, Any]]:
-    """The list in docs/flow.json."""
-    rows = sorted(found.flow, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
-    return [r for r in found.references if "form" in r] + [row.as_dict() for row in rows]
+def flow_results(measured: Results) -> list[dict[str, Any]]:
+    """Return the rows of docs/flow.json."""
+    rows = sorted(measured.flow, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
+    return [r for r in measured.references if "form" in r] + [row.as_dict() for row in rows]
 
 
 def listed(rows: list[dict[str, Any]]) -> str:
+    """Return JSON with one row per line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
-def write_all(folder: Path, page_text: str, found: Results, shape: dict, cost: dict) -> None:
+def write_all(folder: Path, page_text: str, measured: Results, figures: dict, cost: dict) -> None:
+    """Write the page and the JSON files, each through a temporary file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("results.json", listed(results(found))),
-        *((("flow.json", listed(flow_results(found))),) if found.flow else ()),
-        ("geometry.json", json.dumps(shape) + "\n"),
+        ("results.json", listed(results(measured))),
+        *((("flow.json", listed(flow_results(measured))),) if measured.flow else ()),
+        ("geometry.json", json.dumps(figures) + "\n"),
         ("cost.json", json.dumps(cost, indent=1) + "\n"),
         ("RESULTS.md", page_text),
     ):

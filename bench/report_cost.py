@@ -1,29 +1,30 @@
-"""The pages' parts on geometry and cost."""
+"""The parts of docs/RESULTS.md on geometry and cost."""
 
 from textwrap import wrap
 from typing import Any
 
 from .text import guided, number, table, verdict
 
-LOOP = {"AMED multistep, table": 1.2, "AMED multistep, bands": 1.5}  # of dpmpp_2m's time, at LOOP_AT
+LOOP = {"AMED multistep, table": 1.2, "AMED multistep, bands": 1.5}  # goals: ratio to dpmpp_2m, at LOOP_AT
 LOOP_AT = ("4x128x128", 1)
 
 
-def geometry_values(shape: dict[str, Any]) -> dict[str, Any]:
-    worst, students = max(shape["error_mean"]), shape["students"]
+def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of page.md on the paper's figures 4 and 5."""
+    worst, students = max(figures["error_mean"]), figures["students"]
     body = []
     for name, figures in students.items():
-        for what, key in (("removed", "alignment"), ("best r", "r_mean"), ("spread of r", "r_spread")):
-            body.append([name, what, *(f"{v:.2f}" for v in figures[key])])
+        for quantity, key in (("removed", "alignment"), ("best r", "r_mean"), ("spread of r", "r_spread")):
+            body.append([name, quantity, *(f"{v:.2f}" for v in figures[key])])
     amed, dpm = (students[n]["r_spread"] for n in ("AMED-Solver", "DPM-Solver-2"))
     return {
-        "trajectories": shape["trajectories"],
+        "trajectories": figures["trajectories"],
         "plane_worst": f"{100 * worst:.1f}",
-        "plane_at": f"{shape['sigmas'][shape['error_mean'].index(worst)]:.3g}",
-        "plane_95": f"{100 * max(shape['error_95']):.1f}",
-        "plane_two": f"{100 * sum(shape['variance'][:2]):.2f}",
-        "plane_one": f"{100 * shape['variance'][0]:.2f}",
-        "r_samples": shape["samples"],
+        "plane_at": f"{figures['sigmas'][figures['error_mean'].index(worst)]:.3g}",
+        "plane_95": f"{100 * max(figures['error_95']):.1f}",
+        "plane_two": f"{100 * sum(figures['variance'][:2]):.2f}",
+        "plane_one": f"{100 * figures['variance'][0]:.2f}",
+        "r_samples": figures["samples"],
         "best_r": table(["solver", "", *(f"interval {i + 1}" for i in range(len(amed)))], body),
         "r_smaller": sum(a < b for a, b in zip(amed, dpm)),
         "r_count": len(amed),
@@ -33,18 +34,19 @@ def geometry_values(shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of milliseconds, and of ratios to k-diffusion's sampler."""
     names = list(dict.fromkeys(r["sampler"] for r in rows))
-    by = {(r["sampler"], r["latent"], r["batch"]): r for r in rows}
+    by_cell = {(r["sampler"], r["latent"], r["batch"]): r for r in rows}
     body = []
     for latent, batch in dict.fromkeys((r["latent"], r["batch"]) for r in rows):
-        here = [by[name, latent, batch] for name in names]
-        shown = [f"{r['ms']:.3g}" + (f" ({r['ratio']:.2f})" if "ratio" in r else "") for r in here]
+        cell_rows = [by_cell[name, latent, batch] for name in names]
+        shown = [f"{r['ms']:.3g}" + (f" ({r['ratio']:.2f})" if "ratio" in r else "") for r in cell_rows]
         body.append([f"{batch} x {latent}", *shown])
     return table(["batch x latent", *names], body)
 
 
 def loop_goals(rows: list[dict[str, Any]]) -> list[str]:
-    """Whether the loop costs little enough beside dpmpp_2m."""
+    """Return a table of the goals for the time of the sampling loop."""
     body = []
     for row in rows:
         goal = LOOP.get(row["sampler"]) if (row["latent"], row["batch"]) == LOOP_AT else None
@@ -55,23 +57,23 @@ def loop_goals(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def fit_cost(points: list[dict[str, Any]]) -> list[str]:
-    """docs/fit_cost.json, if there is one."""
+    """Return the section on docs/fit_cost.json, if it exists."""
     if not points:
         return []
     body = [
         [p["fit"], p["size"], p["passes"], number(p["rmse_ref"]), number(p["fd_ref"])]
         for p in sorted(points, key=lambda p: (p["fit"], p["passes"]))
     ]
-    one = points[0]
+    first = points[0]
     return [
         "",
         "### What a fit's passes buy",
         "",
         "![error and FD against passes spent](bench/fit-cost.png)",
         "",
-        f"NFE {one['nfe']}, no guidance, fp32, measured on {one['noises']} noises nothing else uses",
-        "(`python -m bench.fitcost`). Everything is counted: references, teachers, searches, comparisons; a",
-        "gradient as two more passes. Algorithm 1 trains AMED-Solver's network, a run for each size.",
+        f"NFE {first['nfe']}, no guidance, fp32, measured on {first['noises']} noises that nothing else uses",
+        "(`python -m bench.fitcost`). All passes are counted: references, teachers, searches, comparisons; a",
+        "gradient counts as two more. Algorithm 1 trains AMED-Solver's network, in one run per size.",
         "",
         *table(["fit", "size", "passes", "error", "FD"], body),
         "",
@@ -79,42 +81,42 @@ def fit_cost(points: list[dict[str, Any]]) -> list[str]:
 
 
 def floor(rows: list[dict[str, Any]]) -> list[str]:
-    """docs/floor.json, if there is one: each kind of fit beside the best other solver in its cell."""
+    """Return the section on docs/floor.json, if it exists: each kind of fit and the best other solver."""
     if not rows:
         return []
     body = []
     for nfe, guidance in dict.fromkeys((row["nfe"], row["guidance"]) for row in rows):
-        here = [row for row in rows if (row["nfe"], row["guidance"]) == (nfe, guidance)]
-        best = {m: min(row[m] for row in here if row["kind"] == "other") for m in ("rmse_ref", "fd_ref")}
+        cell_rows = [row for row in rows if (row["nfe"], row["guidance"]) == (nfe, guidance)]
+        best = {m: min(row[m] for row in cell_rows if row["kind"] == "other") for m in ("rmse_ref", "fd_ref")}
         cells = [" / ".join(number(value) for value in best.values())]
         for kind in ("normal", "thorough", "wide"):
-            own = next(row for row in here if row["kind"] == kind)
-            ratios = " / ".join(f"{own[m] / best[m]:.2f}" for m in best)
-            cells.append(f"{number(own['rmse_ref'])} / {number(own['fd_ref'])} ({ratios})")
+            row = next(row for row in cell_rows if row["kind"] == kind)
+            ratios = " / ".join(f"{row[m] / best[m]:.2f}" for m in best)
+            cells.append(f"{number(row['rmse_ref'])} / {number(row['fd_ref'])} ({ratios})")
         body.append([nfe, guided(guidance), *cells])
     head = ["NFE", "guidance", "best other", "normal", "thorough", "512 samples"]
-    spent = max(row["fit_evaluations"] for row in rows if row["kind"] == "wide")
-    said = f"""
+    wide_evaluations = max(row["fit_evaluations"] for row in rows if row["kind"] == "wide")
+    text = f"""
         Made by `python -m bench.floor`: error / FD to the reference on {rows[0]["noises"]} noises that no fit
-        has seen, in brackets as shares of the best other solver's. *512 samples*: the same fit on 512 samples
-        and 128 held-out ones, with up to {spent:,} evaluations; *thorough* has 128 and 96, *normal* (bundled)
-        32 to 48 and 40 to 64."""
-    said = wrap(" ".join(said.split()), 120)
-    return ["### How far the form goes", "", *said, "", *table(head, body), ""]
+        has seen, in brackets their ratios to the best other solver's. *512 samples* is the same fit on 512
+        samples and 128 held-out ones, with up to {wide_evaluations:,} evaluations; *thorough* has 128 and 96
+        samples, *normal* (bundled) 32 to 48 and 40 to 64."""
+    text = wrap(" ".join(text.split()), 120)
+    return ["### How far the form goes", "", *text, "", *table(head, body), ""]
 
 
 def fits(costs: dict[str, Any]) -> list[str]:
-    """Fitting and growth, if measured."""
+    """Return the sections on fitting and growth, if they were measured."""
     if "fits" not in costs:
         return []
-    done = [
+    fit_rows = [
         [r["fit"], r["nfe"], r["passes"], f"{r['seconds']:.0f}", number(r["rmse_ref"])] for r in costs["fits"]
     ]
-    sampling = [
+    sampling_rows = [
         [r["nfe"], r["batch"], f"{r['side']}x{r['side']}", f"{r['seconds']:.3g}"]
         for r in costs["growth"]["sampling"]
     ]
-    fitting = [
+    fitting_rows = [
         [r["nfe"], r["latent"], r["evaluations"], f"{r['seconds']:.3g}"]
         for r in costs["growth"]["calibration of a model of no cost"]
     ]
@@ -122,25 +124,26 @@ def fits(costs: dict[str, Any]) -> list[str]:
         "",
         "### Fitting",
         "",
-        "A pass is one sample through the network; a gradient counts as two more. The same model, no",
-        "guidance, fp32, error on 64 noises neither saw.",
+        "A pass is one sample through the network; a gradient counts as two more. The demo model without",
+        "guidance in fp32; the error is on 64 noises that neither fit saw.",
         "",
-        *table(["fit", "NFE", "passes", "seconds", "error"], done),
+        *table(["fit", "NFE", "passes", "seconds", "error"], fit_rows),
         "",
         "### Growth",
         "",
         "Sampling the demo model with a calibrated table, one thread:",
         "",
-        *table(["NFE", "batch", "pixels", "seconds"], sampling),
+        *table(["NFE", "batch", "pixels", "seconds"], sampling_rows),
         "",
-        "Calibration, quick, of a model of no cost: the evaluations it asks for (each costs what the model",
-        "costs at that size), and the seconds that are its own arithmetic.",
+        "Quick calibration of a model that costs nothing: the number of evaluations it makes, and the",
+        "seconds of its own arithmetic.",
         "",
-        *table(["NFE", "latent", "evaluations", "seconds"], fitting),
+        *table(["NFE", "latent", "evaluations", "seconds"], fitting_rows),
     ]
 
 
 def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of page.md on cost."""
     ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
     return {
         "cost_nfe": costs["nfe"],

@@ -1,4 +1,4 @@
-"""The page's part on ComfyUI's own samplers with AMED-Plugin around them."""
+"""The part of docs/RESULTS.md on ComfyUI's samplers with AMED-Plugin around them."""
 
 from textwrap import wrap
 from typing import Any
@@ -9,12 +9,13 @@ COMMAND = "python -m bench.samplers"
 
 
 def fitted_with(row: dict[str, Any]) -> str:
+    """Return the cost of a fit, for people."""
     seconds = row.get("fit_seconds")
     return f"{row['fit_evaluations']}" + (f", {seconds:.0f} s" if seconds else "")
 
 
 def outside(rows: list[dict[str, Any]]) -> list[str]:
-    """docs/samplers.json, if there is one."""
+    """Return the section on docs/samplers.json, if it exists."""
     if not rows:
         return []
     body, behind = [], []
@@ -29,17 +30,18 @@ def outside(rows: list[dict[str, Any]]) -> list[str]:
         if max(ratios.values()) >= 1:
             behind.append(f"{row['sampler']} at {row['nfe']}, guidance {guided(row['guidance'])}")
     better = len(rows) - len(behind)
-    halved = sum(row["fd_amed"] / row["fd_karras"] for row in rows) / len(rows)
+    fd_ratio = sum(row["fd_amed"] / row["fd_karras"] for row in rows) / len(rows)
     head = ["sampler", "NFE", "guidance", "karras", "best schedule", "which", "AMED-Plugin", "of the best's",
             "fitted with"]  # fmt: skip
-    said = f"""
-        Made by `{COMMAND}`. ComfyUI's own samplers as they are, then with the noise levels of their list and
-        two numbers for each of their evaluations fitted by a quick calibration (`amed/outside.py`): error /
-        FD to the reference, {rows[0]["noises"]} noises that nothing else uses. The best schedule of fourteen
-        is searched by error on other noises. *Fitted with*: evaluations of the model, each of one image,
-        and seconds of one processor where they were taken."""
-    end = f"""
-        Better than on its best schedule, in error and FD: {better} of {len(rows)}. FD is {halved:.2f} of that
-        on karras, on average. No better in both: {"; ".join(behind) or "none"}."""
-    said, end = (wrap(" ".join(text.split()), 120) for text in (said, end))
-    return ["", "## Any sampler: AMED-Plugin from outside", "", *said, "", *table(head, body), "", *end]
+    intro = f"""
+        Made by `{COMMAND}`: error / FD to the reference on {rows[0]["noises"]} noises that nothing else uses.
+        ComfyUI's samplers are measured as they are, and with a quick calibration around them, which fits
+        their noise levels and two numbers for each of their evaluations (`amed/outside.py`). The best of
+        fourteen schedules is searched by error on other noises. *Fitted with*: evaluations of the model, each
+        of one image, and seconds on one processor where they were measured."""
+    outcome = f"""
+        With AMED-Plugin {better} of {len(rows)} are better in both error and FD than on their best schedule.
+        On average the FD is {fd_ratio:.2f} of that on karras. Not better in both:
+        {"; ".join(behind) or "none"}."""
+    intro, outcome = (wrap(" ".join(text.split()), 120) for text in (intro, outcome))
+    return ["", "## Any sampler: AMED-Plugin from outside", "", *intro, "", *table(head, body), "", *outcome]

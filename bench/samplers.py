@@ -1,8 +1,9 @@
-"""AMED-Plugin from outside around ComfyUI's own samplers: `python -m bench.samplers` (some 20 minutes).
+"""Measure AMED-Plugin around ComfyUI's own samplers: `python -m bench.samplers` (about 20 minutes).
 
-Each sampler at 5 and 8 evaluations (heun: 5 and 7), guidance 1 and 4: as its users have it, on karras; on the
-best of fourteen schedules, searched on other noises; with constants fitted by a quick calibration, seed 0,
-once. Error and FD to the reference on noises that nothing else uses; kept in docs/samplers.json."""
+Each sampler is measured at 5 and 8 evaluations (heun: 5 and 7) and guidance 1 and 4: on karras, as people
+usually set it; on the best of fourteen schedules, searched on other noises; and with constants fitted once by
+a quick calibration with seed 0. Error and FD are to the reference, on noises that nothing else uses. The rows
+are saved in docs/samplers.json."""
 
 import argparse
 import json
@@ -33,96 +34,116 @@ from .workers import Workers
 
 SAMPLERS = ("dpmpp_2m", "uni_pc", "deis", "res_multistep", "gradient_estimation", "heun", "euler", "lms")
 NFES, GUIDANCES = (5, 8), (1.0, 4.0)
-NOISES, SEARCHED, SEED, OTHERS, PART = 256, 32, 4343, 4344, 32
+NOISES, SEED = 256, 4343  # to measure on
+SEARCHED, OTHERS = 32, 4344  # number and seed of the noises to search schedules on
+PART = 32  # noises of one job
 FILE = ROOT / "docs" / "samplers.json"
 DTYPE = torch.bfloat16
 
 
 def sampler_of(name: str) -> HostSampler:
-    """ComfyUI's sampler of a name, around any denoiser."""
+    """Return ComfyUI's sampler of a name, which can run around any denoiser."""
     function = host.modules().samplers.sampler_object(name).sampler_function
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
-        own = host.HostModel(model, afs=False)
-        return function(own, x, sigmas.to(x).clone(), extra_args=dict(args), disable=True)
+        host_model = host.HostModel(model, afs=False)
+        return function(host_model, x, sigmas.to(x).clone(), extra_args=dict(args), disable=True)
 
     return HostSampler(name, sample)
 
 
 @cache
 def problem(guidance: float, seed: int) -> Problem:
+    """Return the noises of a seed as a problem: those to measure on, or those to search schedules on."""
     return Problem(guidance, NOISES if seed == SEED else SEARCHED, seed, DTYPE)
 
 
 def reference(guidance: float, seed: int, start: int, stop: int) -> Tensor:
+    """Return the reference images of some of the noises."""
     part, plan = problem(guidance, seed).part(start, stop), reference_plan(60)
     return run(part.guided, part.noise, plan.sigmas(), plan.solver, part.args)[0]
 
 
 def file_of(guidance: float, seed: int) -> Any:
+    """Return the file of the reference images."""
     return OUT / f"samplers-reference-{guidance:g}-{seed}.safetensors"
 
 
-def lists(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
-    """The schedules, float64 `[n + 1]` with their 0, of as many evaluations as the sampler can take up to
-    `nfe`; karras first."""
-    own, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)
+def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
+    """Return name -> schedule, float64 `[n + 1]` with a 0 at its end; karras first.
+
+    Each takes as many evaluations as the sampler can take up to `nfe`."""
+    zero_model, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)
 
     def calls(sigmas: Tensor) -> int:
-        return len(sampler.calls(noise, sigmas, own))
+        return len(sampler.calls(noise, sigmas, zero_model))
 
     steps = max(n for n in range(2, nfe + 1) if calls(karras(n)) <= nfe)
-    made = {kind: host.schedule(kind, steps, SIGMA_MIN, SIGMA_MAX).double() for kind in host.HOST_SCHEDULES}
+    schedules_by_name = {
+        kind: host.schedule(kind, steps, SIGMA_MIN, SIGMA_MAX).double() for kind in host.HOST_SCHEDULES
+    }
     for kind, rho in SCHEDULES:
-        for longer in (0, 1):
-            times = schedules.make(kind, steps + longer, SIGMA_MIN, SIGMA_MAX, rho)[:steps]
-            made[f"{kind} {rho:g}{', no last level' * longer}"] = with_zero(times)
-    count = calls(made["karras"])
-    return {name: sigmas for name, sigmas in made.items() if calls(sigmas) == count}
+        for extra in (0, 1):
+            times = schedules.make(kind, steps + extra, SIGMA_MIN, SIGMA_MAX, rho)[:steps]
+            schedules_by_name[f"{kind} {rho:g}{', no last level' * extra}"] = with_zero(times)
+    count = calls(schedules_by_name["karras"])
+    return {name: sigmas for name, sigmas in schedules_by_name.items() if calls(sigmas) == count}
 
 
 def karras(steps: int) -> Tensor:
+    """Return ComfyUI's karras schedule."""
     return host.schedule("karras", steps, SIGMA_MIN, SIGMA_MAX).double()
 
 
-def ends(sampler: HostSampler, on: Problem, sigmas: Tensor, fitted: Any = None) -> tuple[Tensor, int]:
-    """Images, and evaluations counted."""
+def ends(
+    sampler: HostSampler, problem_set: Problem, sigmas: Tensor, fitted: Any = None
+) -> tuple[Tensor, int]:
+    """Run a sampler, with fitted constants or without; return its images and the evaluations counted."""
 
     def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
-        seen = model if fitted is None else Wrapped(model, fitted.at)
-        return sampler.run(seen, noise * float(sigmas[0]), sigmas, args)
+        denoiser = model if fitted is None else Wrapped(model, fitted.at)
+        return sampler.run(denoiser, noise * float(sigmas[0]), sigmas, args)
 
     with torch.no_grad():
-        made = on.run(sample)
-    return made.images, made.nfe
+        run_ends = problem_set.run(sample)
+    return run_ends.images, run_ends.nfe
 
 
 def measure(name: str, nfe: int, guidance: float) -> dict[str, Any]:
-    """One row of docs/samplers.json."""
-    sampler, small, whole = sampler_of(name), problem(guidance, OTHERS), problem(guidance, SEED)
-    near, wanted = (load_file(file_of(guidance, seed))["images"] for seed in (OTHERS, SEED))
-    offered = lists(sampler, nfe)
-    errors = {k: rmse(ends(sampler, small, sigmas)[0], near) for k, sigmas in offered.items()}
+    """Measure a sampler; return its row of docs/samplers.json."""
+    sampler, search_problem, test_problem = (
+        sampler_of(name),
+        problem(guidance, OTHERS),
+        problem(guidance, SEED),
+    )
+    search_reference, test_reference = (
+        load_file(file_of(guidance, seed))["images"] for seed in (OTHERS, SEED)
+    )
+    sigmas_by_name = schedules_of(sampler, nfe)
+    errors = {
+        k: rmse(ends(sampler, search_problem, sigmas)[0], search_reference)
+        for k, sigmas in sigmas_by_name.items()
+    }
     best = min(errors, key=lambda k: errors[k])
-    own = replace(target(guidance, dtype=DTYPE), features=None)
+    fit_target = replace(target(guidance, dtype=DTYPE), features=None)
     settings = Settings(nfe, budget=budget_of("quick", nfe), guidance=guidance)
-    calibration, begin = OuterCalibration(own, settings, sampler), time.process_time()
+    calibration, begin = OuterCalibration(fit_target, settings, sampler), time.process_time()
     for _ in calibration.run():
         pass
     seconds, result = time.process_time() - begin, calibration.result()
     outside = result.fitted.predictor
     row: dict[str, Any] = {"sampler": name, "guidance": guidance, "noises": NOISES, "schedule": best}
     row |= {"fit_evaluations": calibration.evaluations, "improved": result.improved}
-    row |= {"fit_seconds": rounded(seconds)}  # of a processor: one thread
-    runs = {"karras": (offered["karras"], None), "best": (offered[best], None)}
+    row |= {"fit_seconds": rounded(seconds)}  # processor seconds on one thread
+    runs = {"karras": (sigmas_by_name["karras"], None), "best": (sigmas_by_name[best], None)}
     runs["amed"] = (with_zero(result.fitted.sigmas()), outside)
-    features = whole.target.features
+    features = test_problem.target.features
     for label, (sigmas, constants) in runs.items():
-        images, counted = ends(sampler, whole, sigmas, constants)
-        distance = frechet(Statistics.of(features(images)), Statistics.of(features(wanted)))
+        images, counted = ends(sampler, test_problem, sigmas, constants)
+        distance = frechet(Statistics.of(features(images)), Statistics.of(features(test_reference)))
         row |= {
             "nfe": counted,
-            f"rmse_{label}": rounded(rmse(images, wanted)),
+            f"rmse_{label}": rounded(rmse(images, test_reference)),
             f"fd_{label}": rounded(distance),
         }
     return row
@@ -130,7 +151,7 @@ def measure(name: str, nfe: int, guidance: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.samplers", description=__doc__.splitlines()[0])
-    parser.add_argument("--match", default="", help="only this sampler")
+    parser.add_argument("--match", default="", help="only samplers whose name contains this; saves nothing")
     args = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     sets = [(g, seed) for g in GUIDANCES for seed in (SEED, OTHERS) if not file_of(g, seed).is_file()]
@@ -139,8 +160,8 @@ def main() -> None:
                  for s in range(0, NOISES if seed == SEED else SEARCHED, PART)]  # fmt: skip
         images = dict(workers.each("references", reference, parts))
         for g, seed in sets:
-            made = [images[job] for job in parts if job[:2] == (g, seed)]
-            save_file({"images": torch.cat(made)}, file_of(g, seed))
+            set_parts = [images[job] for job in parts if job[:2] == (g, seed)]
+            save_file({"images": torch.cat(set_parts)}, file_of(g, seed))
         jobs = [(name, nfe, g) for g in GUIDANCES for nfe in NFES for name in SAMPLERS if args.match in name]
         rows = dict(workers.each("samplers", measure, jobs, work=lambda job: job[1] * (1 + (job[2] != 1))))
     for row in (rows[job] for job in jobs):

@@ -1,10 +1,10 @@
-"""Find every other solver's best settings: `make bench-search` (about an hour), kept in
-bench/settings.json.
+"""Find the best settings of every other solver: `make bench-search` (about an hour).
 
-The noises are not those of the benchmark, and the network runs in bfloat16, as this only ranks. For each
-evaluations x guidance: every setting by its error on 4 noises; the best 4 of each solver on 28, by error
-and by error times the root of the Frechet distance. Each solver keeps the first of either list, often one
-setting. `--flow`: for the model in flow form, each solver's setting of least error on 16 noises."""
+They are saved in bench/settings.json. The noises are not those of the benchmark, and the network runs in
+bfloat16, because this only ranks. For each NFE and guidance, every setting is ranked by its error on 4
+noises; the best 4 of each solver are run on 28 noises, and each solver keeps the one with the lowest error
+and the one with the lowest error times the root of the Fréchet distance, often the same one. With `--flow`
+the model is in flow form, and each solver keeps the setting with the lowest error on 16 noises."""
 
 import argparse
 import json
@@ -30,18 +30,18 @@ from .problem import SIGMA_MAX, SIGMA_MIN, Problem
 
 SETTINGS = File(__file__).parent / "settings.json"
 NFES, GUIDANCES = (3, 4, 5, 6, 7, 8, 9, 10), (1.0, 2.0, 4.0)
-SEED, FEW, MANY, BEST = 100, 4, 28, 4
-FLOW = 16
+SEED, FEW, MANY, BEST = 100, 4, 28, 4  # noises of the first and of the second ranking; settings that reach it
+FLOW = 16  # noises of the flow form
 
 
 def reference_plan(evaluations: int) -> Plain:
-    """The reference's setting: iPNDM-4 on the polynomial schedule, one evaluation a step."""
+    """Return the reference's setting: iPNDM-4 on the polynomial schedule, one evaluation per step."""
     return Plain(Solver("ipndm", 4), "polynomial", 7.0, evaluations + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 @torch.no_grad()
 def path_of(problem: Problem, plan: Plain) -> Path:
-    """States of the problem's noises at every time of a plain run."""
+    """Return the states of a problem's noises at every time of a plain run."""
     sigmas = plan.sigmas()
     x = problem.noise * sigmas[0].float()
     run = states(Run(problem.guided, problem.args), plan.solver, x, sigmas, afs=plan.afs)
@@ -49,40 +49,42 @@ def path_of(problem: Problem, plan: Plain) -> Path:
 
 
 def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
-    """States of the problem's noises at every step of a reference run."""
+    """Return the states of a problem's noises at every step of a reference run."""
     return path_of(problem, reference_plan(evaluations))
 
 
 def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
-    """The best settings of each solver, as the module says."""
-    few, wanted = problem.first(FEW), Statistics.of(features(reference))
+    """Return the best settings of each solver, chosen as described at the top of this file."""
+    few, reference_statistics = problem.first(FEW), Statistics.of(features(reference))
     errors = []
     for setting in candidates(nfe):
         error = rmse(setting.run(few, grids, FEW).images, reference[:FEW])
         errors.append((error if error == error else float("inf"), setting))
-    kept = []
+    chosen = []
     for solver in host.SOLVERS:
-        first = sorted((e for e in errors if e[1].variant.solver == solver), key=lambda e: e[0])[:BEST]
+        best = sorted((e for e in errors if e[1].variant.solver == solver), key=lambda e: e[0])[:BEST]
         scores = []
-        for _, setting in first:
+        for _, setting in best:
             images = setting.run(problem, grids, MANY).images.nan_to_num(0.0)
             error = rmse(images, reference)
-            distance = max(frechet(Statistics.of(features(images)), wanted), 0.0)
+            distance = max(frechet(Statistics.of(features(images)), reference_statistics), 0.0)
             scores.append((error, error * distance**0.5, setting))
-        kept += dict.fromkeys(min(scores, key=lambda s, i=i: s[i])[2] for i in (0, 1)) if scores else []
-    return kept
+        chosen += dict.fromkeys(min(scores, key=lambda s, i=i: s[i])[2] for i in (0, 1)) if scores else []
+    return chosen
 
 
 def flow_reference(problem: Problem, evaluations: int = 100) -> Tensor:
-    """Images of a problem in flow form by a run of the model as it is: the first slope, from pure noise at
-    s = 1, takes a flow model to the highest sigma, which moves x a little."""
+    """Return the reference images of a problem in flow form, from a run of the model in its own form.
+
+    A flow model starts at s = 1 from pure noise; its first slope, which leads to the model's highest sigma,
+    moves x a little."""
     model, plan = Guided(problem.denoiser, 1.0), reference_plan(evaluations)
     first = model(problem.noise * SIGMA_MAX, torch.full((problem.count,), SIGMA_MAX), **problem.args)
     return run(model, problem.noise + first / SIGMA_MAX, plan.sigmas(), plan.solver, problem.args)[0]
 
 
 def flow_settings(nfe: int) -> list[Setting]:
-    """The best of each solver for the flow form: what bench/settings.json has, searched if it has nothing."""
+    """Return each solver's best setting for the flow form from bench/settings.json; search if not there."""
     key = f"flow {nfe}"
     if key not in json.loads(SETTINGS.read_text()):
         problem = Problem(1.0, FLOW, SEED, torch.bfloat16, flow=True)
@@ -92,11 +94,12 @@ def flow_settings(nfe: int) -> list[Setting]:
             solver = setting.variant.solver
             if error < best.get(solver, (float("inf"),))[0]:
                 best[solver] = error, setting
-        add(key, [setting.as_dict() for _, setting in best.values()])
+        save_setting(key, [setting.as_dict() for _, setting in best.values()])
     return [Setting.of(setting) for setting in json.loads(SETTINGS.read_text())[key]]
 
 
-def add(key: str, value: Any) -> None:
+def save_setting(key: str, value: Any) -> None:
+    """Write one entry of bench/settings.json."""
     remember(SETTINGS, lambda old: old | {key: value})
 
 
@@ -104,15 +107,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__.splitlines()[0])
     parser.add_argument("--nfe", nargs="+", type=int, default=list(NFES))
     parser.add_argument("--guidance", nargs="+", type=float, default=list(GUIDANCES))
-    parser.add_argument("--again", action="store_true", help="also what is found already")
-    parser.add_argument("--flow", action="store_true", help="only the model in flow form")
+    parser.add_argument("--again", action="store_true", help="also search what was found already")
+    parser.add_argument("--flow", action="store_true", help="only search for the model in flow form")
     args = parser.parse_args(argv)
     if args.flow:
         if args.again:
             remember(SETTINGS, lambda old: {k: v for k, v in old.items() if not k.startswith("flow ")})
         for nfe in flow.NFES:
-            found = (f"{s.variant.name}: {s.schedule}" for s in flow_settings(nfe))
-            print(f"flow {nfe}", *found, sep="\n  ", flush=True)
+            lines = (f"{s.variant.name}: {s.schedule}" for s in flow_settings(nfe))
+            print(f"flow {nfe}", *lines, sep="\n  ", flush=True)
         return
     features = Features()
     for guidance in args.guidance:
@@ -120,13 +123,13 @@ def main(argv: list[str] | None = None) -> None:
         plan = reference_plan(100)
         reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
         grids = searched_grids(reference_path(problem.first(16)), max(NFES) + 1)
-        add(f"grids {guidance:g}", {n: g.tolist() for n, g in grids.items()})
+        save_setting(f"grids {guidance:g}", {n: g.tolist() for n, g in grids.items()})
         for nfe in args.nfe:
             key = f"{nfe} {guidance:g}"
             if key in json.loads(SETTINGS.read_text()) and not args.again:
                 continue
             best = [setting.as_dict() for setting in ranked(problem, reference, grids, nfe, features)]
-            add(key, best)
+            save_setting(key, best)
             print(
                 key,
                 *(f"{s['solver']}: {s['schedule']}{' + AFS' * s['afs']}" for s in best),

@@ -1,8 +1,8 @@
-"""Tables for the paper's students: `python -m bench.tables` (some minutes), kept in bench/predictors.
+"""Fit tables for the paper's students: `python -m bench.tables` (a few minutes), saved in bench/predictors.
 
-Each is fitted by amed.fit.greedy: interval by interval against a Heun teacher's states, by forward
-evaluations, which is Algorithm 1's own objective without its network. Of two schedules the one with the
-lesser error on 16 other noises is kept. AMED-Solver at every guidance, the plugins without guidance."""
+Each is fitted by amed.fit.greedy: interval by interval to a Heun teacher's states, by forward evaluations,
+which is Algorithm 1's objective without its network. Of two schedules, the one with the lower error on 16
+other noises is kept. AMED-Solver is fitted at every guidance, the plugins without guidance."""
 
 from pathlib import Path
 
@@ -32,17 +32,17 @@ NFES, SEED, COUNT = (3, 5, 7, 9), 300, 32
 
 
 def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, name: str) -> Fitted:
-    """The better of SCHEDULES: fitted on the first half of the noises, compared on the second."""
-    tried, half = [], COUNT // 2
+    """Fit on each of SCHEDULES with half of the noises; return the one that is better on the other half."""
+    candidates, half = [], COUNT // 2
     steps = (nfe + 1) // 2 + 1
     first, rest = problem.part(0, half), problem.part(half, COUNT)
     for kind, rho in SCHEDULES:
         base = schedules.make(kind, steps, demo.SIGMA_MIN, demo.SIGMA_MAX, rho)
         table = greedy_table(problem.guided, solver, base, first.noise, first.args, True)
-        how = {"predictor": table, "afs": True}
-        ends, _ = run(problem.guided, rest.noise, base, solver, rest.args, **how)
-        tried.append((rmse(ends, reference[half:]), kind, rho, base, table))
-    _, kind, rho, base, table = min(tried, key=lambda t: t[0])
+        options = {"predictor": table, "afs": True}
+        ends, _ = run(problem.guided, rest.noise, base, solver, rest.args, **options)
+        candidates.append((rmse(ends, reference[half:]), kind, rho, base, table))
+    _, kind, rho, base, table = min(candidates, key=lambda t: t[0])
     spec = problem.target.spec(
         solver,
         base,
@@ -56,21 +56,22 @@ def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, nam
 
 
 def main() -> None:
+    """Fit and save every table that does not exist yet."""
     FOLDER.mkdir(exist_ok=True)
     for guidance in (1.0, 2.0, 4.0):
-        wanted = {
+        jobs = {
             FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg{guidance:g}.safetensors": (solver, nfe)
             for student, solver in STUDENTS.items()
             for nfe in NFES
             if student == "amed" or guidance == 1
         }
-        wanted = {file: job for file, job in wanted.items() if not file.is_file()}
-        if not wanted:
+        jobs = {file: job for file, job in jobs.items() if not file.is_file()}
+        if not jobs:
             continue
         problem = Problem(guidance, COUNT, SEED, torch.bfloat16)
         plan = reference_plan(60)
         reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
-        for file, (solver, nfe) in wanted.items():
+        for file, (solver, nfe) in jobs.items():
             save(file, fit(problem, reference, solver, nfe, file.stem))
             print(file.name, flush=True)
 

@@ -1,10 +1,10 @@
-"""What a gradient through a Stable Diffusion 1.5 U-Net costs in memory, beside an evaluation without one.
+"""Measure the memory of a gradient through a Stable Diffusion 1.5 U-Net, beside an evaluation without one.
 
     python bench/train_memory.py [COMFYUI_FOLDER]
 
-The host's own U-Net class at full size with random weights, float32 on the CPU, one 512 x 512 image (a
-latent of 64 x 64), batch 1; peak resident memory of a process of its own, less what the process holds with
-the weights loaded."""
+The network is ComfyUI's U-Net class at full size with random weights, float32 on the CPU, batch 1, for one
+512 x 512 image (a latent of 64 x 64). The figure is the peak resident memory of a separate process, less what
+it holds after loading the weights."""
 
 import argparse
 import importlib.util
@@ -16,18 +16,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODES = {
     "evaluate": "an evaluation, as in sampling",
-    "train": "an evaluation and its gradient, blocks checkpointed (Train AMED Predictor)",
-    "train, nothing checkpointed": "the same, all activations kept",
+    "train": "an evaluation and its gradient, with checkpointed blocks (Train AMED Predictor)",
+    "train, nothing checkpointed": "the same, with all activations kept",
 }
 
 
 def peak() -> float:
-    """GB."""
+    """Return this process's peak resident memory, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(comfyui: str, mode: str) -> float:
-    """GB that one evaluation adds. This process imports ComfyUI."""
+    """Return the GB that one evaluation adds. Imports ComfyUI into this process."""
     sys.path.insert(0, comfyui)
     sys.argv = ["train_memory", "--cpu"]
     import comfy.options
@@ -68,7 +68,7 @@ def measure(comfyui: str, mode: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comfyui", nargs="?", default=str(ROOT / ".comfyui"))
-    parser.add_argument("--mode", choices=list(MODES), help="measure this one alone, in this process")
+    parser.add_argument("--mode", choices=list(MODES), help="only measure this one, in this process")
     args = parser.parse_args()
     if args.mode:
         print(f"{measure(args.comfyui, args.mode):.2f}")

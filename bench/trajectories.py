@@ -1,4 +1,4 @@
-"""The best mid times, one by one (Zhou et al. 2024, fig. 5)."""
+"""Search of the best mid time in each interval (Zhou et al. 2024, fig. 5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,42 +14,40 @@ from amed.table import Number, Row
 
 @dataclass(frozen=True)
 class BestR:
-    """Greedy search of the mid time (fig. 5), for each of N-1 intervals and n samples: `r` `[N-1, n]` that
-    ends nearest to the reference, its distance `best` and that of r = 1/2, `half`, root mean square over
-    x."""
+    """The best mid times of N - 1 intervals for n samples; distances are root mean square over x."""
 
-    r: Tensor
-    best: Tensor
-    half: Tensor
+    r: Tensor  # [N-1, n], the r that ends nearest to the reference
+    best: Tensor  # [N-1, n], its distance
+    half: Tensor  # [N-1, n], the distance of r = 1/2
 
     @property
     def alignment(self) -> Tensor:
-        """Share of the distance at r = 1/2 that the best r takes away, over all samples, `[N-1]`."""
+        """The share of the distance at r = 1/2 that the best r removes, over all samples, `[N-1]`."""
         return 1 - (self.best.square().mean(1) / self.half.square().mean(1)).sqrt()
 
     @property
     def spread(self) -> Tensor:
-        """Standard deviation of the best r over the samples, `[N-1]`."""
+        """The standard deviation of the best r over the samples, `[N-1]`."""
         return self.r.std(dim=1)
 
 
-class Chosen:
-    """A predictor of r, c = a = 1: for each interval in order a number, or a Tensor of each sample's own."""
+class GivenR:
+    """A predictor of given r with c = a = 1: for each interval a number, or a tensor with one per sample."""
 
     wants_bottleneck = False
 
     def __init__(self, r: list[Number]):
         self.given, self.fixed = r, not any(isinstance(v, Tensor) for v in r)
-        self.left = iter(r)
+        self.remaining = iter(r)
 
     def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]:
-        return next(self.left), 1.0, 1.0
+        return next(self.remaining), 1.0, 1.0
 
 
 def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """The rows of a plugin over `times` with these mid times, all of them at once."""
+    """Return all rows of a plugin over `times` with these mid times."""
     rows = []
-    for row in rows_of(solver, times, Chosen(r), False, like):
+    for row in rows_of(solver, times, GivenR(r), False, like):
         weights = row.weights(None) if callable(row.weights) else row.weights
         rows.append(replace(row, weights=weights, needed=None))
     return rows
@@ -65,40 +63,48 @@ def best_r(
     grid: Tensor | None = None,
     done: Callable[[int], None] = lambda interval: None,
 ) -> BestR:
-    """Greedy grid search of r in each interval of `sigmas` `[N]`, c = a = 1. reference: the N states `[n,
-    ...]` of a fine trajectory at these times. A single-step solver starts every interval at the reference,
-    a multistep one goes on from its own best states, with its history. grid: values of r, 1/2 among them;
-    default 0.05 to 0.95.
+    """Search the best r in each interval on a grid, with c = a = 1, from the first interval to the last.
 
-    Raises ValueError for a grid without 1/2 or a reference of another length."""
+    A single-step solver starts every interval at the reference; a multistep one continues from its own best
+    states, with their history.
+
+    Args:
+        model: the denoiser, called with `extra_args`.
+        solver: the student.
+        sigmas: base times `[N]`.
+        reference: the N states `[n, ...]` of a fine trajectory at these times.
+        grid: values of r, with 1/2 among them; default 0.05 to 0.95 in steps of 0.05.
+        done: called with the number of each interval that is finished.
+
+    Raises ValueError for a grid without 1/2, or another number of reference states than of times."""
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
     half = int((grid - 0.5).abs().argmin())
     if abs(float(grid[half]) - 0.5) > 1e-9:
-        raise ValueError("the grid of r must have 1/2")
+        raise ValueError("the grid of r must contain 1/2")
     if len(reference) != len(sigmas):
         raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
     problem, times = Problem(model, extra_args or {}), sigmas.tolist()
-    state, chosen, intervals = State(reference[0].float()), list[Number](), []
+    state, chosen_r, intervals = State(reference[0].float()), list[Number](), []
     like = state.x.new_empty(0)
     for n in range(len(times) - 1):
         if solver.single_step:
-            state, chosen = State(reference[n].float()), [0.5] * n
+            state, chosen_r = State(reference[n].float()), [0.5] * n
 
-        def rest(r: Number, n: int = n, before: tuple = tuple(chosen)) -> list[Row]:
-            own = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], like)
-            lead = len(own) - 2 * (len(times) - 1)
-            return own[(lead + 2 * n if n else 0) : lead + 2 * n + 2]
+        def remaining_rows(r: Number, n: int = n, before: tuple = tuple(chosen_r)) -> list[Row]:
+            rows = chosen_rows(solver, times, [*before, r, *[0.5] * (len(times) - 2 - n)], like)
+            offset = len(rows) - 2 * (len(times) - 1)
+            return rows[(offset + 2 * n if n else 0) : offset + 2 * n + 2]
 
-        opened = next(s for s in loop(problem, rest(0.5), state) if s.looked and s.row.opens)
+        opened = next(s for s in loop(problem, remaining_rows(0.5), state) if s.looked and s.row.opens)
         target, ends = reference[n + 1].float(), []
         for r in grid.tolist():
-            *_, end = loop(problem, rest(r)[-2:], opened)
+            *_, end = loop(problem, remaining_rows(r)[-2:], opened)
             ends.append((end.x - target).square().flatten(1).mean(1).sqrt())
         errors = torch.stack(ends)
         best, index = errors.min(dim=0)
         intervals.append((grid[index], best.double(), errors[half].double()))
         if not solver.single_step:
-            chosen.append(grid[index])
-            *_, state = loop(problem, rest(grid[index])[-2:], opened)
+            chosen_r.append(grid[index])
+            *_, state = loop(problem, remaining_rows(grid[index])[-2:], opened)
         done(n)
     return BestR(*(torch.stack(v) for v in zip(*intervals)))

@@ -1,4 +1,4 @@
-"""A process a core, one thread each."""
+"""A pool of processes with one thread each."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,12 @@ import torch
 
 
 def start_worker() -> None:
+    """Set up a process of the pool."""
     torch.set_num_threads(1)
 
 
 class Workers:
-    """A pool; `each(function, jobs)` yields (job, result) as they come and prints how far it is."""
+    """A pool of processes; a context manager."""
 
     def __init__(self, count: int):
         self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker)
@@ -27,13 +28,20 @@ class Workers:
 
     def each(
         self,
-        what: str,
+        title: str,
         function: Callable,
         jobs: Iterable[tuple],
         work: Callable[[tuple], float] = lambda job: 1.0,
     ) -> Iterator[tuple[tuple, Any]]:
+        """Run function(*job) for each job; yield (job, result) as they finish, and print the progress.
+
+        Args:
+            title: what the jobs are, for the printed line.
+            function: must be importable by the processes.
+            jobs: arguments of each call; those with the most work start first.
+            work: relative cost of a job, for their order and the time left."""
         jobs = sorted(jobs, key=work, reverse=True)
-        whole, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
+        total, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
         waiting = {self.pool.submit(function, *job): job for job in jobs}
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -41,6 +49,9 @@ class Workers:
                 yield job, future.result()
                 done += work(job)
             if (now := time.perf_counter()) - shown > 20 or not waiting:
-                shown, took = now, now - begin
-                left = took * (whole / done - 1)
-                print(f"  {what}: {done / whole:4.0%}, {took / 60:.1f} min, {left / 60:.1f} left", flush=True)
+                shown, elapsed = now, now - begin
+                left = elapsed * (total / done - 1)
+                print(
+                    f"  {title}: {done / total:4.0%}, {elapsed / 60:.1f} min, {left / 60:.1f} left",
+                    flush=True,
+                )

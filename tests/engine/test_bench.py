@@ -219,7 +219,7 @@ def other(name, error, distance, guidance=2.0):
 
 def test_the_second_pass_takes_our_tables_and_the_three_nearest():
     from bench.plan import Plan
-    from bench.quality import again
+    from bench.quality import second_pass
 
     others = [other(*row) for row in (("a", 1, 9), ("b", 5, 1), ("c", 2, 2), ("d", 2, 3))]
     ours = [
@@ -227,7 +227,7 @@ def test_the_second_pass_takes_our_tables_and_the_three_nearest():
         row_of(6, 10, 2.0, 1, 1, "calibrated table, 10 passes", file="spared"),
         row_of(5, 10, 2.0, 1, 1, "MLP", file="network"),
     ]
-    chosen = again(Plan({2.0: 8}, (5,), {2.0: 64}), others + ours)
+    chosen = second_pass(Plan({2.0: 8}, (5,), {2.0: 64}), others + ours)
     names = [entry.file or entry.setting.schedule for entry in chosen]
     assert names == ["full", "spared", "a", "b", "c"] and all(entry.count == 64 for entry in chosen)
 
