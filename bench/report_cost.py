@@ -13,9 +13,9 @@ def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
     """Return the values of page.md on the paper's figures 4 and 5."""
     worst, students = max(figures["error_mean"]), figures["students"]
     body = []
-    for name, figures in students.items():
+    for name, student in students.items():
         for quantity, key in (("removed", "alignment"), ("best r", "r_mean"), ("spread of r", "r_spread")):
-            body.append([name, quantity, *(f"{v:.2f}" for v in figures[key])])
+            body.append([name, quantity, *(f"{v:.2f}" for v in student[key])])
     amed, dpm = (students[n]["r_spread"] for n in ("AMED-Solver", "DPM-Solver-2"))
     return {
         "trajectories": figures["trajectories"],
