@@ -13,7 +13,7 @@ SHORT = {"rmse_ref": "error", "fd_ref": "FD", "fd_data": "above the reference's 
 
 
 def cells(rows: list[Row]) -> list[tuple[float, int]]:
-    """Return the (guidance, NFE) of the rows, sorted."""
+    """Return the cells of the benchmark, i.e. each (guidance, NFE) of the rows, sorted."""
     return sorted({(r.entry.guidance, r.entry.cell) for r in rows})
 
 
@@ -64,7 +64,7 @@ def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measure
 
 
 def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = CALIBRATED) -> Row | None:
-    """Return the row of a calibrated table in one cell, None if there is none."""
+    """Return the row of a kind of calibrated table at one NFE and guidance; None if there is none."""
     matching = (
         r for r in rows if (r.entry.cell, r.entry.guidance, r.predictor) == (nfe, guidance, predictor)
     )
@@ -86,7 +86,7 @@ def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
 def all_compared(
     rows: list[Row], references: dict[float, Measured], predictor: str = CALIBRATED
 ) -> list[Compared]:
-    """Compare one kind of calibrated tables in every cell and each measure of SHORT."""
+    """Compare a kind of calibrated table with the best other solver, at each NFE, guidance and measure."""
     tables = [calibrated_row(rows, nfe, guidance, predictor) for guidance, nfe in cells(rows)]
     return [against_best(r, rows, m, references.get(r.entry.guidance)) for r in tables if r for m in SHORT]
 
@@ -107,7 +107,7 @@ def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
 
 
 def ahead_by(rows: list[Row], measure: str) -> int:
-    """Count the cells where the calibrated table beats every other solver in a measure."""
+    """Count at how many (NFE, guidance) the calibrated table beats all other solvers in a measure."""
     count = 0
     for guidance, nfe in cells(rows):
         our_row, best = calibrated_row(rows, nfe, guidance), best_others(rows, nfe, guidance)[measure]

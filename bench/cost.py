@@ -46,7 +46,7 @@ def free_model(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
 
 
 def free_evaluate(model: Callable, x: Tensor, sigma: Tensor, args: dict, wants: frozenset[str]) -> Evaluation:
-    """Evaluate such a model; its bottleneck is zeros."""
+    """Evaluate a model that costs nothing; its bottleneck is zeros."""
     return Evaluation(model(x, sigma), x.new_zeros(len(x), 8, 8, 8) if "bottleneck" in wants else None)
 
 
@@ -98,7 +98,7 @@ def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
 
 
 def file_of(solver: str, nfe: int = NFE) -> Path:
-    """Return the file of the demo model's predictor at this NFE without guidance."""
+    """Return the file of the demo model's predictor for a solver and an NFE, without guidance."""
     name = f"emoji32-{solver}-nfe{nfe}-cfg1.safetensors"
     return next(folder / name for folder in FOLDERS if (folder / name).is_file())
 
@@ -175,7 +175,7 @@ def overhead(shapes: tuple = SHAPES, batches: tuple[int, ...] = BATCHES) -> list
 
 
 def memory() -> dict[str, float]:
-    """Return the peak memory of each sampler, in latents."""
+    """Measure the peak memory of each sampler, in units of one latent."""
     return {name: rounded(peak_latents(call)) for name, (_, call) in samplers().items()}
 
 
@@ -274,7 +274,7 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
 
 @dataclass(frozen=True)
 class Learned:
-    """The result of a fit."""
+    """A fitted predictor, how to run it, and what the fit cost."""
 
     predictor: Any
     sigmas: Tensor
@@ -283,13 +283,13 @@ class Learned:
     passes: int  # cost of the fit: 1 for each sample through the network, 2 more for its gradient
 
     def ends(self, problem: Problem) -> Tensor:
-        """Return the images that it makes of the noises of a problem."""
+        """Return the images that the predictor makes from the noises of a problem."""
         options = {"predictor": self.predictor, "afs": self.afs, "evaluate": problem.target.evaluate}
         return run(problem.guided, problem.noise, self.sigmas, self.solver, problem.args, **options)[0]
 
 
 def calibrated(target: Target, nfe: int, budget: int) -> Learned:
-    """Calibrate without guidance, with a budget of evaluations."""
+    """Calibrate a table without guidance, with a budget of evaluations."""
     counter = Counter(target.model)
     calibration = Calibration(replace(target, model=counter, features=None), Settings(nfe, budget=budget))
     for _ in calibration.run():
@@ -336,7 +336,7 @@ def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, An
 
 
 def cost(quick: bool = False) -> dict[str, Any]:
-    """Run all measurements; `quick` leaves out large latents and the fits."""
+    """Measure all costs: loop, memory, imports, fits. `quick` leaves out large latents and the fits."""
     torch.set_num_threads(1)
     print("  overhead, memory, imports", flush=True)
     costs = {

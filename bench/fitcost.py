@@ -38,7 +38,7 @@ PASSES_AN_IMAGE = 25  # of Algorithm 1, roughly; only used to order the jobs
 
 @cache
 def problem(count: int) -> Problem:
-    """Return the noises to measure on."""
+    """Return the demo model with the noises to measure fits on."""
     return Problem(1.0, count, SEED)
 
 
@@ -59,14 +59,16 @@ def greedy(samples: int) -> Learned:
 
 
 def fitted(kind: str, size: int) -> Learned:
-    """Run a fit of a kind: with a budget, on a number of images, or on a number of noises."""
+    """Run one fit of the demo model.
+
+    `size` is the budget of a calibration, the images of Algorithm 1, or the noises of a greedy table."""
     if kind == "calibration":
         return calibrated(target(1.0), NFE, size)
     return trained(target(1.0), NFE, size) if kind == "Algorithm 1" else greedy(size)
 
 
 def measure(kind: str, size: int, count: int) -> dict[str, Any]:
-    """Fit and measure; return the row."""
+    """Run one fit and measure its images; return its row of docs/fit_cost.json."""
     problem_set, reference_images, learned = problem(count), load_file(FILE)["images"], fitted(kind, size)
     ends, features = learned.ends(problem_set), problem_set.target.features
     distance = frechet(Statistics.of(features(ends)), Statistics.of(features(reference_images)))
@@ -75,13 +77,13 @@ def measure(kind: str, size: int, count: int) -> dict[str, Any]:
 
 
 def work(job: tuple[str, int, int]) -> float:
-    """Estimate the passes of a job."""
+    """Estimate the network passes of a fit, to order the jobs."""
     kind, size, _ = job
     return size * {"calibration": 1, "Algorithm 1": PASSES_AN_IMAGE, "greedy table": 52}[kind]
 
 
 def fit_costs(jobs: list[tuple[str, int]], count: int, processes: int) -> list[dict[str, Any]]:
-    """Run and measure every (kind, size); return the rows in that order."""
+    """Run and measure a fit for every (kind, size); return their rows in the same order."""
     OUT.mkdir(exist_ok=True)
     with Workers(processes) as workers:
         parts = [(count, start, min(start + PART, count)) for start in range(0, count, PART)]

@@ -35,7 +35,7 @@ class FitJob:
 
     @property
     def file(self) -> Path:
-        """Where the predictor is saved."""
+        """The file that the predictor is saved in."""
         kind = "flow-multistep" if self.flow else "multistep-quick" if self.budget == "quick" else "multistep"
         name = f"{NAME}-{kind}-nfe{self.nfe}-cfg{self.guidance:g}"
         bench_only = self.flow or self.passes or self.budget == "quick"
@@ -45,7 +45,7 @@ class FitJob:
 
     @property
     def work(self) -> float:
-        """Passes that the calibration takes, roughly."""
+        """Roughly the network passes of the calibration, to order the jobs."""
         return budget_of(self.budget, self.nfe) * (1 if self.guidance == 1 else 2)
 
 

@@ -44,13 +44,13 @@ class Wide(Settings):
 
 
 def file_of(kind: str, nfe: int, guidance: float) -> Path:
-    """Return the file of a kind of table."""
+    """Return the file of a calibrated table: bundled if normal, otherwise in bench/out."""
     name = f"{NAME}-multistep{'' if kind == 'normal' else f'-{kind}'}-nfe{nfe}-cfg{guidance:g}.safetensors"
     return (BUNDLED if kind == "normal" else OUT) / name
 
 
 def fitted(kind: str, nfe: int, guidance: float) -> int:
-    """Fit and save a table; return the evaluations that this took."""
+    """Fit a calibrated table and save it; return the evaluations that the fit made."""
     budget, settings_class = (WIDE_BUDGET, Wide) if kind == "wide" else (PRESETS["thorough"], Settings)
     fit_target = replace(target(guidance, dtype=torch.bfloat16), features=None)
     calibration = Calibration(fit_target, settings_class(nfe, budget=budget, guidance=guidance, batch=32))
@@ -62,13 +62,13 @@ def fitted(kind: str, nfe: int, guidance: float) -> int:
 
 
 def entry(kind: str, nfe: int, guidance: float) -> Entry:
-    """Return the benchmark's entry of a kind of table."""
+    """Return the benchmark's entry that measures a kind of calibrated table."""
     passes = nfe if guidance == 1 else 2 * nfe
     return Entry(nfe, passes, guidance, NOISES, file=str(file_of(kind, nfe, guidance)))
 
 
 def line(kind: str, row: Row, evaluations: int | None = None) -> dict[str, Any]:
-    """Return a row of docs/floor.json."""
+    """Return the row of docs/floor.json for a measured row."""
     return row.as_dict() | {"kind": kind} | ({} if evaluations is None else {"fit_evaluations": evaluations})
 
 

@@ -52,7 +52,7 @@ def flow_target(dtype: torch.dtype = torch.float32) -> Target:
 
 
 def sigmas(schedule: str, steps: int) -> Tensor:
-    """Return the levels of a schedule of SCHEDULES, float64 `[steps + 1]`."""
+    """Return the flow levels of a schedule named in SCHEDULES, float64 `[steps + 1]`."""
     if schedule in POLYNOMIAL:
         return schedules.make("polynomial", steps + 1, S_MIN, S_MAX, POLYNOMIAL[schedule])
     s, shift = torch.linspace(1, 0, steps + 1, dtype=torch.float64), SIMPLE[schedule]

@@ -43,7 +43,7 @@ def states_of(plan: Plan, start: int, count: int) -> Tensor:
 
 
 def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Measure figure 4 on some trajectories.
+    """Measure the paper's figure 4, the flatness of trajectories, on some noises.
 
     Returns relative projection errors `[41, n]` and shares of the variance `[n, 8]`."""
     error, variance = trajectory_pca(states_of(plan, start, count))
@@ -51,7 +51,7 @@ def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
-    """Measure figure 5 for one student."""
+    """Measure the paper's figure 5 for one solver: the best mid time in each interval."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
     stride = EVALUATIONS // 2 // (N - 1)
@@ -69,7 +69,7 @@ def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
 def geometry(
     plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES
 ) -> dict[str, Any]:
-    """Measure both figures; return their numbers."""
+    """Measure the paper's figures 4 and 5; return their numbers for docs/geometry.json."""
     jobs = [(plan, start, min(CHUNK, trajectories - start)) for start in range(0, trajectories, CHUNK)]
     parts = dict(workers.each("figure 4", flatness, jobs))
     error = torch.cat([parts[job][0] for job in jobs], dim=1)

@@ -23,7 +23,7 @@ HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")  # ComfyUI's, w
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to set a sampler."""
+    """One of ComfyUI's samplers, with the settings of its function, e.g. its order."""
 
     solver: str  # the sampler's name
     function: str  # name of its function in ComfyUI
@@ -31,7 +31,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The solver, with the order or variant that was chosen."""
+        """The sampler's name, with its order or variant where one is set."""
         options = ((k, v) for k, v in self.options.items() if k in ("max_order", "order", "variant"))
         text = ", ".join(f"{k} {v}" for k, v in options)
         return f"{self.solver} ({text})" if text else self.solver

@@ -32,7 +32,7 @@ class Bottleneck:
         return torch.cat([self.of(part) for part in images.split(64)])
 
     def of(self, images: Tensor) -> Tensor:
-        """Return the features of one batch."""
+        """Return the features `[B, 128]` of one batch of images."""
         unet: nn.Module = self.denoiser.inner_model
         scale = (self.sigma**2 + demo.SIGMA_DATA**2) ** 0.5
         x = (images / scale).to(unet.input.weight.dtype)
@@ -58,13 +58,13 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
 
 
 def sliced(a: Tensor, b: Tensor) -> float:
-    """Return the same distance for projections `[n, k]`."""
+    """Return the sliced 2-Wasserstein distance of two sets of points, given their projections `[n, k]`."""
     return float((a.sort(dim=0).values - b.sort(dim=0).values).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of a set of images."""
+    """The value of one measure of a set of images, e.g. its error, with its bootstrap resamples."""
 
     value: float
     resampled: Tensor  # [RESAMPLES], the measure on each bootstrap resample of the noises; may be empty

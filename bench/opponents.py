@@ -39,7 +39,7 @@ class Setting:
 
     @property
     def schedule_name(self) -> str:
-        """The schedule, for people."""
+        """The schedule as shown to people, with "+ AFS" for an analytic first step."""
         return self.schedule + (" + AFS" if self.afs else "")
 
     @property
@@ -48,7 +48,7 @@ class Setting:
         return self.schedule in flow.SCHEDULES
 
     def sigmas(self, grids: Grids) -> Tensor:
-        """Return the noise levels, float64 `[steps + 1]`; `grids` are those to use for "searched"."""
+        """Return the noise levels, float64 `[steps + 1]`; `grids` are those of the schedule "searched"."""
         if self.flow:
             return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
@@ -59,7 +59,7 @@ class Setting:
         return schedules.make(kind, self.steps + 1, SIGMA_MIN, SIGMA_MAX, rho)
 
     def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
-        """Run the setting on a problem."""
+        """Run this sampler setting on the noises of a problem; return its images and their cost."""
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
@@ -69,7 +69,7 @@ class Setting:
         return problem.run(sample, batch, float(sigmas[-1]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the setting as in bench/settings.json."""
+        """Return the setting as it is written in bench/settings.json."""
         return {
             "solver": self.variant.solver,
             "options": self.variant.options,
@@ -80,7 +80,7 @@ class Setting:
 
     @classmethod
     def of(cls, setting: dict[str, Any]) -> "Setting":
-        """Read a setting written by `as_dict`. Raises ValueError if its sampler does not exist."""
+        """Read a sampler setting that `as_dict` wrote. Raises ValueError if its sampler does not exist."""
         for variant in host.VARIANTS:
             if (variant.solver, variant.options) == (setting["solver"], setting["options"]):
                 return cls(variant, setting["schedule"], setting["steps"], setting["afs"])
@@ -99,7 +99,7 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """Yield the same for the model in flow form, which has no analytic first step."""
+    """Yield all settings of exactly `nfe` evaluations for the model in flow form (no analytic first step)."""
     for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:

@@ -31,7 +31,7 @@ CHUNK = 32  # noises of one job
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run measures; guidance scales are the keys of the dicts."""
+    """What a run of the benchmark measures; the keys of the dicts are guidance scales."""
 
     # noises of every row, the first ones of `seed`
     noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
@@ -66,29 +66,29 @@ class Entry:
 
     @property
     def cell(self) -> int:
-        """Evaluations of the solvers that it is compared with, which take as many passes."""
+        """NFE under which it is listed: that of solvers with as many network passes."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property
     def flow(self) -> bool:
-        """Whether it is for the model in flow form."""
+        """Whether this row is of the model in flow form."""
         return self.setting.flow if self.setting else "-flow-" in Path(self.file).name
 
     @property
     def key(self) -> str:
-        """An identifier, unique in a run."""
+        """A text that identifies this row within a run."""
         which = Path(self.file).stem if self.file else json.dumps(self.setting.as_dict(), sort_keys=True)
         return f"{which} nfe {self.nfe} cfg {self.guidance:g} n {self.count}"
 
     @property
     def work(self) -> float:
-        """Its cost in passes."""
+        """The network passes of this row, to order the jobs."""
         return self.passes * self.count
 
 
 @dataclass
 class Row:
-    """A measured entry."""
+    """What was measured for an entry: one solver at one NFE and guidance."""
 
     entry: Entry
     solver: str  # for people
@@ -99,7 +99,7 @@ class Row:
     measures: dict[str, Measured]  # by the names of MEASURES
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as in docs/results.json."""
+        """Return the row as it is written in docs/results.json."""
         row = {
             "solver": self.solver,
             "schedule": self.schedule,
@@ -132,7 +132,7 @@ PLUGINS = {
 
 
 def label(fitted: Fitted) -> tuple[str, str]:
-    """Return the names of a predictor's solver and of its kind, for people."""
+    """Return how a predictor is shown to people: its solver, and its kind (table or MLP)."""
     spec = fitted.spec
     if spec.solver == MULTISTEP:
         passes_label = f"{CALIBRATED}, {fitted.passes} passes"
@@ -169,7 +169,7 @@ def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
 
 
 def entries(plan: Plan) -> list[Entry]:
-    """Return the entries of a plan, without the flow form."""
+    """Return all rows that a plan has to measure, without those of the flow form."""
     wanted = []
     for guidance, count in plan.noises.items():
         for nfe in plan.nfes:
@@ -182,7 +182,7 @@ def entries(plan: Plan) -> list[Entry]:
 
 
 def flow_entries(plan: Plan) -> list[Entry]:
-    """Return the entries of the model in flow form."""
+    """Return all rows that a plan has to measure of the model in flow form."""
     if not plan.flow:
         return []
     wanted = [Entry(n, n, 1.0, plan.flow, setting) for n in flow.NFES for setting in flow_settings(n)]

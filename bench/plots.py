@@ -82,7 +82,7 @@ def quality(rows: list[Row], file: Path) -> None:
 
 
 def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
-    """Draw images of the first noises: the reference, AMED, the best other solver, and common ones."""
+    """Draw the images of the first noises by the reference, AMED, the best other and common solvers."""
     cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
     best = best_others(rows, nfe, guidance)
     shown = [("reference, 100", OUT / "strips" / f"{guidance:g}-reference.png")]
@@ -111,7 +111,7 @@ def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2)
 
 
 def grids(rows: list[Row], folder: Path) -> list[str]:
-    """Draw a grid at 3, 5 and 7 evaluations for each guidance scale; return their file names."""
+    """Draw a grid of images at 3, 5 and 7 evaluations for each guidance; return the file names."""
     names = []
     for guidance, nfe in sorted(
         {(r.entry.guidance, r.entry.cell) for r in rows if r.entry.cell in SHOWN_NFES}

@@ -51,7 +51,7 @@ class Remembering(Counter):
 
 @dataclass(frozen=True)
 class Ends:
-    """The images of a run, and its cost."""
+    """The images at the end of a sampler's run, and what they cost."""
 
     images: Tensor  # [n, 3, 32, 32]
     nfe: int  # evaluations counted
@@ -78,7 +78,7 @@ class Problem:
 
     @property
     def denoiser(self) -> demo.Denoiser:
-        """The unguided denoiser that the model is made of."""
+        """The demo model's denoiser, without guidance and not in flow form."""
         return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":

@@ -45,24 +45,24 @@ from .workers import Workers
 
 @cache
 def problem(guidance: float, count: int, seed: int, dtype: str, flow: bool = False) -> Problem:
-    """Return the demo model's problem; computed once per process."""
+    """Return the demo model with its noises; made only once per process."""
     return Problem(guidance, count, seed, getattr(torch, dtype), flow)
 
 
 def drawn(plan: Plan, guidance: float, flow: bool = False) -> Problem:
-    """Return the problem with all noises of the plan."""
+    """Return the demo model with all noises of the plan at a guidance scale."""
     count = plan.flow if flow else plan.total(guidance)
     return problem(guidance, count, plan.seed, plan.dtype, flow)
 
 
 def reference_file(guidance: float, flow: bool = False) -> Path:
-    """Return the file of the reference images."""
+    """Return the file in bench/out with the reference images of a guidance scale."""
     return OUT / f"reference-{'flow' if flow else f'cfg{guidance:g}'}.safetensors"
 
 
 @cache
 def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
-    """Return the measures against the first `count` reference images."""
+    """Return the Ruler that measures images against the first `count` reference images."""
     images = load_file(reference_file(guidance, flow))["images"]
     return Ruler(images[:count], drawn(plan, guidance, flow).denoiser, plan.resamples)
 
@@ -79,7 +79,7 @@ def reference(
 
 
 def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
-    """Run a predictor file on its own schedule."""
+    """Sample with a predictor file on its own schedule; return the images with their cost, and the file."""
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
     # a remembered evaluation contains neither the bottleneck nor the halves
@@ -130,7 +130,7 @@ def measure(plan: Plan, entry: Entry) -> Row:
 
 
 def strip_file(row: Row) -> Path:
-    """Return the file of a row's first images."""
+    """Return the PNG file for the first images of a row, side by side."""
     entry = row.entry
     return OUT / "strips" / f"{entry.guidance:g}-{entry.cell}-{row.solver}-{row.predictor}.png"
 
@@ -208,7 +208,7 @@ def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Me
 
 
 def median(images: Tensor, reference: Tensor) -> float:
-    """Return the median over the noises of the error."""
+    """Return the error of the median noise."""
     return float(torch.tensor([rmse(a, b) for a, b in zip(images, reference)]).median())
 
 
@@ -242,7 +242,7 @@ def save_row(row: Row) -> None:
 
 
 def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Measure these entries, except those with rows in `old`; return all their rows."""
+    """Measure the `wanted` entries that have no row in `old` yet; return the rows of all of them."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
     for _, row in workers.each(what, measure, jobs, work=lambda job: job[1].work):
@@ -252,18 +252,18 @@ def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: 
 
 
 def others(rows: list[Row], nfe: int, guidance: float) -> list[Row]:
-    """Return the rows of the other solvers in one cell."""
+    """Return the rows of the other solvers at one NFE and guidance."""
     return [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
 
 
 def best_others(rows: list[Row], nfe: int, guidance: float) -> dict[str, Row]:
-    """Return, for each measure, the row of the other solver that is best in it."""
+    """Return for each measure the row of the best other solver at one NFE and guidance."""
     cell_rows = others(rows, nfe, guidance)
     return {name: min(cell_rows, key=lambda r: r.measures[name].value) for name in MEASURES}
 
 
 def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[Row]:
-    """Return the `count` best other rows.
+    """Return the rows of the `count` best other solvers at one NFE and guidance.
 
     First the one with the lowest error, then the one with the lowest Fréchet distance, then those with the
     lowest error times the root of that distance."""
@@ -277,7 +277,7 @@ def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[
 
 
 def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
-    """Return entries of the calibrated tables and the nearest other solvers, with `plan.many` noises."""
+    """Return entries that measure the calibrated tables and their nearest rivals on `plan.many` noises."""
     wanted = []
     for guidance, count in plan.many.items():
         for nfe in plan.nfes:
@@ -289,7 +289,7 @@ def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
 
 @dataclass
 class Results:
-    """Everything that was measured."""
+    """All rows that a run of the benchmark has measured."""
 
     references: list[dict[str, Any]]  # the reference's row for each guidance, and that of the flow form
     rows: list[Row]
@@ -298,7 +298,7 @@ class Results:
 
     @property
     def large(self) -> list[Row]:
-        """The rows of the second pass, or all rows if there was none."""
+        """The rows on the largest number of noises: `many`, or all rows if there are none."""
         return self.many or self.rows
 
 

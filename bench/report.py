@@ -30,7 +30,7 @@ HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "rati
 
 
 def line(c: Compared) -> list[Any]:
-    """Return a comparison's cells under HEAD."""
+    """Return the cells of a comparison's line in a table with the head HEAD."""
     which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
@@ -41,7 +41,7 @@ def at(guidance: float, nfe: int) -> str:
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
-    """Return "table measure" -> (guidance, NFE) -> ratio to the best other solver."""
+    """Return the ratios to the best other solver, by "table measure", then (guidance, NFE)."""
     ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:
@@ -77,7 +77,7 @@ def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
 
 
 def goals(tables: dict[str, list[Compared]], rows: list[Row]) -> list[str]:
-    """Return a table of all goals, what was measured, and by how much a goal was missed."""
+    """Return a table of the benchmark's goals, of what was measured, and by how much a goal was missed."""
     ratios_by_table, body, total = ratios(tables), [], len(cells(rows))
     for name in tables:
         for measure in ("rmse_ref", "fd_ref"):
@@ -172,7 +172,7 @@ def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -
 
 
 def spread(row: Row, name: str) -> str:
-    """Return a measure with its interval, if it has one."""
+    """Format a measure of a row as text, with its 90 % interval if it has one."""
     measured = row.measures[name]
     if not len(measured.resampled):
         return number(measured.value)
@@ -194,7 +194,7 @@ def everything(rows: list[Row]) -> list[str]:
 
 
 def many_noises(rows: list[Row]) -> list[str]:
-    """Return the section on the second pass, if there was one."""
+    """Return the section on the rows that were measured again on many noises, if there are any."""
     if not rows:
         return []
     order = sorted(rows, key=lambda r: (r.entry.guidance, r.entry.cell, r.measures["fd_ref"].value))
@@ -215,7 +215,7 @@ def many_noises(rows: list[Row]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """Return the solver's name; for our predictors in bold, with the kind."""
+    """Return how a row's solver is shown; our predictors are in bold, with their kind."""
     if not row.entry.file:
         return row.solver
     predictor = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")
@@ -223,7 +223,7 @@ def name_of(row: Row) -> str:
 
 
 def convergence(references: list[dict[str, Any]]) -> list[str]:
-    """Return a table of the reference's distances to one of twice the evaluations."""
+    """Return a table of the reference's distances to a reference of twice the evaluations."""
     body = [
         [
             f"{guided(r['guidance'])}{', flow form' * ('form' in r)}",
@@ -316,7 +316,7 @@ def results(measured: Results) -> list[dict[str, Any]]:
 
 
 def flow_results(measured: Results) -> list[dict[str, Any]]:
-    """Return the rows of docs/flow.json."""
+    """Return the rows of docs/flow.json: the reference's first, then the others."""
     rows = sorted(measured.flow, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
     return [r for r in measured.references if "form" in r] + [row.as_dict() for row in rows]
 

@@ -34,7 +34,7 @@ def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of milliseconds, and of ratios to k-diffusion's sampler."""
+    """Return a table of each sampler's milliseconds per run, and of ratios to k-diffusion's sampler."""
     names = list(dict.fromkeys(r["sampler"] for r in rows))
     by_cell = {(r["sampler"], r["latent"], r["batch"]): r for r in rows}
     body = []
@@ -143,7 +143,7 @@ def fits(costs: dict[str, Any]) -> list[str]:
 
 
 def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of page.md on cost."""
+    """Return the values of page.md on the sampling loop, memory, imports and fits."""
     ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
     return {
         "cost_nfe": costs["nfe"],

@@ -9,7 +9,7 @@ COMMAND = "python -m bench.samplers"
 
 
 def fitted_with(row: dict[str, Any]) -> str:
-    """Return the cost of a fit, for people."""
+    """Format the cost of a row's fit, e.g. "2500, 12 s": evaluations and seconds."""
     seconds = row.get("fit_seconds")
     return f"{row['fit_evaluations']}" + (f", {seconds:.0f} s" if seconds else "")
 

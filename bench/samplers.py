@@ -65,7 +65,7 @@ def reference(guidance: float, seed: int, start: int, stop: int) -> Tensor:
 
 
 def file_of(guidance: float, seed: int) -> Any:
-    """Return the file of the reference images."""
+    """Return the file in bench/out with the reference images of a guidance scale and a seed."""
     return OUT / f"samplers-reference-{guidance:g}-{seed}.safetensors"
 
 
@@ -91,7 +91,7 @@ def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
 
 
 def karras(steps: int) -> Tensor:
-    """Return ComfyUI's karras schedule."""
+    """Return ComfyUI's karras schedule of this many steps, float64 `[steps + 1]`."""
     return host.schedule("karras", steps, SIGMA_MIN, SIGMA_MAX).double()
 
 

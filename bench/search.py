@@ -99,7 +99,7 @@ def flow_settings(nfe: int) -> list[Setting]:
 
 
 def save_setting(key: str, value: Any) -> None:
-    """Write one entry of bench/settings.json."""
+    """Set one key of bench/settings.json."""
     remember(SETTINGS, lambda old: old | {key: value})
 
 

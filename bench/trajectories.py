@@ -45,7 +45,7 @@ class GivenR:
 
 
 def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """Return all rows of a plugin over `times` with these mid times."""
+    """Return the rows of AMED-Plugin on a solver over base `times`, with the mid times given by r."""
     rows = []
     for row in rows_of(solver, times, GivenR(r), False, like):
         weights = row.weights(None) if callable(row.weights) else row.weights

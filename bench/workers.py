@@ -10,12 +10,12 @@ import torch
 
 
 def start_worker() -> None:
-    """Set up a process of the pool."""
+    """Limit torch to one thread in a new process of the pool."""
     torch.set_num_threads(1)
 
 
 class Workers:
-    """A pool of processes; a context manager."""
+    """A pool of worker processes; a context manager."""
 
     def __init__(self, count: int):
         self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker)

@@ -83,7 +83,7 @@ LOADED = """() => app.graph.nodes.every(n =>
 
 
 class PageError(RuntimeError):
-    """The page did not do what was requested."""
+    """ComfyUI's page did not do what was requested, e.g. did not load a workflow."""
 
 
 def find() -> str | None:
@@ -150,13 +150,13 @@ class Chromium:
         return [text for text in self.complaints if f"/{PACK}/js" in text or "AMED: " in text]
 
     def on_console(self, message: Any) -> None:
-        """Record a message of the console."""
+        """Record an error or a warning of the page's console."""
         if message.type in ("error", "warning"):
             self.complaints.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
 
 
 class Page(Chromium):
-    """ComfyUI's page on a running Server; a context manager."""
+    """ComfyUI's page on a running Server, in a headless browser; a context manager."""
 
     def __init__(self, server: Server, **look: Any):
         super().__init__(server.url, **look)
@@ -196,11 +196,11 @@ class Page(Chromium):
         self.settle()
 
     def nodes(self) -> list[dict]:
-        """Return the graph's nodes as the page has them, with their widgets."""
+        """Return the nodes of the open workflow as the page has them, with their widgets."""
         return self.tab.evaluate(READ)
 
     def node(self, kind: str) -> dict:
-        """Return the only node of a class."""
+        """Return the node of a class, of which the open workflow has one."""
         (found,) = [node for node in self.nodes() if node["type"] == kind]
         return found
 
@@ -209,7 +209,7 @@ class Page(Chromium):
         return self.tab.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def change(self, kind: str, **values: object) -> None:
-        """Change widgets of the only node of a class, as typing into them does."""
+        """Set widgets of a class's only node, as typing into them does."""
         self.tab.evaluate(
             """([id, values]) => {
                 const node = app.graph.getNodeById(id);
@@ -227,7 +227,7 @@ class Page(Chromium):
         )
 
     def press(self, kind: str, name: str) -> None:
-        """Press a button of the only node of a class."""
+        """Press a button of a class's only node."""
         self.tab.evaluate(
             """([id, name]) => {
                 const node = app.graph.getNodeById(id), button = node.widgets.find(w => w.name === name);
@@ -279,7 +279,7 @@ class Page(Chromium):
         return Result({"": output}, 0.0, self.server).images()
 
     def stop(self) -> None:
-        """Press the cross beside Run."""
+        """Press the cross beside Run, which interrupts the run."""
         self.tab.locator(".execution-actions button:not([disabled])").first.click()
 
     # -- what is seen

@@ -69,7 +69,7 @@ class Result:
         return [entry for ui in chosen for entry in ui.get(kind, [])]
 
     def images(self, node: str | int | None = None) -> list:
-        """Return the images as uint8 arrays `[H, W, 3]`."""
+        """Return the images of a node (default: of all nodes) as uint8 arrays `[H, W, 3]`."""
         import numpy as np
         from PIL import Image
 
@@ -135,7 +135,7 @@ def requirement_name(line: str) -> str:
 
 
 def tail(text: str, lines: int = 25) -> str:
-    """Return the last lines of a text."""
+    """Return the last `lines` lines of a text."""
     return "\n".join(text.splitlines()[-lines:])
 
 
@@ -262,7 +262,7 @@ class Server:
             raise ServerError(f"ComfyUI is not running (exit code {code}):\n{tail(self.log())}")
 
     def request(self, path: str, body: object = None) -> bytes:
-        """Send a GET request, or with a body a POST request; return the reply's content."""
+        """Send a request to the server, POST if there is a body; return the content of the reply."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:

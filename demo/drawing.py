@@ -55,7 +55,7 @@ class Column:
 
 @dataclass
 class Example:
-    """A workflow with a note that explains it."""
+    """An example workflow: its nodes in columns, and a note that explains it."""
 
     note: str  # Markdown
     columns: list[Column]  # from left to right
@@ -63,7 +63,7 @@ class Example:
     lift: int = 0  # additional pixels between the note and the nodes below it
 
     def nodes(self) -> list[Node]:
-        """Return all nodes, column by column."""
+        """Return all nodes of the workflow, column by column."""
         return [node for column in self.columns for node in column.nodes]
 
 
@@ -78,7 +78,7 @@ def widgets(info: dict) -> dict[str, list]:
 
 
 def default(spec: list) -> object:
-    """Return a widget's value on a new node."""
+    """Return the value that a widget has on a new node, from its description by the server."""
     kind, options = kind_of(spec)
     choices = kind if isinstance(kind, list) else options.get("options")
     empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
@@ -167,7 +167,7 @@ def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
 
 
 def boxes(groups: dict[str, list[str]], nodes: list[Node]) -> list[dict]:
-    """Return the group boxes of a workflow, each around its nodes."""
+    """Return the coloured group boxes of a workflow, each around the nodes it names."""
     groups_json = []
     for number, (title, names) in enumerate(groups.items(), 1):
         inside = [node for node in nodes if node.name in names]
@@ -205,7 +205,7 @@ def workflow(name: str, example: Example, object_info: dict) -> dict:
 
 
 def identity(name: str) -> str:
-    """Return an id that is the same each time the file is written."""
+    """Return a UUID made from a name, so that a rewritten file has the same id."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-amed/{name}"))
 
 

@@ -21,7 +21,7 @@ CARD = 512  # width of a card, in pixels
 
 
 def write(folder: Path, name: str, content: dict) -> None:
-    """Write one JSON file."""
+    """Write a workflow or subgraph as folder/name.json, and print its path."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -29,7 +29,7 @@ def write(folder: Path, name: str, content: dict) -> None:
 
 
 def write_all(info: dict) -> None:
-    """Write every file, except workflows with nodes that the running ComfyUI does not have."""
+    """Write all example workflows and subgraphs, except workflows with nodes that this ComfyUI does not have."""
     for name, make in EXAMPLES.items():
         example = make()
         missing = sorted({node.kind for node in example.nodes()} - set(info))

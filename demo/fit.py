@@ -145,7 +145,7 @@ class Bench:
         return self.distance(end, self.held_out[1])
 
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
-        """Return the measured row of a result (images, evaluations)."""
+        """Measure a result (images, evaluations) and return its row."""
         images, nfe = result
         statistics = Statistics.of(self.features(images))
         return Row(
@@ -160,13 +160,13 @@ class Bench:
         )
 
     def measure(self, setting: Setting) -> Row:
-        """Measure a plain solver."""
+        """Sample with a plain solver on the noises to measure on; return its row."""
         begin = time.perf_counter()
         result = self.run(self.exact, setting.solver, setting.sigmas(), setting.afs)
         return self.row(setting.name, setting.schedule, result, time.perf_counter() - begin)
 
     def measure_fitted(self, fitted: Fitted) -> Row:
-        """Measure a fitted predictor."""
+        """Sample with a fitted predictor on the noises to measure on; return its row."""
         begin = time.perf_counter()
         spec = fitted.spec
         result = self.run(self.exact, spec.student, fitted.sigmas(), spec.afs, fitted.predictor)
@@ -209,7 +209,7 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 
 
 def base_times(start: Setting) -> Tensor:
-    """Return the base times of a student; for a plugin every other time of its plain solver."""
+    """Return a student's base times; for AMED-Plugin every other time of its plain solver."""
     return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 

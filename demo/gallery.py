@@ -30,7 +30,7 @@ YOURS = "For your own model: replace the demo nodes with its loader, prompts and
 
 
 def note(*paragraphs: str) -> str:
-    """Join the paragraphs of a note."""
+    """Join paragraphs into the Markdown text of a workflow's note."""
     return "\n\n".join(paragraphs)
 
 
@@ -70,7 +70,7 @@ def prompts(positive: str, negative: str) -> list[Node]:
 
 
 def size(side: int, kind: str = "EmptyLatentImage") -> Node:
-    """Return a square empty latent of a class."""
+    """Return a node that gives a square empty latent, `side` pixels wide; `kind` is its class."""
     return Node("latent", kind, values={"width": side, "height": side}, title="Size", width=380)
 
 

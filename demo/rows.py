@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Row:
-    """One measured solver."""
+    """One solver of the demo with its measured figures."""
 
     solver: str  # its name for people
     schedule: str  # its schedule and settings for people, or the file of its predictor

@@ -36,7 +36,7 @@ BATCH, COLUMNS, SCALE = 64, 12, 3  # samples per run; of the picture: columns, e
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the picture, and how to run it."""
+    """One sampler that `make demo` compares, and the example workflow that runs it."""
 
     solver: str  # its name in the picture and the table
     schedule: str

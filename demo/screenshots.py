@@ -56,14 +56,14 @@ def write(image: Image.Image, name: str) -> None:
 
 
 def start_here(page: Page) -> None:
-    """Show the first example after a run."""
+    """Take the picture of the first example after a run."""
     page.open(example("AMEDDemoModel", "AMEDKSampler"))
     page.run()
     write(shot(page, page.box()), "start-here")
 
 
 def ksampler(page: Page) -> None:
-    """Show AMED KSampler alone, after a run."""
+    """Take the picture of the AMED KSampler node after a run."""
     page.open(example("AMEDDemoModel", "AMEDKSampler"))
     page.change("AMEDKSampler", seed=2)  # with the seed of the last run, the server would skip the node
     page.run()
@@ -71,7 +71,7 @@ def ksampler(page: Page) -> None:
 
 
 def calibrate(page: Page) -> None:
-    """Show Calibrate AMED in progress, and its graph after the run."""
+    """Take pictures of Calibrate AMED in progress, and of its workflow after the run."""
     page.open(example("AMEDDemoModel", "AMEDCalibrate", without=()))
     node = page.node("AMEDCalibrate")["id"]
     run = page.queue()
@@ -89,7 +89,7 @@ def calibrate(page: Page) -> None:
 
 
 def rest() -> Example:
-    """Return a workflow with the nodes that no example has."""
+    """Return a workflow with those of our nodes that no example has, for their help pages."""
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
     train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
@@ -109,7 +109,7 @@ def rest() -> Example:
 
 
 def help_pages(page: Page) -> None:
-    """Show each node in use, in the first workflow that has it."""
+    """Take a picture of each of our nodes in use, for its help page."""
     files = [file for file in sorted(WORKFLOWS.glob("*.json")) if "AMEDDemoModel" in kinds(file)]
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder) / "others.json"
@@ -130,7 +130,7 @@ def help_pages(page: Page) -> None:
 
 
 def thumbnails(page: Page) -> None:
-    """Show each example that needs a checkpoint: AMED KSampler, and the nodes before it that fit a square."""
+    """Make the thumbnails of the examples that need a checkpoint: AMED KSampler and what is before it."""
     for file in sorted(WORKFLOWS.glob("*.json")):
         if "AMEDDemoModel" in kinds(file):
             continue

@@ -23,7 +23,7 @@ FAR = (
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler of the comparison."""
+    """One sampler of the comparison picture: its images and its measured figures."""
 
     name: str
     details: tuple[str, ...] = ()  # lines below the name: settings, evaluations, seconds
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes shared by all rows of a picture."""
+    """Sizes that all rows of a comparison picture share."""
 
     tile: float  # width of a column, with the gap
     tall: float  # height of a sample
@@ -53,11 +53,11 @@ class Layout:
         return cls(tile, (tile - GAP) * high / wide, most)
 
     def label(self, columns: int) -> float:
-        """Return the left edge of the first column."""
+        """Return the x at which the first column of samples begins."""
         return WIDTH - EDGE - self.tile * columns
 
     def height(self, row: Row, columns: int) -> float:
-        """Return the height of a row, with its note and the gap below it."""
+        """Return the height of a row of the comparison, with its note and the gap below it."""
         block = 20 + LINE * len(row.details) + (BAR if row.distance is not None else 0)
         if row.pictures is None:
             width = WIDTH - self.label(columns) - EDGE

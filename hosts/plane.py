@@ -21,7 +21,7 @@ MARKS = (1000, 300, 100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 @dataclass(frozen=True)
 class Run:
-    """One solver's path of N steps."""
+    """The path of one solver's run from noise to image, N steps long."""
 
     name: str
     times: list[float]  # N + 1 noise levels, falling
@@ -56,7 +56,7 @@ def picture(
 
 
 def colour(number: int) -> tuple[int, ...]:
-    """Return the colour of a run: the learned one is number 0."""
+    """Return the colour of run number `number`: blue for the learned solver (0), red for others."""
     return GOOD if number == 0 else BAD
 
 
@@ -116,7 +116,7 @@ def numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
 
 
 def levels(pen: Pen, y: float, runs: list[Run]) -> float:
-    """Draw each run's noise levels on a logarithmic scale; return the y below it."""
+    """Draw the noise levels of each run's steps on a logarithmic scale; return the y below it."""
     hollow = "; hollow: learned mid times" if any(any(run.mids) for run in runs) else ""
     pen.write((EDGE, y), f"noise levels (sigma) of the moves{hollow}", 13, INK)
     y += 22

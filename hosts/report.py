@@ -75,7 +75,7 @@ class Panel:
             write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the pixel of a point."""
+        """Return the position of a point of the plot, in pixels."""
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
@@ -186,7 +186,7 @@ def grid(pictures: dict[str, Tensor], highest: int = SAMPLES) -> Image.Image:
 
 
 def table(rows: Sequence[Any]) -> Image.Image:
-    """Return the errors of a Result's first `ROWS` rows, each with a bar."""
+    """Draw the errors of a calibration and of the best plain solvers, `ROWS` at most, each with a bar."""
     rows = rows[:ROWS]
     image = Image.new("RGB", (WIDE, 56 + 68 * len(rows)), BACK)
     draw = ImageDraw.Draw(image)

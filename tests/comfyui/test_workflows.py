@@ -221,7 +221,7 @@ def test_a_damaged_workflow_names_the_node(server, file):
         change(next(n for n in workflow["nodes"] if n["type"] == "AMEDDemoModel"))
         return workflow
 
-    with pytest.raises(ValueError, match=r"node 1 \(NoSuchNode\) is not known"):
+    with pytest.raises(ValueError, match=r"node 1 \(NoSuchNode\) is unknown to"):
         to_api(damaged(lambda n: n.update(type="NoSuchNode")), info)
     with pytest.raises(ValueError, match=r"node 1 \(AMEDDemoModel\) has 3 widget values for 4 widgets"):
         to_api(damaged(lambda n: n["widgets_values"].pop()), info)
