@@ -29,7 +29,7 @@ def write(folder: Path, name: str, content: dict) -> None:
 
 
 def write_all(info: dict) -> None:
-    """Write all example workflows and subgraphs, except workflows with nodes that this ComfyUI does not have."""
+    """Write all example workflows and subgraphs, except workflows with nodes that this ComfyUI lacks."""
     for name, make in EXAMPLES.items():
         example = make()
         missing = sorted({node.kind for node in example.nodes()} - set(info))
