@@ -30,7 +30,7 @@ class FitJob:
     nfe: int
     guidance: float = 1.0
     budget: str = "normal"
-    passes: int | None = None  # network passes per image; None for all
+    passes: int | None = None  # network passes per image; None: no evaluation skips the negative prompt
     flow: bool = False  # whether the model is in flow form
 
     @property

@@ -36,7 +36,7 @@ class Plan:
     # noises of every row, the first ones of `seed`
     noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
     nfes: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
-    # noises of the second pass: the calibrated tables and the nearest other solvers
+    # noises on which the calibrated tables and the nearest other solvers are measured again
     many: dict[float, int] = field(default_factory=lambda: {1.0: 1000, 2.0: 512, 4.0: 512}, hash=False)
     flow: int = 256  # noises of the flow form; 0 leaves it out
     converged: int = 32  # noises of the check that the reference has converged

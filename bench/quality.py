@@ -293,7 +293,7 @@ class Results:
 
     references: list[dict[str, Any]]  # the reference's row for each guidance, and that of the flow form
     rows: list[Row]
-    many: list[Row]  # the second pass, on `plan.many` noises
+    many: list[Row]  # measured again on `plan.many` noises
     flow: list[Row]  # the model in flow form
 
     @property

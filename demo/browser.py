@@ -282,7 +282,7 @@ class Page(Chromium):
         """Press the cross beside Run, which interrupts the run."""
         self.tab.locator(".execution-actions button:not([disabled])").first.click()
 
-    # -- what is seen
+    # -- what the page shows
 
     def settle(self, milliseconds: int = 150) -> None:
         """Draw the canvas and give the page time to show it."""

@@ -98,7 +98,7 @@ class Bench:
 
     def run(
         self,
-        made: Target,
+        demo_target: Target,
         solver: Solver,
         sigmas: Tensor,
         afs: bool,
@@ -111,8 +111,8 @@ class Bench:
         noise, args = self.noise, self.args
         if count is not None:
             noise, args = self.tune_noise[:count], cut(self.tune_args, slice(0, count))
-        how = {"predictor": predictor, "afs": afs, "evaluate": made.evaluate}
-        return run(made.model, noise, sigmas, solver, args, **how)
+        options = {"predictor": predictor, "afs": afs, "evaluate": demo_target.evaluate}
+        return run(demo_target.model, noise, sigmas, solver, args, **options)
 
     def tried(
         self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None

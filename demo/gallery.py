@@ -148,6 +148,7 @@ def calibrate() -> Example:
 
 def text_to_image(note_text: str, model: Model, latent: Node, prompt_nodes: list[Node], sampler: Node,
                   *between: Node) -> Example:  # fmt: skip
+    """Return a workflow from a prompt to a saved image; nodes `between` stand before the sampler."""
     columns = [Column([loader(model)]), Column([*prompt_nodes, latent], top=200)]
     columns += [Column(list(between), top=200)] if between else []
     return Example(

@@ -16,9 +16,8 @@ TITLE = 100  # height reserved for the title
 NOTE_SIZE = WIDTH - 2 * EDGE, 2  # width of a row's note, and its largest number of lines
 REASON = 6  # largest number of lines of a failure's reason
 LARGEST = 4e7  # pixels of the picture at most
-FAR = (
-    3  # a bar is full at this multiple of the median distance, so that an outlier does not shrink the others
-)
+# a bar is full at this multiple of the median distance, so that an outlier does not shrink the others
+FAR = 3
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from .report import font
 INK, SOFT, FAINT, BACK = (24, 27, 33), (92, 98, 110), (216, 219, 226), (255, 255, 255)
 GOOD, BAD = (0, 114, 178), (176, 58, 20)  # blue and red of Okabe and Ito's palette for the colour-blind
 WIDTH, EDGE = 500, 10  # width of a picture and its margin, in units
-SMALL = 0.7  # text shrinks to this share of its size before it is broken into lines
+SMALL = 0.7  # the smallest share of its size to which text is shrunk to fit
 
 
 class Pen:
