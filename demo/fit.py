@@ -139,7 +139,7 @@ class Bench:
         return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
-        """Return `distance` on the noises that choose the state; their reference is computed only once."""
+        """Return `distance` for end states of the held-out noises, by which training chooses the state."""
         if self.held_out is None or not torch.equal(self.held_out[0], x):
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
@@ -229,7 +229,7 @@ def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, l
 
 
 def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
-    """Fit a student by Algorithm 1, from the best of its starts after the coarse search.
+    """Fit a student (AMED-Solver or a plugin) by Algorithm 1, from the best result of the coarse search.
 
     A plugin starts from its plain solver's times, AMED-Solver from constant mid points."""
     if student == "amed":

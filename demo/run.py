@@ -122,7 +122,7 @@ def sampled(
     samples: int,
     progress: Callable[[int], None],
 ) -> tuple[Tensor, int, float, str]:
-    """Sample one row.
+    """Sample all images of one row of the comparison, in the server.
 
     Returns all images `[samples, 3, 32, 32]`, the evaluations of a batch, seconds in the server, and the name
     of the predictor file that ran ("" for none). Raises RuntimeError if the batches took different numbers of

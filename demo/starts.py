@@ -45,6 +45,8 @@ def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
     ValueError if the number of times is even."""
     times = setting.sigmas()
     if len(times) % 2 == 0:
-        raise ValueError(f"{len(times)} times do not split into base and mid times")
+        raise ValueError(
+            f"{len(times)} times cannot be split into base and mid times: an odd number is needed"
+        )
     base = times[::2]
     return base, torch.log(times[1::2] / base[:-1]) / torch.log(base[1:] / base[:-1])

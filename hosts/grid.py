@@ -66,7 +66,7 @@ class Layout:
 
 
 def picture(title: str, under: str, columns: list[str], rows: list[Row], sharp: float = 4.0) -> Image.Image:
-    """Draw the comparison.
+    """Draw the comparison picture: one row per sampler, one column per seed.
 
     Args:
         title, under: the heading and the line below it.
