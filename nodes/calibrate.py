@@ -15,7 +15,7 @@ from ..amed.choose import AUTO
 from ..amed.files.store import saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
-from .fitting import Prompted, Prompts, inside_sampling, target_of
+from .fitting import Prompts, fitted_on, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels, sampling_of, whole_guidance
 from .outside import host_sampler
@@ -69,13 +69,10 @@ def calibrate(
     shown = Shown(model, node_id, sum(one.budget for one in job.settings()))
     outcome = Outcome()
 
-    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        target = target_of(model, denoiser, len(prompts.positives), shape, device)
-        host = None if wrapped is None else host_sampler(wrapped, denoiser, sampling_of(model))
-        fit(target, replace(job, host=host), path, shown, outcome)
-
     try:
-        inside_sampling(model, prompts, job.guidance, job.seed, work)
+        with fitted_on(model, prompts, job.guidance, job.seed, max(job.nfe)) as denoiser:
+            host = None if wrapped is None else host_sampler(wrapped, denoiser, sampling_of(model))
+            fit(target_of(model, denoiser), replace(job, host=host), path, shown, outcome)
     finally:
         if outcome.text:
             if node_id:

@@ -18,7 +18,7 @@ from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.measures import rmse
 from ..hosts import report
-from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
+from .fitting import Prompted, Prompts, fitted_on, frozen_copy, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of
 from .running import face, progress_bar, show_text
@@ -83,8 +83,8 @@ def trained(
     check_room(path)
     show, outcome = progress_bar(node_id, settings.images), Trained()
 
-    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        target = target_of(model, denoiser, 1, shape, device)
+    def work(denoiser: Prompted, device: torch.device) -> None:
+        target = target_of(model, denoiser)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
@@ -110,7 +110,9 @@ def trained(
     with torch.inference_mode(False):
         latent = {"samples": prompts.latent["samples"].clone()}
         cloned = Prompts([trainable(p) for p in prompts.positives], trainable(prompts.negative), latent)
-        inside_sampling(frozen_copy(model), cloned, job.guidance, settings.seed, work)
+        frozen = frozen_copy(model)
+        with fitted_on(frozen, cloned, job.guidance, settings.seed, job.nfe) as denoiser:
+            work(denoiser, frozen.load_device)
     return outcome
 
 

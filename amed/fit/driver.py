@@ -13,7 +13,7 @@ from .outer import HostSampler
 from .outside import OuterCalibration
 from .settings import Progress, Settings, budget_of
 from .stages import Stages, references_for
-from .target import Target
+from .target import CachedError, Target
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
     to go on from.
 
     Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
-    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError
-    for what cannot be fitted, and UnsavedError (which is one) for a place that cannot be written to, before
-    any work."""
+    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on; but nothing of it
+    after a CachedError. Raises ValueError for what cannot be fitted, and UnsavedError (which is one) for a
+    place that cannot be written to, before any work."""
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     for place in places:
@@ -97,17 +97,18 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
             if job.host is None
             else OuterCalibration(target, one, job.host, references, heard)
         )
-        finished = False
+        finished = cached = False
         try:
             for progress in calibration.run():
                 heard(progress)
             finished = True
-        except BaseException:
-            outcome.interrupted = True
+        except BaseException as error:
+            cached = isinstance(error, CachedError)
+            outcome.interrupted = not cached
             raise
         finally:
             calibration.close()
-            if calibration.ready:
+            if calibration.ready and not cached:
                 result = calibration.result()
                 saved, text = keep(place, result.fitted, finished)
                 fitted = replace(result.fitted, name=saved.name)
