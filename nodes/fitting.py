@@ -119,10 +119,29 @@ class Prompted:
 
         start = repeated(self.one, count)
         guider = copy.copy(self.guiders[number])  # one sampling may be inside another
+        guider.original_conds = with_own_hooks(guider.original_conds)
         guider.sample(start, start, as_sampler(run), sigmas, disable_pbar=True, seed=self.seed)
         if not results:
             self.watch.end()
         return results[-1]
+
+
+def with_own_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """A guider's conditionings with hooks of their own, at the beginning of their keyframes: the host sets
+    those of an earlier sampling back, but for the noise level they were last asked at."""
+    copies: dict[int, Any] = {}
+
+    def copied(hooks: Any) -> Any:
+        if id(hooks) not in copies:
+            copies[id(hooks)] = hooks.clone()
+            for hook in copies[id(hooks)].hooks:
+                hook.hook_keyframe = hook.hook_keyframe.clone()
+        return copies[id(hooks)]
+
+    def own(cond: dict) -> dict:
+        return {**cond, "hooks": copied(cond["hooks"])} if cond.get("hooks") is not None else cond
+
+    return {name: [own(cond) for cond in listed] for name, listed in conds.items()}
 
 
 def of_all(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
