@@ -11,7 +11,7 @@ from .calibration import Calibration
 from .compare import Result
 from .outer import HostSampler
 from .outside import OuterCalibration
-from .settings import Progress, Settings, budget_of
+from .settings import Progress, Settings, budget_of, smallest
 from .stages import Stages, references_for
 from .target import CachedError, Target
 
@@ -33,8 +33,13 @@ class Job:
     host: HostSampler | None = None
 
     def settings(self) -> list[Settings]:
-        """One a fit. Raises ValueError for what cannot be."""
-        budgets = ((nfe, budget_of(self.budget, nfe)) for nfe in self.nfe)
+        """One a fit. Raises ValueError for what cannot be; of a budget that is too small, all it takes."""
+        budgets = [(nfe, budget_of(self.budget, nfe)) for nfe in self.nfe]
+        short = [nfe for nfe, own in budgets if own < smallest(nfe)]
+        if short:
+            least = ", ".join(f"{smallest(nfe):,} for nfe {nfe}" for nfe in short)
+            wrong = f"the budget is {budgets[0][1]:,} evaluations for each fit, but it takes at least {least}"
+            raise ValueError(f"{wrong}: raise the budget, or set it to quick")
         own = self.sampler, self.guidance, self.seed, self.batch, self.passes
         return [Settings(n, own[0], b, *own[1:]) for n, b in budgets]
 

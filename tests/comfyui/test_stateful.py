@@ -4,9 +4,6 @@ import json
 
 import pytest
 
-from amed import load
-from demo.comfyui import RunError
-
 LEAST = 1780  # evaluations that a fit of 4 takes
 
 
@@ -22,7 +19,9 @@ class Small:
             [g.add("TestPrompt", seed=seed, repeats=1, width=64), 0] for seed in (1, 4, 2)
         )
         if which == "wan":
-            latent = g.add("EmptyHunyuanLatentVideo", width=size[0], height=size[1], length=length, batch_size=1)
+            latent = g.add(
+                "EmptyHunyuanLatentVideo", width=size[0], height=size[1], length=length, batch_size=1
+            )
         else:
             latent = g.add("EmptyLatentImage", width=96, height=64, batch_size=1)
         self.latent = [latent, 0]
@@ -92,7 +91,9 @@ def test_a_fit_sees_the_windows_of_each_step(server, graph, put):
 
 
 @pytest.mark.parametrize("which", ["sd15", "wan"])
-@pytest.mark.parametrize("keyframes", ["0 1", "0 0, 0.5 1", "0 0, 0.3 1, 0.6 -1", "0.2 1, 0.4 0.5, 0.6 0, 0.8 -1"])
+@pytest.mark.parametrize(
+    "keyframes", ["0 1", "0 0, 0.5 1", "0 0, 0.3 1, 0.6 -1", "0.2 1, 0.4 0.5, 0.6 0, 0.8 -1"]
+)
 def test_a_fit_sees_the_hooks_of_each_step(server, graph, which, keyframes):
     away = Small(graph, which).hooked(keyframes).asked(server)
     assert max(away.values()) < 1e-5, away

@@ -3,5 +3,7 @@
 from . import looks, small, stateful, without
 
 NODE_CLASS_MAPPINGS = {
-    name: node for room in (looks, without, small, stateful) for name, node in room.NODE_CLASS_MAPPINGS.items()
+    name: node
+    for room in (looks, without, small, stateful)
+    for name, node in room.NODE_CLASS_MAPPINGS.items()
 }

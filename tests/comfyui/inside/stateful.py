@@ -34,7 +34,7 @@ class TestStepCache(OfModel):
             try:
                 if kept.calls % 2 == 0 and kept.added is not None:
                     network.blocks = torch.nn.ModuleList()
-                    return apply(args["input"], args["timestep"], **args["c"]) + kept.added.mean() 
+                    return apply(args["input"], args["timestep"], **args["c"]) + kept.added.mean()
                 result = apply(args["input"], args["timestep"], **args["c"])
                 kept.added = result
                 return result
@@ -45,8 +45,8 @@ class TestStepCache(OfModel):
 
 
 class TestHooks:
-    """CONDITIONING -> CONDITIONING with a hook that changes the MODEL's weights (each by a tenth of noise), by
-    keyframes "percent strength, percent strength"."""
+    """CONDITIONING -> CONDITIONING with a hook that adds noise to the MODEL's weights, by keyframes "percent
+    strength, percent strength"."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
 
@@ -72,8 +72,8 @@ class TestHooks:
 
 
 class TestAsked:
-    """The text: how far, in shares of its deviation, the denoiser of a fit on MODEL is from what `real` says at
-    the same noise levels in one sampling of the host; in order, in another order, and for a batch."""
+    """The text: how far, in shares of its deviation, the denoiser of a fit on MODEL is from what `real` says
+    at the same noise levels in one sampling of the host; in order, in another order, and for a batch."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 
@@ -83,7 +83,10 @@ class TestAsked:
         return {"required": PROMPTS | more}
 
     def run(self, model, positive, negative, latent_image, cfg, real, steps):
-        fitting, levels = pack("fitting"), pack("model").base_times(pack("model").sampling_of(model), steps + 1)
+        fitting, levels = (
+            pack("fitting"),
+            pack("model").base_times(pack("model").sampling_of(model), steps + 1),
+        )
         start = pack("running").start_of(model, latent_image)[:1]
         levels, seen, truth = levels.float(), {}, []
         drawn = torch.Generator().manual_seed(7)
