@@ -208,6 +208,13 @@ def fitted_on(model: Any, prompts: Prompts, guidance: float, seed: int, steps: i
 # --- a copy that gradients go through ----------------------------------------------------------------------
 
 
+def changes_weights(conditioning: list) -> bool:
+    """Whether a CONDITIONING has hooks that put LoRAs and their like on the network while it samples: the
+    backward pass would find other weights than the forward pass."""
+    groups = [options["hooks"] for _, options in conditioning if options.get("hooks") is not None]
+    return any(getattr(hook, "weights", None) is not None for group in groups for hook in group.hooks)
+
+
 def trainable(value: Any) -> Any:
     """Conditioning with every tensor cloned: those made in inference mode take no part in a gradient. What
     else it holds (ControlNets, areas) stays itself."""

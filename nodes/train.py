@@ -20,7 +20,7 @@ from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..hosts import report
-from .fitting import Prompted, Prompts, fitted_on, frozen_copy, target_of, trainable
+from .fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of
 from .nested import blank_of, first_part, like, parts_of
@@ -87,6 +87,9 @@ def trained(
     """Train on a copy of the MODEL and keep; interrupted, the best so far is kept too. Raises ValueError for
     numbers that do not go together, PredictorError for a model without a middle block."""
     path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
+    if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
+        wrong = "a prompt carries hooks that change the network's weights while it samples"
+        raise ValueError(f"{wrong}, and no gradient goes through that: take them off, or use Calibrate AMED")
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
