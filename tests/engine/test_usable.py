@@ -23,10 +23,10 @@ def fitted(**metrics):
     return Fitted(spec, as_multistep(Solver("ipndm", 2), times), times)
 
 
-def test_the_error_of_no_sampling_is_that_of_the_mean_of_the_other_references():
+def test_the_error_of_no_sampling_is_that_of_another_reference():
     ends = torch.tensor([0.0, 2.0, 4.0]).view(3, 1, 1, 1)
     judge = Judge(None, Samples(ends, {}, ends), 4)
-    others = torch.tensor([3.0, 2.0, 1.0]).view(3, 1, 1, 1)
+    others = torch.tensor([4.0, 0.0, 2.0]).view(3, 1, 1, 1)
     assert judge.verdict(others)["no_sampling_error"] == pytest.approx(judge.error(others), abs=1e-5)
     assert judge.verdict(ends) == {}
     assert judge.verdict(others)["usable"] is False
