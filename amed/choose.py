@@ -19,6 +19,7 @@ from .recipes import MULTISTEP
 
 AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
 PATCHED = "this run's guidance (a patch like RescaleCFG or PAG, or a guider of its own) does not allow"
+FAILED = "is no better than no sampling at all, as its own fit measured it"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
 
 
@@ -91,6 +92,7 @@ def choose(library: Library, request: Request) -> Choice:
     missing = PredictorError("")
     if fitted is not None:
         agree(fitted, request)
+        said += [f"{fitted.name} {FAILED}: calibrate again, or choose another"] * (not fitted.spec.usable)
     else:
         try:
             fitted = find(library, request)
@@ -167,8 +169,9 @@ def find(library: Library, request: Request) -> Fitted:
 
 def usable(library: Library, request: Request) -> list[Fitted]:
     """The library's for our samplers, or for the host's that is asked for, but for those that take guidance
-    apart where that cannot be."""
-    return [f for f in library.fitted() if f.spec.of == request.of and (request.halves or not f.halved)]
+    apart where that cannot be, and those whose own fit found them no better than no sampling."""
+    mine = [f for f in library.fitted() if f.spec.of == request.of and f.spec.usable]
+    return [f for f in mine if request.halves or not f.halved]
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
@@ -206,7 +209,12 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
         if near
         else "There is none for this kind of model yet."
     )
-    broken = " ".join(f"Broken file: {problem}." for problem in library.problems())
+    failed = [f for f in library.fitted() if not f.spec.usable and f.nfe == (nfe or f.nfe)]
+    own = [f for f in failed if f.spec.model_fingerprint == model.fingerprint]
+    broken = " ".join([
+        *(f"{f.name} is left out: it {FAILED}." for f in own),
+        *(f"Broken file: {problem}." for problem in library.problems()),
+    ])  # fmt: skip
     return PredictorError("\n".join(filter(None, (wanted, f"{there} {broken}".strip(), request.advice))))
 
 

@@ -3,21 +3,24 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
 from ..amed.files.store import saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
-from .fitting import Prompted, Prompts, inside_sampling, target_of
+from .fitting import Prompts, fitted_on, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels, sampling_of, whole_guidance
+from .nested import blank_of, first_part
 from .outside import host_sampler
 from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
@@ -29,10 +32,10 @@ DRAWN = 2.0  # seconds between two pictures
 
 class Shown:
     """What a node shows of a calibration: its bar after every evaluation; a picture, and a line of text, when
-    a stage begins and then every DRAWN seconds."""
+    a stage begins and then every DRAWN seconds. pixels: what turns samples into RGB."""
 
-    def __init__(self, model: Any, node_id: str | None, total: int):
-        self.model, self.node_id, self.bar = model, node_id, progress_bar(node_id, total)
+    def __init__(self, pixels: Callable[[Tensor], Tensor], node_id: str | None, total: int):
+        self.pixels, self.node_id, self.bar = pixels, node_id, progress_bar(node_id, total)
         self.stage, self.drawn = ("", 0), -math.inf
 
     def __call__(self, progress: Progress) -> None:
@@ -43,7 +46,7 @@ class Shown:
         self.stage, self.drawn = stage, now
         look = progress.look()
         names = {"reference": "reference", "plain": "best plain", "fit": "AMED so far"}
-        shown = {names[k]: preview_pixels(self.model, v[:1]) for k, v in look.images.items()}
+        shown = {names[k]: self.pixels(v[:1]) for k, v in look.images.items()}
         self.bar(progress.evaluations, report.live(progress, look, shown))
         if self.node_id:
             share = progress.evaluations / progress.budget
@@ -66,16 +69,13 @@ def calibrate(
     if job.passes is not None and (patches := whole_guidance(model.model_options)):
         wrong = f"passes: this MODEL has {', '.join(patches)} on its guided result, so guidance stays whole"
         raise ValueError(f"{wrong}. Set passes to 0, or calibrate without that patch")
-    shown = Shown(model, node_id, sum(one.budget for one in job.settings()))
+    shown = Shown(pixels_of(model, prompts), node_id, sum(one.budget for one in job.settings()))
     outcome = Outcome()
 
-    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        target = target_of(model, denoiser, len(prompts.positives), shape, device)
-        host = None if wrapped is None else host_sampler(wrapped, denoiser, sampling_of(model))
-        fit(target, replace(job, host=host), path, shown, outcome)
-
     try:
-        inside_sampling(model, prompts, job.guidance, job.seed, work)
+        with fitted_on(model, prompts, job.guidance, job.seed, max(job.nfe)) as denoiser:
+            host = None if wrapped is None else host_sampler(wrapped, denoiser, sampling_of(model))
+            fit(target_of(model, denoiser), replace(job, host=host), path, shown, outcome)
     finally:
         if outcome.text:
             if node_id:
@@ -154,31 +154,35 @@ class Calibrate(io.ComfyNode):
         outcome = calibrate(
             model, prompts, job, checked_name(name), cls.hidden.unique_id, more.get("wrapped")
         )
-        images = reports(model, [kept.result for kept in outcome.kept])
+        images = reports(pixels_of(model, prompts), [kept.result for kept in outcome.kept])
         return io.NodeOutput(
             outcome.kept[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)
         )
 
 
-def reports(model: Any, results: list[Result]) -> torch.Tensor:
+def pixels_of(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    """What turns the samples of a fit into rough RGB; of nested ones the first part."""
+    one = blank_of(model, prompts.latent)
+    return lambda samples: preview_pixels(model, first_part(one, samples))
+
+
+def reports(pixels: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
     """The pictures of calibrations, as an IMAGE."""
-    images = [report.as_image(report.picture(result, pictures(model, result))) for result in results]
+    images = [report.as_image(report.picture(result, pictures(pixels, result))) for result in results]
     high = max(image.shape[1] for image in images)
     return torch.cat(
         [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
     )
 
 
-def pictures(model: Any, result: Result) -> dict[str, torch.Tensor]:
+def pictures(pixels: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
     """Rows of the sample grid, each with its name."""
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",
         "plain": f"best plain\n{result.rows[1].solver}",
     }
-    return {
-        label: preview_pixels(model, result.images[name][: report.SAMPLES]) for name, label in labels.items()
-    }
+    return {label: pixels(result.images[name][: report.SAMPLES]) for name, label in labels.items()}
 
 
 NODES = [Calibrate]

@@ -4,7 +4,7 @@ import difflib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
 
@@ -15,9 +15,10 @@ from ..amed import SAMPLERS, PredictorError
 from ..amed.choose import AUTO, Choice, choose
 from ..amed.fit.plain import Setting
 from .choosing import plain_choice, reference_setting, request
-from .counting import COUNT, read_count
+from .counting import COUNT, bare, counting, read_count
 from .folders import library
 from .model import Interrupted, attached, identity, is_flow, own_space, preview_pixels, sampling_of
+from .nested import first_part, like, packed, parts_of
 from .register import as_sampler, host_sampler, host_samplers, our_sampler
 from .running import run
 from .sampling import SCHEDULER, plain_function
@@ -84,25 +85,28 @@ class Scene:
 
     def start(self, number: int) -> dict:
         """The LATENT of one image: of a batch each in turn. Its noise is that of a batch of one."""
-        size = len(self.latent["samples"])
+        size = len(parts_of(self.latent["samples"])[0])
         parts = {}
         for name in ("samples", "noise_mask"):
             value = self.latent.get(name)
             if value is not None:
-                parts[name] = value[[number % size]] if len(value) == size else value
+                of_batch = [v[[number % size]] if len(v) == size else v for v in parts_of(value)]
+                parts[name] = like(value, of_batch)
         return {k: v for k, v in self.latent.items() if k != "batch_index"} | parts
 
-    def sample(self, made: Plan, number: int) -> Tensor:
+    def sample(self, made: Plan, number: int) -> Any:
+        """A LATENT's samples, nested ones too."""
         around = self.guidance, self.positive, self.negative, self.start(number)
         seed = self.seeds[number]
         return run(self.model, made.sampler, made.sigmas, seed, *around, quiet=True)["samples"]
 
-    def pixels(self, image: Tensor) -> Tensor:
-        """`[3, H, W]`, uint8."""
+    def pixels(self, image: Any) -> Tensor:
+        """`[3, H, W]`, uint8; of nested samples the first part."""
         if self.vae is None:
-            values = preview_pixels(self.model, own_space(self.model, image))[0] / 2 + 0.5
+            shown = first_part(image, own_space(self.model, packed(image)))
+            values = preview_pixels(self.model, shown)[0] / 2 + 0.5
         else:
-            decoded = self.vae.decode(image)
+            decoded = self.vae.decode(parts_of(image)[0])
             values = decoded.flatten(0, -4)[0, ..., :3].movedim(-1, 0)  # of a video the first frame
         return (values.float().cpu().clamp(0, 1) * 255).round().byte()
 
@@ -206,34 +210,33 @@ class TooManyError(Exception):
 
 def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
     """The most steps a sampler of the host takes in `nfe` evaluations. Counted: the sampler is run as it will
-    be, and the network is not asked. Raises ValueError where not even one step fits."""
-    count, most = scene.model.model_options[COUNT], 4 * nfe + 20
-    told = count.before
-
-    def trial(steps: int) -> int:
-        read_count(scene.model)
-        try:
-            scene.sample(Plan(*host_sampler(scene.model, sampler, scheduler, steps), scheduler), 0)
-        except TooManyError:
-            return most
-        return read_count(scene.model)[0]
+    be, and the network is not asked; on the bare MODEL, for a cache would leave evaluations out of the count
+    and keep answers that are none. Raises ValueError where not even one step fits."""
+    most, told = 4 * nfe + 20, scene.model.model_options[COUNT].before
 
     def stop_at_most() -> None:
         told()
         if count.evaluations >= most:
             raise TooManyError
 
-    count.idle, count.before = True, stop_at_most
-    try:
-        steps, taken = nfe, trial(nfe)
-        while taken > nfe and steps > 1:
-            steps = min(steps - 1, steps * nfe // taken + 1)
-            taken = trial(steps)
-        while taken < nfe and steps < 2 * nfe and (more := trial(steps + 1)) <= nfe:
-            steps, taken = steps + 1, more
-    finally:
-        count.idle, count.before = False, told
-        read_count(scene.model)
+    idle = replace(scene, model=counting(bare(scene.model), stop_at_most))
+    count = idle.model.model_options[COUNT]
+    count.idle = True
+
+    def trial(steps: int) -> int:
+        read_count(idle.model)
+        try:
+            idle.sample(Plan(*host_sampler(idle.model, sampler, scheduler, steps), scheduler), 0)
+        except TooManyError:
+            return most
+        return read_count(idle.model)[0]
+
+    steps, taken = nfe, trial(nfe)
+    while taken > nfe and steps > 1:
+        steps = min(steps - 1, steps * nfe // taken + 1)
+        taken = trial(steps)
+    while taken < nfe and steps < 2 * nfe and (more := trial(steps + 1)) <= nfe:
+        steps, taken = steps + 1, more
     if not 0 < taken <= nfe:
         raise ValueError(f"{sampler} cannot keep to {nfe} evaluations, whatever its steps")
     return steps
@@ -246,21 +249,22 @@ def measure(scene: Scene, made: Plan, row: Measured, reference: list[Tensor] | N
     """Run a row and write into it what came of it. Raises what the sampler does."""
     row.setting, row.steps = made.setting, len(made.sigmas) - 1
     read_count(scene.model)
-    images, seconds = [], []
+    images, pixels, seconds = [], [], []
     for number in range(scene.count):
         begin = time.monotonic()
         image = scene.sample(made, number)
-        if not bool(image.isfinite().all()):
+        if not bool(packed(image).isfinite().all()):
             raise ValueError("its result is not finite (NaN or infinity)")
         seconds.append(time.monotonic() - begin)
-        images.append(image)
+        images.append(packed(image))
+        pixels.append(scene.pixels(image))
     evaluations, rows = read_count(scene.model)
     row.evaluations, row.passes = evaluations / scene.count, rows / scene.count
     row.seconds = median(seconds)
     if reference is not None:
         pairs = ((own_space(scene.model, v) for v in pair) for pair in zip(images, reference))
         row.distance = mean(float((a - b).double().square().mean().sqrt()) for a, b in pairs)
-    row.pixels, row.images = torch.stack([scene.pixels(image) for image in images]), images
+    row.pixels, row.images = torch.stack(pixels), images
     row.note = made.note
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..amed.choose import Report
@@ -38,7 +39,7 @@ class Count:
     answer is that for images of unit noise: a sampler's evaluations are counted without it."""
 
     def __init__(self, before: Callable[[], None] = lambda: None):
-        self.evaluations = self.rows = 0
+        self.evaluations = self.rows = self.networks = 0
         self.before, self.idle = before, False
 
     def __deepcopy__(self, memo: dict) -> "Count":
@@ -50,10 +51,19 @@ class Count:
         return executor(*args, **kwargs)
 
     def call(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.rows += len(x)
+        before, self.rows = self.networks, self.rows + len(x)
         if self.idle:
             return x / (1 + sigma.view(-1, *[1] * (x.ndim - 1)) ** 2)
-        return executor(x, sigma, *args, **kwargs)
+        result = executor(x, sigma, *args, **kwargs)
+        if self.networks == before > 0:  # a cache around the network answered in its place
+            self.rows -= len(x)
+        return result
+
+    def network(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Around the network itself, where it lets others be: the innermost."""
+        if not torch.compiler.is_compiling():  # nothing of this is to be compiled into it
+            self.networks += 1
+        return executor(*args, **kwargs)
 
 
 def put_around(model: Any, sample: Callable[..., Tensor]) -> None:
@@ -69,6 +79,14 @@ def put_around(model: Any, sample: Callable[..., Tensor]) -> None:
         raise RuntimeError(f"{wrong}: update it, or use AMED Sampler and AMED Scheduler") from None
 
 
+def bare(model: Any) -> Any:
+    """A clone of a MODEL without what works on its runs (caches, context windows, guidance of other packs):
+    its network, weights and noise levels."""
+    clone = model.clone()
+    clone.wrappers, clone.callbacks, clone.model_options = {}, {}, {"transformer_options": {}}
+    return clone
+
+
 def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
     """A clone of a MODEL that counts, `before`: as Count has it. Raises RuntimeError where the host has no
     wrappers to count with."""
@@ -78,6 +96,7 @@ def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
 
         clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
         clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, COUNT, count.network)
     except (ImportError, AttributeError):
         raise RuntimeError(
             "this ComfyUI is too old to count evaluations: update it to 0.3.52 or newer"

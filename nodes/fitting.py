@@ -1,9 +1,11 @@
-"""Fitting inside the host's own sampling: its MODEL as amed.fit wants it, and a copy that gradients go
+"""Fitting by the host's own sampling: its MODEL as amed.fit wants it, and a copy that gradients go
 through."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ..amed import Evaluation
 from ..amed.fit import Rival, Target
 from .evaluate import evaluate
 from .model import (
+    base_times,
     identity,
     is_flow,
     noise_scale,
@@ -23,8 +26,9 @@ from .model import (
     stop_if_asked,
     unload_all,
 )
+from .nested import blank_of, packed_shape, repeated
 from .register import as_sampler, guider_for, shipped
-from .running import start_of
+from .watching import Watch
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,24 @@ class Prompts:
 
 
 class Prompted:
-    """The host's denoiser with guidance, for samples of several prompts: `prompted(x, sigma, prompt=)`,
-    `prompt` `[B]` the number of each sample's positive conditioning. Stoppable before every evaluation.
+    """The denoiser of a fit, for samples of several prompts: `prompted(x, sigma, prompt=)`, `prompt` `[B]`
+    the number of each sample's positive conditioning. Stoppable before every evaluation.
 
-    `wants`, `seen`: as `evaluate_prompted` gives them, through whatever is wrapped around this."""
+    Each evaluation is a sampling of the host of its own, of a run that begins at this noise level: what other
+    packs keep for one sampling (step caches, keyframes, context windows) begins and ends with it. `wants`,
+    `seen`: as `evaluate_prompted` gives them, through whatever is wrapped around this.
 
-    def __init__(self, model: Any, extra_args: dict[str, Any]):
-        self.inner, self.extra_args = model, extra_args
-        self.guider = model.inner_model
+    steps: of the runs that it is fitted for, whose noise levels the context windows are shown. Raises
+    CachedError where the network did not answer."""
+
+    def __init__(self, model: Any, prompts: Prompts, guidance: float, seed: int, steps: int, watch: Watch):
+        self.one, self.seed, self.watch = blank_of(model, prompts.latent), seed, watch
+        self.guiders = [
+            guider_for(model, {"positive": positive, "negative": prompts.negative}, guidance)
+            for positive in prompts.positives
+        ]
+        self.times = base_times(sampling_of(model), max(steps, 1) + 1)
+        self.windows = model.model_options.get("context_handler") is not None
 
     def __call__(
         self,
@@ -54,27 +68,90 @@ class Prompted:
         wants: frozenset[str] = frozenset(),
         seen: list[Evaluation] | None = None,
     ) -> Tensor:
-        stop_if_asked()
         parts = []
-        for number in prompt.unique().tolist():
-            rows = prompt == number
-            self.guider.conds["positive"] = self.guider.conds[f"positive_{number}"]
-            parts.append((rows, evaluate(self.inner, x[rows], sigma[rows], self.extra_args, wants)))
-        whole = Evaluation(*(of_all(parts, name) for name in ("denoised", "bottleneck", "cond", "uncond")))
+        for rows in self.together(prompt):
+            stop_if_asked()
+            asked = partial(self.asked, x[rows], sigma[rows], wants)
+            number = int(prompt[rows][0])
+            parts.append((rows, self.open(asked, len(x[rows]), self.levels(sigma[rows][0]), number)))
+        whole = Evaluation(*(of_all(parts, len(x), n) for n in ("denoised", "bottleneck", "cond", "uncond")))
         if seen is not None:
             seen.append(whole)
         return whole.denoised
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, as a sampler is given it."""
+        return packed_shape(self.one)
+
+    def together(self, prompt: Tensor) -> list[Tensor]:
+        """The numbers of the samples that are asked for in one sampling: those of a prompt; each alone under
+        context windows, which the host has for one sample only."""
+        rows = [(prompt == number).nonzero()[:, 0] for number in prompt.unique().tolist()]
+        return [one for of_prompt in rows for one in of_prompt.split(1 if self.windows else len(of_prompt))]
+
+    def levels(self, level: Tensor) -> Tensor:
+        """The noise levels of the run of an evaluation: its own and those below, then 0. Context windows are
+        shown the whole run, in which the level takes the place of the one above it: they go by its number."""
+        times = self.times.to(level)
+        below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
+        before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above
+        return torch.cat([*([before] if self.windows else []), level[None], below, level.new_zeros(1)])
+
+    def asked(
+        self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
+    ) -> Evaluation:
+        """One evaluation, inside its sampling."""
+        self.watch.begin(extra_args["model_options"])
+        result = evaluate(denoiser, x, sigma, extra_args, wants)
+        self.watch.end()
+        return result
+
+    def open(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
+             number: int = 0) -> Any:  # fmt: skip
+        """What `work(denoiser, extra_args)` gives where a sampler of the host would run over `sigmas`, for so
+        many samples of a prompt. Raises CachedError where the host never comes to it."""
+        results = []
+
+        def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+            results.append(work(denoiser, extra_args or {"model_options": {}}))
+            return x
+
+        start = repeated(self.one, count)
+        guider = copy.copy(self.guiders[number])  # one sampling may be inside another
+        guider.original_conds = with_own_hooks(guider.original_conds)
+        guider.sample(start, start, as_sampler(run), sigmas, disable_pbar=True, seed=self.seed)
+        if not results:
+            self.watch.end()
+        return results[-1]
 
 
-def of_all(parts: list[tuple[Tensor, Evaluation]], name: str) -> Tensor | None:
+def with_own_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """A guider's conditionings with hooks of their own, at the beginning of their keyframes: the host sets
+    those of an earlier sampling back, but for the noise level they were last asked at."""
+    copies: dict[int, Any] = {}
+
+    def copied(hooks: Any) -> Any:
+        if id(hooks) not in copies:
+            copies[id(hooks)] = hooks.clone()
+            for hook in copies[id(hooks)].hooks:
+                hook.hook_keyframe = hook.hook_keyframe.clone()
+        return copies[id(hooks)]
+
+    def own(cond: dict) -> dict:
+        return {**cond, "hooks": copied(cond["hooks"])} if cond.get("hooks") is not None else cond
+
+    return {name: [own(cond) for cond in listed] for name, listed in conds.items()}
+
+
+def of_all(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
     """One field of evaluations of some rows each, as that of all rows; None where one of them lacks it."""
     values = [getattr(evaluation, name) for _, evaluation in parts]
     if any(value is None for value in values):
         return None
-    whole = values[0].new_empty(len(parts[0][0]), *values[0].shape[1:])
+    if len(parts) == 1:
+        return values[0]
+    whole = values[0].new_empty(count, *values[0].shape[1:])
     for (rows, _), value in zip(parts, values):
         whole[rows] = value
     return whole
@@ -91,14 +168,12 @@ def evaluate_prompted(
     return seen[0]
 
 
-def target_of(
-    model: Any, denoiser: Prompted, prompts: int, shape: tuple[int, ...], device: torch.device
-) -> Target:
-    """What amed.fit fits to: a MODEL inside `inside_sampling`, with so many prompts, of which each draw takes
-    one."""
+def target_of(model: Any, denoiser: Prompted) -> Target:
+    """What amed.fit fits to: a MODEL with its prompts, of which each draw takes one."""
     model_sampling, who = sampling_of(model), identity(model)
     low, high = sigma_range(model_sampling)
     scale = noise_scale(model_sampling)
+    prompts, shape, device = len(denoiser.guiders), denoiser.shape, model.load_device
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict[str, Any]]:
         noise = torch.randn(count, *shape, generator=generator) * scale
@@ -106,7 +181,7 @@ def target_of(
         return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
 
     def rivals(nfe: int) -> dict[str, Rival]:
-        return shipped(model_sampling, "simple" if is_flow(model_sampling) else "karras", nfe, denoiser)
+        return shipped(model_sampling, "simple" if is_flow(model_sampling) else "karras", nfe, denoiser.open)
 
     return Target(
         denoiser,
@@ -122,31 +197,22 @@ def target_of(
     )
 
 
-def inside_sampling(
-    model: Any,
-    prompts: Prompts,
-    guidance: float,
-    seed: int,
-    work: Callable[[Prompted, tuple[int, ...], torch.device], None],
-) -> None:
-    """Call `work(denoiser, shape of one sample, device)` where a sampler would run: the MODEL loaded, its
-    patches, LoRAs and wrappers in force, the prompts prepared for the LATENT's size; everything put back
-    afterwards."""
-    one = torch.zeros_like(start_of(model, prompts.latent)[:1])
-
-    def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
-        with torch.no_grad():
-            work(Prompted(denoiser, extra_args or {}), tuple(x.shape[1:]), x.device)
-        return x
-
-    named = {"positive": prompts.positives[0], "negative": prompts.negative}
-    named |= {f"positive_{i}": cond for i, cond in enumerate(prompts.positives)}
-    sigmas = torch.tensor([float(sampling_of(model).sigma_max), 0.0])
-    guider = guider_for(model, named, guidance)
-    guider.sample(one, one, as_sampler(run), sigmas, disable_pbar=True, seed=seed)
+@contextmanager
+def fitted_on(model: Any, prompts: Prompts, guidance: float, seed: int, steps: int) -> Iterator[Prompted]:
+    """A MODEL as amed.fit wants it, as Prompted has it; without gradients but where they are asked for.
+    Nothing stays on the MODEL."""
+    with torch.no_grad(), Watch(model) as watch:
+        yield Prompted(model, prompts, guidance, seed, steps, watch)
 
 
 # --- a copy that gradients go through ----------------------------------------------------------------------
+
+
+def changes_weights(conditioning: list) -> bool:
+    """Whether a CONDITIONING has hooks that put LoRAs and their like on the network while it samples: the
+    backward pass would find other weights than the forward pass."""
+    groups = [options["hooks"] for _, options in conditioning if options.get("hooks") is not None]
+    return any(getattr(hook, "weights", None) is not None for group in groups for hook in group.hooks)
 
 
 def trainable(value: Any) -> Any:

@@ -24,17 +24,23 @@ from .sampling import SCHEDULER, Counted, brief, note
 
 
 def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostSampler:
-    """A SAMPLER as amed.fit wants it, with the host's schedules; `denoiser`: whose attributes and options it
-    sees. Raises ValueError for one that is no k-diffusion sampler."""
+    """A SAMPLER as amed.fit wants it, with the host's schedules. It runs inside a sampling of the host, whose
+    attributes and options it sees; what it asks is answered by the `denoiser` of the fit. Raises ValueError
+    for one that is no k-diffusion sampler."""
     function, options = parts_of(sampler)
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
-        own = own_options(denoiser.extra_args)
-        own.setdefault("transformer_options", {})
-        return function(
-            Asking(model, args, denoiser.inner), x, sigmas.to(x),
-            extra_args=denoiser.extra_args | {"model_options": own}, callback=None, disable=True, **options,
-        )  # fmt: skip
+        levels = sigmas.to(x)
+
+        def work(real: Any, extra_args: dict[str, Any]) -> Tensor:
+            own = own_options(extra_args)
+            own.setdefault("transformer_options", {})
+            return function(
+                Asking(model, args, real), x, levels,
+                extra_args=extra_args | {"model_options": own}, callback=None, disable=True, **options,
+            )  # fmt: skip
+
+        return denoiser.open(work, len(x), levels)
 
     return HostSampler(named_sampler(sampler), run, partial(schedules_of, model_sampling))
 

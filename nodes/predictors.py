@@ -182,6 +182,9 @@ def found_or(wanted: Wanted) -> Choice:
             "kind you use and the size of the images"
         )
     kept = calibrate_now(wanted.model, prompts, wanted.sampler, wanted.nfe, wanted.guidance, wanted.node_id)
+    if not kept.fitted.spec.usable:
+        choice = choose(library(), replace(asked, if_missing=PLAIN))
+        return replace(choice, remarks=(f"calibrated now, as asked: {kept.result.text}", *choice.remarks))
     choice = choose(library(), replace(asked, sampler=AUTO, fitted=kept.fitted))
     return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {kept.text}", *choice.remarks))
 

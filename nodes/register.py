@@ -128,20 +128,24 @@ def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> A
 
 
 def shipped(
-    model_sampling: Any, scheduler: str, nfe: int, real: Any
+    model_sampling: Any, scheduler: str, nfe: int, opened: Callable[..., Tensor]
 ) -> dict[str, Callable[[Any, Tensor, dict[str, Any]], Tensor]]:
     """DPM++ 2M, UniPC and iPNDM as the host ships them, at `nfe` steps of a schedule of its own, each an
-    amed.fit.Rival; `real`: the host's denoiser, for its attributes."""
+    amed.fit.Rival. `opened(work, count, sigmas)`: calls `work(denoiser, extra_args)` inside a sampling of the
+    host, whose denoiser has the attributes that a sampler may look for."""
     sigmas: Tensor = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
 
     def rival(name: str) -> Callable[..., Tensor]:
         function = comfy.samplers.sampler_object(name).sampler_function
 
         def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
-            x = noise * sigmas[0].to(noise)
-            return function(
-                Asking(model, args, real), x, sigmas.to(noise), extra_args={}, callback=None, disable=True
-            )
+            x, levels = noise * sigmas[0].to(noise), sigmas.to(noise)
+
+            def work(real: Any, _extra_args: dict[str, Any]) -> Tensor:
+                own = Asking(model, args, real)
+                return function(own, x, levels, extra_args={}, callback=None, disable=True)
+
+            return opened(work, len(x), levels)
 
         return run
 

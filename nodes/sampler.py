@@ -6,13 +6,14 @@ from comfy_api.latest import io
 
 from ..amed.choose import AUTO, Report, choose
 from .carry import carried_or, carry, named, noted
-from .choosing import cut, request
+from .choosing import cut, cut_short, request
 from .fitting import Prompts
 from .folders import library, library_state
 from .model import attached, identity
 from .predictors import SOLVERS, Wanted, look_up
 from .register import our_sampler
 from .running import face, run
+from .sampling import note
 from .schema import cfg_input, denoise_input, missing_input, nfe_input, schema
 
 
@@ -107,6 +108,7 @@ class AmedKSampler(io.ComfyNode):
             negative,
             latent_image,
         )
+        note(report, *cut_short(nfe, denoise, report.evaluations))
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
         noted(png, node_id, report, guidance)

@@ -1,6 +1,7 @@
 """Train AMED Predictor: the paper's Algorithm 1, for those who want its network."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,13 @@ from ..amed.files.keep import keep
 from ..amed.files.store import check_room, saved_as
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
+from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..hosts import report
-from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
+from .fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of
+from .nested import blank_of, first_part, like, parts_of
 from .running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
@@ -44,11 +47,13 @@ class TrainingJob:
 @dataclass
 class Trained:
     """What came of it: `progress` is (images, loss of each interval, held-out error) after each batch;
-    `untrained` the held-out error of the same solver with r = 1/2; `images` held-out end states by name;
+    `untrained` the held-out error of the same solver with r = 1/2, `blank` that of no sampling; `images`
+    held-out end states by name;
     `kept` the sentence that says where it was saved. `fitted`, None before it was saved, is named as its
     file."""
 
     untrained: float = 0.0
+    blank: float = math.inf
     progress: list[tuple[int, list[float], float]] = field(default_factory=list)
     images: dict[str, Tensor] = field(default_factory=dict)
     fitted: Fitted | None = None
@@ -68,6 +73,11 @@ class Trained:
         ]
         if self.best >= self.untrained:
             lines.append("the untrained solver is nearer to the teacher: train longer, or use Calibrate AMED")
+        if not self.fitted.spec.usable:
+            lines.append(
+                f"NOT USABLE: no better than {self.blank:.4g}, the error of no sampling at all. It is saved, "
+                "but auto does not choose it. Train longer, or use Calibrate AMED"
+            )
         return "\n".join([*lines, self.kept])
 
 
@@ -77,14 +87,17 @@ def trained(
     """Train on a copy of the MODEL and keep; interrupted, the best so far is kept too. Raises ValueError for
     numbers that do not go together, PredictorError for a model without a middle block."""
     path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
+    if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
+        wrong = "a prompt carries hooks that change the network's weights while it samples"
+        raise ValueError(f"{wrong}, and no gradient goes through that: take them off, or use Calibrate AMED")
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
     check_room(path)
     show, outcome = progress_bar(node_id, settings.images), Trained()
 
-    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        target = target_of(model, denoiser, 1, shape, device)
+    def work(denoiser: Prompted, device: torch.device) -> None:
+        target = target_of(model, denoiser)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
@@ -108,9 +121,12 @@ def trained(
         predictor.cpu()
 
     with torch.inference_mode(False):
-        latent = {"samples": prompts.latent["samples"].clone()}
+        samples = prompts.latent["samples"]
+        latent = {**prompts.latent, "samples": like(samples, [part.clone() for part in parts_of(samples)])}
         cloned = Prompts([trainable(p) for p in prompts.positives], trainable(prompts.negative), latent)
-        inside_sampling(frozen_copy(model), cloned, job.guidance, settings.seed, work)
+        frozen = frozen_copy(model)
+        with fitted_on(frozen, cloned, job.guidance, settings.seed, job.nfe) as denoiser:
+            work(denoiser, frozen.load_device)
     return outcome
 
 
@@ -146,7 +162,7 @@ def by_gradient(
                       evaluate=target.evaluate)  # fmt: skip
 
     plain = sampled(untrained(job.sampler, base, afs).predictor)
-    outcome.untrained = rmse(plain, truth)
+    outcome.untrained, outcome.blank = rmse(plain, truth), rmse(without_sampling(truth), truth)
     steps = train(denoiser, solver, predictor, times, draw, planned.teacher, settings, afs=afs,
                   evaluate=target.evaluate, error=lambda end, *_: rmse(end, truth))  # fmt: skip
     try:
@@ -165,6 +181,7 @@ def described(
     how = f"Algorithm 1: {outcome.progress[-1][0]} images, batch {settings.batch}, "
     how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
     metrics = {"error": round(outcome.best, 5), "untrained_error": round(outcome.untrained, 5)}
+    metrics |= verdict(outcome.best, outcome.blank)
     return Spec.on(
         planned.solver, base, afs=planned.afs,
         prediction_type=target.prediction_type, guidance=job.guidance, model_family=target.family,
@@ -225,7 +242,8 @@ class TrainPredictor(io.ComfyNode):
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
         prompts = Prompts([positive], negative, latent_image)
         result = trained(model, prompts, job, settings, cls.hidden.unique_id)
-        rows = {label: preview_pixels(model, end) for label, end in result.images.items()}
+        one = blank_of(model, latent_image)
+        rows = {label: preview_pixels(model, first_part(one, end)) for label, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
         return io.NodeOutput(result.fitted, picture, result.text, ui=face(cls.hidden.unique_id, result.text))
 

@@ -20,9 +20,10 @@ from ..hosts import plane as drawing
 from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image
 from .choosing import plain_choice, reference_setting, request
-from .fitting import Prompted, Prompts, evaluate_prompted, inside_sampling
+from .fitting import Prompts, evaluate_prompted, fitted_on
 from .folders import library, library_state
 from .model import as_input, attached, noise_scale, sampling_of
+from .nested import packed
 from .running import noise_of, progress_bar, show_text
 from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
@@ -88,15 +89,15 @@ def walked(
     done: list[Walked] = []
     bar = progress_bar(node_id, sum(len(job.sigmas) for job in jobs))
 
-    def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
-        noise = noise_of(torch.zeros(1, *shape), seed).to(device) * noise_scale(sampling_of(model))
+    steps = max(job.predictor is not None and len(job.sigmas) - 1 for job in jobs)
+    with fitted_on(model, prompts, guidance, seed, steps) as denoiser:
+        noise = packed(noise_of(denoiser.one.float(), seed))
+        noise = noise.to(model.load_device) * noise_scale(sampling_of(model))
         for job in jobs:
             spent = sum(one.evaluations for one in done)
             counter = Counter(denoiser, lambda _: bar(spent + counter.evaluations))  # noqa: B023 - at once
             made = job.walk(counter, noise * float(job.sigmas[0]))
             done.append(Walked(job, made, counter.evaluations))
-
-    inside_sampling(model, prompts, guidance, seed, work)
     return done
 
 

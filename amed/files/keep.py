@@ -15,8 +15,9 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     lost. Returns where it was saved, and a sentence that says so.
 
     A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
-    finished and not worse by the error that both state; an unfinished one also by any that is finished. Of
-    several at once, in other threads or processes too, each sees what the one before saved.
+    finished and not worse by the error that both state; an unfinished one, and one that is not usable, also
+    by any that is. Of several at once, in other threads or processes too, each sees what the one before
+    saved.
 
     Raises UnsavedError where it cannot be written: what was there stays, and the message has the predictor as
     a text (files.code)."""
@@ -51,6 +52,8 @@ def stays(path: Path, new: Spec) -> str | None:
         either = name == "sampler" and not (old.learned and new.learned)  # a plain solver answers for any
         if getattr(old, name) != getattr(new, name) and not either:
             return f"it is for another {text}"
+    if old.usable != new.usable:
+        return "this fit is not usable" if old.usable else None
     was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
     before, after = (spec.stated("error") for spec in (old, new))  # on the noise that their fits held out
     if was and not now:

@@ -146,6 +146,11 @@ class Spec:
         return number if math.isfinite(number) else math.inf
 
     @property
+    def usable(self) -> bool:
+        """Whether its fit was worth keeping; of what an older version saved, always."""
+        return self.metrics.get("usable") is not False
+
+    @property
     def learned(self) -> bool:
         """Whether anything was fitted."""
         return self.features != "plain"

@@ -8,10 +8,10 @@ from .outer import HostSampler
 from .samples import References
 from .settings import PRESETS, Progress, Settings, budget_of, numbers, smallest
 from .stages import references_for
-from .target import Draw, Rival, Target
+from .target import CachedError, Draw, Rival, Target
 
 __all__ = [
-    "PRESETS", "Calibration", "Draw", "HostSampler", "Job", "Kept", "Outcome", "Progress", "References",
-    "Result", "Rival", "Row", "Settings", "Target", "budget_of", "fit", "numbers", "references_for",
-    "smallest",
+    "PRESETS", "CachedError", "Calibration", "Draw", "HostSampler", "Job", "Kept", "Outcome", "Progress",
+    "References", "Result", "Rival", "Row", "Settings", "Target", "budget_of", "fit", "numbers",
+    "references_for", "smallest",
 ]  # fmt: skip

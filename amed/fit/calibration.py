@@ -263,6 +263,7 @@ class Calibration(Stages):
         metrics |= {f"plain_{k}": best[k] for k in ("error", "rmse_ref", "fd_ref") if k in best}
         metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
         metrics |= {"passes": settings.passes} if settings.passes and improved else {}
+        metrics |= judge.verdict(end)
         how = f"{how}; {self.evaluations} evaluations, seed {settings.seed}"
         spec = self.target.spec(solver, sigmas, settings.guidance, how=how, metrics=metrics, **own)
         fitted = Fitted(spec, constants, sigmas)

@@ -64,12 +64,43 @@ class Result:
             if self.improved
             else "the fit did not beat the best plain solver, which is kept"
         )
-        return f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
+        line = f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
+        return ". ".join([line, *self.warnings])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said against using it: another row was nearer, or it is of no use."""
+        first, *others = self.rows
+        nearest = min(others, key=lambda row: row.error)
+        found = []
+        if nearest.error < first.error or not math.isfinite(first.error):
+            named = f"{nearest.solver}, {nearest.schedule}, was nearer: error {nearest.error:.3f}"
+            found.append(f"On the same noise {named}, not {first.error:.3f}. Prefer it at this number")
+        if not self.fitted.spec.usable:
+            blank = self.fitted.spec.metrics["no_sampling_error"]
+            found.append(
+                f"NOT USABLE: its error {first.error:.4g} is no better than {blank:.4g}, that of no sampling "
+                "at all. It is saved, but auto does not choose it. Calibrate with more evaluations"
+            )
+        return found
 
     def table(self, name: str) -> str:
         """What came of it and what it was held against, for people; `name`: the file it was saved as."""
         lines = [f"{name}: {self.text}", f"fitted with {self.evaluations} evaluations"]
         return "\n".join(lines + [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in self.rows])
+
+
+def without_sampling(ends: Tensor) -> Tensor:
+    """What each reference image `[n, ...]` is held against for no sampling at all: another reference image,
+    from another noise. It costs no evaluation. The mean of all would be too strict a bar: in squared error it
+    beats every sharp image that is not the very same."""
+    return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
+
+
+def verdict(error: float, blank: float) -> dict[str, Any]:
+    """For a file's metrics: nothing where its held-out error is less than `blank`, that of no sampling at
+    all; else that it is not usable, and `blank`."""
+    return {} if error < blank else {"usable": False, "no_sampling_error": round(blank, 5)}
 
 
 @dataclass(frozen=True)
@@ -97,6 +128,10 @@ class Judge:
 
     def error(self, end: Tensor) -> float:
         return robust(per_sample(end, self.held_out.end), self.scale)
+
+    def verdict(self, end: Tensor) -> dict[str, Any]:
+        """For a file's metrics, as `verdict` has it, by the robust error."""
+        return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def distance(self, end: Tensor) -> float | None:
         """Fréchet distance; None without features, and for a rival whose end is not finite."""

@@ -11,9 +11,9 @@ from .calibration import Calibration
 from .compare import Result
 from .outer import HostSampler
 from .outside import OuterCalibration
-from .settings import Progress, Settings, budget_of
+from .settings import Progress, Settings, budget_of, smallest
 from .stages import Stages, references_for
-from .target import Target
+from .target import CachedError, Target
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Job:
     host: HostSampler | None = None
 
     def settings(self) -> list[Settings]:
-        """One a fit. Raises ValueError for what cannot be."""
-        budgets = ((nfe, budget_of(self.budget, nfe)) for nfe in self.nfe)
+        """One a fit. Raises ValueError for what cannot be; of a budget that is too small, all it takes."""
+        budgets = [(nfe, budget_of(self.budget, nfe)) for nfe in self.nfe]
+        short = [nfe for nfe, own in budgets if own < smallest(nfe)]
+        if short:
+            least = ", ".join(f"{smallest(nfe):,} for nfe {nfe}" for nfe in short)
+            wrong = f"the budget is {budgets[0][1]:,} evaluations for each fit, but it takes at least {least}"
+            raise ValueError(f"{wrong}: raise the budget, or set it to quick")
         own = self.sampler, self.guidance, self.seed, self.batch, self.passes
         return [Settings(n, own[0], b, *own[1:]) for n, b in budgets]
 
@@ -74,9 +79,9 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
     to go on from.
 
     Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
-    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on. Raises ValueError
-    for what cannot be fitted, and UnsavedError (which is one) for a place that cannot be written to, before
-    any work."""
+    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on; but nothing of it
+    after a CachedError. Raises ValueError for what cannot be fitted, and UnsavedError (which is one) for a
+    place that cannot be written to, before any work."""
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     for place in places:
@@ -97,17 +102,18 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
             if job.host is None
             else OuterCalibration(target, one, job.host, references, heard)
         )
-        finished = False
+        finished = cached = False
         try:
             for progress in calibration.run():
                 heard(progress)
             finished = True
-        except BaseException:
-            outcome.interrupted = True
+        except BaseException as error:
+            cached = isinstance(error, CachedError)
+            outcome.interrupted = not cached
             raise
         finally:
             calibration.close()
-            if calibration.ready:
+            if calibration.ready and not cached:
                 result = calibration.result()
                 saved, text = keep(place, result.fitted, finished)
                 fitted = replace(result.fitted, name=saved.name)

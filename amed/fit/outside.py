@@ -21,6 +21,7 @@ from .outer import HostSampler, Listed, OuterFit, lists_for
 from .samples import References, in_batches, per_sample, robust
 from .settings import Progress, Settings
 from .stages import Stages
+from .tables import fitting
 from .target import Target
 
 TRIED = 4  # samples that each schedule is tried on
@@ -166,7 +167,8 @@ class OuterCalibration(Stages):
         ask = self.target.evaluate or plain
         stage = ClosedForm(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
         sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
-        table = stage.run(sigmas, True, BESIDE).table
+        (shape,) = fitting((BESIDE,), samples.noise)
+        table = stage.run(sigmas, True, shape).table
         form = Form(solver_of("amed_multistep"), table, True, LAGS)
         runner = Runner(self.model, form, in_batches(self.settings.batch, ask))
         self.rivals["AMED multistep, closed form"] = runner.end(
@@ -206,6 +208,7 @@ class OuterCalibration(Stages):
         metrics |= {"plain": name, "plain_schedule": kept.name}
         metrics |= {f"plain_{k}": second[k] for k in ("error", "rmse_ref", "fd_ref") if k in second}
         metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
+        metrics |= judge.verdict(used.end)
         made = (
             f"fitted to {name} from outside, {used.name}"
             if improved

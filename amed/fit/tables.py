@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from torch import Tensor
+
 from .closed import Candidate, ClosedForm, Shape
 from .plain import Setting
 from .search import USUAL
@@ -55,7 +57,7 @@ class Tables:
     def run(self) -> Judged:
         settings, spared = self.settings, self.settings.spared
         guided = GUIDED if settings.large else GUIDED[::-1]
-        shapes: tuple[Shape, ...] = SHAPES if settings.guidance == 1 else guided
+        shapes = fitting(SHAPES if settings.guidance == 1 else guided, self.stage.samples.noise)
         few = self.some(settings.sized(8, 16, 32))
         firsts = self.starts[:2] if self.flow else []
         kinds = [*(replace(s, afs=True) for s in firsts), *self.starts]
@@ -102,6 +104,13 @@ class Tables:
             tried.append(few.candidate(start.run.sigmas, start.afs, replace(HALVES, alone=alone), name))
             yield f"{name}: {tried[-1].loss:.4f}"
         return sorted(tried, key=lambda c: c.loss)[:PATTERNS]
+
+
+def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
+    """Shapes for samples like `x` `[n, ...]`: sound and nested latents, `[n, C, L]`, have no bands of spatial
+    frequency."""
+    flat = tuple(replace(shape, parts=shape.parts.replace("bands", "")) for shape in shapes)
+    return shapes if x.ndim > 3 else tuple(dict.fromkeys(flat))
 
 
 def halved(parts: str) -> str:

@@ -18,6 +18,11 @@ Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 
 
+class CachedError(ValueError):
+    """An evaluation that the model itself did not answer: what was measured is not the model's, and nothing
+    of it is kept. The message says what answers in its place, and what to do."""
+
+
 @dataclass(frozen=True)
 class Target:
     """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,

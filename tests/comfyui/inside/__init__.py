@@ -1,7 +1,9 @@
 """Nodes for tests, put into the custom_nodes of the ComfyUI that runs them."""
 
-from . import looks, small, without
+from . import looks, small, stateful, without
 
 NODE_CLASS_MAPPINGS = {
-    name: node for room in (looks, without, small) for name, node in room.NODE_CLASS_MAPPINGS.items()
+    name: node
+    for room in (looks, without, small, stateful)
+    for name, node in room.NODE_CLASS_MAPPINGS.items()
 }

@@ -4,12 +4,17 @@ as small as they get (no file, random weights), what real workflows give a sampl
 import json
 
 import comfy.cldm.cldm
+import comfy.conds
 import comfy.controlnet
+import comfy.latent_formats
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.nested_tensor
 import comfy.ops
 import comfy.sample
 import comfy.supported_models
+import comfy.supported_models_base
 import torch
 
 from .shared import PROMPTS, patched
@@ -58,6 +63,57 @@ class SmallModel:
         drawn(base.diffusion_model)
         cpu = torch.device("cpu")
         return (comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu),)
+
+
+class VideoAndSound(torch.nn.Module):
+    """Two convolutions, of a video and of a sound that hear of each other's mean."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.video, self.sound = torch.nn.Conv3d(4, 4, 3, padding=1), torch.nn.Conv1d(4, 4, 3, padding=1)
+
+    def forward(self, x, timestep, **_):
+        video, sound = x
+        other = timestep.view(-1, 1, 1) + video.mean((2, 3, 4))[..., None]
+        told = timestep.view(-1, 1, 1, 1, 1) + sound.mean(2)[..., None, None, None]
+        return [self.video(video).tanh() + 0.1 * told, self.sound(sound).tanh() + 0.1 * other]
+
+
+class Nested(comfy.model_base.BaseModel):
+    """Of nested latents, as LTX-2's: the host packs them for the sampler and unpacks them for the network."""
+
+    def extra_conds(self, **kwargs):
+        out, shapes = super().extra_conds(**kwargs), kwargs.get("latent_shapes")
+        return out if shapes is None else {**out, "latent_shapes": comfy.conds.CONDConstant(shapes)}
+
+
+class SmallNested:
+    """MODEL of video and sound, a flow; LATENT of 3 frames of 6 x 8 and 10 samples of sound."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "LATENT"), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"batch": ("INT", {})}}
+
+    def run(self, batch):
+        class Format(comfy.latent_formats.LatentFormat):
+            latent_channels, scale_factor = 4, 0.5
+
+        class Config(comfy.supported_models_base.BASE):
+            unet_config = {"disable_unet_model_creation": True}
+            sampling_settings = {"shift": 3.0}
+            latent_format = Format
+            memory_usage_factor = 1.0
+
+        base = Nested(Config(Config.unet_config), comfy.model_base.ModelType.FLOW)
+        base.diffusion_model = drawn(VideoAndSound()).requires_grad_(False)
+        cpu = torch.device("cpu")
+        model = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
+        parts = [torch.zeros(batch, 4, 3, 6, 8), torch.zeros(batch, 4, 10)]
+        return (model, {"samples": comfy.nested_tensor.NestedTensor(parts)})
 
 
 class SmallControl:
@@ -163,5 +219,6 @@ class SmallStops:
 
 
 NODE_CLASS_MAPPINGS = {
-    c.__name__: c for c in (SmallModel, SmallControl, SmallLatent, SmallSigmas, SmallMemory, SmallStops)
+    c.__name__: c
+    for c in (SmallModel, SmallNested, SmallControl, SmallLatent, SmallSigmas, SmallMemory, SmallStops)
 }
