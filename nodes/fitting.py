@@ -119,6 +119,7 @@ def target_of(
         name=f"{who.family} {who.fingerprint[:8]}".strip(),
         evaluate=evaluate_prompted,
         rivals=rivals,
+        signature=who.signature,
     )
 
 
