@@ -49,9 +49,9 @@ class Spec:
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
     model_family, model_fingerprint, model_name: for whom; empty where unknown. model_signature: as
     amed.fingerprint.signature gives it, to know the checkpoint in another precision. features: "bottleneck"
-    for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's
-    ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler that it
-    is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
+    for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the
+    MLP's ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler
+    that it is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
     numbers come from, if published. metrics: measured. unknown: fields of a newer version, as they were read.
 
     Raises ValueError naming the field that will not do."""

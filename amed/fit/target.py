@@ -23,10 +23,10 @@ Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 class Target:
     """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
     ...]`, args). sigma_min, sigma_max: its noise levels. prediction_type ("flow": other schedules are
-    searched, and no first step is analytic), family, fingerprint, name, signature: for the file. evaluate: how it
-    gives its bottleneck, to train the paper's network, and guidance's halves. features(images) -> `[n, F]`: for
-    Fréchet distances. rivals(nfe): solvers as the host ships them, by name; None for the usual ones of
-    amed.fit."""
+    searched, and no first step is analytic), family, fingerprint, name, signature: for the file. evaluate:
+    how it gives its bottleneck, to train the paper's network, and guidance's halves. features(images) ->
+    `[n, F]`: for Fréchet distances. rivals(nfe): solvers as the host ships them, by name; None for the usual
+    ones of amed.fit."""
 
     model: Denoiser
     draw: Draw
