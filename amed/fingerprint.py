@@ -160,8 +160,11 @@ def signs_of(text: str) -> tuple[int, int, int] | None:
         return None
     try:
         packed = base64.b64decode(text[len(FIRST) :], altchars=b"-_", validate=True)
-        data = zlib.decompressobj().decompress(packed, RUNS * LENGTH)
+        opened = zlib.decompressobj()
+        data = opened.decompress(packed, RUNS * LENGTH)
     except (binascii.Error, ValueError, zlib.error):
+        return None
+    if not opened.eof or not data:
         return None
     half = len(data) // 2
     return 8 * half, int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
