@@ -26,7 +26,7 @@ SUPER = 256  # values of a GGUF format's largest block
 def weights_of(model: Any) -> tuple[list[tuple[str, Weight]], bool]:
     """The weights of a MODEL's network by name, and whether it is a merge."""
     named, merged = [], False
-    backups = (getattr(model, "backup", None) or {}, getattr(model, "hook_backup", None) or {})
+    backups = (getattr(model, "backup", {}), model.hook_backup)
     for name, (weight, convert) in parameters_of(model).items():
         key = PREFIX + name
         for backup in backups:  # the weight before LoRAs and merges were put into it, then before hooks
@@ -45,8 +45,7 @@ def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
     """name -> (weight, what the host converts it with before it calculates), of the network that runs: parts
     of it that the MODEL replaces are as it has them."""
     found = dict(of_module(model.model.diffusion_model))
-    before = getattr(model, "object_patches_backup", None) or {}
-    for name, part in [*before.items(), *replaced_parts(model)]:
+    for name, part in [*model.object_patches_backup.items(), *replaced_parts(model)]:
         inside = f"{name}.".removeprefix(PREFIX)
         if not f"{name}.".startswith(PREFIX) or not isinstance(part, nn.Module | Tensor):
             continue
@@ -58,8 +57,7 @@ def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
 
 def replaced_parts(model: Any) -> list[tuple[str, nn.Module | Tensor]]:
     """(name, module or weight) that a MODEL has in its network in place of the checkpoint's."""
-    patches = (getattr(model, "object_patches", None) or {}).items()
-    inside = [(n, p) for n, p in patches if f"{n}.".startswith(PREFIX)]
+    inside = [(n, p) for n, p in model.object_patches.items() if f"{n}.".startswith(PREFIX)]
     return [(n, p) for n, p in inside if isinstance(p, nn.Module | Tensor)]
 
 

@@ -15,7 +15,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from comfyui.kinds import Small
 
+from amed import load
 from demo import comfyui
 
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2", "scaled fp8")
@@ -103,3 +105,56 @@ def test_a_samplers_name_has_all_it_was_made_with(told):
     assert names["around lms 3"].startswith("outer (s 0.1, around lms (order 3), ")
     assert len(set(names.values())) == len(names)
     assert told["names again"] == names  # the same, from new objects
+
+
+# --- in a graph --------------------------------------------------------------------------------------------
+
+
+class Two(Small):
+    """A graph with two checkpoints of Stable Diffusion 1.5's architecture: `model` and `second`."""
+
+    def __init__(self):
+        super().__init__(width=32, height=32)
+        self.second = [self.add("SmallModel", which="sd15", dtype="fp16", seed=1), 0]
+
+    def merge(self, ratio):
+        return [self.add("ModelMergeSimple", model1=self.model, model2=self.second, ratio=ratio), 0]
+
+    def calibrate(self, model, name):
+        asked = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+                 "evaluations": 1800, "seed": 0, "name": name}  # fmt: skip
+        return self.add("AMEDCalibrate", **self.around() | {"model": model} | asked)
+
+    def sample(self, model):
+        node, _ = latent = self.amed(2, "auto", model=model)
+        self.add("SaveLatent", samples=latent, filename_prefix="identity")
+        return node
+
+
+def test_a_merge_is_no_parent(server):
+    """Fitted on one checkpoint; then merged with another, at any ratio, 0 included."""
+    folder = server.base / "models" / "amed_predictors"
+    g = Two()
+    g.calibrate(g.model, "parent")
+    server.run(g.nodes)
+    g = Two()
+    nodes = {ratio: g.sample(g.merge(ratio)) for ratio in (1.0, 0.5, 0.0)}
+    told = server.run(g.nodes)
+    said = {ratio: told.text(node) for ratio, node in nodes.items()}
+    assert all("predictor: parent-nfe2-cfg1.safetensors" in text for text in said.values())
+    assert "note: fitted for another" not in said[1.0]
+    for ratio in (0.5, 0.0):
+        assert "note: fitted for another checkpoint of this family" in said[ratio]
+        assert "this is a merge" in said[ratio]
+
+    g = Two()
+    g.calibrate(g.merge(0.5), "merge")
+    server.run(g.nodes)
+    parent, merge = (load(folder / f"{name}-nfe2-cfg1.safetensors").spec for name in ("parent", "merge"))
+    assert parent.model_signature and not merge.identity.same(parent.identity)
+    g = Two()
+    nodes = [g.sample(g.merge(0.5)), g.sample(g.model)]
+    told = server.run(g.nodes)
+    for node, name in zip(nodes, ("merge", "parent")):
+        assert f"predictor: {name}-nfe2-cfg1.safetensors" in told.text(node)
+        assert "another checkpoint" not in told.text(node)
