@@ -162,14 +162,12 @@ class Merged:
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
         values, steps = self.base.read(starts, count)
-        for strength, what, own, offset, function in self.patches:
+        parts = [self.part(what) for _, what, *_ in self.patches]
+        if any(part is None or any(rest) for part, (_, _, _, *rest) in zip(parts, self.patches)):
+            return self.calculated(starts, count), steps
+        for other, (strength, _, own, *_) in zip(parts, self.patches):
             values, steps = values * own, steps * abs(own)
-            if strength == 0:
-                continue
-            other = self.part(what)
-            if other is None or offset is not None or function is not None:
-                return self.calculated(starts, count, steps)
-            if tuple(other.shape) == tuple(self.shape):  # of another shape the host merges none
+            if strength != 0 and tuple(other.shape) == tuple(self.shape):  # others the host leaves out
                 added, unsure = other.read(starts, count)
                 values, steps = values + strength * added, steps + abs(strength) * unsure
         return values, steps
@@ -186,8 +184,8 @@ class Merged:
         plain = kind == "diff" and len(value) == 1 and isinstance(value[0], Tensor)
         return readable(value[0], None) if plain else None
 
-    def calculated(self, starts: list[int], count: int, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def calculated(self, starts: list[int], count: int) -> Tensor:
         """By the host's own function on the whole weight."""
         whole = self.base.whole().float().clone().reshape(self.shape)
         flat = comfy.lora.calculate_weight(self.patches, whole, self.key).flatten()
-        return torch.stack([flat[start : start + count] for start in starts]).float().cpu(), steps
+        return torch.stack([flat[start : start + count] for start in starts]).float().cpu()

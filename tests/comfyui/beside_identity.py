@@ -154,6 +154,15 @@ def merges(a, b, told):
     negative = a.clone()
     negative.add_patches({k: (v,) for k, v in b.model.state_dict().items()}, 1.0, 0.0)
     told["another pack's replacement"] = same(who(negative), theirs)
+    rows, whole = a.clone(), []
+    other = b.model.state_dict()
+    for key, weight in a.model.state_dict().items():
+        if key.startswith("diffusion_model."):
+            half_of = len(weight) // 2
+            rows.add_patches({(key, (0, 0, half_of)): (other[key][:half_of],)}, 1.0, 0.0)
+            whole.append((key, torch.cat([other[key][:half_of], weight[half_of:]])))
+    expected = importlib.import_module("amed_pack.amed.fingerprint").identity_of(mine.family, whole)
+    told["half of each weight replaced"] = same(who(rows), expected) and not same(expected, mine)
 
     for name, model in (
         ("merge", merged(a, b, 0.5)),

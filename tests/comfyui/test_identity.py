@@ -26,7 +26,8 @@ MERGES = (
     "ratio 0 is the second", "ratio 1 is the first", "ratio 1 is no merge", "half is another",
     "a tenth is another", "either way", "blocks", "every block of the second", "one block of both",
     "a difference", "b + (a - b) is a", "a merge of a merge", "is the merge by the product",
-    "the other merge of a merge", "another pack's merge", "another pack's replacement", "a merge in fp8",
+    "the other merge of a merge", "another pack's merge", "another pack's replacement",
+    "half of each weight replaced", "a merge in fp8",
     "a merge of scaled fp8", "saved and loaded",
 )  # fmt: skip
 LORAS = ("a LoRA alone", "a LoRA on the first", "a LoRA on the second", "a LoRA on the merge")
