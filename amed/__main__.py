@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import files
-from .choose import Identity, mismatches
+from .choose import mismatches
 from .files import store
 from .files.keep import keep
 from .fit import PRESETS, Job, Outcome, fit, plain, target
@@ -103,7 +103,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     guidance = scales.pop()
     made = target.load(args.model, guidance)
     for fitted in fits:
-        for remark in mismatches(fitted, Identity(made.family, made.fingerprint), guidance):
+        for remark in mismatches(fitted, made.identity, guidance):
             say(f"note: {fitted.name}: {remark}", last=True)
     x, extra = made.draw(torch.Generator().manual_seed(OTHER_NOISE + args.seed), args.noises)
     few, everything, rows = slice(0, min(16, args.noises)), slice(None), list[dict[str, Any]]()

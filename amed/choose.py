@@ -14,6 +14,7 @@ from torch import Tensor
 from . import known
 from .constants import Constants, as_multistep, from_the_top, same_times
 from .files import Fitted, Library, PredictorError, Spec
+from .fingerprint import Identity as Identity
 from .kdiffusion import solver_of
 from .recipes import MULTISTEP
 
@@ -21,14 +22,6 @@ AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
 PATCHED = "this run's guidance (a patch like RescaleCFG or PAG, or a guider of its own) does not allow"
 FAILED = "is no better than no sampling at all, as its own fit measured it"
 REACH = 1.6  # a predictor is stretched to at most so many times its noise levels, or shrunk as much
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A checkpoint: its family ("sd15", "sdxl", ...) and fingerprint ("" where weights are not readable)."""
-
-    family: str
-    fingerprint: str
 
 
 def no_schedule(count: int) -> Tensor:
@@ -125,10 +118,9 @@ def choose(library: Library, request: Request) -> Choice:
 
 def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
     """What is said of predictors for this checkpoint and so many evaluations that cannot be used here."""
-    own = request.model.fingerprint
     apart = [
         f for f in library.fitted()
-        if f.halved and not request.halves and own and (f.spec.model_fingerprint, f.nfe) == (own, fitted.nfe)
+        if f.halved and not request.halves and f.nfe == fitted.nfe and request.model.same(f.spec.identity)
     ]  # fmt: skip
     return [f"{f.label} left out: it takes guidance apart, which {PATCHED}" for f in apart[:1]]
 
@@ -178,9 +170,9 @@ def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | No
     """Of `mine`, the one for so many evaluations. Raises PredictorError."""
     model = request.model
     fits = [f for f in mine if nfe in (None, f.nfe)]
-    same = [f for f in fits if model.fingerprint and f.spec.model_fingerprint == model.fingerprint]
+    same = [f for f in fits if model.same(f.spec.identity)]
     kin = [f for f in fits if model.family and f.spec.model_family == model.family]
-    fits = same or kin or (fits if not (model.family or model.fingerprint) else [])
+    fits = same or kin or (fits if not (model.family or model.known) else [])
     if fits:
         return best(fits, request)
     raise none_for(library, request, nfe)
@@ -199,7 +191,7 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
     def distance(f: Fitted) -> tuple[bool, float, bool, float]:
         other_sampler = request.sampler not in (AUTO, f.spec.sampler)
         away = ratio(f.nfe, nfe or f.nfe), other_sampler, ratio(f.spec.guidance, request.guidance)
-        return bool(model.fingerprint) and f.spec.model_fingerprint != model.fingerprint, *away
+        return model.known and not model.same(f.spec.identity), *away
 
     kin = [f for f in usable(library, request) if model.family and f.spec.model_family == model.family]
     least = min(map(distance, kin), default=None)
@@ -224,8 +216,7 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
     its Fréchet distance where all state both (where none states an error, the least distance)."""
 
     def distance(f: Fitted) -> tuple[bool, float]:
-        same = bool(request.model.fingerprint) and f.spec.model_fingerprint == request.model.fingerprint
-        return not same, ratio(f.spec.guidance, request.guidance)
+        return not request.model.same(f.spec.identity), ratio(f.spec.guidance, request.guidance)
 
     nearest = min(map(distance, fits))
     alike = [f for f in fits if distance(f) == nearest]
@@ -241,13 +232,9 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
 def near(library: Library, request: Request) -> Fitted | None:
     """For a run over the lower part of a schedule whose steps nobody fitted: the nearest in number that was
     fitted for this very checkpoint."""
-    sampler, own, count = request.sampler, request.model.fingerprint, request.count
-    mine = [
-        f
-        for f in usable(library, request)
-        if sampler in (AUTO, f.spec.sampler) and own == f.spec.model_fingerprint
-    ]
-    fits = [f for f in mine if own and within_reach(f, count)]
+    sampler, count = request.sampler, request.count
+    mine = [f for f in usable(library, request) if sampler in (AUTO, f.spec.sampler)]
+    fits = [f for f in mine if within_reach(f, count) and request.model.same(f.spec.identity)]
 
     def distance(f: Fitted) -> tuple[float, float]:
         return ratio(f.spec.num_steps, count), ratio(f.spec.guidance, request.guidance)
@@ -342,9 +329,10 @@ def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
     spec, remarks = fitted.spec, []
     if spec.model_family and spec.model_family != model.family:
         remarks.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
-    elif spec.model_fingerprint and model.fingerprint and spec.model_fingerprint != model.fingerprint:
+    elif spec.identity.known and model.known and not model.same(spec.identity):
         whose = spec.model_name or spec.model_fingerprint
-        remarks.append(f"fitted for another checkpoint of this family ({whose})")
+        merged = ", this is a merge" if model.merge else ""
+        remarks.append(f"fitted for another checkpoint of this family ({whose}){merged}")
     if fitted.name not in (PLAIN, UNTRAINED) and ratio(spec.guidance, guidance) > 0.01:
         remarks.append(f"fitted at guidance {spec.guidance:g}, running at {guidance:g}")
     return remarks

@@ -42,11 +42,15 @@ def entries(png: Any, make: bool = False) -> dict:
     return here if isinstance(here, dict) else {}
 
 
-def carry(png: Any, node_id: str | None, widgets: dict, fitted: Fitted, checkpoint: str = "") -> None:
-    """Put a node's predictor into this prompt's workflow. What any installation makes itself stays out."""
+def carry(png: Any, node_id: str | None, widgets: dict, fitted: Fitted, who: Identity | None = None) -> None:
+    """Put a node's predictor into this prompt's workflow, and the checkpoint that it ran on. What any
+    installation makes itself stays out."""
     if fitted.spec.model_family or fitted.spec.model_fingerprint:
         own = {"name": fitted.name.removesuffix(FROM), "code": code_of(fitted), "for": widgets}
-        entries(png, make=True)[str(node_id)] = own | {"checkpoint": checkpoint}
+        own["checkpoint"] = who.fingerprint if who else ""
+        if who and who.signature and not who.same(fitted.spec.identity):  # or the code has it
+            own["signature"] = who.signature
+        entries(png, make=True)[str(node_id)] = own
 
 
 def carried(png: Any, node_id: str | None, widgets: dict, who: Identity | None = None) -> Fitted | None:
@@ -59,8 +63,9 @@ def carried(png: Any, node_id: str | None, widgets: dict, who: Identity | None =
     fitted = from_code(str(entry.get("code")), "the workflow's predictor")
     spec = fitted.spec
     if who is not None:
-        known = who.fingerprint and who.fingerprint in (spec.model_fingerprint, entry.get("checkpoint"))
-        if not known and (spec.model_fingerprint or spec.model_family != who.family):
+        ran = Identity("", str(entry.get("checkpoint")), str(entry.get("signature", "")))
+        known = who.same(spec.identity) or who.same(ran)
+        if not known and (spec.identity.known or spec.model_family != who.family):
             raise PredictorError(f"the workflow's predictor is for another checkpoint ({spec.model_name})")
     return replace(fitted, name=str(entry.get("name"))[:100] + FROM)
 

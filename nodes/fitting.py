@@ -194,6 +194,7 @@ def target_of(model: Any, denoiser: Prompted) -> Target:
         name=f"{who.family} {who.fingerprint[:8]}".strip(),
         evaluate=evaluate_prompted,
         rivals=rivals,
+        signature=who.signature,
     )
 
 

@@ -6,6 +6,7 @@ comfy/model_patcher.py, model_sampling.py, model_base.py, model_management.py.""
 
 import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.latent_formats
 import comfy.model_base
@@ -18,28 +19,39 @@ from torch import Tensor, nn
 
 from ..amed import Fitted, schedules
 from ..amed.choose import Identity
-from ..amed.fingerprint import fingerprint
+from ..amed.fingerprint import identity_of
 from .log import warn_once
+from .weights import replaced_parts, weights_of
 
 Interrupted = comfy.model_management.InterruptProcessingException
+REMEMBERED = 16  # identities of one network, by its patches
+_identities: WeakKeyDictionary[Any, dict[Any, Identity]] = WeakKeyDictionary()
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 
 
 def identity(model: Any) -> Identity:
-    """Of a MODEL (ModelPatcher). Weights that LoRAs have changed in place are read from the host's backup."""
-    base = model.model
-    config = getattr(base, "model_config", None)
+    """Of a MODEL (ModelPatcher): the checkpoint that its network is, in whatever precision it is stored.
+    Merges in the graph count, LoRAs do not (weights.py)."""
+    patches = getattr(model, "patches_uuid", None)
+    if patches is None or replaced_parts(model):
+        return read_identity(model)
+    known = _identities.setdefault(model.model, {})
+    if patches not in known:
+        found = read_identity(model)
+        if not found.known:
+            return found
+        while len(known) >= REMEMBERED:
+            known.pop(next(iter(known)))
+        known[patches] = found
+    return known[patches]
+
+
+def read_identity(model: Any) -> Identity:
+    config = getattr(model.model, "model_config", None)
     # newer hosts' configurations answer None to any name they do not know
     family = getattr(config, "amed_family", None) or type(config).__name__.lower()
-    backup, prefix = getattr(model, "backup", {}), "diffusion_model."
-
-    def original(name: str, weight: Tensor) -> Tensor:
-        saved = backup.get(prefix + name)
-        return weight if saved is None else getattr(saved, "weight", saved)
-
     try:
-        named = base.diffusion_model.named_parameters()
-        return Identity(family, fingerprint((n, original(n, w)) for n, w in named))
+        return identity_of(family, *weights_of(model))
     except Exception as error:  # quantised or offloaded weights of a kind we do not know
         warn_once(f"cannot tell this checkpoint from others ({error})")
         return Identity(family, "")

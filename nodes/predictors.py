@@ -159,7 +159,7 @@ def look_up(wanted: Wanted, png: Any = None) -> Choice:
         return choose(library(), wanted.request(fitted=own))
 
     choice, said = carried_or(png, node_id, widgets, who, take, lambda: found_or(wanted))
-    carry(png, node_id, widgets, choice.fitted, who.fingerprint)
+    carry(png, node_id, widgets, choice.fitted, who)
     return replace(choice, remarks=(*said, *choice.remarks))
 
 

@@ -4,6 +4,7 @@ Lists are only added to, never bound anew: that is what broke other packs. Host:
 comfy/k_diffusion/sampling.py."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.outside import Asking
+from .content import bound_to, code_of, samplers_in
 from .folders import add_folder
 from .model import host_sigmas
 from .sampling import SCHEDULER, sampler_function
@@ -90,20 +92,40 @@ def schedules_of(model_sampling: Any, steps: int) -> dict[str, Tensor]:
 
 
 def named_sampler(sampler: Any) -> str:
-    """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; and
-    the options it has, where they are many by a short code of them."""
-    function = getattr(sampler, "sampler_function", None)
-    name = str(getattr(function, "__name__", type(sampler).__name__)).removeprefix("sample_")
+    """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; the
+    options it has, where they are many by a short code of them; the SAMPLERs it wraps; and a code of whatever
+    else it was made with."""
+    function, extras = getattr(sampler, "sampler_function", None), []
+    plain = inner = function
+    while isinstance(inner, functools.partial):
+        plain = inner = inner.func
+    name = getattr(plain, "__name__", None if plain is None else type(plain).__name__)
+    name = str(name or type(sampler).__name__).removeprefix("sample_")
     for own in comfy.samplers.KSampler.SAMPLERS:
         if own.replace("_", "") == name.replace("_", ""):
             name = own
             break
+    if not is_known(function) and (bound := bound_to(function)):
+        extras.append(bound)
     options = getattr(sampler, "extra_options", None) or {}
-    said = [f"{k} {v}" for k, v in sorted(options.items()) if isinstance(v, bool | int | float | str)]
-    told = ", ".join(said)
+    scalars = {k: v for k, v in options.items() if isinstance(v, bool | int | float | str)}
+    told = ", ".join(f"{k} {v}" for k, v in sorted(scalars.items()))
     if len(told) > LONG:
-        told = f"{len(said)} settings, {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        told = f"{len(scalars)} settings, {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    others = {k: v for k, v in options.items() if k not in scalars}
+    if any(v is not None for v in others.values()):
+        extras.append(others)
+    around = [f"around {named_sampler(held)}" for held in samplers_in(extras)]
+    codes = [code_of(extras)] if extras else []
+    told = ", ".join(filter(None, (told, *around, *codes)))
     return f"{name} ({told})" if told else name
+
+
+def is_known(function: Any) -> bool:
+    """Whether a function is the host's, or a pack's, under a name of the dropdowns: the name says it all."""
+    name = str(getattr(function, "__name__", ""))
+    places = (getattr(comfy.k_diffusion.sampling, at, None) for at in (name, f"sample_{name}"))
+    return any(function is place for place in places if place is not None)
 
 
 def dropped(name: str) -> bool:

@@ -90,7 +90,7 @@ class AmedKSampler(io.ComfyNode):
             choice, said = carried_or(
                 png, node_id, widgets, who, with_this, lambda: with_this(named(predictor))
             )
-            carry(png, node_id, widgets, choice.fitted, who.fingerprint)
+            carry(png, node_id, widgets, choice.fitted, who)
         elif own is not None:
             choice = with_this(own)
         else:

@@ -185,7 +185,7 @@ def described(
     return Spec.on(
         planned.solver, base, afs=planned.afs,
         prediction_type=target.prediction_type, guidance=job.guidance, model_family=target.family,
-        model_fingerprint=target.fingerprint, model_name=target.name,
+        model_fingerprint=target.fingerprint, model_name=target.name, model_signature=target.signature,
         features="bottleneck", scale_dir=SCALE_DIR, scale_time=SCALE_TIME, how=how, metrics=metrics,
     )  # fmt: skip
 

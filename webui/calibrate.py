@@ -135,7 +135,7 @@ def target_of(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args:
 
     return Target(
         ask, draw, low, high, host.prediction_type(checkpoint), who.family, who.fingerprint,
-        host.checkpoint_name(checkpoint), ask.evaluate,
+        host.checkpoint_name(checkpoint), ask.evaluate, signature=who.signature,
     )  # fmt: skip
 
 

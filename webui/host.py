@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from amed import Library, schedules
 from amed.choose import Identity
-from amed.fingerprint import fingerprint
+from amed.fingerprint import identity_of
 
 from . import samplers
 from .evaluate import Chunks, Order, PromptsFirst
@@ -161,7 +161,7 @@ def read_identity(model: Any) -> Identity:
     family = next((name for flag, name in FAMILIES.items() if getattr(model, flag, False)), None)
     family = family or type(model).__name__.lower()
     try:
-        return Identity(family, fingerprint(network(model).named_parameters()))
+        return identity_of(family, network(model).named_parameters())
     except Exception as error:  # quantised weights of a kind we do not know
         warn(f"cannot tell this checkpoint from others ({error})")
         return Identity(family, "")

@@ -46,12 +46,13 @@ def stays(path: Path, new: Spec) -> str | None:
         old = load(path).spec
     except PredictorError:
         return "it cannot be read"
-    of = {"sampler": "sampler", "of": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale",
-          "model_fingerprint": "checkpoint"}  # fmt: skip
+    of = {"sampler": "sampler", "of": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale"}
     for name, text in of.items():
         either = name == "sampler" and not (old.learned and new.learned)  # a plain solver answers for any
         if getattr(old, name) != getattr(new, name) and not either:
             return f"it is for another {text}"
+    if not old.identity.same(new.identity) and (old.identity.known or new.identity.known):
+        return "it is for another checkpoint"
     if old.usable != new.usable:
         return "this fit is not usable" if old.usable else None
     was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))

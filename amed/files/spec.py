@@ -13,6 +13,7 @@ from typing import Any, get_origin
 from torch import Tensor
 
 from .. import schedules
+from ..fingerprint import Identity
 from ..kdiffusion import sampler_of
 from ..outside import OUTSIDE
 from ..parameters import AMED, PARAMETERS
@@ -46,10 +47,11 @@ class Spec:
     not. num_steps, schedule, rho, sigma_min, sigma_max: its N base times; schedule is one of schedules.KINDS,
     or "custom" where the file's `sigmas` tensor is the only description. afs: analytic first step.
     prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
-    model_family, model_fingerprint, model_name: for whom; empty where unknown. features: "bottleneck" for the
-    MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the MLP's
-    ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler that it
-    is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
+    model_family, model_fingerprint, model_name: for whom; empty where unknown. model_signature: as
+    amed.fingerprint.signature gives it, to know the checkpoint in another precision. features: "bottleneck"
+    for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the
+    MLP's ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler
+    that it is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
     numbers come from, if published. metrics: measured. unknown: fields of a newer version, as they were read.
 
     Raises ValueError naming the field that will not do."""
@@ -82,6 +84,7 @@ class Spec:
     channels: int = 0
     of: str = ""
     calls: int = 0
+    model_signature: str = ""
     unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -127,6 +130,11 @@ class Spec:
         own |= {"num_steps": len(times), "schedule": "custom"}
         own |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
         return cls(**{**own, **fields})
+
+    @property
+    def identity(self) -> Identity:
+        """The checkpoint it was fitted for."""
+        return Identity(self.model_family, self.model_fingerprint, self.model_signature)
 
     @property
     def student(self) -> Solver:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..files import Spec
+from ..fingerprint import Identity
 from ..loop import Denoiser, Evaluate
 from ..recipes import Solver
 
@@ -27,10 +28,10 @@ class CachedError(ValueError):
 class Target:
     """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
     ...]`, args). sigma_min, sigma_max: its noise levels. prediction_type ("flow": other schedules are
-    searched, and no first step is analytic), family, fingerprint, name: for the file. evaluate: how it gives
-    its bottleneck, to train the paper's network, and guidance's halves. features(images) -> `[n, F]`: for
-    Fréchet distances. rivals(nfe): solvers as the host ships them, by name; None for the usual ones of
-    amed.fit."""
+    searched, and no first step is analytic), family, fingerprint, name, signature: for the file. evaluate:
+    how it gives its bottleneck, to train the paper's network, and guidance's halves. features(images) ->
+    `[n, F]`: for Fréchet distances. rivals(nfe): solvers as the host ships them, by name; None for the usual
+    ones of amed.fit."""
 
     model: Denoiser
     draw: Draw
@@ -43,6 +44,12 @@ class Target:
     evaluate: Evaluate | None = None
     features: Callable[[Tensor], Tensor] | None = None
     rivals: Callable[[int], dict[str, Rival]] | None = None
+    signature: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        """The checkpoint, as a run asks for it."""
+        return Identity(self.family, self.fingerprint, self.signature)
 
     @property
     def flow(self) -> bool:
@@ -51,6 +58,7 @@ class Target:
     def spec(self, solver: Solver | str, times: Tensor, guidance: float, **more: Any) -> Spec:
         """A file's description of something fitted to this."""
         own = {"model_family": self.family, "model_fingerprint": self.fingerprint, "model_name": self.name}
+        own["model_signature"] = self.signature
         kind = {"prediction_type": self.prediction_type, "guidance": guidance}
         return Spec.on(solver, times, **own, **kind, **more)
 

@@ -64,6 +64,7 @@ WANTED = {
     "base.model_config": Want(["nonetype", True], covers=("model_config", "amed_family")),
     "base.diffusion_model": Want(["emoji32", False], None, "cannot tell this checkpoint from others"),
     "model.backup": Want(["emoji32", True], covers=("backup",)),
+    "model.patches_uuid": Want(["emoji32", True], covers=("patches_uuid",)),
     "model.is_dynamic": Want([True, True], covers=("is_dynamic",)),
     "model_sampling.V_PREDICTION": Want("eps", "v"),
     "model_sampling.X0": Want("eps", "x0"),
@@ -76,10 +77,10 @@ WANTED = {
     "SAMPLER.inpaint_options": Want({}, covers=("inpaint_options",)),
 }
 
-# asked for by the same words, but not of the host: our own objects; and what only some versions have, whose
-# tests are run in them
-OURS = {"offset", "parts"}
-VERSIONS = {"current_patcher", "backup_buffers", "weight"}
+# asked for by the same words, but not of the host: our own objects, or any that an option holds; and what
+# only some versions and packs have, whose tests are run in them
+OURS = {"offset", "parts", "__dict__", "__slots__", "__qualname__", "model", "patches"}
+VERSIONS = {"current_patcher", "backup_buffers", "_qdata", "_layout_params", "tensor_type", "quant_state"}
 
 
 def test_nothing_that_is_asked_for_is_left_out():

@@ -10,6 +10,8 @@ import torch
 from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, known, save, schedules
 from amed.choose import Identity, Report, Request, choose, mismatches, untrained
 from amed.constants import as_multistep
+from amed.files.code import code_of, from_code
+from amed.fingerprint import identity_of
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS, solver_of
 
@@ -27,6 +29,7 @@ def file(folder, name, sampler, count, model, guidance=1.0, kind="polynomial", *
     told = {
         "model_family": model.family,
         "model_fingerprint": model.fingerprint,
+        "model_signature": model.signature,
         "model_name": f"model of {name}",
     }
     spec = Spec.on(solver, times, afs=afs, guidance=guidance, metrics=metrics, **told, **more)
@@ -403,3 +406,100 @@ def test_a_report(library):
         "note: a remark",
     ]
     assert Report().text() == "predictor: none\nevaluations counted: 0"
+
+
+# --- a checkpoint by its signature
+
+
+def network(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [(f"w{i}", torch.randn(64, 256, generator=generator)) for i in range(32)]
+
+
+def in_fp8(named):
+    return [(name, weight.to(torch.float8_e5m2)) for name, weight in named]
+
+
+MINE = identity_of("sd15", network(1))
+IN_FP8 = dataclasses.replace(identity_of("sd15", in_fp8(network(1))), fingerprint="8" * 16)
+THEIRS = identity_of("sd15", network(2))
+MERGE = dataclasses.replace(
+    identity_of("sd15", [(n, a + b) for (n, a), (_, b) in zip(network(1), network(2))]), merge=True
+)
+OLD = dataclasses.replace(MINE, signature="")
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A library of a predictor for `THEIRS`, which states less error, and of one for `MINE`."""
+    for name, model, error in (("theirs", THEIRS, 0.1), ("mine", MINE, 0.2)):
+        file(tmp_path, name, "amed", 4, model, afs=True, rmse_ref=error)
+    return Library([tmp_path])
+
+
+ASKED = {
+    "by evaluations": {"nfe": 5},
+    "by noise levels": {"times": times(4)},
+    "by how many levels": {"times": 4, "sampler": "amed"},
+    "below": {"times": 5, "below": True},
+}
+
+
+@pytest.mark.parametrize("how", ASKED)
+@pytest.mark.parametrize("model", [MINE, IN_FP8, OLD], ids=["itself", "in fp8", "with no signature"])
+def test_a_checkpoint_in_another_precision_takes_its_own(two, how, model):
+    choice = choose(two, Request(model, **ASKED[how]))
+    assert choice.fitted.name == "mine.safetensors"
+    assert not [remark for remark in choice.remarks if "checkpoint" in remark]
+
+
+@pytest.mark.parametrize("how", ["by evaluations", "by noise levels", "by how many levels"])
+def test_a_merge_that_runs_a_parents_predictor_says_so(two, how):
+    choice = choose(two, Request(MERGE, **ASKED[how]))
+    named = f"model of {choice.fitted.name.removesuffix('.safetensors')}"
+    said = f"fitted for another checkpoint of this family ({named}), this is a merge"
+    assert said in choice.remarks
+
+
+def test_a_merge_takes_what_was_fitted_to_it(two):
+    file(two.folders[0], "merge", "amed", 4, MERGE, afs=True, rmse_ref=0.5)
+    choice = choose(two, Request(MERGE, nfe=5))
+    assert choice.fitted.name == "merge.safetensors" and not choice.remarks
+
+
+def test_only_part_of_a_schedule_is_for_this_very_checkpoint(two):
+    with pytest.raises(PredictorError):
+        choose(two, Request(MERGE, times=5, below=True))
+
+
+def test_an_older_file_is_known_by_its_fingerprint(tmp_path):
+    file(tmp_path, "theirs", "amed", 4, THEIRS, afs=True, rmse_ref=0.1)
+    file(tmp_path, "old", "amed", 4, OLD, afs=True, rmse_ref=0.2)
+    choice = choose(Library([tmp_path]), Request(MINE, nfe=5))
+    assert choice.fitted.name == "old.safetensors" and not choice.remarks
+
+
+def test_what_takes_guidance_apart_is_named_for_the_checkpoint_in_fp8(tmp_path):
+    file(tmp_path, "whole", "amed", 4, MINE, afs=True)
+    levels = times(6)
+    table = as_multistep(Solver("ipndm", 2), levels)
+    weights = torch.cat([table.weights, table.weights], dim=-1)
+    spec = Spec.on(
+        solver_of("amed_multistep"), levels, parts="guidance", model_family="sd15",
+        model_fingerprint=MINE.fingerprint, model_signature=MINE.signature,
+    )  # fmt: skip
+    halved = type(table)(levels, weights, table.a, "guidance")
+    save(tmp_path / "halves.safetensors", Fitted(spec, halved, levels))
+    choice = choose(Library([tmp_path]), Request(IN_FP8, nfe=5, halves=False))
+    assert [r for r in choice.remarks if r.startswith("halves.safetensors") and "left out" in r]
+    assert not choose(Library([tmp_path]), Request(THEIRS, nfe=5, halves=False)).remarks[1:]
+
+
+def test_a_signature_travels_and_costs_a_code_little(tmp_path):
+    file(tmp_path, "mine", "amed", 4, MINE, afs=True)
+    fitted = Library([tmp_path]).load("mine.safetensors")
+    assert fitted.spec.identity == MINE
+    code = code_of(fitted)
+    assert from_code(code, "again").spec.identity == MINE
+    bare = dataclasses.replace(fitted, spec=dataclasses.replace(fitted.spec, model_signature=""))
+    assert len(code) - len(code_of(bare)) < 900

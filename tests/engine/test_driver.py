@@ -7,10 +7,19 @@ import torch
 
 from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
+from amed.fingerprint import signature
 from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain, smallest, target
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS
 from amed.recipes import RECIPES
+
+
+def weights(seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [(f"w{i}", torch.randn(64, 256, generator=generator).to(dtype)) for i in range(32)]
+
+
+MINE, IN_FP8, THEIRS = map(signature, (weights(1), weights(1, torch.float8_e5m2), weights(2)))
 
 
 def draw(generator, count):
@@ -117,7 +126,17 @@ def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
         ({"error": 0.2, "finished": False}, {"error": 0.1}, False, True),
         ({"error": 0.2, "guidance": 4.0}, {"error": 0.1}, True, False),
         ({"error": 0.2, "model_fingerprint": "a" * 16}, {"error": 0.1}, True, False),
-    ],
+        ({"error": 0.2, "model_fingerprint": ""}, {"error": 0.1}, True, False),
+        ({"error": 0.2, "model_signature": MINE}, {"error": 0.1}, True, True),  # by the fingerprint
+        # the same checkpoint in another precision; another whose fingerprint is the same
+        (
+            {"error": 0.2, "model_fingerprint": "a" * 16, "model_signature": IN_FP8},
+            {"error": 0.1, "model_signature": MINE},
+            True,
+            True,
+        ),
+        ({"error": 0.2, "model_signature": THEIRS}, {"error": 0.1, "model_signature": MINE}, True, False),
+    ],  # fmt: skip
 )
 def test_what_replaces_what(toy_target, tmp_path, old, new, finished, replaced):
     place = tmp_path / "a.safetensors"

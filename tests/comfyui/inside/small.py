@@ -53,14 +53,15 @@ class SmallModel:
 
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"which": ("STRING", {}), "dtype": ("STRING", {})}}
+        required = {"which": ("STRING", {}), "dtype": ("STRING", {})}
+        return {"required": required, "optional": {"seed": ("INT", {"default": 0})}}
 
-    def run(self, which, dtype):
+    def run(self, which, dtype, seed=0):
         name, settings = KINDS[which]
         config = getattr(comfy.supported_models, name)(settings)
         config.set_inference_dtype(DTYPES[dtype], None)
         base = config.get_model({})
-        drawn(base.diffusion_model)
+        drawn(base.diffusion_model, seed)
         cpu = torch.device("cpu")
         return (comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu),)
 

@@ -363,6 +363,7 @@ CASES = {
     "base.model_config": Case(nothing, of_base(who, "model_config")),
     "base.diffusion_model": Case(nothing, of_base(who, "diffusion_model")),
     "model.backup": Case(nothing, of_model(who, "backup")),
+    "model.patches_uuid": Case(nothing, of_model(who, "patches_uuid")),
     "model.is_dynamic": Case(nothing, copied("is_dynamic")),
     "model_sampling.V_PREDICTION": Case(
         attribute(lambda: comfy.model_sampling, "V_PREDICTION"), kind_of("V_PREDICTION")
