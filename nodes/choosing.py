@@ -50,7 +50,7 @@ def reference_setting(model: Any, evaluations: int) -> plain.Setting:
 def own_name(sampler: str, fitted: Fitted | None) -> str:
     """The sampler to ask for with a predictor at hand: its own where it is the same solver. DPM++ 2M and 3M
     are one, the file's own order runs."""
-    if fitted is None or sampler == AUTO:
+    if fitted is None or fitted.spec.of or sampler == AUTO:
         return sampler
     own = fitted.spec.sampler
     return own if solver_of(own).name == solver_of(sampler).name else sampler

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -367,11 +368,12 @@ def stamp_of(path: Path) -> Stamp:
 
 
 class Library:
-    """The predictors in some folders (the user's first, then the bundled): by name."""
+    """The predictors in some folders (the user's first, then the bundled): by name. Threads may share one."""
 
     def __init__(self, folders: list[Path]):
         self.folders = [Path(f) for f in folders]
         self._cache: dict[Path, tuple[Stamp, Fitted | str]] = {}  # or why it does not load
+        self._lock = threading.RLock()  # held around every use of the cache
 
     def paths(self) -> dict[str, Path]:
         """name -> file; of two with the same name, the first folder's."""
@@ -380,7 +382,8 @@ class Library:
             for path in sorted(folder.rglob("*.safetensors")) if os.path.isdir(folder) else ():
                 paths.setdefault(shown(path.relative_to(folder).as_posix()), path)
         there = set(paths.values())
-        self._cache = {path: read for path, read in self._cache.items() if path in there}
+        with self._lock:
+            self._cache = {path: read for path, read in self._cache.items() if path in there}
         return paths
 
     def names(self) -> list[str]:
@@ -432,12 +435,13 @@ class Library:
         if self.leaves(path):
             raise PredictorError(f"{shown(path)}: a link out of its folder: put the file itself there")
         changed = stamp_of(path)
-        if path not in self._cache or self._cache[path][0] != changed:
-            try:
-                self._cache[path] = changed, load(path)
-            except PredictorError as error:
-                self._cache[path] = changed, str(error)
-        result = self._cache[path][1]
+        with self._lock:
+            if path not in self._cache or self._cache[path][0] != changed:
+                try:
+                    self._cache[path] = changed, load(path)
+                except PredictorError as error:
+                    self._cache[path] = changed, str(error)
+            result = self._cache[path][1]
         if isinstance(
             result, str
         ):  # a new error each time: one that is kept keeps the frames it went through
