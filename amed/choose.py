@@ -213,7 +213,7 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
 
 
 def best(fits: list[Fitted], request: Request) -> Fitted:
-    """Of predictors that all would do: this very checkpoint's (of a checkpoint that cannot be told, one for no
+    """Of predictors that all would do: this very checkpoint's (where that cannot be told, one for no
     checkpoint in particular), the nearest guidance scale (by ratio), and the one whose file states the least
     error to the reference, times the root of its Fréchet distance where all state both (where none states an
     error, the least distance)."""

@@ -15,8 +15,9 @@ from ..hosts import grid
 from ..hosts.report import as_image, left
 from .comparing import REFERENCE, Entry, Measured, Scene, compare, entries
 from .counting import counting
-from .folders import library_state, output_folder
+from .folders import output_folder
 from .model import Interrupted, stop_if_asked
+from .recall import fingerprint
 from .running import progress_bar, show_text
 from .schema import cfg_input, schema, seed_input, shown_inputs
 
@@ -237,8 +238,8 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(image, table, as_csv(scene, rows), ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 NODES = [Compare]

@@ -21,8 +21,9 @@ from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image
 from .choosing import plain_choice, reference_setting, request
 from .fitting import Prompted, Prompts, evaluate_prompted, inside_sampling
-from .folders import library, library_state
+from .folders import library
 from .model import as_input, attached, noise_scale, sampling_of
+from .recall import fingerprint, remember
 from .running import noise_of, progress_bar, show_text
 from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
@@ -189,6 +190,7 @@ class TrajectoryPlot(io.ComfyNode):
             )
         fitted = predictor or attached(model.model_options)
         asked = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing=PLAIN)
+        remember(asked)
         choice, plain = choose(library(), asked), plain_choice(model, nfe, guidance)
         jobs = [
             Job.of_plain(reference_setting(model, reference), "reference"),
@@ -213,8 +215,8 @@ class TrajectoryPlot(io.ComfyNode):
         return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 NODES = [TrajectoryPlot]

@@ -35,6 +35,7 @@ LEFT = 3600.0  # seconds after which nobody writes to a file at the side any mor
 
 LARGEST = 4 * 2**20  # bytes of a file: a network's are 38,000, a table's of 200 steps a million
 LONGEST_NAME = 180  # bytes: file systems take 255, of which saving and numbering need some
+LONGEST_PART = 80  # bytes of a name that is made up of several
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -348,6 +349,12 @@ def file_name(name: str) -> str:
     if DEVICES.fullmatch(stem) or len(stem.encode()) > LONGEST_NAME:
         raise ValueError(f"{name[:99]!r} is no file name: too long, or Windows' name for a device")
     return f"{stem}.safetensors"
+
+
+def as_name(text: str, otherwise: str = "model") -> str:
+    """Any text as a part of a predictor's name: what a file name cannot hold becomes a hyphen."""
+    short = re.sub(r"[^\w+]+", "-", text).strip("-+").encode()[:LONGEST_PART]
+    return short.decode(errors="ignore") or otherwise
 
 
 def saved_as(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
