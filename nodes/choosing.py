@@ -57,11 +57,14 @@ def own_name(sampler: str, fitted: Fitted | None) -> str:
 
 
 def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
-    """The base times from the noise level on at which `denoise` of the model's time is left, float32.
+    """The base times from the noise level on at which `denoise` of the model's time is left, float32; none at
+    denoise 0, as the host has it.
 
     Raises ValueError when that is below the last time."""
     if denoise >= 1.0:
         return times.float()
+    if denoise <= 0.0:
+        return times[:0].float()
     start = start_sigma(sampling_of(model), denoise)
     rest = schedules.from_start(times, start)
     if len(rest) < 2:

@@ -32,7 +32,7 @@ class PlainSolver(io.ComfyNode):
                     default="iPNDM-3",
                     tooltip="iPNDM-2 is the safe one under guidance",
                 ),
-                io.Int.Input("nfe", default=5, min=1, max=1000, tooltip="evaluations, one after the other"),
+                io.Int.Input("nfe", default=5, min=1, max=10_000, tooltip="evaluations, one after the other"),
                 io.Combo.Input(
                     "schedule",
                     options=list(schedules.KINDS),

@@ -17,6 +17,7 @@ from ..amed.files.store import check_room, saved_as
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.measures import rmse
+from ..amed.fit.target import seeded
 from ..hosts import report
 from .fitting import Prompted, Prompts, frozen_copy, inside_sampling, target_of, trainable
 from .folders import user_folder
@@ -86,7 +87,7 @@ def trained(
     def work(denoiser: Prompted, shape: tuple[int, ...], device: torch.device) -> None:
         target = target_of(model, denoiser, 1, shape, device)
         with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(settings.seed % 2**64)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
         finished = False
         try:
@@ -132,7 +133,7 @@ def by_gradient(
         noise, args = target.draw(generator, count)
         return noise * float(times[0]), args
 
-    x, args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
+    x, args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     one = {"prompt": args["prompt"][:1]}
     if target.evaluate(denoiser, x[:1], times[:1].to(x), one, frozenset({"bottleneck"})).bottleneck is None:
         raise PredictorError(

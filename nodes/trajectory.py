@@ -166,10 +166,10 @@ class TrajectoryPlot(io.ComfyNode):
             inputs=[
                 *shown_inputs("the model to look at; it is not changed",
                               "its size; the way starts from noise"),
-                seed_input("the noise, as the KSampler has it for one image", 2**64 - 1),
+                seed_input("the noise, as the KSampler has it for one image"),
                 nfe_input(2, default=5, tooltip="evaluations of the predictor and of the plain solver"),
                 cfg_input(tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
-                io.Int.Input("reference", default=60, min=20, max=1000,
+                io.Int.Input("reference", default=60, min=20, max=20_000,
                              tooltip="evaluations of the trajectory that is drawn"),
                 Predictor.Input("predictor", optional=True,
                                 tooltip="left open: the one applied to the MODEL, or the library's for it"),

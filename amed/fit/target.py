@@ -18,6 +18,11 @@ Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
 Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator for any whole number: torch takes 64 bits, which seeds of hosts fill by themselves."""
+    return torch.Generator().manual_seed(seed % 2**64)
+
+
 @dataclass(frozen=True)
 class Target:
     """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
