@@ -30,8 +30,11 @@ def library() -> Library:
     return _library
 
 
-def content(name: str) -> str:
-    """A code of what a predictor file holds; "" where there is no such file."""
+def content(name: str | None) -> str:
+    """A code of what a predictor file holds; "" where there is no such file. None: of all files, where the
+    name is linked and not known yet."""
+    if name is None:
+        return " ".join(map(content, library().names()))
     try:
         return hashlib.sha256(library().path(name).read_bytes()).hexdigest()
     except (PredictorError, OSError):

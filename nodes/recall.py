@@ -37,12 +37,12 @@ _memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()  # by node and w
 _latest: OrderedDict[str, Memory] = OrderedDict()  # by node, of the last graph it was in
 
 
-def fingerprint(named: str = "", also: str = "", **widgets: Any) -> str:
-    """For `fingerprint_inputs` of a node with these widgets. named: the predictor file that they name. also:
-    what else the node goes by, as text."""
+def fingerprint(named: str | None = "", also: str = "", **widgets: Any) -> str:
+    """For `fingerprint_inputs` of a node with these widgets. named: the predictor file that they name,
+    None for one that is linked. also: what else the node goes by, as text."""
     now = executing()
     if now is None:  # a host that does not say which node it asks for: all files count
-        return "".join(content(name) for name in library().names())
+        return content(None)
     graph, png = running_prompt()
     own = signature(graph, now.node) or json.dumps(widgets, sort_keys=True, default=lambda _: None)
     memory = kept(_memories, (now.node, own + carried_code(png, now.node) + also))
@@ -52,7 +52,7 @@ def fingerprint(named: str = "", also: str = "", **widgets: Any) -> str:
         if here and any(answer(request) != got for request, got in requests):
             memory.mark, memory.asked = uuid4().hex, {}
             break
-    return f"{memory.mark} {content(named) if named else ''}"
+    return f"{memory.mark} {content(named) if named != '' else ''}"
 
 
 def kept(memories: OrderedDict, key: Any, memory: Memory | None = None) -> Memory:

@@ -100,12 +100,16 @@ def test_a_predictor_for_a_hosts_sampler_is_refused_in_words(name):
         SAMPLERS[name](lambda x, sigma: x, x, sigmas, predictor=outside())
 
 
-@pytest.mark.parametrize("family", ["sd15", "a/b\\c:d", "", ".hidden", "con", "nul.x", "x" * 300, "é" * 200, "-"])
+@pytest.mark.parametrize(
+    "family", ["sd15", "a/b\\c:d", "", ".hidden", "con", "nul.x", "x" * 300, "é" * 200, "-"]
+)
 def test_any_family_makes_a_file_name(family):
     assert saved_as(f"{as_name(family)}-unknown-multistep", 12, 7.5)
 
 
-@pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**63, 2**64 - 1, 2**64 - 1 + 10**9, (2**64 - 1) * 1_000_003, -1])
+@pytest.mark.parametrize(
+    "seed", [0, 2**31 - 1, 2**63, 2**64 - 1, 2**64 - 1 + 10**9, (2**64 - 1) * 1_000_003, -1]
+)
 def test_any_seed_draws(seed):
     assert len(torch.randn(3, generator=seeded(seed)).unique()) == 3
     small = torch.Generator().manual_seed(5)

@@ -83,8 +83,9 @@ class TestStops:
         return {"required": {"model": ("MODEL",), "file": ("STRING", {})}}
 
     def run(self, model, file):
-        import comfy.model_management
         from pathlib import Path
+
+        import comfy.model_management
 
         clone, done = model.clone(), []
 
