@@ -12,6 +12,7 @@ from amed.constants import as_multistep
 from amed.fingerprint import fingerprint
 from amed.outside import Outside
 from amed.recipes import Solver
+from demo.comfyui import RunError
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 NFE = 11  # what no other file takes
@@ -81,7 +82,7 @@ def custom(g):
 def custom_alone(g):
     """AMED Sampler on the host's noise levels: it alone asks the library, while the other node runs."""
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="plain")
-    sigmas = g.add("KarrasScheduler", steps=NFE, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN, rho=7.0)
+    sigmas = g.add("KarrasScheduler", steps=NFE + 1, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN, rho=7.0)
     node = g.custom(sampler, sigmas)
     g.show(node)
     return sampler, node[0]
@@ -190,15 +191,15 @@ def test_what_a_fit_kept_is_found_under_what_was_asked(server, graph, put, demo,
 def test_calibrate_now_finds_its_own_result(server, graph):
     """Case 12, on a small image: whatever the fit keeps, it is fitted once, and not again in Apply."""
     g = graph(batch=1, width=16, height=16)
-    one = g.amed(3, "amed_dpm_2", guidance=3.0, if_missing=CALIBRATE)
+    one = g.amed(3, "amed_dpm_2", guidance=1.0, if_missing=CALIBRATE)
     g.show(one)
     _, first = ran(server, g)
     again, _ = ran(server, g)
     assert "calibrated now" in first.text(one[0]) and one[0] not in again
     g.nodes[one[0]]["inputs"]["seed"] = 4
-    apply = g.add("AMEDApplyPredictor", nfe=3, guidance=3.0, sampler="amed_dpm_2", if_missing=CALIBRATE,
+    apply = g.add("AMEDApplyPredictor", nfe=3, guidance=1.0, sampler="amed_dpm_2", if_missing=CALIBRATE,
                   **g.around())  # fmt: skip
-    g.show(g.ksampler("amed_dpm_2", "amed", steps=2, model=[apply, 0], cfg=3.0))
+    g.show(g.ksampler("amed_dpm_2", "amed", steps=2, model=[apply, 0]))
     _, second = ran(server, g)
     assert "calibrated now" not in second.text(one[0]) + second.text(apply)
 
@@ -236,11 +237,16 @@ def test_a_scheduler_looks_up_the_guidance_that_is_sampled_at(server, graph, put
     assert "at one" in text(5.0, guidance=1.0)
 
 
-def test_compare_says_what_there_is_that_can_be_used(server, graph, put, demo):
+def around_host(put):
+    """A file for a sampler of the host's, of 13 evaluations."""
     path = put("host", count=14)
     times = load(path).base
     spec = replace(load(path).spec, solver="outside", of="dpmpp_2m", calls=13, features="none")
-    save(path, Fitted(spec, Outside(times, times[:-1].clone(), torch.ones(13), torch.ones(13)), times))
+    return save(path, Fitted(spec, Outside(times, times[:-1].clone(), torch.ones(13), torch.ones(13)), times))
+
+
+def test_compare_says_what_there_is_that_can_be_used(server, graph, put, demo):
+    path = around_host(put)
     g = graph(width=16, height=16)
     node = g.add("AMEDCompare", **g.around(), **asked("amed\nplain", 13))
     table = g.add("PreviewAny", source=[node, 1])
@@ -252,3 +258,14 @@ def test_compare_says_what_there_is_that_can_be_used(server, graph, put, demo):
     put("usable", count=14, model_fingerprint=demo)
     g.nodes[node]["inputs"]["model"] = [apply, 0]
     assert "usable" in server.run(g.nodes).text(table)
+
+
+def test_a_predictor_for_a_hosts_sampler_on_the_model_is_said(server, graph, put):
+    """The ordinary KSampler with another sampler of ours: in words, and what to choose."""
+    path = around_host(put)
+    g = graph(width=16, height=16)
+    loaded = g.add("AMEDLoadPredictor", name=path.name)
+    apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
+    g.show(g.ksampler("amed_ipndm", "amed", steps=4, model=[apply, 0]))
+    with pytest.raises(RunError, match="fitted for the host's sampler dpmpp_2m.*choose dpmpp_2m"):
+        server.run(g.nodes)

@@ -187,20 +187,43 @@ def test_counts_of_nodes_that_a_node_makes(server, graph):
 # --- limits ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed, linked", [(2**63, False), (2**64 - 1, True)], ids=["typed", "linked"])
-def test_seeds_have_64_bits(server, graph, seed, linked):
-    """Case 10, on every node that has a seed but the one that trains."""
-    g = graph(batch=1, width=16, height=16)
-    given = [g.add("TestSeed", value=str(seed)), 0] if linked else seed
-    g.show(g.amed(5, "auto", seed=given))
+def test_seeds_have_64_bits(server, graph):
+    """Case 10: typed and linked, on every node that has a seed but the one that trains."""
+    nodes = {name: node["input"] for name, node in server.object_info().items() if name.startswith("AMED")}
+    most = {name: inputs["required"]["seed"][1]["max"] for name, inputs in nodes.items()
+            if "seed" in inputs.get("required", {})}  # fmt: skip
+    assert len(most) == 5 and set(most.values()) == {2**64 - 1}
+    seed, g = 2**64 - 1, graph(batch=1, width=16, height=16)
+    linked = [g.add("TestSeed", value=str(seed)), 0]
+    shown = [g.show(g.amed(5, "auto", seed=value)) for value in (seed, linked)]
     made = g.add("AMEDCalibrate", **g.around(), sampler="amed_multistep", nfe="3", guidance=1.0,
-                 budget="custom", evaluations=1600, seed=given, name="seeds")  # fmt: skip
-    g.add(
-        "AMEDCompare", **g.around(), samplers="amed", nfe="5", guidance=1.0, seed=given, seeds=2, reference=0
-    )
-    g.add("AMEDTrajectoryPlot", **g.around(), seed=given, nfe=5, guidance=1.0, reference=20)
+                 budget="custom", evaluations=1600, seed=linked, name="seeds")  # fmt: skip
+    alike = {"samplers": "amed", "nfe": "5", "guidance": 1.0, "seeds": 2, "reference": 0}
+    g.add("AMEDCompare", **g.around(), **alike, seed=seed)
+    g.add("AMEDTrajectoryPlot", **g.around(), seed=seed, nfe=5, guidance=1.0, reference=20)
     result = server.run(g.nodes)
-    assert "nfe3" in result.text(made)
+    one, other = (result.images(node)[0] for node in shown)
+    assert "nfe3" in result.text(made) and np.array_equal(one, other)
+
+
+def test_lists_of_checkpoints_on_the_nodes_that_fit_and_show(server, graph):
+    """Each item is for its own checkpoint: what is saved, and what is said."""
+    g = graph(batch=1, width=16, height=16)
+    g.model = two(g)
+    made = g.add("AMEDCalibrate", **g.around(), sampler="amed_multistep", nfe="2", guidance=1.0,
+                 budget="custom", evaluations=1400, seed=0, name="seeds")  # fmt: skip
+    info = g.add("AMEDPredictorInfo", predictor=[made, 0])
+    compared = g.add("AMEDCompare", **g.around(), samplers="amed", nfe="5", guidance=1.0, seed=0, seeds=1,
+                     reference=0)  # fmt: skip
+    table = g.add("PreviewAny", source=[compared, 1])
+    plot = g.add("AMEDTrajectoryPlot", **g.around(), seed=0, nfe=5, guidance=1.0, reference=20)
+    text = g.add("PreviewAny", source=[plot, 1])
+    result = server.run(g.nodes)
+    prints = [line for line in result.text(info).splitlines() if line.startswith("model_fingerprint")]
+    assert len(prints) == len(set(prints)) == 2
+    assert result.text(made).count("saved as seeds-nfe2-cfg1") == 2
+    for said in (result.text(table), result.text(text)):
+        assert said.count("fitted for another checkpoint") == 1
 
 
 def test_training_takes_such_a_seed(server, graph):
