@@ -15,7 +15,7 @@ from amed.recipes import Solver
 from demo.comfyui import RunError
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
-NFE = 11  # what no other file takes
+NFE = 13  # what no other file takes
 CALIBRATE = "calibrate now (quick)"
 
 
@@ -238,24 +238,24 @@ def test_a_scheduler_looks_up_the_guidance_that_is_sampled_at(server, graph, put
 
 
 def around_host(put):
-    """A file for a sampler of the host's, of 13 evaluations."""
-    path = put("host", count=14)
+    """A file for a sampler of the host's, of 15 evaluations."""
+    path = put("host", count=16)
     times = load(path).base
-    spec = replace(load(path).spec, solver="outside", of="dpmpp_2m", calls=13, features="none")
-    return save(path, Fitted(spec, Outside(times, times[:-1].clone(), torch.ones(13), torch.ones(13)), times))
+    spec = replace(load(path).spec, solver="outside", of="dpmpp_2m", calls=15, features="none")
+    return save(path, Fitted(spec, Outside(times, times[:-1].clone(), torch.ones(15), torch.ones(15)), times))
 
 
 def test_compare_says_what_there_is_that_can_be_used(server, graph, put, demo):
     path = around_host(put)
     g = graph(width=16, height=16)
-    node = g.add("AMEDCompare", **g.around(), **asked("amed\nplain", 13))
+    node = g.add("AMEDCompare", **g.around(), **asked("amed\nplain", 15))
     table = g.add("PreviewAny", source=[node, 1])
     said = server.run(g.nodes).text(table)
-    assert "no predictor for this model at 13 evaluations" in said
-    assert "13" not in said.partition("There are some for")[2].partition(".")[0]
+    assert "no predictor for this model at 15 evaluations" in said
+    assert "15" not in said.partition("There are some for")[2].partition(".")[0]
     loaded = g.add("AMEDLoadPredictor", name=path.name)
     apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
-    put("usable", count=14, model_fingerprint=demo)
+    put("usable", count=16, model_fingerprint=demo)
     g.nodes[node]["inputs"]["model"] = [apply, 0]
     assert "usable" in server.run(g.nodes).text(table)
 
