@@ -45,7 +45,9 @@ class TestCheckpoint:
         return {"required": {"model": ("MODEL",)}}
 
     def run(self, model):
-        other = copy.deepcopy(model.model)
+        other = copy.copy(model.model)  # a newer host's configuration cannot be copied deeply
+        other._modules = dict(other._modules)
+        other.diffusion_model = copy.deepcopy(model.model.diffusion_model)
         drawn = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for weight in other.diffusion_model.parameters():
