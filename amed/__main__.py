@@ -71,7 +71,7 @@ def run_train(args: argparse.Namespace) -> None:
     planned = training.plan(args.sampler, args.nfe, args.extra, not made.flow)
     ends = made.sigma_min, made.sigma_max
     times = planned.teacher.times(args.schedule, planned.num_steps, *ends, args.rho)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(args.seed % 2**64)
     predictor = BottleneckPredictor(0.01, 0.0)
 
     def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -105,7 +105,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     for fitted in fits:
         for remark in mismatches(fitted, made.identity, guidance):
             say(f"note: {fitted.name}: {remark}", last=True)
-    x, extra = made.draw(torch.Generator().manual_seed(OTHER_NOISE + args.seed), args.noises)
+    x, extra = made.draw(target.seeded(OTHER_NOISE + args.seed), args.noises)
     few, everything, rows = slice(0, min(16, args.noises)), slice(None), list[dict[str, Any]]()
 
     def ends(text: str, part: slice, *how: Any, **options: Any) -> tuple[torch.Tensor, int, float]:

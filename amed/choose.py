@@ -136,7 +136,7 @@ def agree(fitted: Fitted, request: Request) -> None:
         whose = f"for the host's sampler {fitted.spec.of}" if fitted.spec.of else f"for {sampler}"
         mend = f"choose {fitted.spec.of or sampler} as the sampler, or another predictor"
         raise PredictorError(f"{fitted.label} was fitted {whose}, not for {request.of or 'our own'}: {mend}")
-    if request.sampler not in (AUTO, sampler):
+    if not fitted.spec.answers(request.sampler):
         wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
         raise PredictorError(f"{fitted.label} {wrong}, or choose another predictor")
     if request.nfe not in (None, nfe):
@@ -146,13 +146,15 @@ def agree(fitted: Fitted, request: Request) -> None:
 
 def find(library: Library, request: Request) -> Fitted:
     """The library's, by noise levels or by evaluations. Raises PredictorError."""
-    mine = [f for f in usable(library, request) if request.sampler in (AUTO, f.spec.sampler)]
+    mine = [f for f in usable(library, request) if f.spec.answers(request.sampler)]
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
+    own = request.times if isinstance(request.times, Tensor) else torch.empty(0)
+    # what a fit for this sampler kept instead takes other evaluations a step: it serves on its own levels
+    mine = [f for f in mine if request.sampler in (AUTO, f.spec.sampler) or same_times(own, f.base)]
     family, count = request.model.family, request.count
     fits = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
     if fits:
-        own = request.times if isinstance(request.times, Tensor) else torch.empty(0)
         return best([f for f in fits if same_times(own, f.base)] or fits, request)
     if request.sampler == AUTO:
         return by_nfe(library, mine, request, count - 1)
@@ -189,7 +191,7 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
     wanted = f"no predictor for {', '.join(filter(None, asked))} and {whose}"
 
     def distance(f: Fitted) -> tuple[bool, float, bool, float]:
-        other_sampler = request.sampler not in (AUTO, f.spec.sampler)
+        other_sampler = not f.spec.answers(request.sampler)
         away = ratio(f.nfe, nfe or f.nfe), other_sampler, ratio(f.spec.guidance, request.guidance)
         return model.known and not model.same(f.spec.identity), *away
 
@@ -211,17 +213,18 @@ def none_for(library: Library, request: Request, nfe: int | None) -> PredictorEr
 
 
 def best(fits: list[Fitted], request: Request) -> Fitted:
-    """Of predictors that all would do: this very checkpoint's, the nearest guidance scale (by ratio), and
-    where any sampler will do the one whose file states the least error to the reference, times the root of
-    its Fréchet distance where all state both (where none states an error, the least distance)."""
+    """Of predictors that all would do: this very checkpoint's (where that cannot be told, one for no
+    checkpoint in particular), the nearest guidance scale (by ratio), and the one whose file states the least
+    error to the reference, times the root of its Fréchet distance where all state both (where none states an
+    error, the least distance)."""
 
     def distance(f: Fitted) -> tuple[bool, float]:
-        return not request.model.same(f.spec.identity), ratio(f.spec.guidance, request.guidance)
+        model, theirs = request.model, f.spec.identity
+        other = not model.same(theirs) if model.known else theirs.known
+        return other, ratio(f.spec.guidance, request.guidance)
 
     nearest = min(map(distance, fits))
     alike = [f for f in fits if distance(f) == nearest]
-    if request.sampler != AUTO:
-        return alike[0]
     both = {f.name: f.spec.stated("rmse_ref") * max(f.spec.stated("fd_ref"), 0.0) ** 0.5 for f in alike}
     if all(value < math.inf for value in both.values()):
         return min(alike, key=lambda f: both[f.name])

@@ -98,6 +98,9 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
         return replace(default, **options), predictor, bool(afs), False
     if options:
         raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")
+    if spec.of:
+        wrong = f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}"
+        raise ValueError(f"{wrong}: use it with that sampler, or choose another predictor")
     if ENTRIES[spec.sampler].solver.name != default.name:
         raise ValueError(
             f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "

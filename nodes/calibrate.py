@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
-from ..amed.files.store import saved_as
+from ..amed.files.store import as_name, saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
 from .fitting import Prompts, fitted_on, target_of
@@ -91,7 +91,8 @@ def calibrate_now(
     time."""
     who = identity(model)
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
-    name = f"{who.family}-{who.fingerprint[:8] or 'unknown'}-{job.sampler.removeprefix('amed_')}"
+    whose, sampler = who.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
+    name = f"{as_name(who.family)}-{whose}-{sampler}"
     return calibrate(model, prompts, job, name, node_id).kept[0]
 
 

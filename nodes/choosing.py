@@ -50,7 +50,7 @@ def reference_setting(model: Any, evaluations: int) -> plain.Setting:
 def own_name(sampler: str, fitted: Fitted | None) -> str:
     """The sampler to ask for with a predictor at hand: its own where it is the same solver. DPM++ 2M and 3M
     are one, the file's own order runs."""
-    if fitted is None or sampler == AUTO:
+    if fitted is None or fitted.spec.of or sampler == AUTO:
         return sampler
     own = fitted.spec.sampler
     return own if solver_of(own).name == solver_of(sampler).name else sampler
@@ -68,11 +68,14 @@ def cut_short(nfe: int, denoise: float, ran: int) -> list[str]:
 
 
 def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
-    """The base times from the noise level on at which `denoise` of the model's time is left, float32.
+    """The base times from the noise level on at which `denoise` of the model's time is left, float32; none at
+    denoise 0, as the host has it.
 
     Raises ValueError when that is below the last time."""
     if denoise >= 1.0:
         return times.float()
+    if denoise <= 0.0:
+        return times[:0].float()
     start = start_sigma(sampling_of(model), denoise)
     rest = schedules.from_start(times, start)
     if len(rest) < 2:

@@ -5,10 +5,10 @@ from comfy_api.latest import io
 
 from ..amed import schedules
 from ..amed.fit import plain
-from .counting import counting, read_count
+from .counting import Tally, count_of, counting, read_count, used
 from .model import sampling_of, sigma_range
 from .register import as_sampler
-from .running import face
+from .running import executing, face
 from .sampling import plain_function
 from .schema import schema
 
@@ -32,7 +32,7 @@ class PlainSolver(io.ComfyNode):
                     default="iPNDM-3",
                     tooltip="iPNDM-2 is the safe one under guidance",
                 ),
-                io.Int.Input("nfe", default=5, min=1, max=1000, tooltip="evaluations, one after the other"),
+                io.Int.Input("nfe", default=5, min=1, max=10_000, tooltip="evaluations, one after the other"),
                 io.Combo.Input(
                     "schedule",
                     options=list(schedules.KINDS),
@@ -92,7 +92,7 @@ class CountEvaluations(io.ComfyNode):
 
 
 class EvaluationsUsed(io.ComfyNode):
-    """The count since it was last read; LATENT goes through, so that it is read after sampling."""
+    """The count of the node that made a LATENT, which goes through, so that it is read after sampling."""
 
     @classmethod
     def define_schema(cls):
@@ -112,15 +112,19 @@ class EvaluationsUsed(io.ComfyNode):
                     display_name="rows", tooltip="images through the network; guidance doubles them"
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_output_node=True,
         )
 
     @classmethod
     def execute(cls, model, samples):
-        evaluations, rows = read_count(model)
-        text = f"{evaluations} evaluations, {rows} rows through the network"
-        return io.NodeOutput(samples, evaluations, rows, ui=face(cls.hidden.unique_id, text))
+        count, now = count_of(model), executing()
+        if now is None:  # a host that does not say which node runs
+            tally = Tally(*read_count(model))
+        else:
+            tally = used(count.name, cls.hidden.dynprompt, now.node, now.item)
+        text = f"{tally.evaluations} evaluations, {tally.rows} rows through the network"
+        return io.NodeOutput(samples, tally.evaluations, tally.rows, ui=face(cls.hidden.unique_id, text))
 
 
 NODES = [PlainSolver, CountEvaluations, EvaluationsUsed]

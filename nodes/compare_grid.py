@@ -15,8 +15,9 @@ from ..hosts import grid
 from ..hosts.report import as_image, left
 from .comparing import REFERENCE, Entry, Measured, Scene, compare, entries
 from .counting import counting
-from .folders import library_state, output_folder
+from .folders import output_folder
 from .model import Interrupted, stop_if_asked
+from .recall import fingerprint
 from .running import progress_bar, show_text
 from .schema import cfg_input, schema, seed_input, shown_inputs
 
@@ -186,9 +187,9 @@ class Compare(io.ComfyNode):
                 io.String.Input("nfe", default="5, 8",
                                 tooltip="evaluations for every sampler; several compared: 4, 6, 8"),
                 cfg_input(tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
-                seed_input("of the first column; the next has the next seed", 2**64 - 1),
+                seed_input("of the first column; the next has the next seed"),
                 io.Int.Input("seeds", default=3, min=1, max=SEEDS, tooltip="how many columns"),
-                io.Int.Input("reference", default=32, min=0, max=1000,
+                io.Int.Input("reference", default=32, min=0, max=20_000,
                              tooltip="evaluations of the run that distances are to; 0 for none"),
                 io.Vae.Input("vae", optional=True,
                              tooltip="decodes the images; without it they are in rough preview colours"),
@@ -217,7 +218,7 @@ class Compare(io.ComfyNode):
         reference,
         vae=None,
     ):
-        asked, nfes = entries(samplers), numbers(nfe)
+        asked, nfes = entries(samplers), numbers(nfe, 1, 10_000)
         if 0 < reference < 2 * max(nfes):
             raise ValueError(
                 f"reference is {reference}: to measure {max(nfes)} evaluations by, give at least "
@@ -237,8 +238,8 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(image, table, as_csv(scene, rows), ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 NODES = [Compare]

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS, PredictorError
-from ..amed.choose import AUTO, Choice, choose
+from ..amed.choose import AUTO, Choice, choose, usable
 from ..amed.fit.plain import Setting
 from .choosing import plain_choice, reference_setting, request
 from .counting import COUNT, bare, counting, read_count
 from .folders import library
-from .model import Interrupted, attached, identity, is_flow, own_space, preview_pixels, sampling_of
+from .model import Interrupted, attached, is_flow, own_space, preview_pixels, sampling_of
 from .nested import first_part, like, packed, parts_of
+from .recall import remember
 from .register import as_sampler, host_sampler, host_samplers, our_sampler
 from .running import run
 from .sampling import SCHEDULER, plain_function
@@ -170,15 +171,17 @@ def plan(scene: Scene, asked: Entry, nfe: int) -> Plan:
 def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
     """A predictor of so many evaluations: the one on the MODEL, else the library's. Raises ValueError: there
     is none, and what to do."""
-    fitted = attached(scene.model.model_options)
-    fits = fitted is not None and fitted.nfe == nfe and sampler in (AUTO, fitted.spec.sampler)
-    wanted = {"nfe": nfe, "fitted": fitted if fits else None, "if_missing": "error"}
+    own = attached(scene.model.model_options)
+    fits = own is not None and not own.spec.of and own.nfe == nfe and own.spec.answers(sampler)
+    asked = request(scene.model, sampler, scene.guidance, nfe=nfe, fitted=own if fits else None)
+    if fits and own is not None and own.halved and not asked.halves:
+        asked = replace(asked, fitted=None)  # this MODEL does not allow what it carries
+    remember(asked)
     try:
-        choice = choose(library(), request(scene.model, sampler, scene.guidance, **wanted))
+        choice = choose(library(), asked)
     except PredictorError:
-        family = identity(scene.model).family
-        kin = [f for f in library().fitted() if f.spec.model_family == family]
-        there = sorted({f.nfe for f in kin if sampler in (AUTO, f.spec.sampler)})
+        kin = [f for f in usable(library(), asked) if f.spec.model_family == asked.model.family]
+        there = sorted({f.nfe for f in kin if f.spec.answers(sampler)})
         others = f" There are some for {', '.join(map(str, there))}." if there else ""
         raise ValueError(
             f"no predictor for this model at {nfe} evaluations.{others} "

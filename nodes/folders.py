@@ -1,11 +1,11 @@
 """The host's model folders, and the library in them. Host: folder_paths.py."""
 
+import hashlib
 from pathlib import Path
 
 import folder_paths
 
-from ..amed import Library
-from ..amed.files.store import stamp_of
+from ..amed import Library, PredictorError
 
 FOLDER = "amed_predictors"
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
@@ -30,9 +30,15 @@ def library() -> Library:
     return _library
 
 
-def library_state() -> list[tuple[str, tuple[int, int]]]:
-    """Names and times of the files: what a node's cached result depends on."""
-    return [(name, stamp_of(path)) for name, path in sorted(library().paths().items())]
+def content(name: str | None) -> str:
+    """A code of what a predictor file holds; "" where there is no such file. None: of all files, where the
+    name is linked and not known yet."""
+    if name is None:
+        return " ".join(map(content, library().names()))
+    try:
+        return hashlib.sha256(library().path(name).read_bytes()).hexdigest()
+    except (PredictorError, OSError):
+        return ""
 
 
 def user_folders() -> list[Path]:

@@ -1,25 +1,26 @@
 """The modular nodes: load a predictor, put it on a MODEL, make a SAMPLER and SIGMAS of it."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from comfy_api.latest import io
 
-from ..amed import SAMPLERS, Fitted, PredictorError
-from ..amed.choose import AUTO, PLAIN, Choice, Identity, Request, choose
+from ..amed import SAMPLERS
+from ..amed.choose import AUTO, PLAIN, Identity, Request, choose
 from ..amed.files.code import from_code
 from . import outside
-from .calibrate import calibrate_now
 from .carry import carried_or, carry, named
-from .choosing import CALIBRATE, cut, own_name, request
+from .choosing import cut, own_name, request
 from .counting import put_around
 from .fitting import Prompts
-from .folders import library, library_state
-from .model import attach, attached, identity
+from .folders import content, library
+from .graph import guidance_after
+from .lookup import Wanted, look_up
+from .model import attach, attached
 from .outside import around
+from .recall import carried_code, fingerprint, listener, remember
 from .register import dropped, our_sampler, sampler_named
-from .running import face
+from .running import executing_node, face, running_prompt
 from .sampling import SCHEDULER
 from .schema import Predictor, cfg_input, denoise_input, missing_input, nfe_input, schema
 
@@ -61,8 +62,10 @@ class LoadPredictor(io.ComfyNode):
         return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, name, code=""):
+        if (code or "").strip():
+            return ""
+        return content(name) + carried_code(running_prompt()[1], executing_node() or "")
 
 
 class ApplyPredictor(io.ComfyNode):
@@ -126,67 +129,8 @@ class ApplyPredictor(io.ComfyNode):
         return io.NodeOutput(carrying, ui=face(node_id, "\n".join(lines)))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a node's widgets ask of the library for a MODEL; prompts, node_id: to calibrate with."""
-
-    model: Any
-    sampler: str
-    nfe: int
-    guidance: float
-    if_missing: str
-    prompts: Prompts
-    node_id: str | None
-
-    def request(self, **more: Any) -> Request:
-        return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **more)
-
-
-def look_up(wanted: Wanted, png: Any = None) -> Choice:
-    """The predictor that the workflow (in `png`, the host's EXTRA_PNGINFO) carries for this node; else the
-    library's for the MODEL, or by `if_missing` one calibrated now, or a plain solver. What is found is put
-    into the workflow.
-
-    Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
-    node_id, who = wanted.node_id, identity(wanted.model)
-    widgets = {"sampler": wanted.sampler, "nfe": wanted.nfe, "guidance": wanted.guidance}
-
-    def take(own: Fitted) -> Choice:
-        return choose(library(), wanted.request(fitted=own))
-
-    choice, said = carried_or(png, node_id, widgets, who, take, lambda: found_or(wanted))
-    carry(png, node_id, widgets, choice.fitted, who)
-    return replace(choice, remarks=(*said, *choice.remarks))
-
-
-def found_or(wanted: Wanted) -> Choice:
-    """`look_up` in the library alone. A calibration is for this very checkpoint and guidance: where it is
-    asked for, a predictor for others does not count as found."""
-    asked, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
-    if wanted.if_missing != CALIBRATE:
-        return choose(library(), asked)
-    try:
-        choice = choose(library(), replace(asked, if_missing="error"))
-        if not choice.remarks:
-            return choice
-        missing = "; ".join(choice.remarks)
-    except PredictorError as error:
-        missing = str(error).splitlines()[0]
-    if any(v is None for v in (prompts.positives[0], prompts.negative, prompts.latent)):
-        raise ValueError(
-            "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
-            "kind you use and the size of the images"
-        )
-    kept = calibrate_now(wanted.model, prompts, wanted.sampler, wanted.nfe, wanted.guidance, wanted.node_id)
-    if not kept.fitted.spec.usable:
-        choice = choose(library(), replace(asked, if_missing=PLAIN))
-        return replace(choice, remarks=(f"calibrated now, as asked: {kept.result.text}", *choice.remarks))
-    choice = choose(library(), replace(asked, sampler=AUTO, fitted=kept.fitted))
-    return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {kept.text}", *choice.remarks))
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 class AmedSampler(io.ComfyNode):
@@ -228,11 +172,12 @@ class AmedSampler(io.ComfyNode):
         if predictor is not None:  # here and not only in the run, so that a wrong one is refused at once
             asked = Request(ANY, own_name(sampler, predictor), fitted=predictor)
             sampler = choose(library(), asked).sampler
-        return io.NodeOutput(our_sampler(sampler, predictor=predictor, if_missing=if_missing))
+        asked = listener() if predictor is None else None
+        return io.NodeOutput(our_sampler(sampler, predictor=predictor, if_missing=if_missing, asked=asked))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 class AmedScheduler(io.ComfyNode):
@@ -259,17 +204,24 @@ class AmedScheduler(io.ComfyNode):
                     optional=True,
                     tooltip="left open: the one applied to the MODEL, or the library's for it",
                 ),
+                cfg_input(
+                    optional=True,
+                    default=0.0,
+                    tooltip="the cfg you sample with; 0: that of the node these sigmas are linked to",
+                ),
             ],
             outputs=[io.Sigmas.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, sampler, nfe, denoise, predictor=None):
+    def execute(cls, model, sampler, nfe, denoise, predictor=None, guidance=0.0):
         predictor = predictor or attached(model.model_options)
         if predictor is None:
+            cfg = guidance or sampled_at(cls.hidden.unique_id)
             # without an analytic first step, which AMED Sampler could not know of
-            asked = replace(request(model, sampler, 1.0, nfe=nfe, if_missing=PLAIN), afs=False)
+            asked = replace(request(model, sampler, cfg, nfe=nfe, if_missing=PLAIN), afs=False)
+            remember(asked)
         else:
             guidance, of = predictor.spec.guidance, predictor.spec.of
             asked = request(model, AUTO, guidance, fitted=predictor, of=of)
@@ -280,8 +232,15 @@ class AmedScheduler(io.ComfyNode):
         return io.NodeOutput(sigmas, ui=face(cls.hidden.unique_id, text))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(also=f"{sampled_at(executing_node() or ''):g}", **inputs)
+
+
+def sampled_at(node: str) -> float:
+    """The guidance scale that a node's SIGMAS are sampled at, by the graph that runs; 1 where it does not
+    say."""
+    found = guidance_after(running_prompt()[0], node)
+    return 1.0 if found is None else found
 
 
 NODES = [LoadPredictor, ApplyPredictor, AmedSampler, AmedScheduler]

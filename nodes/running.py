@@ -4,7 +4,7 @@ comfy_execution/utils.py, latent_preview.py, server.py."""
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sample
 import comfy.utils
@@ -86,16 +86,54 @@ def face(node_id: str | None, text: str) -> Any:
     return ui.PreviewText(text)
 
 
-def executing_node() -> str | None:
-    """The node that the host runs at this moment, where this host says so."""
+class Executing(NamedTuple):
+    """What the host runs at this moment, or asks for its fingerprint."""
+
+    run: str  # of the queue: another for every prompt, also where a client gives two the same id
+    node: str
+    item: int  # place in a list of inputs
+
+
+def executing() -> Executing | None:
+    """What the host runs at this moment; None outside of a run, and where this host does not say."""
     try:
         from comfy_execution.utils import get_executing_context
 
         context = get_executing_context()
-        return context.node_id if context else None
     except Exception:  # only ever an extra
         warn_once("this ComfyUI does not say which node runs: its own nodes show no report of AMED's")
         return None
+    if context is None:
+        return None
+    number = next((item[0] for item in queued() if item[1] == context.prompt_id), 0)
+    return Executing(f"{number}:{context.prompt_id}", str(context.node_id), context.list_index or 0)
+
+
+def executing_node() -> str | None:
+    """The node that the host runs at this moment, where this host says so."""
+    now = executing()
+    return None if now is None else now.node
+
+
+def queued() -> list[tuple]:
+    """What the host's queue has taken out to run: number, prompt id, graph, extra data; copies of its own,
+    which no node writes to."""
+    try:
+        from server import PromptServer
+
+        return [item[:4] for item in list(PromptServer.instance.prompt_queue.currently_running.values())]
+    except Exception:  # a host that runs graphs without a queue
+        return []
+
+
+def running_prompt() -> tuple[dict[str, dict], Any]:
+    """The graph that runs, in API format by node id, and its EXTRA_PNGINFO as it was sent; ({}, None) where
+    this host does not show them."""
+    now = executing()
+    for number, prompt_id, graph, extra in queued():
+        if now is not None and now.run == f"{number}:{prompt_id}":
+            return graph, (extra or {}).get("extra_pnginfo")
+    return {}, None
 
 
 def show_text(node_id: str, text: str) -> None:

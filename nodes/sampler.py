@@ -8,9 +8,11 @@ from ..amed.choose import AUTO, Report, choose
 from .carry import carried_or, carry, named, noted
 from .choosing import cut, cut_short, request
 from .fitting import Prompts
-from .folders import library, library_state
+from .folders import library
+from .lookup import Wanted, look_up
 from .model import attached, identity
-from .predictors import SOLVERS, Wanted, look_up
+from .predictors import SOLVERS
+from .recall import fingerprint
 from .register import our_sampler
 from .running import face, run
 from .sampling import note
@@ -119,8 +121,8 @@ class AmedKSampler(io.ComfyNode):
         return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, predictor, **inputs):
+        return fingerprint("" if predictor == AUTO else predictor, predictor=predictor, **inputs)
 
 
 NODES = [AmedKSampler]

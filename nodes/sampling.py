@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS, Fitted
-from ..amed.choose import AUTO, PLAIN, Choice, Report, choose
+from ..amed.choose import AUTO, PLAIN, Choice, Report, Request, choose
 from ..amed.fit.plain import Setting
 from ..amed.kdiffusion import sample as engine_sample
 from .choosing import own_name, request
@@ -63,7 +63,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
 
     `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
     as amed.choose has it. `report`: a Report to fill; None: what ran is shown on the node that runs it.
-    Raises PredictorError."""
+    `asked`: hears what the library is asked. Raises PredictorError."""
 
     def sample(
         model,
@@ -76,6 +76,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         predictor=None,
         if_missing=PLAIN,
         report=None,
+        asked=None,
         **_options,
     ):
         if len(sigmas) < 2:
@@ -85,7 +86,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         extra_args = dict(extra_args or {})
         options = extra_args["model_options"] = own_options(extra_args)
         choice = chosen_for(
-            model.inner_model, name, sigmas, predictor or attached(options), if_missing, options
+            model.inner_model, name, sigmas, predictor or attached(options), if_missing, options, asked
         )
         fitted, runs = None, "amed" if name == AUTO else name
         if choice is not None:
@@ -121,10 +122,11 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
 
 
 def chosen_for(
-    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str, options: dict
-) -> Choice | None:
+    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str, options: dict,
+    told: Callable[[Request], None] | None = None,
+) -> Choice | None:  # fmt: skip
     """What a run over `sigmas` takes; None where there is one noise level and nothing to choose. options: the
-    run's own, which may carry more than the MODEL's."""
+    run's own, which may carry more than the MODEL's. told: hears what is asked."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
@@ -133,6 +135,8 @@ def chosen_for(
         guider.model_patcher, name, guidance, guides_plainly(guider) and not whole_guidance(options),
         times=times, fitted=fitted, if_missing=if_missing,
     )  # fmt: skip
+    if told is not None:
+        told(asked)
     return choose(library(), asked)
 
 

@@ -36,20 +36,21 @@ def missing_input(calibrate: bool = True, **more: Any) -> Any:
 def nfe_input(least: int = 1, **more: Any) -> Any:
     """Evaluations; `more`: the input's other fields."""
     said = "evaluations of the network, one after the other; with guidance each costs two passes"
-    return io.Int.Input("nfe", **{"default": 8, "min": least, "max": 100, "tooltip": said} | more)
+    return io.Int.Input("nfe", **{"default": 8, "min": least, "max": 10_000, "tooltip": said} | more)
 
 
 def cfg_input(**more: Any) -> Any:
     """The guidance scale of a run; `more`: the input's other fields."""
-    usual = {"tooltip": "classifier-free guidance, the cfg of other samplers; 1 is none, and half the work"}
-    return io.Float.Input("guidance", default=5.0, min=0.0, max=100.0, step=0.1, **usual | more)
+    said = "classifier-free guidance, the cfg of other samplers; 1 is none, and half the work"
+    usual = {"default": 5.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": said}
+    return io.Float.Input("guidance", **usual | more)
 
 
 def denoise_input() -> Any:
     return io.Float.Input(
         "denoise",
         default=1.0,
-        min=0.01,
+        min=0.0,
         max=1.0,
         step=0.01,
         tooltip="below 1 (img2img): begin with the given latent, on the lower part of the schedule",
@@ -88,11 +89,12 @@ def guidance_input() -> Any:
 
 def seed_input(
     tooltip: str = "of the noise that is fitted to; another seed gives another fit, about as good",
-    most: int = 2**31 - 1,
 ) -> Any:
     """A seed that stays. The page gives an INT called `seed` a widget that draws another after every run,
     unless this says otherwise: a fit is for keeps, and pictures are to be compared."""
-    return io.Int.Input("seed", default=0, min=0, max=most, control_after_generate=False, tooltip=tooltip)
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip
+    )
 
 
 CONTROLS = ("fixed", "increment", "decrement", "randomize")

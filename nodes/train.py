@@ -19,6 +19,7 @@ from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
+from ..amed.fit.target import seeded
 from ..hosts import report
 from .fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
 from .folders import user_folder
@@ -99,7 +100,7 @@ def trained(
     def work(denoiser: Prompted, device: torch.device) -> None:
         target = target_of(model, denoiser)
         with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
+            torch.manual_seed(settings.seed % 2**64)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
         finished = False
         try:
@@ -148,7 +149,7 @@ def by_gradient(
         noise, args = target.draw(generator, count)
         return noise * float(times[0]), args
 
-    x, args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
+    x, args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     one = {"prompt": args["prompt"][:1]}
     if target.evaluate(denoiser, x[:1], times[:1].to(x), one, frozenset({"bottleneck"})).bottleneck is None:
         raise PredictorError(

@@ -21,9 +21,10 @@ from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image
 from .choosing import plain_choice, reference_setting, request
 from .fitting import Prompts, evaluate_prompted, fitted_on
-from .folders import library, library_state
+from .folders import library
 from .model import as_input, attached, noise_scale, sampling_of
 from .nested import packed
+from .recall import fingerprint, remember
 from .running import noise_of, progress_bar, show_text
 from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
@@ -166,10 +167,10 @@ class TrajectoryPlot(io.ComfyNode):
             inputs=[
                 *shown_inputs("the model to look at; it is not changed",
                               "its size; the way starts from noise"),
-                seed_input("the noise, as the KSampler has it for one image", 2**64 - 1),
+                seed_input("the noise, as the KSampler has it for one image"),
                 nfe_input(2, default=5, tooltip="evaluations of the predictor and of the plain solver"),
                 cfg_input(tooltip="classifier-free guidance (cfg); 1 is none and half the work"),
-                io.Int.Input("reference", default=60, min=20, max=1000,
+                io.Int.Input("reference", default=60, min=20, max=20_000,
                              tooltip="evaluations of the trajectory that is drawn"),
                 Predictor.Input("predictor", optional=True,
                                 tooltip="left open: the one applied to the MODEL, or the library's for it"),
@@ -190,6 +191,7 @@ class TrajectoryPlot(io.ComfyNode):
             )
         fitted = predictor or attached(model.model_options)
         asked = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing=PLAIN)
+        remember(asked)
         choice, plain = choose(library(), asked), plain_choice(model, nfe, guidance)
         jobs = [
             Job.of_plain(reference_setting(model, reference), "reference"),
@@ -214,8 +216,8 @@ class TrajectoryPlot(io.ComfyNode):
         return io.NodeOutput(image, text, ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs):
-        return library_state()
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)
 
 
 NODES = [TrajectoryPlot]

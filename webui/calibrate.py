@@ -189,7 +189,7 @@ def calibrate(form: Form) -> Calibrated:
         form.negative,
         (form.width, form.height),
         form.guidance,
-        form.seed,
+        form.seed % 2**32,  # the host adds to it; what is fitted to is drawn from the whole seed
         wish,
     )
     outcome.pictures = [picture(kept.result) for kept in outcome.kept]

@@ -128,7 +128,7 @@ def foreseen(line: Line, wish: Wish, who: Identity, scale: float, steps: int = 0
 def named(name: str, line: Line) -> Fitted:
     """The library's predictor of that name, if it is this sampler's. Raises PredictorError."""
     fitted = host.library().load(name)
-    if fitted.spec.sampler != line.sampler:
+    if not fitted.spec.answers(line.sampler):
         whose = fitted.spec.of or label_of(fitted.spec.sampler)
         raise PredictorError(
             f"{fitted.label} was fitted for {whose}, not for {line.label}: choose "
@@ -157,7 +157,7 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
     prepared = wish.prepared if first else None
     if wish.predictor in MADE or request.count < 2:  # one level and 0: there is nothing to choose
         return made(wish.predictor if wish.predictor in MADE else UNTRAINED, request)
-    if wish.named and (first or host.library().load(wish.predictor).spec.sampler == line.sampler):
+    if wish.named and (first or host.library().load(wish.predictor).spec.answers(line.sampler)):
         fitted = named(wish.predictor, line)
     elif prepared is not None and prepared.fitted.name in MADE:
         return made(prepared.fitted.name, request, worded(prepared.remarks))

@@ -38,6 +38,11 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     return saved, "; ".join([*remarks, f"saved as {saved.name}{state} in {saved.parent}"])
 
 
+def sampler_asked(spec: Spec) -> str:
+    """The sampler a fit was asked for; "" where its file does not say."""
+    return spec.sampler if spec.learned else spec.fitted_for
+
+
 def stays(path: Path, new: Spec) -> str | None:
     """Why a file must not be replaced by a fit; None if it may be, or is not there."""
     if not path.exists():
@@ -48,8 +53,11 @@ def stays(path: Path, new: Spec) -> str | None:
         return "it cannot be read"
     of = {"sampler": "sampler", "of": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale"}
     for name, text in of.items():
-        either = name == "sampler" and not (old.learned and new.learned)  # a plain solver answers for any
-        if getattr(old, name) != getattr(new, name) and not either:
+        alike = getattr(old, name) == getattr(new, name)
+        if name == "sampler" and not (old.learned and new.learned):
+            # an older version did not say for which sampler a plain solver was kept: it stands for any
+            alike = "" in (sampler_asked(old), sampler_asked(new)) or sampler_asked(old) == sampler_asked(new)
+        if not alike:
             return f"it is for another {text}"
     if not old.identity.same(new.identity) and (old.identity.known or new.identity.known):
         return "it is for another checkpoint"

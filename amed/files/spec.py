@@ -85,6 +85,7 @@ class Spec:
     of: str = ""
     calls: int = 0
     model_signature: str = ""
+    fitted_for: str = ""  # the sampler a fit was asked for, where it kept a plain solver instead
     unknown: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,6 +172,10 @@ class Spec:
             return OUTSIDE
         return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
 
+    def answers(self, sampler: str) -> bool:
+        """Whether a run of a sampler may take this file: it is that sampler's, or what a fit for it kept."""
+        return sampler in ("auto", self.sampler, self.fitted_for)
+
     @property
     def nfe(self) -> int:
         """Evaluations from sigma_max to sigma_min; one more if a host goes on to 0. Guidance may double the
@@ -192,6 +197,8 @@ def to_header(spec: Spec) -> dict[str, str]:
     """A string-to-string safetensors header: one key a field, JSON values."""
     fields = dataclasses.asdict(spec)
     own = {"amed_format": FORMAT, "requires": json.dumps(spec.requires)}
+    if not spec.fitted_for:  # so that other files stay byte for byte what they were
+        del fields["fitted_for"]
     return {**fields.pop("unknown"), **own, **{k: json.dumps(v) for k, v in fields.items()}}
 
 

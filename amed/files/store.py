@@ -9,6 +9,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ LEFT = 3600.0  # seconds after which nobody writes to a file at the side any mor
 
 LARGEST = 4 * 2**20  # bytes of a file: a network's are 38,000, a table's of 200 steps a million
 LONGEST_NAME = 180  # bytes: file systems take 255, of which saving and numbering need some
+LONGEST_PART = 80  # bytes of a name that is made up of several
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -349,6 +351,12 @@ def file_name(name: str) -> str:
     return f"{stem}.safetensors"
 
 
+def as_name(text: str, otherwise: str = "model") -> str:
+    """Any text as a part of a predictor's name: what a file name cannot hold becomes a hyphen."""
+    short = re.sub(r"[^\w+]+", "-", text).strip("-+").encode()[:LONGEST_PART]
+    return short.decode(errors="ignore") or otherwise
+
+
 def saved_as(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
     """The file a fit is saved as. Raises ValueError for a name that is none."""
     return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}" + (f"-passes{passes}" if passes else ""))
@@ -367,11 +375,12 @@ def stamp_of(path: Path) -> Stamp:
 
 
 class Library:
-    """The predictors in some folders (the user's first, then the bundled): by name."""
+    """The predictors in some folders (the user's first, then the bundled): by name. Threads may share one."""
 
     def __init__(self, folders: list[Path]):
         self.folders = [Path(f) for f in folders]
         self._cache: dict[Path, tuple[Stamp, Fitted | str]] = {}  # or why it does not load
+        self._lock = threading.RLock()  # held around every use of the cache
 
     def paths(self) -> dict[str, Path]:
         """name -> file; of two with the same name, the first folder's."""
@@ -380,7 +389,8 @@ class Library:
             for path in sorted(folder.rglob("*.safetensors")) if os.path.isdir(folder) else ():
                 paths.setdefault(shown(path.relative_to(folder).as_posix()), path)
         there = set(paths.values())
-        self._cache = {path: read for path, read in self._cache.items() if path in there}
+        with self._lock:
+            self._cache = {path: read for path, read in self._cache.items() if path in there}
         return paths
 
     def names(self) -> list[str]:
@@ -432,12 +442,13 @@ class Library:
         if self.leaves(path):
             raise PredictorError(f"{shown(path)}: a link out of its folder: put the file itself there")
         changed = stamp_of(path)
-        if path not in self._cache or self._cache[path][0] != changed:
-            try:
-                self._cache[path] = changed, load(path)
-            except PredictorError as error:
-                self._cache[path] = changed, str(error)
-        result = self._cache[path][1]
+        with self._lock:
+            if path not in self._cache or self._cache[path][0] != changed:
+                try:
+                    self._cache[path] = changed, load(path)
+                except PredictorError as error:
+                    self._cache[path] = changed, str(error)
+            result = self._cache[path][1]
         if isinstance(
             result, str
         ):  # a new error each time: one that is kept keeps the frames it went through

@@ -21,7 +21,7 @@ from ..kdiffusion import solver_of
 from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain, rows_of, states
 from ..recipes import MULTISTEP, Solver
 from .measures import rmse
-from .target import Draw
+from .target import Draw, seeded
 
 HELD_OUT = 1_000_003  # added to the seed for the noises that choose the best state
 
@@ -137,8 +137,8 @@ def train(
     interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
     base = times[:: teacher.extra + 1]
     ask = checkpointed(evaluate or plain) if settings.checkpointing else evaluate or plain
-    generator = torch.Generator().manual_seed(settings.seed)
-    held_x, held_args = draw(torch.Generator().manual_seed(settings.seed + HELD_OUT), settings.held_out)
+    generator = seeded(settings.seed)
+    held_x, held_args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     truth = teacher.states(model, held_x, times, held_args)[-1] if error is None else held_x
     optimiser = torch.optim.Adam(predictor.parameters(), lr=settings.lr, betas=settings.betas)
     frozen = [p for p in getattr(model, "parameters", lambda: ())() if p.requires_grad]

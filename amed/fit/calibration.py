@@ -253,6 +253,7 @@ class Calibration(Stages):
             end, name = plain_end, "amed_multistep"
             solver, constants, sigmas = kept.solver, None, kept.sigmas()
             own = {"afs": kept.afs, "features": "plain", "schedule": kept.kind, "rho": kept.rho}
+            own["fitted_for"] = settings.sampler
         own_nfe, scale = settings.nfe if improved else settings.plain_nfe, settings.guidance
         rows = [judge.row(name, "its own", own_nfe, scale, end)]
         rows.append(judge.row(kept.name, kept.schedule, settings.plain_nfe, scale, plain_end))

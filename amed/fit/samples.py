@@ -12,7 +12,7 @@ from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
 from ..recipes import Solver
 from .measures import Counter, cut
 from .plain import Setting
-from .target import Target
+from .target import Target, seeded
 
 BLOCK = 8  # samples drawn at once
 
@@ -86,7 +86,7 @@ class References:
     def make(self, count: int) -> Iterator[str]:
         """See to it that there are `count` samples; yields how many there are after each block."""
         while len(self.ends) * self.block < count:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + len(self.ends))
+            generator = seeded(self.seed * 1_000_003 + len(self.ends))
             noise, args = self.draw(generator, self.block)
             sigmas = self.setting.sigmas()
             x = noise * sigmas[0].to(noise)

@@ -27,11 +27,11 @@ def budget_of(budget: str | int, nfe: int) -> int:
         raise ValueError(f"budget is {budget!r}: give one of {', '.join(PRESETS)}, or a number") from None
 
 
-def numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str, least: int = 2, most: int = 100) -> tuple[int, ...]:
     """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
     parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
-    if not parts or not all(p.isdigit() and 2 <= int(p) <= 100 for p in parts):
-        wanted = "give one or several numbers of evaluations from 2 to 100, as 5, 7, 9"
+    if not parts or not all(p.isdecimal() and len(p) < 9 and least <= int(p) <= most for p in parts):
+        wanted = f"give one or several numbers of evaluations from {least} to {most}, e.g. 5, 7, 9"
         raise ValueError(f"nfe is {text!r}: {wanted}")
     return tuple(dict.fromkeys(int(p) for p in parts))
 

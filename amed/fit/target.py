@@ -24,6 +24,11 @@ class CachedError(ValueError):
     of it is kept. The message says what answers in its place, and what to do."""
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator for any whole number: torch takes 64 bits, which seeds of hosts fill by themselves."""
+    return torch.Generator().manual_seed(seed % 2**64)
+
+
 @dataclass(frozen=True)
 class Target:
     """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,

@@ -1,9 +1,8 @@
 """Nodes for tests, put into the custom_nodes of the ComfyUI that runs them."""
 
-from . import looks, small, stateful, without
+from . import lists, looks, small, stateful, without
 
+ROOMS = (lists, looks, small, stateful, without)
 NODE_CLASS_MAPPINGS = {
-    name: node
-    for room in (looks, without, small, stateful)
-    for name, node in room.NODE_CLASS_MAPPINGS.items()
+    name: node for room in ROOMS for name, node in room.NODE_CLASS_MAPPINGS.items()
 }
