@@ -89,40 +89,39 @@ def inpainting(denoiser: Any) -> Any:
 
 
 class Kept:
-    """What an inpainting mask keeps during one run: where no evaluation changes the image.
+    """The inpainting mask of a run, as the host's denoiser last used it.
 
-    The host's denoiser puts the original back at every evaluation, by the mask that the MODEL's
-    `denoise_mask_function` gives for that noise level. extra_args: of the run, with options of its own; the
-    function in them is listened to."""
+    At every evaluation that puts the original back, by the noise mask or by what the MODEL's
+    `denoise_mask_function` makes of it at that noise level. extra_args: of the run, with options of its own;
+    the function in them is listened to."""
 
     def __init__(self, extra_args: dict[str, Any]):
         self.mask: Tensor | None = extra_args.get("denoise_mask")
-        self.changed: Tensor | None = None
         options = extra_args["model_options"]
-        self.function = options.get("denoise_mask_function")
-        if self.mask is not None and self.function is not None:
-            options["denoise_mask_function"] = self.at_level
+        function = options.get("denoise_mask_function")
+        if self.mask is None or function is None:
+            return
 
-    def at_level(self, *args: Any, **kwargs: Any) -> Tensor:
-        mask: Tensor = self.function(*args, **kwargs)
-        now, before = mask > 0, self.changed
-        if before is not None and before.shape != now.shape:  # another pack asks for rows of the batch alone
-            now, before = self.mask > 0, None
-        self.changed = now if before is None else before | now
-        return mask
+        def listened(*args: Any, **kwargs: Any) -> Tensor:
+            self.mask = function(*args, **kwargs)
+            return self.mask
+
+        options["denoise_mask_function"] = listened
 
     def put_back(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-        """The end of a run, `[B, ...]` at the noise level `sigma`, with the original where nothing was to
-        change. x itself without a mask, and at 0, where a run ends with the host's denoised image.
+        """The end of a run, `[B, ...]` at the noise level `sigma`, blended with the original as one more
+        evaluation would: x itself without a mask, and at 0, where a run ends with such an evaluation.
 
-        Where the mask is between 0 and 1 the run has come to the host's blend by itself."""
+        The host's denoiser blends what it shows the network and what the network answers; down here that
+        answers what it is shown."""
         if self.mask is None or float(sigma) == 0:
             return x
-        changed = self.mask > 0 if self.changed is None else self.changed
-        original, sampling = original_of(denoiser, x, sigma, extra_args), model_sampling_of(denoiser)
+        mask = self.mask if len(self.mask) in (1, len(x)) else extra_args["denoise_mask"]
+        mask, kept = mask.to(x) ** 2, original_of(denoiser, x, sigma, extra_args).to(x)
+        sampling = model_sampling_of(denoiser)
         if sampling is not None:
-            original = sampling.noise_scaling(sigma, torch.zeros_like(original), original)
-        return torch.where(changed.to(x.device), x, original.to(x))
+            kept = sampling.noise_scaling(sigma, torch.zeros_like(kept), kept)
+        return (x * mask + kept * (1 - mask)).to(x.dtype)
 
 
 def original_of(denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
