@@ -39,8 +39,9 @@ class Request:
     guidance's halves can be taken apart here; if not, no predictor that does so is taken. of: the sampler of
     the host's own that is to be wrapped; "": one of ours runs. if_missing: "error"; "plain", the best plain
     solver known (see known.py); or "untrained", AMED's own solvers with no constants: both on
-    `schedule(count)`. afs: whether a first step may be analytic. advice: the host's words for what to do, in
-    an error."""
+    `schedule(count)`. afs: whether a first step may be analytic. exact: a predictor of the library is taken
+    for just the noise levels it was fitted on, and never interpolated onto `times`. advice: the host's words
+    for what to do, in an error, and with `exact` where a plain solver runs."""
 
     model: Identity
     sampler: str = AUTO
@@ -54,6 +55,7 @@ class Request:
     if_missing: str = "error"
     schedule: Callable[[int], Tensor] = no_schedule
     afs: bool = True
+    exact: bool = False
     advice: str = ""
 
     @property
@@ -96,7 +98,7 @@ def choose(library: Library, request: Request) -> Choice:
     if fitted is None:
         if request.if_missing == PLAIN:
             fitted = plain_for(request)
-            said.append(instead(fitted, missing))
+            said.append(instead(fitted, missing, request))
         elif request.if_missing == UNTRAINED:
             fitted = untrained_for(request)
             said.append(f"untrained, as asked: {str(missing).splitlines()[0]}")
@@ -149,16 +151,20 @@ def find(library: Library, request: Request) -> Fitted:
     mine = [f for f in usable(library, request) if f.spec.answers(request.sampler)]
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
-    own = request.times if isinstance(request.times, Tensor) else torch.empty(0)
+    times = request.times if isinstance(request.times, Tensor) else torch.empty(0)
     # what a fit for this sampler kept instead takes other evaluations a step: it serves on its own levels
-    mine = [f for f in mine if request.sampler in (AUTO, f.spec.sampler) or same_times(own, f.base)]
+    mine = [f for f in mine if request.sampler in (AUTO, f.spec.sampler) or same_times(times, f.base)]
     family, count = request.model.family, request.count
     fits = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
-    if fits:
-        return best([f for f in fits if same_times(own, f.base)] or fits, request)
-    if request.sampler == AUTO:
-        return by_nfe(library, mine, request, count - 1)
-    return by_nfe(library, mine, request, solver_of(request.sampler).evaluations(count, False, True))
+    own = [f for f in fits if same_times(times, f.base)]
+    if own or (fits and not request.exact):
+        return best(own or fits, request)
+    nfe = count - 1
+    if request.sampler != AUTO:
+        nfe = solver_of(request.sampler).evaluations(count, False, True)
+    if request.exact:
+        raise none_for(library, request, nfe)
+    return by_nfe(library, mine, request, nfe)
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:
@@ -262,7 +268,8 @@ def spread(times: Tensor, count: int) -> Tensor:
 def plain_for(request: Request) -> Fitted:
     """The best plain solver known for a request, as a predictor that learned nothing. Raises ValueError for
     no evaluations at all."""
-    solver, afs, given = known.IPNDM_2, False, request.times
+    solver = known.on_list(request.guidance) if request.exact else known.IPNDM_2
+    afs, given = False, request.times
     if request.nfe is not None and request.nfe < 1:
         raise ValueError(f"nfe is {request.nfe}: at least 1 evaluation is needed")
     if isinstance(given, Tensor):
@@ -288,13 +295,15 @@ def best_known(request: Request, nfe: int) -> known.Known | None:
     return found if fits and found and request.count in (0, found.count(nfe)) else None
 
 
-def instead(plain: Fitted, missing: PredictorError) -> str:
-    """What is said where a plain solver runs: that, why, what there is, what calibrating would give."""
+def instead(plain: Fitted, missing: PredictorError, request: Request) -> str:
+    """What is said where a plain solver runs: that, why, what there is, and what to do or what calibrating
+    would give."""
     lines = str(missing).splitlines()
     near = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
     order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""
     gain = f"Calibrating once gave {1 - known.GAIN:.0%} less error on the demo model."
-    return f"the plain solver {plain.spec.solver}{order} ran: {lines[0]}.{near} {gain}"
+    gain = request.advice if request.exact else gain
+    return f"the plain solver {plain.spec.solver}{order} ran: {lines[0]}.{near} {gain}".strip()
 
 
 def untrained_for(request: Request) -> Fitted:
@@ -330,7 +339,7 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
 def mismatches(fitted: Fitted, model: Identity, guidance: float) -> list[str]:
     """What a predictor was not fitted for, in words."""
     spec, remarks = fitted.spec, []
-    if spec.model_family and spec.model_family != model.family:
+    if spec.model_family and model.family and spec.model_family != model.family:
         remarks.append(f"fitted for a model of the family {spec.model_family}, this is {model.family}")
     elif spec.identity.known and model.known and not model.same(spec.identity):
         whose = spec.model_name or spec.model_fingerprint

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..amed import Evaluation
+from .denoiser import guider_of, inpainting
 from .log import warn_once
 from .model import own_options
 
@@ -46,7 +47,7 @@ def evaluate(
 def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
     """What the positive prompt alone denoises to: at guidance 1 the host leaves the negative one out. In
     float32: of the half left out the host makes 0 / 1e-37, and fp16 has no such number."""
-    guider = model.inner_model
+    guider = guider_of(model)
     scale, guider.cfg = guider.cfg, 1.0
     try:
         return model(x.float(), sigma.float(), **extra_args).to(x.dtype)
@@ -104,7 +105,7 @@ def keep_halves(options: dict, seen: dict[str, Tensor]) -> None:
 
 def positive_ids(model: Any) -> set:
     """The ids of the positive prompts of the guider that samples; a Prompted has several lists of them."""
-    conds = getattr(model.inner_model, "conds", None) or {}
+    conds = getattr(guider_of(model), "conds", None) or {}
     mine = [cond for name, listed in conds.items() if name.startswith("positive") for cond in listed or []]
     return {cond["uuid"] for cond in mine if "uuid" in cond}
 
@@ -128,11 +129,14 @@ def with_kept_part(
     model: Any, sigma: Tensor, extra_args: dict[str, Any], half: Tensor | None
 ) -> Tensor | None:
     """A half of guidance with the part an inpainting mask keeps, as the host's denoiser has it for their
-    sum."""
+    sum; None where the image that is kept is not found."""
     mask = extra_args.get("denoise_mask")
     if mask is None or half is None:
         return half
+    host = inpainting(model)
+    if host is None:
+        return None
     changed = (extra_args.get("model_options") or {}).get("denoise_mask_function")
     if changed is not None:
-        mask = changed(sigma, mask, extra_options={"model": model.inner_model, "sigmas": model.sigmas})
-    return half * mask + model.latent_image * (1 - mask)
+        mask = changed(sigma, mask, extra_options={"model": host.inner_model, "sigmas": host.sigmas})
+    return half * mask + host.latent_image * (1 - mask)

@@ -16,11 +16,12 @@ from ..amed.fit import HostSampler
 from ..amed.outside import Asking, Outside, Wrapped
 from ..amed.schedules import checked
 from .counting import count_rows
+from .denoiser import model_sampling_of
 from .fitting import Prompted
 from .model import own_options
 from .register import as_sampler, named_sampler, schedules_of
 from .running import executing_node, show_text
-from .sampling import SCHEDULER, Counted, brief, note
+from .sampling import Counted, brief, note, other_levels
 
 
 def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostSampler:
@@ -72,9 +73,7 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         extra_args["model_options"] = own_options(extra_args)
         count_rows(extra_args["model_options"], own)
         if not same_times(sigmas, fitted.base):
-            steps = fitted.spec.num_steps
-            note(own, f"choose the {SCHEDULER} schedule with {steps} steps, or AMED Scheduler: "
-                      f"these noise levels are not those {fitted.name} was fitted on")  # fmt: skip
+            note(own, other_levels(fitted, model_sampling_of(model)))
         model = Wrapped(Counted(model, own), predictor.at)
         result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
         if not told and (node := executing_node()):

@@ -1,6 +1,7 @@
 """A run of the host's own sampling, and what its page shows meanwhile. Host: comfy/sample.py, comfy/utils.py,
 comfy_execution/utils.py, latent_preview.py, server.py."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -15,12 +16,25 @@ from torch import Tensor
 from .log import warn_once
 from .model import stop_if_asked
 
+TAGS = ("downscale_ratio_spacial", "downscale_ratio_temporal")  # in the order of the host's parameters
 EVERY = 0.2  # seconds between two things that are sent to the page
 
 
 def start_of(model: Any, latent: dict) -> Tensor:
-    """A LATENT's samples `[B, C, H, W]`; an empty one with the MODEL's own number of channels."""
-    return comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    """A LATENT's samples `[B, C, ...]`; an empty one in the MODEL's own shape, as the host's KSampler has
+    it."""
+    told = {name: latent[tag] for name, tag in shape_tags().items() if latent.get(tag) is not None}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **told)
+
+
+def shape_tags() -> dict[str, str]:
+    """The entries of a LATENT that say for which shape an empty one was made, by the parameter of this host's
+    function that takes each: none in older hosts."""
+    parameters = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):  # another pack's, around the host's
+        return dict(zip(TAGS, TAGS))
+    names = [p.name for p in parameters][2:]
+    return {name: name if name in TAGS else tag for name, tag in zip(names, (*TAGS, *names[2:]))}
 
 
 def noise_of(start: Tensor, seed: int) -> Tensor:
@@ -58,7 +72,8 @@ def run(
         disable_pbar=quiet or not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**latent, "samples": samples}
+    tags = shape_tags().values()
+    return {**{name: value for name, value in latent.items() if name not in tags}, "samples": samples}
 
 
 def progress_bar(node_id: str | None, total: int) -> Callable[..., None]:

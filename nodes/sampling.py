@@ -1,27 +1,46 @@
 """Our samplers, as the host calls them: which predictor runs, and what is counted.
 
 Host: the contract of comfy/k_diffusion/sampling.py, `fn(model, x, sigmas, extra_args, callback, disable,
-**options)`; model is comfy/samplers.py's KSamplerX0Inpaint, its inner_model the guider."""
+**options)`; model is comfy/samplers.py's KSamplerX0Inpaint, its inner_model the guider, or what another
+pack's sampler put around it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..amed import SAMPLERS, Fitted
-from ..amed.choose import AUTO, PLAIN, Choice, Report, Request, choose
+from ..amed import SAMPLERS, Fitted, PredictorError
+from ..amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose
+from ..amed.constants import from_the_top, same_times
+from ..amed.files import Library
 from ..amed.fit.plain import Setting
 from ..amed.kdiffusion import sample as engine_sample
 from .choosing import own_name, request
 from .counting import count_rows
+from .denoiser import Kept, guider_of, model_sampling_of
 from .evaluate import evaluate, lacking
 from .folders import library
 from .log import warn_once
-from .model import attached, guides_plainly, is_flow, own_options, stop_if_asked, whole_guidance
+from .model import (
+    attached,
+    guides_plainly,
+    host_sigmas,
+    is_flow,
+    own_options,
+    sampling_of,
+    sigma_range,
+    stop_if_asked,
+    whole_guidance,
+)
 from .running import executing_node, show_text
 
 SCHEDULER = "amed"
+HIDDEN = (
+    "the sampler that runs this one does not show the model: no predictor was looked up, a plain solver ran. "
+    "Link a predictor to AMED Sampler"
+)
 
 
 class Counted:
@@ -62,8 +81,9 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     counting and capture. `name` "auto": the sampler of the predictor that is chosen.
 
     `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
-    as amed.choose has it. `report`: a Report to fill; None: what ran is shown on the node that runs it.
-    `asked`: hears what the library is asked. Raises PredictorError."""
+    as amed.choose has it; None: the host's own KSampler runs, where a plain solver takes the place of what
+    was not fitted for its very noise levels. `report`: a Report to fill; None: what ran is shown on the node
+    that runs it. `asked`: hears what the library is asked. Raises PredictorError."""
 
     def sample(
         model,
@@ -74,7 +94,7 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         disable=None,
         *,
         predictor=None,
-        if_missing=PLAIN,
+        if_missing=None,
         report=None,
         asked=None,
         **_options,
@@ -85,13 +105,14 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         report.batch = len(x)
         extra_args = dict(extra_args or {})
         options = extra_args["model_options"] = own_options(extra_args)
+        kept = Kept(extra_args)
         choice = chosen_for(
-            model.inner_model, name, sigmas, predictor or attached(options), if_missing, options, asked
+            guider_of(model), name, sigmas, predictor or attached(options), if_missing, options, asked
         )
         fitted, runs = None, "amed" if name == AUTO else name
         if choice is not None:
             fitted, runs = choice.fitted, choice.sampler
-            note(report, *choice.remarks, *off_grid(choice))
+            note(report, *choice.remarks, *off_grid(choice, model_sampling_of(model)))
             for remark in report.remarks:
                 warn_once(f"{fitted.label}: {remark}")
         report.fitted = fitted
@@ -102,8 +123,9 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             return seen
 
         count_rows(options, report)
+        counted = Counted(model, report)
         result = SAMPLERS[runs](
-            Counted(model, report),
+            counted,
             x,
             sigmas,
             extra_args,
@@ -113,47 +135,91 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             afs=None if may_start_analytically(model, extra_args, fitted) else False,
             evaluate=ask,
         )
+        result = kept.put_back(counted, result, sigmas[-1], extra_args)
         if not told and (node := executing_node()):
             show_text(node, brief(report))
-        return keep_unmasked(model, extra_args, result, sigmas[-1])
+        return result
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     return sample
 
 
 def chosen_for(
-    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str, options: dict,
+    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str | None, options: dict,
     told: Callable[[Request], None] | None = None,
 ) -> Choice | None:  # fmt: skip
-    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose. options: the
-    run's own, which may carry more than the MODEL's. told: hears what is asked."""
+    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose. guider: None
+    where it is not found. options: the run's own, which may carry more than the MODEL's. told: hears what is
+    asked."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
     name, guidance = own_name(name, fitted), float(getattr(guider, "cfg", 1.0))
+    if guider is None:
+        return without_model(name, times, fitted, if_missing or PLAIN)
     asked = request(
         guider.model_patcher, name, guidance, guides_plainly(guider) and not whole_guidance(options),
-        times=times, fitted=fitted, if_missing=if_missing,
+        times=times, fitted=fitted, if_missing=if_missing or PLAIN, exact=if_missing is None,
     )  # fmt: skip
     if told is not None:
         told(asked)
-    return choose(library(), asked)
+    if if_missing is None:
+        advice = how_to_apply(asked, sigma_range(sampling_of(guider.model_patcher))[1])
+    else:
+        advice = f"Set if_missing to {PLAIN}, or fit one with Calibrate AMED."
+    return choose(library(), replace(asked, advice=advice))
 
 
-def off_grid(choice: Choice) -> list[str]:
-    """What is to be said of noise levels that a predictor was not fitted on."""
+def without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
+    """What a run takes that does not know its model: the predictor it was given, or none of the library."""
+    asked = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False, if_missing=if_missing,
+                    advice=HIDDEN)  # fmt: skip
+    choice = choose(Library([]), asked)
+    return choice if fitted is not None else replace(choice, remarks=(HIDDEN,))
+
+
+def how_to_apply(asked: Request, sigma_max: float) -> str:
+    """What to do in the host's own KSampler for a predictor in place of a plain solver: Apply AMED Predictor,
+    where the library has one for this very model, guidance and number of evaluations; else to calibrate.
+    Nothing for a run that begins below the top, to which an applied one would only be stretched."""
+    nfe = asked.count  # one at each noise level, the last to 0
+    if not from_the_top(asked.times, sigma_max):
+        return ""
+    for sampler in dict.fromkeys((asked.sampler, AUTO)):
+        wanted = replace(asked, sampler=sampler, times=None, nfe=nfe, if_missing="error", exact=False)
+        try:
+            choice = choose(library(), wanted)
+        except PredictorError:
+            continue
+        if not choice.remarks:
+            setting = f"sampler {sampler}, nfe {nfe}, guidance {asked.guidance:g}"
+            return f"Put Apply AMED Predictor before this KSampler ({setting}) to run {choice.fitted.name}."
+    return (
+        f"Calibrate AMED with nfe {nfe}, then Apply AMED Predictor before this KSampler, runs a fitted one."
+    )
+
+
+def off_grid(choice: Choice, model_sampling: Any) -> list[str]:
+    """What is to be said of noise levels that a predictor was not fitted on. model_sampling: the MODEL's, or
+    None where it is not known."""
     if choice.grid == "other":
-        steps = choice.fitted.spec.num_steps - 1
-        return [
-            f"choose the {SCHEDULER} schedule with {steps} steps, or AMED Scheduler: "
-            f"these noise levels are not those {choice.fitted.name} was fitted on"
-        ]
+        return [other_levels(choice.fitted, model_sampling)]
     if choice.grid == "below":
         return [
             "started below the top of the schedule: no analytic first step, and the constants are "
             "interpolated between the fitted noise levels where these are others"
         ]
     return []
+
+
+def other_levels(fitted: Fitted, model_sampling: Any) -> str:
+    """What to do for the noise levels a predictor was fitted on: the `amed` schedule, where that gives them
+    on this MODEL, or AMED Scheduler, which always does."""
+    ways, steps = ["AMED Scheduler"], fitted.spec.num_steps - (not fitted.spec.of)
+    if model_sampling is not None and same_times(host_sigmas(model_sampling, steps), fitted.base):
+        ways.insert(0, f"the {SCHEDULER} schedule with {steps} steps")
+    wrong = f"these noise levels are not those {fitted.name} was fitted on"
+    return f"choose {', or '.join(ways)}: {wrong}"
 
 
 def brief(report: Report) -> str:
@@ -175,31 +241,22 @@ def plain_function(setting: Setting) -> Callable[..., Tensor]:
     def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
         if len(sigmas) < 2:
             return x
-        extra_args = extra_args or {}
+        extra_args = dict(extra_args or {})
+        extra_args["model_options"] = own_options(extra_args)
+        kept, counted = Kept(extra_args), Counted(model, Report())
         from_the_top = float(sigmas[0]) > 0.99 * setting.sigma_max
         afs = setting.afs and from_the_top and may_start_analytically(model, extra_args)
-        result = engine_sample(
-            Counted(model, Report()), x, sigmas, setting.solver, extra_args, callback, disable, afs=afs
-        )
-        return keep_unmasked(model, extra_args, result, sigmas[-1])
+        result = engine_sample(counted, x, sigmas, setting.solver, extra_args, callback, disable, afs=afs)
+        return kept.put_back(counted, result, sigmas[-1], extra_args)
 
     return sample_plain
 
 
-def keep_unmasked(model: Any, extra_args: dict[str, Any], x: Tensor, sigma: Tensor) -> Tensor:
-    """An inpainting result with the kept part (mask 0) put back: the host's denoiser does so at every
-    evaluation, but a run that ends above noise level 0 does not end with one. x itself without a mask."""
-    mask = extra_args.get("denoise_mask")
-    if mask is None:
-        return x
-    scaled = model.inner_model.inner_model.model_sampling.noise_scaling
-    kept = scaled(sigma, torch.zeros_like(x), model.latent_image)
-    return x * mask + kept * (1 - mask)
-
-
 def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
     """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model, but
-    for a table that was fitted to one so."""
-    flow = is_flow(model.inner_model.inner_model.model_sampling)
-    fits = not flow or (fitted is not None and fitted.spec.learned and fitted.spec.prediction_type == "flow")
+    for a table that was fitted to one so. Of a model that is not found a table's own is known."""
+    sampling = model_sampling_of(model)
+    flow, learned = sampling is not None and is_flow(sampling), fitted is not None and fitted.spec.learned
+    as_fitted = learned and (sampling is None or fitted.spec.prediction_type == "flow")
+    fits = as_fitted or (sampling is not None and not flow)
     return fits and extra_args.get("denoise_mask") is None

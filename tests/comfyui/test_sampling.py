@@ -88,7 +88,7 @@ def test_dropdown_sampler_without_a_predictor_runs_the_plain_solver_and_says_so(
     missing = (
         "no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and this emoji32"
     )
-    assert text.startswith(f"the plain solver ipndm-2 ran: {missing}") and "The nearest is " in text
+    assert text.startswith(f"the plain solver ipndm-3 ran: {missing}") and "The nearest is " in text
     assert text.splitlines()[1:] == ["AMED: 20 evaluations, 20 passes an image, plain"]  # the last to 0
 
 

@@ -503,3 +503,24 @@ def test_a_signature_travels_and_costs_a_code_little(tmp_path):
     assert from_code(code, "again").spec.identity == MINE
     bare = dataclasses.replace(fitted, spec=dataclasses.replace(fitted.spec, model_signature=""))
     assert len(code) - len(code_of(bare)) < 900
+
+
+def test_a_list_that_a_user_chose_takes_only_what_was_fitted_on_it(tmp_path):
+    """exact: never a table of as many noise levels at other places; a plain solver whose order guidance
+    decides, and the host's advice."""
+    own, other = (schedules.polynomial(5, 0.002, 80.0, rho) for rho in (7.0, 3.0))
+    spec = Spec(solver="multistep", num_steps=5, schedule="polynomial", sigma_min=0.002, sigma_max=80.0,
+                model_family="emoji32", how="for a test")  # fmt: skip
+    save(tmp_path / "own.safetensors", Fitted(spec, as_multistep(Solver("ipndm", 2), own), own))
+    library, who = Library([tmp_path]), Identity("emoji32", "")
+
+    def taken(times, guidance=1.0, **more):
+        asked = Request(who, "amed_multistep", guidance, times=times, if_missing="plain", **more)
+        return choose(library, asked)
+
+    assert taken(own, exact=True).fitted.name == "own.safetensors"
+    assert taken(other).fitted.name == "own.safetensors" and taken(other).grid == "other"
+    for guidance, order in ((1.0, 3), (2.0, 2), (7.0, 2)):
+        choice = taken(other, guidance, exact=True, advice="Do this.")
+        assert choice.fitted.name == "plain" and choice.fitted.spec.max_order == order
+        assert choice.remarks[0].endswith(" Do this.") and choice.sigmas.equal(other)
