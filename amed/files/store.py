@@ -90,6 +90,7 @@ class Fitted:
             return self
         copy = BottleneckPredictor(own.scale_dir, own.scale_time)
         copy.adopt(own.state_dict())
+        copy = copy if torch.device(device).type == "cpu" else copy.float()  # it may have no float64
         return dataclasses.replace(self, predictor=copy.to(device))
 
 
