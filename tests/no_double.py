@@ -1,7 +1,7 @@
 """A device without float64, as Apple's GPUs are: `there()` is a torch.device, played on the CPU.
 
-Its tensors are torch's own in all but where they lie. As there, no float64 tensor can be made on it, nor can one
-become float64 on its way to the CPU; and with tensors of the CPU they do not mix, but for single numbers."""
+Its tensors are torch's own in all but where they lie. As there, no float64 tensor can be made on it, nor can
+one become float64 on its way to the CPU; with tensors of the CPU they do not mix, but for single numbers."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ REFUSED = (
 )
 LACKING = (torch.float64, torch.complex128)
 aten = torch.ops.aten
-CONVERT, COPY = aten._to_copy.default, aten.copy_.default
+ALIKE, CONVERT, COPY = aten._has_compatible_shallow_copy_type.default, aten._to_copy.default, aten.copy_.default
 INDEX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -60,6 +60,8 @@ def run(op: Any, *args: Any, **kwargs: Any) -> Any:
     given, spec = tree_flatten((args, kwargs))
     ours = [v for v in given if isinstance(v, Elsewhere)]
     others = [v for v in given if isinstance(v, torch.Tensor) and not isinstance(v, Elsewhere)]
+    if op is ALIKE:
+        return not others
     device = kwargs.get("device")
     leaves = device is not None and torch.device(device).type != NAME
     if op is COPY:

@@ -168,13 +168,13 @@ class ClosedForm:
             v for kept in hand for v in split.full([None if d is None else d[part] for d in kept])
             if v is not None
         ]  # fmt: skip
-        basis = torch.stack([*columns, wanted[part]], dim=1).flatten(3)  # [n, k + 1, C, pixels]
-        basis = as_double(basis) if basis.device.type == "cpu" else basis
+        # [n, k + 1, C, pixels], float64: slopes are nearly parallel, and weights of float32's products are worse
+        basis = as_double(torch.stack([*columns, wanted[part]], dim=1).flatten(3))
         flat = basis.flatten(2)
-        inner = as_double(flat @ flat.mT)
+        inner = flat @ flat.mT
         if not shape.offset:
             return inner
-        sums = as_double(basis.sum(dim=3))  # with an image that is 1 in one channel
+        sums = basis.sum(dim=3)  # with an image that is 1 in one channel
         own = torch.eye(sums.shape[2], dtype=torch.float64).expand(len(sums), -1, -1) * basis.shape[3]
         k = len(columns)
         upper = torch.cat([inner[:, :k, :k], sums[:, :k], inner[:, :k, k:]], dim=2)
