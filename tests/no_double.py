@@ -16,7 +16,11 @@ REFUSED = (
 )
 LACKING = (torch.float64, torch.complex128)
 aten = torch.ops.aten
-ALIKE, CONVERT, COPY = aten._has_compatible_shallow_copy_type.default, aten._to_copy.default, aten.copy_.default
+ALIKE, CONVERT, COPY = (
+    aten._has_compatible_shallow_copy_type.default,
+    aten._to_copy.default,
+    aten.copy_.default,
+)
 INDEX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -95,6 +99,7 @@ def there() -> torch.device:
     """The device, set up when it is first asked for."""
     if not _libraries:
         _setup_privateuseone_for_python_backend(NAME)
+        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16]  # checkpointing asks
         rest, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         rest.fallback(run, "PrivateUse1")
         own.impl("copy_", lambda *args, **kwargs: run(COPY, *args, **kwargs), "PrivateUse1")

@@ -1,5 +1,5 @@
-"""ComfyUI on a device without float64 (tests/no_double.py), as on Apple's GPUs: every node, beside the same on the
-CPU."""
+"""ComfyUI on a device without float64 (tests/no_double.py), as on Apple's GPUs: every node, beside the same
+on the CPU."""
 
 from pathlib import Path
 
@@ -91,12 +91,16 @@ def test_our_nodes(both):
         applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
         made["applied"] = g.ksampler("amed_multistep", "amed", 4, model=[applied, 0])
         for solver in ("euler", "heun", "ipndm-3", "dpmpp-2m", "unipc", "deis-3"):
-            node = g.add("AMEDPlainSolver", model=g.model, solver=solver, nfe=6, schedule="polynomial", rho=7.0,
-                         afs=False)  # fmt: skip
-            made[f"plain {solver}"] = [
-                g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=1.0, sampler=[node, 0], sigmas=[node, 1],
-                      **g.around()), 0
-            ]  # fmt: skip
+            asked = {"nfe": 6, "schedule": "polynomial", "rho": 7.0, "afs": False}
+            node = g.add("AMEDPlainSolver", model=g.model, solver=solver, **asked)
+            given = {
+                "add_noise": True,
+                "noise_seed": 3,
+                "cfg": 1.0,
+                "sampler": [node, 0],
+                "sigmas": [node, 1],
+            }
+            made[f"plain {solver}"] = [g.add("SamplerCustom", **given, **g.around()), 0]
         return made
 
     both(put)
@@ -120,8 +124,8 @@ def test_around_a_sampler_of_the_hosts(both, server, elsewhere):
     """By a file: Apply and the ordinary KSampler, and as SAMPLER and SIGMAS."""
     times = schedules.make("polynomial", 5, SIGMA_MIN, SIGMA_MAX)[:4]
     for sampler, levels in (("uni_pc", times), ("dpmpp_2m", times)):
-        spec = demo_spec(solver="outside", num_steps=4, sigma_min=float(times[-1]), schedule="custom", of=sampler,
-                         calls=4)  # fmt: skip
+        own = {"schedule": "custom", "sigma_min": float(times[-1]), "num_steps": 4, "calls": 4}
+        spec = demo_spec(solver="outside", of=sampler, **own)
         for running in (server, elsewhere):
             folder = running.base / "models" / "amed_predictors"
             save(folder / f"around_{sampler}.safetensors", Fitted(spec, Outside(times, levels), times))
@@ -185,8 +189,9 @@ def test_train(server, elsewhere):
     errors = []
     for running, device in ((server, "cpu"), (elsewhere, DEVICE)):
         g = On(device)
-        fit = g.add("AMEDTrainPredictor", **g.around(), sampler="amed", nfe=4, guidance=1.0, images=8, batch=4,
-                    teacher_points=1, learning_rate=5e-3, seed=0, name="no-double")  # fmt: skip
+        asked = {"sampler": "amed", "nfe": 4, "guidance": 1.0, "images": 8, "batch": 4, "teacher_points": 1}
+        rest = {"learning_rate": 5e-3, "seed": 0, "name": "no-double"}
+        fit = g.add("AMEDTrainPredictor", **g.around(), **asked, **rest)
         g.add("PreviewImage", images=[fit, 1])
         running.run(g.nodes)
         (path,) = (running.base / "models" / "amed_predictors").rglob("no-double-nfe4-cfg1.safetensors")

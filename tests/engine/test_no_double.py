@@ -1,7 +1,8 @@
-"""The engine on a device without float64 (tests/no_double.py): each sampler, fit and measure gives there what it
-gives on the CPU."""
+"""The engine on a device without float64 (tests/no_double.py): each sampler, fit and measure gives there
+what it gives on the CPU."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def same(work, tolerance=NEAR):
     assert error(there, here) < tolerance
 
 
-# --- the device ----------------------------------------------------------------------------------------------
+# --- the device --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_the_helpers():
     assert as_like(wide, x).device == x.device and as_like(wide, x).dtype == x.dtype
 
 
-# --- sampling ------------------------------------------------------------------------------------------------
+# --- sampling ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("zero", [0, 1])
@@ -213,8 +214,9 @@ def test_tables(parts, offset, afs):
     table = Multistep(TIMES, weights, table.a, parts, shift, (2,) if parts.startswith("halves") else ())
 
     def work(device):
-        return sample(Guided(Model(device), 2.0), noise(device), TIMES.to(device, torch.float32),
-                      Solver("multistep"), halves(device), predictor=table, afs=afs, evaluate=asked)  # fmt: skip
+        guided, times = Guided(Model(device), 2.0), TIMES.to(device, torch.float32)
+        return sample(guided, noise(device), times, Solver("multistep"), halves(device), predictor=table,
+                      afs=afs, evaluate=asked)  # fmt: skip
 
     same(work)
 
@@ -240,7 +242,8 @@ def test_bundled_files(name):
 @pytest.mark.parametrize(
     "solver",
     [Solver("euler"), Solver("heun"), Solver("dpm_2"), *(Solver("ipndm", n) for n in (2, 4)),
-     *(Solver("dpmpp", 3, data) for data in (False, True)), *(Solver("unipc", 3, variant=v) for v in ("bh1", "bh2")),
+     *(Solver("dpmpp", 3, data) for data in (False, True)), Solver("unipc", 3),
+     Solver("unipc", 3, variant="bh2"),
      *(Solver("deis", n) for n in (2, 4))],
     ids=str,
 )  # fmt: skip
@@ -270,7 +273,7 @@ def test_thresholds():
     same(work)
 
 
-# --- samplers of a host --------------------------------------------------------------------------------------
+# --- samplers of a host ------------------------------------------------------------------------------------
 
 
 def host_sampler(name):
@@ -296,7 +299,7 @@ def test_a_predictor_around_a_hosts_sampler(name):
     same(work)
 
 
-# --- choosing ------------------------------------------------------------------------------------------------
+# --- choosing ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["auto", *SAMPLERS])
@@ -309,10 +312,7 @@ def test_choosing_by_a_list_on_the_device(sampler, fallback, tmp_path):
     choice = choose(Library([tmp_path]), asked)
     assert choice.sigmas.device.type == "cpu" and choice.sigmas.dtype == torch.float64
     own = "amed_multistep" if sampler == "auto" else sampler
-    if own == "amed_multistep":
-        constants = as_multistep(Solver("ipndm", 2), TIMES)
-    else:
-        constants = Constants(TIMES)
+    constants = as_multistep(Solver("ipndm", 2), TIMES) if own == "amed_multistep" else Constants(TIMES)
     for name, base in (("mine", TIMES), ("other", schedules.make("logsnr", 5, 0.02, 40.0))):
         described = Spec.on(ENTRIES[own].solver, base, model_family="toy", model_fingerprint="f" * 16)
         moved = (
@@ -334,7 +334,7 @@ def test_schedules_of_a_table_on_the_device():
     assert torch.equal(schedules.checked(TIMES.float().to(DEVICE)), TIMES.float().double())
 
 
-# --- measuring -----------------------------------------------------------------------------------------------
+# --- measuring ---------------------------------------------------------------------------------------------
 
 
 def test_measures():
@@ -374,7 +374,11 @@ def test_a_walk(solver):
         assert torch.allclose(there.shares(), here.shares(), atol=1e-3)
 
 
-# --- fitting -------------------------------------------------------------------------------------------------
+# --- fitting -----------------------------------------------------------------------------------------------
+
+
+def features(images):
+    return images.mean(dim=(2, 3))
 
 
 def target_on(device, guidance=1.0, flow=False):
@@ -384,8 +388,8 @@ def target_on(device, guidance=1.0, flow=False):
 
     model = Model(device)
     model = Guided(model, guidance) if guidance != 1 else model
-    return Target(model, draw, 0.02, 40.0, evaluate=asked if guidance != 1 else None,
-                  prediction_type="flow" if flow else "eps", features=lambda v: v.mean(dim=(2, 3)))  # fmt: skip
+    kind, evaluate = "flow" if flow else "eps", asked if guidance != 1 else None
+    return Target(model, draw, 0.02, 40.0, prediction_type=kind, evaluate=evaluate, features=features)
 
 
 @pytest.mark.parametrize(
@@ -413,8 +417,8 @@ def test_calibration(asked_for):
         assert report.picture(results[-1], results[-1].images).width
     here, there = (result.fitted.spec.metrics for result in results)
     assert there["evaluations"] == here["evaluations"]
-    assert there["error"] == pytest.approx(here["error"], rel=0.02)
-    assert there["fd_ref"] == pytest.approx(here["fd_ref"], rel=0.05, abs=1e-3)
+    assert there["error"] == pytest.approx(here["error"], rel=1e-3)
+    assert there["fd_ref"] == pytest.approx(here["fd_ref"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
@@ -430,7 +434,7 @@ def test_a_calibration_of_a_hosts_sampler(name):
         list(calibration.run())
         results.append(calibration.result().fitted.spec.metrics)
     here, there = results
-    assert there["error"] == pytest.approx(here["error"], rel=0.02)
+    assert there["error"] == pytest.approx(here["error"], rel=1e-3)
 
 
 def test_greedy_tables_and_rivals():
@@ -456,7 +460,7 @@ def test_greedy_tables_and_rivals():
 def trained():
     """Algorithm 1 on both devices: print the best held-out errors, and where it began."""
 
-    for name in ("amed", "amed_deis", "amed_uni_pc"):
+    for name, checkpointing in (("amed", True), ("amed_deis", False), ("amed_uni_pc", False)):
         for device in (torch.device("cpu"), DEVICE):
             torch.manual_seed(0)
             model, network = Model(device), BottleneckPredictor(0.01, 0.01).to(device)
@@ -466,30 +470,25 @@ def trained():
                 return (torch.randn(count, *SHAPE, generator=generator) * 40).to(device), {}
 
             times = teacher.times("polynomial", 4, 0.02, 40.0, 7.0)
-            for checkpointing in (False, True):
-                settings = algorithm1.Settings(images=48, batch=8, held_out=8, checkpointing=checkpointing)
-                steps = algorithm1.train(model, solver, network, times, draw, teacher, settings, afs=True,
-                                         evaluate=FromModule(model.middle_block))  # fmt: skip
-                *_, last = steps
-                state = last.state()
-                algorithm1.Progress(
-                    last.images, last.losses, last.held_out, last.best, True, lambda s=state: s
-                )
-            print(name, device.type, f"{last.best:.6f}", flush=True)
+            settings = algorithm1.Settings(images=16, batch=8, held_out=4, checkpointing=checkpointing)
+            *_, last = algorithm1.train(model, solver, network, times, draw, teacher, settings, afs=True,
+                                        evaluate=FromModule(model.middle_block))  # fmt: skip
+            last.state()
+            print(name, device.type, last.best, flush=True)
 
 
 def test_algorithm_1():
-    """In a process of its own, which ends without torch's thread for this device: the thread would abort it."""
-    told = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300)
+    """In a process of its own: torch's thread for the gradients of this device aborts a usual end."""
+    tests = Path(__file__).resolve().parents[1]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))}
+    told = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300, env=found)
     assert told.returncode == 0, told.stderr[-2000:]
     lines = [line.split() for line in told.stdout.splitlines()]
     assert len(lines) == 6
     for here, there in zip(lines[::2], lines[1::2]):
-        assert float(there[2]) == pytest.approx(float(here[2]), rel=0.02)
+        assert float(there[2]) == pytest.approx(float(here[2]), rel=1e-3)
 
 
 if __name__ == "__main__":
-    import os
-
     trained()
     os._exit(0)

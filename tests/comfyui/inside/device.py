@@ -1,5 +1,5 @@
-"""The host on another device: on the one whose file AMED_TEST_DEVICE names (tests/no_double.py), in the host's own
-mode for devices it does not know (DirectML's)."""
+"""The host on another device: the one whose file AMED_TEST_DEVICE names (tests/no_double.py), in the host's
+own mode for devices it does not know (DirectML's)."""
 
 import importlib.util
 import os
