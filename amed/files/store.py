@@ -104,7 +104,7 @@ def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
     """The tensors a file holds: `sigmas` [N], and its constants, or the network's own by their names."""
     network = fitted.predictor
     own = network.state_dict() if isinstance(network, BottleneckPredictor) else values_of(fitted)
-    return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
+    return {k: v.detach().cpu().contiguous().clone() for k, v in {"sigmas": fitted.base, **own}.items()}
 
 
 def as_json(fitted: Fitted) -> dict[str, Any]:

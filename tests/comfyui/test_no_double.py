@@ -8,6 +8,7 @@ import pytest
 from comfyui.conftest import MLP, Graph, demo_spec, put_test_nodes, write_user_predictors
 
 from amed import SAMPLERS, Fitted, load, save, schedules
+from amed.fit.plain import SOLVERS
 from amed.outside import Outside
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN
@@ -90,7 +91,7 @@ def test_our_nodes(both):
         loaded = g.add("AMEDLoadPredictor", name="test_amed_multistep.safetensors")
         applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
         made["applied"] = g.ksampler("amed_multistep", "amed", 4, model=[applied, 0])
-        for solver in ("euler", "heun", "ipndm-3", "dpmpp-2m", "unipc", "deis-3"):
+        for solver in SOLVERS:
             asked = {"nfe": 6, "schedule": "polynomial", "rho": 7.0, "afs": False}
             node = g.add("AMEDPlainSolver", model=g.model, solver=solver, **asked)
             given = {
