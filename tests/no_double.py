@@ -3,6 +3,8 @@
 Its tensors are torch's own in all but where they lie. As there, no float64 tensor can be made on it, nor can
 one become float64 on its way to the CPU; with tensors of the CPU they do not mix, but for single numbers."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,9 +101,13 @@ def there() -> torch.device:
     """The device, set up when it is first asked for."""
     if not _libraries:
         _setup_privateuseone_for_python_backend(NAME)
-        getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16]  # checkpointing asks
+        module = getattr(torch, NAME)  # what checkpointing asks of a device
+        module.get_amp_supported_dtype = lambda: [torch.float16]
+        module.get_rng_state, module.set_rng_state = lambda *_: torch.get_rng_state(), lambda *_: None
+        module.device = lambda _: nullcontext()
         rest, own = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
         rest.fallback(run, "PrivateUse1")
-        own.impl("copy_", lambda *args, **kwargs: run(COPY, *args, **kwargs), "PrivateUse1")
+        for op in (COPY, aten._local_scalar_dense.default):  # torch.tensor asks for these past Elsewhere
+            own.impl(op.name(), partial(run, op), "PrivateUse1")
         _libraries.extend((rest, own))
     return torch.device(NAME)

@@ -183,6 +183,7 @@ def test_calibrate(server, elsewhere, asked):
         folder = running.base / "models" / "amed_predictors"
         (path,) = folder.rglob(f"no-double-nfe{more.get('nfe', '3')}-*.safetensors")
         errors.append(load(path).spec.metrics["error"])
+        path.unlink()
     assert errors[1] == pytest.approx(errors[0], rel=0.03)
 
 
@@ -197,6 +198,7 @@ def test_train(server, elsewhere):
         running.run(g.nodes)
         (path,) = (running.base / "models" / "amed_predictors").rglob("no-double-nfe4-cfg1.safetensors")
         errors.append(load(path).spec.metrics["error"])
+        path.unlink()
     assert errors[1] == pytest.approx(errors[0], rel=0.03)
 
 
