@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import known
 from .constants import Constants, as_multistep, from_the_top, same_times
+from .double import as_double
 from .files import Fitted, Library, PredictorError, Spec
 from .fingerprint import Identity as Identity
 from .kdiffusion import solver_of
@@ -106,7 +107,7 @@ def choose(library: Library, request: Request) -> Choice:
             raise missing
     sigmas, grid = fitted.sigmas(), "own"
     if isinstance(request.times, Tensor):
-        sigmas = request.times.detach().cpu().double()
+        sigmas = as_double(request.times)
         if not same_times(sigmas, fitted.base):
             high = fitted.spec.sigma_max
             grid = "other" if from_the_top(sigmas, high) or sigmas[0] > high else "below"
@@ -273,7 +274,7 @@ def plain_for(request: Request) -> Fitted:
     if request.nfe is not None and request.nfe < 1:
         raise ValueError(f"nfe is {request.nfe}: at least 1 evaluation is needed")
     if isinstance(given, Tensor):
-        times, nfe = given.detach().cpu().double(), len(given) - 1
+        times, nfe = as_double(given), len(given) - 1
         found = best_known(request, nfe)  # every level given is evaluated: none of an analytic first step
         if found and same_times(times, found.sigmas(nfe, float(times[-1]), float(times[0]))):
             solver = found.solver
@@ -312,7 +313,7 @@ def untrained_for(request: Request) -> Fitted:
     two = solver_of(sampler).each(learned=True) == 2
     odd = two and nfe % 2 == 1
     if isinstance(request.times, Tensor):
-        return untrained(sampler, request.times.detach().cpu())
+        return untrained(sampler, request.times)
     if request.times is not None:
         return untrained(sampler, request.schedule(request.times), odd and request.afs)
     if nfe < (1 if request.afs or not two else 2) or (odd and not request.afs):
@@ -325,7 +326,7 @@ def untrained_for(request: Request) -> Fitted:
 
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     """The plain solver as a predictor: geometric midpoints (r = 1/2), no scales; for multistep, iPNDM-2."""
-    solver, times = solver_of(sampler), torch.as_tensor(times, dtype=torch.float64)
+    solver, times = solver_of(sampler), as_double(times)
     if len(times) < 2:  # one level and 0: the model's denoised image; constants have nothing to act on
         times = torch.cat([times, times / 2])
     multistep = solver.name == MULTISTEP

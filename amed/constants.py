@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .double import as_double
 from .parameters import AMED, PARAMETERS
 from .parts import PARTS
 from .recipes import MULTISTEP, Solver, compiled
@@ -21,7 +22,8 @@ SAME = 0.01  # noise levels this near each other, in log sigma, are the same: on
 
 def same_times(times: Tensor, own: Tensor) -> bool:
     """Whether the positive ones of `times` are `own`."""
-    times = times[times > 0].double().cpu()
+    times = as_double(times)
+    times = times[times > 0]
     return len(times) == len(own) and bool(((times / own).log().abs() < SAME).all())
 
 
@@ -44,7 +46,7 @@ def between(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
 
 def falling(sigmas: Tensor) -> Tensor:
     """A fitted list of noise levels as float64. Raises ValueError for what is none."""
-    sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+    sigmas = as_double(sigmas)
     if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all() or not (sigmas.diff() < 0).all():
         raise ValueError(f"sigmas must be at least 2 falling positive noise levels, got {sigmas.tolist()}")
     return sigmas
@@ -67,7 +69,7 @@ class Constants:
         for name in names:
             value = values.get(name)
             value = [PARAMETERS[name].default] * count if value is None else value
-            value = self.values[name] = torch.as_tensor(value, dtype=torch.float64).detach()
+            value = self.values[name] = as_double(value)
             if value.shape != (count,):
                 wrong = f"got shape {tuple(value.shape)}"
                 raise ValueError(f"{name} must have one value per interval ({count}), {wrong}")
@@ -94,7 +96,7 @@ class Multistep:
     def __init__(self, sigmas: Tensor, weights: Tensor, a: Tensor | None = None, parts: str = "",
                  offset: Tensor | None = None, alone: Sequence[int] = ()):  # fmt: skip
         self.sigmas, self.parts = falling(sigmas), parts
-        weights = torch.as_tensor(weights, dtype=torch.float64).detach()
+        weights = as_double(weights)
         if parts not in PARTS:
             raise ValueError(f"parts is {parts!r}: there are {', '.join(map(repr, PARTS))}")
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
@@ -107,12 +109,12 @@ class Multistep:
             raise ValueError("weights are not finite")
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError("weights reach back to slopes before the first")
-        self.a = torch.ones(steps).double() if a is None else torch.as_tensor(a).detach().double()
+        self.a = as_double([1.0] * steps if a is None else a)
         if self.a.shape != (steps,):
             raise ValueError(f"a must have {steps} values, got shape {tuple(self.a.shape)}")
         PARAMETERS["a"].check(self.a)
         self.weights = weights
-        self.offset = None if offset is None else torch.as_tensor(offset).detach().double()
+        self.offset = None if offset is None else as_double(offset)
         if self.offset is not None:
             if self.offset.ndim != 2 or len(self.offset) != steps:
                 raise ValueError(f"offset must have {steps} rows, got shape {tuple(self.offset.shape)}")
@@ -146,7 +148,7 @@ class Multistep:
         continuous in the start, also where that passes one of the table's own times."""
         given = self.sigmas.tolist() if times is None else times
         on, grid = [t for t in given if t > 0], self.sigmas[:-1]
-        own = same_times(torch.tensor(on).double(), self.sigmas)
+        own = same_times(as_double(on), self.sigmas)
         lead = not afs and self.before_first() and from_the_top(torch.tensor(on[:1]), float(grid[0]))
         zero = ((0.0,) * self.weights.shape[2],)
         rows = [Row(on[0], zero, analytic=True, opens=False, closes=False)] if lead else []
@@ -182,7 +184,7 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
         raise ValueError("rescales cannot be written as weights on slopes")
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError("this predictor looks at the image: it has no constants to convert")
-    table = compiled(solver, torch.as_tensor(sigmas).double().tolist(), predictor, afs)
+    table = compiled(solver, as_double(sigmas).tolist(), predictor, afs)
     times = [*(float(row.sigma) for row in table.rows), table.end]
     weights = shares_of(table, afs)
     a = [1.0 if row.sigma_model is None else row.sigma_model / row.sigma for row in table.rows]
@@ -194,7 +196,8 @@ def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
     shares of the step's length; without AFS the last may be on the analytic slope before the first."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
     times = [*(float(row.sigma) for row in rows), table.end]
-    weights, unit = torch.zeros(steps, steps + lead).double(), torch.eye(steps + lead, dtype=torch.float64)
+    unit = torch.eye(steps + lead, dtype=torch.float64)
+    weights = unit.new_zeros(steps, steps + lead)
     x, seen = unit[0] * (1 + times[0] ** 2) ** 0.5, list[Tensor]()  # x_0 is the analytic slope, scaled
     for n, row in enumerate(rows):
         slope = unit[n + lead]

@@ -5,6 +5,7 @@ for row in rows:
     x = x + sum(w * d for w, d in zip(row.weights, newest first))
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -285,7 +286,11 @@ def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predicto
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
     """Imagen's dynamic thresholding, for pixel models only: clamp each sample to the quantile of its |x0|, at
     least 1, and divide by it."""
-    bound = torch.quantile(denoised.abs().flatten(1), quantile, dim=1).clamp(min=1.0)
+    # not torch.quantile, which takes 16 million values at most, and makes float64 of them
+    ordered = denoised.abs().flatten(1).sort(dim=1).values
+    rank = quantile * (ordered.shape[1] - 1)
+    near = ordered[:, int(rank)], ordered[:, math.ceil(rank)]
+    bound = torch.lerp(*near, rank - int(rank)).clamp(min=1.0)
     bound = bound.view(-1, *[1] * (denoised.ndim - 1))
     return denoised.clamp(-bound, bound) / bound
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .double import as_like
+
 
 def pool(bottleneck: Tensor) -> Tensor:
     """The network's view of a bottleneck `[B, C, H, W]`: mean over channels, then 8x8, as `[B, 64]`."""
@@ -85,7 +87,7 @@ class BottleneckPredictor(nn.Module):
         self, t_cur: float, t_next: float, bottleneck: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         like = self.fc_r.weight
-        features = like.new_zeros(1, 64) if bottleneck is None else pool(bottleneck).to(like)
+        features = like.new_zeros(1, 64) if bottleneck is None else as_like(pool(bottleneck), like)
         freqs, inference = torch.as_tensor(self.freqs).dtype, torch.is_inference_mode_enabled()
         known = waves((float(t_cur), float(t_next)), freqs, like.dtype, like.device, inference)
         times = F.silu(self.map_layer0(known)).reshape(1, 16)

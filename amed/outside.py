@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .constants import SAME, between, falling
+from .double import as_double
 from .loop import Denoiser
 from .parameters import PARAMETERS
 
@@ -32,7 +33,7 @@ class Outside:
 
     def __init__(self, sigmas: Tensor, levels: Tensor, c: Tensor | None = None, a: Tensor | None = None):
         self.sigmas = falling(sigmas)
-        self.levels = torch.as_tensor(levels, dtype=torch.float64).detach()
+        self.levels = as_double(levels)
         count = len(self.levels)
         if (
             self.levels.ndim != 1
@@ -42,8 +43,7 @@ class Outside:
         ):
             raise ValueError(f"levels must be positive noise levels, one a call, got {self.levels.tolist()}")
         self.c, self.a = (
-            torch.ones(count, dtype=torch.float64) if v is None else torch.as_tensor(v).detach().double()
-            for v in (c, a)
+            torch.ones(count, dtype=torch.float64) if v is None else as_double(v) for v in (c, a)
         )
         for name in NAMES:
             value = getattr(self, name)
@@ -53,7 +53,7 @@ class Outside:
                 )
             PARAMETERS[name].check(value)
         order = sorted(set(self.levels.tolist()), reverse=True)
-        alike = torch.stack([(self.levels == level).double() for level in order])
+        alike = torch.stack([as_double(self.levels == level) for level in order])
         self.known = torch.tensor(order, dtype=torch.float64)
         pairs = torch.stack([self.c, self.a], dim=1)
         self.mean = alike @ pairs / alike.sum(dim=1, keepdim=True)

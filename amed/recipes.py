@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import schedules
+from .double import as_double
 from .parameters import AMED
 from .table import END, Number, Row, Table, Weights
 
@@ -140,18 +141,17 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
         return x + c * (s - t) * h[-1].d
     near = list(reversed(h[-order:]))
     like = next((v for v in (s, t, *(p.t for p in near)) if isinstance(v, Tensor)), None)
-    device = None if like is None else like.device
-    exact = torch.float32 if device is not None and device.type == "mps" else torch.float64
-    points = torch.linspace(0, 1, 10_000, dtype=exact, device=device)  # of the sums, as ComfyUI takes them
-    given = (v if isinstance(v, Tensor) else points.new_tensor(v) for v in (t, s, *(p.t for p in near)))
-    first, last, *times = (schedules.vp_time(v.to(exact)[..., None], 0.002, 80.0) for v in given)
+    zero = as_double(0.0) if like is None else like.new_zeros(())
+    points = torch.linspace(0, 1, 10_000, dtype=zero.dtype, device=zero.device)  # as ComfyUI takes them
+    given = (zero + v for v in (t, s, *(p.t for p in near)))
+    first, last, *times = (schedules.vp_time(v[..., None], 0.002, 80.0) for v in given)
     tau = first + (last - first) * points
     pace = schedules.vp_pace(tau, 0.002, 80.0) * (last - first) / len(points)
     total = 0.0
     for j, point in enumerate(near):
         basis = math.prod((tau - other) / (times[j] - other) for k, other in enumerate(times) if k != j)
         weight = (basis * pace).sum(dim=-1)
-        total = total + (float(weight) if like is None else weight.to(like)) * point.d
+        total = total + (float(weight) if like is None else weight) * point.d
     return x + c * total
 
 

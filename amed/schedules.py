@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .double import as_double
+
 KINDS = ("polynomial", "logsnr", "time_uniform", "discrete")
 DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
 NEAR = 1e-3  # of a noise level: a step so short would be an evaluation for nothing
@@ -38,7 +40,7 @@ def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
 def vp_time(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
     """Time t of that process at a noise level: the inverse of `time_uniform`'s formula."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
-    return ((beta_min**2 + 2 * beta_d * (1 + sigma**2).log()).sqrt() - beta_min) / beta_d
+    return ((beta_min**2 + 2 * beta_d * torch.log1p(sigma**2)).sqrt() - beta_min) / beta_d
 
 
 def vp_pace(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
@@ -70,7 +72,7 @@ def sd_sigmas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 
 
 
 def _log_alpha(sigma: Tensor) -> np.ndarray:
-    return -0.5 * np.log1p(np.asarray(sigma, dtype=np.float64) ** 2)
+    return np.asarray(-0.5 * np.log1p(as_double(sigma).numpy() ** 2))
 
 
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
     """Inverse of `sigma_to_t`."""
-    log_alpha = np.interp(np.asarray(t, dtype=np.float64), np.arange(len(table)), _log_alpha(table))
+    log_alpha = np.interp(as_double(t).numpy(), np.arange(len(table)), _log_alpha(table))
     return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
 
 
@@ -126,7 +128,7 @@ def checked(sigmas: Tensor) -> Tensor:
     Raises ValueError that says which of these fails."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas must be a list of at least 2 noise levels, got shape {tuple(sigmas.shape)}")
-    sigmas = sigmas.detach().to("cpu", torch.float64)
+    sigmas = as_double(sigmas)
     if not sigmas.isfinite().all():
         raise ValueError(f"sigmas are not all finite: {sigmas.tolist()}")
     if not (sigmas[1:] < sigmas[:-1]).all():

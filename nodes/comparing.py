@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS, PredictorError
 from ..amed.choose import AUTO, Choice, choose, usable
+from ..amed.fit.measures import rmse
 from ..amed.fit.plain import Setting
 from .choosing import plain_choice, reference_setting, request
 from .counting import COUNT, bare, counting, read_count
@@ -266,7 +267,7 @@ def measure(scene: Scene, made: Plan, row: Measured, reference: list[Tensor] | N
     row.seconds = median(seconds)
     if reference is not None:
         pairs = ((own_space(scene.model, v) for v in pair) for pair in zip(images, reference))
-        row.distance = mean(float((a - b).double().square().mean().sqrt()) for a, b in pairs)
+        row.distance = mean(rmse(a, b) for a, b in pairs)
     row.pixels, row.images = torch.stack(pixels), images
     row.note = made.note
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..amed import Fitted, schedules
 from ..amed.choose import Identity
+from ..amed.double import as_double
 from ..amed.fingerprint import identity_of
 from .log import warn_once
 from .weights import replaced_parts, weights_of
@@ -108,10 +109,10 @@ def base_times(model_sampling: Any, count: int) -> Tensor:
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete):
-        return schedules.make("discrete", count, low, high, table=model_sampling.sigmas.cpu())
+        return schedules.make("discrete", count, low, high, table=model_sampling.sigmas)
     ends = [float(model_sampling.timestep(model_sampling.sigmas[i])) for i in (-1, 0)]
     times = torch.linspace(*ends, count, dtype=torch.float64)
-    return torch.stack([torch.as_tensor(model_sampling.sigma(t), dtype=torch.float64) for t in times])
+    return torch.stack([as_double(model_sampling.sigma(t)) for t in times])
 
 
 def host_sigmas(model_sampling: Any, steps: int) -> Tensor:

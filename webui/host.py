@@ -196,8 +196,7 @@ def base_times(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
     """The `AMED` schedule, float64 `[count]`: uniform in the model's own time."""
     if count < 2:
         return torch.tensor([high], dtype=torch.float64)
-    table = model_wrap.sigmas.detach().double().cpu()
-    return schedules.make("discrete", count, low, high, table=table)
+    return schedules.make("discrete", count, low, high, table=model_wrap.sigmas)
 
 
 def schedule(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> Tensor:

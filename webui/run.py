@@ -23,6 +23,7 @@ from amed.choose import (
     untrained_for,
     within_reach,
 )
+from amed.double import as_double
 
 from . import host
 from .evaluate import HostEvaluate
@@ -218,7 +219,8 @@ def run(
         return x
     choice = getattr(sampler, "amed_choice", None)
     if choice is None:  # noise levels that were not ours to choose (another schedule)
-        given = sigmas[sigmas > 0].double().cpu()
+        given = as_double(sigmas)
+        given = given[given > 0]
         choice = plan(line, wish, p, given, lambda count: given)
     masked = getattr(model, "mask", None) is not None
     evaluate = HostEvaluate(host.current_network, host.row_order())

@@ -92,6 +92,7 @@ class Fitted:
             return self
         copy = BottleneckPredictor(own.scale_dir, own.scale_time)
         copy.adopt(own.state_dict())
+        copy = copy if torch.device(device).type == "cpu" else copy.float()  # it may have no float64
         return dataclasses.replace(self, predictor=copy.to(device))
 
 
@@ -105,7 +106,7 @@ def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
     """The tensors a file holds: `sigmas` [N], and its constants, or the network's own by their names."""
     network = fitted.predictor
     own = network.state_dict() if isinstance(network, BottleneckPredictor) else values_of(fitted)
-    return {k: v.detach().cpu().contiguous() for k, v in {"sigmas": fitted.base, **own}.items()}
+    return {k: v.detach().cpu().contiguous().clone() for k, v in {"sigmas": fitted.base, **own}.items()}
 
 
 def as_json(fitted: Fitted) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..double import as_double
 from ..kdiffusion import sample
 from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Predictor, Solver
@@ -44,12 +45,12 @@ class Counter(nn.Module):
 
 def rmse(x: Tensor, reference: Tensor) -> float:
     """Root of the mean squared difference, over everything."""
-    return float((x.double() - reference.double()).square().mean().sqrt())
+    return float((as_double(x) - as_double(reference)).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A Gaussian fitted to features: mean `[F]`, covariance `[F, F]`, float64."""
+    """A Gaussian fitted to features: mean `[F]`, covariance `[F, F]`, float64 on the CPU."""
 
     mean: Tensor
     cov: Tensor
@@ -57,7 +58,7 @@ class Statistics:
     @classmethod
     def of(cls, features: Tensor) -> "Statistics":
         """From features `[n, F]`. Raises ValueError for fewer than 2 rows or values that are not finite."""
-        features = features.double()
+        features = as_double(features)
         if len(features) < 2 or not features.isfinite().all():
             raise ValueError(f"statistics need at least 2 finite rows, got {tuple(features.shape)}")
         return cls(features.mean(dim=0), torch.cov(features.T))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import schedules
 from ..constants import same_times
+from ..double import as_double
 from ..loop import Denoiser, check
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
@@ -51,7 +52,7 @@ class HostSampler:
                 torch.seed()
                 ends.append(self.run(free, pair, sigmas, {}))
             levels = free.levels
-        one, other = ends[0].double()
+        one, other = as_double(ends[0])
         if not torch.equal(*ends) or (one - other).abs().max() > ALIKE * one.std():
             wrong = "draws noise on its way, so no constants of it can be fitted"
             other = "no SDE, no ancestral; eta 0; of a pack's samplers those whose names end in _ode"
@@ -129,7 +130,7 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
         for longer in (0, 1):
             for name, own in sampler.schedules(count + longer).items():
                 name = f"{name}{', no last level' * longer}"
-                own = own.double().cpu()[: -1 if len(own) and own[-1] == 0 else None][:count]
+                own = as_double(own)[: -1 if len(own) and own[-1] == 0 else None][:count]
                 if not len(own) or not (own > 0).all() or not (own.diff() < 0).all():
                     continue  # some end above 0, or have a level twice
                 if any(len(own) == len(one.sigmas) and same_times(own, one.sigmas) for one in found):
@@ -172,7 +173,7 @@ class OuterFit:
         """Where it starts, float64 `[P]`: the plain sampler."""
         times = self.start.sigmas[1:].log()
         calls = self.start.nfe
-        return torch.cat([times, torch.ones(calls).double(), torch.zeros(calls * self.with_a).double()])
+        return torch.cat([times, times.new_ones(calls), times.new_zeros(calls * self.with_a)])
 
     def parts(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise levels `[n]`, c and a `[E]`."""
@@ -216,7 +217,7 @@ class OuterFit:
         logs = torch.cat([self.start.sigmas[:1].log(), values[:inner]])
         below = torch.cat([logs.diff().neg()[1:], logs.new_full((1,), math.inf)])
         gaps = torch.minimum(logs.diff().neg(), below).clamp(max=1.0)
-        more = [torch.full((calls,), STEPS[k]).double() for k in ("c", "a")[: 1 + self.with_a]]
+        more = [gaps.new_full((calls,), STEPS[k]) for k in ("c", "a")[: 1 + self.with_a]]
         return torch.cat([WIDE * gaps, *more])
 
     def bounded(self, values: Tensor, moved: Tensor) -> Tensor:
@@ -227,8 +228,8 @@ class OuterFit:
         reach, low, high = torch.tensor(limits, dtype=torch.float64).T
         moved = torch.maximum(torch.minimum(moved, values + reach), values - reach)
         moved[inner:] = moved[inner:].clamp(low[inner:], high[inner:])
-        ends = torch.tensor([math.log(float(self.start.sigmas[0])), math.log(self.low) - 0.1])
-        moved[:inner] = ordered(ends.double(), moved[:inner])
+        ends = as_double([math.log(float(self.start.sigmas[0])), math.log(self.low) - 0.1])
+        moved[:inner] = ordered(ends, moved[:inner])
         return moved
 
     def cost(self) -> int:
@@ -257,7 +258,7 @@ class OuterFit:
             rows.append((change.flatten(1) * weight / step).flatten())
             yield f"{self.sampler.name}: derivative {i + 1} of {len(steps)}"
         jacobian = torch.stack(rows)
-        matrix, vector = ((jacobian @ v).double().cpu() for v in (jacobian.T, residual))
+        matrix, vector = (as_double(jacobian @ v) for v in (jacobian.T, residual))
         for damping in DAMPINGS:
             pull = torch.diag(damping * matrix.diagonal() + 1e-30)
             tried = self.bounded(values, values - torch.linalg.solve(matrix + pull, vector))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..constants import Multistep, shares_of
+from ..double import as_double
 from ..loop import Problem, State, loop, parts_of, rows_of
 from ..recipes import Solver
 from ..table import Row, Table
@@ -27,7 +28,7 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
     first. Raises ValueError for fewer times than components."""
     if len(states) < components:
         raise ValueError(f"{components} components need as many times, got {len(states)}")
-    x = states.flatten(2).transpose(0, 1).double()  # [n, T, d]
+    x = as_double(states).flatten(2).transpose(0, 1)  # [n, T, d]
     centred = x - x.mean(dim=1, keepdim=True)
     values, vectors = torch.linalg.eigh(centred @ centred.mT)  # of the Gram matrix: T is small, d is not
     values, vectors = values.clamp(min=0).flip(-1), vectors.flip(-1)
@@ -48,7 +49,7 @@ class Plane:
         """Of states `[T, ...]`, x at T times. Raises ValueError for fewer times than components."""
         if len(states) <= components:
             raise ValueError(f"{components} components need more times than that, got {len(states)}")
-        x = states.flatten(1).double()
+        x = as_double(states).flatten(1)
         mean = x.mean(dim=0)
         values, vectors = torch.linalg.eigh((x - mean) @ (x - mean).T)
         values, vectors = values.flip(-1)[:components], vectors.flip(-1)[:, :components]
@@ -56,11 +57,11 @@ class Plane:
 
     def project(self, states: Tensor) -> Tensor:
         """Coordinates `[n, k]` of states `[n, ...]`."""
-        return (states.flatten(1).double() - self.mean) @ self.axes.T
+        return (as_double(states).flatten(1) - self.mean) @ self.axes.T
 
     def lost(self, states: Tensor) -> Tensor:
         """What the plane leaves out of states `[n, ...]`: |x - projected x| / |x|, `[n]`."""
-        x = states.flatten(1).double()
+        x = as_double(states).flatten(1)
         back = self.mean + self.project(states) @ self.axes
         lost: Tensor = (x - back).norm(dim=1) / x.norm(dim=1)
         return lost

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..double import as_double
 from ..loop import Denoiser
 from .forms import Form, Runner
 from .samples import Samples, per_sample, robust
@@ -78,8 +79,8 @@ class Fit:
                     yield f"{self.name}: derivative {i + 1} of {size}"
             jacobian = torch.stack(rows)
             residual = ((end - part.end.to(end)).flatten(1) * weight).flatten()
-            matrix += (jacobian @ jacobian.T).double().cpu()
-            vector += (jacobian @ residual).double().cpu()
+            matrix += as_double(jacobian @ jacobian.T)
+            vector += as_double(jacobian @ residual)
         self.matrix = matrix if self.matrix is None else FORGET * self.matrix + matrix
         tried = []
         for damping in DAMPINGS:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..double import as_double
 from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
 from ..recipes import Solver
 from .measures import Counter, cut
@@ -139,8 +140,8 @@ def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
 
 
 def per_sample(end: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of each sample, float64 `[n]`."""
-    return (end.double() - target.double()).square().flatten(1).mean(dim=1).cpu()
+    """Mean squared difference of each sample, float64 `[n]` on the CPU."""
+    return (as_double(end) - as_double(target)).square().flatten(1).mean(dim=1)
 
 
 def robust(errors: Tensor, scale: float) -> float:

@@ -1,0 +1,45 @@
+"""The host on another device: the one whose file AMED_TEST_DEVICE names (tests/no_double.py), in the host's
+own mode for devices it does not know (DirectML's)."""
+
+import importlib.util
+import os
+
+import comfy.model_management
+
+
+def moved():
+    """Put the host on that device."""
+    spec = importlib.util.spec_from_file_location("no_double", os.environ["AMED_TEST_DEVICE"])
+    device = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(device)
+    host = comfy.model_management
+    host.directml_enabled, host.directml_device = True, device.there()
+
+
+if "AMED_TEST_DEVICE" in os.environ:
+    moved()
+
+
+class TestWhere:
+    """MODEL -> MODEL whose network runs on a device of this name, or fails."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "device": ("STRING", {})}}
+
+    def run(self, model, device):
+        def asked(network, told):
+            out = network(told["input"], told["timestep"], **told["c"])
+            found = {told["input"].device.type, told["timestep"].device.type, out.device.type}
+            if found != {device}:
+                raise RuntimeError(f"the network ran on {found}, not on {device}")
+            return out
+
+        clone = model.clone()
+        clone.set_model_unet_function_wrapper(asked)
+        return (clone,)
+
+
+NODE_CLASS_MAPPINGS = {"TestWhere": TestWhere}
