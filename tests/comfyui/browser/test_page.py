@@ -137,24 +137,6 @@ def test_a_text_that_an_older_page_saved_is_no_value(page, text):
     assert values[-1] == "its default" and len(values) == 9
 
 
-def test_a_calibration_that_an_older_page_saved_keeps_its_name(page):
-    """0.1.0's seed had a widget more, "randomize": what stood behind it is where it belongs."""
-    page.open(START)
-    read = page.tab.evaluate(
-        """(() => {
-            const node = LiteGraph.createNode("AMEDCalibrate");
-            app.graph.add(node);
-            const saved = node.serialize(), values = [...saved.widgets_values];
-            values.splice(values.length - 1, 1, "randomize", "mine");
-            node.configure({...saved, widgets_values: values});
-            const found = node.widgets.filter(w => w.serialize !== false).map(w => [w.name, w.value]);
-            app.graph.remove(node);
-            return Object.fromEntries(found);
-        })()"""
-    )
-    assert read["name"] == "mine" and read["seed"] == 0 and read["budget"] == "quick"
-
-
 def test_a_linked_predictor_grays_out_what_it_decides(page):
     page.open(next(file for file in FILES if file.stem.startswith("10")))
     disabled = """(() => {
