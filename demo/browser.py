@@ -39,6 +39,7 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
 SEEN = {"vueNodesBannerDismissed": "true"}  # in the browser's own storage
+PATIENCE = 180_000  # milliseconds for what a page does at once on a machine that is not busy
 SIZE = {"width": 1600, "height": 1000}
 
 ACTIVE = "app.extensionManager.workflow?.activeWorkflow"  # the tab in front
@@ -123,7 +124,7 @@ class Chromium:
             browser = driver.chromium.launch(executable_path=find(), args=list(FLAGS))
             self.stack.callback(browser.close)
             self.tab = browser.new_page(viewport=self.size, device_scale_factor=self.scale)
-            self.tab.set_default_timeout(30_000)
+            self.tab.set_default_timeout(PATIENCE)
             self.tab.route(lambda url: not url.startswith(self.url), lambda route: route.abort())
             self.tab.on("console", self.on_console)
             self.tab.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
@@ -252,13 +253,13 @@ class Page(Chromium):
             raise PageError(f"it could not be queued: {told} {self.dialogs()}")
         return told["prompt_id"]
 
-    def wait(self, run: str, seconds: float = 120.0) -> dict:
+    def wait(self, run: str, seconds: float = 600.0) -> dict:
         """The end of a run: `state` "done", "failed" or "stopped", and what the server says of it."""
         self.tab.wait_for_function("run => window.heard.runs[run]", arg=run, timeout=seconds * 1000)
         self.settle()
         return self.tab.evaluate("run => window.heard.runs[run]", run)
 
-    def run(self, seconds: float = 120.0) -> dict:
+    def run(self, seconds: float = 600.0) -> dict:
         """Queue the graph and wait for its end; every output node's `ui`, by node id. Raises PageError if the
         run failed."""
         end = self.wait(self.queue(), seconds)
@@ -319,6 +320,7 @@ class Page(Chromium):
     def tab_of(self, name: str) -> None:
         """Go back to a workflow that is open."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
+        self.tab.wait_for_function(f"name => {ACTIVE}?.filename === name && app.graph.nodes.length", arg=name)
         self.tab.mouse.move(*self.size.values())  # the tab's preview would lie over the page
         self.settle(500)
 

@@ -1,4 +1,5 @@
-"""Workflows that each version of this pack saved, opened in the page: each value is in the widget of its name.
+"""Workflows that each version of this pack saved, opened in the page: each value is in the widget of its
+name.
 
 saved/nodes-VERSION.workflow.json has every node of a version, no widget at its default (saved/make.py)."""
 
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from demo.browser import ACTIVE
+
 SAVED = sorted(Path(__file__).parents[1].joinpath("saved").glob("nodes-*.workflow.json"))
 VERSIONS = [file.name.removesuffix(".workflow.json") for file in SAVED]
 CONTROL = "control_after_generate"
-DEFAULTS = """kinds => Object.fromEntries(kinds.map(kind => [kind,
-    (LiteGraph.createNode(kind).widgets ?? []).filter(w => w.serialize !== false).map(w => [w.name, w.value])]))"""
+DEFAULTS = """kinds => Object.fromEntries(kinds.map(kind => {
+    const saved = (LiteGraph.createNode(kind).widgets ?? []).filter(w => w.serialize !== false);
+    return [kind, saved.map(w => [w.name, w.value])];
+}))"""
 # what is set on a node, and what is sent to the server
 SENT = "app.graphToPrompt().then(({output}) => output)"
 
@@ -132,7 +137,7 @@ def test_a_seed_that_was_saved_without_a_control(page):
 def test_opening_changes_nothing(page):
     """A workflow of this version is not marked as changed by being opened."""
     page.open(SAVED[VERSIONS.index("nodes-0.3.0")])
-    modified = "(w => (w.changeTracker.checkState(), w.isModified))(app.extensionManager.workflow.activeWorkflow)"
+    modified = f"(w => (w.changeTracker.checkState(), w.isModified))({ACTIVE})"
     assert not page.tab.evaluate(modified)
     page.change("AMEDTrajectoryPlot", nfe=9)
     assert page.tab.evaluate(modified)

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests .venv/bin/python tests/comfyui/saved/make.py 0.3.0 [folder of the pack]
 
-No widget has its default, and `extra.amed_test` has each node's values by name. Two nodes have the line of text
-that the page itself adds where a server sends one."""
+No widget has its default, and `extra.amed_test` has each node's values by name. Two nodes have the line of
+text that the page itself adds where a server sends one."""
 
 import json
 import sys
@@ -28,7 +28,8 @@ MAKE = """lines => {
         const saved = (node.widgets ?? []).filter(w => w.serialize !== false);
         for (const w of saved) w.value = other(w);
         values[node.id] = Object.fromEntries(saved.map(w => [w.name, w.value]));
-        if (lines[kind]) app.api.dispatchCustomEvent("progress_text", {nodeId: String(node.id), text: lines[kind]});
+        const nodeId = String(node.id), text = lines[kind];
+        if (text) app.api.dispatchCustomEvent("progress_text", {nodeId, text});
     }
     app.graph.extra.amed_test = values;
 }"""
