@@ -204,9 +204,9 @@ WAITS = """at => {
     app.graph.add(node);
     node.widgets.find(named("at")).value = at;
     node.widgets.find(named("wait")).value = true;
-    const [model, fit] = ["AMEDDemoModel", "AMEDCalibrate"].map(kind => app.graph.nodes.find(n => n.type === kind));
-    model.connect(0, node, 0);
-    node.connect(0, fit, 0);
+    const the = kind => app.graph.nodes.find(n => n.type === kind);
+    the("AMEDDemoModel").connect(0, node, 0);
+    node.connect(0, the("AMEDCalibrate"), 0);
 }"""
 
 
@@ -223,10 +223,8 @@ def test_a_fit_that_is_stopped_says_what_was_saved(page, server):
     end, before_it = time.monotonic() + 600, server.log().count(waiting)
     while server.log().count(waiting) == before_it and time.monotonic() < end:
         page.settle()
-    page.tab.wait_for_function(
-        "id => app.graph.getNodeById(id).widgets.find(w => w.name === 'amed_text')?.value.includes(' left: ')",
-        arg=node,
-    )
+    text = "app.graph.getNodeById(id).widgets.find(w => w.name === 'amed_text').value"
+    page.tab.wait_for_function(f"id => {text}.includes(' left: ')", arg=node)
     page.stop()
     assert page.wait(run)["state"] == "stopped"
     said = page.text_on(node)
