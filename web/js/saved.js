@@ -8,16 +8,16 @@ const CONTROL = "control_after_generate", CONTROLS = ["fixed", "increment", "dec
 const SEEDS = ["seed", "noise_seed"];
 
 /** The widgets whose values are saved. */
-const savedWidgets = (node) => node.widgets.filter((one) => one.serialize !== false && one.name !== PAGES_OWN);
+const savedWidgets = (node) => (node.widgets ?? []).filter((one) => one.serialize !== false && one.name !== PAGES_OWN);
 
 /** Write the names of the values into a node that is being saved. */
 export function writeNames(node, saved) {
   if (!Array.isArray(saved.widgets_values)) return;
-  const all = node.widgets, written = all.filter((one) => one.serialize !== false);
+  const all = node.widgets ?? [], written = all.filter((one) => one.serialize !== false);
   // some pages leave a gap where a widget is not saved, others do not
   const order = saved.widgets_values.length > written.length ? all : written;
-  const names = saved.widgets_values.map((_, i) => order[i]?.name ?? null);
-  saved.properties = { ...saved.properties, [NAMES]: Array.from(names, (name) => name ?? null) };
+  const names = Array.from(saved.widgets_values, (_, i) => order[i]?.name ?? null);
+  saved.properties = { ...saved.properties, [NAMES]: names };
 }
 
 /** Give each value of a saved node the place that its widget has on this page; a widget without one keeps the value it
