@@ -39,6 +39,7 @@ SETTINGS = {
     "Comfy.Workflow.ShowMissingModelsWarning": False,
 }
 SEEN = {"vueNodesBannerDismissed": "true"}  # put into the browser's localStorage
+PATIENCE = 180_000  # milliseconds for what a page does at once on a machine that is not busy
 SIZE = {"width": 1600, "height": 1000}
 
 ACTIVE = "app.extensionManager.workflow?.activeWorkflow"  # the tab in front
@@ -125,7 +126,7 @@ class Chromium:
             browser = driver.chromium.launch(executable_path=find(), args=list(FLAGS))
             self.stack.callback(browser.close)
             self.tab = browser.new_page(viewport=self.size, device_scale_factor=self.scale)
-            self.tab.set_default_timeout(30_000)
+            self.tab.set_default_timeout(PATIENCE)
             self.tab.route(lambda url: not url.startswith(self.url), lambda route: route.abort())
             self.tab.on("console", self.on_console)
             self.tab.on("pageerror", lambda error: self.complaints.append(f"{error}\n{error.stack}"))
@@ -257,7 +258,7 @@ class Page(Chromium):
             raise PageError(f"the workflow could not be queued: {reply} {self.dialogs()}")
         return reply["prompt_id"]
 
-    def wait(self, run: str, seconds: float = 120.0) -> dict:
+    def wait(self, run: str, seconds: float = 600.0) -> dict:
         """Wait for the end of a run.
 
         Returns its `state`, "done", "failed" or "stopped", with the server's message."""
@@ -265,7 +266,7 @@ class Page(Chromium):
         self.settle()
         return self.tab.evaluate("run => window.heard.runs[run]", run)
 
-    def run(self, seconds: float = 120.0) -> dict:
+    def run(self, seconds: float = 600.0) -> dict:
         """Run the graph and wait for its end. Raises PageError if the run failed.
 
         Returns the `ui` of every output node, by node id."""
@@ -328,6 +329,7 @@ class Page(Chromium):
     def tab_of(self, name: str) -> None:
         """Go to the tab of an open workflow."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
+        self.tab.wait_for_function(f"name => {ACTIVE}?.filename === name && app.graph.nodes.length", arg=name)
         self.tab.mouse.move(*self.size.values())  # else the tab's preview covers the page
         self.settle(500)
 

@@ -187,7 +187,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 180.0) -> "Server":
+    def start(self, timeout: float = 600.0) -> "Server":
         """Start ComfyUI and wait until it answers, at most `timeout` seconds."""
         host = find()
         if host is None:
@@ -265,7 +265,7 @@ class Server:
         """Send a request to the server, POST if there is a body; return the content of the reply."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.read()
 
     def get(self, path: str) -> dict:
@@ -304,7 +304,7 @@ class Server:
         self,
         graph: dict,
         on_event: Callable[[str, dict], None] | None = None,
-        timeout: float = 600.0,
+        timeout: float = 1800.0,
         workflow: dict | None = None,
     ) -> Result:
         """Run an API-format graph to its end.
@@ -322,7 +322,7 @@ class Server:
         self.check_alive()
         begin = time.monotonic()
         address = f"ws://127.0.0.1:{self.port}/ws?clientId={self.client}"
-        socket_ = websocket.create_connection(address, timeout=60)  # a busy machine may be slow
+        socket_ = websocket.create_connection(address, timeout=300)  # a busy machine may be slow
         socket_.settimeout(5)
         try:
             prompt = self.submit(graph, workflow)

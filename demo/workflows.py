@@ -1,10 +1,18 @@
 """Convert saved ComfyUI workflows (nodes, links, widgets) into graphs that its HTTP API runs."""
 
+import re
+from collections.abc import Callable
+
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}  # input types that are widgets on a node
 ONLY_FOR_PEOPLE = {"Note", "MarkdownNote"}  # node types that the server does not know
 NEVER, BYPASS = 2, 4  # values of a node's `mode`: muted, bypassed
 SEEDS = ("seed", "noise_seed")
-CONTROLS = ("fixed", "increment", "decrement", "randomize")  # values of control_after_generate
+CONTROL, CONTROLS = "control_after_generate", ("fixed", "increment", "decrement", "randomize")
+NAMES = "amed_widgets"  # web/js/saved.js writes it
+# web/js/text.js has it too
+SENT = re.compile(
+    r"^predictor: [^\0]*evaluations counted|^\d+% done|saved as .*\.safetensors[^\0]*in |nothing was saved"
+)
 
 
 def kind_of(spec: list) -> tuple[object, dict]:
@@ -36,33 +44,65 @@ def input_specs(info: dict) -> dict[str, list]:
 
 
 def widget_values(node: dict, info: dict) -> dict[str, object]:
-    """Return a saved node's `widgets_values` by name.
+    """Return `widgets_values` by name. Optional inputs that were added after the workflow was saved have no
+    value and keep their defaults, as in the page.
 
-    Optional inputs at the end may be absent, because the workflow can be older than they are; they keep their
-    defaults, as in the page. Raises ValueError if the values do not fit the node's widgets: another number of
-    them, or something else in the place of a control_after_generate."""
-    names = []
-    for name, spec in input_specs(info).items():
-        if is_widget(spec):
-            names.append(name)
-            if has_control(name, spec):
-                names.append(None)
-            if kind_of(spec)[1].get("image_upload"):
-                names.append("")  # the page's upload button
-    values, where = node.get("widgets_values") or [], f"node {node['id']} ({node['type']})"
-    if all(name in info["input"].get("optional", {}) for name in names[len(values) :]):
+    Nodes of this pack are read as web/js/saved.js reads them, in every order in which a version saved them.
+    Raises ValueError when the values are not those of the node's widgets: another number, or something else
+    where a seed's "randomize", "fixed" ... belongs."""
+    specs, values = input_specs(info), node.get("widgets_values") or []
+    written, ours = node.get("properties", {}).get(NAMES), node["type"].startswith("AMED")
+    if ours and written and len(written) == len(values):
+        return {name: value for name, value in zip(written, values) if name in specs and value is not None}
+    while ours and values and (values[-1] is None or SENT.search(str(values[-1]))):
+        values = values[:-1]
+
+    def added_later(names: list[str]) -> bool:
+        return names[:1] not in ([CONTROL], [""]) and not set(names) & set(info["input"].get("required", {}))
+
+    def fits(order: list[str]) -> bool:
+        fit = all(could_be(name, value, specs) for name, value in zip(order, values))
+        return fit and len(values) <= len(order) and added_later(order[len(values) :])
+
+    names = widget_order(specs, has_control)
+    if ours:
+        orders = [widget_order(specs, beside) for beside in (lambda name, _: name in SEEDS, lambda *_: False)]
+        names = next(filter(fits, orders), names)
+    where = f"node {node['id']} ({node['type']})"
+    if added_later(names[len(values) :]):
         names = names[: len(values)]
     if len(values) != len(names):
-        wanted = ["control_after_generate" if n is None else n or "an upload button" for n in names]
+        wanted = [name or "an upload button" for name in names]
         raise ValueError(
             f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}"
         )
     for name, value in zip(names, values, strict=True):
-        if name is None and value not in CONTROLS:
-            raise ValueError(
-                f"{where} has {value!r} where control_after_generate belongs: its values are shifted"
-            )
-    return {name: value for name, value in zip(names, values, strict=True) if name}
+        if name == CONTROL and value not in CONTROLS:
+            raise ValueError(f"{where} has {value!r} where {CONTROL} belongs: its values are shifted")
+    return {name: value for name, value in zip(names, values) if name in specs and value is not None}
+
+
+def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -> list[str]:
+    """Return the names of a node's widgets as the page orders them: CONTROL behind an input where `control`
+    says so, "" for an upload button."""
+    names = []
+    for name, spec in specs.items():
+        if is_widget(spec):
+            names.append(name)
+            if control(name, spec):
+                names.append(CONTROL)
+            if kind_of(spec)[1].get("image_upload"):
+                names.append("")
+    return names
+
+
+def could_be(name: str, value: object, specs: dict[str, list]) -> bool:
+    """Whether a value can be that of the widget `name`."""
+    if name == CONTROL:
+        return value in CONTROLS
+    kind = kind_of(specs[name])[0]
+    types = {"INT": (int, float), "FLOAT": (int, float), "BOOLEAN": bool}.get(str(kind), str)
+    return value is None or (isinstance(value, types) and isinstance(value, bool) == (types is bool))
 
 
 def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:

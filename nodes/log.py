@@ -1,12 +1,10 @@
 """The host's log."""
 
 import logging
+from functools import lru_cache
 
-_warned: set[str] = set()
 
-
+@lru_cache(maxsize=256)  # of texts; some name a file
 def warn_once(text: str) -> None:
     """A line in the host's log, once for the same text."""
-    if text not in _warned:
-        _warned.add(text)
-        logging.warning("AMED: %s", text)
+    logging.warning("AMED: %s", text)

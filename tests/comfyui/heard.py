@@ -1,19 +1,17 @@
 """What the page of a running ComfyUI is sent."""
 
 import io
-import time
 
 from PIL import Image
 
 
 class Heard:
-    """What the page is sent of a run: (time, value) of the bar of a node, pictures, texts on nodes. `stop`: a
-    share of the bar at which the run is interrupted."""
+    """What the page is sent of a run: the values of the bar of a node, pictures, texts on nodes."""
 
     PICTURE, TEXT = 1, 3  # kinds of the host's binary messages
 
-    def __init__(self, server, node, stop=None):
-        self.server, self.node, self.stop = server, node, stop
+    def __init__(self, node):
+        self.node = node
         self.bar, self.pictures, self.texts = [], [], []
 
     def __call__(self, kind, data):
@@ -24,7 +22,4 @@ class Heard:
             elif which == self.TEXT:
                 self.texts.append(rest[int.from_bytes(data["bytes"][4:8], "big") :].decode())
         if kind == "progress" and str(data.get("node")) == self.node:
-            self.bar.append((time.monotonic(), data["value"] / data["max"]))
-            if self.stop is not None and self.bar[-1][1] > self.stop:
-                self.server.interrupt()
-                self.stop = None
+            self.bar.append(data["value"] / data["max"])

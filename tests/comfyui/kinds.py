@@ -185,7 +185,7 @@ class Made:
 def run(server, g: Small, latent) -> Made:
     """Run a graph up to a LATENT. Raises as Server.run; AssertionError for latents that are not finite."""
     shown = g.add("SaveLatent", samples=latent, filename_prefix="matrix")
-    heard = Heard(server, latent[0])
+    heard = Heard(latent[0])
     result = server.run(g.nodes, heard)
     made = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
     assert made.isfinite().all(), "not finite"

@@ -69,7 +69,7 @@ def only(graph, kind):
 
 def ran(server, graph):
     """(the saved image, the sampler's report)."""
-    result = server.run(graph, timeout=120)
+    result = server.run(graph)
     (entry,) = result.files("images")
     assert entry["filename"].startswith("AMED") and entry["type"] == "output"
     (image,) = result.images()

@@ -40,7 +40,7 @@ def test_a_sampler_of_the_hosts_is_fitted_and_run_by_three_ways(server, graph, s
     plain = g.ksampler(sampler, "karras", steps)
     fine = g.ksampler("ipndm", "karras", 48)
     shown = [g.show(latent) for latent in (by_ksampler, by_nodes, plain, fine)]
-    heard = Heard(server, fit)
+    heard = Heard(fit)
     result = server.run(g.nodes, heard)
     one, other, before, truth = (np.stack(result.images(node)).astype(float) for node in shown)
     assert np.array_equal(one, other) and one.std() > 10
@@ -62,7 +62,7 @@ def test_another_sampler_runs_as_it_is_and_that_is_said(server, graph):
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fit, 0])
     with_it, without = (g.ksampler("dpmpp_2m", "karras", 4, model=m) for m in ([applied, 0], g.model))
     shown = [g.show(latent) for latent in (with_it, without)]
-    heard = Heard(server, fit)
+    heard = Heard(fit)
     result = server.run(g.nodes, heard)
     assert np.array_equal(*(result.images(node)[0] for node in shown))
     assert "is not for dpmpp_2m, which ran without it" in "".join(heard.texts)

@@ -100,7 +100,7 @@ def test_a_sampler_of_another_pack_gets_better(pack, graph, sampler, asked):
     with_it = g.ksampler(sampler, "amed", steps, model=[applied, 0])
     truth = g.ksampler("ipndm", "karras", 48)
     shown = [g.show(latent) for latent in (with_it, truth)]
-    heard = Heard(pack, fit)
+    heard = Heard(fit)
     result = pack.run(g.nodes, heard)
     ours, true = (np.stack(result.images(node)).astype(float) for node in shown)
     assert f"AMED: {nfe} evaluations, {nfe} passes" in "".join(heard.texts) and ours.std() > 10
@@ -125,7 +125,7 @@ def test_by_the_packs_own_node(pack, graph):
     made = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[fit, 0], wrapped=[chosen, 0])
     times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=8, denoise=1.0, predictor=[fit, 0])
     shown = g.show(g.custom(made, times))
-    heard = Heard(pack, fit)
+    heard = Heard(fit)
     result = pack.run(g.nodes, heard)
     fitted = load(pack.base / "models" / "amed_predictors" / f"res-node-nfe{NFE}-cfg1.safetensors")
     print(f"\n{fitted.spec.of}: {errors(result.text(fit))}")

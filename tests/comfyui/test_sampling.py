@@ -1,7 +1,6 @@
 """Images out of a real ComfyUI, and what the nodes say about them."""
 
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -432,21 +431,15 @@ def test_report_is_in_the_images_metadata(server, graph):
     latent = g.amed(seed=41)
     image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
     g.add("SaveImage", images=[image, 0], filename_prefix="meta")
-    prompt = server.post("/prompt", {"prompt": g.nodes, "extra_data": {"extra_pnginfo": {"workflow": {}}}})[
-        "prompt_id"
-    ]
-    for _ in range(200):
-        history = server.get(f"/history/{prompt}")
-        if history:
-            break
-        threading.Event().wait(0.1)
-    entry = next(e for ui in history[prompt]["outputs"].values() for e in ui.get("images", []))
+    (entry,) = server.run(g.nodes, workflow={}).files("images")
     assert b"evaluations counted: 4" in server.view(entry)
 
 
 def test_interrupt_stops_a_run(server, graph):
-    """After the first progress of a long run, the rest is not done."""
-    g = graph(batch=64)
+    """After the first progress of a long run, the rest is not done. The MODEL waits for the stop, which may
+    come late."""
+    g = graph()
+    g.model = [g.add("TestStops", model=g.model, at=9, wait=True), 0]
     g.show(g.amed(nfe=99, sampler="amed", if_missing="untrained", seed=13))
     steps = []
 
@@ -458,7 +451,7 @@ def test_interrupt_stops_a_run(server, graph):
 
     with pytest.raises(Interrupted):
         server.run(g.nodes, on_event)
-    assert 1 <= max(steps) < 25, "it went on for half the run"
+    assert 1 <= max(steps) <= 5, "it went on"  # two evaluations a step
     g = graph()
     assert re.search("evaluations counted: 4", run_text(server, g, g.amed()))  # and the next run is fine
 

@@ -15,10 +15,11 @@ from PIL import Image
 from demo.comfyui import ROOT
 from demo.drawing import TITLE, workflow
 from demo.gallery import DEMOS, EXAMPLES
-from demo.workflows import has_control, input_specs, to_api
+from demo.workflows import has_control, input_specs, to_api, widget_values
 
 FILES = sorted((ROOT / "example_workflows").glob("*.json"))
 SAVED = sorted(Path(__file__).with_name("saved").glob("[!n]*.json"))  # with 0.1.0
+EVERY_NODE = sorted(Path(__file__).with_name("saved").glob("nodes-*.workflow.json"))
 DEMO = [file for file in FILES if file.stem in DEMOS]
 LONG = {file for file in (*FILES, *SAVED) if "alibrate" in file.stem}  # test_calibrate.py
 LONG |= {file for file in FILES if file.stem[:2] == "14"}  # test_outside.py
@@ -200,6 +201,17 @@ def test_an_upload_button_has_its_place(server):
     node["widgets_values"].append("more")
     with pytest.raises(ValueError, match=r"3 widget values for 2 widgets: image, an upload button"):
         to_api(whole, info)
+
+
+@pytest.mark.parametrize("file", EVERY_NODE, ids=lambda file: file.name.split(".workflow")[0])
+def test_each_value_is_the_one_of_its_name(server, file):
+    """In what each version of this pack saved (browser/test_saved.py: in the page)."""
+    info, workflow = server.object_info(), read(file)
+    for node in workflow["nodes"]:
+        saved = workflow["extra"]["amed_test"][str(node["id"])]
+        wanted = {name: value for name, value in saved.items() if name in input_specs(info[node["type"]])}
+        found = widget_values(node, info[node["type"]]) if saved else {}
+        assert found == wanted and set(saved) - set(wanted) <= {"control_after_generate"}, node["type"]
 
 
 def test_a_workflow_from_before_an_optional_input(server):

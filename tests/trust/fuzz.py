@@ -40,7 +40,7 @@ from amed.files.store import as_json, described
 from amed.loop import Evaluation
 from amed.outside import Outside, Wrapped
 
-MOST, SECONDS, BATCH = 1500, 1.0, 200  # characters of a message, CPU of one file, files of a folder
+MOST, SECONDS, BATCH = 1500, 5.0, 200  # characters of a message, CPU of one file, files of a folder
 OTHERS = {"sigmas", "weights", "offset", "alone", "levels", "g", "r", "c", "a", "tensor", "field"}
 WHOLE = "not a whole safetensors file"
 
@@ -134,7 +134,7 @@ def one(good: dict[str, bytes], number: int, folder: Path, found: Found) -> None
     begun = time.process_time()
     fitted, outcome = None, "loads"
     try:
-        with alarm(30):
+        with alarm(300):
             fitted = load(path)
     except PredictorError as error:
         text, outcome = str(error), "refused"
@@ -149,7 +149,7 @@ def one(good: dict[str, bytes], number: int, folder: Path, found: Found) -> None
     took = time.process_time() - begun
     if fitted is not None:
         try:
-            with alarm(60):
+            with alarm(300):
                 for wrong in use(fitted, folder):
                     fault(wrong)
         except BaseException as error:
@@ -276,7 +276,7 @@ def special(found: Found) -> None:
         (top / "secret.safetensors").write_bytes(good)
         refused = odd_files(folder, top, good)
         library = Library([folder])
-        with alarm(30):
+        with alarm(300):
             named, problems = library.named(), library.problems()
         for name in refused:
             if name in named:

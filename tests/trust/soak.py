@@ -8,7 +8,6 @@ import json
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +187,9 @@ def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
     MODEL that is looked at is the one that every generation used: the host keeps it as node 1."""
     server.request("/history", {"clear": True})
     server.request("/free", {"unload_models": True})
-    time.sleep(0.5)
+    g = graph()
+    g.add("PreviewAny", source=g.latent)
+    server.run(g.nodes)  # the host unloads before the next run, or after this one
     g = graph()
     node = g.add("TestLeft", model=g.model)
     inside = read(server, g, node)
@@ -198,6 +199,16 @@ def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
 def read(server: Server, g: Any, node: str) -> dict[str, Any]:
     """What a TestLeft in a graph sees."""
     return json.loads(server.run(g.nodes).text(node))
+
+
+def more(first: Seen, last: Seen) -> dict[str, tuple[int, int]]:
+    """What there is more of in the last look: kinds of tensors, classes of objects, lengths of lists."""
+    return {
+        f"{what}: {name}": (first.inside[what].get(name, 0), count)
+        for what in ("tensors", "ours", "lengths")
+        for name, count in last.inside[what].items()
+        if count > first.inside[what].get(name, 0)
+    }
 
 
 @dataclass
@@ -273,7 +284,8 @@ def told(soak: Soak, what: str) -> str:
 
 
 def told_tensors(first: dict, last: dict) -> str:
-    counts, sizes = ([seen[what] for seen in (first, last)] for what in ("tensors", "bytes"))
+    counts = [sum(seen["tensors"].values()) for seen in (first, last)]
+    sizes = [seen["bytes"] for seen in (first, last)]
     return "{} and {}".format(*counts) + ", {:,} and {:,} bytes".format(*sizes)
 
 

@@ -5,7 +5,8 @@ import { addButton } from "./calibrate.js";
 import { addCost, updateCost } from "./cost.js";
 import { shorten } from "./predictors.js";
 import { follow } from "./apply.js";
-import { addText, forget, listen, restore, show } from "./text.js";
+import { readByName, writeNames } from "./saved.js";
+import { addText, listen, restore, show } from "./text.js";
 
 const MADE = {
   AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
@@ -51,7 +52,9 @@ async function register() {
         for (const method of ["onConfigure", "onDrawBackground"]) after(nodeType, method, updateCost);
       if (extras.includes(follow))
         for (const method of ["onConfigure", "onConnectionsChange"]) after(nodeType, method, follow);
-      around(nodeType, "configure", (node, info) => forget(node, info));
+      const required = Object.keys(nodeData.input?.required ?? {});
+      around(nodeType, "configure", (node, info) => readByName(node, info, required));
+      after(nodeType, "onSerialize", writeNames);
       after(nodeType, "onNodeCreated", (node) => addText(app, node));
       after(nodeType, "onExecuted", (node, output) => show(app, node, output?.text));
       after(nodeType, "onDrawBackground", (node) => restore(app, node));

@@ -2,7 +2,8 @@
    while one works, in one box that can be read whole. The page's own line for the latter is cut after two rows, and is
    saved into the workflow as if it were a widget's value. */
 
-const NAME = "amed_text", PAGES_OWN = "$$node-text-preview";
+const NAME = "amed_text";
+export const PAGES_OWN = "$$node-text-preview";
 const ROW = 15, LETTER = 5.8, MOST = 12; // pixels; rows before it scrolls
 
 /** Add the box to a new node. It is out of sight until there is something to say; made only then, it would not appear
@@ -77,21 +78,8 @@ export function restore(app, node) {
   if (kept?.text && kept !== node.amedSeen) show(app, node, kept.text);
 }
 
-const SENT = /^predictor: [^]*evaluations counted|^\d+% done|saved as .*\.safetensors[^]*in |nothing was saved/;
-
-const CONTROLS = ["fixed", "increment", "decrement", "randomize"];
-
-/** Make a saved node's values those of its widgets again. A text that the page's own line left at their end would become
-    the value of an input that was added since; and where a seed that another draw would change (0.1.0's Calibrate and
-    Train) had a widget for that, its value would be taken for the name. */
-export function forget(node, info) {
-  if (!Array.isArray(info?.widgets_values)) return;
-  const own = node.widgets.filter((widget) => widget.serialize !== false && widget.name !== PAGES_OWN);
-  const values = [...info.widgets_values], name = own.findIndex((widget) => widget.name === "name");
-  if (SENT.test(values.at(-1))) values.pop();
-  if (values.length > own.length && CONTROLS.includes(values[name])) values.splice(name, 1);
-  info.widgets_values = values.slice(0, own.length);
-}
+/** A text that the page's own line left among a saved node's values. */
+export const SENT = /^predictor: [^]*evaluations counted|^\d+% done|saved as .*\.safetensors[^]*in |nothing was saved/;
 
 /** A node by the id it has in a run: "5", or "5:3" for the 3 in a subgraph. */
 function found(app, id) {

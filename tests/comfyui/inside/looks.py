@@ -4,12 +4,14 @@ import ctypes
 import gc
 import json
 import sys
+import time
 import weakref
 from collections import Counter
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import comfy.model_management
 import comfy.samplers
+import comfy.utils
 import torch
 
 from .shared import PROMPTS, OfModel, pack, patched
@@ -176,8 +178,9 @@ def hooks(network):
 
 class TestLeft(OfModel):
     """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
-    (`patches`), `replaced` in the host's modules since the first look; `tensors` alive, objects of `ours`,
-    with `empty` caches."""
+    (`patches`), `replaced` in the host's modules since the first look; counted, with `empty` caches: tensors
+    alive by type and shape (`tensors`), objects of the pack by class (`ours`), and what its modules' lists
+    and dicts and the host's lists of samplers and schedulers hold (`lengths`)."""
 
     RETURN_TYPES, OUTPUT_NODE = (), True
     PATCHES = (
@@ -196,7 +199,9 @@ class TestLeft(OfModel):
         cls.first = cls.first or now
         changed = {name for name, was in cls.first.items() if now.get(name, was) != was}
         changed |= {name for name in cls.first if name not in now}
+        gc.collect()  # what the first freed may have held more
         alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+        kinds = Counter(f"{type(o).__name__} {o.dtype} {list(o.shape)}" for o in alive)
         ours = Counter(
             type(o).__qualname__ for o in gc.get_objects() if "comfyui-amed" in str(type(o).__module__)
         )
@@ -204,7 +209,8 @@ class TestLeft(OfModel):
             "hooks": hooks(model.model.diffusion_model),
             "patches": self.patches(model),
             "replaced": sorted(changed),
-            "tensors": len(alive),
+            "tensors": dict(sorted(kinds.items())),
+            "lengths": self.lengths(),
             "bytes": sum(
                 {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in alive}.values()
             ),
@@ -219,6 +225,20 @@ class TestLeft(OfModel):
         found = [f"{n}: {list(own)}" for n in self.PATCHES if (own := filled(getattr(model, n, None)))]
         options = filled(model.model_options)
         return [*found, *([f"model_options: {list(options)}"] if options else [])]
+
+    @staticmethod
+    def lengths():
+        """By name: of every list, dict and set that a module of the pack has, and of the host's names."""
+        ours = {k: m for k, m in list(sys.modules.items()) if "comfyui-amed" in k}
+        found = {
+            f"{name.split('comfyui-amed')[1]}.{key}": len(value)
+            for name, module in ours.items()
+            for key, value in list(vars(module).items())
+            if isinstance(value, list | dict | set) and not key.startswith("__")
+        }
+        for name in ("SAMPLER_NAMES", "SCHEDULER_NAMES", "SCHEDULER_HANDLERS", "KSAMPLER_NAMES"):
+            found[name] = len(getattr(comfy.samplers, name, ()))
+        return found
 
     @staticmethod
     def host():
@@ -258,7 +278,7 @@ UNDO = []  # what a look ends with
 
 class TestLeaves(OfModel):
     """MODEL -> MODEL: leaves behind what TestLeft is to see, and to undo: a hook on the network, a patch on
-    the MODEL, a function in place of one of the host's."""
+    the MODEL, a function in place of one of the host's, a tensor, one more sampler name."""
 
     RETURN_TYPES = ("MODEL",)
 
@@ -266,7 +286,10 @@ class TestLeaves(OfModel):
         own = comfy.samplers.sampling_function
         comfy.samplers.sampling_function = lambda *args, **kwargs: own(*args, **kwargs)
         hook = model.model.diffusion_model.register_forward_hook(lambda *_: None)
+        tensors = [torch.zeros(3, 1, 4, 1, 5)]
+        comfy.samplers.SAMPLER_NAMES.append("left")
         UNDO.extend([hook.remove, lambda: setattr(comfy.samplers, "sampling_function", own)])
+        UNDO.extend([tensors.clear, lambda: comfy.samplers.SAMPLER_NAMES.remove("left")])
         return patched(model, lambda m: m.add_object_patch("model_sampling", m.model.model_sampling))
 
 
@@ -297,6 +320,64 @@ class TestMemory:
         return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
 
 
+class TestStops:
+    """MODEL -> MODEL at whose evaluation `at` (a batch of 8 is 8 of them) the user stops the run; or it waits
+    there (`wait`) until somebody stops it."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+    LONGEST = 600  # seconds
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "at": ("INT", {}), "wait": ("BOOLEAN", {})}}
+
+    def run(self, model, at, wait):
+        seen = []
+
+        def asked(apply, args):
+            before, now = len(seen), len(seen) + len(args["input"])
+            seen.extend(range(before, now))
+            if before < at <= now:
+                self.stop(wait)
+            return apply(args["input"], args["timestep"], **args["c"])
+
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
+
+    def stop(self, wait):
+        if not wait:
+            comfy.model_management.interrupt_current_processing()
+            return
+        print("TestStops: waits", flush=True)
+        end = time.monotonic() + self.LONGEST
+        while not comfy.model_management.processing_interrupted() and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+class TestBar:
+    """The text: [seconds, value] of what a bar of 1,000 sends that is told each, ten milliseconds apart."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        running, sent, now = pack("running"), [], [0.0]
+        clock, hook = running.time, comfy.utils.PROGRESS_BAR_HOOK
+        running.time = SimpleNamespace(monotonic=lambda: now[0])
+        comfy.utils.set_progress_bar_global_hook(lambda value, *_, **__: sent.append([now[0], value]))
+        try:
+            show = running.progress_bar(None, 1000)
+            for value in range(1, 1001):
+                now[0] = value / 100
+                show(value)
+        finally:
+            running.time = clock
+            comfy.utils.set_progress_bar_global_hook(hook)
+        return {"ui": {"text": [json.dumps(sent)]}}
+
+
 class TestKept:
     """MODEL -> JSON of what is left on it and on its network, and how many tensors of TestMemory live on."""
 
@@ -321,5 +402,8 @@ class TestKept:
         return {"ui": {"text": [text]}}
 
 
-NODES = (TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves, TestMemory, TestKept)
+NODES = (
+    TestPrompt, TestModel, TestHalves, TestDevice, TestLeft, TestLeaves, TestMemory, TestStops, TestBar,
+    TestKept,
+)  # fmt: skip
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}

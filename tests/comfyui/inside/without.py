@@ -441,7 +441,7 @@ class TestWithout:
         one = CASES[case]
         before, report = sampled()
         was = one.feature(scene, report) if one.take is not nothing else None
-        pack("log")._warned.clear()
+        pack("log").warn_once.cache_clear()
         with heard() as lines, ExitStack() as taken:
             for part in one.take(scene):
                 taken.enter_context(part)
