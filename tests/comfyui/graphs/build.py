@@ -8,7 +8,7 @@ from .recipe import Recipe, to_json
 from .scene import WATCH, Scene
 from .ways import WAYS, Sampled
 
-WHOLE, LIST = "whole", "list"
+WHOLE, LIST, NUMBERED = "whole", "list", "numbered"
 
 
 @dataclass
@@ -26,18 +26,22 @@ class Built:
 
 
 def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
-    """variant: the whole batch, each of its images in a list, or one of them, by its number. looks: with the
-    nodes that count and compare."""
+    """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by one;
+    each of its images in a list; or one of them, by its number. looks: with the nodes that count and
+    compare."""
     scene = Scene(recipe.base, recipe.settings)
     for name, inputs in recipe.ingredients:
         INGREDIENTS[name].put(scene, **inputs)
     around = {**scene.around(), "cfg": recipe["cfg"], "name": to_json(recipe)}
     if looks:
         scene.model = [scene.add("GraphBefore", **around), 0]
+    if fault := recipe.settings.get("fault"):  # of the tests of this folder
+        scene.patch("GraphFault", which=fault)
     if variant == LIST:
         scene.latent = [scene.add("RebatchLatents", latents=scene.latent, batch_size=1), 0]
     elif variant != WHOLE:
-        one = {"samples": scene.latent, "batch_index": int(variant), "length": 1}
+        first, length = (0, 64) if variant == NUMBERED else (int(variant), 1)
+        one = {"samples": scene.latent, "batch_index": first, "length": length}
         scene.latent = [scene.add("LatentFromBatch", **one), 0]
     sampled = WAYS[recipe.way].put(scene, recipe.settings)
     built = Built(scene.nodes, sampled)
@@ -46,6 +50,7 @@ def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
     if looks:
         done = sampled.latent or sampled.done
         built.seen = scene.add("GraphSeen", name=WATCH, after=done)
-        waited = {**around, "model": scene.model, "after": [built.seen, 0]}
+        waited = {**around, "after": [built.seen, 0]}
+        waited["model"] = scene.nodes[scene.model[0]]["inputs"]["model"] if fault else scene.model
         built.after = scene.add("GraphAfter", **waited)
     return built

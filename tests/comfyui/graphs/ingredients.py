@@ -27,6 +27,8 @@ class Ingredient:
     often: int = 2
     joint: bool = False
     """Whether it decides for a batch as a whole."""
+    single: bool = False
+    """Whether the host has it for a batch of one only."""
 
 
 INGREDIENTS: dict[str, Ingredient] = {}
@@ -122,8 +124,8 @@ on_model("PerturbedAttentionGuidance", share("scale", 3.0, 0.5), bases=UNET)
 on_model("SelfAttentionGuidance", lambda rng, recipe: {"scale": 0.5, "blur_sigma": 2.0}, bases=UNET)
 on_model("EasyCache", cache, kind="cache", joint=True, often=3)
 on_model("LazyCache", cache, kind="cache", joint=True, often=3)
-on_model("ContextWindowsManual", windows, kind="windows", bases=("wan",), often=4)
-on_model("WanContextWindowsManual", wan_windows, kind="windows", bases=("wan",), often=4)
+on_model("ContextWindowsManual", windows, kind="windows", bases=("wan",), often=8, single=True)
+on_model("WanContextWindowsManual", wan_windows, kind="windows", bases=("wan",), often=8, single=True)
 on_model("DifferentialDiffusion", often=1)
 on_model("SmallMemory", often=1)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,9 @@ class Running:
                 raise Broken(f"{file.name} was written and cannot be read: {error}") from error
         return made
 
-    def run(self, variant: str = WHOLE, **settings: object) -> Run:
-        return self.runner.graph(self.recipe.set(**settings), variant, looks=False)
+    def run(self, variant: str = WHOLE, way: str = "", **settings: object) -> Run:
+        recipe = replace(self.recipe, way=way or self.recipe.way).set(**settings)
+        return self.runner.graph(recipe, variant, looks=False)
 
     def again(self) -> Run:
         return self.runner.graph(self.recipe)

@@ -2,6 +2,7 @@
 a MODEL before and after."""
 
 import json
+import os
 
 import comfy.model_base
 import comfy.model_patcher
@@ -9,6 +10,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy.patcher_extension import WrappersMP
 
 from .looks import HOOKS, TestLeft, hooks, outline
@@ -19,8 +21,9 @@ FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 64, "context_in_dim": 64,
     "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
     "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
-    "txt_ids_dims": [],
 }  # fmt: skip
+if "txt_ids_dims" in FluxParams.__dataclass_fields__:  # newer hosts
+    FLUX["txt_ids_dims"] = []
 NETWORKS = {**KINDS, "flux": ("Flux", FLUX)}
 
 
@@ -218,5 +221,50 @@ class GraphAfter:
         return {"ui": {"text": [json.dumps(told)]}}
 
 
-NODES = (GraphModel, GraphBoth, GraphWrap, GraphWatch, GraphSeen, GraphBefore, GraphAfter)
+class GraphFault:
+    """MODEL -> MODEL on which something is wrong, to see that it is found: raises (a TypeError in the network's
+    call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the network, for good),
+    mixes (the images of a batch), changes (it runs every time)."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "which": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, model, which):
+        return float("nan") if which == "changes" else ""
+
+    def run(self, model, which):
+        return getattr(self, which)(model)
+
+    def raises(self, model):
+        def fail(args):
+            return args["denoised"] + None
+
+        return patched(model, lambda m: m.set_model_sampler_post_cfg_function(fail))
+
+    def dies(self, model):
+        return patched(model, lambda m: m.set_model_sampler_post_cfg_function(lambda args: os._exit(3)))
+
+    def leaves(self, model):
+        model.model_options["left"] = True
+        return (model,)
+
+    def bends(self, model):
+        model.model.diffusion_model.register_forward_hook(lambda module, given, made: made * 1.1)
+        return (model,)
+
+    def mixes(self, model):
+        def mean(args):
+            return args["denoised"] + args["denoised"].mean(dim=0, keepdim=True)
+
+        return patched(model, lambda m: m.set_model_sampler_post_cfg_function(mean))
+
+    def changes(self, model):
+        return (model,)
+
+
+NODES = (GraphModel, GraphBoth, GraphWrap, GraphWatch, GraphSeen, GraphBefore, GraphAfter, GraphFault)
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}
