@@ -72,7 +72,13 @@ def test_everything_is_drawn():
 
 def usual(way: str = "AMED KSampler", **settings) -> Recipe:
     """A recipe without ingredients, on the small U-Net."""
-    own = common(random.Random(0), "sd15") | {"width": 64, "height": 64, "batch": 2, "dtype": "fp32", "cfg": 2.0}
+    own = common(random.Random(0), "sd15") | {
+        "width": 64,
+        "height": 64,
+        "batch": 2,
+        "dtype": "fp32",
+        "cfg": 2.0,
+    }
     own |= {"sampler": "auto", "nfe": 4, "file": "small-sd15-amed.safetensors", "if_missing": "error",
             "denoise": 1.0, "noise": 3, "workflow": False}  # fmt: skip
     return Recipe(-1, "sd15", way, own | settings)
@@ -160,7 +166,9 @@ def test_a_wrong_count_is_found(sound):
     seen = sound.whole.seen
     more = altered(sound, seen=seen | {"evaluations": seen["evaluations"] + 1})
     broken(invariants.counts_are_true, more, "4 evaluations reported, 5 counted")
-    broken(invariants.counts_are_true, altered(sound, seen=seen | {"rows": 2 * seen["rows"]}), "passes an image")
+    broken(
+        invariants.counts_are_true, altered(sound, seen=seen | {"rows": 2 * seen["rows"]}), "passes an image"
+    )
     broken(invariants.counts_are_true, altered(sound, said={}), "no report")
 
 
@@ -192,7 +200,9 @@ def test_an_untrue_report_is_found(sound, text, said):
 def test_internals_in_a_text_are_found(case):
     own = case(usual("files"))
     invariants.no_text_speaks_of_internals(own)
-    planted = {node: ["AttributeError: 'int' object has no attribute 'x'"] for node in own.whole.sampled.texts}
+    planted = {
+        node: ["AttributeError: 'int' object has no attribute 'x'"] for node in own.whole.sampled.texts
+    }
     broken(invariants.no_text_speaks_of_internals, altered(own, said=planted), "has no attribute")
 
 
@@ -260,7 +270,9 @@ def test_a_fit_that_a_cache_answered_is_found(sound):
 def test_a_comparison_of_other_evaluations_is_found(case):
     own = case(usual("Compare AMED", samplers="plain\neuler / karras", seeds=1, reference=8))
     invariants.pictures_are_sound(own)
-    broken(invariants.pictures_are_sound, altered(own, own.recipe.set(nfe=3)), "plain took 4 evaluations of 3")
+    broken(
+        invariants.pictures_are_sound, altered(own, own.recipe.set(nfe=3)), "plain took 4 evaluations of 3"
+    )
 
 
 def test_a_failure_is_shrunk(runner):

@@ -1,6 +1,6 @@
 """Random graphs around every node of the pack, in a real ComfyUI: an hour of them by default.
 
-    make graphs                                    an hour, from seed 10,000 on; writes a part of docs/TRUST.md
+    make graphs                                    an hour; writes a part of docs/TRUST.md
     make graphs ARGS="--minutes 5 --first 20000"   other seeds, less long; the page stays as it is
     make graphs ARGS="--seed 71"                   one graph again
     make graphs ARGS="--file FOUND.json"           a failure that an earlier run wrote, as it was shrunk
@@ -67,7 +67,12 @@ def write(folder: Path, failure: Failure, graph: dict[str, Any]) -> Path:
     """A failure as a file; its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{failure.invariant}-{failure.recipe.seed}.json"
-    told = {"invariant": failure.invariant, "text": failure.text, "recipe": asdict(failure.recipe), "graph": graph}
+    told = {
+        "invariant": failure.invariant,
+        "text": failure.text,
+        "recipe": asdict(failure.recipe),
+        "graph": graph,
+    }
     path.write_text(json.dumps(told, indent=1))
     return path
 
@@ -102,12 +107,12 @@ def drawn(first: int, minutes: float, found: Found, say: Any) -> Any:
 def part(found: Found, host: str, minutes: float) -> page.Part:
     graphs = sum(count for state, count in found.states.items() if state != INVALID)
     about = (
-        "Random graphs: models (U-Net, video transformer, Flux, the demo model, a checkpoint file) with LoRAs, "
-        "merges, guidance and attention patches, caches, context windows, hooks, ControlNet, regional prompts, "
-        "masks, batches, lists, other dtypes and sizes, around each of our nodes. Each must run or say in one "
-        "clear line why not, count its evaluations truly, give the same image alone, in a batch and in a list, "
-        "give the host's own image with a plain solver, leave nothing on the MODEL, report what ran, and be "
-        "cached when it is run again."
+        "Random graphs: models (U-Net, video transformer, Flux, the demo model, a checkpoint file) with "
+        "LoRAs, merges, guidance and attention patches, caches, context windows, hooks, ControlNet, regional "
+        "prompts, masks, batches, lists, other dtypes and sizes, around each of our nodes. Each must run or "
+        "say in one clear line why not, count its evaluations truly, give the same image alone, in a batch "
+        "and in a list, give the host's own image with a plain solver, leave nothing on the MODEL, report "
+        "what ran, and be cached when it is run again."
     )
     failed = [f"{len(own)}: {mechanism}" for mechanism, own in found.failures.items()]
     rows = [
@@ -131,7 +136,9 @@ def asked(options: argparse.Namespace) -> list[Recipe]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--first", type=int, default=FIRST, help="the first seed")
     parser.add_argument("--seed", type=int, nargs="+", default=[], help="these alone")

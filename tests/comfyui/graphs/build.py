@@ -26,8 +26,8 @@ class Built:
 
 
 def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
-    """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by one;
-    each of its images in a list; or one of them, by its number. looks: with the nodes that count and
+    """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by
+    one; each of its images in a list; or one of them, by its number. looks: with the nodes that count and
     compare."""
     scene = Scene(recipe.base, recipe.settings)
     for name, inputs in recipe.ingredients:

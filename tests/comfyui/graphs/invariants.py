@@ -128,7 +128,9 @@ def counts_are_true(case: Case) -> None:
         raise Broken(f"no report: {[run.texts(n) for n in run.sampled.runs]}")
     evaluations = sum(one for one, _ in told)
     if evaluations != run.seen["evaluations"]:
-        raise Broken(f"{evaluations} evaluations reported, {run.seen['evaluations']} counted around the network")
+        raise Broken(
+            f"{evaluations} evaluations reported, {run.seen['evaluations']} counted around the network"
+        )
     images = sum(len(latents) for latents in run.latents)
     if len(told) == 1 and told[0][1] is not None and images:
         passes = round(run.seen["rows"] / images)
@@ -183,7 +185,11 @@ def on_the_schedule(recipe: Recipe, match: re.Match[str]) -> bool:
     if recipe.way == "ordinary KSampler":
         whole = recipe["scheduler"] == "amed" and recipe["denoise"] == 1.0
         return whole and recipe["steps"] == int(match[1])
-    return recipe.way in ("SamplerCustom", "SamplerCustomAdvanced") and recipe["denoise"] == 1.0 and bool(recipe["file"])
+    return (
+        recipe.way in ("SamplerCustom", "SamplerCustomAdvanced")
+        and recipe["denoise"] == 1.0
+        and bool(recipe["file"])
+    )
 
 
 ADVICE: tuple[tuple[str, Callable[[Recipe, re.Match[str]], bool]], ...] = (
@@ -212,7 +218,9 @@ SHARES = {"fp32": 2e-3, "bf16": 0.15, "fp16": 0.03}
 over 300 graphs, see docs/TRUST.md."""
 
 
-ALIKE = 16  # torch draws the same noise for a batch and for its images where their elements are a multiple of it
+ALIKE = (
+    16  # torch draws the same noise for a batch and for its images where their elements are a multiple of it
+)
 
 
 def away(one: Tensor, other: Tensor) -> float:
@@ -311,7 +319,9 @@ def nothing_is_left(case: Case) -> None:
     if after["changed"]:
         raise Broken(f"left on the MODEL: {', '.join(after['changed'])}")
     if not after["away"] <= 1e-5:
-        raise Broken(f"the host's Euler gives another image afterwards: {after['away']:.3g} of its spread away")
+        raise Broken(
+            f"the host's Euler gives another image afterwards: {after['away']:.3g} of its spread away"
+        )
 
 
 def again_is_cached(case: Case) -> None:
@@ -362,7 +372,9 @@ def fits_are_sound(case: Case) -> None:
 
 def is_chosen(case: Case, fitted: Fitted) -> bool:
     """Whether AMED KSampler takes a file by itself."""
-    run = case.run(way="AMED KSampler", sampler="auto", file="", if_missing="plain", nfe=fitted.nfe, denoise=1.0)
+    run = case.run(
+        way="AMED KSampler", sampler="auto", file="", if_missing="plain", nfe=fitted.nfe, denoise=1.0
+    )
     texts = [text for node in run.sampled.runs for text in run.texts(node)]
     return any(f"predictor: {fitted.name}" in text for text in texts)
 
@@ -374,19 +386,31 @@ def pictures_are_sound(case: Case) -> None:
     if recipe.way == "Compare AMED":
         for row in rows_of("\n".join(t for n in run.sampled.texts for t in run.texts(n))):
             told = row["evaluations"] and not row["note"] and not recipe.has("noise mask")
-            if told and row["sampler"].startswith(("amed", "plain")) and float(row["evaluations"]) != recipe["nfe"]:
-                raise Broken(f"{row['sampler']} took {row['evaluations']} evaluations of {recipe['nfe']}, unsaid")
+            if (
+                told
+                and row["sampler"].startswith(("amed", "plain"))
+                and float(row["evaluations"]) != recipe["nfe"]
+            ):
+                raise Broken(
+                    f"{row['sampler']} took {row['evaluations']} evaluations of {recipe['nfe']}, unsaid"
+                )
             if not row["evaluations"] and (why := unclear(row["note"])):
                 raise Broken(f"{row['sampler']} gave no image, and says {row['note'][:200]!r} [{why}]")
     if recipe.way == "AMED Trajectory Plot" and not recipe.has("EasyCache", "LazyCache"):
         seen = run.seen
         if seen and seen["forwards"] < seen["calls"]:
-            raise Broken(f"{seen['calls'] - seen['forwards']} of {seen['calls']} calls of the network were not made")
+            raise Broken(
+                f"{seen['calls'] - seen['forwards']} of {seen['calls']} calls of the network were not made"
+            )
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
     """The rows of a Markdown table, by its head."""
-    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    lines = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.splitlines()
+        if "|" in line
+    ]
     return [dict(zip(lines[0], row)) for row in lines[2:] if len(row) == len(lines[0])] if lines else []
 
 
@@ -397,4 +421,3 @@ INVARIANTS: tuple[Callable[[Case], None], ...] = (
 )  # fmt: skip
 """In this order: the first decides whether there is anything to look at; from `again_is_cached` on they run
 graphs of their own, and the host's cache holds the nodes of the last one."""
-

@@ -12,8 +12,13 @@ BASES = {"sd15": 6, "demo": 3, "wan": 3, "flux": 2, "file": 1}
 """Where the MODEL comes from, and how often: Stable Diffusion 1.5's U-Net two levels deep, the demo model,
 Wan 2.1's transformer of video, a block of Flux, a checkpoint file."""
 SEED_MAX = 2**64 - 1
-SIZES = {"sd15": ((96, 64), (72, 104), (40, 24), (64, 64)), "file": ((64, 64), (72, 40)),
-         "flux": ((64, 48), (48, 64), (72, 40)), "wan": ((64, 48), (48, 64)), "demo": ((32, 32), (16, 16), (40, 24))}  # fmt: skip
+SIZES = {
+    "sd15": ((96, 64), (72, 104), (40, 24), (64, 64)),
+    "file": ((64, 64), (72, 40)),
+    "flux": ((64, 48), (48, 64), (72, 40)),
+    "wan": ((64, 48), (48, 64)),
+    "demo": ((32, 32), (16, 16), (40, 24)),
+}
 SINGLE = tuple(name for name, one in INGREDIENTS.items() if one.single)
 USUAL: dict[str, Any] = {"batch": 1, "dtype": "fp32", "cfg": 2.0, "noise": 3, "workflow": False}
 """What a setting is shrunk to."""
@@ -104,11 +109,15 @@ def with_one_more(rng: random.Random, recipe: Recipe, group: str) -> Recipe:
     """Another ingredient of a group, of a kind that is not there yet."""
     taken = {INGREDIENTS[name].kind for name, _ in recipe.ingredients}
     fit = {
-        name: one.often for name, one in INGREDIENTS.items()
-        if one.group == group and recipe.base in one.bases and one.kind not in taken
-        and not (one.single and recipe["batch"] > 1) and not (one.kind == "batch" and recipe.has(*SINGLE))
+        name: one.often
+        for name, one in INGREDIENTS.items()
+        if one.group == group
+        and recipe.base in one.bases
+        and one.kind not in taken
+        and not (one.single and recipe["batch"] > 1)
+        and not (one.kind == "batch" and recipe.has(*SINGLE))
         and not (group == "latent" and WAYS[recipe.way].empty and one.kind == "image")
-    }  # fmt: skip
+    }
     if not fit:
         return recipe
     name = pick(rng, fit)

@@ -105,7 +105,9 @@ class Runner:
                 if trials <= 0:
                     break
                 trials -= 1
-                found = [f for f in self.check(recipe, invariants).failures if f.mechanism == failure.mechanism]
+                found = [
+                    f for f in self.check(recipe, invariants).failures if f.mechanism == failure.mechanism
+                ]
                 if found:
                     smallest, progress = found[0], True
                     break
@@ -165,5 +167,5 @@ def text_of(failure: Failure) -> str:
     """For people: what failed, and how it is run again."""
     return (
         f"{failure.invariant}: {failure.text}\n  {failure.recipe.text()}\n"
-        f"  make graphs ARGS=\"--seed {failure.recipe.seed}\", or the recipe: {to_json(failure.recipe)}"
+        f'  make graphs ARGS="--seed {failure.recipe.seed}", or the recipe: {to_json(failure.recipe)}'
     )

@@ -35,8 +35,13 @@ class Scene(Graph):
         return [self.add("GraphModel", which=self.base, dtype=self.settings["dtype"], weights=number), 0]
 
     def demo_model(self, category: int = 0) -> str:
-        return self.add("AMEDDemoModel", category=CATEGORIES[category], width=self.width, height=self.height,
-                        batch_size=self.settings["batch"])  # fmt: skip
+        return self.add(
+            "AMEDDemoModel",
+            category=CATEGORIES[category],
+            width=self.width,
+            height=self.height,
+            batch_size=self.settings["batch"],
+        )
 
     def prompt(self, number: int, repeats: int = 1) -> list:
         """1 is the positive one, 2 the negative one, 3 another. repeats: of its tokens."""
@@ -62,8 +67,17 @@ class Scene(Graph):
         width, height = self.width * factor, self.height * factor
         whole = [self.add("SolidMask", value=0.0, width=width, height=height), 0]
         half = [self.add("SolidMask", value=1.0, width=width // 2, height=height), 0]
-        return [self.add("MaskComposite", destination=whole, source=half, x=0 if left else width // 2, y=0,
-                         operation="add"), 0]  # fmt: skip
+        return [
+            self.add(
+                "MaskComposite",
+                destination=whole,
+                source=half,
+                x=0 if left else width // 2,
+                y=0,
+                operation="add",
+            ),
+            0,
+        ]
 
     def euler(self, steps: int) -> list:
         """A LATENT by the host's own sampler."""
@@ -72,9 +86,23 @@ class Scene(Graph):
     def load(self, file: str) -> list:
         return [self.add("AMEDLoadPredictor", name=file), 0]
 
-    def custom_run(self, sampler: list, sigmas: list, noise: int, cfg: float, add_noise: bool = True,
-                   latent: list | None = None) -> str:  # fmt: skip
+    def custom_run(
+        self,
+        sampler: list,
+        sigmas: list,
+        noise: int,
+        cfg: float,
+        add_noise: bool = True,
+        latent: list | None = None,
+    ) -> str:
         """A SamplerCustom; its id."""
         around = self.around() | ({} if latent is None else {"latent_image": latent})
-        return self.add("SamplerCustom", add_noise=add_noise, noise_seed=noise, cfg=cfg, sampler=sampler,
-                        sigmas=sigmas, **around)  # fmt: skip
+        return self.add(
+            "SamplerCustom",
+            add_noise=add_noise,
+            noise_seed=noise,
+            cfg=cfg,
+            sampler=sampler,
+            sigmas=sigmas,
+            **around,
+        )

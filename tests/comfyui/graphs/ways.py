@@ -15,11 +15,28 @@ ALL = ("sd15", "demo", "wan", "flux", "file")
 FITTED = ("sd15", "wan", "file")  # bases that have files of comfyui.kinds
 NO_DEMO = ("sd15", "wan", "flux", "file")
 FILES = {kind.file: kind for kind in KINDS if not kind.sampler and not kind.around}
-DEMO = {f"emoji32-{name}-nfe{nfe}-cfg{cfg}.safetensors": (nfe, cfg) for name, nfe, cfg in (
-    ("amed", 5, 1), ("amed", 5, 2), ("dpmpp", 7, 2), ("ipndm", 3, 1), ("ipndm", 5, 2), ("multistep", 4, 1),
-    ("multistep", 5, 2), ("multistep", 6, 4), ("multistep", 8, 1))}  # fmt: skip
-HOST = {"Euler": "euler", "Heun": "heun", "iPNDM-4": "ipndm", "DPM++ 2M": "dpmpp_2m", "DPM-Solver-2": "dpm_2",
-        "DEIS-3": "deis"}  # fmt: skip
+DEMO = {
+    f"emoji32-{name}-nfe{nfe}-cfg{cfg}.safetensors": (nfe, cfg)
+    for name, nfe, cfg in (
+        ("amed", 5, 1),
+        ("amed", 5, 2),
+        ("dpmpp", 7, 2),
+        ("ipndm", 3, 1),
+        ("ipndm", 5, 2),
+        ("multistep", 4, 1),
+        ("multistep", 5, 2),
+        ("multistep", 6, 4),
+        ("multistep", 8, 1),
+    )
+}
+HOST = {
+    "Euler": "euler",
+    "Heun": "heun",
+    "iPNDM-4": "ipndm",
+    "DPM++ 2M": "dpmpp_2m",
+    "DPM-Solver-2": "dpm_2",
+    "DEIS-3": "deis",
+}
 """Plain solvers that the host has too, by its names."""
 PLAIN = "plain"
 LEAST = 1000  # evaluations of a fit: the least that Calibrate takes
@@ -109,8 +126,11 @@ def split(rng: Random, base: str) -> dict[str, Any]:
 
 
 def ordinary(rng: Random, base: str) -> dict[str, Any]:
-    return {"sampler": rng.choice(list(SAMPLERS)), "scheduler": rng.choice(("amed", "amed", "karras", "simple", "normal")),
-            "steps": rng.randrange(1, 8)} | denoised(rng)  # fmt: skip
+    return {
+        "sampler": rng.choice(list(SAMPLERS)),
+        "scheduler": rng.choice(("amed", "amed", "karras", "simple", "normal")),
+        "steps": rng.randrange(1, 8),
+    } | denoised(rng)
 
 
 def applied(rng: Random, base: str) -> dict[str, Any]:
@@ -127,19 +147,41 @@ def plain(rng: Random, base: str) -> dict[str, Any]:
 
 
 def refined(rng: Random, base: str) -> dict[str, Any]:
-    return looked_up(rng, base) | {"denoise": rng.choice((0.3, 0.5, 0.7)), "scale": rng.choice((1.5, 2.0)),
-                                   "method": rng.choice(("nearest-exact", "bilinear", "bislerp"))}  # fmt: skip
+    return looked_up(rng, base) | {
+        "denoise": rng.choice((0.3, 0.5, 0.7)),
+        "scale": rng.choice((1.5, 2.0)),
+        "method": rng.choice(("nearest-exact", "bilinear", "bislerp")),
+    }
 
 
 def fitted(rng: Random, base: str) -> dict[str, Any]:
-    return {"sampler": rng.choice(("amed_multistep", "amed_multistep", *SAMPLERS)), "nfe": rng.choice((2, 3)), "passes": 0,
-            "wrapped": rng.choice(("", "", "", "euler", "dpmpp_2m"))}  # fmt: skip
+    return {
+        "sampler": rng.choice(("amed_multistep", "amed_multistep", *SAMPLERS)),
+        "nfe": rng.choice((2, 3)),
+        "passes": 0,
+        "wrapped": rng.choice(("", "", "", "euler", "dpmpp_2m")),
+    }
 
 
 def compared(rng: Random, base: str) -> dict[str, Any]:
-    lines = rng.sample(("amed", "plain", "amed_ipndm", "amed_uni_pc", "euler / karras", "dpmpp_2m / simple", "uni_pc / normal"), 3)
-    return {"samplers": "\n".join(lines), "nfe": rng.choice((2, 3, 4)), "seeds": rng.choice((1, 2)),
-            "reference": rng.choice((0, 8, 10))}  # fmt: skip
+    lines = rng.sample(
+        (
+            "amed",
+            "plain",
+            "amed_ipndm",
+            "amed_uni_pc",
+            "euler / karras",
+            "dpmpp_2m / simple",
+            "uni_pc / normal",
+        ),
+        3,
+    )
+    return {
+        "samplers": "\n".join(lines),
+        "nfe": rng.choice((2, 3, 4)),
+        "seeds": rng.choice((1, 2)),
+        "reference": rng.choice((0, 8, 10)),
+    }
 
 
 def shown(rng: Random, base: str) -> dict[str, Any]:
@@ -151,17 +193,24 @@ def shown(rng: Random, base: str) -> dict[str, Any]:
 
 
 def amed_ksampler(scene: Scene, s: dict[str, Any], **other: Any) -> str:
-    inputs = {"nfe": s["nfe"], "sampler": s["sampler"], "guidance": s["cfg"], "seed": s["noise"],
-              "denoise": s.get("denoise", 1.0), "predictor": s["file"] or "auto",
-              "if_missing": s["if_missing"]}  # fmt: skip
+    inputs = {
+        "nfe": s["nfe"],
+        "sampler": s["sampler"],
+        "guidance": s["cfg"],
+        "seed": s["noise"],
+        "denoise": s.get("denoise", 1.0),
+        "predictor": s["file"] or "auto",
+        "if_missing": s["if_missing"],
+    }
     return scene.amed(**inputs | other)[0]
 
 
 def sampler_and_sigmas(scene: Scene, s: dict[str, Any]) -> tuple[list, list]:
     linked = {"predictor": scene.load(s["file"])} if s["file"] else {}
     sampler = scene.add("AMEDSampler", sampler=s["sampler"], if_missing=s["if_missing"], **linked)
-    sigmas = scene.add("AMEDScheduler", model=scene.model, sampler=s["sampler"], nfe=s["nfe"],
-                       denoise=s["denoise"], **linked)  # fmt: skip
+    sigmas = scene.add(
+        "AMEDScheduler", model=scene.model, sampler=s["sampler"], nfe=s["nfe"], denoise=s["denoise"], **linked
+    )
     return [sampler, 0], [sigmas, 0]
 
 
@@ -170,10 +219,16 @@ def guider_of(scene: Scene, s: dict[str, Any]) -> list:
     inputs: dict[str, dict[str, Any]] = {
         "Basic": {"conditioning": scene.positive},
         "CFG": prompts | {"cfg": s["cfg"]},
-        "DualCFG": {"cond1": scene.positive, "cond2": scene.other(), "negative": scene.negative,
-                    "cfg_conds": s["cfg"], "cfg_cond2_negative": 2.0, "style": "regular"},
+        "DualCFG": {
+            "cond1": scene.positive,
+            "cond2": scene.other(),
+            "negative": scene.negative,
+            "cfg_conds": s["cfg"],
+            "cfg_cond2_negative": 2.0,
+            "style": "regular",
+        },
         "PerpNeg": prompts | {"empty_conditioning": scene.other(), "cfg": s["cfg"], "neg_scale": 1.0},
-    }  # fmt: skip
+    }
     return [scene.add(f"{s['guider']}Guider", model=scene.model, **inputs[s["guider"]]), 0]
 
 
@@ -193,8 +248,14 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     sampler, sigmas = sampler_and_sigmas(scene, s)
     noise = [scene.add("RandomNoise", noise_seed=s["noise"]), 0]
-    node = scene.add("SamplerCustomAdvanced", noise=noise, guider=guider_of(scene, s), sampler=sampler,
-                     sigmas=sigmas, latent_image=scene.latent)  # fmt: skip
+    node = scene.add(
+        "SamplerCustomAdvanced",
+        noise=noise,
+        guider=guider_of(scene, s),
+        sampler=sampler,
+        sigmas=sigmas,
+        latent_image=scene.latent,
+    )
     return Sampled([node, 0], [node])
 
 
@@ -225,20 +286,32 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     kind: Kind = FILES[s["kind"]]
     model = [scene.add("AMEDApplyPredictor", model=scene.model, predictor=scene.load(s["file"])), 0]
-    node = scene.ksampler(kind.own_sampler, "amed", kind.own_steps, s["cfg"], s["noise"], s["denoise"], model=model)[0]
+    node = scene.ksampler(
+        kind.own_sampler, "amed", kind.own_steps, s["cfg"], s["noise"], s["denoise"], model=model
+    )[0]
     return Sampled([node, 0], [node])
 
 
 @way("Apply looks it up", lambda rng, base: looked_up(rng, base) | {"sampler": "auto"})
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """For AMED KSampler, which takes the one on the MODEL."""
-    applied = scene.add("AMEDApplyPredictor", model=scene.model, sampler=s["sampler"], nfe=s["nfe"],
-                        guidance=s["cfg"], if_missing=s["if_missing"])  # fmt: skip
+    applied = scene.add(
+        "AMEDApplyPredictor",
+        model=scene.model,
+        sampler=s["sampler"],
+        nfe=s["nfe"],
+        guidance=s["cfg"],
+        if_missing=s["if_missing"],
+    )
     node = amed_ksampler(scene, s, model=[applied, 0])
     return Sampled([node, 0], [node])
 
 
-@way("around the host's sampler", lambda rng, base: {"by": rng.choice(("Apply", "AMED Sampler")), "nfe": 4}, bases=FITTED)
+@way(
+    "around the host's sampler",
+    lambda rng, base: {"by": rng.choice(("Apply", "AMED Sampler")), "nfe": 4},
+    bases=FITTED,
+)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     own = scene.load(f"small-{scene.family}-around.safetensors")
     if s["by"] == "Apply":
@@ -247,27 +320,42 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         return Sampled([node, 0], [node])
     host = [scene.add("KSamplerSelect", sampler_name=WRAPPED), 0]
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=own, wrapped=host), 0]
-    sigmas = [scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=own), 0]
+    sigmas = [
+        scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=own),
+        0,
+    ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
     return Sampled([node, 0], [node])
 
 
 def plain_sampler(scene: Scene, s: dict[str, Any]) -> str:
-    return scene.add("AMEDPlainSolver", model=scene.model, solver=s["solver"], nfe=s["nfe"],
-                     schedule=s["schedule"], rho=s["rho"], afs=False)  # fmt: skip
+    return scene.add(
+        "AMEDPlainSolver",
+        model=scene.model,
+        solver=s["solver"],
+        nfe=s["nfe"],
+        schedule=s["schedule"],
+        rho=s["rho"],
+        afs=False,
+    )
 
 
 @way("AMED Plain Solver", plain, often=6)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     made = plain_sampler(scene, s)
-    sampler = [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0] if s.get("by_host") else [made, 0]
+    sampler = (
+        [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0] if s.get("by_host") else [made, 0]
+    )
     return Sampled([scene.custom_run(sampler, [made, 1], s["noise"], s["cfg"]), 0])
 
 
 @way("upscale and refine", refined, bases=NO_DEMO)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     first = amed_ksampler(scene, s, denoise=1.0)
-    larger = [scene.add("LatentUpscaleBy", samples=[first, 0], upscale_method=s["method"], scale_by=s["scale"]), 0]
+    larger = [
+        scene.add("LatentUpscaleBy", samples=[first, 0], upscale_method=s["method"], scale_by=s["scale"]),
+        0,
+    ]
     second = amed_ksampler(scene, s, latent_image=larger)
     return Sampled([second, 0], [first, second])
 
@@ -280,7 +368,12 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     return Sampled([used, 0], [node], used=[used])
 
 
-@way("list of checkpoints", lambda rng, base: looked_up(rng, base) | {"denoise": 1.0}, bases=("sd15", "wan", "flux"), images=False)
+@way(
+    "list of checkpoints",
+    lambda rng, base: looked_up(rng, base) | {"denoise": 1.0},
+    bases=("sd15", "wan", "flux"),
+    images=False,
+)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     second = [scene.add("GraphWatch", model=scene.checkpoint(1), name="graph"), 0]
     both = [scene.add("GraphBoth", first=scene.model, second=second), 0]
@@ -289,7 +382,11 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     return Sampled([node, 0], [node])
 
 
-@way("files", lambda rng, base: file_of(rng, base) | {"sampler": "auto", "if_missing": "error", "denoise": 1.0}, bases=(*FITTED, "demo"))
+@way(
+    "files",
+    lambda rng, base: file_of(rng, base) | {"sampler": "auto", "if_missing": "error", "denoise": 1.0},
+    bases=(*FITTED, "demo"),
+)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """A predictor loaded, described, saved under another name, loaded from its code and used."""
     own = scene.load(s["file"])
@@ -297,7 +394,10 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     scene.add("AMEDSavePredictor", predictor=own, name="graphs saved")
     pasted = [scene.add("AMEDLoadPredictor", name=s["file"], code=[info, 2]), 0]
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=pasted), 0]
-    sigmas = [scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=8, denoise=1.0, predictor=pasted), 0]
+    sigmas = [
+        scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=8, denoise=1.0, predictor=pasted),
+        0,
+    ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
     return Sampled([node, 0], texts=[info])
 
@@ -309,44 +409,108 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """And its predictor used at once."""
     host = {"wrapped": [scene.add("KSamplerSelect", sampler_name=s["wrapped"]), 0]} if s["wrapped"] else {}
-    made = scene.add("AMEDCalibrate", sampler=s["sampler"], nfe=str(s["nfe"]), guidance=s["cfg"], budget="custom",
-                     evaluations=LEAST, seed=s["noise"], name="graphs fit", passes=s["passes"],
-                     **host, **scene.around())  # fmt: skip
+    made = scene.add(
+        "AMEDCalibrate",
+        sampler=s["sampler"],
+        nfe=str(s["nfe"]),
+        guidance=s["cfg"],
+        budget="custom",
+        evaluations=LEAST,
+        seed=s["noise"],
+        name="graphs fit",
+        passes=s["passes"],
+        **host,
+        **scene.around(),
+    )
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0], **host), 0]
-    sigmas = [scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]), 0]
+    sigmas = [
+        scene.add(
+            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+        ),
+        0,
+    ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
     return Sampled([node, 0], texts=[made])
 
 
-@way("calibrate now", lambda rng, base: {"sampler": rng.choice(("auto", "amed", "amed_ipndm")), "nfe": rng.choice((2, 3)), "file": "",
-     "if_missing": "calibrate now (quick)"}, slow=True, fits=True, bases=("sd15", "flux", "wan"), often=2, images=False)  # fmt: skip
+@way(
+    "calibrate now",
+    lambda rng, base: {
+        "sampler": rng.choice(("auto", "amed", "amed_ipndm")),
+        "nfe": rng.choice((2, 3)),
+        "file": "",
+        "if_missing": "calibrate now (quick)",
+    },
+    slow=True,
+    fits=True,
+    bases=("sd15", "flux", "wan"),
+    often=2,
+    images=False,
+)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     node = amed_ksampler(scene, s)
     return Sampled([node, 0], [node])
 
 
-@way("Train AMED Predictor", lambda rng, base: {"sampler": rng.choice(("amed", "amed_ipndm")), "nfe": rng.choice((3, 4))},
-     bases=("sd15", "demo"), slow=True, fits=True, often=1, empty=True)  # fmt: skip
+@way(
+    "Train AMED Predictor",
+    lambda rng, base: {"sampler": rng.choice(("amed", "amed_ipndm")), "nfe": rng.choice((3, 4))},
+    bases=("sd15", "demo"),
+    slow=True,
+    fits=True,
+    often=1,
+    empty=True,
+)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add("AMEDTrainPredictor", sampler=s["sampler"], nfe=s["nfe"], guidance=s["cfg"], images=8, batch=4,
-                     teacher_points=1, learning_rate=0.005, seed=s["noise"], name="graphs trained",
-                     **scene.around())  # fmt: skip
+    made = scene.add(
+        "AMEDTrainPredictor",
+        sampler=s["sampler"],
+        nfe=s["nfe"],
+        guidance=s["cfg"],
+        images=8,
+        batch=4,
+        teacher_points=1,
+        learning_rate=0.005,
+        seed=s["noise"],
+        name="graphs trained",
+        **scene.around(),
+    )
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0]), 0]
-    sigmas = [scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]), 0]
+    sigmas = [
+        scene.add(
+            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+        ),
+        0,
+    ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
     return Sampled([node, 0], texts=[made])
 
 
 @way("Compare AMED", compared, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add("AMEDCompare", samplers=s["samplers"], nfe=str(s["nfe"]), guidance=s["cfg"], seed=s["noise"],
-                     seeds=s["seeds"], reference=s["reference"], **scene.around())  # fmt: skip
+    made = scene.add(
+        "AMEDCompare",
+        samplers=s["samplers"],
+        nfe=str(s["nfe"]),
+        guidance=s["cfg"],
+        seed=s["noise"],
+        seeds=s["seeds"],
+        reference=s["reference"],
+        **scene.around(),
+    )
     return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], done=[made, 1])
 
 
 @way("AMED Trajectory Plot", shown, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     linked = {"predictor": scene.load(s["file"])} if s["file"] else {}
-    made = scene.add("AMEDTrajectoryPlot", seed=s["noise"], nfe=s["nfe"], guidance=s["cfg"], reference=s["reference"],
-                     **linked, **scene.around())  # fmt: skip
+    made = scene.add(
+        "AMEDTrajectoryPlot",
+        seed=s["noise"],
+        nfe=s["nfe"],
+        guidance=s["cfg"],
+        reference=s["reference"],
+        **linked,
+        **scene.around(),
+    )
     return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], done=[made, 1])

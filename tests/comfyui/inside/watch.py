@@ -222,9 +222,9 @@ class GraphAfter:
 
 
 class GraphFault:
-    """MODEL -> MODEL on which something is wrong, to see that it is found: raises (a TypeError in the network's
-    call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the network, for good),
-    mixes (the images of a batch), changes (it runs every time)."""
+    """MODEL -> MODEL on which something is wrong, to see that it is found: raises (a TypeError after the
+    network's call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the network,
+    for good), mixes (the images of a batch), changes (it runs every time)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
