@@ -15,7 +15,7 @@ from comfyui.graphs.runner import FAILED, INVALID, RUNS, Runner, Running, text_o
 from comfyui.graphs.ways import WAYS
 from comfyui.kinds import times_of
 
-from amed import Fitted, Solver, Spec, save
+from amed import Fitted, Solver, Spec, load, save
 from amed.constants import as_multistep
 
 SEEDS, FITS = 56, (3, 11)
@@ -225,10 +225,25 @@ def test_another_image_in_a_batch_is_found(case):
 
 
 def test_another_plain_solver_is_found(case, monkeypatch):
-    own = case(usual("AMED Plain Solver", solver="Heun", schedule="polynomial", rho=7.0))
+    own = case(usual("AMED Plain Solver", solver="Heun", schedule="polynomial", rho=7.0, zero=False))
     invariants.plain_is_the_hosts(own)
     monkeypatch.setitem(invariants.HOST, "Heun", "euler")
     broken(invariants.plain_is_the_hosts, own, "not the host's euler")
+
+
+def test_a_mask_that_keeps_nothing_is_found(case):
+    own = case(replace(usual(), ingredients=[("from an image", {}), ("noise mask", {"kind": "hard"})]))
+    invariants.masks_keep(own)
+    latents = [v * 1.5 for v in own.whole.latents]
+    broken(invariants.masks_keep, altered(own, latents=latents), "away from the start")
+
+
+def test_a_fit_that_runs_on_a_merge_is_found(runner, sound, monkeypatch):
+    """As if the file, which names no checkpoint, had been fitted to this one."""
+    fitted = replace(load(runner.folder / "small-sd15-amed.safetensors"), name="small-sd15-")
+    monkeypatch.setattr(Running, "fits", [fitted])
+    fit = altered(sound, replace(sound.recipe.set(wrapped=""), way="Calibrate AMED"))
+    broken(invariants.fits_are_for_their_checkpoint, fit, "runs on a merge")
 
 
 def test_a_list_of_checkpoints_in_which_one_is_the_other_is_found(case):

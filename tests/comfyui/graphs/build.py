@@ -8,7 +8,7 @@ from .recipe import Recipe, to_json
 from .scene import WATCH, Scene
 from .ways import WAYS, Sampled
 
-WHOLE, LIST, NUMBERED = "whole", "list", "numbered"
+WHOLE, LIST, NUMBERED, START = "whole", "list", "numbered", "start"
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Built:
 
 def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
     """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by
-    one; each of its images in a list; or one of them, by its number. looks: with the nodes that count and
-    compare."""
+    one; each of its images in a list; one of them, by its number; or the LATENT before it is sampled. looks:
+    with the nodes that count and compare."""
     scene = Scene(recipe.base, recipe.settings)
     for name, inputs in recipe.ingredients:
         INGREDIENTS[name].put(scene, **inputs)
@@ -37,6 +37,9 @@ def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
         scene.model = [scene.add("GraphBefore", **around), 0]
     if fault := recipe.settings.get("fault"):  # of the tests of this folder
         scene.patch("GraphFault", which=fault)
+    if variant == START:
+        saved = scene.add("SaveLatent", samples=scene.latent, filename_prefix="graphs")
+        return Built(scene.nodes, Sampled(), saved)
     if variant == LIST:
         scene.latent = [scene.add("RebatchLatents", latents=scene.latent, batch_size=1), 0]
     elif variant != WHOLE:

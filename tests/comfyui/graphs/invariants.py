@@ -11,7 +11,7 @@ from torch import Tensor
 
 from amed import Fitted
 
-from .build import LIST, NUMBERED, WHOLE
+from .build import LIST, NUMBERED, START, WHOLE
 from .recipe import Recipe
 from .run import Error, Run
 from .ways import HOST, WAYS
@@ -33,8 +33,8 @@ class Case(Protocol):
     fits: list[Fitted]
     """Predictor files that the run wrote."""
 
-    def run(self, variant: str = WHOLE, way: str = "", **settings: object) -> Run:
-        """Another run: of a variant, in another way, or with other settings."""
+    def run(self, variant: str = WHOLE, way: str = "", more: tuple = (), **settings: object) -> Run:
+        """Another run: of a variant, in another way, with more ingredients or with other settings."""
 
     def again(self) -> Run:
         """The same graph once more."""
@@ -298,15 +298,32 @@ def compare(made: Tensor, expected: Tensor, share: float, what: str) -> None:
 
 def plain_is_the_hosts(case: Case) -> None:
     """AMED Plain Solver gives what the host's sampler of that name gives on the same noise levels. With a
-    mask the two end differently: the host's leaves the last noise on what is kept."""
+    mask they end differently above 0: the host's leaves the last noise on what is kept."""
     recipe = case.recipe
-    if recipe.way != "AMED Plain Solver" or recipe["solver"] not in HOST or recipe.has("noise mask"):
+    if recipe.way != "AMED Plain Solver" or recipe["solver"] not in HOST:
         return
-    run = case.run(by_host=True)
-    if run.error or run.died:
+    run = (
+        Run(case.whole.sampled) if recipe.has("noise mask") and not recipe["zero"] else case.run(by_host=True)
+    )
+    if run.latents:
+        share = 5 * share_of(recipe)
+        compare(case.whole.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
+
+
+def masks_keep(case: Case) -> None:
+    """What a hard mask keeps is the start's: the left half but for its border."""
+    recipe, whole = case.recipe, case.whole
+    hard = any(name == "noise mask" and inputs["kind"] != "grey" for name, inputs in recipe.ingredients)
+    if not hard or len(whole.latents) != 1 or WAYS[recipe.way].empty or recipe.way == "upscale and refine":
         return
-    share = 5 * share_of(recipe)
-    compare(case.whole.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
+    start = case.run(START).latents
+    if not start or start[0].shape != whole.latents[0].shape:
+        return
+    columns = start[0].shape[-1] // 2 - 1
+    made, kept = whole.latents[0][..., :columns], start[0][..., :columns]
+    difference = float((made.float() - kept.float()).abs().max() / whole.latents[0].float().std())
+    if not difference <= 5 * share_of(recipe):
+        raise Broken(f"what the mask keeps is {difference:.3g} of the image's spread away from the start")
 
 
 # --- what stays behind -------------------------------------------------------------------------------------
@@ -370,13 +387,33 @@ def fits_are_sound(case: Case) -> None:
         raise Broken(f"{skipped} of {seen['calls']} calls of the network were answered by a cache, unsaid")
 
 
-def is_chosen(case: Case, fitted: Fitted) -> bool:
-    """Whether AMED KSampler takes a file by itself."""
-    run = case.run(
-        way="AMED KSampler", sampler="auto", file="", if_missing="plain", nfe=fitted.nfe, denoise=1.0
-    )
+def is_chosen(case: Case, fitted: Fitted, *more: tuple[str, dict]) -> bool:
+    """Whether AMED KSampler takes a file by itself, unsaid; more: ingredients besides."""
+    asked = {"sampler": "auto", "file": "", "if_missing": "plain", "nfe": fitted.nfe, "denoise": 1.0}
+    run = case.run(way="AMED KSampler", more=more, workflow=False, **asked)
     texts = [text for node in run.sampled.runs for text in run.texts(node)]
-    return any(f"predictor: {fitted.name}" in text for text in texts)
+    return any(f"predictor: {fitted.name}" in text and "note:" not in text for text in texts)
+
+
+MERGE, LORA = ("ModelMergeSimple", {"ratio": 0.3}), ("LoRA", {"strength": 0.5})
+
+
+def fits_are_for_their_checkpoint(case: Case) -> None:
+    """A merge is another checkpoint, for which a fit does not run without a word; with a LoRA it is the
+    same."""
+    recipe = case.recipe
+    if recipe.way != "Calibrate AMED" or recipe["wrapped"] or recipe.base not in ("sd15", "wan", "flux"):
+        return
+    for fitted in case.fits[:1]:
+        if not is_chosen(case, fitted):
+            continue
+        if not recipe.has(*MERGES) and is_chosen(case, fitted, MERGE):
+            raise Broken(f"{fitted.name} of one checkpoint runs on a merge of two, without a word")
+        if recipe.base == "sd15" and not recipe.has("LoRA") and not is_chosen(case, fitted, LORA):
+            raise Broken(f"{fitted.name} is not found any more once there is a LoRA")
+
+
+MERGES = ("ModelMergeSimple", "ModelMergeBlocks", "add difference")
 
 
 def pictures_are_sound(case: Case) -> None:
@@ -417,7 +454,8 @@ def rows_of(text: str) -> list[dict[str, str]]:
 INVARIANTS: tuple[Callable[[Case], None], ...] = (
     runs_or_says_why, images_are_whole, counts_are_true, takes_the_evaluations_asked_for, report_is_true,
     no_text_speaks_of_internals, nothing_is_left, pictures_are_sound, again_is_cached, fits_are_sound,
-    plain_is_the_hosts, list_of_checkpoints_is_each, same_alone_and_in_lists,
+    fits_are_for_their_checkpoint, masks_keep, plain_is_the_hosts, list_of_checkpoints_is_each,
+    same_alone_and_in_lists,
 )  # fmt: skip
 """In this order: the first decides whether there is anything to look at; from `again_is_cached` on they run
 graphs of their own, and the host's cache holds the nodes of the last one."""

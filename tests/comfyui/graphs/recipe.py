@@ -77,6 +77,8 @@ def draw(seed: int, slow: bool = True) -> Recipe:
     way = pick(rng, ways)
     base = pick(rng, {name: often for name, often in BASES.items() if name in WAYS[way].bases})
     settings = common(rng, base) | WAYS[way].draw(rng, base)
+    if WAYS[way].slow:  # a CPU takes many times as long in the others
+        settings["dtype"] = "fp32"
     recipe = Recipe(seed, base, way, settings)
     for group, most in (("model", 4), ("prompt", 2), ("latent", 2)):
         for _ in range(min(rng.randrange(most + 1), rng.randrange(most + 1) + 1)):

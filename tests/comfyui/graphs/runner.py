@@ -15,7 +15,7 @@ from .recipe import USUAL, Recipe, to_json
 from .run import Run, run
 from .ways import WAYS
 
-TIMEOUT, SLOW = 120.0, 400.0  # seconds after which a run hangs; of a fit
+TIMEOUT, SLOW = 300.0, 1200.0  # seconds after which a run hangs; of a fit
 TRIALS = 14  # runs to shrink a failure
 RUNS, REFUSED, INVALID, FAILED = "runs", "refused", "not a graph of the host's", "failed"
 
@@ -150,8 +150,9 @@ class Running:
                 raise Broken(f"{file.name} was written and cannot be read: {error}") from error
         return made
 
-    def run(self, variant: str = WHOLE, way: str = "", **settings: object) -> Run:
-        recipe = replace(self.recipe, way=way or self.recipe.way).set(**settings)
+    def run(self, variant: str = WHOLE, way: str = "", more: tuple = (), **settings: object) -> Run:
+        ingredients = [*self.recipe.ingredients, *more]
+        recipe = replace(self.recipe, way=way or self.recipe.way, ingredients=ingredients).set(**settings)
         return self.runner.graph(recipe, variant, looks=False)
 
     def again(self) -> Run:

@@ -143,7 +143,7 @@ def plain(rng: Random, base: str) -> dict[str, Any]:
     nfe = rng.choice((2, 4, 6)) if solver in ("Heun", "DPM-Solver-2") else rng.randrange(2, 8)
     # the host's own model_sampling tables are what "discrete" needs: not here
     kind, rho = rng.choice((("polynomial", 7.0), ("time_uniform", 1.0), ("logsnr", 1.0)))
-    return {"solver": solver, "nfe": nfe, "schedule": kind, "rho": rho}
+    return {"solver": solver, "nfe": nfe, "schedule": kind, "rho": rho, "zero": rng.random() < 0.5}
 
 
 def refined(rng: Random, base: str) -> dict[str, Any]:
@@ -343,10 +343,12 @@ def plain_sampler(scene: Scene, s: dict[str, Any]) -> str:
 @way("AMED Plain Solver", plain, often=6)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     made = plain_sampler(scene, s)
-    sampler = (
-        [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0] if s.get("by_host") else [made, 0]
-    )
-    return Sampled([scene.custom_run(sampler, [made, 1], s["noise"], s["cfg"]), 0])
+    sampler, sigmas = [made, 0], [made, 1]
+    if s.get("by_host"):
+        sampler = [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0]
+    if s["zero"]:
+        sigmas = [scene.add("GraphZero", sigmas=sigmas), 0]
+    return Sampled([scene.custom_run(sampler, sigmas, s["noise"], s["cfg"]), 0])
 
 
 @way("upscale and refine", refined, bases=NO_DEMO)

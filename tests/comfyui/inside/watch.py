@@ -91,6 +91,19 @@ class GraphWrap:
         return (comfy.samplers.KSAMPLER(sample),)
 
 
+class GraphZero:
+    """SIGMAS -> the same with 0 at the end, as the host's own schedules have it."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("SIGMAS",), "run", "test"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sigmas": ("SIGMAS",)}}
+
+    def run(self, sigmas):
+        return (torch.cat([sigmas, sigmas.new_zeros(1)]),)
+
+
 class GraphWatch:
     """MODEL -> MODEL counted under a name: evaluations, rows and calls of the network, and how often its
     forward really ran (caches answer in its place)."""
@@ -223,8 +236,8 @@ class GraphAfter:
 
 class GraphFault:
     """MODEL -> MODEL on which something is wrong, to see that it is found: raises (a TypeError after the
-    network's call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the network,
-    for good), mixes (the images of a batch), changes (it runs every time)."""
+    network's call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the
+    network, for good), mixes (the images of a batch), changes (it runs every time)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -266,5 +279,15 @@ class GraphFault:
         return (model,)
 
 
-NODES = (GraphModel, GraphBoth, GraphWrap, GraphWatch, GraphSeen, GraphBefore, GraphAfter, GraphFault)
+NODES = (
+    GraphModel,
+    GraphBoth,
+    GraphWrap,
+    GraphWatch,
+    GraphSeen,
+    GraphBefore,
+    GraphAfter,
+    GraphFault,
+    GraphZero,
+)
 NODE_CLASS_MAPPINGS = {c.__name__: c for c in NODES}
