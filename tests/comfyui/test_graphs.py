@@ -62,7 +62,7 @@ def test_a_seed_is_a_recipe():
 
 def test_everything_is_drawn():
     recipes = [draw(seed) for seed in range(3000)]
-    assert {recipe.way for recipe in recipes} == set(WAYS)
+    assert {recipe.way for recipe in recipes} == {name for name, own in WAYS.items() if own.often}
     assert {recipe.base for recipe in recipes} == set(BASES)
     assert {name for recipe in recipes for name, _ in recipe.ingredients} == set(INGREDIENTS)
 
@@ -262,8 +262,8 @@ def test_a_list_of_checkpoints_in_which_one_is_the_other_is_found(case):
 ])  # fmt: skip
 def test_a_fit_that_is_worth_nothing_is_found(runner, sound, monkeypatch, metrics, said):
     """The file is there, and auto takes it: what it states is right, only not in what is looked at here."""
-    times = times_of("sd15", 7)
-    spec = Spec(solver="multistep", num_steps=7, schedule="custom", sigma_min=float(times[-1]), guidance=2.0,
+    times = times_of("sd15", 8)  # 7 evaluations: no other file of this family has them
+    spec = Spec(solver="multistep", num_steps=8, schedule="custom", sigma_min=float(times[-1]), guidance=2.0,
                 sigma_max=float(times[0]), model_family="sd15", metrics={"error": 0.1})  # fmt: skip
     fitted = Fitted(spec, as_multistep(Solver("ipndm", 2), times), times)
     path = save(runner.folder / "worthless.safetensors", fitted)

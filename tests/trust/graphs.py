@@ -119,7 +119,10 @@ def part(found: Found, host: str, minutes: float) -> page.Part:
         ("host", f"ComfyUI {host}"),
         ("graphs, in minutes", f"{graphs:,} in {minutes:.0f}"),
         ("prompts run for them", f"{found.runs:,}"),
-        ("ways to sample, ingredients", f"{len(found.ways)} of {len(WAYS)}, {len(found.ingredients)}"),
+        (
+            "ways to sample, ingredients",
+            f"{len(found.ways)} of {sum(way.often > 0 for way in WAYS.values())}, {len(found.ingredients)}",
+        ),
         ("that ran", f"{found.states[RUNS]:,}"),
         ("that were refused in a clear line", f"{found.states[REFUSED]:,}, {len(found.refusals)} lines"),
         ("drawn, but the host itself cannot run them", f"{found.states[INVALID]:,}"),

@@ -177,7 +177,7 @@ on_model(
     often=1,
 )
 on_model("TCFG", often=1)
-on_model("Mahiro", often=1)
+on_model("Mahiro", often=1, joint=True)
 on_model("FreeU", freeu, kind="freeu", bases=UNET)
 on_model("FreeU_V2", freeu, kind="freeu", bases=UNET)
 on_model(

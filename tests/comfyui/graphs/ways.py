@@ -38,7 +38,7 @@ HOST = {
     "DEIS-3": "deis",
 }
 """Plain solvers that the host has too, by its names."""
-PLAIN = "plain"
+PLAIN, HOSTS_OWN = "plain", "the host's own Euler"
 LEAST = 1000  # evaluations of a fit: the least that Calibrate takes
 
 
@@ -338,6 +338,20 @@ def plain_sampler(scene: Scene, s: dict[str, Any]) -> str:
         rho=s["rho"],
         afs=False,
     )
+
+
+@way(HOSTS_OWN, lambda rng, base: {}, often=0)
+def _(scene: Scene, s: dict[str, Any]) -> Sampled:
+    """Nothing of ours: to compare with, never drawn."""
+    guider = guider_of(scene, s) if "guider" in s else None
+    if guider is None:
+        return Sampled(scene.ksampler("euler", "simple", 4, s["cfg"], s["noise"]))
+    noise = [scene.add("RandomNoise", noise_seed=s["noise"]), 0]
+    sampler = [scene.add("KSamplerSelect", sampler_name="euler"), 0]
+    sigmas = [scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=4, denoise=1.0), 0]
+    node = scene.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
+                     latent_image=scene.latent)  # fmt: skip
+    return Sampled([node, 0])
 
 
 @way("AMED Plain Solver", plain, often=6)
