@@ -70,11 +70,10 @@ def from_json(text: str) -> Recipe:
     return Recipe(**data | {"ingredients": [(name, inputs) for name, inputs in data["ingredients"]]})
 
 
-def draw(seed: int, slow: bool = True) -> Recipe:
-    """The recipe of a seed. slow: fits and training too, which take up to a minute each."""
+def draw(seed: int) -> Recipe:
+    """The recipe of a seed."""
     rng = random.Random(f"graphs {seed}")
-    ways = {name: way.often for name, way in WAYS.items() if slow or not way.slow}
-    way = pick(rng, ways)
+    way = pick(rng, {name: own.often for name, own in WAYS.items()})
     base = pick(rng, {name: often for name, often in BASES.items() if name in WAYS[way].bases})
     settings = common(rng, base) | WAYS[way].draw(rng, base)
     if WAYS[way].slow:  # a CPU takes many times as long in the others
