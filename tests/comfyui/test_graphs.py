@@ -209,8 +209,14 @@ def test_running_again_is_found(case):
     broken(invariants.again_is_cached, case(usual(fault="changes")), "run again: AMEDKSampler")
 
 
-def test_another_image_in_a_batch_is_found(case):
-    broken(invariants.same_alone_and_in_lists, case(usual(fault="mixes")), "number 1 alone")
+def test_another_image_in_a_batch_is_found(sound):
+    other = sound.whole.latents[0].clone()
+    other[-1] *= 1.05
+    broken(invariants.same_alone_and_in_lists, altered(sound, latents=[other]), "number 1 alone")
+
+
+def test_a_batch_that_the_host_mixes_is_no_failure(case):
+    invariants.same_alone_and_in_lists(case(usual(fault="mixes")))
 
 
 def test_another_plain_solver_is_found(case, monkeypatch):
