@@ -7,6 +7,7 @@
 # make bench-quick   the same with few noises, in minutes; docs stay as they are
 # make bench-search  searches the other solvers' best settings again (an hour)
 # make fuzz      broken and hostile files; make faults: disks, kills, memory, NaN; make numerics, make supply, make matrix
+# make graphs    an hour of random graphs around every node (ARGS="--minutes 5", "--seed 71", "--file FOUND.json")
 # make soak      500 generations through a server, predictors swapped, fitted and deleted between; make hosts: in other
 #                versions of ComfyUI (ARGS="folder folder"). Each writes its part of docs/TRUST.md
 # make lint, make types, make engine   the parts of make check
@@ -19,7 +20,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --disable-pip-version-check -q
 PORT   ?= 8188
 
-TRUST  := fuzz faults numerics supply matrix soak hosts
+TRUST  := fuzz faults numerics supply matrix graphs soak hosts
 
 .PHONY: venv host demo comfyui check lint types engine test screenshots bench bench-quick bench-search clean $(TRUST)
 

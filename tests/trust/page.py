@@ -10,7 +10,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES, PAGE = ROOT / "docs" / "trust.json", ROOT / "docs" / "TRUST.md"
-ORDER = ("fuzz", "pickles", "matrix", "hosts", "faults", "kills", "memory", "numerics", "soak", "supply")
+ORDER = (
+    "fuzz",
+    "pickles",
+    "matrix",
+    "graphs",
+    "hosts",
+    "faults",
+    "kills",
+    "memory",
+    "numerics",
+    "soak",
+    "supply",
+)
 HEAD = """# Trust
 
 What is thrown at AMED, and what came of it. Each part is made by the command it names, the quick form of each

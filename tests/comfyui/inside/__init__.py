@@ -1,6 +1,6 @@
 """Nodes for tests, put into the custom_nodes of the ComfyUI that runs them."""
 
-from . import device, lists, looks, small, stateful, without, wraps
+from . import device, lists, looks, small, stateful, watch, without, wraps
 
-ROOMS = (device, lists, looks, small, stateful, without, wraps)
+ROOMS = (device, lists, looks, small, stateful, watch, without, wraps)
 NODE_CLASS_MAPPINGS = {name: node for room in ROOMS for name, node in room.NODE_CLASS_MAPPINGS.items()}

@@ -1,0 +1,59 @@
+"""The graph of a recipe, in API format."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from .ingredients import INGREDIENTS
+from .recipe import Recipe, to_json
+from .scene import WATCH, Scene
+from .ways import WAYS, Sampled
+
+WHOLE, LIST, NUMBERED, START = "whole", "list", "numbered", "start"
+
+
+@dataclass
+class Built:
+    """A graph, and what of it is looked at."""
+
+    nodes: dict[str, dict[str, Any]]
+    sampled: Sampled
+    saved: str = ""
+    """The SaveLatent."""
+    seen: str = ""
+    """What the network was asked: GraphSeen."""
+    after: str = ""
+    """What is left on the MODEL: GraphAfter."""
+
+
+def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
+    """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by
+    one; each of its images in a list; one of them, by its number; or the LATENT before it is sampled. looks:
+    with the nodes that count and compare."""
+    scene = Scene(recipe.base, recipe.settings)
+    for name, inputs in recipe.ingredients:
+        INGREDIENTS[name].put(scene, **inputs)
+    around = {**scene.around(), "cfg": recipe["cfg"], "name": to_json(recipe)}
+    if looks:
+        scene.model = [scene.add("GraphBefore", **around), 0]
+    if fault := recipe.settings.get("fault"):  # of the tests of this folder
+        scene.patch("GraphFault", which=fault)
+    if variant == START:
+        saved = scene.add("SaveLatent", samples=scene.latent, filename_prefix="graphs")
+        return Built(scene.nodes, Sampled(), saved)
+    if variant == LIST:
+        scene.latent = [scene.add("RebatchLatents", latents=scene.latent, batch_size=1), 0]
+    elif variant != WHOLE:
+        first, length = (0, 64) if variant == NUMBERED else (int(variant), 1)
+        one = {"samples": scene.latent, "batch_index": first, "length": length}
+        scene.latent = [scene.add("LatentFromBatch", **one), 0]
+    sampled = WAYS[recipe.way].put(scene, recipe.settings)
+    built = Built(scene.nodes, sampled)
+    if sampled.latent is not None:
+        built.saved = scene.add("SaveLatent", samples=sampled.latent, filename_prefix="graphs")
+    if looks:
+        done = sampled.latent or sampled.done
+        built.seen = scene.add("GraphSeen", name=WATCH, after=done)
+        waited = {**around, "after": [built.seen, 0]}
+        waited["model"] = scene.nodes[scene.model[0]]["inputs"]["model"] if fault else scene.model
+        built.after = scene.add("GraphAfter", **waited)
+    return built

@@ -1,0 +1,470 @@
+"""What must hold of every graph that runs, or is refused: INVARIANTS, each a function of a Case that raises
+Broken. Invalid is raised for a graph that the host cannot run either."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from amed import Fitted
+
+from .build import LIST, NUMBERED, START, WHOLE
+from .recipe import Recipe
+from .run import Error, Run
+from .ways import HOST, HOSTS_OWN, WAYS
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+class Invalid(Exception):
+    """The host's own sampler cannot run the graph: it says nothing of ours."""
+
+
+class Case(Protocol):
+    """A recipe, and what its graph gave."""
+
+    recipe: Recipe
+    whole: Run
+    fits: list[Fitted]
+    """Predictor files that the run wrote."""
+
+    def run(self, variant: str = WHOLE, way: str = "", more: tuple = (), **settings: object) -> Run:
+        """Another run: of a variant, in another way, with more ingredients or with other settings."""
+
+    def again(self) -> Run:
+        """The same graph once more."""
+
+    def names(self) -> list[str]:
+        """The predictor files that are there."""
+
+
+# --- it runs, or says in one clear line why not ------------------------------------------------------------
+
+INTERNAL = (
+    r"Tensor|NoneType|has no attribute|size of tensor|must match|KeyError|IndexError|not subscriptable|"
+    r"not iterable|out of range|unexpected keyword|positional argument|Traceback|aten::|CUDA error|"
+    r"mat1|Expected all|cannot reshape|shape '\[|Overflow|unpack|No sample_sigmas|__\w+__|object at 0x|"
+    r"bigger than max|smaller than min|division by zero|nan\b"
+)
+TYPES = ("ValueError", "RuntimeError", "PredictorError", "UnsavedError", "StoppedError")
+LONGEST, LINES = 400, 4
+
+
+def unclear(text: str) -> str | None:
+    """Why a message is not a clear line for an artist; None if it is one."""
+    lines = text.strip().splitlines()
+    if not lines or len(lines[0].split()) < 5:
+        return "it says too little"
+    if found := re.search(INTERNAL, text):
+        return f"it speaks of internals ({found[0]!r})"
+    if len(lines) > LINES or max(map(len, lines)) > LONGEST:
+        return "it is too long"
+    return None
+
+
+def unclear_error(error: Error) -> str | None:
+    """As `unclear`, of an error that stopped a run: it must be ours, and meant."""
+    kind = error.kind.split(".")[-1]
+    if kind not in TYPES:
+        return f"it is a {kind}"
+    if not error.ours:
+        return f"it is raised in {error.place}, not by this pack"
+    return unclear(error.message)
+
+
+def runs_or_says_why(case: Case) -> None:
+    run = case.whole
+    if run.died:
+        raise Broken(run.died)
+    if run.error is None:
+        return
+    if run.error.node in ("GraphBefore", "GraphModel", "GraphWatch"):
+        raise Invalid(run.error.message)
+    if not run.error.reached:  # a node of the host's before ours
+        raise Invalid(f"{run.error.node}: {run.error.message}")
+    if why := unclear_error(run.error):
+        raise Broken(f"{run.error.node}: {run.error.message.strip()[:300]} [{why}]")
+
+
+def images_are_whole(case: Case) -> None:
+    """Finite, not blank, one for each of the LATENT."""
+    for latents in case.whole.latents:
+        if not latents.isfinite().all():
+            raise Broken("the image is not finite")
+        if float(latents.float().std()) < 1e-3:
+            raise Broken("the image is blank")
+
+
+# --- counts and reports ------------------------------------------------------------------------------------
+
+COUNTED = re.compile(r"evaluations counted: (\d+)(?:, (\d+) network passes an image)?")
+BRIEF = re.compile(r"AMED: (\d+) evaluations?(?:, (\d+) passes an image)?")
+USED = re.compile(r"(\d+) evaluations?, (\d+) rows")
+
+
+def reported(run: Run) -> list[tuple[int, int | None]]:
+    """Evaluations and passes an image of each run that was reported, in order."""
+    found = []
+    for node in run.sampled.runs:
+        for text in run.texts(node):
+            match = COUNTED.search(text) or BRIEF.search(text)
+            if match:
+                found.append((int(match[1]), int(match[2]) if match[2] else None))
+    return found
+
+
+def counts_are_true(case: Case) -> None:
+    """What is reported is what was counted around the network."""
+    run = case.whole
+    if not run.sampled.runs or WAYS[case.recipe.way].fits or run.seen is None:
+        return
+    told = reported(run)
+    if not told:
+        raise Broken(f"no report: {[run.texts(n) for n in run.sampled.runs]}")
+    evaluations = sum(one for one, _ in told)
+    if evaluations != run.seen["evaluations"]:
+        raise Broken(
+            f"{evaluations} evaluations reported, {run.seen['evaluations']} counted around the network"
+        )
+    images = sum(len(latents) for latents in run.latents)
+    if len(told) == 1 and told[0][1] is not None and images:
+        passes = round(run.seen["rows"] / images)
+        if passes != told[0][1]:
+            raise Broken(f"{told[0][1]} passes an image reported, {passes} counted ({run.seen['rows']} rows)")
+    evaluations = run.seen["evaluations"]
+    for node in run.sampled.used:
+        for text in run.texts(node):
+            match = USED.search(text)
+            told = (int(match[1]), int(match[2])) if match else (0, 0)
+            fewer = (
+                case.recipe.has("LazyCache") and told[0] < evaluations
+            )  # it answers before the network's count
+            if told[1] != run.seen["rows"] or (told[0] != evaluations and not fewer):
+                raise Broken(f"Evaluations Used says {text!r}, counted around the network: {run.seen}")
+
+
+def takes_the_evaluations_asked_for(case: Case) -> None:
+    """AMED KSampler from noise: exactly nfe. A mask costs the analytic first step, which is none."""
+    recipe, run = case.recipe, case.whole
+    if recipe.way not in ("AMED KSampler", "counted", "list of checkpoints") or recipe["denoise"] < 1.0:
+        return
+    for evaluations, _ in reported(run):
+        more = recipe.has("noise mask") and evaluations == recipe["nfe"] + 1
+        if evaluations != recipe["nfe"] and not more:
+            raise Broken(f"nfe {recipe['nfe']} was asked for, {evaluations} evaluations were made")
+
+
+def report_is_true(case: Case) -> None:
+    """The predictor it names is there, and the one that was asked for; nothing is from the workflow, which
+    carried nothing; no advice is already followed."""
+    recipe, run = case.recipe, case.whole
+    texts = [text for node in (*run.sampled.runs, *run.sampled.texts) for text in run.texts(node)]
+    for text in texts:
+        if "from the workflow" in text:
+            raise Broken(f"the workflow carried nothing: {text!r}")
+        for note in re.findall(r"note: (.*)", text):
+            if found := re.search(INTERNAL, note):
+                raise Broken(f"a note speaks of internals ({found[0]!r}): {note[:300]}")
+        for pattern, followed in ADVICE:
+            match = re.search(pattern, text)
+            if match and followed(recipe, match):
+                raise Broken(f"advice that is followed already: {match[0]!r}")
+    for node in run.sampled.runs:
+        for text in run.texts(node):
+            named = re.search(r"predictor: (\S+\.safetensors)", text)
+            if named is None:
+                continue
+            if named[1] not in case.names():
+                raise Broken(f"there is no {named[1]}, which ran: {text!r}")
+            if (asked := recipe.settings.get("file")) and named[1] != asked:
+                raise Broken(f"{asked} was chosen, {named[1]} ran")
+
+
+def on_the_schedule(recipe: Recipe, match: re.Match[str]) -> bool:
+    """Whether "choose the amed schedule with N steps, or AMED Scheduler" is what runs."""
+    if recipe.way == "ordinary KSampler":
+        whole = recipe["scheduler"] == "amed" and recipe["denoise"] == 1.0
+        return whole and recipe["steps"] == int(match[1])
+    return (
+        recipe.way in ("SamplerCustom", "SamplerCustomAdvanced")
+        and recipe["denoise"] == 1.0
+        and bool(recipe["file"])
+    )
+
+
+ADVICE: tuple[tuple[str, Callable[[Recipe, re.Match[str]], bool]], ...] = (
+    (r"choose the amed schedule with (\d+) steps", on_the_schedule),
+    (r"set nfe to (\d+)", lambda recipe, match: recipe.settings.get("nfe") == int(match[1])),
+    (r"set sampler to auto", lambda recipe, match: recipe.settings.get("sampler") == "auto"),
+    (r"Raise denoise", lambda recipe, match: recipe.settings.get("denoise") == 1.0),
+    (r"Set passes to 0", lambda recipe, match: recipe.settings.get("passes") == 0),
+    (r"[Ss]et if_missing to plain", lambda recipe, match: recipe.settings.get("if_missing") == "plain"),
+)
+
+
+def no_text_speaks_of_internals(case: Case) -> None:
+    """The tables of Compare AMED and the texts of the other nodes."""
+    for node in case.whole.sampled.texts:
+        for text in case.whole.texts(node):
+            if found := re.search(INTERNAL, re.sub(r"-?inf\b", "nan", text)):
+                at = max(found.start() - 80, 0)
+                raise Broken(f"a text says {text[at : at + 200]!r} ({found[0]!r})")
+
+
+# --- the same image, however it is asked for ---------------------------------------------------------------
+
+SHARES = {"fp32": 2e-3, "bf16": 0.15, "fp16": 0.1}
+"""Largest difference of two latents that are the same but for the order of sums, over their spread. Seen at
+most, in 31 graphs: 1e-4, 0.004 and 0.04 (guidance of 5 and UniPC carry a rounding of the network far)."""
+
+
+ALIKE = (
+    16  # torch draws the same noise for a batch and for its images where their elements are a multiple of it
+)
+
+
+def away(one: Tensor, other: Tensor) -> float:
+    """The largest difference, over the spread of the other."""
+    if one.shape != other.shape:
+        return math.inf
+    return float((one.float() - other.float()).abs().max() / other.float().std().clamp(min=1e-9))
+
+
+def share_of(recipe: Recipe) -> float:
+    """What two runs of a recipe may differ by."""
+    low = [one["dtype"] for name, one in recipe.ingredients if name == "SmallLatent"] + [recipe["dtype"]]
+    return max(SHARES[dtype] for dtype in low)
+
+
+def same_alone_and_in_lists(case: Case) -> None:
+    """Each image of a batch is the one that its LATENT gives alone, and in a list; unless the host's own
+    Euler makes others of them too, where a feature looks at a batch as a whole."""
+    recipe, whole = case.recipe, case.whole
+    if not WAYS[recipe.way].images or recipe.joint or WAYS[recipe.way].fits or len(whole.latents) != 1:
+        return
+    images, all_of = whole.latents[0], WHOLE
+    if len(images) < 2:
+        return
+    if images[0].numel() % ALIKE or recipe.way == "upscale and refine":
+        all_of, numbered = NUMBERED, case.run(NUMBERED)
+        if not numbered.latents:
+            raise Broken("the batch runs, with its images numbered it does not")
+        images = numbered.latents[0]
+    number = len(images) - 1
+    for variant, expected in ((str(number), images[number:]), (LIST, images)):
+        run = case.run(variant)
+        if not run.latents:
+            said = run.died or (run.error.message if run.error else "no image")
+            raise Broken(f"the batch runs, {variant} does not: {said}"[:400])
+        share = share_of(recipe)
+        if away(torch.cat(run.latents), expected) > share:
+            theirs = case.run(all_of, HOSTS_OWN).latents, case.run(variant, HOSTS_OWN).latents
+            alike = theirs[0] and theirs[1] and away(torch.cat(theirs[1]), theirs[0][0][-len(expected) :])
+            share = max(share, 5 * alike) if alike and alike < share else math.inf
+        case_of = "in a list" if variant == LIST else f"number {number} alone"
+        compare(torch.cat(run.latents), expected, share, f"{case_of}: another image than in the batch")
+        if variant == LIST:
+            check_list_reports(case, run)
+
+
+def check_list_reports(case: Case, run: Run) -> None:
+    """Each item's report is what the batch's is."""
+    for node in run.sampled.runs:
+        first = [strip(text) for text in case.whole.texts(node) if COUNTED.search(text)]
+        for text in run.texts(node):
+            if COUNTED.search(text) and first and strip(text) != first[0]:
+                raise Broken(f"in a list an item's report is {text!r}, of the batch {first[0]!r}")
+
+
+def strip(text: str) -> str:
+    return text.strip()
+
+
+def list_of_checkpoints_is_each(case: Case) -> None:
+    """A list of two checkpoints: each image is the one that its checkpoint gives."""
+    if case.recipe.way != "list of checkpoints" or case.whole.error or len(case.whole.latents) != 2:
+        return
+    texts = [t for n in case.whole.sampled.runs for t in case.whole.texts(n) if COUNTED.search(t)]
+    for number, which in enumerate(("first", "second")):
+        run = case.run(which=which)
+        if run.error or run.died or not run.latents:
+            raise Broken(f"the list runs, {which} alone does not: {run.error and run.error.message}")
+        alone = run.latents[0]
+        compare(case.whole.latents[number], alone, share_of(case.recipe), f"the {which} checkpoint in a list")
+        own = [t for n in run.sampled.runs for t in run.texts(n) if COUNTED.search(t)]
+        if len(texts) == 2 and own and strip(texts[number]) != strip(own[0]):
+            raise Broken(f"in a list the {which} checkpoint's report is {texts[number]!r}, alone {own[0]!r}")
+
+
+def compare(made: Tensor, expected: Tensor, share: float, what: str) -> None:
+    if not (difference := away(made, expected)) <= share:
+        raise Broken(f"{what}: {difference:.3g} of its spread away (allowed {share:g})")
+
+
+def plain_is_the_hosts(case: Case) -> None:
+    """AMED Plain Solver gives what the host's sampler of that name gives on the same noise levels. With a
+    mask they end differently above 0: the host's leaves the last noise on what is kept."""
+    recipe = case.recipe
+    if recipe.way != "AMED Plain Solver" or recipe["solver"] not in HOST:
+        return
+    run = (
+        Run(case.whole.sampled) if recipe.has("noise mask") and not recipe["zero"] else case.run(by_host=True)
+    )
+    if run.latents:
+        share = 5 * share_of(recipe)
+        compare(case.whole.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
+
+
+def masks_keep(case: Case) -> None:
+    """What a hard mask keeps is the start's: the left half but for its border."""
+    recipe, whole = case.recipe, case.whole
+    hard = any(name == "noise mask" and inputs["kind"] != "grey" for name, inputs in recipe.ingredients)
+    if not hard or len(whole.latents) != 1 or WAYS[recipe.way].empty or recipe.way == "upscale and refine":
+        return
+    if recipe.base in ("wan", "flux") and not recipe.has("from an image"):
+        return  # an empty LATENT is 0 in their network's own space, and another number outside it
+    start = case.run(START).latents
+    if not start or start[0].shape != whole.latents[0].shape:
+        return
+    columns = start[0].shape[-1] // 2 - 1
+    made, kept = whole.latents[0][..., :columns], start[0][..., :columns]
+    difference = float((made.float() - kept.float()).abs().max() / whole.latents[0].float().std())
+    if not difference <= 5 * share_of(recipe):
+        raise Broken(f"what the mask keeps is {difference:.3g} of the image's spread away from the start")
+
+
+# --- what stays behind -------------------------------------------------------------------------------------
+
+
+def nothing_is_left(case: Case) -> None:
+    after = case.whole.after
+    if after is None:
+        return
+    if after["changed"]:
+        raise Broken(f"left on the MODEL: {', '.join(after['changed'])}")
+    if not after["away"] <= 1e-5:
+        raise Broken(
+            f"the host's Euler gives another image afterwards: {after['away']:.3g} of its spread away"
+        )
+
+
+def again_is_cached(case: Case) -> None:
+    """The same prompt a second time runs no node. After a fit the library is another one: then the third."""
+    again = case.again()
+    if case.recipe.way == "calibrate now" and not again.error:
+        if new := [one.name for one in case.fits[1:]]:
+            raise Broken(f"fitted again on the second run: {', '.join(new)}")
+        again = case.again()
+    elif WAYS[case.recipe.way].fits or case.recipe.way == "files":
+        again = case.again()
+    if again.error or again.died:
+        raise Broken(f"the second run fails: {again.died or again.error.message}"[:300])
+    if again.executed:
+        raise Broken(f"run again: {', '.join(sorted(set(again.executed)))}")
+
+
+# --- fits --------------------------------------------------------------------------------------------------
+
+
+SCALES = {"sd15": 0.18215, "file": 0.18215, "flux": 0.3611}  # of a LATENT to what the network sees; else 1
+FAR = 1.2  # of the images' root mean square: farther from the reference than no sampling at all
+
+
+def fits_are_sound(case: Case) -> None:
+    """A fit saves a finite error; one that is no better than no sampling at all is not what auto takes; the
+    plain solver that is kept is the best of its own list; the network answered every evaluation."""
+    if not WAYS[case.recipe.way].fits:
+        return
+    for fitted in case.fits:
+        metrics = fitted.spec.metrics
+        error, plain = metrics.get("error"), metrics.get("plain_error")
+        if case.recipe.way == "Train AMED Predictor" and error is None:
+            continue
+        if error is None or not math.isfinite(float(error)):
+            raise Broken(f"{fitted.name} states the error {error}")
+        if plain is not None and float(error) > float(plain) * 1.001:
+            raise Broken(f"{fitted.name} states the error {error:.4g}, its best plain solver {plain:.4g}")
+        size = max((float(v.float().square().mean().sqrt()) for v in case.whole.latents), default=math.inf)
+        if float(error) > FAR * size * SCALES.get(case.recipe.base, 1.0) and taken(case, fitted):
+            raise Broken(f"auto takes {fitted.name} with the error {error:.4g}: no sampling at all is nearer")
+    seen = case.whole.seen
+    cached = case.recipe.has("EasyCache", "LazyCache")
+    if seen and cached and not case.whole.error and seen["forwards"] < 0.98 * seen["calls"]:
+        skipped = seen["calls"] - seen["forwards"]
+        raise Broken(f"{skipped} of {seen['calls']} calls of the network were answered by a cache, unsaid")
+
+
+def taken(case: Case, fitted: Fitted, *more: tuple[str, dict]) -> str | None:
+    """The report of AMED KSampler where it takes a file by itself; more: ingredients besides."""
+    asked = {"sampler": "auto", "file": "", "if_missing": "plain", "nfe": fitted.nfe, "denoise": 1.0}
+    run = case.run(way="AMED KSampler", more=more, workflow=False, **asked)
+    texts = [text for node in run.sampled.runs for text in run.texts(node)]
+    return next((text for text in texts if f"predictor: {fitted.name}" in text), None)
+
+
+MERGE, LORA = ("ModelMergeSimple", {"ratio": 0.3}), ("LoRA", {"strength": 0.5})
+
+
+def fits_are_for_their_checkpoint(case: Case) -> None:
+    """A merge is another checkpoint, for which a fit does not run without a word; with a LoRA it is the
+    same."""
+    recipe = case.recipe
+    if recipe.way != "Calibrate AMED" or recipe["wrapped"] or recipe.base not in ("sd15", "wan", "flux"):
+        return
+    for fitted in case.fits[:1]:
+        if not taken(case, fitted):
+            continue
+        merged = None if recipe.has(*MERGES) else taken(case, fitted, MERGE)
+        if merged and "note:" not in merged:
+            raise Broken(f"{fitted.name} of one checkpoint runs on a merge of two, without a word")
+        if recipe.base == "sd15" and not recipe.has("LoRA") and not taken(case, fitted, LORA):
+            raise Broken(f"{fitted.name} is not found any more once there is a LoRA")
+
+
+MERGES = ("ModelMergeSimple", "ModelMergeBlocks", "add difference")
+
+
+def pictures_are_sound(case: Case) -> None:
+    """Compare AMED: each sampler of ours takes the evaluations that were asked for, or a note says why not.
+    AMED Trajectory Plot: every evaluation asks the network (a cache answers within a run, not here)."""
+    recipe, run = case.recipe, case.whole
+    if recipe.way == "Compare AMED":
+        for row in rows_of("\n".join(t for n in run.sampled.texts for t in run.texts(n))):
+            took, ours = row["evaluations"], row["sampler"].startswith(("amed", "plain"))
+            if took and ours and not row["note"] and not recipe.has("noise mask"):
+                fewer = recipe.has("EasyCache", "LazyCache") and float(took) < recipe["nfe"]
+                if float(took) != recipe["nfe"] and not fewer:
+                    raise Broken(f"{row['sampler']} took {took} evaluations of {recipe['nfe']}, unsaid")
+            if not row["evaluations"] and (why := unclear(row["note"])):
+                raise Broken(f"{row['sampler']} gave no image, and says {row['note'][:200]!r} [{why}]")
+    if recipe.way == "AMED Trajectory Plot" and not recipe.has("EasyCache", "LazyCache"):
+        seen = run.seen
+        if seen and seen["forwards"] < seen["calls"]:
+            raise Broken(
+                f"{seen['calls'] - seen['forwards']} of {seen['calls']} calls of the network were not made"
+            )
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    """The rows of a Markdown table, by its head."""
+    lines = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in text.splitlines()
+        if "|" in line
+    ]
+    return [dict(zip(lines[0], row)) for row in lines[2:] if len(row) == len(lines[0])] if lines else []
+
+
+INVARIANTS: tuple[Callable[[Case], None], ...] = (
+    runs_or_says_why, images_are_whole, counts_are_true, takes_the_evaluations_asked_for, report_is_true,
+    no_text_speaks_of_internals, nothing_is_left, pictures_are_sound, again_is_cached, fits_are_sound,
+    fits_are_for_their_checkpoint, masks_keep, plain_is_the_hosts, list_of_checkpoints_is_each,
+    same_alone_and_in_lists,
+)  # fmt: skip
+"""In this order: the first decides whether there is anything to look at; from `again_is_cached` on they run
+graphs of their own, and the host's cache holds the nodes of the last one."""
