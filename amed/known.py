@@ -79,7 +79,7 @@ def best(family: str, nfe: int, guidance: float) -> Known | None:
 
 
 def on_list(guidance: float) -> Solver:
-    """The plain solver for noise levels that a user chose. On the demo model, lists of 3 to 10 steps of four
-    schedules, iPNDM of third order has less error than the host's (of fourth) without guidance, and of second
-    order with it."""
+    """The plain solver for noise levels that a user chose: iPNDM of third order without guidance, of second
+    order with it. On the demo model, on lists of 3 to 10 steps of the amed, karras, normal and simple
+    schedules, its mean error is at most that of the host's iPNDM (of fourth order) on each schedule."""
     return IPNDM_3 if guidance < GUIDED else IPNDM_2

@@ -509,8 +509,8 @@ def test_a_list_that_a_user_chose_takes_only_what_was_fitted_on_it(tmp_path):
     """exact: never a table of as many noise levels at other places; a plain solver whose order guidance
     decides, and the host's advice."""
     own, other = (schedules.polynomial(5, 0.002, 80.0, rho) for rho in (7.0, 3.0))
-    spec = Spec(solver="multistep", num_steps=5, schedule="polynomial", sigma_min=0.002, sigma_max=80.0,
-                model_family="emoji32", how="for a test")  # fmt: skip
+    spec = Spec(solver="multistep", num_steps=5, schedule="polynomial", rho=7.0, sigma_min=0.002,
+                sigma_max=80.0, model_family="emoji32", how="for a test")  # fmt: skip
     save(tmp_path / "own.safetensors", Fitted(spec, as_multistep(Solver("ipndm", 2), own), own))
     library, who = Library([tmp_path]), Identity("emoji32", "")
 
