@@ -13,7 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from ..amed import Evaluation
-from ..amed.fit import Rival, Target
+from ..amed.fit import CachedError, Rival, Target
 from .evaluate import evaluate
 from .model import (
     base_times,
@@ -28,7 +28,9 @@ from .model import (
 )
 from .nested import blank_of, packed_shape, repeated
 from .register import as_sampler, guider_for, shipped
-from .watching import Watch
+from .watching import Watch, functions
+
+AGAIN = 0.005  # how far two equal evaluations may differ, as a share of the change that denoising makes
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Prompted:
     `seen`: as `evaluate_prompted` gives them, through whatever is wrapped around this.
 
     steps: of the runs that it is fitted for, whose noise levels the context windows are shown. Raises
-    CachedError where the network did not answer."""
+    CachedError where the network did not answer, and where the MODEL answers the same question differently
+    when it is asked again."""
 
     def __init__(self, model: Any, prompts: Prompts, guidance: float, seed: int, steps: int, watch: Watch):
         self.one, self.seed, self.watch = blank_of(model, prompts.latent), seed, watch
@@ -59,6 +62,7 @@ class Prompted:
         ]
         self.times = base_times(sampling_of(model), max(steps, 1) + 1)
         self.windows = model.model_options.get("context_handler") is not None
+        self.model, self.asked_twice = model, False
 
     def __call__(
         self,
@@ -68,6 +72,9 @@ class Prompted:
         wants: frozenset[str] = frozenset(),
         seen: list[Evaluation] | None = None,
     ) -> Tensor:
+        if not self.asked_twice:
+            self.asked_twice = True
+            self.ask_twice(x[:1], sigma[:1], int(prompt[0]))
         parts = []
         for rows in self.together(prompt):
             stop_if_asked()
@@ -78,6 +85,23 @@ class Prompted:
         if seen is not None:
             seen.append(whole)
         return whole.denoised
+
+    def ask_twice(self, x: Tensor, sigma: Tensor, number: int) -> None:
+        """Raise CachedError if one sample `[1, ...]` is denoised differently after another one was: some
+        function on the MODEL (e.g. APG with momentum) remembers evaluations beyond the end of a sampling."""
+        with torch.no_grad():
+            first, _, second = (
+                self.open(
+                    partial(self.asked, state, sigma, frozenset()), 1, self.levels(sigma[0]), number
+                ).denoised.float()
+                for state in (x, -x, x)
+            )
+        if float((second - first).norm()) > AGAIN * float((first - x.float()).norm()):
+            raise CachedError(
+                "the MODEL denoises the same image differently the second time: what is on it "
+                f"({', '.join(functions(self.model)) or 'of another pack'}) remembers earlier evaluations or "
+                "draws noise. Connect the MODEL from before that node, and put the node on after"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..amed.fit import CachedError
-from .model import own_key
+from .model import COMBINED, own_key
 
 LAYERS = 24  # of the network that are watched
 CACHING = ("outer_sample", "sampler_sample", "predict_noise", "calc_cond_batch", "apply_model",
@@ -108,6 +108,13 @@ def features(model: Any) -> list[str]:
     found += [origin(around)] if around is not None else []
     found += [name for name in getattr(model, "object_patches", {}) if name.startswith("diffusion_model")]
     return list(dict.fromkeys(found))
+
+
+def functions(model: Any) -> list[str]:
+    """What is on a MODEL that may change what its network answers, by the names it gives itself."""
+    listed = [model.model_options.get(name) for name in COMBINED]
+    found = [one for value in listed if value for one in (value if isinstance(value, list) else [value])]
+    return list(dict.fromkeys([*map(origin, found), *features(model)]))
 
 
 def origin(function: Any) -> str:

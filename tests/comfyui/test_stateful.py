@@ -229,3 +229,19 @@ def test_a_budget_that_is_too_small_says_what_each_takes(server, graph):
           evaluations=1000, seed=0, name="short")  # fmt: skip
     with pytest.raises(RunError, match=r"1,000 evaluations.*1,780 for nfe 4, 2,660 for nfe 8"):
         server.run(g.nodes)
+
+
+@pytest.mark.parametrize("node", ["AMEDCalibrate", "AMEDTrajectoryPlot"])
+def test_guidance_with_a_memory_is_refused_by_name(server, graph, node):
+    """APG with momentum remembers the evaluation before, also of another sampling; without, it does not."""
+    inputs = {"eta": 1.0, "norm_threshold": 0.0}
+    small = Small(graph, "sd15").patch("APG", momentum=0.5, **inputs)
+    if node == "AMEDCalibrate":
+        small.calibrate("remembering")
+    else:
+        small.g.add(node, **small.around(), seed=0, nfe=5, guidance=2.0, reference=20)
+    with pytest.raises(RunError, match="denoises the same image differently.*nodes_apg.py.*remembers"):
+        server.run(small.g.nodes)
+    assert not list((server.base / "models" / "amed_predictors").glob("remembering*"))
+    away = Small(graph, "sd15").patch("APG", momentum=0.0, **inputs).asked(server)
+    assert max(away.values()) < 1e-5, away

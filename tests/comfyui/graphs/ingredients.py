@@ -175,6 +175,7 @@ on_model(
     "APG",
     lambda rng, recipe: {"eta": 1.0, "norm_threshold": 5.0, "momentum": rng.choice((0.0, 0.5))},
     often=1,
+    joint=True,  # with momentum it remembers the sampling before, where that had one step
 )
 on_model("TCFG", often=1)
 on_model("Mahiro", often=1, joint=True)
