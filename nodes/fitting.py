@@ -80,7 +80,7 @@ class Prompted:
             stop_if_asked()
             asked = partial(self.asked, x[rows], sigma[rows], wants)
             number = int(prompt[rows][0])
-            parts.append((rows, self.open(asked, len(x[rows]), self.levels(sigma[rows][0]), number)))
+            parts.append((rows, self.inside(asked, len(x[rows]), self.levels(sigma[rows][0]), number)))
         whole = Evaluation(*(of_all(parts, len(x), n) for n in ("denoised", "bottleneck", "cond", "uncond")))
         if seen is not None:
             seen.append(whole)
@@ -91,7 +91,7 @@ class Prompted:
         function on the MODEL (e.g. APG with momentum) remembers evaluations beyond the end of a sampling."""
         with torch.no_grad():
             first, _, second = (
-                self.open(
+                self.inside(
                     partial(self.asked, state, sigma, frozenset()), 1, self.levels(sigma[0]), number
                 ).denoised.float()
                 for state in (x, -x, x)
@@ -131,7 +131,7 @@ class Prompted:
         self.watch.end()
         return result
 
-    def open(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
+    def inside(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
              number: int = 0) -> Any:  # fmt: skip
         """What `work(denoiser, extra_args)` gives where a sampler of the host would run over `sigmas`, for so
         many samples of a prompt. Raises CachedError where the host never comes to it."""
@@ -205,7 +205,9 @@ def target_of(model: Any, denoiser: Prompted) -> Target:
         return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
 
     def rivals(nfe: int) -> dict[str, Rival]:
-        return shipped(model_sampling, "simple" if is_flow(model_sampling) else "karras", nfe, denoiser.open)
+        return shipped(
+            model_sampling, "simple" if is_flow(model_sampling) else "karras", nfe, denoiser.inside
+        )
 
     return Target(
         denoiser,

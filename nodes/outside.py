@@ -41,7 +41,7 @@ def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostS
                 extra_args=extra_args | {"model_options": own}, callback=None, disable=True, **options,
             )  # fmt: skip
 
-        return denoiser.open(work, len(x), levels)
+        return denoiser.inside(work, len(x), levels)
 
     return HostSampler(named_sampler(sampler), run, partial(schedules_of, model_sampling))
 

@@ -88,10 +88,9 @@ def readable(weight: Tensor, convert: Callable | None) -> Weight:
     """A stored weight; `convert` as the host has it (scaled fp8)."""
     if hasattr(weight, "tensor_type") and not weight.is_floating_point():
         return Packed(weight)
-    if getattr(weight, "quant_state", None) is not None:
-        import bitsandbytes.functional  # whoever loaded this weight has it
-
-        return Stored(bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state))
+    bitsandbytes = sys.modules.get("bitsandbytes.functional")  # the loader of such a weight has imported it
+    if bitsandbytes is not None and getattr(weight, "quant_state", None) is not None:
+        return Stored(bitsandbytes.dequantize_4bit(weight.data, weight.quant_state))
     data = getattr(weight, "_qdata", None)  # the host's QuantizedTensor
     if data is not None and data.is_floating_point() and data.shape == weight.shape:
         layout = getattr(weight, "_layout_params", None) or vars(weight._params)
