@@ -95,7 +95,7 @@ def choose(library: Library, request: Request) -> Choice:
             if request.below and not within_reach(fitted, count):
                 raise PredictorError(f"{fitted.label} is not for {count - 1} steps")
         except PredictorError as error:
-            fitted, missing = near(library, request) if request.below else None, error
+            fitted, missing = near(library, request) if request.below and not request.exact else None, error
     if fitted is None:
         if request.if_missing == PLAIN:
             fitted = plain_for(request)

@@ -89,18 +89,18 @@ class Prompted:
     def ask_twice(self, x: Tensor, sigma: Tensor, number: int) -> None:
         """Raise CachedError if one sample `[1, ...]` is denoised differently after another one was: some
         function on the MODEL (e.g. APG with momentum) remembers evaluations beyond the end of a sampling."""
-        with torch.no_grad():
-            first, _, second = (
-                self.inside(
-                    partial(self.asked, state, sigma, frozenset()), 1, self.levels(sigma[0]), number
-                ).denoised.float()
-                for state in (x, -x, x)
-            )
+        seen = []
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            for state in (x, -x, x):
+                torch.manual_seed(self.seed)  # what draws noise (ToMe) draws the same
+                work = partial(self.asked, state, sigma, frozenset())
+                seen.append(self.inside(work, 1, self.levels(sigma[0]), number).denoised.float())
+        first, second = seen[0], seen[2]
         if float((second - first).norm()) > AGAIN * float((first - x.float()).norm()):
             raise CachedError(
                 "the MODEL denoises the same image differently the second time: what is on it "
-                f"({', '.join(functions(self.model)) or 'of another pack'}) remembers earlier evaluations or "
-                "draws noise. Connect the MODEL from before that node, and put the node on after"
+                f"({', '.join(functions(self.model)) or 'of another pack'}) remembers earlier evaluations. "
+                "Connect the MODEL from before that node, and put the node on after"
             )
 
     @property

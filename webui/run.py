@@ -23,6 +23,7 @@ from amed.choose import (
     untrained_for,
     within_reach,
 )
+from amed.constants import same_times
 from amed.double import as_double
 
 from . import host
@@ -158,6 +159,12 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
     prepared = wish.prepared if first else None
     if wish.predictor in MADE or request.count < 2:  # one level and 0: there is nothing to choose
         return made(wish.predictor if wish.predictor in MADE else UNTRAINED, request)
+    if (
+        isinstance(times, Tensor) and not wish.named
+    ):  # another schedule than ours: no table is stretched onto it
+        if prepared is not None and not same_times(times, prepared.fitted.base):
+            prepared = None
+        request = replace(request, nfe=None, exact=True, advice=how_to_fit(request))
     if wish.named and (first or host.library().load(wish.predictor).spec.answers(line.sampler)):
         fitted = named(wish.predictor, line)
     elif prepared is not None and prepared.fitted.name in MADE:
@@ -173,6 +180,17 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
         said = f"these noise levels are not those {name} was fitted on: choose the AMED schedule"
         remarks = (said, *remarks)
     return replace(choice, remarks=remarks)
+
+
+def how_to_fit(request: Request) -> str:
+    """What to do for a predictor in place of a plain solver on another schedule: choose ours, where the
+    library has one for as many steps, else fit one first. request: with the noise levels above 0."""
+    schedule = f"the schedule type {SCHEDULE_LABEL} or Automatic"
+    try:
+        choice = choose(host.library(), replace(request, times=request.count + 1, if_missing=ERROR))
+    except PredictorError:
+        return f"Fit one in the AMED tab, then choose {schedule}."
+    return f"Choose {schedule} to run {choice.fitted.name}."
 
 
 def worded(remarks: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Generations in the restated hosts, with the demo model: what comes out, and what is said of it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -376,10 +377,22 @@ def test_without_the_script(emoji):
 
 
 def test_another_schedule(emoji):
+    """No table is stretched onto it: the plain solver runs, and following the advice runs the predictor."""
     out, p = images(emoji, scheduler="Karras", steps=4)
     told = p.extra_generation_params
-    assert "choose the AMED schedule" in told["AMED note"] and out.isfinite().all()
-    assert told["AMED evaluations"] == 2 * 3 + 1  # the last step, to 0, is one evaluation
+    advised = re.search(r"Choose the schedule type AMED or Automatic to run (\S+)\.$", told["AMED note"])
+    assert "the plain solver ipndm-3 ran" in told["AMED note"] and out.isfinite().all()
+    assert told["AMED predictor"] == "plain" and told["AMED evaluations"] == 4
+    _, p = images(emoji, scheduler="AMED", steps=4)
+    assert p.extra_generation_params["AMED predictor"] == advised[1]
+    assert "AMED note" not in p.extra_generation_params
+
+
+def test_a_named_predictor_on_another_schedule(emoji):
+    name = "emoji32-amed-nfe5-cfg1.safetensors"
+    _, p = images(emoji, (name,), scheduler="Karras", steps=4)
+    told = p.extra_generation_params
+    assert "choose the AMED schedule" in told["AMED note"] and told["AMED predictor"] == name
 
 
 def test_our_schedule_for_other_samplers(webui):
