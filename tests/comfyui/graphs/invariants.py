@@ -90,6 +90,12 @@ def runs_or_says_why(case: Case) -> None:
     windows = case.recipe.has("ContextWindowsManual", "WanContextWindowsManual")
     if windows and "wrapped by a pack" in case.recipe.way and "No sample_sigmas matched" in run.error.message:
         raise Invalid("a pack that changes the noise level takes the host's own Euler from its windows too")
+    kind = run.error.kind
+    if not run.error.ours and WAYS[case.recipe.way].images:  # the host may fail so at other steps than 4
+        for steps in (4, 8, 16):
+            theirs = case.run(WHOLE, HOSTS_OWN, hosts_steps=steps).error
+            if theirs is not None and theirs.kind == kind:
+                raise Invalid(f"the host's own Euler of {steps} steps: {theirs.message}")
     if why := unclear_error(run.error):
         raise Broken(f"{run.error.node}: {run.error.message.strip()[:300]} [{why}]")
 

@@ -343,12 +343,14 @@ def plain_sampler(scene: Scene, s: dict[str, Any]) -> str:
 @way(HOSTS_OWN, lambda rng, base: {}, often=0)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """Nothing of ours: to compare with, never drawn."""
+    steps = s.get("hosts_steps", 4)
     guider = guider_of(scene, s) if "guider" in s else None
     if guider is None:
-        return Sampled(scene.ksampler("euler", "simple", 4, s["cfg"], s["noise"]))
+        return Sampled(scene.ksampler("euler", "simple", steps, s["cfg"], s["noise"]))
     noise = [scene.add("RandomNoise", noise_seed=s["noise"]), 0]
     sampler = [scene.add("KSamplerSelect", sampler_name="euler"), 0]
-    sigmas = [scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=4, denoise=1.0), 0]
+    sigmas = [scene.add("BasicScheduler", model=scene.model, scheduler="simple", steps=steps, denoise=1.0),
+              0]  # fmt: skip
     node = scene.add("SamplerCustomAdvanced", noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
                      latent_image=scene.latent)  # fmt: skip
     return Sampled([node, 0])
