@@ -78,16 +78,21 @@ class Wrapped:
     """A denoiser as a sampler is to see it, for one run: the number of each call tells its c and a. Has the
     attributes of the denoiser.
 
-    at(number, sigma) -> (c, a), as Outside.at."""
+    at(number, sigma) -> (c, a), as Outside.at. mask(): the inpainting mask of the latest call, or None. Where
+    it is 0 the denoised image is the original, and the direction to it is not scaled."""
 
-    def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]]):
-        self._model, self._at, self.levels = model, at, list[float]()
+    def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]],
+                 mask: Callable[[], Tensor | None] = lambda: None):  # fmt: skip
+        self._model, self._at, self._mask, self.levels = model, at, mask, list[float]()
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         level = float(sigma.flatten()[0])
         c, a = self._at(len(self.levels), level)
         self.levels.append(level)
         denoised = self._model(x, sigma if a == 1 else sigma * a, *args, **kwargs)
+        mask = None if c == 1 else self._mask()
+        if mask is not None:
+            return torch.lerp(x, denoised.to(x.dtype), 1 + (c - 1) * mask.to(x))
         return denoised if c == 1 else torch.lerp(x, denoised.to(x.dtype), c)
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ from ..amed.fit import HostSampler
 from ..amed.outside import Asking, Outside, Wrapped
 from ..amed.schedules import checked
 from .counting import count_rows
-from .denoiser import model_sampling_of
+from .denoiser import Kept, model_sampling_of
 from .fitting import Prompted
 from .model import own_options
 from .register import as_sampler, named_sampler, schedules_of
@@ -74,7 +74,8 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         count_rows(extra_args["model_options"], own)
         if not same_times(sigmas, fitted.base):
             note(own, other_levels(fitted, model_sampling_of(model)))
-        model = Wrapped(Counted(model, own), predictor.at)
+        kept = Kept(extra_args)
+        model = Wrapped(Counted(model, own), predictor.at, lambda: kept.mask)
         result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
         if not told and (node := executing_node()):
             show_text(node, brief(own))

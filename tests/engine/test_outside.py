@@ -310,3 +310,20 @@ def test_a_broken_file_says_what_is_wrong(tmp_path):
         Outside(TIMES, TIMES, torch.ones(3))
     with pytest.raises(ValueError, match="not for one of ours"):
         _ = good.spec.student
+
+
+def test_what_a_mask_keeps_stays_the_original(toy):
+    """The host's denoiser answers with the original there; c scales the direction of the rest alone."""
+    x, original = torch.randn(2, 3, 8, 8, dtype=torch.float64) * 80, torch.full((3, 8, 8), 0.5)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[..., 4:] = 1.0
+
+    def inpainting(x, sigma, **args):
+        return toy(x, sigma, **args) * mask + original * (1 - mask)
+
+    sigmas, c = torch.cat([TIMES, torch.zeros(1)]), torch.full((len(TIMES),), 0.9)
+    outside = Outside(TIMES, TIMES, c, torch.ones(len(TIMES)))
+    kept = euler(Wrapped(inpainting, outside.at, lambda: mask), x, sigmas, {})
+    free = euler(Wrapped(inpainting, outside.at), x, sigmas, {})
+    assert torch.allclose(kept[..., :4], original[..., :4].double().expand(2, 3, 8, 4), atol=1e-6)
+    assert not torch.allclose(free[..., :4], kept[..., :4], atol=1e-3)
