@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ..amed import Library, PredictorError
+from ..amed.files.code import code_of
 
 FOLDER = "amed_predictors"
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
@@ -31,14 +32,17 @@ def library() -> Library:
 
 
 def content(name: str | None) -> str:
-    """A code of what a predictor file holds; "" where there is no such file. None: of all files, where the
-    name is linked and not known yet."""
+    """A code of what a predictor file holds; why it does not load; "" where there is no such file. None: of
+    all files, where the name is linked and not known yet."""
+    files = library()
     if name is None:
-        return " ".join(map(content, library().names()))
-    try:
-        return hashlib.sha256(library().path(name).read_bytes()).hexdigest()
-    except (PredictorError, OSError):
+        return " ".join(map(content, files.names()))
+    if name not in files.paths():
         return ""
+    try:
+        return hashlib.sha256(code_of(files.load(name)).encode()).hexdigest()
+    except PredictorError as error:
+        return str(error)
 
 
 def user_folders() -> list[Path]:
