@@ -74,7 +74,7 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
 
 def compiled(model: Any) -> bool:
     """Whether torch.compile is at work on a MODEL's network."""
-    patched = getattr(model, "object_patches", {}).values()
+    patched = model.object_patches.values()
     modules = [*model.model.diffusion_model.modules(), *(m for m in patched if isinstance(m, nn.Module))]
     keys = [str(key) for _, key, _ in wrappers(model)]
     return any(hasattr(m, "_orig_mod") for m in modules) or any("compile" in key for key in keys)
@@ -95,7 +95,7 @@ def count_calls(model_options: dict, called: Any) -> None:
 def wrappers(model: Any) -> Iterator[tuple[str, Any, Any]]:
     """Kind, key and function of each wrapper on a MODEL but for our own."""
     options = model.model_options.get("transformer_options") or {}
-    for found in (getattr(model, "wrappers", {}), options.get("wrappers", {})):
+    for found in (model.wrappers, options.get("wrappers", {})):
         for kind, keyed in found.items():
             for key, functions in keyed.items():
                 yield from ((kind, key, one) for one in functions if not own_key(key))
@@ -106,7 +106,7 @@ def features(model: Any) -> list[str]:
     found = [str(key or origin(one)) for kind, key, one in wrappers(model) if kind in CACHING]
     around = model.model_options.get("model_function_wrapper")
     found += [origin(around)] if around is not None else []
-    found += [name for name in getattr(model, "object_patches", {}) if name.startswith("diffusion_model")]
+    found += [name for name in model.object_patches if name.startswith("diffusion_model")]
     return list(dict.fromkeys(found))
 
 

@@ -118,7 +118,7 @@ def reader(g, samples):
 def test_an_interrupted_run_is_not_counted(server, graph, tmp_path):
     file = tmp_path / "stop"
     g = graph(batch=1, width=16, height=16)
-    g.model = [g.add("TestStops", model=g.model, file=str(file)), 0]
+    g.model = [g.add("TestStopsOnFile", model=g.model, file=str(file)), 0]
     counting(g)
     _, shown = reader(g, g.ksampler("euler", "normal", steps=8))
     file.write_text("4")

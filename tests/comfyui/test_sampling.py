@@ -388,17 +388,22 @@ def test_missing_predictor_is_named(server, graph):
 def test_checkpoint_is_recognised_through_patches(server, graph):
     """A LoRA's way of changing weights (patches, applied in place while sampling) is no other checkpoint."""
     g = graph()
-    patched = [g.add("ModelMergeSubtract", model1=g.model, model2=g.model, multiplier=2.0), 0]
+    patched = [g.add("TestModel", model=g.model, which="lora"), 0]
+    merged = [g.add("ModelMergeSubtract", model1=g.model, model2=g.model, multiplier=2.0), 0]
     before = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0)
     during = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=patched)
     again = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=patched, seed=4)
     other = g.amed(6, "auto", predictor="test_other_checkpoint.safetensors", guidance=2.0)
-    shown = [g.show(latent) for latent in (before, during, again, other)]
+    merge = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=merged)
+    shown = [g.show(latent) for latent in (before, during, again, other, merge)]
     result = server.run(g.nodes)
     assert not np.array_equal(result.images(shown[0]), result.images(shown[1])), "the patch did nothing"
     for latent in (before, during, again):
         assert "note:" not in result.text(latent[0])
     assert "note: fitted for another checkpoint of this family" in result.text(other[0])
+    assert re.search(
+        "fitted for another checkpoint of this family .*, this is a merge", result.text(merge[0])
+    )
 
 
 def test_a_new_file_is_seen_at_once(server, graph):

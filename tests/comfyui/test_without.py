@@ -79,8 +79,10 @@ WANTED = {
 
 # asked for by the same words, but not of the host: our own objects, or any that an option holds; and what
 # only some versions and packs have, whose tests are run in them
-OURS = {"offset", "parts", "__dict__", "__slots__", "__qualname__", "model", "patches"}
-VERSIONS = {"current_patcher", "backup_buffers", "_qdata", "_layout_params", "tensor_type", "quant_state"}
+OURS = {"offset", "parts", "__dict__", "__slots__", "__qualname__", "__file__", "model", "patches", "weights",
+        "INPUT_IS_LIST", "OUTPUT_IS_LIST", "_orig_mod"}  # fmt: skip
+VERSIONS = {"current_patcher", "backup_buffers", "_qdata", "_layout_params", "tensor_type", "quant_state",
+            "is_nested"}  # fmt: skip
 
 
 def test_nothing_that_is_asked_for_is_left_out():

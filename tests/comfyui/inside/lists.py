@@ -75,7 +75,7 @@ class TestExpands:
         return {"result": (sampled.out(0), read.out(1)), "expand": graph.finalize()}
 
 
-class TestStops:
+class TestStopsOnFile:
     """A MODEL in whose `after`-th evaluation the user interrupts; at 0 in none."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
@@ -103,5 +103,5 @@ class TestStops:
 
 
 NODE_CLASS_MAPPINGS = {
-    kind.__name__: kind for kind in (TestSeed, TestModels, TestCheckpoint, TestExpands, TestStops)
+    kind.__name__: kind for kind in (TestSeed, TestModels, TestCheckpoint, TestExpands, TestStopsOnFile)
 }

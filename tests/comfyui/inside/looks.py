@@ -41,7 +41,7 @@ class TestPrompt:
 class TestModel:
     """MODEL -> MODEL that `which` says: broken (NaN), halved (the combined result, by a post-CFG function),
     bent (the conditional half, by a pre-CFG function), closed (its network is shown no patches), tired (fails
-    after TIRED evaluations)."""
+    after TIRED evaluations), lora (its weights with a LoRA's patches)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -63,7 +63,16 @@ class TestModel:
         def closed(apply, args):
             return apply(args["input"], args["timestep"], **{**args["c"], "transformer_options": {}})
 
+        def lora(m):
+            draw = torch.Generator().manual_seed(0)
+            weights = {n: w for n, w in m.model.diffusion_model.named_parameters() if w.ndim > 1}
+            m.add_patches({
+                f"diffusion_model.{name}": ("diff", (0.1 * w.std() * torch.randn(w.shape, generator=draw),))
+                for name, w in weights.items()
+            })  # fmt: skip
+
         changes = {
+            "lora": lora,
             "broken": lambda m: m.set_model_sampler_post_cfg_function(lambda a: a["denoised"] * float("nan")),
             "halved": lambda m: m.set_model_sampler_post_cfg_function(lambda a: a["denoised"] / 2),
             "bent": lambda m: m.set_model_sampler_pre_cfg_function(
