@@ -17,7 +17,7 @@ SET = re.compile(r"In the KSampler: (\w+), (\w+), (\d+) steps, cfg (\S+)")
 
 def run(server, g, latent, *heard_of):
     """The samples, and the last text on the node (and on others)."""
-    texts = [Heard(server, str(node)) for node in (latent[0], *heard_of)]
+    texts = [Heard(str(node)) for node in (latent[0], *heard_of)]
     by_node = {}
 
     def hear(kind, data):

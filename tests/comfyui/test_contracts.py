@@ -79,7 +79,7 @@ def test_a_hidden_model_is_done_without(server, graph):
     sampler, sigmas = ours(g)
     wrapped = g.add("WrapSampler", sampler=[sampler, 0], how="hidden")
     latent = g.custom(wrapped, sigmas)
-    heard = Heard(server, latent[0])
+    heard = Heard(latent[0])
     shown = [g.add("SaveLatent", samples=v, filename_prefix="contracts") for v in (g.start, latent)]
     result = server.run(g.nodes, heard)
     start, made = (load(server.view(result.files("latents", n)[0]))["latent_tensor"] for n in shown)
@@ -91,7 +91,7 @@ def test_a_hidden_model_is_done_without(server, graph):
     linked = g.add("AMEDSampler", sampler="auto", if_missing="plain", predictor=loaded)
     wrapped = g.add("WrapSampler", sampler=[linked, 0], how="hidden")
     latent, bare = g.custom(wrapped, sigmas), g.custom(linked, sigmas)
-    heard = Heard(server, latent[0])
+    heard = Heard(latent[0])
     shown = [g.add("SaveLatent", samples=v, filename_prefix="contracts") for v in (latent, bare)]
     result = server.run(g.nodes, heard)
     made, bare = (load(server.view(result.files("latents", n)[0]))["latent_tensor"] for n in shown)

@@ -218,7 +218,7 @@ def test_a_lower_part_says_how_many_evaluations_ran(server, graph):
     g = graph()
     again = g.ksampler("amed_multistep", "amed", 5, denoise=0.3, latent_image=g.ksampler("euler", steps=4))
     g.show(again)
-    heard = Heard(server, again[0])
+    heard = Heard(again[0])
     server.run(g.nodes, heard)
     assert any("5 evaluations" in text for text in heard.texts), heard.texts
 
