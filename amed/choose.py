@@ -137,7 +137,7 @@ def agree(fitted: Fitted, request: Request) -> None:
         raise PredictorError(f"{fitted.label} {wrong}: take it off, or choose another predictor")
     if fitted.spec.of != request.of:
         whose = f"for the host's sampler {fitted.spec.of}" if fitted.spec.of else f"for {sampler}"
-        mend = f"choose {fitted.spec.of or sampler} as the sampler, or another predictor"
+        mend = f"run it where you can choose {fitted.spec.of or sampler}, or choose another predictor"
         raise PredictorError(f"{fitted.label} was fitted {whose}, not for {request.of or 'our own'}: {mend}")
     if not fitted.spec.answers(request.sampler):
         wrong = f"was fitted for {sampler}, not for {request.sampler}: set sampler to auto or {sampler}"
