@@ -247,7 +247,11 @@ class Page(Chromium):
         with self.tab.expect_response(
             lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"
         ) as answer:
-            button.click() if button.is_visible() else self.tab.evaluate("void app.queuePrompt(0)")
+            # not by the mouse: a tab's preview may lie over the button
+            if button.is_visible():
+                button.dispatch_event("click")
+            else:
+                self.tab.evaluate("void app.queuePrompt(0)")
         told = answer.value.json()
         if "prompt_id" not in told:
             raise PageError(f"it could not be queued: {told} {self.dialogs()}")
@@ -273,7 +277,7 @@ class Page(Chromium):
 
     def stop(self) -> None:
         """Press the cross beside Run."""
-        self.tab.locator(".execution-actions button:not([disabled])").first.click()
+        self.tab.locator(".execution-actions button:not([disabled])").first.dispatch_event("click")
 
     # -- what is seen
 
@@ -310,7 +314,7 @@ class Page(Chromium):
         self.box([self.node(kind)["id"]])
         self.tab.evaluate("id => app.canvas.selectNodes([app.graph.getNodeById(id)])", self.node(kind)["id"])
         self.settle()
-        self.tab.locator("[data-testid=info-button]").click()
+        self.tab.locator("[data-testid=info-button]").dispatch_event("click")
         shown = self.tab.locator(".node-help-content")
         self.tab.wait_for_function(
             "document.querySelector('.node-help-content .markdown-content')?.innerText"
@@ -320,8 +324,11 @@ class Page(Chromium):
     def tab_of(self, name: str) -> None:
         """Go back to a workflow that is open."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
-        self.tab.wait_for_function(f"name => {ACTIVE}?.filename === name && app.graph.nodes.length", arg=name)
-        self.tab.mouse.move(*self.size.values())  # the tab's preview would lie over the page
+        self.tab.wait_for_function(
+            f"name => {ACTIVE}?.filename.startsWith(name) && app.graph.nodes.length", arg=name
+        )
+        width, height = self.size.values()
+        self.tab.mouse.move(width - 1, height - 1)  # the tab's preview would lie over the page
         self.settle(500)
 
     def bounds(self, ids: list | None = None) -> tuple[float, float, float, float]:
