@@ -252,7 +252,11 @@ class Page(Chromium):
         with self.tab.expect_response(
             lambda answer: answer.url.endswith("/prompt") and answer.request.method == "POST"
         ) as answer:
-            button.click() if button.is_visible() else self.tab.evaluate("void app.queuePrompt(0)")
+            # not with the mouse: the preview of a tab may cover the button
+            if button.is_visible():
+                button.dispatch_event("click")
+            else:
+                self.tab.evaluate("void app.queuePrompt(0)")
         reply = answer.value.json()
         if "prompt_id" not in reply:
             raise PageError(f"the workflow could not be queued: {reply} {self.dialogs()}")
@@ -281,7 +285,7 @@ class Page(Chromium):
 
     def stop(self) -> None:
         """Press the cross beside Run, which interrupts the run."""
-        self.tab.locator(".execution-actions button:not([disabled])").first.click()
+        self.tab.locator(".execution-actions button:not([disabled])").first.dispatch_event("click")
 
     # -- what the page shows
 
@@ -319,7 +323,7 @@ class Page(Chromium):
         self.box([self.node(kind)["id"]])
         self.tab.evaluate("id => app.canvas.selectNodes([app.graph.getNodeById(id)])", self.node(kind)["id"])
         self.settle()
-        self.tab.locator("[data-testid=info-button]").click()
+        self.tab.locator("[data-testid=info-button]").dispatch_event("click")
         shown = self.tab.locator(".node-help-content")
         self.tab.wait_for_function(
             "document.querySelector('.node-help-content .markdown-content')?.innerText"
@@ -329,8 +333,11 @@ class Page(Chromium):
     def tab_of(self, name: str) -> None:
         """Go to the tab of an open workflow."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
-        self.tab.wait_for_function(f"name => {ACTIVE}?.filename === name && app.graph.nodes.length", arg=name)
-        self.tab.mouse.move(*self.size.values())  # else the tab's preview covers the page
+        self.tab.wait_for_function(
+            f"name => {ACTIVE}?.filename.startsWith(name) && app.graph.nodes.length", arg=name
+        )
+        width, height = self.size.values()
+        self.tab.mouse.move(width - 1, height - 1)  # else the tab's preview covers the page
         self.settle(500)
 
     def bounds(self, ids: list | None = None) -> tuple[float, float, float, float]:

@@ -267,5 +267,5 @@ def test_a_predictor_for_a_hosts_sampler_on_the_model_is_said(server, graph, put
     loaded = g.add("AMEDLoadPredictor", name=path.name)
     apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
     g.show(g.ksampler("amed_ipndm", "amed", steps=4, model=[apply, 0]))
-    with pytest.raises(RunError, match="fitted for the host's sampler dpmpp_2m.*where you can choose dpmpp_2m"):
+    with pytest.raises(RunError, match="fitted for the host's sampler dpmpp_2m.*you can choose dpmpp_2m"):
         server.run(g.nodes)

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import weakref
-from collections import Counter
+from collections import Counter, OrderedDict
 from types import ModuleType, SimpleNamespace
 
 import comfy.model_management
@@ -267,11 +267,15 @@ class TestLeft(OfModel):
 
 
 def empty():
-    """The pack's caches of functions, which are bounded and fill slowly: tables of the last 32 runs."""
-    kept = {f for m in list(sys.modules.values()) if "comfyui-amed" in str(getattr(m, "__name__", ""))
-            for f in list(vars(m).values()) if hasattr(f, "cache_clear")}  # fmt: skip
-    for function in kept:
-        function.cache_clear()
+    """The pack's caches, which are bounded and fill slowly: of functions (tables of the last 32 runs), and
+    its OrderedDicts (what the last 512 nodes asked the library)."""
+    modules = [m for m in list(sys.modules.values()) if "comfyui-amed" in str(getattr(m, "__name__", ""))]
+    values = [value for module in modules for value in list(vars(module).values())]
+    for value in values:
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+        elif isinstance(value, OrderedDict):
+            value.clear()
 
 
 def filled(own):
