@@ -58,12 +58,12 @@ def own_name(sampler: str, fitted: Fitted | None) -> str:
 
 def cut_short(nfe: int, denoise: float, ran: int) -> list[str]:
     """What is to be said where `cut` left fewer evaluations than were asked for."""
-    if denoise >= 1.0 or ran >= nfe:
+    if not 0.0 < denoise < 1.0 or ran >= nfe:
         return []
     return [
         f"denoise {denoise:g} begins inside this schedule: {ran} of the {nfe} evaluations were below it and "
         f"ran. For about {nfe}, set nfe to {round(nfe / denoise)}; or use the ordinary KSampler with {nfe} "
-        "steps and the schedule amed, which puts all its steps below"
+        "steps and the amed scheduler, which puts all its steps below"
     ]
 
 
