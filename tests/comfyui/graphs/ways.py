@@ -282,10 +282,15 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     return Sampled([node, 0], [node])
 
 
+def with_predictor(scene: Scene, predictor: list) -> list:
+    """A MODEL that carries a predictor."""
+    return [scene.add("AMEDApplyPredictor", model=scene.model, predictor=predictor), 0]
+
+
 @way("Apply AMED Predictor", applied, bases=FITTED)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     kind: Kind = FILES[s["kind"]]
-    model = [scene.add("AMEDApplyPredictor", model=scene.model, predictor=scene.load(s["file"])), 0]
+    model = with_predictor(scene, scene.load(s["file"]))
     node = scene.ksampler(
         kind.own_sampler, "amed", kind.own_steps, s["cfg"], s["noise"], s["denoise"], model=model
     )[0]
@@ -315,7 +320,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     own = scene.load(f"small-{scene.family}-around.safetensors")
     if s["by"] == "Apply":
-        model = [scene.add("AMEDApplyPredictor", model=scene.model, predictor=own), 0]
+        model = with_predictor(scene, own)
         node = scene.ksampler(WRAPPED, "amed", 4, s["cfg"], s["noise"], model=model)[0]
         return Sampled([node, 0], [node])
     host = [scene.add("KSamplerSelect", sampler_name=WRAPPED), 0]

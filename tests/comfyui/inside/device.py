@@ -6,6 +6,8 @@ import os
 
 import comfy.model_management
 
+from .shared import patched
+
 
 def moved():
     """Put the host on that device."""
@@ -37,9 +39,7 @@ class TestWhere:
                 raise RuntimeError(f"the network ran on {found}, not on {device}")
             return out
 
-        clone = model.clone()
-        clone.set_model_unet_function_wrapper(asked)
-        return (clone,)
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
 
 
 NODE_CLASS_MAPPINGS = {"TestWhere": TestWhere}

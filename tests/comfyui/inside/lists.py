@@ -75,33 +75,4 @@ class TestExpands:
         return {"result": (sampled.out(0), read.out(1)), "expand": graph.finalize()}
 
 
-class TestStopsOnFile:
-    """A MODEL in whose `after`-th evaluation the user interrupts; at 0 in none."""
-
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        return {"required": {"model": ("MODEL",), "file": ("STRING", {})}}
-
-    def run(self, model, file):
-        from pathlib import Path
-
-        import comfy.model_management
-
-        clone, done = model.clone(), []
-
-        def counted(args):
-            done.append(1)
-            if Path(file).exists() and len(done) == int(Path(file).read_text()):
-                Path(file).unlink()
-                raise comfy.model_management.InterruptProcessingException
-            return args["denoised"]
-
-        clone.set_model_sampler_post_cfg_function(counted)
-        return (clone,)
-
-
-NODE_CLASS_MAPPINGS = {
-    kind.__name__: kind for kind in (TestSeed, TestModels, TestCheckpoint, TestExpands, TestStopsOnFile)
-}
+NODE_CLASS_MAPPINGS = {kind.__name__: kind for kind in (TestSeed, TestModels, TestCheckpoint, TestExpands)}
