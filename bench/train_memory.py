@@ -42,7 +42,7 @@ def measure(comfyui: str, mode: str) -> float:
     )
     pack = importlib.util.module_from_spec(spec)
     sys.modules["pack"] = pack
-    from pack.nodes import fitting
+    from pack.nodes.host import fitting
 
     unet = UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 2, 4, 4),

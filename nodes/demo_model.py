@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..demo.data import CATEGORIES
 from ..demo.model import CLASSES, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, UNet, load_unet
-from .model import pixel_model
+from .host.model import pixel_model
 from .schema import schema
 
 FAMILY = "emoji32"
@@ -122,35 +122,3 @@ class DemoModel(io.ComfyNode):
         model = pixel_model(DiffusionModel(load_unet()), FAMILY, settings)
         latent = {"samples": torch.zeros(batch_size, 3, height, width)}
         return io.NodeOutput(model, conditioning(category), conditioning(NONE), latent)
-
-
-class DemoDecode(io.ComfyNode):
-    """LATENT of the demo model to IMAGE."""
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="AMEDDemoDecode",
-            display_name="AMED Demo Decode",
-            search_aliases=["amed", "emoji", "decode"],
-            description="The demo model works on pixels: its LATENT to an IMAGE, enlarged by whole pixels.",
-            inputs=[
-                io.Latent.Input("samples", tooltip="of AMED Demo Model alone"),
-                io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n"),
-            ],
-            outputs=[io.Image.Output(tooltip="RGB, enlarged")],
-        )
-
-    @classmethod
-    def execute(cls, samples, enlarge):
-        pixels = samples["samples"]
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(
-                f"this LATENT is not the AMED demo model's (3 channels), its shape is {tuple(pixels.shape)}: "
-                "decode it with VAE Decode"
-            )
-        image = (pixels.movedim(1, -1).float() / 2 + 0.5).clamp(0, 1)
-        return io.NodeOutput(image.repeat_interleave(enlarge, dim=1).repeat_interleave(enlarge, dim=2))
-
-
-NODES = [DemoModel, DemoDecode]

@@ -1,128 +1,60 @@
-"""AMED KSampler: choose the number of evaluations, the rest is found."""
-
-import logging
+"""The node AMED Sampler (custom)."""
 
 from comfy_api.latest import io
 
-from ..amed.choose import AUTO, Report, choose
-from .carry import carried_or, carry, named, noted
-from .choosing import cut, cut_short, request
-from .fitting import Prompts
-from .folders import library
-from .lookup import Wanted, look_up
-from .model import attached, identity
-from .predictors import SOLVERS
-from .recall import fingerprint
-from .register import our_sampler
-from .running import face, run
-from .sampling import note
-from .schema import cfg_input, denoise_input, missing_input, nfe_input, schema
+from ..amed.choose import Identity, Request, choose
+from .choice.fingerprint import fingerprint, listener
+from .host import outside
+from .host.folders import library
+from .host.register import our_sampler, sampler_named
+from .host.request import own_name
+from .schema import SOLVERS, Predictor, missing_input, schema
+
+ANY = Identity("", "")  # where no MODEL is at hand
 
 
-class AmedKSampler(io.ComfyNode):
-    """MODEL, evaluations, guidance, prompts, LATENT -> LATENT."""
+class AmedSampler(io.ComfyNode):
+    """SAMPLER, for SamplerCustom and SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDKSampler",
-            display_name="AMED KSampler (fast, few steps)",
-            search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
-            description="Sample in a handful of evaluations with a predictor fitted for this model.",
+            node_id="AMEDSampler",
+            display_name="AMED Sampler (custom)",
+            search_aliases=["amed", "few steps", "SAMPLER"],
+            description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
             inputs=[
-                io.Model.Input("model", tooltip="your checkpoint, with its LoRAs and patches"),
-                io.Combo.Input(
-                    "predictor",
-                    options=[AUTO, *library().names()],
-                    default=AUTO,
-                    tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe",
-                ),
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
-                    default=AUTO,
-                    tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is",
+                    tooltip="auto: the predictor's own; without one, the best there is for the MODEL",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="of the noise; the same seed gives the same image",
+                missing_input(calibrate=False),
+                Predictor.Input(
+                    "predictor",
+                    optional=True,
+                    tooltip="left open: the one applied to the MODEL, or the library's for it",
                 ),
-                nfe_input(),
-                cfg_input(),
-                io.Conditioning.Input("positive", tooltip="what you want to see"),
-                io.Conditioning.Input("negative", tooltip="what you do not; unused at guidance 1"),
-                io.Latent.Input("latent_image", tooltip="an empty one for its size, or one to change"),
-                denoise_input(),
-                missing_input(),
+                io.Sampler.Input(
+                    "wrapped",
+                    optional=True,
+                    tooltip="for a predictor fitted to another pack's sampler: that SAMPLER",
+                ),
             ],
-            outputs=[
-                io.Latent.Output(tooltip="for VAE Decode"),
-                io.String.Output(display_name="report", tooltip="what ran, and what it took, counted"),
-            ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            outputs=[io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        predictor,
-        sampler,
-        seed,
-        nfe,
-        guidance,
-        positive,
-        negative,
-        latent_image,
-        denoise,
-        if_missing,
-    ):
-        node_id, png = cls.hidden.unique_id, cls.hidden.extra_pnginfo
-
-        def with_this(fitted):
-            return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
-
-        own, said = attached(model.model_options), []
-        if predictor != AUTO:
-            widgets, who = {"predictor": predictor, "nfe": nfe}, identity(model)
-            choice, said = carried_or(
-                png, node_id, widgets, who, with_this, lambda: with_this(named(predictor))
-            )
-            carry(png, node_id, widgets, choice.fitted, who)
-        elif own is not None:
-            choice = with_this(own)
-        else:
-            prompts = Prompts([positive], negative, latent_image)
-            wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
-            choice = look_up(wanted, png)
-        report = Report(remarks=[*said, *choice.remarks])
-        samples = run(
-            model,
-            our_sampler(choice.sampler, predictor=choice.fitted, report=report),
-            cut(choice.sigmas, model, denoise),
-            seed,
-            guidance,
-            positive,
-            negative,
-            latent_image,
-        )
-        note(report, *cut_short(nfe, denoise, report.evaluations))
-        text = report.text()
-        logging.info("AMED KSampler: %s", text.replace("\n", "; "))
-        noted(png, node_id, report, guidance)
-        return io.NodeOutput(samples, text, ui=face(node_id, text))
+    def execute(cls, sampler, if_missing, predictor=None, wrapped=None):
+        if predictor is not None and predictor.spec.of:
+            own = sampler_named(predictor.spec.of) if wrapped is None else wrapped
+            return io.NodeOutput(outside.wrapped(own, predictor))
+        if predictor is not None:  # here and not only in the run, so that a wrong one is refused at once
+            asked = Request(ANY, own_name(sampler, predictor), fitted=predictor)
+            sampler = choose(library(), asked).sampler
+        asked = listener() if predictor is None else None
+        return io.NodeOutput(our_sampler(sampler, predictor=predictor, if_missing=if_missing, asked=asked))
 
     @classmethod
-    def validate_inputs(cls, predictor):
-        return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
-
-    @classmethod
-    def fingerprint_inputs(cls, predictor, **inputs):
-        return fingerprint("" if predictor == AUTO else predictor, predictor=predictor, **inputs)
-
-
-NODES = [AmedKSampler]
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)

@@ -5,10 +5,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..amed.choose import PLAIN, UNTRAINED
-from .choosing import CALIBRATE
+from ..amed import SAMPLERS
+from ..amed.choose import AUTO, PLAIN, UNTRAINED
+from .host.request import CALIBRATE
 
 CATEGORY = "sampling/AMED"
+SOLVERS = [AUTO, *SAMPLERS]
 Predictor = io.Custom("AMED_PREDICTOR")
 
 

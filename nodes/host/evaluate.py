@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..amed import Evaluation
+from ...amed import Evaluation
 from .denoiser import guider_of, inpainting
 from .log import warn_once
 from .model import own_options

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
-from ..amed import Fitted, PredictorError
-from ..amed.choose import Request, choose, no_schedule
-from ..amed.files.code import code_of
-from .carry import entries
-from .folders import content, library
-from .graph import signature
-from .running import executing, running_prompt
+from ...amed import Fitted, PredictorError
+from ...amed.choose import Request, choose, no_schedule
+from ...amed.files.code import code_of
+from ..host.folders import content, library
+from ..host.graph import signature
+from ..host.running import executing, running_prompt
+from .workflow import entries
 
 MOST = 512  # nodes in graphs that are remembered; one that is forgotten runs once more
 

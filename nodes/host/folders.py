@@ -5,11 +5,11 @@ from pathlib import Path
 
 import folder_paths
 
-from ..amed import Library, PredictorError
-from ..amed.files.code import code_of
+from ...amed import Library, PredictorError
+from ...amed.files.code import code_of
 
 FOLDER = "amed_predictors"
-BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
+BUNDLED = Path(__file__).resolve().parents[2] / "predictors"
 
 
 def add_folder() -> None:

@@ -17,10 +17,10 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
-from ..amed import Fitted, schedules
-from ..amed.choose import Identity
-from ..amed.double import as_double
-from ..amed.fingerprint import identity_of
+from ...amed import Fitted, schedules
+from ...amed.choose import Identity
+from ...amed.double import as_double
+from ...amed.fingerprint import identity_of
 from .log import warn_once
 from .weights import replaced_parts, weights_of
 

@@ -1,15 +1,14 @@
-"""AMED Predictor Info and Save AMED Predictor."""
+"""The node AMED Predictor Info."""
 
 from comfy_api.latest import io
 
-from ..amed import Fitted, save
+from ..amed import Fitted
 from ..amed.files.code import code_of
 from ..amed.files.spec import to_header
-from ..amed.files.store import file_name, values_of
+from ..amed.files.store import values_of
 from ..hosts import report
 from ..hosts.parts import names_of, trimmed
-from .folders import user_folder
-from .running import face
+from .host.running import face
 from .schema import Predictor, schema
 
 
@@ -66,33 +65,3 @@ class PredictorInfo(io.ComfyNode):
         text = described(predictor)
         plot = report.as_image(report.constants(predictor))
         return io.NodeOutput(text, plot, code_of(predictor), ui=face(cls.hidden.unique_id, text))
-
-
-class SavePredictor(io.ComfyNode):
-    """AMED_PREDICTOR -> a file in models/amed_predictors."""
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="AMEDSavePredictor",
-            display_name="Save AMED Predictor",
-            search_aliases=["amed"],
-            description="Save a predictor under models/amed_predictors, where auto finds it.",
-            inputs=[
-                Predictor.Input("predictor", tooltip="of any node that gives one"),
-                io.String.Input(
-                    "name", default="my predictor", tooltip="the file's, in models/amed_predictors"
-                ),
-            ],
-            outputs=[io.String.Output(display_name="file", tooltip="its name")],
-            hidden=[io.Hidden.unique_id],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, predictor, name):
-        path = save(user_folder() / file_name(name), predictor)
-        return io.NodeOutput(path.name, ui=face(cls.hidden.unique_id, f"saved as {path.name}"))
-
-
-NODES = [PredictorInfo, SavePredictor]

@@ -19,13 +19,13 @@ from ..amed.loop import Problem, Thresholded
 from ..hosts import plane as drawing
 from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image
-from .choosing import plain_choice, reference_setting, request
-from .fitting import Prompts, evaluate_prompted, fitted_on
-from .folders import library
-from .model import as_input, attached, noise_scale, sampling_of
-from .nested import packed
-from .recall import fingerprint, remember
-from .running import noise_of, progress_bar, show_text
+from .choice.fingerprint import fingerprint, remember
+from .host.fitting import Prompts, evaluate_prompted, fitted_on
+from .host.folders import library
+from .host.model import as_input, attached, noise_scale, sampling_of
+from .host.nested import packed
+from .host.request import plain_choice, reference_setting, request
+from .host.running import noise_of, progress_bar, show_text
 from .schema import Predictor, cfg_input, nfe_input, schema, seed_input, shown_inputs
 
 PAPER = 0.08  # what two components leave out of x at most, in the paper
@@ -218,6 +218,3 @@ class TrajectoryPlot(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs):
         return fingerprint(**inputs)
-
-
-NODES = [TrajectoryPlot]

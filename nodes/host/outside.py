@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..amed import Fitted
-from ..amed.choose import Report
-from ..amed.constants import same_times
-from ..amed.fit import HostSampler
-from ..amed.outside import Asking, Outside, Wrapped
-from ..amed.schedules import checked
+from ...amed import Fitted
+from ...amed.choose import Report
+from ...amed.constants import same_times
+from ...amed.fit import HostSampler
+from ...amed.outside import Asking, Outside, Wrapped
+from ...amed.schedules import checked
 from .counting import count_rows
 from .denoiser import Kept, model_sampling_of
 from .fitting import Prompted

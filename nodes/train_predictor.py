@@ -21,11 +21,11 @@ from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
 from ..hosts import report
-from .fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
-from .folders import user_folder
-from .model import base_times, is_flow, preview_pixels, sampling_of
-from .nested import blank_of, first_part, like, parts_of
-from .running import face, progress_bar, show_text
+from .host.fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
+from .host.folders import user_folder
+from .host.model import base_times, is_flow, preview_pixels, sampling_of
+from .host.nested import blank_of, first_part, like, parts_of
+from .host.running import face, progress_bar, show_text
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
@@ -247,6 +247,3 @@ class TrainPredictor(io.ComfyNode):
         rows = {label: preview_pixels(model, first_part(one, end)) for label, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
         return io.NodeOutput(result.fitted, picture, result.text, ui=face(cls.hidden.unique_id, result.text))
-
-
-NODES = [TrainPredictor]

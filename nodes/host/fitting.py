@@ -12,8 +12,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from ..amed import Evaluation
-from ..amed.fit import CachedError, Rival, Target
+from ...amed import Evaluation
+from ...amed.fit import CachedError, Rival, Target
 from .evaluate import evaluate
 from .model import (
     base_times,

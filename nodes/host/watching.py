@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..amed.fit import CachedError
+from ...amed.fit import CachedError
 from .model import COMBINED, own_key
 
 LAYERS = 24  # of the network that are watched

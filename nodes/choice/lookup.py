@@ -3,15 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..amed import Fitted, PredictorError
-from ..amed.choose import AUTO, PLAIN, Choice, Request, choose, mismatches
-from .calibrate import calibrate_now
-from .carry import carried_or, carry
-from .choosing import CALIBRATE, request
-from .fitting import Prompts
-from .folders import library
-from .model import identity
-from .recall import remember
+from ...amed import Fitted, PredictorError
+from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, mismatches
+from ..calibration import calibrate_now
+from ..host.fitting import Prompts
+from ..host.folders import library
+from ..host.model import identity
+from ..host.request import CALIBRATE, request
+from .fingerprint import remember
+from .workflow import carried_or, carry
 
 
 @dataclass(frozen=True)

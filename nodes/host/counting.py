@@ -10,7 +10,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
-from ..amed.choose import Report
+from ...amed.choose import Report
 from .graph import Graph, inputs_of, linked, signature, upstream
 from .log import warn_once
 from .running import Executing, executing, running_prompt

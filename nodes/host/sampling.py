@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed import SAMPLERS, Fitted, PredictorError
-from ..amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose
-from ..amed.constants import from_the_top, same_times
-from ..amed.files import Library
-from ..amed.fit.plain import Setting
-from ..amed.kdiffusion import sample as engine_sample
-from .choosing import own_name, request
+from ...amed import SAMPLERS, Fitted, PredictorError
+from ...amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose
+from ...amed.constants import from_the_top, same_times
+from ...amed.files import Library
+from ...amed.fit.plain import Setting
+from ...amed.kdiffusion import sample as engine_sample
 from .counting import count_rows
 from .denoiser import Kept, guider_of, model_sampling_of
 from .evaluate import evaluate, lacking
@@ -34,6 +33,7 @@ from .model import (
     stop_if_asked,
     whole_guidance,
 )
+from .request import own_name, request
 from .running import executing_node, show_text
 
 SCHEDULER = "amed"

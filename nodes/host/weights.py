@@ -16,7 +16,7 @@ import comfy.lora
 import torch
 from torch import Tensor, nn
 
-from ..amed.fingerprint import Stored, Weight, step_of
+from ...amed.fingerprint import Stored, Weight, step_of
 
 PREFIX = "diffusion_model."
 COMPILED = "_orig_mod."  # what torch.compile puts into names

@@ -15,15 +15,15 @@ from ..amed import SAMPLERS, PredictorError
 from ..amed.choose import AUTO, Choice, choose, usable
 from ..amed.fit.measures import rmse
 from ..amed.fit.plain import Setting
-from .choosing import plain_choice, reference_setting, request
-from .counting import COUNT, bare, counting, read_count
-from .folders import library
-from .model import Interrupted, attached, is_flow, own_space, preview_pixels, sampling_of
-from .nested import first_part, like, packed, parts_of
-from .recall import remember
-from .register import as_sampler, host_sampler, host_samplers, our_sampler
-from .running import run
-from .sampling import SCHEDULER, plain_function
+from .choice.fingerprint import remember
+from .host.counting import COUNT, bare, counting, read_count
+from .host.folders import library
+from .host.model import Interrupted, attached, is_flow, own_space, preview_pixels, sampling_of
+from .host.nested import first_part, like, packed, parts_of
+from .host.register import as_sampler, host_sampler, host_samplers, our_sampler
+from .host.request import plain_choice, reference_setting, request
+from .host.running import run
+from .host.sampling import SCHEDULER, plain_function
 
 AMED, PLAIN, REFERENCE = "amed", "plain", "reference"
 OURS = {AMED: AUTO, "amed_solver": "amed"} | {name: name for name in SAMPLERS if name != AMED}

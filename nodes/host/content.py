@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..amed.fingerprint import fingerprint
+from ...amed.fingerprint import fingerprint
 
 DEEPEST = 12  # objects in objects
 LARGE = 1_000_000  # values of a tensor: of a larger one some of them

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
-from ..amed import Fitted, PredictorError
-from ..amed.choose import Identity, Report
-from ..amed.files.code import code_of, from_code
-from .folders import FOLDER, library
+from ...amed import Fitted, PredictorError
+from ...amed.choose import Identity, Report
+from ...amed.files.code import code_of, from_code
+from ..host.folders import FOLDER, library
 
 T = TypeVar("T")
 KEY, FROM = "amed", ", from the workflow"

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..amed import Fitted, schedules
-from ..amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
-from ..amed.fit import plain
-from ..amed.kdiffusion import solver_of
-from ..amed.recipes import Solver
+from ...amed import Fitted, schedules
+from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
+from ...amed.fit import plain
+from ...amed.kdiffusion import solver_of
+from ...amed.recipes import Solver
 from .folders import library
 from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma, whole_guidance
 

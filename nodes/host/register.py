@@ -14,8 +14,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..amed import SAMPLERS
-from ..amed.outside import Asking
+from ...amed import SAMPLERS
+from ...amed.outside import Asking
 from .content import bound_to, code_of, samplers_in
 from .folders import add_folder
 from .model import host_sigmas
