@@ -16,7 +16,8 @@ from ..amed.fit import Job, Kept, Outcome, Progress, fit
 from ..hosts import report
 from .host.fitting import Prompts, fitted_on, target_of
 from .host.folders import user_folder
-from .host.model import identity, preview_pixels, sampling_of, whole_guidance
+from .host.hooks import whole_guidance
+from .host.model import identity, preview_pixels, sampling_of
 from .host.nested import blank_of, first_part
 from .host.outside import host_sampler
 from .host.running import progress_bar, show_text

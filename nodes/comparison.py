@@ -16,8 +16,9 @@ from ..amed.choose import AUTO, Choice, choose, usable
 from ..amed.fit.measures import rmse
 from ..amed.fit.plain import Setting
 from .choice.fingerprint import remember
-from .host.counting import COUNT, bare, counting, read_count
+from .host.counting import COUNT, counting, read_count
 from .host.folders import library
+from .host.hooks import without_hooks
 from .host.model import Interrupted, attached, is_flow, own_space, preview_pixels, sampling_of
 from .host.nested import first_part, like, packed, parts_of
 from .host.register import as_sampler, host_sampler, host_samplers, our_sampler
@@ -223,7 +224,7 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
         if count.evaluations >= most:
             raise TooManyError
 
-    idle = replace(scene, model=counting(bare(scene.model), stop_at_most))
+    idle = replace(scene, model=counting(without_hooks(scene.model), stop_at_most))
     count = idle.model.model_options[COUNT]
     count.idle = True
 

@@ -1,11 +1,14 @@
 """The demo model as a ComfyUI MODEL: 32x32 emoji, no download."""
 
+from typing import Any
+
 import torch
 from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..demo.data import CATEGORIES
 from ..demo.model import CLASSES, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, UNet, load_unet
+from .host.hooks import network_options, patched_middle
 from .host.model import pixel_model
 from .schema import schema
 
@@ -25,13 +28,7 @@ class DiffusionModel(nn.Module):
         self.unet, self.dtype = unet, torch.float32
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: object = None,
-        transformer_options: dict | None = None,
-        **_: object,
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: object = None, **call: Any
     ) -> Tensor:
         if x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(
@@ -43,25 +40,10 @@ class DiffusionModel(nn.Module):
                 "the AMED demo model knows no prompts: connect the positive and negative outputs of "
                 "AMED Demo Model"
             )
-        options = transformer_options or {}
+        options = network_options(call)
 
         def after_middle(h: Tensor) -> Tensor:
-            for patch in options.get("patches", {}).get("middle_block_after_patch", ()):
-                h = patch(
-                    {
-                        "h": h,
-                        "x": x,
-                        "emb": None,
-                        "context": context,
-                        "y": None,
-                        "timesteps": timesteps,
-                        "transformer_options": options,
-                    }
-                )["h"]
-            options["block"] = ("output", 0)
-            for patch in options.get("patches", {}).get("output_block_patch", ()):
-                h, _ = patch(h, None, options)
-            return h
+            return patched_middle(h, x, timesteps, context, options)
 
         return self.unet(x, timesteps, labels(context), after_middle)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...amed.fingerprint import fingerprint
+from .hooks import is_sampler, sampler_fields
 
 DEEPEST = 12  # objects in objects
 LARGE = 1_000_000  # values of a tensor: of a larger one some of them
@@ -73,8 +74,7 @@ def bound_to(value: Any) -> Any:
     if isinstance(value, types.BuiltinFunctionType | type | None):
         return None
     if is_sampler(value):
-        known = ("sampler_function", "extra_options", "inpaint_options")
-        return {k: v for k in known if (v := getattr(value, k, None))}
+        return sampler_fields(value)
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     slots = [s for c in type(value).__mro__ for s in np.atleast_1d(getattr(c, "__slots__", ())).tolist()]
@@ -110,11 +110,6 @@ def numbers(value: Any) -> str:
     values = flat.view(torch.uint8) if len(flat) else flat
     digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
     return f"{tensor.dtype} {tuple(tensor.shape)} {digest}"
-
-
-def is_sampler(value: Any) -> bool:
-    """Whether a value is a SAMPLER of the host's."""
-    return hasattr(value, "sampler_function") and not isinstance(value, type)
 
 
 def is_model(value: Any) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...amed.choose import Report
 from .graph import Graph, inputs_of, linked, signature, upstream
+from .hooks import MissingHookError, wrap_calls, wrap_model
 from .log import warn_once
 from .running import Executing, executing, running_prompt
 
@@ -21,20 +22,17 @@ COUNT = "amed_evaluations"  # the key of a counting MODEL's Count
 def count_rows(model_options: dict, report: Report) -> None:
     """Count the network's rows into the report, by a wrapper on this run's own options; left open where the
     host has no such wrappers."""
-    try:
-        from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
-
-        around_network = WrappersMP.APPLY_MODEL
-    except (ImportError, AttributeError):
-        warn_once("this ComfyUI is too old to count the network's passes: reports leave them out")
-        return
 
     def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         report.rows += len(x)
         return executor(x, *args, **kwargs)
 
+    try:
+        wrap_calls(model_options, "amed_count", apply_model)
+    except MissingHookError:
+        warn_once("this ComfyUI is too old to count the network's passes: reports leave them out")
+        return
     report.rows = 0
-    add_wrapper_with_key(around_network, "amed_count", apply_model, model_options, is_model_options=True)
 
 
 MOST = 1024  # runs of nodes whose counts are known
@@ -168,20 +166,10 @@ def put_around(model: Any, sample: Callable[..., Tensor]) -> None:
     SAMPLER as class_obj and its `sample` as original. Raises RuntimeError where the host has no such
     wrappers."""
     try:
-        from comfy.patcher_extension import WrappersMP
-
-        model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "amed_outside", sample)
-    except (ImportError, AttributeError):
+        wrap_model(model, "amed_outside", sampling=sample)
+    except MissingHookError:
         wrong = "this ComfyUI is too old to put a predictor around its own samplers"
         raise RuntimeError(f"{wrong}: update it, or use AMED Sampler and AMED Scheduler") from None
-
-
-def bare(model: Any) -> Any:
-    """A clone of a MODEL without what works on its runs (caches, context windows, guidance of other packs):
-    its network, weights and noise levels."""
-    clone = model.clone()
-    clone.wrappers, clone.callbacks, clone.model_options = {}, {}, {"transformer_options": {}}
-    return clone
 
 
 def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
@@ -189,12 +177,8 @@ def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
     wrappers to count with."""
     clone, count = model.clone(), Count(before)
     try:
-        from comfy.patcher_extension import WrappersMP
-
-        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, COUNT, count.evaluation)
-        clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COUNT, count.call)
-        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, COUNT, count.network)
-    except (ImportError, AttributeError):
+        wrap_model(clone, COUNT, evaluation=count.evaluation, call=count.call, network=count.network)
+    except MissingHookError:
         raise RuntimeError(
             "this ComfyUI is too old to count evaluations: update it to 0.3.52 or newer"
         ) from None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hooks import drop_mask_function, watch_mask
 from .model import own_options
 
 DEPTH, MOST = 8, 1000  # of a search: steps from the denoiser, and objects looked at
@@ -97,16 +98,11 @@ class Kept:
 
     def __init__(self, extra_args: dict[str, Any]):
         self.mask: Tensor | None = extra_args.get("denoise_mask")
-        options = extra_args["model_options"]
-        function = options.get("denoise_mask_function")
-        if self.mask is None or function is None:
-            return
+        if self.mask is not None:
+            watch_mask(extra_args["model_options"], self.see)
 
-        def listened(*args: Any, **kwargs: Any) -> Tensor:
-            self.mask = function(*args, **kwargs)
-            return self.mask
-
-        options["denoise_mask_function"] = listened
+    def see(self, mask: Tensor) -> None:
+        self.mask = mask
 
     def put_back(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
         """The end of a run, `[B, ...]` at the noise level `sigma`, blended with the original as one more
@@ -131,7 +127,7 @@ def original_of(denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, A
     if host is not None:
         return host.latent_image
     options = own_options(extra_args)
-    options.pop("denoise_mask_function", None)
+    drop_mask_function(options)
     nothing = torch.zeros_like(extra_args["denoise_mask"])
     asked = {**extra_args, "model_options": options, "denoise_mask": nothing}
     return denoiser(x, sigma.expand(len(x)).to(x), **asked)

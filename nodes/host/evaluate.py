@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...amed import Evaluation
 from .denoiser import guider_of, inpainting
+from .hooks import mask_at, prompts_of_call, watch_halves, watch_middle
 from .log import warn_once
 from .model import own_options
 
@@ -62,45 +63,25 @@ def lacking(seen: Evaluation, wants: frozenset[str]) -> list[str]:
 
 
 def keep_bottleneck(options: dict, positive: set, batch: int, seen: dict[str, Tensor]) -> None:
-    """Let a call with these options write its bottleneck, `[batch, C, H, W]`, into `seen`.
+    """Let a call with these options write its bottleneck, `[batch, C, H, W]`, into `seen`."""
 
-    `output_block_patch` at ("output", 0) is given the middle block's output, first of all, before FreeU and
-    its like; newer hosts have `middle_block_after_patch` too."""
-
-    def keep(h: Tensor, transformer_options: dict) -> None:
-        rows = None if BOTTLENECK in seen else conditional_rows(h, transformer_options, positive, batch)
+    def keep(h: Tensor, network_options: dict) -> None:
+        rows = None if BOTTLENECK in seen else conditional_rows(h, network_options, positive, batch)
         if rows is not None:
             seen[BOTTLENECK] = rows
 
-    def before_first_output(h: Tensor, skip: Tensor, transformer_options: dict) -> tuple[Tensor, Tensor]:
-        if transformer_options.get("block") == ("output", 0):
-            keep(h, transformer_options)
-        return h, skip
-
-    def after_middle(args: dict) -> dict:
-        keep(args["h"], args["transformer_options"])
-        return args
-
-    patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
-    for name, patch in (
-        ("output_block_patch", before_first_output),
-        ("middle_block_after_patch", after_middle),
-    ):
-        patches[name] = [patch, *patches.get(name, [])]
+    watch_middle(options, keep)
 
 
 def keep_halves(options: dict, seen: dict[str, Tensor]) -> None:
-    """Let a call with these options write `cond` and `uncond` into `seen`: the first of its pre-CFG functions
-    is given what the network said of each prompt."""
+    """Let a call with these options write `cond` and `uncond` into `seen`."""
 
-    def before_guidance(args: dict) -> list:
-        out = args["conds_out"]
-        for name, prompt, half in zip(("cond", "uncond"), args.get("conds", out), out):
+    def keep(denoised: list[Tensor], prompts: list) -> None:
+        for name, prompt, half in zip(("cond", "uncond"), prompts, denoised):
             if prompt is not None and name not in seen:
                 seen[name] = half.clone()  # others may change theirs in place
-        return out
 
-    options["sampler_pre_cfg_function"] = [before_guidance, *options.get("sampler_pre_cfg_function", [])]
+    watch_halves(options, keep)
 
 
 def positive_ids(model: Any) -> set:
@@ -110,13 +91,13 @@ def positive_ids(model: Any) -> set:
     return {cond["uuid"] for cond in mine if "uuid" in cond}
 
 
-def conditional_rows(h: Tensor, transformer_options: dict, positive: set, batch: int) -> Tensor | None:
+def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int) -> Tensor | None:
     """Of a middle block's output `[chunks * B, C, H, W]` the rows of the positive prompt, `[B, C, H, W]`.
 
     By the prompt's own id where the host tells ids: guiders with more than two prompts, and attention
     guidance, use index 0 for other things. None when this call has no such rows (the halves may come in two
     calls)."""
-    indices, ids = transformer_options.get("cond_or_uncond") or [0], transformer_options.get("uuids")
+    indices, ids = prompts_of_call(network_options)
     if h.ndim != 4 or len(h) != batch * len(indices):
         return None
     for i, index in enumerate(indices):
@@ -136,7 +117,5 @@ def with_kept_part(
     host = inpainting(model)
     if host is None:
         return None
-    changed = (extra_args.get("model_options") or {}).get("denoise_mask_function")
-    if changed is not None:
-        mask = changed(sigma, mask, extra_options={"model": host.inner_model, "sigmas": host.sigmas})
+    mask = mask_at(extra_args.get("model_options") or {}, mask, sigma, host)
     return half * mask + host.latent_image * (1 - mask)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...amed import Evaluation
 from ...amed.fit import CachedError, Rival, Target
 from .evaluate import evaluate
+from .hooks import has_context_windows
 from .model import (
     base_times,
     identity,
@@ -61,7 +62,7 @@ class Prompted:
             for positive in prompts.positives
         ]
         self.times = base_times(sampling_of(model), max(steps, 1) + 1)
-        self.windows = model.model_options.get("context_handler") is not None
+        self.windows = has_context_windows(model.model_options)
         self.model, self.asked_twice = model, False
 
     def __call__(

@@ -169,30 +169,6 @@ def attached(model_options: dict) -> Fitted | None:
 # --- what the host does with models ------------------------------------------------------------------------
 
 
-COMBINED = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
-            "sampler_calc_cond_batch_function")  # fmt: skip
-
-
-def whole_guidance(model_options: dict) -> list[str]:
-    """What of a MODEL's options works on guidance's result or its halves together (RescaleCFG, PAG, SAG and
-    their like), or may answer in place of both (LazyCache): with it the halves are not to be taken apart."""
-    wrappers = (model_options.get("transformer_options") or {}).get("wrappers", {})
-    around = [key for key, put in wrappers.get("predict_noise", {}).items() if put and not own_key(key)]
-    return [name for name in COMBINED if model_options.get(name)] + list(map(str, around))
-
-
-def own_key(key: Any) -> bool:
-    """Whether a wrapper is this pack's, which only counts."""
-    return str(key).startswith("amed_")
-
-
-def guides_plainly(guider: Any) -> bool:
-    """Whether a guider is of two prompts and one scale, put together by the host's own function: not
-    DualCFGGuider, PerpNegGuider and those of other packs."""
-    predict = getattr(getattr(guider, "predict_noise", None), "__func__", None)
-    return getattr(predict, "__module__", "") == "comfy.samplers" and hasattr(guider, "cfg")
-
-
 def own_options(extra_args: dict[str, Any]) -> dict:
     """A copy of a run's options, to be changed."""
     return comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})

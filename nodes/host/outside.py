@@ -18,6 +18,7 @@ from ...amed.schedules import checked
 from .counting import count_rows
 from .denoiser import Kept, model_sampling_of
 from .fitting import Prompted
+from .hooks import copy_inpaint_options, function_of, network_options, options_of
 from .model import own_options
 from .register import as_sampler, named_sampler, schedules_of
 from .running import executing_node, show_text
@@ -35,7 +36,7 @@ def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostS
 
         def work(real: Any, extra_args: dict[str, Any]) -> Tensor:
             own = own_options(extra_args)
-            own.setdefault("transformer_options", {})
+            network_options(own)
             return function(
                 Asking(model, args, real), x, levels,
                 extra_args=extra_args | {"model_options": own}, callback=None, disable=True, **options,
@@ -48,11 +49,11 @@ def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostS
 
 def parts_of(sampler: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
     """Its function and options. Raises ValueError where there is none."""
-    function = getattr(sampler, "sampler_function", None)
+    function = function_of(sampler)
     if function is None:
         wrong = f"this SAMPLER ({type(sampler).__name__}) has no sampler function that could be wrapped"
         raise ValueError(f"{wrong}: take one from KSamplerSelect, or another pack's of that kind")
-    return function, dict(getattr(sampler, "extra_options", None) or {})
+    return function, options_of(sampler)
 
 
 def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
@@ -82,7 +83,7 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         return result
 
     made = as_sampler(sample, **options)
-    made.inpaint_options = getattr(sampler, "inpaint_options", {})
+    copy_inpaint_options(sampler, made)
     return made
 
 

@@ -18,6 +18,7 @@ from ...amed import SAMPLERS
 from ...amed.outside import Asking
 from .content import bound_to, code_of, samplers_in
 from .folders import add_folder
+from .hooks import function_of, options_of
 from .model import host_sigmas
 from .sampling import SCHEDULER, sampler_function
 
@@ -95,7 +96,7 @@ def named_sampler(sampler: Any) -> str:
     """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; the
     options it has, where they are many by a short code of them; the SAMPLERs it wraps; and a code of whatever
     else it was made with."""
-    function, extras = getattr(sampler, "sampler_function", None), []
+    function, extras = function_of(sampler), []
     plain = inner = function
     while isinstance(inner, functools.partial):
         plain = inner = inner.func
@@ -107,7 +108,7 @@ def named_sampler(sampler: Any) -> str:
             break
     if not is_known(function) and (bound := bound_to(function)):
         extras.append(bound)
-    options = getattr(sampler, "extra_options", None) or {}
+    options = options_of(sampler)
     scalars = {k: v for k, v in options.items() if isinstance(v, bool | int | float | str)}
     told = ", ".join(f"{k} {v}" for k, v in sorted(scalars.items()))
     if len(told) > LONG:
@@ -158,7 +159,7 @@ def shipped(
     sigmas: Tensor = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
 
     def rival(name: str) -> Callable[..., Tensor]:
-        function = comfy.samplers.sampler_object(name).sampler_function
+        function = function_of(comfy.samplers.sampler_object(name))
 
         def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
             x, levels = noise * sigmas[0].to(noise), sigmas.to(noise)

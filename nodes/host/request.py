@@ -11,7 +11,8 @@ from ...amed.fit import plain
 from ...amed.kdiffusion import solver_of
 from ...amed.recipes import Solver
 from .folders import library
-from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma, whole_guidance
+from .hooks import whole_guidance
+from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma
 
 CALIBRATE = "calibrate now (quick)"
 ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...amed import SAMPLERS, Fitted, PredictorError
@@ -21,18 +20,9 @@ from .counting import count_rows
 from .denoiser import Kept, guider_of, model_sampling_of
 from .evaluate import evaluate, lacking
 from .folders import library
+from .hooks import at_listed_level, guides_plainly, whole_guidance
 from .log import warn_once
-from .model import (
-    attached,
-    guides_plainly,
-    host_sigmas,
-    is_flow,
-    own_options,
-    sampling_of,
-    sigma_range,
-    stop_if_asked,
-    whole_guidance,
-)
+from .model import attached, host_sigmas, is_flow, own_options, sampling_of, sigma_range, stop_if_asked
 from .request import own_name, request
 from .running import executing_node, show_text
 
@@ -52,28 +42,10 @@ class Counted:
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         stop_if_asked()
         self._report.evaluations += 1
-        return self._inner(x, sigma, **in_its_step(extra_args, sigma))
+        return self._inner(x, sigma, **at_listed_level(extra_args, sigma))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-
-def in_its_step(extra_args: dict[str, Any], sigma: Tensor) -> dict[str, Any]:
-    """Arguments in which the host's context windows find the step of a call: they look for its noise level
-    in the run's list, where one between two steps, or told otherwise, is not. It takes the place of the one
-    above it."""
-    options = extra_args.get("model_options") or {}
-    own = options.get("transformer_options") or {}
-    levels = own.get("sample_sigmas")
-    if options.get("context_handler") is None or levels is None:
-        return extra_args
-    level = sigma.flatten()[0].to(levels)
-    if torch.isclose(levels, level, rtol=1e-4).any():
-        return extra_args
-    levels = levels.clone()
-    levels[max(int((levels > level).sum()) - 1, 0)] = level
-    own = {**own, "sample_sigmas": levels}
-    return {**extra_args, "model_options": {**options, "transformer_options": own}}
 
 
 def sampler_function(name: str) -> Callable[..., Tensor]:

@@ -3,18 +3,15 @@
 Host: comfy/patcher_extension.py (wrappers by kind and key), comfy/model_patcher.py (object_patches)."""
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ...amed.fit import CachedError
-from .model import COMBINED, own_key
+from .hooks import ANSWERING, guidance_functions, network_function, watch_calls, wrappers_of
 
 LAYERS = 24  # of the network that are watched
-CACHING = ("outer_sample", "sampler_sample", "predict_noise", "calc_cond_batch", "apply_model",
-           "diffusion_model")  # fmt: skip
 
 
 class Watch:
@@ -47,7 +44,7 @@ class Watch:
             ]
         self.ran.clear()
         self.calls = 0
-        count_calls(model_options, self._called)
+        watch_calls(model_options, "amed_watch", self._called)
 
     def _ran(self, number: int, *_: Any) -> None:
         self.ran.add(number)
@@ -76,35 +73,14 @@ def compiled(model: Any) -> bool:
     """Whether torch.compile is at work on a MODEL's network."""
     patched = model.object_patches.values()
     modules = [*model.model.diffusion_model.modules(), *(m for m in patched if isinstance(m, nn.Module))]
-    keys = [str(key) for _, key, _ in wrappers(model)]
+    keys = [str(key) for _, key, _ in wrappers_of(model)]
     return any(hasattr(m, "_orig_mod") for m in modules) or any("compile" in key for key in keys)
-
-
-def count_calls(model_options: dict, called: Any) -> None:
-    """Let `called()` be called at each call of the network with these options, where the host has wrappers:
-    by the innermost of them."""
-
-    def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        called()
-        return executor(*args, **kwargs)
-
-    own = model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
-    own.setdefault("apply_model", {}).setdefault("amed_watch", []).append(apply_model)
-
-
-def wrappers(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Kind, key and function of each wrapper on a MODEL but for our own."""
-    options = model.model_options.get("transformer_options") or {}
-    for found in (model.wrappers, options.get("wrappers", {})):
-        for kind, keyed in found.items():
-            for key, functions in keyed.items():
-                yield from ((kind, key, one) for one in functions if not own_key(key))
 
 
 def features(model: Any) -> list[str]:
     """What is on a MODEL that may answer in place of its network, by the names it gives itself."""
-    found = [str(key or origin(one)) for kind, key, one in wrappers(model) if kind in CACHING]
-    around = model.model_options.get("model_function_wrapper")
+    found = [str(key or origin(one)) for kind, key, one in wrappers_of(model) if kind in ANSWERING]
+    around = network_function(model.model_options)
     found += [origin(around)] if around is not None else []
     found += [name for name in model.object_patches if name.startswith("diffusion_model")]
     return list(dict.fromkeys(found))
@@ -112,8 +88,7 @@ def features(model: Any) -> list[str]:
 
 def functions(model: Any) -> list[str]:
     """What is on a MODEL that may change what its network answers, by the names it gives itself."""
-    listed = [model.model_options.get(name) for name in COMBINED]
-    found = [one for value in listed if value for one in (value if isinstance(value, list) else [value])]
+    found = [one for listed in guidance_functions(model.model_options).values() for one in listed]
     return list(dict.fromkeys([*map(origin, found), *features(model)]))
 
 

@@ -28,7 +28,7 @@ HOOKS = {
     "sample_sigmas", "transformer_options", "uuids", "wrappers",
     # wrapper types, by their names and by those of WrappersMP
     "APPLY_MODEL", "CALC_COND_BATCH", "DIFFUSION_MODEL", "OUTER_SAMPLE", "PREDICT_NOISE", "SAMPLER_SAMPLE",
-    "apply_model", "calc_cond_batch", "diffusion_model_wrapper", "outer_sample", "predict_noise",
+    "apply_model", "calc_cond_batch", "outer_sample", "predict_noise",
     "sampler_sample",
     # arguments of hooks
     "cond_denoised", "conds_out", "hook_keyframe", "uncond_denoised",

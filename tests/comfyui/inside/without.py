@@ -192,7 +192,7 @@ def asked(scene: Any, wants: str, lacks: str) -> Any:
             found["seen"] = sorted(map(str, evaluate.positive_ids(poorer)))
             return x
         if lacks == "predict_noise":
-            found["seen"] = pack("host.model").guides_plainly(poorer.inner_model)
+            found["seen"] = pack("host.hooks").guides_plainly(poorer.inner_model)
             return x
         level = sigmas[0].expand(len(x))
         result = evaluate.evaluate(denoiser, x, level, extra_args, frozenset({wants}))
