@@ -1,8 +1,8 @@
 """ComfyUI's hooks, under the names by which ComfyUI knows them.
 
-A run of ComfyUI is watched and changed through a dict of options (`model_options`, and in it the options of the
-network) and through wrappers around its functions. Only this file knows their names, so a hook that ComfyUI
-renames is renamed here.
+A run of ComfyUI is watched and changed through a dict of options (`model_options`, and in it the options of
+the network) and through wrappers around its functions. Only this file knows their names, so a hook that
+ComfyUI renames is renamed here.
 
 Host: comfy/samplers.py (guidance functions, masks, KSAMPLER, guiders), comfy/patcher_extension.py (wrappers),
 comfy/context_windows.py, and the U-Nets in comfy/ldm (patches)."""
@@ -42,8 +42,8 @@ def network_options(options: dict) -> dict:
 
 
 def without_hooks(model: Any) -> Any:
-    """Return a clone of a MODEL with its network, weights and noise levels, but without caches, context windows
-    and other packs' guidance."""
+    """Return a clone of a MODEL with its network, weights and noise levels, but without caches, context
+    windows and other packs' guidance."""
     clone = model.clone()
     clone.wrappers, clone.callbacks, clone.model_options = {}, {}, {NETWORK: {}}
     return clone
@@ -57,9 +57,9 @@ def wrap_model(model: Any, key: str, **functions: Callable) -> None:
 
     Args:
         key: under which the MODEL has them.
-        functions: by what they wrap: `sampling` (`SAMPLER.sample`; the executor's `class_obj` is the SAMPLER and
-            `original` its `sample`), `evaluation` (both halves of guidance), `call` (each call of the network
-            with its conversion of noise levels), `network` (the network alone).
+        functions: by what they wrap: `sampling` (`SAMPLER.sample`; the executor's `class_obj` is the SAMPLER
+            and its `original` that method), `evaluation` (both halves of guidance), `call` (each call of the
+            network with its conversion of noise levels), `network` (the network alone).
 
     Raises:
         MissingHookError: if this ComfyUI has no such wrappers."""
@@ -88,9 +88,9 @@ def wrap_calls(options: dict, key: str, function: Callable) -> None:
 
 
 def watch_calls(options: dict, key: str, listener: Callable[[], None]) -> None:
-    """Call `listener()` before each call of the network in a run with these options, innermost of all wrappers.
+    """Call `listener()` before each call of the network in a run with these options.
 
-    Without effect where ComfyUI has no wrappers."""
+    It is the innermost wrapper. Without effect where ComfyUI has no wrappers."""
 
     def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
         listener()
@@ -131,8 +131,8 @@ def guidance_functions(options: dict) -> dict[str, list]:
 def whole_guidance(options: dict) -> list[str]:
     """Name what in a MODEL's options needs guidance as a whole, so that its halves must not be taken apart.
 
-    That is what changes guidance's result or both halves together (RescaleCFG, PAG, SAG), or may answer in place
-    of both (LazyCache)."""
+    That is what changes guidance's result or both halves together (RescaleCFG, PAG, SAG), or may answer in
+    place of both (LazyCache)."""
     by_type = (options.get(NETWORK) or {}).get("wrappers", {})
     keys = [key for key, functions in by_type.get(EVALUATION, {}).items() if functions and not is_own(key)]
     return [*guidance_functions(options), *map(str, keys)]
@@ -164,8 +164,8 @@ def guides_plainly(guider: Any) -> bool:
 
 
 def watch_middle(options: dict, listener: Callable[[Tensor, dict], None]) -> None:
-    """Call `listener(h, network_options)` with the output h of a U-Net's middle block, before FreeU and similar
-    patches.
+    """Call `listener(h, network_options)` with the output h of a U-Net's middle block, before FreeU and the
+    like.
 
     Both the older patch (of the first output block) and the newer one are set; a ComfyUI with both calls the
     listener twice."""
@@ -199,8 +199,8 @@ def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, opt
 
 
 def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
-    """Return, for each chunk of a network call's batch, whether its prompt is positive (0) or negative (1), and
-    the prompts' ids where ComfyUI tells them."""
+    """Return, for each chunk of the batch of one network call, whether its prompt is positive (0) or negative
+    (1), and the prompts' ids where ComfyUI tells them."""
     return options.get("cond_or_uncond") or [0], options.get("uuids")
 
 
