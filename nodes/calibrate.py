@@ -9,16 +9,16 @@ from torch import Tensor
 from ..amed import SAMPLERS
 from ..amed.fit import PRESETS, Job, Result, numbers
 from ..hosts import report
-from .calibration import BATCH, calibrate, pixels_of
+from .calibration import BATCH, calibrate, rgb_converter
 from .host.fitting import Prompts
-from .host.running import face
+from .host.running import text_ui
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
-MORE = tuple(f"positive_{i}" for i in (2, 3, 4))
+MORE = tuple(f"positive_{i}" for i in (2, 3, 4))  # inputs for additional prompts
 
 
 class Calibrate(io.ComfyNode):
-    """MODEL, prompts, LATENT size -> AMED_PREDICTOR, saved and found by `auto` from then on."""
+    """Fit predictors to a MODEL with its prompts, by sampling, and save them."""
 
     @classmethod
     def define_schema(cls):
@@ -26,27 +26,35 @@ class Calibrate(io.ComfyNode):
             node_id="AMEDCalibrate",
             display_name="Calibrate AMED",
             search_aliases=["amed", "calibrate", "fit predictor", "few steps"],
-            description="Fit a few dozen constants to this model, by sampling only: better images at few "
-            "evaluations. Saved under models/amed_predictors and found by auto from then on.",
+            description="Fit a few dozen constants to this model, by sampling only, for better images at few "
+            "evaluations. The predictor is saved in models/amed_predictors, where auto finds it.",
             inputs=[
                 *fit_inputs(),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="amed_multistep",
-                               tooltip="amed_multistep is the best there is; the others are the paper's"),
-                io.String.Input("nfe", default="8", tooltip="evaluations; several in one run: 5, 7, 9"),
+                               tooltip="The sampler to fit. amed_multistep gives the best images; the others "
+                               "are the paper's."),
+                io.String.Input("nfe", default="8",
+                                tooltip="Number of evaluations to fit for. Several in one run: 5, 7, 9."),
                 guidance_input(),
                 io.Combo.Input("budget", options=[*PRESETS, "custom"], default="quick",
-                               tooltip=", ".join(f"{k}: {v}" for k, v in PRESETS.items()) + " evaluations"),
+                               tooltip="How many evaluations the fit may use: "
+                               + ", ".join(f"{name} {count}" for name, count in PRESETS.items())
+                               + ". custom: as `evaluations` says."),
                 io.Int.Input("evaluations", default=PRESETS["quick"], min=1000, max=1_000_000, step=100,
-                             tooltip="the budget if it is custom"),
+                             tooltip="How many evaluations the fit may use if budget is custom."),
                 seed_input(),
-                name_input("calibrated", "files are NAME-nfe5-cfg1.safetensors"),
-                *(io.Conditioning.Input(n, optional=True, tooltip="another prompt to fit to") for n in MORE),
+                name_input("calibrated", "Beginning of the saved files' names: NAME-nfe5-cfg1.safetensors."),
+                *(
+                    io.Conditioning.Input(n, optional=True, tooltip="Another prompt of the kind you use, to "
+                                                                    "fit to.")
+                    for n in MORE
+                ),
                 io.Int.Input("passes", default=0, min=0, max=200, optional=True,
-                             tooltip="network passes an image, with guidance: fewer than two an evaluation "
-                             "leave the negative half out of some. 0: two each"),
+                             tooltip="Network passes per image, with guidance. Fewer than two per "
+                             "evaluation: some evaluations skip the negative prompt. 0: two per evaluation."),
                 io.Sampler.Input("wrapped", optional=True,
-                                 tooltip="a SAMPLER of ComfyUI or another pack that is to get better at few "
-                                 "steps, in place of `sampler`"),
+                                 tooltip="A SAMPLER of ComfyUI or another pack to improve at few steps, in "
+                                 "place of `sampler`."),
             ],
             outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -76,26 +84,26 @@ class Calibrate(io.ComfyNode):
         outcome = calibrate(
             model, prompts, job, checked_name(name), cls.hidden.unique_id, more.get("wrapped")
         )
-        images = reports(pixels_of(model, prompts), [kept.result for kept in outcome.kept])
+        images = report_images(rgb_converter(model, prompts), [saved.result for saved in outcome.kept])
         return io.NodeOutput(
-            outcome.kept[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)
+            outcome.kept[0].fitted, images, outcome.text, ui=text_ui(cls.hidden.unique_id, outcome.text)
         )
 
 
-def reports(pixels: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
-    """The pictures of calibrations, as an IMAGE."""
-    images = [report.as_image(report.picture(result, pictures(pixels, result))) for result in results]
+def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
+    """Return the reports of calibrations as an IMAGE `[n, H, W, 3]`, padded to the same height."""
+    images = [report.as_image(report.picture(result, sample_rows(to_rgb, result))) for result in results]
     high = max(image.shape[1] for image in images)
     return torch.cat(
         [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
     )
 
 
-def pictures(pixels: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
-    """Rows of the sample grid, each with its name."""
+def sample_rows(to_rgb: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
+    """Return the rows of a report's sample images, by label."""
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",
         "plain": f"best plain\n{result.rows[1].solver}",
     }
-    return {label: pixels(result.images[name][: report.SAMPLES]) for name, label in labels.items()}
+    return {label: to_rgb(result.images[name][: report.SAMPLES]) for name, label in labels.items()}

@@ -7,7 +7,7 @@ from .schema import schema
 
 
 class CountEvaluations(io.ComfyNode):
-    """MODEL -> a MODEL that counts what is asked of it."""
+    """Return a copy of a MODEL that counts its evaluations."""
 
     @classmethod
     def define_schema(cls):
@@ -15,9 +15,16 @@ class CountEvaluations(io.ComfyNode):
             node_id="AMEDCountEvaluations",
             display_name="AMED Count Evaluations",
             search_aliases=["amed", "nfe", "count steps"],
-            description="Put before any sampler; read the count with AMED Evaluations Used after it.",
-            inputs=[io.Model.Input("model", tooltip="stays as it is: a copy counts")],
-            outputs=[io.Model.Output(tooltip="for any sampler, and for AMED Evaluations Used")],
+            description="Count the evaluations of any sampler: put this node before the sampler, and AMED "
+            "Evaluations Used after it to read the count.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to count on. The input itself is not changed.")
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The counting model. Link it to the sampler and to AMED Evaluations Used."
+                )
+            ],
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from .schema import schema
 
 
 class DemoDecode(io.ComfyNode):
-    """LATENT of the demo model to IMAGE."""
+    """Convert a LATENT of the demo model to an IMAGE."""
 
     @classmethod
     def define_schema(cls):
@@ -14,12 +14,13 @@ class DemoDecode(io.ComfyNode):
             node_id="AMEDDemoDecode",
             display_name="AMED Demo Decode",
             search_aliases=["amed", "emoji", "decode"],
-            description="The demo model works on pixels: its LATENT to an IMAGE, enlarged by whole pixels.",
+            description="Convert a LATENT of the demo model to an IMAGE. The demo model works on pixels, "
+            "which this node enlarges.",
             inputs=[
-                io.Latent.Input("samples", tooltip="of AMED Demo Model alone"),
-                io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n"),
+                io.Latent.Input("samples", tooltip="A latent that was sampled with AMED Demo Model."),
+                io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="Each pixel becomes n x n pixels."),
             ],
-            outputs=[io.Image.Output(tooltip="RGB, enlarged")],
+            outputs=[io.Image.Output(tooltip="The enlarged image.")],
         )
 
     @classmethod
@@ -27,8 +28,8 @@ class DemoDecode(io.ComfyNode):
         pixels = samples["samples"]
         if pixels.ndim != 4 or pixels.shape[1] != 3:
             raise ValueError(
-                f"this LATENT is not the AMED demo model's (3 channels), its shape is {tuple(pixels.shape)}: "
-                "decode it with VAE Decode"
+                "this LATENT is not from the AMED demo model (3 channels of pixels): its shape is "
+                f"{tuple(pixels.shape)}. Decode it with VAE Decode"
             )
         image = (pixels.movedim(1, -1).float() / 2 + 0.5).clamp(0, 1)
         return io.NodeOutput(image.repeat_interleave(enlarge, dim=1).repeat_interleave(enlarge, dim=2))

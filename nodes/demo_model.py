@@ -1,4 +1,4 @@
-"""The demo model as a ComfyUI MODEL: 32x32 emoji, no download."""
+"""The node AMED Demo Model: a MODEL of 32x32 emoji that needs no download."""
 
 from typing import Any
 
@@ -17,11 +17,9 @@ NONE = "none"
 
 
 class DiffusionModel(nn.Module):
-    """demo.model.UNet as the host calls a diffusion model.
+    """The demo U-Net with the signature by which ComfyUI calls a diffusion model.
 
-    x `[B, 3, H, W]`, c_noise `[B]`; context `[B, n, 11]`: a one-hot category, all zeros for none. Patches
-    that listen to the middle block (output_block_patch at ("output", 0), middle_block_after_patch) are
-    honoured."""
+    Patches of the middle block are applied as ComfyUI's own U-Nets do."""
 
     def __init__(self, unet: UNet):
         super().__init__()
@@ -30,10 +28,21 @@ class DiffusionModel(nn.Module):
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: object = None, **call: Any
     ) -> Tensor:
+        """Return the network's output `[B, 3, H, W]`.
+
+        Args:
+            x: the network's input `[B, 3, H, W]`.
+            timesteps: c_noise `[B]`.
+            context: `[B, n, 11]`, a one-hot category; all zeros for none.
+            control: not used.
+            call: other arguments of ComfyUI, of which the network options are used.
+
+        Raises:
+            ValueError: for a size that is no multiple of 4, or for a prompt of another model."""
         if x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(
-                f"the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
-                f"{x.shape[-1]}x{x.shape[-2]}: take the one AMED Demo Model gives"
+                "the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
+                f"{x.shape[-1]}x{x.shape[-2]}: use the latent output of AMED Demo Model"
             )
         if context is None or context.shape[-1] != CLASSES + 1:
             raise ValueError(
@@ -49,13 +58,13 @@ class DiffusionModel(nn.Module):
 
 
 def labels(context: Tensor) -> Tensor:
-    """`[B]` category of a one-hot context `[B, n, 11]`; all zeros means none."""
+    """Return the categories `[B]` of one-hot contexts `[B, n, 11]`; UNCONDITIONAL for all zeros."""
     one_hot = context[:, 0]
     return torch.where(one_hot.abs().amax(dim=1) > 0, one_hot.argmax(dim=1), UNCONDITIONAL)
 
 
 def conditioning(category: str) -> list:
-    """A host's CONDITIONING for a category."""
+    """Return ComfyUI's CONDITIONING for a category."""
     one_hot = torch.zeros(1, 1, CLASSES + 1)
     if category != NONE:
         one_hot[0, 0, CATEGORIES.index(category)] = 1.0
@@ -63,7 +72,7 @@ def conditioning(category: str) -> list:
 
 
 class DemoModel(io.ComfyNode):
-    """The demo model with what a sampler needs."""
+    """Load the demo model, with the conditionings and the LATENT that a sampler needs."""
 
     @classmethod
     def define_schema(cls):
@@ -71,25 +80,38 @@ class DemoModel(io.ComfyNode):
             node_id="AMEDDemoModel",
             display_name="AMED Demo Model",
             search_aliases=["amed", "emoji", "test model", "no download"],
-            description="A small trained diffusion model of emoji, part of the pack: try samplers at once.",
+            description="A small diffusion model of emoji, included in this pack, to try samplers without a "
+            "download.",
             inputs=[
                 io.Combo.Input(
                     "category",
                     options=[*CATEGORIES, NONE],
                     default=CATEGORIES[0],
-                    tooltip="the prompt, so to speak",
+                    tooltip="The kind of emoji to make, in place of a prompt.",
                 ),
-                io.Int.Input("width", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"),
                 io.Int.Input(
-                    "height", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"
+                    "width",
+                    default=32,
+                    min=16,
+                    max=64,
+                    step=4,
+                    tooltip="Width in pixels. The model was trained at 32.",
                 ),
-                io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="how many images"),
+                io.Int.Input(
+                    "height",
+                    default=32,
+                    min=16,
+                    max=64,
+                    step=4,
+                    tooltip="Height in pixels. The model was trained at 32.",
+                ),
+                io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="Number of images."),
             ],
             outputs=[
-                io.Model.Output(tooltip="a MODEL like any other"),
-                io.Conditioning.Output(display_name="positive", tooltip="the category"),
-                io.Conditioning.Output(display_name="negative", tooltip="no category"),
-                io.Latent.Output(display_name="latent", tooltip="empty, of this size"),
+                io.Model.Output(tooltip="The demo model, for any sampler."),
+                io.Conditioning.Output(display_name="positive", tooltip="The conditioning for the category."),
+                io.Conditioning.Output(display_name="negative", tooltip="The conditioning for no category."),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of this size."),
             ],
         )
 
@@ -97,8 +119,8 @@ class DemoModel(io.ComfyNode):
     def execute(cls, category, width, height, batch_size):
         if not WEIGHTS.is_file():
             raise ValueError(
-                f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder; "
-                "install the pack again"
+                f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder. "
+                "Install the pack again"
             )
         settings = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_data": SIGMA_DATA}
         model = pixel_model(DiffusionModel(load_unet()), FAMILY, settings)

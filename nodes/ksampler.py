@@ -1,4 +1,4 @@
-"""AMED KSampler: choose the number of evaluations, the rest is found."""
+"""The node AMED KSampler."""
 
 import logging
 
@@ -7,19 +7,19 @@ from comfy_api.latest import io
 from ..amed.choose import AUTO, Report, choose
 from .choice.fingerprint import fingerprint
 from .choice.lookup import Wanted, look_up
-from .choice.workflow import carried_or, carry, named, noted
+from .choice.workflow import carried_or, load_named, write_predictor, write_report
 from .host.fitting import Prompts
 from .host.folders import library
-from .host.model import attached, identity
-from .host.register import our_sampler
-from .host.request import cut, cut_short, request
-from .host.running import face, run
-from .host.sampling import note
+from .host.model import applied_predictor, identity
+from .host.register import amed_sampler
+from .host.request import below_denoise, denoise_remarks, request
+from .host.running import run, text_ui
+from .host.sampling import add_remarks
 from .schema import SOLVERS, cfg_input, denoise_input, missing_input, nfe_input, schema
 
 
 class AmedKSampler(io.ComfyNode):
-    """MODEL, evaluations, guidance, prompts, LATENT -> LATENT."""
+    """Sample a LATENT at a number of evaluations, with the best predictor for the MODEL."""
 
     @classmethod
     def define_schema(cls):
@@ -27,20 +27,22 @@ class AmedKSampler(io.ComfyNode):
             node_id="AMEDKSampler",
             display_name="AMED KSampler (fast, few steps)",
             search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
-            description="Sample in a handful of evaluations with a predictor fitted for this model.",
+            description="Sample in a handful of evaluations with a predictor fitted to this model.",
             inputs=[
-                io.Model.Input("model", tooltip="your checkpoint, with its LoRAs and patches"),
+                io.Model.Input("model", tooltip="Your checkpoint, with its LoRAs and patches."),
                 io.Combo.Input(
                     "predictor",
                     options=[AUTO, *library().names()],
                     default=AUTO,
-                    tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe",
+                    tooltip="The predictor file to use. auto: the predictor applied to the MODEL, else the "
+                    "library's best for this model, sampler and nfe.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
                     default=AUTO,
-                    tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is",
+                    tooltip="The sampler to run. auto: the sampler of the predictor applied to the MODEL, "
+                    "else the best one.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -48,19 +50,28 @@ class AmedKSampler(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="of the noise; the same seed gives the same image",
+                    tooltip="Seed of the noise. The same seed gives the same image.",
                 ),
                 nfe_input(),
                 cfg_input(),
-                io.Conditioning.Input("positive", tooltip="what you want to see"),
-                io.Conditioning.Input("negative", tooltip="what you do not; unused at guidance 1"),
-                io.Latent.Input("latent_image", tooltip="an empty one for its size, or one to change"),
+                io.Conditioning.Input("positive", tooltip="The prompt: what you want to see."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="The negative prompt: what you do not want to see. Not used at guidance 1.",
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="An empty latent of the image's size, or an image to change (img2img).",
+                ),
                 denoise_input(),
                 missing_input(),
             ],
             outputs=[
-                io.Latent.Output(tooltip="for VAE Decode"),
-                io.String.Output(display_name="report", tooltip="what ran, and what it took, counted"),
+                io.Latent.Output(tooltip="The sampled latent, for VAE Decode."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="Which predictor ran, and the counted evaluations and network passes.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -82,42 +93,42 @@ class AmedKSampler(io.ComfyNode):
     ):
         node_id, png = cls.hidden.unique_id, cls.hidden.extra_pnginfo
 
-        def with_this(fitted):
+        def choice_with(fitted):
             return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
 
-        own, said = attached(model.model_options), []
+        applied, remarks = applied_predictor(model.model_options), []
         if predictor != AUTO:
-            widgets, who = {"predictor": predictor, "nfe": nfe}, identity(model)
-            choice, said = carried_or(
-                png, node_id, widgets, who, with_this, lambda: with_this(named(predictor))
+            widgets, model_identity = {"predictor": predictor, "nfe": nfe}, identity(model)
+            choice, remarks = carried_or(
+                png, node_id, widgets, model_identity, choice_with, lambda: choice_with(load_named(predictor))
             )
-            carry(png, node_id, widgets, choice.fitted, who)
-        elif own is not None:
-            choice = with_this(own)
+            write_predictor(png, node_id, widgets, choice.fitted, model_identity)
+        elif applied is not None:
+            choice = choice_with(applied)
         else:
             prompts = Prompts([positive], negative, latent_image)
             wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
             choice = look_up(wanted, png)
-        report = Report(remarks=[*said, *choice.remarks])
+        report = Report(remarks=[*remarks, *choice.remarks])
         samples = run(
             model,
-            our_sampler(choice.sampler, predictor=choice.fitted, report=report),
-            cut(choice.sigmas, model, denoise),
+            amed_sampler(choice.sampler, predictor=choice.fitted, report=report),
+            below_denoise(choice.sigmas, model, denoise),
             seed,
             guidance,
             positive,
             negative,
             latent_image,
         )
-        note(report, *cut_short(nfe, denoise, report.evaluations))
+        add_remarks(report, *denoise_remarks(nfe, denoise, report.evaluations))
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
-        noted(png, node_id, report, guidance)
-        return io.NodeOutput(samples, text, ui=face(node_id, text))
+        write_report(png, node_id, report, guidance)
+        return io.NodeOutput(samples, text, ui=text_ui(node_id, text))
 
     @classmethod
     def validate_inputs(cls, predictor):
-        return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
+        return True  # for a file that is not in the list, load_named gives a better message than ComfyUI
 
     @classmethod
     def fingerprint_inputs(cls, predictor, **inputs):

@@ -11,7 +11,7 @@ from .schema import schema
 
 
 class PlainSolver(io.ComfyNode):
-    """A solver that learns nothing, at a setting of your choice -> SAMPLER and SIGMAS."""
+    """Make SAMPLER and SIGMAS of a solver without learned constants."""
 
     @classmethod
     def define_schema(cls):
@@ -19,22 +19,29 @@ class PlainSolver(io.ComfyNode):
             node_id="AMEDPlainSolver",
             display_name="AMED Plain Solver",
             search_aliases=["amed", "ipndm", "dpm-solver", "time_uniform", "schedule", "few steps"],
-            description="The solvers AMED starts from, without a predictor: what it has to beat, at "
-            "exactly nfe evaluations.",
+            description="A solver without a predictor, at exactly nfe evaluations: the baseline that AMED "
+            "has to beat.",
             inputs=[
-                io.Model.Input("model", tooltip="for its noise levels"),
+                io.Model.Input("model", tooltip="The model that is sampled. Its noise levels are used."),
                 io.Combo.Input(
                     "solver",
                     options=list(plain.SOLVERS),
                     default="iPNDM-3",
-                    tooltip="iPNDM-2 is the safe one under guidance",
+                    tooltip="The solver. iPNDM-2 is the safest choice with guidance.",
                 ),
-                io.Int.Input("nfe", default=5, min=1, max=10_000, tooltip="evaluations, one after the other"),
+                io.Int.Input(
+                    "nfe",
+                    default=5,
+                    min=1,
+                    max=10_000,
+                    tooltip="Number of network evaluations, one after the other.",
+                ),
                 io.Combo.Input(
                     "schedule",
                     options=list(schedules.KINDS),
                     default="time_uniform",
-                    tooltip="polynomial is karras; time_uniform is usually better at few steps",
+                    tooltip="The schedule of noise levels. polynomial is karras; time_uniform is usually "
+                    "better at few evaluations.",
                 ),
                 io.Float.Input(
                     "rho",
@@ -42,17 +49,19 @@ class PlainSolver(io.ComfyNode):
                     min=0.1,
                     max=20.0,
                     step=0.1,
-                    tooltip="bends the schedule: 7 is usual for polynomial, 1 for the others",
+                    tooltip="Curvature of the schedule; higher values place more steps at low noise. Usual: "
+                    "7 for polynomial, 1 for the others.",
                 ),
                 io.Boolean.Input(
                     "afs",
                     default=False,
-                    tooltip="analytic first step: saves an evaluation; only from pure noise",
+                    tooltip="Analytic first step: saves one evaluation. Only used when sampling starts from "
+                    "pure noise.",
                 ),
             ],
             outputs=[
-                io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced"),
-                io.Sigmas.Output(tooltip="its noise levels, for the same node"),
+                io.Sampler.Output(tooltip="The solver, for SamplerCustom and SamplerCustomAdvanced."),
+                io.Sigmas.Output(tooltip="The schedule's noise levels, for the same node."),
             ],
         )
 
@@ -64,6 +73,6 @@ class PlainSolver(io.ComfyNode):
         if setting is None:
             raise ValueError(
                 f"{solver} {'with' if afs else 'without'} the analytic first step cannot take {nfe} "
-                f"evaluations: it takes 2 an interval{', less 1' if afs else ''}; change nfe or afs"
+                f"evaluations: it takes 2 per interval{', less 1' if afs else ''}. Change nfe or afs"
             )
         return io.NodeOutput(as_sampler(plain_function(setting)), setting.sigmas().float())

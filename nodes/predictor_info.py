@@ -8,24 +8,24 @@ from ..amed.files.spec import to_header
 from ..amed.files.store import values_of
 from ..hosts import report
 from ..hosts.parts import names_of, trimmed
-from .host.running import face
+from .host.running import text_ui
 from .schema import Predictor, schema
 
 
-def described(fitted: Fitted) -> str:
-    """Everything a predictor says of itself: its header, then its constants interval by interval."""
+def description_of(fitted: Fitted) -> str:
+    """Return a predictor's label, its file's header and its constants for each interval, as text."""
     header = {
         name: value for name, value in to_header(fitted.spec).items() if value not in ('""', "{}", "[]")
     }
     lines = [fitted.label, "", *(f"{name}: {value}" for name, value in header.items()), ""]
     sigmas, values = fitted.sigmas().tolist(), dict(values_of(fitted))
     if not values:
-        what = (
-            "r, c, a: a network's, from the image"
+        learned = (
+            "r, c, a: computed from the image by a network"
             if fitted.wants_bottleneck
             else "nothing learned: a plain solver"
         )
-        return "\n".join([*lines, f"sigmas: {', '.join(f'{t:.5g}' for t in sigmas)}", what])
+        return "\n".join([*lines, f"sigmas: {', '.join(f'{t:.5g}' for t in sigmas)}", learned])
     weights = values.pop("weights") if fitted.spec.parts else None
     alone = values.pop("alone", None)
     more = "; then the weights of each part, the newest slope's first" if weights is not None else ""
@@ -35,13 +35,13 @@ def described(fitted: Fitted) -> str:
         row += ["one pass"] if alone is not None and alone[n] else []
         lines.append(f"{start:.5g} -> {end:.5g}: {', '.join(row)}")
         if weights is not None:
-            named = zip(names_of(fitted.spec.parts, weights.shape[-1]), weights[n].T.tolist())
-            lines += [f"  {name}: {' '.join(f'{w:.4f}' for w in trimmed(part))}" for name, part in named]
+            parts = zip(names_of(fitted.spec.parts, weights.shape[-1]), weights[n].T.tolist())
+            lines += [f"  {name}: {' '.join(f'{w:.4f}' for w in trimmed(part))}" for name, part in parts]
     return "\n".join(lines)
 
 
 class PredictorInfo(io.ComfyNode):
-    """AMED_PREDICTOR -> text, picture, and itself as a text to paste."""
+    """Show a predictor as text and as a plot, and as a code to paste."""
 
     @classmethod
     def define_schema(cls):
@@ -49,12 +49,24 @@ class PredictorInfo(io.ComfyNode):
             node_id="AMEDPredictorInfo",
             display_name="AMED Predictor Info",
             search_aliases=["amed", "inspect", "share predictor"],
-            description="What a predictor is for, how it was made and measured, and its constants.",
-            inputs=[Predictor.Input("predictor", tooltip="from Load AMED Predictor or Calibrate AMED")],
+            description="Show what a predictor is for, how it was made, its measured errors and its "
+            "constants.",
+            inputs=[
+                Predictor.Input(
+                    "predictor", tooltip="The predictor, from Load AMED Predictor or Calibrate AMED."
+                )
+            ],
             outputs=[
-                io.String.Output(display_name="text", tooltip="its header, then its constants"),
-                io.Image.Output(display_name="plot", tooltip="its constants over the noise levels"),
-                io.String.Output(display_name="code", tooltip="to paste into Load AMED Predictor elsewhere"),
+                io.String.Output(
+                    display_name="text", tooltip="The header of the predictor's file, then its constants."
+                ),
+                io.Image.Output(
+                    display_name="plot", tooltip="The predictor's constants plotted over the noise levels."
+                ),
+                io.String.Output(
+                    display_name="code",
+                    tooltip="The predictor as text, to paste into Load AMED Predictor on another computer.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -62,6 +74,6 @@ class PredictorInfo(io.ComfyNode):
 
     @classmethod
     def execute(cls, predictor):
-        text = described(predictor)
+        text = description_of(predictor)
         plot = report.as_image(report.constants(predictor))
-        return io.NodeOutput(text, plot, code_of(predictor), ui=face(cls.hidden.unique_id, text))
+        return io.NodeOutput(text, plot, code_of(predictor), ui=text_ui(cls.hidden.unique_id, text))

@@ -3,18 +3,18 @@
 from comfy_api.latest import io
 
 from ..amed.choose import Identity, Request, choose
-from .choice.fingerprint import fingerprint, listener
+from .choice.fingerprint import fingerprint, remember_later
 from .host import outside
 from .host.folders import library
-from .host.register import our_sampler, sampler_named
-from .host.request import own_name
-from .schema import SOLVERS, Predictor, missing_input, schema
+from .host.register import amed_sampler, sampler_by_name
+from .host.request import sampler_for
+from .schema import DEFAULT_PREDICTOR, SOLVERS, Predictor, missing_input, schema
 
-ANY = Identity("", "")  # where no MODEL is at hand
+UNKNOWN = Identity("", "")  # this node has no MODEL
 
 
 class AmedSampler(io.ComfyNode):
-    """SAMPLER, for SamplerCustom and SamplerCustomAdvanced."""
+    """Make a SAMPLER for SamplerCustom and SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls):
@@ -22,38 +22,37 @@ class AmedSampler(io.ComfyNode):
             node_id="AMEDSampler",
             display_name="AMED Sampler (custom)",
             search_aliases=["amed", "few steps", "SAMPLER"],
-            description="A SAMPLER that runs an AMED predictor. Pair it with AMED Scheduler.",
+            description="A SAMPLER that runs an AMED predictor. Use it with AMED Scheduler.",
             inputs=[
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
-                    tooltip="auto: the predictor's own; without one, the best there is for the MODEL",
+                    tooltip="The sampler to run. auto: the predictor's, or without a predictor the best one "
+                    "for the MODEL.",
                 ),
                 missing_input(calibrate=False),
-                Predictor.Input(
-                    "predictor",
-                    optional=True,
-                    tooltip="left open: the one applied to the MODEL, or the library's for it",
-                ),
+                Predictor.Input("predictor", optional=True, tooltip=DEFAULT_PREDICTOR),
                 io.Sampler.Input(
                     "wrapped",
                     optional=True,
-                    tooltip="for a predictor fitted to another pack's sampler: that SAMPLER",
+                    tooltip="The SAMPLER that the predictor was fitted to, if it is another pack's. Only "
+                    "needed for such a predictor.",
                 ),
             ],
-            outputs=[io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced")],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def execute(cls, sampler, if_missing, predictor=None, wrapped=None):
         if predictor is not None and predictor.spec.of:
-            own = sampler_named(predictor.spec.of) if wrapped is None else wrapped
-            return io.NodeOutput(outside.wrapped(own, predictor))
-        if predictor is not None:  # here and not only in the run, so that a wrong one is refused at once
-            asked = Request(ANY, own_name(sampler, predictor), fitted=predictor)
-            sampler = choose(library(), asked).sampler
-        asked = listener() if predictor is None else None
-        return io.NodeOutput(our_sampler(sampler, predictor=predictor, if_missing=if_missing, asked=asked))
+            inner = sampler_by_name(predictor.spec.of) if wrapped is None else wrapped
+            return io.NodeOutput(outside.wrapped(inner, predictor))
+        if predictor is not None:  # also checked during the run; here a wrong predictor is refused at once
+            check = Request(UNKNOWN, sampler_for(predictor, sampler), fitted=predictor)
+            sampler = choose(library(), check).sampler
+        on_request = remember_later() if predictor is None else None
+        options = {"predictor": predictor, "if_missing": if_missing, "on_request": on_request}
+        return io.NodeOutput(amed_sampler(sampler, **options))
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):

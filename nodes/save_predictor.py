@@ -5,12 +5,12 @@ from comfy_api.latest import io
 from ..amed import save
 from ..amed.files.store import file_name
 from .host.folders import user_folder
-from .host.running import face
+from .host.running import text_ui
 from .schema import Predictor, schema
 
 
 class SavePredictor(io.ComfyNode):
-    """AMED_PREDICTOR -> a file in models/amed_predictors."""
+    """Save a predictor to a file in models/amed_predictors."""
 
     @classmethod
     def define_schema(cls):
@@ -18,14 +18,16 @@ class SavePredictor(io.ComfyNode):
             node_id="AMEDSavePredictor",
             display_name="Save AMED Predictor",
             search_aliases=["amed"],
-            description="Save a predictor under models/amed_predictors, where auto finds it.",
+            description="Save a predictor in models/amed_predictors, where auto finds it.",
             inputs=[
-                Predictor.Input("predictor", tooltip="of any node that gives one"),
+                Predictor.Input(
+                    "predictor", tooltip="The predictor to save, from any node that outputs one."
+                ),
                 io.String.Input(
-                    "name", default="my predictor", tooltip="the file's, in models/amed_predictors"
+                    "name", default="my predictor", tooltip="Name of the file in models/amed_predictors."
                 ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="its name")],
+            outputs=[io.String.Output(display_name="file", tooltip="Name of the saved file.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -33,4 +35,4 @@ class SavePredictor(io.ComfyNode):
     @classmethod
     def execute(cls, predictor, name):
         path = save(user_folder() / file_name(name), predictor)
-        return io.NodeOutput(path.name, ui=face(cls.hidden.unique_id, f"saved as {path.name}"))
+        return io.NodeOutput(path.name, ui=text_ui(cls.hidden.unique_id, f"saved as {path.name}"))

@@ -1,4 +1,4 @@
-"""Train AMED Predictor: the paper's Algorithm 1, for those who want its network."""
+"""The node Train AMED Predictor: the paper's network, trained by its Algorithm 1."""
 
 import logging
 import math
@@ -21,114 +21,118 @@ from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
 from ..hosts import report
-from .host.fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
+from .host.fitting import PromptedDenoiser, Prompts, prompted_denoiser, target_of
 from .host.folders import user_folder
 from .host.model import base_times, is_flow, preview_pixels, sampling_of
-from .host.nested import blank_of, first_part, like, parts_of
-from .host.running import face, progress_bar, show_text
+from .host.nested import blank_sample, joined_like, parts_of, visible_part
+from .host.running import progress_bar, show_text, text_ui
+from .host.training import changes_weights, frozen_copy, trainable
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
 
 NETWORKS = [name for name in SAMPLERS if name != "amed_multistep"]
-TOO_EARLY = "stopped before the first batch: nothing was saved"
-SCALE_DIR, SCALE_TIME = 0.01, 0.0  # the paper's, for most data sets
+TOO_EARLY = "interrupted before the first batch: nothing was saved"
+SCALE_DIR, SCALE_TIME = 0.01, 0.0  # as in the paper for most data sets
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained: sampler, evaluations, guidance scale, the teacher's points inside an interval, and the
-    name to save under."""
+    """What is trained, and the name of the file."""
 
     sampler: str
-    nfe: int
-    guidance: float
-    extra: int
-    name: str
+    nfe: int  # evaluations
+    guidance: float  # guidance scale (cfg)
+    extra: int  # points of the teacher inside each interval (the paper's M)
+    name: str  # beginning of the file's name
 
 
 @dataclass
-class Trained:
-    """What came of it: `progress` is (images, loss of each interval, held-out error) after each batch;
-    `untrained` the held-out error of the same solver with r = 1/2, `blank` that of no sampling; `images`
-    held-out end states by name;
-    `kept` the sentence that says where it was saved. `fitted`, None before it was saved, is named as its
-    file."""
+class Training:
+    """The state of a training, and its result."""
 
-    untrained: float = 0.0
-    blank: float = math.inf
+    untrained: float = 0.0  # held-out error of the same solver with r = 1/2
+    blank: float = math.inf  # held-out error without sampling
+    # after each batch: (images so far, loss of each interval, held-out error)
     progress: list[tuple[int, list[float], float]] = field(default_factory=list)
-    images: dict[str, Tensor] = field(default_factory=dict)
-    fitted: Fitted | None = None
-    kept: str = ""
+    images: dict[str, Tensor] = field(default_factory=dict)  # held-out final states, by name
+    fitted: Fitted | None = None  # the saved predictor, with the file's name; None until it is saved
+    saved_text: str = ""  # where it was saved, as a sentence
 
     @property
     def best(self) -> float:
-        """The least held-out error, that of the state which is kept."""
+        """The lowest held-out error. The network's state at that batch is saved."""
         return min(error for _, _, error in self.progress)
 
     @property
     def text(self) -> str:
-        """For people."""
+        """A summary for the user."""
         lines = [
             f"{self.fitted.name}: {self.fitted.spec.how}",
             f"held-out error to the teacher: {self.best:.4f}; untrained {self.untrained:.4f}",
         ]
         if self.best >= self.untrained:
-            lines.append("the untrained solver is nearer to the teacher: train longer, or use Calibrate AMED")
+            lines.append("the untrained solver is closer to the teacher: train longer, or use Calibrate AMED")
         if not self.fitted.spec.usable:
             lines.append(
-                f"NOT USABLE: no better than {self.blank:.4g}, the error of no sampling at all. It is saved, "
-                "but auto does not choose it. Train longer, or use Calibrate AMED"
+                f"NOT USABLE: its error is no lower than {self.blank:.4g}, the error without any sampling. "
+                "It is saved, but auto does not choose it. Train longer, or use Calibrate AMED"
             )
-        return "\n".join([*lines, self.kept])
+        return "\n".join([*lines, self.saved_text])
 
 
-def trained(
+def train_and_save(
     model: Any, prompts: Prompts, job: TrainingJob, settings: Settings, node_id: str | None = None
-) -> Trained:
-    """Train on a copy of the MODEL and keep; interrupted, the best so far is kept too. Raises ValueError for
-    numbers that do not go together, PredictorError for a model without a middle block."""
+) -> Training:
+    """Train a predictor on a copy of the MODEL and save it; if the user interrupts, the best state so far.
+
+    Raises:
+        ValueError: if sampler and nfe do not fit together, or a prompt changes the network's weights.
+        PredictorError: for a model without a middle block."""
     path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
     if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
-        wrong = "a prompt carries hooks that change the network's weights while it samples"
-        raise ValueError(f"{wrong}, and no gradient goes through that: take them off, or use Calibrate AMED")
+        raise ValueError(
+            "a prompt has hooks that change the network's weights during sampling, which gradients cannot "
+            "pass through: remove the hooks, or use Calibrate AMED"
+        )
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
     check_room(path)
-    show, outcome = progress_bar(node_id, settings.images), Trained()
+    show, training = progress_bar(node_id, settings.images), Training()
 
-    def work(denoiser: Prompted, device: torch.device) -> None:
+    def work(denoiser: PromptedDenoiser, device: torch.device) -> None:
         target = target_of(model, denoiser)
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed % 2**64)
             predictor = BottleneckPredictor(SCALE_DIR, SCALE_TIME).to(device)
         finished = False
         try:
-            with closing(by_gradient(target, job, planned, times, predictor, settings, outcome)) as run:
+            with closing(by_gradient(target, job, planned, times, predictor, settings, training)) as run:
                 for images in run:
-                    show(images)  # raises, too, when the user stops it
+                    show(images)  # raises if the user interrupts
             finished = True
         finally:
-            if outcome.progress:
+            if training.progress:
                 base = times[:: job.extra + 1]
-                fitted = Fitted(
-                    described(target, planned, base, job, settings, outcome), predictor.eval(), base
-                )
-                saved, outcome.kept = keep(path, fitted, finished)
-                outcome.fitted = replace(fitted, name=saved.name)
-                logging.info("AMED: %s", outcome.text)
+                spec = spec_of(target, planned, base, job, settings, training)
+                fitted = Fitted(spec, predictor.eval(), base)
+                saved_path, training.saved_text = keep(path, fitted, finished)
+                training.fitted = replace(fitted, name=saved_path.name)
+                logging.info("AMED: %s", training.text)
             if node_id:
-                show_text(node_id, outcome.text if outcome.fitted else TOO_EARLY)
+                show_text(node_id, training.text if training.fitted else TOO_EARLY)
         predictor.cpu()
 
     with torch.inference_mode(False):
         samples = prompts.latent["samples"]
-        latent = {**prompts.latent, "samples": like(samples, [part.clone() for part in parts_of(samples)])}
+        latent = {
+            **prompts.latent,
+            "samples": joined_like(samples, [part.clone() for part in parts_of(samples)]),
+        }
         cloned = Prompts([trainable(p) for p in prompts.positives], trainable(prompts.negative), latent)
         frozen = frozen_copy(model)
-        with fitted_on(frozen, cloned, job.guidance, settings.seed, job.nfe) as denoiser:
+        with prompted_denoiser(frozen, cloned, job.guidance, settings.seed, job.nfe) as denoiser:
             work(denoiser, frozen.load_device)
-    return outcome
+    return training
 
 
 def by_gradient(
@@ -138,10 +142,23 @@ def by_gradient(
     times: Tensor,
     predictor: BottleneckPredictor,
     settings: Settings,
-    outcome: Trained,
+    training: Training,
 ) -> Iterator[int]:
-    """Train the predictor in place; a generator of images seen, that fills `outcome`. Closed or ended, the
-    predictor has its best state."""
+    """Train a predictor in place; yield the number of images after each batch.
+
+    When the generator ends or is closed, the predictor has its best state.
+
+    Args:
+        target: the model and its noise.
+        job: what is trained.
+        planned: the student and its teacher.
+        times: base times of the teacher, float64.
+        predictor: the network.
+        settings: batch, learning rate and so on.
+        training: filled with the progress and the result.
+
+    Raises:
+        PredictorError: for a model without a middle block."""
     denoiser, solver, afs = target.model, planned.solver, planned.afs
     base = times[:: job.extra + 1]
 
@@ -150,11 +167,12 @@ def by_gradient(
         return noise * float(times[0]), args
 
     x, args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
-    one = {"prompt": args["prompt"][:1]}
-    if target.evaluate(denoiser, x[:1], times[:1].to(x), one, frozenset({"bottleneck"})).bottleneck is None:
+    first_args = {"prompt": args["prompt"][:1]}
+    evaluation = target.evaluate(denoiser, x[:1], times[:1].to(x), first_args, frozenset({"bottleneck"}))
+    if evaluation.bottleneck is None:
         raise PredictorError(
-            f"{target.family or 'this model'} has no middle block for the paper's network to read: use "
-            "Calibrate AMED, which fits constants to any model"
+            f"{target.family or 'this model'} has no middle block, which the paper's network needs as input: "
+            "use Calibrate AMED, which fits constants to any model"
         )
     truth = planned.teacher.states(denoiser, x, times, args)[-1]
 
@@ -163,26 +181,26 @@ def by_gradient(
                       evaluate=target.evaluate)  # fmt: skip
 
     plain = sampled(untrained(job.sampler, base, afs).predictor)
-    outcome.untrained, outcome.blank = rmse(plain, truth), rmse(without_sampling(truth), truth)
+    training.untrained, training.blank = rmse(plain, truth), rmse(without_sampling(truth), truth)
     steps = train(denoiser, solver, predictor, times, draw, planned.teacher, settings, afs=afs,
                   evaluate=target.evaluate, error=lambda end, *_: rmse(end, truth))  # fmt: skip
     try:
         for step in steps:
-            outcome.progress.append((step.images, step.losses, step.held_out))
+            training.progress.append((step.images, step.losses, step.held_out))
             yield step.images
     finally:
         steps.close()
-    outcome.images |= {"teacher": truth, "network": sampled(predictor), "untrained": plain}
+    training.images |= {"teacher": truth, "network": sampled(predictor), "untrained": plain}
 
 
-def described(
-    target: Target, planned: Plan, base: Tensor, job: TrainingJob, settings: Settings, outcome: Trained
+def spec_of(
+    target: Target, planned: Plan, base: Tensor, job: TrainingJob, settings: Settings, training: Training
 ) -> Spec:
-    """What the file says of itself."""
-    how = f"Algorithm 1: {outcome.progress[-1][0]} images, batch {settings.batch}, "
+    """Return the header of the predictor's file; base: the predictor's base times."""
+    how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
     how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
-    metrics = {"error": round(outcome.best, 5), "untrained_error": round(outcome.untrained, 5)}
-    metrics |= verdict(outcome.best, outcome.blank)
+    metrics = {"error": round(training.best, 5), "untrained_error": round(training.untrained, 5)}
+    metrics |= verdict(training.best, training.blank)
     return Spec.on(
         planned.solver, base, afs=planned.afs,
         prediction_type=target.prediction_type, guidance=job.guidance, model_family=target.family,
@@ -192,7 +210,7 @@ def described(
 
 
 class TrainPredictor(io.ComfyNode):
-    """MODEL, prompt, LATENT size -> AMED_PREDICTOR with the paper's network."""
+    """Train the paper's network for a MODEL and a prompt, and save it."""
 
     @classmethod
     def define_schema(cls):
@@ -200,22 +218,28 @@ class TrainPredictor(io.ComfyNode):
             node_id="AMEDTrainPredictor",
             display_name="Train AMED Predictor",
             search_aliases=["amed", "train", "algorithm 1", "few steps"],
-            description="Train the paper's network by gradient (Algorithm 1). It needs more memory "
-            "than sampling; Calibrate AMED needs no more than sampling and gives better images.",
+            description="Train the paper's network by gradient descent (Algorithm 1). Training needs more "
+            "memory than sampling. Calibrate AMED needs no more memory than sampling, and gives better "
+            "images.",
             inputs=[
                 *fit_inputs(),
                 io.Combo.Input("sampler", options=NETWORKS, default="amed",
-                               tooltip="AMED-Solver, or the plugin on another solver"),
-                io.Int.Input("nfe", default=5, min=2, max=100, tooltip="evaluations, one after the other"),
+                               tooltip="The sampler to train for. amed: the paper's AMED-Solver; the others: "
+                               "its AMED-Plugin on another solver."),
+                io.Int.Input("nfe", default=5, min=2, max=100,
+                             tooltip="Number of network evaluations to train for."),
                 guidance_input(),
-                io.Int.Input("images", default=400, min=4, max=1_000_000, tooltip="trajectories to train on"),
-                io.Int.Input("batch", default=4, min=1, max=256, tooltip="trajectories at once"),
+                io.Int.Input("images", default=400, min=4, max=1_000_000,
+                             tooltip="Number of trajectories to train on."),
+                io.Int.Input("batch", default=4, min=1, max=256,
+                             tooltip="Number of trajectories per training step. More need more memory."),
                 io.Int.Input("teacher_points", default=1, min=1, max=8,
-                             tooltip="the paper's M: points the teacher takes inside each interval"),
+                             tooltip="Additional steps of the teacher inside each interval (M in the paper). "
+                             "More: a more exact teacher, more evaluations."),
                 io.Float.Input("learning_rate", default=5e-3, min=1e-6, max=1.0, step=1e-4,
-                               tooltip="of Adam"),
+                               tooltip="Learning rate of Adam."),
                 seed_input(),
-                name_input("trained", "the file is NAME-nfe5-cfg1.safetensors"),
+                name_input("trained", "Beginning of the saved file's name: NAME-nfe5-cfg1.safetensors."),
             ],
             outputs=fit_outputs(),
             hidden=[io.Hidden.unique_id],
@@ -242,8 +266,10 @@ class TrainPredictor(io.ComfyNode):
         job = TrainingJob(sampler, nfe, guidance, teacher_points, checked_name(name))
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
         prompts = Prompts([positive], negative, latent_image)
-        result = trained(model, prompts, job, settings, cls.hidden.unique_id)
-        one = blank_of(model, latent_image)
-        rows = {label: preview_pixels(model, first_part(one, end)) for label, end in result.images.items()}
+        result = train_and_save(model, prompts, job, settings, cls.hidden.unique_id)
+        blank = blank_sample(model, latent_image)
+        rows = {k: preview_pixels(model, visible_part(blank, end)) for k, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
-        return io.NodeOutput(result.fitted, picture, result.text, ui=face(cls.hidden.unique_id, result.text))
+        return io.NodeOutput(
+            result.fitted, picture, result.text, ui=text_ui(cls.hidden.unique_id, result.text)
+        )

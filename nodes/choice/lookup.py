@@ -1,4 +1,4 @@
-"""The predictor for what a node's widgets ask: carried by the workflow, the library's, or calibrated now."""
+"""The predictor for a node's inputs: carried by the workflow, from the library, or calibrated now."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,76 +11,89 @@ from ..host.folders import library
 from ..host.model import identity
 from ..host.request import CALIBRATE, request
 from .fingerprint import remember
-from .workflow import carried_or, carry
+from .workflow import carried_or, write_predictor
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a node's widgets ask of the library for a MODEL; prompts, node_id: to calibrate with."""
+    """A node's inputs that determine its predictor."""
 
-    model: Any
-    sampler: str
-    nfe: int
-    guidance: float
-    if_missing: str
-    prompts: Prompts
-    node_id: str | None
+    model: Any  # the MODEL
+    sampler: str  # name of the sampler, or "auto"
+    nfe: int  # evaluations
+    guidance: float  # guidance scale (cfg)
+    if_missing: str  # what to do without a predictor, one of the options of the input of that name
+    prompts: Prompts  # for a calibration; its fields may be None
+    node_id: str | None  # the node, which shows the progress of a calibration
 
-    def request(self, **more: Any) -> Request:
-        return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **more)
+    def request(self, **fields: Any) -> Request:
+        """Return the Request for these inputs; fields: its other fields."""
+        return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **fields)
 
 
 def look_up(wanted: Wanted, png: Any = None) -> Choice:
-    """The predictor that the workflow (in `png`, the host's EXTRA_PNGINFO) carries for this node; else the
-    library's for the MODEL, or by `if_missing` one calibrated now, or a plain solver. What is found is put
-    into the workflow.
+    """Choose the predictor for a node, and write it into the workflow.
 
-    Raises PredictorError where there is none, ValueError where a calibration lacks what it needs."""
-    node_id, who = wanted.node_id, identity(wanted.model)
+    The first that exists of: the predictor that the workflow carries for this node, the library's for the
+    MODEL, and, as `if_missing` says, one calibrated now or a plain solver.
+
+    Args:
+        wanted: the node's inputs.
+        png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
+
+    Raises:
+        PredictorError: if there is no predictor and `if_missing` is "error".
+        ValueError: if inputs that a calibration needs are not linked."""
+    node_id, model_identity = wanted.node_id, identity(wanted.model)
     widgets = {"sampler": wanted.sampler, "nfe": wanted.nfe, "guidance": wanted.guidance}
 
-    def take(own: Fitted) -> Choice:
-        return choose(library(), wanted.request(fitted=own))
+    def use(carried: Fitted) -> Choice:
+        return choose(library(), wanted.request(fitted=carried))
 
-    def look() -> Choice:
-        choice = found_or(wanted)
+    def from_library() -> Choice:
+        choice = library_or_calibration(wanted)
         remember(wanted.request())
         return choice
 
-    choice, said = carried_or(png, node_id, widgets, who, take, look)
-    carry(png, node_id, widgets, choice.fitted, who)
-    return replace(choice, remarks=(*said, *choice.remarks))
+    choice, remarks = carried_or(png, node_id, widgets, model_identity, use, from_library)
+    write_predictor(png, node_id, widgets, choice.fitted, model_identity)
+    return replace(choice, remarks=(*remarks, *choice.remarks))
 
 
-def found_or(wanted: Wanted) -> Choice:
-    """`look_up` in the library alone. A calibration is for this very checkpoint and guidance: where it is
-    asked for, a predictor for others does not count as found."""
-    asked, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
+def library_or_calibration(wanted: Wanted) -> Choice:
+    """Choose as `look_up` does, without the workflow.
+
+    If a calibration is requested, the library's predictor is used only if it is for this checkpoint and
+    guidance."""
+    node_request, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
     if wanted.if_missing != CALIBRATE:
-        return choose(library(), asked)
+        return choose(library(), node_request)
     try:
-        choice = choose(library(), replace(asked, if_missing="error"))
-        missing = "; ".join(lacks(choice, asked))
+        choice = choose(library(), replace(node_request, if_missing="error"))
+        missing = "; ".join(reasons_to_calibrate(choice, node_request))
         if not missing:
             return choice
     except PredictorError as error:
         missing = str(error).splitlines()[0]
     if any(v is None for v in (prompts.positives[0], prompts.negative, prompts.latent)):
         raise ValueError(
-            "to calibrate now, link positive, negative and latent_image too: the fit needs prompts of the "
-            "kind you use and the size of the images"
+            "to calibrate now, link positive, negative and latent_image too: a calibration needs prompts of "
+            "the kind you use and the size of the images"
         )
-    kept = calibrate_now(wanted.model, prompts, wanted.sampler, wanted.nfe, wanted.guidance, wanted.node_id)
-    if not kept.fitted.spec.usable:
-        choice = choose(library(), replace(asked, if_missing=PLAIN))
-        return replace(choice, remarks=(f"calibrated now, as asked: {kept.result.text}", *choice.remarks))
-    choice = choose(library(), replace(asked, sampler=AUTO, fitted=kept.fitted))
-    return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {kept.text}", *choice.remarks))
+    saved = calibrate_now(wanted.model, prompts, wanted.sampler, wanted.nfe, wanted.guidance, wanted.node_id)
+    if not saved.fitted.spec.usable:
+        choice = choose(library(), replace(node_request, if_missing=PLAIN))
+        return replace(choice, remarks=(f"calibrated now, as asked: {saved.result.text}", *choice.remarks))
+    choice = choose(library(), replace(node_request, sampler=AUTO, fitted=saved.fitted))
+    return replace(choice, remarks=(f"calibrated now, as asked ({missing}); {saved.text}", *choice.remarks))
 
 
-def lacks(choice: Choice, asked: Request) -> list[str]:
-    """Why a choice is not what a calibration for this request would be: it is for another checkpoint, or
-    guidance. (That another file was left out, which a choice remarks on too, is no reason.)"""
-    theirs = choice.fitted.spec.identity
-    unknown = ["this checkpoint cannot be told from others"] if theirs.known and not asked.model.known else []
-    return unknown + mismatches(choice.fitted, asked.model, asked.guidance)
+def reasons_to_calibrate(choice: Choice, node_request: Request) -> list[str]:
+    """Return why a chosen predictor does not replace a calibration: another checkpoint or guidance.
+
+    That another file was not chosen, which a choice's remarks may tell too, is no reason."""
+    identified = choice.fitted.spec.identity.known
+    unknown = (
+        ["this checkpoint cannot be told from others"] if identified and not node_request.model.known else []
+    )
+    return unknown + mismatches(choice.fitted, node_request.model, node_request.guidance)

@@ -1,8 +1,8 @@
-"""What is inside a denoiser, whatever other packs put around the host's.
+"""ComfyUI's objects inside a denoiser, whatever other packs wrap around it, and inpainting masks.
 
-A pack's SAMPLER that runs one of ours hands on a denoiser of its own: a function, a partial, a method or an
-object, with some of the host's attributes or none. Host: comfy/samplers.py, where KSamplerX0Inpaint holds a
-guider, and that the base model."""
+Another pack's SAMPLER that runs one of this pack's may pass a denoiser of its own: a function, a partial, a
+method or an object, with some of the attributes of ComfyUI's denoiser or none. Host: comfy/samplers.py, where
+KSamplerX0Inpaint holds a guider, and the guider the base model."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,88 +13,94 @@ import torch
 from torch import Tensor
 
 from .hooks import drop_mask_function, watch_mask
-from .model import own_options
+from .model import copied_options
 
-DEPTH, MOST = 8, 1000  # of a search: steps from the denoiser, and objects looked at
+DEPTH, MOST = 8, 1000  # limits of a search: levels below the denoiser, and objects
 NAMES = ("inner_model", "model", "_model", "_inner", "__wrapped__", "__self__", "func")
 LEAVES = (Tensor, str, bytes, int, float, complex, type, ModuleType, type(None))
 
 
-def attribute(held: Any, name: str) -> Any:
-    """An attribute, or None, whatever asking for it raises."""
+def attribute(holder: Any, name: str) -> Any:
+    """Return an attribute, or None if it is missing or reading it raises."""
     try:
-        return getattr(held, name, None)
-    except Exception:  # other packs' classes
+        return getattr(holder, name, None)
+    except Exception:  # classes of other packs
         return None
 
 
-def held_by(held: Any) -> Iterator[Any]:
-    """The objects that an object holds: attributes, what a function closes over, arguments of a partial."""
-    if isinstance(held, dict):
-        yield from held.values()
+def objects_in(holder: Any) -> Iterator[Any]:
+    """Yield the objects that an object holds: attributes, closures and defaults of functions, arguments of
+    partials, items of containers."""
+    if isinstance(holder, dict):
+        yield from holder.values()
         return
-    if isinstance(held, list | tuple | set):
-        yield from held
+    if isinstance(holder, list | tuple | set):
+        yield from holder
         return
     for name in NAMES:
-        yield attribute(held, name)
-    if isinstance(held, partial):
-        yield from (held.args, held.keywords)
-    for cell in attribute(held, "__closure__") or ():
+        yield attribute(holder, name)
+    if isinstance(holder, partial):
+        yield from (holder.args, holder.keywords)
+    for cell in attribute(holder, "__closure__") or ():
         try:
             yield cell.cell_contents
         except ValueError:  # not bound yet
             continue
-    yield from (attribute(held, "__defaults__"), attribute(held, "__kwdefaults__"))
-    yield attribute(held, "__dict__")
-    for kind in type(held).__mro__:
+    yield from (attribute(holder, "__defaults__"), attribute(holder, "__kwdefaults__"))
+    yield attribute(holder, "__dict__")
+    for kind in type(holder).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
-            yield attribute(held, name)
+            yield attribute(holder, name)
 
 
-def inside(denoiser: Any, fits: Callable[[Any], bool]) -> Any:
-    """The nearest object within a denoiser (itself first) that fits; None where none is found."""
+def nearest_inside(denoiser: Any, fits: Callable[[Any], bool]) -> Any:
+    """Return the nearest object inside a denoiser (the denoiser itself first) for which `fits` is true.
+
+    None if there is none within the limits DEPTH and MOST."""
     level, seen = [denoiser], {id(denoiser)}
     for _ in range(DEPTH):
-        following: list[Any] = []
-        for held in level:
-            if fits(held):
-                return held
-            for part in held_by(held):
+        next_level: list[Any] = []
+        for holder in level:
+            if fits(holder):
+                return holder
+            for part in objects_in(holder):
                 if isinstance(part, LEAVES) or id(part) in seen or len(seen) > MOST:
                     continue
                 seen.add(id(part))
-                following.append(part)
-        level = following
+                next_level.append(part)
+        level = next_level
     return None
 
 
 def guider_of(denoiser: Any) -> Any:
-    """The guider that samples, or None."""
-    return inside(denoiser, lambda held: attribute(held, "model_patcher") is not None
-                  and attribute(held, "inner_model") is not None)  # fmt: skip
+    """Return the guider that samples, or None if it cannot be found."""
+    return nearest_inside(denoiser, lambda holder: attribute(holder, "model_patcher") is not None
+                          and attribute(holder, "inner_model") is not None)  # fmt: skip
 
 
 def model_sampling_of(denoiser: Any) -> Any:
-    """The noise levels of the model that is sampled, or None."""
-    base = inside(denoiser, lambda held: attribute(held, "diffusion_model") is not None
-                  and attribute(held, "model_sampling") is not None)  # fmt: skip
+    """Return the model_sampling (noise levels) of the sampled model, or None if it cannot be found."""
+    base = nearest_inside(denoiser, lambda holder: attribute(holder, "diffusion_model") is not None
+                          and attribute(holder, "model_sampling") is not None)  # fmt: skip
     return None if base is None else base.model_sampling
 
 
-def inpainting(denoiser: Any) -> Any:
-    """The host's own denoiser, which knows the image that a mask keeps; or None."""
-    return inside(denoiser, lambda held: isinstance(attribute(held, "latent_image"), Tensor)
-                  and attribute(held, "inner_model") is not None)  # fmt: skip
+def inpaint_denoiser(denoiser: Any) -> Any:
+    """Return ComfyUI's own denoiser, which holds the original image of inpainting, or None."""
+    return nearest_inside(denoiser, lambda holder: isinstance(attribute(holder, "latent_image"), Tensor)
+                          and attribute(holder, "inner_model") is not None)  # fmt: skip
 
 
-class Kept:
-    """The inpainting mask of a run, as the host's denoiser last used it.
+class InpaintMask:
+    """A run's inpainting mask, as ComfyUI's denoiser last used it.
 
-    At every evaluation that puts the original back, by the noise mask or by what the MODEL's
-    `denoise_mask_function` makes of it at that noise level. extra_args: of the run, with options of its own;
-    the function in them is listened to."""
+    At every evaluation ComfyUI restores the original image outside the mask. The mask is the LATENT's noise
+    mask, or what a mask function on the MODEL makes of it at that noise level.
+
+    Args:
+        extra_args: the run's arguments, with a copy of the model options in which the mask function is
+            watched."""
 
     def __init__(self, extra_args: dict[str, Any]):
         self.mask: Tensor | None = extra_args.get("denoise_mask")
@@ -104,30 +110,31 @@ class Kept:
     def see(self, mask: Tensor) -> None:
         self.mask = mask
 
-    def put_back(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-        """The end of a run, `[B, ...]` at the noise level `sigma`, blended with the original as one more
-        evaluation would: x itself without a mask, and at 0, where a run ends with such an evaluation.
+    def restore(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+        """Return the end state x `[B, ...]` of a run, at noise level sigma, with the original image restored.
 
-        The host's denoiser blends what it shows the network and what the network answers; down here that
-        answers what it is shown."""
+        x itself without a mask, and at sigma 0, where the last evaluation has restored it already. ComfyUI's
+        denoiser blends the network's input and its result; at a low noise level the result equals the
+        input."""
         if self.mask is None or float(sigma) == 0:
             return x
         mask = self.mask if len(self.mask) in (1, len(x)) else extra_args["denoise_mask"]
-        mask, kept = mask.to(x) ** 2, original_of(denoiser, x, sigma, extra_args).to(x)
+        mask, original = mask.to(x) ** 2, original_image(denoiser, x, sigma, extra_args).to(x)
         sampling = model_sampling_of(denoiser)
         if sampling is not None:
-            kept = sampling.noise_scaling(sigma, torch.zeros_like(kept), kept)
-        return (x * mask + kept * (1 - mask)).to(x.dtype)
+            original = sampling.noise_scaling(sigma, torch.zeros_like(original), original)
+        return (x * mask + original * (1 - mask)).to(x.dtype)
 
 
-def original_of(denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """The image that a mask keeps. Where it is not found, the denoiser is asked once more with a mask of
-    zeros: that answers with it."""
-    host = inpainting(denoiser)
+def original_image(denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """Return the original image of an inpainting run.
+
+    If ComfyUI's denoiser cannot be found, one evaluation with a mask of zeros gives the image."""
+    host = inpaint_denoiser(denoiser)
     if host is not None:
         return host.latent_image
-    options = own_options(extra_args)
+    options = copied_options(extra_args)
     drop_mask_function(options)
-    nothing = torch.zeros_like(extra_args["denoise_mask"])
-    asked = {**extra_args, "model_options": options, "denoise_mask": nothing}
-    return denoiser(x, sigma.expand(len(x)).to(x), **asked)
+    zeros = torch.zeros_like(extra_args["denoise_mask"])
+    masked_args = {**extra_args, "model_options": options, "denoise_mask": zeros}
+    return denoiser(x, sigma.expand(len(x)).to(x), **masked_args)

@@ -1,5 +1,4 @@
-"""Fitting by the host's own sampling: its MODEL as amed.fit wants it, and a copy that gradients go
-through."""
+"""A MODEL with prompts as amed.fit needs it: a denoiser that is evaluated inside ComfyUI's own sampling."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -9,8 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...amed import Evaluation
 from ...amed.fit import CachedError, Rival, Target
@@ -24,46 +22,52 @@ from .model import (
     prediction_type,
     sampling_of,
     sigma_range,
-    stop_if_asked,
-    unload_all,
+    stop_if_interrupted,
 )
-from .nested import blank_of, packed_shape, repeated
-from .register import as_sampler, guider_for, shipped
-from .watching import Watch, functions
+from .nested import blank_sample, packed_shape, repeated
+from .register import as_sampler, guider_for, host_rivals
+from .watching import Watch, changing_features
 
-AGAIN = 0.005  # how far two equal evaluations may differ, as a share of the change that denoising makes
+TOLERANCE = 0.005  # between two equal evaluations, as a share of the change that denoising makes
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a MODEL is fitted on: positive CONDITIONINGs, the negative one, and a LATENT for its size."""
+    """The conditionings and the size that a MODEL is fitted with."""
 
-    positives: list
-    negative: list
-    latent: dict
+    positives: list  # CONDITIONINGs, of which each sample uses one
+    negative: list  # a CONDITIONING
+    latent: dict  # a LATENT of the size of the samples
 
 
-class Prompted:
-    """The denoiser of a fit, for samples of several prompts: `prompted(x, sigma, prompt=)`, `prompt` `[B]`
-    the number of each sample's positive conditioning. Stoppable before every evaluation.
+class PromptedDenoiser:
+    """The denoiser of a fit, for samples of several prompts: `denoiser(x, sigma, prompt=)`.
 
-    Each evaluation is a sampling of the host of its own, of a run that begins at this noise level: what other
-    packs keep for one sampling (step caches, keyframes, context windows) begins and ends with it. `wants`,
-    `seen`: as `evaluate_prompted` gives them, through whatever is wrapped around this.
+    Each evaluation is a sampling of its own for ComfyUI, which begins at this noise level. So whatever other
+    packs keep during a sampling (step caches, keyframes, context windows) begins and ends with it. The user
+    can interrupt before every evaluation.
 
-    steps: of the runs that it is fitted for, whose noise levels the context windows are shown. Raises
-    CachedError where the network did not answer, and where the MODEL answers the same question differently
-    when it is asked again."""
+    Args:
+        model: the MODEL.
+        prompts: its conditionings and size.
+        guidance: guidance scale (cfg).
+        seed: seed of ComfyUI's samplings.
+        steps: steps of the runs that are fitted; context windows see the noise levels of such a run.
+        watch: detects evaluations that the network does not compute.
+
+    Raises:
+        CachedError: when called, if the network did not compute an evaluation, or if the MODEL gives
+            different results for the same evaluation."""
 
     def __init__(self, model: Any, prompts: Prompts, guidance: float, seed: int, steps: int, watch: Watch):
-        self.one, self.seed, self.watch = blank_of(model, prompts.latent), seed, watch
+        self.blank, self.seed, self.watch = blank_sample(model, prompts.latent), seed, watch
         self.guiders = [
             guider_for(model, {"positive": positive, "negative": prompts.negative}, guidance)
             for positive in prompts.positives
         ]
         self.times = base_times(sampling_of(model), max(steps, 1) + 1)
         self.windows = has_context_windows(model.model_options)
-        self.model, self.asked_twice = model, False
+        self.model, self.checked = model, False
 
     def __call__(
         self,
@@ -71,89 +75,113 @@ class Prompted:
         sigma: Tensor,
         prompt: Tensor,
         wants: frozenset[str] = frozenset(),
-        seen: list[Evaluation] | None = None,
+        evaluations: list[Evaluation] | None = None,
     ) -> Tensor:
-        if not self.asked_twice:
-            self.asked_twice = True
-            self.ask_twice(x[:1], sigma[:1], int(prompt[0]))
+        """Return the denoised samples.
+
+        Args:
+            x: states `[B, ...]`.
+            sigma: noise levels `[B]`.
+            prompt: `[B]`, the index of each sample's positive conditioning.
+            wants: additional outputs, as in amed.loop.Evaluate.
+            evaluations: a list to which the Evaluation with these outputs is appended."""
+        if not self.checked:
+            self.checked = True
+            self.check_repeatable(x[:1], sigma[:1], int(prompt[0]))
         parts = []
-        for rows in self.together(prompt):
-            stop_if_asked()
-            asked = partial(self.asked, x[rows], sigma[rows], wants)
+        for rows in self.groups(prompt):
+            stop_if_interrupted()
+            work = partial(self.evaluate, x[rows], sigma[rows], wants)
             number = int(prompt[rows][0])
-            parts.append((rows, self.inside(asked, len(x[rows]), self.levels(sigma[rows][0]), number)))
-        whole = Evaluation(*(of_all(parts, len(x), n) for n in ("denoised", "bottleneck", "cond", "uncond")))
-        if seen is not None:
-            seen.append(whole)
+            evaluation = self.within_sampling(work, len(x[rows]), self.levels(sigma[rows][0]), number)
+            parts.append((rows, evaluation))
+        whole = Evaluation(*(joined(parts, len(x), n) for n in ("denoised", "bottleneck", "cond", "uncond")))
+        if evaluations is not None:
+            evaluations.append(whole)
         return whole.denoised
 
-    def ask_twice(self, x: Tensor, sigma: Tensor, number: int) -> None:
-        """Raise CachedError if one sample `[1, ...]` is denoised differently after another one was: some
-        function on the MODEL (e.g. APG with momentum) remembers evaluations beyond the end of a sampling."""
-        seen = []
+    def check_repeatable(self, x: Tensor, sigma: Tensor, number: int) -> None:
+        """Raise CachedError if a sample `[1, ...]` is denoised differently after another one was.
+
+        Some function on the MODEL (e.g. APG with momentum) then remembers evaluations beyond a sampling."""
+        results = []
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             for state in (x, -x, x):
-                torch.manual_seed(self.seed)  # what draws noise (ToMe) draws the same
-                work = partial(self.asked, state, sigma, frozenset())
-                seen.append(self.inside(work, 1, self.levels(sigma[0]), number).denoised.float())
-        first, second = seen[0], seen[2]
-        if float((second - first).norm()) > AGAIN * float((first - x.float()).norm()):
+                torch.manual_seed(self.seed)  # functions that draw noise (ToMe) draw the same
+                work = partial(self.evaluate, state, sigma, frozenset())
+                results.append(self.within_sampling(work, 1, self.levels(sigma[0]), number).denoised.float())
+        first, second = results[0], results[2]
+        if float((second - first).norm()) > TOLERANCE * float((first - x.float()).norm()):
             raise CachedError(
                 "the MODEL denoises the same image differently the second time: what is on it "
-                f"({', '.join(functions(self.model)) or 'of another pack'}) remembers earlier evaluations. "
-                "Connect the MODEL from before that node, and put the node on after"
+                f"({', '.join(changing_features(self.model)) or 'another pack'}) remembers earlier "
+                "evaluations. Connect the MODEL from before that node, and put the node after this one"
             )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample, as a sampler is given it."""
-        return packed_shape(self.one)
+        """The shape of one sample as a sampler sees it, without the batch."""
+        return packed_shape(self.blank)
 
-    def together(self, prompt: Tensor) -> list[Tensor]:
-        """The numbers of the samples that are asked for in one sampling: those of a prompt; each alone under
-        context windows, which the host has for one sample only."""
+    def groups(self, prompt: Tensor) -> list[Tensor]:
+        """Return the indices of the samples that are evaluated together: those of one prompt.
+
+        With context windows each sample is alone, because ComfyUI supports them for one sample only."""
         rows = [(prompt == number).nonzero()[:, 0] for number in prompt.unique().tolist()]
-        return [one for of_prompt in rows for one in of_prompt.split(1 if self.windows else len(of_prompt))]
+        return [
+            group for of_prompt in rows for group in of_prompt.split(1 if self.windows else len(of_prompt))
+        ]
 
     def levels(self, level: Tensor) -> Tensor:
-        """The noise levels of the run of an evaluation: its own and those below, then 0. Context windows are
-        shown the whole run, in which the level takes the place of the one above it: they go by its number."""
+        """Return the noise levels of an evaluation's sampling: the given level, those below it, then 0.
+
+        Context windows depend on the level's index in the whole run, so they get the higher levels too, with
+        the given level in place of the next higher one."""
         times = self.times.to(level)
         below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
         before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above
         return torch.cat([*([before] if self.windows else []), level[None], below, level.new_zeros(1)])
 
-    def asked(
+    def evaluate(
         self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
     ) -> Evaluation:
-        """One evaluation, inside its sampling."""
+        """Evaluate ComfyUI's denoiser inside a sampling, watched for caches."""
         self.watch.begin(extra_args["model_options"])
         result = evaluate(denoiser, x, sigma, extra_args, wants)
         self.watch.end()
         return result
 
-    def inside(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
-             number: int = 0) -> Any:  # fmt: skip
-        """What `work(denoiser, extra_args)` gives where a sampler of the host would run over `sigmas`, for so
-        many samples of a prompt. Raises CachedError where the host never comes to it."""
+    def within_sampling(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
+                        number: int = 0) -> Any:  # fmt: skip
+        """Return the result of `work(denoiser, extra_args)`, called where ComfyUI would run a sampler.
+
+        Args:
+            work: the function to call.
+            count: number of samples.
+            sigmas: noise levels of the sampling.
+            number: index of the positive conditioning.
+
+        Raises:
+            CachedError: if ComfyUI does not call the sampler, because a cache answered."""
         results = []
 
         def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
             results.append(work(denoiser, extra_args or {"model_options": {}}))
             return x
 
-        start = repeated(self.one, count)
-        guider = copy.copy(self.guiders[number])  # one sampling may be inside another
-        guider.original_conds = with_own_hooks(guider.original_conds)
+        start = repeated(self.blank, count)
+        guider = copy.copy(self.guiders[number])  # samplings may be nested
+        guider.original_conds = with_copied_hooks(guider.original_conds)
         guider.sample(start, start, as_sampler(run), sigmas, disable_pbar=True, seed=self.seed)
         if not results:
             self.watch.end()
         return results[-1]
 
 
-def with_own_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """A guider's conditionings with hooks of their own, at the beginning of their keyframes: the host sets
-    those of an earlier sampling back, but for the noise level they were last asked at."""
+def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Return a guider's conditionings with copies of their hooks, at the beginning of their keyframes.
+
+    ComfyUI resets the keyframes of an earlier sampling, but not the noise level they were last used at."""
     copies: dict[int, Any] = {}
 
     def copied(hooks: Any) -> Any:
@@ -163,14 +191,16 @@ def with_own_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
                 hook.hook_keyframe = hook.hook_keyframe.clone()
         return copies[id(hooks)]
 
-    def own(cond: dict) -> dict:
+    def with_copies(cond: dict) -> dict:
         return {**cond, "hooks": copied(cond["hooks"])} if cond.get("hooks") is not None else cond
 
-    return {name: [own(cond) for cond in listed] for name, listed in conds.items()}
+    return {name: [with_copies(cond) for cond in listed] for name, listed in conds.items()}
 
 
-def of_all(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
-    """One field of evaluations of some rows each, as that of all rows; None where one of them lacks it."""
+def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
+    """Join one field of evaluations of some rows each to that of all `count` rows.
+
+    None if one of the evaluations lacks it."""
     values = [getattr(evaluation, name) for _, evaluation in parts]
     if any(value is None for value in values):
         return None
@@ -185,17 +215,17 @@ def of_all(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Ten
 def evaluate_prompted(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """amed.loop.Evaluate for a Prompted, and for what passes its arguments on to one (a Counter)."""
+    """Evaluate a PromptedDenoiser, or a wrapper that passes its arguments on; an amed.loop.Evaluate."""
     if not wants:
         return Evaluation(model(x, sigma, **extra_args))
-    seen: list[Evaluation] = []
-    model(x, sigma, **extra_args, wants=wants, seen=seen)
-    return seen[0]
+    evaluations: list[Evaluation] = []
+    model(x, sigma, **extra_args, wants=wants, evaluations=evaluations)
+    return evaluations[0]
 
 
-def target_of(model: Any, denoiser: Prompted) -> Target:
-    """What amed.fit fits to: a MODEL with its prompts, of which each draw takes one."""
-    model_sampling, who = sampling_of(model), identity(model)
+def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
+    """Return the amed.fit Target of a MODEL with its prompts; each draw of noise uses one of the prompts."""
+    model_sampling, model_identity = sampling_of(model), identity(model)
     low, high = sigma_range(model_sampling)
     scale = noise_scale(model_sampling)
     prompts, shape, device = len(denoiser.guiders), denoiser.shape, model.load_device
@@ -206,9 +236,8 @@ def target_of(model: Any, denoiser: Prompted) -> Target:
         return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
 
     def rivals(nfe: int) -> dict[str, Rival]:
-        return shipped(
-            model_sampling, "simple" if is_flow(model_sampling) else "karras", nfe, denoiser.inside
-        )
+        scheduler = "simple" if is_flow(model_sampling) else "karras"
+        return host_rivals(model_sampling, scheduler, nfe, denoiser.within_sampling)
 
     return Target(
         denoiser,
@@ -216,83 +245,19 @@ def target_of(model: Any, denoiser: Prompted) -> Target:
         low,
         high,
         prediction_type=prediction_type(model_sampling),
-        family=who.family,
-        fingerprint=who.fingerprint,
-        name=f"{who.family} {who.fingerprint[:8]}".strip(),
+        family=model_identity.family,
+        fingerprint=model_identity.fingerprint,
+        name=f"{model_identity.family} {model_identity.fingerprint[:8]}".strip(),
         evaluate=evaluate_prompted,
         rivals=rivals,
-        signature=who.signature,
+        signature=model_identity.signature,
     )
 
 
 @contextmanager
-def fitted_on(model: Any, prompts: Prompts, guidance: float, seed: int, steps: int) -> Iterator[Prompted]:
-    """A MODEL as amed.fit wants it, as Prompted has it; without gradients but where they are asked for.
-    Nothing stays on the MODEL."""
+def prompted_denoiser(
+    model: Any, prompts: Prompts, guidance: float, seed: int, steps: int
+) -> Iterator[PromptedDenoiser]:
+    """Open a PromptedDenoiser of a MODEL, without gradients; nothing stays on the MODEL afterwards."""
     with torch.no_grad(), Watch(model) as watch:
-        yield Prompted(model, prompts, guidance, seed, steps, watch)
-
-
-# --- a copy that gradients go through ----------------------------------------------------------------------
-
-
-def changes_weights(conditioning: list) -> bool:
-    """Whether a CONDITIONING has hooks that put LoRAs and their like on the network while it samples: the
-    backward pass would find other weights than the forward pass."""
-    groups = [options["hooks"] for _, options in conditioning if options.get("hooks") is not None]
-    return any(getattr(hook, "weights", None) is not None for group in groups for hook in group.hooks)
-
-
-def trainable(value: Any) -> Any:
-    """Conditioning with every tensor cloned: those made in inference mode take no part in a gradient. What
-    else it holds (ControlNets, areas) stays itself."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {k: trainable(v) for k, v in value.items()}
-    return [trainable(v) for v in value] if isinstance(value, list) else value
-
-
-def checkpoint_blocks(module: nn.Module) -> None:
-    """Let every block of a network (what its lists of modules hold) keep no activations: each is run again
-    in the backward pass. For a network of our own only."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
-            checkpoint_blocks(child)
-        elif any(True for _ in child.parameters()):
-            child.forward = checkpointed(child.forward)
-
-
-def checkpointed(forward: Callable) -> Callable:
-    def own(value: Any) -> Any:
-        return dict(value) if isinstance(value, dict) else value  # the network writes where it is into these
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        args, kwargs = [own(a) for a in args], {k: own(v) for k, v in kwargs.items()}
-        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
-
-
-def frozen_copy(model: Any) -> Any:
-    """A MODEL like this one with weights of its own, which gradients pass through but do not change, in
-    blocks that keep no activations. To be called, and used, with inference mode off. All models are
-    unloaded first: that takes patches off the weights, and a gradient needs the memory.
-
-    Contract: comfy/model_patcher.py, ModelPatcher's attributes model, backup, object_patches."""
-    unload_all()
-    if getattr(model, "is_dynamic", lambda: False)():
-        clone = model.clone(disable_dynamic=True)  # the host reads the file again
-    else:
-        clone = model.clone()
-        base = model.model  # not to be copied: its patcher, and settings whose every unknown name is None
-        known = {id(getattr(base, "current_patcher", None)): None, id(base.model_config): base.model_config}
-        clone.model, clone.backup, clone.object_patches_backup = copy.deepcopy(base, known), {}, {}
-        if hasattr(clone, "backup_buffers"):
-            clone.backup_buffers = {}
-    clone.object_patches = {k: copy.deepcopy(v) for k, v in clone.object_patches.items()}
-    clone.model.requires_grad_(False)
-    checkpoint_blocks(clone.model.diffusion_model)
-    return clone
+        yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

@@ -1,8 +1,7 @@
-"""What a MODEL is: its checkpoint, its noise levels, the predictor it carries, its options; and one of our
-own.
+"""A MODEL of ComfyUI: its checkpoint, noise levels, applied predictor and previews.
 
-A MODEL is never altered: what one run needs is put on a copy of that run's options. Host:
-comfy/model_patcher.py, model_sampling.py, model_base.py, model_management.py."""
+A MODEL is never changed: a run writes to a copy of its options. Host: comfy/model_patcher.py,
+model_sampling.py, model_base.py, model_management.py, latent_formats.py."""
 
 import copy
 from typing import Any
@@ -25,35 +24,37 @@ from .log import warn_once
 from .weights import replaced_parts, weights_of
 
 Interrupted = comfy.model_management.InterruptProcessingException
-REMEMBERED = 16  # identities of one network, by its patches
+REMEMBERED = 16  # identities of one network, each with other patches (merges)
 _identities: WeakKeyDictionary[Any, dict[Any, Identity]] = WeakKeyDictionary()
 ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a model_sampling
 
 
 def identity(model: Any) -> Identity:
-    """Of a MODEL (ModelPatcher): the checkpoint that its network is, in whatever precision it is stored.
-    Merges in the graph count, LoRAs do not (weights.py)."""
+    """Return which checkpoint a MODEL's network is, independent of the precision it is stored in.
+
+    Merges made in the graph give another identity, LoRAs do not (see `weights`)."""
     patches = getattr(model, "patches_uuid", None)
     if patches is None or replaced_parts(model):
         return read_identity(model)
     known = _identities.setdefault(model.model, {})
     if patches not in known:
-        found = read_identity(model)
-        if not found.known:
-            return found
+        identity_read = read_identity(model)
+        if not identity_read.known:
+            return identity_read
         while len(known) >= REMEMBERED:
             known.pop(next(iter(known)))
-        known[patches] = found
+        known[patches] = identity_read
     return known[patches]
 
 
 def read_identity(model: Any) -> Identity:
+    """Compute a MODEL's identity from its weights; without a fingerprint if they cannot be read."""
     config = getattr(model.model, "model_config", None)
-    # newer hosts' configurations answer None to any name they do not know
+    # newer hosts' configurations return None for unknown names
     family = getattr(config, "amed_family", None) or type(config).__name__.lower()
     try:
         return identity_of(family, *weights_of(model))
-    except Exception as error:  # quantised or offloaded weights of a kind we do not know
+    except Exception as error:  # weights quantised or offloaded in an unknown way
         warn_once(f"cannot tell this checkpoint from others ({error})")
         return Identity(family, "")
 
@@ -62,21 +63,22 @@ def read_identity(model: Any) -> Identity:
 
 
 def sampling_of(model: Any) -> Any:
-    """A MODEL's model_sampling: its noise levels."""
+    """Return a MODEL's model_sampling, which defines its noise levels."""
     return model.get_model_object("model_sampling")
 
 
 def sigma_range(model_sampling: Any) -> tuple[float, float]:
-    """sigma_min and sigma_max."""
+    """Return sigma_min and sigma_max of a model_sampling."""
     return float(model_sampling.sigma_min), float(model_sampling.sigma_max)
 
 
 def is_flow(model_sampling: Any) -> bool:
+    """Whether a model_sampling is that of a flow model."""
     return isinstance(model_sampling, comfy.model_sampling.CONST)
 
 
 def prediction_type(model_sampling: Any) -> str:
-    """As amed.files.spec.PREDICTION_TYPES has it."""
+    """Return what the network predicts, as one of amed.files.spec.PREDICTION_TYPES."""
     kinds = {"CONST": "flow", "V_PREDICTION": "v", "EDM": "edm", "X0": "x0"}
     for name, ours in kinds.items():
         kind = getattr(comfy.model_sampling, name, None)
@@ -85,26 +87,28 @@ def prediction_type(model_sampling: Any) -> str:
     return "eps"
 
 
-def as_input(model_sampling: Any, sigma: Tensor, x: Tensor) -> Tensor:
-    """States `[n, ...]` at noise levels `[n]` as the network is given them, before conditions."""
+def network_input(model_sampling: Any, sigma: Tensor, x: Tensor) -> Tensor:
+    """Scale states x `[n, ...]` at noise levels sigma `[n]` as ComfyUI does for the network."""
     return model_sampling.calculate_input(sigma, x)
 
 
 def start_sigma(model_sampling: Any, denoise: float) -> float:
-    """The noise level at which `denoise` of the model's own time is left, as the host counts it."""
+    """Return the noise level at which a share `denoise` of the model's time is left, as ComfyUI computes
+    it."""
     return min(float(model_sampling.percent_to_sigma(1.0 - denoise)), float(model_sampling.sigma_max))
 
 
 def noise_scale(model_sampling: Any) -> float:
-    """What the host multiplies unit noise with at the first noise level, over that level."""
+    """Return the standard deviation of ComfyUI's initial noise at sigma_max, divided by sigma_max."""
     top = torch.as_tensor(float(model_sampling.sigma_max))
-    one = torch.ones(1, 1, 1, 1)
-    return float(model_sampling.noise_scaling(top, one, torch.zeros_like(one), True).flatten()[0] / top)
+    noise = torch.ones(1, 1, 1, 1)
+    return float(model_sampling.noise_scaling(top, noise, torch.zeros_like(noise), True).flatten()[0] / top)
 
 
 def base_times(model_sampling: Any, count: int) -> Tensor:
-    """The `amed` schedule, float64 `[count]`, from the model's sigma_max to its sigma_min: uniform in the
-    model's own time, or in the VP process's for models without one (EDM)."""
+    """Return the base times of the `amed` schedule, float64 `[count]`, from sigma_max to sigma_min.
+
+    They are uniform in the model's time; for models without one (EDM), in the time of the VP process."""
     low, high = sigma_range(model_sampling)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
@@ -116,19 +120,20 @@ def base_times(model_sampling: Any, count: int) -> Tensor:
 
 
 def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
-    """What the `amed` entry of a scheduler dropdown gives: `steps` noise levels, then 0.
+    """Return the noise levels of the `amed` entry of ComfyUI's scheduler dropdown: `steps` levels, then 0.
 
-    Where a predictor is applied to the MODEL and `steps` is its number of intervals, its own times without
-    the 0: that run takes exactly the evaluations it was fitted for. One for a sampler of the host's is given
-    with its 0, and for those that the host takes the last but one from, with one to be taken."""
-    carried = getattr(model_sampling, ATTACHED, None)
-    own, of = (None, "") if carried is None else (carried.fitted.sigmas(), carried.fitted.spec.of)
-    if own is not None and not of and steps == len(own) - 1:
-        return own.float()
-    if own is not None and steps == len(own):
-        times = own
-    elif own is not None and steps == len(own) + 1 and carried.dropped:
-        times = torch.cat([own, own[-1:] / 2])
+    If a predictor is applied to the MODEL and `steps` is its number of steps, the levels are the predictor's
+    own. They then have no 0 at the end, so that the run takes exactly the evaluations that were fitted. A
+    predictor around one of ComfyUI's samplers does get the 0; and where ComfyUI drops the last level before 0
+    of that sampler, an additional level for it to drop."""
+    applied = getattr(model_sampling, ATTACHED, None)
+    fitted, host = (None, "") if applied is None else (applied.fitted.sigmas(), applied.fitted.spec.of)
+    if fitted is not None and not host and steps == len(fitted) - 1:
+        return fitted.float()
+    if fitted is not None and steps == len(fitted):
+        times = fitted
+    elif fitted is not None and steps == len(fitted) + 1 and applied.drops_last:
+        times = torch.cat([fitted, fitted[-1:] / 2])
     elif steps > 1:
         times = base_times(model_sampling, steps)
     else:
@@ -136,82 +141,91 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     return torch.cat([times.float(), torch.zeros(1)])
 
 
-# --- the predictor a MODEL carries -------------------------------------------------------------------------
+# --- the predictor applied to a MODEL ----------------------------------------------------------------------
 
 
-class Attached:
-    """A predictor on a MODEL. The host deep-copies a MODEL's options often; this stays one object. dropped:
-    whether the host takes the last but one of its sampler's noise levels away."""
+class Applied:
+    """A predictor applied to a MODEL. It is one object although ComfyUI deep-copies a MODEL's options."""
 
-    def __init__(self, fitted: Fitted, dropped: bool = False):
-        self.fitted, self.dropped = fitted, dropped
+    def __init__(self, fitted: Fitted, drops_last: bool = False):
+        self.fitted = fitted
+        self.drops_last = drops_last  # whether ComfyUI drops the last level before 0 of the sampler it is for
 
-    def __deepcopy__(self, memo: dict) -> "Attached":
+    def __deepcopy__(self, memo: dict) -> "Applied":
         return self
 
 
-def attach(model: Any, fitted: Fitted, dropped: bool = False) -> Any:
-    """A clone of a MODEL that carries a predictor; the MODEL itself is left as it is."""
-    clone, carried = model.clone(), Attached(fitted, dropped)
-    clone.model_options[ATTACHED] = carried
-    marked = copy.copy(sampling_of(model))
-    setattr(marked, ATTACHED, carried)
-    clone.add_object_patch("model_sampling", marked)
+def apply_predictor(model: Any, fitted: Fitted, drops_last: bool = False) -> Any:
+    """Return a clone of a MODEL with a predictor applied; drops_last as in `Applied`."""
+    clone, applied = model.clone(), Applied(fitted, drops_last)
+    clone.model_options[ATTACHED] = applied
+    model_sampling = copy.copy(sampling_of(model))
+    setattr(model_sampling, ATTACHED, applied)
+    clone.add_object_patch("model_sampling", model_sampling)
     return clone
 
 
-def attached(model_options: dict) -> Fitted | None:
-    """The predictor that a MODEL's options carry."""
-    carried = model_options.get(ATTACHED)
-    return None if carried is None else carried.fitted
+def applied_predictor(model_options: dict) -> Fitted | None:
+    """Return the predictor that was applied to the MODEL with these options, or None."""
+    applied = model_options.get(ATTACHED)
+    return None if applied is None else applied.fitted
 
 
-# --- what the host does with models ------------------------------------------------------------------------
+# --- what ComfyUI does with models -------------------------------------------------------------------------
 
 
-def own_options(extra_args: dict[str, Any]) -> dict:
-    """A copy of a run's options, to be changed."""
+def copied_options(extra_args: dict[str, Any]) -> dict:
+    """Return a copy of a run's model options that may be changed."""
     return comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
 
 
-def stop_if_asked() -> None:
-    """Raises the host's InterruptProcessingException once the user stops it."""
+def stop_if_interrupted() -> None:
+    """Raise ComfyUI's InterruptProcessingException if the user has interrupted the run."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def unload_all() -> None:
-    """Take all models off the device; that takes patches off their weights."""
+    """Unload all models from the device, which also removes patches from their weights."""
     comfy.model_management.unload_all_models()
 
 
-def own_space(model: Any, samples: Tensor) -> Tensor:
-    """A LATENT as the MODEL's network sees it, where the host gives it out otherwise scaled."""
+def network_space(model: Any, samples: Tensor) -> Tensor:
+    """Scale a LATENT's samples as the MODEL's network sees them."""
     return model.model.process_latent_in(samples)
 
 
 def preview_pixels(model: Any, samples: Tensor) -> Tensor:
-    """A LATENT `[n, C, ..., H, W]` as the MODEL's network sees it, as rough RGB `[n, 3, H, W]` in [-1, 1]: by
-    the latent format's factors, as the host's quick previews are. Of a video the first frame."""
-    form, seen = model.get_model_object("latent_format"), samples.float().cpu()
+    """Convert latents in the network's scale to rough RGB, as ComfyUI's quick previews do.
+
+    Args:
+        model: the MODEL, whose latent format has the factors; without factors the result is gray.
+        samples: `[n, C, ..., H, W]`; of a video the first frame is used.
+
+    Returns:
+        `[n, 3, H, W]` in [-1, 1]."""
+    form, values = model.get_model_object("latent_format"), samples.float().cpu()
     factors = getattr(form, "latent_rgb_factors", None)
     reshape = getattr(form, "latent_rgb_factors_reshape", None)
-    seen = seen if reshape is None or factors is None else reshape(seen)
-    while seen.ndim > 4:
-        seen = seen[:, :, 0]
-    seen = seen[:, :, None] if seen.ndim == 3 else seen  # sound
-    if factors is None or len(factors) != seen.shape[1]:
-        gray = seen.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    values = values if reshape is None or factors is None else reshape(values)
+    while values.ndim > 4:
+        values = values[:, :, 0]
+    values = values[:, :, None] if values.ndim == 3 else values  # sound
+    if factors is None or len(factors) != values.shape[1]:
+        gray = values.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
         return (gray / gray.abs().amax().clamp(min=1e-6)).clamp(-1, 1)
     bias = torch.as_tensor(getattr(form, "latent_rgb_factors_bias", None) or [0.0, 0.0, 0.0])
-    rgb = torch.einsum("nchw,cr->nrhw", seen, torch.tensor(factors))
+    rgb = torch.einsum("nchw,cr->nrhw", values, torch.tensor(factors))
     return (rgb + bias.view(1, 3, 1, 1)).clamp(-1, 1)
 
 
 def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:
-    """A MODEL around an EDM network of RGB pixels in [-1, 1].
+    """Return a MODEL around an EDM network of RGB pixels in [-1, 1].
 
-    `network(x, c_noise, context=, transformer_options=, ...)` with a `dtype`; `settings`: sigma_min,
-    sigma_max, sigma_data."""
+    Args:
+        network: called as ComfyUI calls a diffusion model, `network(x, c_noise, context=, ...)`; has a
+            `dtype`.
+        family: the model family, for predictors.
+        settings: `sigma_min`, `sigma_max` and `sigma_data`."""
 
     class Pixels(comfy.latent_formats.LatentFormat):
         latent_channels = 3

@@ -1,7 +1,7 @@
-"""Nested latents (LTX-2: video and sound in one LATENT), which the host gives its samplers packed:
-`[B, 1, N]`.
+"""Nested latents: several tensors in one LATENT (LTX-2: video and sound).
 
-Host: comfy/nested_tensor.py, comfy/utils.py (pack_latents)."""
+ComfyUI gives them to its samplers packed into one tensor `[B, 1, N]`. Host: comfy/nested_tensor.py and
+pack_latents in comfy/utils.py."""
 
 import math
 from typing import Any
@@ -13,42 +13,43 @@ from .running import start_of
 
 
 def parts_of(samples: Any) -> list[Tensor]:
-    """The latents that a LATENT's samples hold: one, but for nested ones."""
+    """Return the tensors of a LATENT's samples: one, or several if the samples are nested."""
     return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
 
 
-def like(samples: Any, parts: list[Tensor]) -> Any:
-    """Parts put together as those of `samples` are."""
+def joined_like(samples: Any, parts: list[Tensor]) -> Any:
+    """Join parts to samples that are nested if `samples` are."""
     return type(samples)(parts) if getattr(samples, "is_nested", False) else parts[0]
 
 
-def blank_of(model: Any, latent: dict) -> Any:
-    """Zeros of the size of one of a LATENT's samples, nested where they are."""
+def blank_sample(model: Any, latent: dict) -> Any:
+    """Return zeros `[1, ...]` of the size of one sample of a LATENT, nested if the LATENT is."""
     start = start_of(model, latent)
-    return like(start, [torch.zeros_like(part[:1]) for part in parts_of(start)])
+    return joined_like(start, [torch.zeros_like(part[:1]) for part in parts_of(start)])
 
 
-def repeated(one: Any, count: int) -> Any:
-    """So many of a sample `[1, ...]`, nested or not."""
-    return like(one, [part.repeat(count, *[1] * (part.ndim - 1)) for part in parts_of(one)])
+def repeated(sample: Any, count: int) -> Any:
+    """Repeat a sample `[1, ...]` to `[count, ...]`, nested or not."""
+    return joined_like(sample, [p.repeat(count, *[1] * (p.ndim - 1)) for p in parts_of(sample)])
 
 
-def packed_shape(one: Any) -> tuple[int, ...]:
-    """The shape of a sample `[1, ...]` as a sampler is given it, without its first number."""
-    parts = parts_of(one)
+def packed_shape(sample: Any) -> tuple[int, ...]:
+    """Return the shape, without the batch, that a sampler sees of a sample `[1, ...]`."""
+    parts = parts_of(sample)
     return tuple(parts[0].shape[1:]) if len(parts) == 1 else (1, sum(part[0].numel() for part in parts))
 
 
 def packed(samples: Any) -> Tensor:
-    """Samples as a sampler is given them."""
+    """Pack samples into the tensor that a sampler sees."""
     parts = parts_of(samples)
     return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], dim=1)[:, None]
 
 
-def first_part(one: Any, packed: Tensor) -> Tensor:
-    """Of samples `[n, ...]` as a sampler has them the part that can be shown: the first, for `one` as
-    blank_of gives it."""
-    first = parts_of(one)[0]
+def visible_part(sample: Any, packed: Tensor) -> Tensor:
+    """Return the part of packed samples `[n, ...]` that can be shown as an image: the first.
+
+    sample: an unpacked sample of the same shape (see `blank_sample`)."""
+    first = parts_of(sample)[0]
     if first.shape[1:] == packed.shape[1:]:
         return packed
     return packed.flatten(1)[:, : math.prod(first.shape[1:])].reshape(len(packed), *first.shape[1:])

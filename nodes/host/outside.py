@@ -1,6 +1,6 @@
-"""The host's own samplers, and those of other packs, with a predictor around them (amed.outside).
+"""Predictors around ComfyUI's own samplers and those of other packs (amed.outside).
 
-Host: comfy/samplers.py, KSAMPLER's sampler_function, extra_options and inpaint_options."""
+Host: the fields of KSAMPLER (see `hooks`) in comfy/samplers.py."""
 
 import copy
 from collections.abc import Callable
@@ -16,89 +16,103 @@ from ...amed.fit import HostSampler
 from ...amed.outside import Asking, Outside, Wrapped
 from ...amed.schedules import checked
 from .counting import count_rows
-from .denoiser import Kept, model_sampling_of
-from .fitting import Prompted
+from .denoiser import InpaintMask, model_sampling_of
+from .fitting import PromptedDenoiser
 from .hooks import copy_inpaint_options, function_of, network_options, options_of
-from .model import own_options
-from .register import as_sampler, named_sampler, schedules_of
+from .model import copied_options
+from .register import as_sampler, sampler_name, schedules_of
 from .running import executing_node, show_text
-from .sampling import Counted, brief, note, other_levels
+from .sampling import CountedDenoiser, add_remarks, other_levels_remark, short_report
 
 
-def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostSampler:
-    """A SAMPLER as amed.fit wants it, with the host's schedules. It runs inside a sampling of the host, whose
-    attributes and options it sees; what it asks is answered by the `denoiser` of the fit. Raises ValueError
-    for one that is no k-diffusion sampler."""
-    function, options = parts_of(sampler)
+def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -> HostSampler:
+    """Return a SAMPLER as amed.fit needs it, with ComfyUI's schedules.
+
+    It runs inside ComfyUI's sampling, and sees its attributes and options; its evaluations are those of the
+    fit's denoiser. Raises ValueError for a SAMPLER without a k-diffusion function."""
+    function, options = function_and_options(sampler)
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
         levels = sigmas.to(x)
 
-        def work(real: Any, extra_args: dict[str, Any]) -> Tensor:
-            own = own_options(extra_args)
-            network_options(own)
+        def work(host_denoiser: Any, extra_args: dict[str, Any]) -> Tensor:
+            model_options = copied_options(extra_args)
+            network_options(model_options)
             return function(
-                Asking(model, args, real), x, levels,
-                extra_args=extra_args | {"model_options": own}, callback=None, disable=True, **options,
+                Asking(model, args, host_denoiser), x, levels, callback=None, disable=True,
+                extra_args=extra_args | {"model_options": model_options}, **options,
             )  # fmt: skip
 
-        return denoiser.inside(work, len(x), levels)
+        return denoiser.within_sampling(work, len(x), levels)
 
-    return HostSampler(named_sampler(sampler), run, partial(schedules_of, model_sampling))
+    return HostSampler(sampler_name(sampler), run, partial(schedules_of, model_sampling))
 
 
-def parts_of(sampler: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
-    """Its function and options. Raises ValueError where there is none."""
+def function_and_options(sampler: Any) -> tuple[Callable[..., Tensor], dict[str, Any]]:
+    """Return a SAMPLER's k-diffusion function and its options. Raises ValueError if it has no function."""
     function = function_of(sampler)
     if function is None:
-        wrong = f"this SAMPLER ({type(sampler).__name__}) has no sampler function that could be wrapped"
-        raise ValueError(f"{wrong}: take one from KSamplerSelect, or another pack's of that kind")
+        raise ValueError(
+            f"this SAMPLER ({type(sampler).__name__}) has no sampler function that AMED could wrap: use one "
+            "from KSamplerSelect, or another pack's of that kind"
+        )
     return function, options_of(sampler)
 
 
 def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
-    """A SAMPLER that is `sampler` with the predictor around it; the report is filled, or what ran is shown
-    on the node that runs it. Raises ValueError for another sampler than the predictor's."""
-    function, options = parts_of(sampler)
-    name, predictor = named_sampler(sampler), fitted.predictor
+    """Return a SAMPLER that runs `sampler` with a predictor around it.
+
+    Args:
+        sampler: the SAMPLER that the predictor was fitted to.
+        fitted: the predictor.
+        report: the Report to fill. None: the report is shown on the node that samples.
+
+    Raises:
+        ValueError: if the predictor was fitted to another sampler."""
+    function, options = function_and_options(sampler)
+    name, predictor = sampler_name(sampler), fitted.predictor
     assert isinstance(predictor, Outside)
     if name != fitted.spec.of:
-        raise ValueError(f"{fitted.label} is not for {name}: take {fitted.spec.of} as the sampler")
+        raise ValueError(
+            f"the predictor {fitted.label} is not for the sampler {name}: use the sampler {fitted.spec.of}"
+        )
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **more):
         if len(sigmas) > 1:
             checked(sigmas)
-        told, own = report is not None, Report() if report is None else report
-        own.batch, own.fitted = len(x), fitted
+        run_report = Report() if report is None else report
+        run_report.batch, run_report.fitted = len(x), fitted
         extra_args = dict(extra_args or {})
-        extra_args["model_options"] = own_options(extra_args)
-        count_rows(extra_args["model_options"], own)
+        extra_args["model_options"] = copied_options(extra_args)
+        count_rows(extra_args["model_options"], run_report)
         if not same_times(sigmas, fitted.base):
-            note(own, other_levels(fitted, model_sampling_of(model)))
-        kept = Kept(extra_args)
-        model = Wrapped(Counted(model, own), predictor.at, lambda: kept.mask)
+            add_remarks(run_report, other_levels_remark(fitted, model_sampling_of(model)))
+        inpaint = InpaintMask(extra_args)
+        model = Wrapped(CountedDenoiser(model, run_report), predictor.at, lambda: inpaint.mask)
         result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
-        if not told and (node := executing_node()):
-            show_text(node, brief(own))
+        if report is None and (node := executing_node()):
+            show_text(node, short_report(run_report))
         return result
 
-    made = as_sampler(sample, **options)
-    copy_inpaint_options(sampler, made)
-    return made
+    wrapping = as_sampler(sample, **options)
+    copy_inpaint_options(sampler, wrapping)
+    return wrapping
 
 
-def around(fitted: Fitted) -> Callable[..., Tensor]:
-    """The host's SAMPLER_SAMPLE wrapper for a MODEL that carries the predictor: its own sampler is run with
-    it, any other as it is."""
+def sampling_wrapper(fitted: Fitted) -> Callable[..., Tensor]:
+    """Return a wrapper of ComfyUI's sampling for a MODEL with an applied predictor around a sampler.
+
+    The sampler that the predictor was fitted to runs with it, any other sampler without it."""
 
     def sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        own = executor.class_obj
-        if named_sampler(own) != fitted.spec.of:
+        sampler = executor.class_obj
+        name = sampler_name(sampler)
+        if name != fitted.spec.of:
             if node := executing_node():
-                show_text(node, f"{fitted.label} is not for {named_sampler(own)}, which ran without it")
+                show_text(node, f"{fitted.label} is not for {name}, which ran without it")
             return executor(*args, **kwargs)
-        ours, then = wrapped(own, fitted), copy.copy(executor)
-        then.class_obj, then.original = ours, ours.sample
-        return then(*args, **kwargs)
+        wrapping, inner = wrapped(sampler, fitted), copy.copy(executor)
+        inner.class_obj, inner.original = wrapping, wrapping.sample
+        return inner(*args, **kwargs)
 
     return sample

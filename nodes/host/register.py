@@ -1,7 +1,7 @@
-"""The host's lists of samplers and schedules: ours in them, and its own for us.
+"""ComfyUI's samplers and schedules: the pack's are added to its lists, and its own are made and named here.
 
-Lists are only added to, never bound anew: that is what broke other packs. Host: comfy/samplers.py,
-comfy/k_diffusion/sampling.py."""
+The lists are only extended, never replaced, because other packs hold references to them. Host:
+comfy/samplers.py, comfy/k_diffusion/sampling.py."""
 
 import contextlib
 import functools
@@ -16,33 +16,34 @@ from torch import Tensor
 
 from ...amed import SAMPLERS
 from ...amed.outside import Asking
-from .content import bound_to, code_of, samplers_in
+from .content import captured, content_hash, samplers_in
 from .folders import add_folder
 from .hooks import function_of, options_of
 from .model import host_sigmas
 from .sampling import SCHEDULER, sampler_function
 
-LONG = 80  # characters of a sampler's options, as a name has them
+LONGEST = 80  # characters of the options in a sampler's name
 
 
 def register() -> list[str]:
-    """Add our samplers, schedule and model folder to the host; idempotent. Returns what could not be
-    added."""
+    """Add the pack's samplers, schedule and model folder to ComfyUI; idempotent.
+
+    Returns a message for each that could not be added."""
     problems = []
-    for what, add in (
+    for name, add in (
         ("samplers", add_samplers),
         ("schedule", add_schedule),
         ("predictor folder", add_folder),
     ):
         try:
             add()
-        except Exception as error:  # whatever this host's version lacks must not stop its start
-            problems.append(f"this ComfyUI does not take our {what} ({type(error).__name__}: {error})")
+        except Exception as error:  # a feature that this version lacks must not prevent its start
+            problems.append(f"this ComfyUI does not accept AMED's {name} ({type(error).__name__}: {error})")
     return problems
 
 
 def add_samplers() -> None:
-    """`sample_<name>` where the host looks for it at each run, and the names in its dropdowns."""
+    """Add `sample_<name>` to ComfyUI's k-diffusion module, and the names to its dropdowns."""
     for name in SAMPLERS:
         if not hasattr(comfy.k_diffusion.sampling, f"sample_{name}"):
             setattr(comfy.k_diffusion.sampling, f"sample_{name}", sampler_function(name))
@@ -52,7 +53,7 @@ def add_samplers() -> None:
 
 
 def add_schedule() -> None:
-    """The `amed` schedule in the host's dropdowns."""
+    """Add the `amed` schedule to ComfyUI's dropdowns."""
     handler = comfy.samplers.SchedulerHandler(host_sigmas)
     comfy.samplers.SCHEDULER_HANDLERS.setdefault(SCHEDULER, handler)
     for names in (comfy.samplers.SCHEDULER_NAMES, comfy.samplers.KSampler.SCHEDULERS):
@@ -61,101 +62,110 @@ def add_schedule() -> None:
 
 
 def as_sampler(function: Callable[..., Tensor], **options: Any) -> Any:
-    """A SAMPLER that calls `function` with these options."""
+    """Return a SAMPLER that calls a k-diffusion function with these options."""
     return comfy.samplers.KSAMPLER(function, options)
 
 
-def our_sampler(name: str, **options: Any) -> Any:
-    """A SAMPLER of ours; `options` as in sampling.sampler_function."""
+def amed_sampler(name: str, **options: Any) -> Any:
+    """Return a SAMPLER of this pack; options as in `sampling.sampler_function`."""
     return as_sampler(sampler_function(name), **options)
 
 
-def host_samplers() -> tuple[list[str], list[str]]:
-    """The names in the host's dropdowns: samplers, schedulers."""
+def dropdown_names() -> tuple[list[str], list[str]]:
+    """Return the names in ComfyUI's dropdowns: samplers, schedulers."""
     return comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
 
-def host_sampler(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any, Tensor]:
-    """SAMPLER and SIGMAS that the host's KSampler takes for this setting."""
-    chosen = comfy.samplers.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0)
-    return comfy.samplers.sampler_object(name), chosen.sigmas
+def ksampler_setting(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any, Tensor]:
+    """Return the SAMPLER and SIGMAS that KSampler uses for this setting."""
+    ksampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0)
+    return comfy.samplers.sampler_object(name), ksampler.sigmas
 
 
 def schedules_of(model_sampling: Any, steps: int) -> dict[str, Tensor]:
-    """The host's schedules, other packs' among them, of so many steps, by name: those that can be had for
-    this model."""
-    found = {}
+    """Return the noise levels of each of ComfyUI's and other packs' schedules, by name.
+
+    Schedules that fail for this model or this number of steps are left out."""
+    schedules = {}
     for name in comfy.samplers.KSampler.SCHEDULERS:
-        with contextlib.suppress(Exception):  # some are for other models, or for more steps
+        with contextlib.suppress(Exception):  # some are for other models or more steps
             if name != SCHEDULER:
-                found[name] = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
-    return found
+                schedules[name] = comfy.samplers.calculate_sigmas(model_sampling, name, steps)
+    return schedules
 
 
-def named_sampler(sampler: Any) -> str:
-    """What a SAMPLER is called: as in the host's dropdown where it is one of those, else by its function; the
-    options it has, where they are many by a short code of them; the SAMPLERs it wraps; and a code of whatever
-    else it was made with."""
+def sampler_name(sampler: Any) -> str:
+    """Return a name that identifies a SAMPLER and its options, for predictors that are fitted to it.
+
+    It consists of the name in ComfyUI's dropdown, else that of the function; the options, or a hash of them
+    if they are long; the names of SAMPLERs inside it; and a hash of any other value that it holds."""
     function, extras = function_of(sampler), []
     plain = inner = function
     while isinstance(inner, functools.partial):
         plain = inner = inner.func
     name = getattr(plain, "__name__", None if plain is None else type(plain).__name__)
     name = str(name or type(sampler).__name__).removeprefix("sample_")
-    for own in comfy.samplers.KSampler.SAMPLERS:
-        if own.replace("_", "") == name.replace("_", ""):
-            name = own
+    for listed in comfy.samplers.KSampler.SAMPLERS:
+        if listed.replace("_", "") == name.replace("_", ""):
+            name = listed
             break
-    if not is_known(function) and (bound := bound_to(function)):
-        extras.append(bound)
+    if not is_listed(function) and (values := captured(function)):
+        extras.append(values)
     options = options_of(sampler)
     scalars = {k: v for k, v in options.items() if isinstance(v, bool | int | float | str)}
-    told = ", ".join(f"{k} {v}" for k, v in sorted(scalars.items()))
-    if len(told) > LONG:
-        told = f"{len(scalars)} settings, {hashlib.sha256(told.encode()).hexdigest()[:8]}"
+    settings = ", ".join(f"{k} {v}" for k, v in sorted(scalars.items()))
+    if len(settings) > LONGEST:
+        settings = f"{len(scalars)} settings, {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     others = {k: v for k, v in options.items() if k not in scalars}
     if any(v is not None for v in others.values()):
         extras.append(others)
-    around = [f"around {named_sampler(held)}" for held in samplers_in(extras)]
-    codes = [code_of(extras)] if extras else []
-    told = ", ".join(filter(None, (told, *around, *codes)))
-    return f"{name} ({told})" if told else name
+    around = [f"around {sampler_name(inner)}" for inner in samplers_in(extras)]
+    hashes = [content_hash(extras)] if extras else []
+    details = ", ".join(filter(None, (settings, *around, *hashes)))
+    return f"{name} ({details})" if details else name
 
 
-def is_known(function: Any) -> bool:
-    """Whether a function is the host's, or a pack's, under a name of the dropdowns: the name says it all."""
+def is_listed(function: Any) -> bool:
+    """Whether a function is in ComfyUI's k-diffusion module under its own name, which then identifies it."""
     name = str(getattr(function, "__name__", ""))
     places = (getattr(comfy.k_diffusion.sampling, at, None) for at in (name, f"sample_{name}"))
     return any(function is place for place in places if place is not None)
 
 
-def dropped(name: str) -> bool:
-    """Whether the host's KSampler takes the last noise level before 0 away from a sampler, and makes one more
-    for it."""
+def drops_last_level(name: str) -> bool:
+    """Whether KSampler makes one more step for a sampler and then drops the last noise level before 0."""
     return name in getattr(comfy.samplers.KSampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS", ())
 
 
-def sampler_named(name: str) -> Any:
-    """The host's SAMPLER of a name from its dropdown. Raises ValueError for another."""
+def sampler_by_name(name: str) -> Any:
+    """Return the SAMPLER with this name in ComfyUI's dropdown. Raises ValueError if there is none."""
     if name not in comfy.samplers.KSampler.SAMPLERS:
-        raise ValueError(f"this ComfyUI has no sampler {name!r}: link the SAMPLER that it was fitted for")
+        raise ValueError(
+            f"this ComfyUI has no sampler {name!r}, which the predictor was fitted to: link that SAMPLER to "
+            "`wrapped`"
+        )
     return comfy.samplers.sampler_object(name)
 
 
 def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> Any:
-    """The host's guider of a MODEL, with conditionings by name ("positive", "negative", more)."""
+    """Return ComfyUI's guider of a MODEL; conditionings by name ("positive", "negative" and others)."""
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conditionings)
     guider.set_cfg(guidance)
     return guider
 
 
-def shipped(
-    model_sampling: Any, scheduler: str, nfe: int, opened: Callable[..., Tensor]
+def host_rivals(
+    model_sampling: Any, scheduler: str, nfe: int, within_sampling: Callable[..., Tensor]
 ) -> dict[str, Callable[[Any, Tensor, dict[str, Any]], Tensor]]:
-    """DPM++ 2M, UniPC and iPNDM as the host ships them, at `nfe` steps of a schedule of its own, each an
-    amed.fit.Rival. `opened(work, count, sigmas)`: calls `work(denoiser, extra_args)` inside a sampling of the
-    host, whose denoiser has the attributes that a sampler may look for."""
+    """Return ComfyUI's DPM++ 2M, UniPC and iPNDM at `nfe` steps, each as an amed.fit.Rival, by label.
+
+    Args:
+        model_sampling: the noise levels of the model.
+        scheduler: name of ComfyUI's schedule.
+        nfe: number of steps, with one evaluation each.
+        within_sampling: `within_sampling(work, count, sigmas)` calls `work(denoiser, extra_args)` inside
+            ComfyUI's sampling, whose denoiser has the attributes that a sampler may read."""
     sigmas: Tensor = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
 
     def rival(name: str) -> Callable[..., Tensor]:
@@ -164,11 +174,11 @@ def shipped(
         def run(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
             x, levels = noise * sigmas[0].to(noise), sigmas.to(noise)
 
-            def work(real: Any, _extra_args: dict[str, Any]) -> Tensor:
-                own = Asking(model, args, real)
-                return function(own, x, levels, extra_args={}, callback=None, disable=True)
+            def work(denoiser: Any, _extra_args: dict[str, Any]) -> Tensor:
+                asking = Asking(model, args, denoiser)
+                return function(asking, x, levels, extra_args={}, callback=None, disable=True)
 
-            return opened(work, len(x), levels)
+            return within_sampling(work, len(x), levels)
 
         return run
 

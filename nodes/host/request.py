@@ -1,4 +1,4 @@
-"""What amed.choose is asked, for a MODEL of this host; it alone decides."""
+"""Requests to amed.choose for a MODEL, and the noise levels of a choice that a run uses."""
 
 from dataclasses import replace
 from typing import Any
@@ -18,9 +18,15 @@ CALIBRATE = "calibrate now (quick)"
 ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
 
 
-def request(model: Any, sampler: str, guidance: float, halves: bool = True, **asked: Any) -> Request:
-    """For a MODEL; halves: whether whatever runs it lets guidance be taken apart; `asked`: the other fields
-    of Request."""
+def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fields: Any) -> Request:
+    """Return the Request for a MODEL.
+
+    Args:
+        model: the MODEL.
+        sampler: name of the sampler, or "auto".
+        guidance: guidance scale (cfg).
+        halves: whether the caller allows the halves of guidance to be used separately.
+        fields: the other fields of Request."""
     model_sampling = sampling_of(model)
     return Request(
         identity(model),
@@ -30,49 +36,49 @@ def request(model: Any, sampler: str, guidance: float, halves: bool = True, **as
         afs=not is_flow(model_sampling),
         halves=halves and not whole_guidance(model.model_options),
         advice=ADVICE,
-        **asked,
+        **fields,
     )
 
 
 def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
-    """The best plain solver known for a MODEL, whatever was fitted."""
-    asked = request(model, AUTO, guidance, nfe=nfe)
-    return choose(library(), replace(asked, fitted=plain_for(asked)))
+    """Return the best plain solver known for a MODEL, even if a predictor was fitted."""
+    plain_request = request(model, AUTO, guidance, nfe=nfe)
+    return choose(library(), replace(plain_request, fitted=plain_for(plain_request)))
 
 
 def reference_setting(model: Any, evaluations: int) -> plain.Setting:
-    """The many-step run that others are measured by, as calibrations have it."""
+    """Return the setting of the reference: a run of many evaluations, as calibrations use it."""
     model_sampling = sampling_of(model)
     low, high = sigma_range(model_sampling)
     rho = 1.0 if is_flow(model_sampling) else 7.0
     return plain.Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, low, high)
 
 
-def own_name(sampler: str, fitted: Fitted | None) -> str:
-    """The sampler to ask for with a predictor at hand: its own where it is the same solver. DPM++ 2M and 3M
-    are one, the file's own order runs."""
+def sampler_for(fitted: Fitted | None, sampler: str) -> str:
+    """Return the sampler to request for a predictor: the predictor's own if `sampler` uses the same solver.
+
+    DPM++ 2M and 3M are one solver; the order in the predictor's file is what runs."""
     if fitted is None or fitted.spec.of or sampler == AUTO:
         return sampler
-    own = fitted.spec.sampler
-    return own if solver_of(own).name == solver_of(sampler).name else sampler
+    fitted_sampler = fitted.spec.sampler
+    return fitted_sampler if solver_of(fitted_sampler).name == solver_of(sampler).name else sampler
 
 
-def cut_short(nfe: int, denoise: float, ran: int) -> list[str]:
-    """What is to be said where `cut` left fewer evaluations than were asked for."""
-    if not 0.0 < denoise < 1.0 or ran >= nfe:
+def denoise_remarks(nfe: int, denoise: float, evaluations: int) -> list[str]:
+    """Return the remark for a run that `below_denoise` left with fewer evaluations than nfe, or nothing."""
+    if not 0.0 < denoise < 1.0 or evaluations >= nfe:
         return []
     return [
-        f"denoise {denoise:g} begins inside this schedule: {ran} of the {nfe} evaluations were below it and "
+        f"denoise {denoise:g} starts inside this schedule, so only {evaluations} of the {nfe} evaluations "
         f"ran. For about {nfe}, set nfe to {round(nfe / denoise)}; or use the ordinary KSampler with {nfe} "
-        "steps and the amed scheduler, which puts all its steps below"
+        "steps and the amed scheduler, which places all steps below the start"
     ]
 
 
-def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
-    """The base times from the noise level on at which `denoise` of the model's time is left, float32; none at
-    denoise 0, as the host has it.
+def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:
+    """Return the noise levels, float32, from the level at which `denoise` of the model's time is left.
 
-    Raises ValueError when that is below the last time."""
+    Empty at denoise 0, as ComfyUI's own samplers have it. Raises ValueError if no step is left."""
     if denoise >= 1.0:
         return times.float()
     if denoise <= 0.0:
@@ -81,7 +87,7 @@ def cut(times: Tensor, model: Any, denoise: float) -> Tensor:
     rest = schedules.from_start(times, start)
     if len(rest) < 2:
         raise ValueError(
-            f"denoise {denoise:g} starts at the noise level {start:.4g}, below this schedule's last one "
-            f"({float(times[-1]):.4g}): nothing is left to do. Raise denoise"
+            f"denoise {denoise:g} starts at noise level {start:.4g}, below this schedule's last level "
+            f"({float(times[-1]):.4g}), so no step is left: raise denoise"
         )
     return rest.float()

@@ -1,8 +1,8 @@
-"""Our samplers, as the host calls them: which predictor runs, and what is counted.
+"""The pack's samplers as ComfyUI calls them: choice of the predictor, counting, previews and reports.
 
-Host: the contract of comfy/k_diffusion/sampling.py, `fn(model, x, sigmas, extra_args, callback, disable,
-**options)`; model is comfy/samplers.py's KSamplerX0Inpaint, its inner_model the guider, or what another
-pack's sampler put around it."""
+Host: the signature of comfy/k_diffusion/sampling.py, `fn(model, x, sigmas, extra_args, callback, disable,
+**options)`. The model is comfy/samplers.py's KSamplerX0Inpaint, whose inner_model is the guider, or whatever
+another pack's sampler wraps around it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +17,21 @@ from ...amed.files import Library
 from ...amed.fit.plain import Setting
 from ...amed.kdiffusion import sample as engine_sample
 from .counting import count_rows
-from .denoiser import Kept, guider_of, model_sampling_of
-from .evaluate import evaluate, lacking
+from .denoiser import InpaintMask, guider_of, model_sampling_of
+from .evaluate import evaluate, missing_outputs
 from .folders import library
 from .hooks import at_listed_level, guides_plainly, whole_guidance
 from .log import warn_once
-from .model import attached, host_sigmas, is_flow, own_options, sampling_of, sigma_range, stop_if_asked
-from .request import own_name, request
+from .model import (
+    applied_predictor,
+    copied_options,
+    host_sigmas,
+    is_flow,
+    sampling_of,
+    sigma_range,
+    stop_if_interrupted,
+)
+from .request import request, sampler_for
 from .running import executing_node, show_text
 
 SCHEDULER = "amed"
@@ -33,14 +41,16 @@ HIDDEN = (
 )
 
 
-class Counted:
-    """The host's denoiser, counted, and stoppable before every evaluation (not only once a step)."""
+class CountedDenoiser:
+    """ComfyUI's denoiser with its evaluations counted in a report.
+
+    The user can interrupt before every evaluation, not only once per step."""
 
     def __init__(self, model: Any, report: Report):
         self._inner, self._report = model, report
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        stop_if_asked()
+        stop_if_interrupted()
         self._report.evaluations += 1
         return self._inner(x, sigma, **at_listed_level(extra_args, sigma))
 
@@ -49,13 +59,18 @@ class Counted:
 
 
 def sampler_function(name: str) -> Callable[..., Tensor]:
-    """The host's `sample_<name>`: the engine's sampler with the MODEL's predictor, or the library's, and with
-    counting and capture. `name` "auto": the sampler of the predictor that is chosen.
+    """Return the function that ComfyUI calls as `sample_<name>`.
 
-    `predictor`: a Fitted, or None for what the MODEL carries, else what the library has for it. `if_missing`:
-    as amed.choose has it; None: the host's own KSampler runs, where a plain solver takes the place of what
-    was not fitted for its very noise levels. `report`: a Report to fill; None: what ran is shown on the node
-    that runs it. `asked`: hears what the library is asked. Raises PredictorError."""
+    The function's options, beside the arguments of a k-diffusion sampler:
+        predictor: a Fitted. None: the predictor applied to the MODEL, else the best one in the library.
+        if_missing: as in amed.choose. None: ComfyUI's own KSampler runs it; a plain solver then replaces any
+            predictor that was not fitted to exactly these noise levels.
+        report: the Report to fill. None: the report is shown on the node that samples.
+        on_request: called with the Request to the library.
+    It raises PredictorError if there is no predictor and `if_missing` is "error".
+
+    Args:
+        name: one of amed.SAMPLERS; "auto": the sampler of the chosen predictor."""
 
     def sample(
         model,
@@ -68,35 +83,34 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         predictor=None,
         if_missing=None,
         report=None,
-        asked=None,
+        on_request=None,
         **_options,
     ):
         if len(sigmas) < 2:
-            return x  # nothing to do, as the host's own samplers have it
-        told, report = report is not None, Report() if report is None else report
+            return x  # no step, as in ComfyUI's own samplers
+        shows_report, report = report is None, Report() if report is None else report
         report.batch = len(x)
         extra_args = dict(extra_args or {})
-        options = extra_args["model_options"] = own_options(extra_args)
-        kept = Kept(extra_args)
-        choice = chosen_for(
-            guider_of(model), name, sigmas, predictor or attached(options), if_missing, options, asked
-        )
-        fitted, runs = None, "amed" if name == AUTO else name
+        options = extra_args["model_options"] = copied_options(extra_args)
+        inpaint = InpaintMask(extra_args)
+        fitted = predictor or applied_predictor(options)
+        choice = choose_for_run(guider_of(model), name, sigmas, fitted, if_missing, options, on_request)
+        fitted, sampler = None, "amed" if name == AUTO else name
         if choice is not None:
-            fitted, runs = choice.fitted, choice.sampler
-            note(report, *choice.remarks, *off_grid(choice, model_sampling_of(model)))
+            fitted, sampler = choice.fitted, choice.sampler
+            add_remarks(report, *choice.remarks, *grid_remarks(choice, model_sampling_of(model)))
             for remark in report.remarks:
                 warn_once(f"{fitted.label}: {remark}")
         report.fitted = fitted
 
-        def ask(model, x, sigma, extra_args, wants):
-            seen = evaluate(model, x, sigma, extra_args, wants)
-            note(report, *lacking(seen, wants))
-            return seen
+        def evaluate_and_report(model, x, sigma, extra_args, wants):
+            evaluation = evaluate(model, x, sigma, extra_args, wants)
+            add_remarks(report, *missing_outputs(evaluation, wants))
+            return evaluation
 
         count_rows(options, report)
-        counted = Counted(model, report)
-        result = SAMPLERS[runs](
+        counted = CountedDenoiser(model, report)
+        result = SAMPLERS[sampler](
             counted,
             x,
             sigmas,
@@ -105,128 +119,150 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
             disable,
             predictor=None if fitted is None else fitted.to(x.device),
             afs=None if may_start_analytically(model, extra_args, fitted) else False,
-            evaluate=ask,
+            evaluate=evaluate_and_report,
         )
-        result = kept.put_back(counted, result, sigmas[-1], extra_args)
-        if not told and (node := executing_node()):
-            show_text(node, brief(report))
+        result = inpaint.restore(counted, result, sigmas[-1], extra_args)
+        if shows_report and (node := executing_node()):
+            show_text(node, short_report(report))
         return result
 
     sample.__name__ = sample.__qualname__ = f"sample_{name}"
     return sample
 
 
-def chosen_for(
-    guider: Any, name: str, sigmas: Tensor, fitted: Any, if_missing: str | None, options: dict,
-    told: Callable[[Request], None] | None = None,
-) -> Choice | None:  # fmt: skip
-    """What a run over `sigmas` takes; None where there is one noise level and nothing to choose. guider: None
-    where it is not found. options: the run's own, which may carry more than the MODEL's. told: hears what is
-    asked."""
+def choose_for_run(
+    guider: Any,
+    name: str,
+    sigmas: Tensor,
+    fitted: Any,
+    if_missing: str | None,
+    options: dict,
+    on_request: Callable[[Request], None] | None = None,
+) -> Choice | None:
+    """Choose the predictor of a run over given noise levels.
+
+    Args:
+        guider: ComfyUI's guider, or None if it cannot be found.
+        name: the sampler, or "auto".
+        sigmas: the run's noise levels.
+        fitted: a given predictor, or None.
+        if_missing: as in `sampler_function`.
+        options: the run's model options, which may have more hooks than the MODEL.
+        on_request: called with the Request to the library.
+
+    Returns:
+        The choice; None for a single noise level above 0 without a given predictor, where all solvers
+        agree."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
-    name, guidance = own_name(name, fitted), float(getattr(guider, "cfg", 1.0))
+    name, guidance = sampler_for(fitted, name), float(getattr(guider, "cfg", 1.0))
     if guider is None:
-        return without_model(name, times, fitted, if_missing or PLAIN)
-    asked = request(
+        return choose_without_model(name, times, fitted, if_missing or PLAIN)
+    run_request = request(
         guider.model_patcher, name, guidance, guides_plainly(guider) and not whole_guidance(options),
         times=times, fitted=fitted, if_missing=if_missing or PLAIN, exact=if_missing is None,
     )  # fmt: skip
-    if told is not None:
-        told(asked)
+    if on_request is not None:
+        on_request(run_request)
     if if_missing is None:
-        advice = how_to_apply(asked, sigma_range(sampling_of(guider.model_patcher))[1])
+        advice = apply_advice(run_request, sigma_range(sampling_of(guider.model_patcher))[1])
     else:
         advice = f"Set if_missing to {PLAIN}, or fit one with Calibrate AMED."
-    return choose(library(), replace(asked, advice=advice))
+    return choose(library(), replace(run_request, advice=advice))
 
 
-def without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
-    """What a run takes that does not know its model: the predictor it was given, or none of the library."""
-    asked = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False, if_missing=if_missing,
-                    advice=HIDDEN)  # fmt: skip
-    choice = choose(Library([]), asked)
+def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
+    """Choose for a run whose model cannot be found: the given predictor, else a plain solver."""
+    run_request = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False,
+                          if_missing=if_missing, advice=HIDDEN)  # fmt: skip
+    choice = choose(Library([]), run_request)
     return choice if fitted is not None else replace(choice, remarks=(HIDDEN,))
 
 
-def how_to_apply(asked: Request, sigma_max: float) -> str:
-    """What to do in the host's own KSampler for a predictor in place of a plain solver: Apply AMED Predictor,
-    where the library has one for this very model, guidance and number of evaluations; else to calibrate.
-    Nothing for a run that begins below the top, to which an applied one would only be stretched."""
-    nfe = asked.count  # one at each noise level, the last to 0
-    if not from_the_top(asked.times, sigma_max):
+def apply_advice(run_request: Request, sigma_max: float) -> str:
+    """Return how to run a predictor instead of a plain solver in ComfyUI's own KSampler.
+
+    That is Apply AMED Predictor if the library has a predictor for this model, guidance and number of
+    evaluations, else Calibrate AMED. "" for a run that starts below sigma_max, where an applied predictor
+    would not fit either."""
+    nfe = run_request.count  # one per noise level, the last one to 0
+    if not from_the_top(run_request.times, sigma_max):
         return ""
-    for sampler in dict.fromkeys((asked.sampler, AUTO)):
-        wanted = replace(asked, sampler=sampler, times=None, nfe=nfe, if_missing="error", exact=False)
+    for sampler in dict.fromkeys((run_request.sampler, AUTO)):
+        wanted = replace(run_request, sampler=sampler, times=None, nfe=nfe, if_missing="error", exact=False)
         try:
             choice = choose(library(), wanted)
         except PredictorError:
             continue
         if not choice.remarks:
-            setting = f"sampler {sampler}, nfe {nfe}, guidance {asked.guidance:g}"
+            setting = f"sampler {sampler}, nfe {nfe}, guidance {run_request.guidance:g}"
             return f"Put Apply AMED Predictor before this KSampler ({setting}) to run {choice.fitted.name}."
     return (
         f"Calibrate AMED with nfe {nfe}, then Apply AMED Predictor before this KSampler, runs a fitted one."
     )
 
 
-def off_grid(choice: Choice, model_sampling: Any) -> list[str]:
-    """What is to be said of noise levels that a predictor was not fitted on. model_sampling: the MODEL's, or
-    None where it is not known."""
+def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
+    """Return the remark on a run at noise levels that its predictor was not fitted on, or nothing.
+
+    model_sampling: that of the MODEL, or None if it cannot be found."""
     if choice.grid == "other":
-        return [other_levels(choice.fitted, model_sampling)]
+        return [other_levels_remark(choice.fitted, model_sampling)]
     if choice.grid == "below":
         return [
             "started below the top of the schedule: no analytic first step, and the constants are "
-            "interpolated between the fitted noise levels where these are others"
+            "interpolated between the fitted noise levels where the run's levels differ"
         ]
     return []
 
 
-def other_levels(fitted: Fitted, model_sampling: Any) -> str:
-    """What to do for the noise levels a predictor was fitted on: the `amed` schedule, where that gives them
-    on this MODEL, or AMED Scheduler, which always does."""
+def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
+    """Return how to get the noise levels that a predictor was fitted on.
+
+    That is the `amed` schedule if it gives them on this MODEL, or AMED Scheduler, which always does."""
     ways, steps = ["AMED Scheduler"], fitted.spec.num_steps - (not fitted.spec.of)
     if model_sampling is not None and same_times(host_sigmas(model_sampling, steps), fitted.base):
         ways.insert(0, f"the {SCHEDULER} schedule with {steps} steps")
-    wrong = f"these noise levels are not those {fitted.name} was fitted on"
-    return f"choose {', or '.join(ways)}: {wrong}"
+    return f"choose {', or '.join(ways)}: these noise levels are not those {fitted.name} was fitted on"
 
 
-def brief(report: Report) -> str:
-    """For a node of the host's own, whose page shows two lines of it: what is to be done comes first."""
+def short_report(report: Report) -> str:
+    """Return a report for a node of ComfyUI, whose page shows two lines of it: remarks come first."""
     passes = "" if report.passes is None else f", {report.passes} passes an image"
     name = report.fitted.name if report.fitted else "no predictor"
     return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])
 
 
-def note(report: Report, *remarks: str) -> None:
-    """Put remarks on a report that does not have them yet."""
+def add_remarks(report: Report, *remarks: str) -> None:
+    """Add remarks to a report, each only once."""
     report.remarks += [remark for remark in dict.fromkeys(remarks) if remark not in report.remarks]
 
 
 def plain_function(setting: Setting) -> Callable[..., Tensor]:
-    """As the host calls a sampler: a plain solver; the analytic first step only where the start is pure
-    noise."""
+    """Return a k-diffusion function that runs a plain solver.
+
+    Its analytic first step is only used where the run starts from pure noise."""
 
     def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
         if len(sigmas) < 2:
             return x
         extra_args = dict(extra_args or {})
-        extra_args["model_options"] = own_options(extra_args)
-        kept, counted = Kept(extra_args), Counted(model, Report())
-        from_the_top = float(sigmas[0]) > 0.99 * setting.sigma_max
-        afs = setting.afs and from_the_top and may_start_analytically(model, extra_args)
+        extra_args["model_options"] = copied_options(extra_args)
+        inpaint, counted = InpaintMask(extra_args), CountedDenoiser(model, Report())
+        from_pure_noise = float(sigmas[0]) > 0.99 * setting.sigma_max
+        afs = setting.afs and from_pure_noise and may_start_analytically(model, extra_args)
         result = engine_sample(counted, x, sigmas, setting.solver, extra_args, callback, disable, afs=afs)
-        return kept.put_back(counted, result, sigmas[-1], extra_args)
+        return inpaint.restore(counted, result, sigmas[-1], extra_args)
 
     return sample_plain
 
 
 def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
-    """Whether the analytic first step's assumption can hold: no inpainting mask, and not a flow model, but
-    for a table that was fitted to one so. Of a model that is not found a table's own is known."""
+    """Whether the analytic first step may be used: without an inpainting mask, and not for a flow model.
+
+    A predictor that was fitted to a flow model with that step may use it; so may any learned one if the model
+    cannot be found."""
     sampling = model_sampling_of(model)
     flow, learned = sampling is not None and is_flow(sampling), fitted is not None and fitted.spec.learned
     as_fitted = learned and (sampling is None or fitted.spec.prediction_type == "flow")

@@ -1,6 +1,6 @@
-"""Whether a MODEL's network itself answers an evaluation, or a cache of another pack in its place.
+"""Detection of caches: whether a MODEL's network computes an evaluation, or another pack's cache answers it.
 
-Host: comfy/patcher_extension.py (wrappers by kind and key), comfy/model_patcher.py (object_patches)."""
+Host: wrappers (see `hooks`), and ModelPatcher's object_patches in comfy/model_patcher.py."""
 
 import sys
 from functools import partial
@@ -11,20 +11,22 @@ from torch import nn
 from ...amed.fit import CachedError
 from .hooks import ANSWERING, guidance_functions, network_function, watch_calls, wrappers_of
 
-LAYERS = 24  # of the network that are watched
+LAYERS = 24  # layers of the network that are watched
 
 
 class Watch:
-    """Counts, while it is open, which of some layers of a MODEL's network run in each evaluation.
+    """A context in which the layers of a MODEL's network that run in each evaluation are counted.
 
-    A step cache leaves out all of them, or all but the first and the last: an evaluation that runs less than
-    half of the layers that others ran was not answered by the network. The layers of a compiled network do
-    not tell; of it only the calls are counted."""
+    A step cache skips all layers, or all but the first and the last. So an evaluation in which less than half
+    of the layers run that others ran was not computed by the network. The layers of a compiled network cannot
+    be watched; only its calls are counted."""
 
     def __init__(self, model: Any):
         self.model = model
-        self.ran, self.most = set[int](), 0  # layers: in this evaluation, the most in any
-        self.calls, self.called = 0, False  # of the network: in this evaluation, whether in any
+        self.ran = set[int]()  # layers that ran in this evaluation
+        self.most = 0  # the most layers that ran in any evaluation
+        self.calls = 0  # calls of the network in this evaluation
+        self.called = False  # whether the network was called in any evaluation
         self.handles: list[Any] | None = None
 
     def __enter__(self) -> "Watch":
@@ -36,64 +38,66 @@ class Watch:
         self.handles = None
 
     def begin(self, model_options: dict) -> None:
-        """Before an evaluation with these options, which are its own. The MODEL is loaded."""
-        if self.handles is None:  # not before: loading may put other modules into the network
+        """Start watching an evaluation of the loaded MODEL; its options (a copy for it) get a hook."""
+        if self.handles is None:  # not earlier, because loading may replace modules of the network
             layers = [] if compiled(self.model) else layers_of(self.model.model.diffusion_model)
             self.handles = [
-                layer.register_forward_hook(partial(self._ran, number)) for number, layer in enumerate(layers)
+                layer.register_forward_hook(partial(self._layer_ran, number))
+                for number, layer in enumerate(layers)
             ]
         self.ran.clear()
         self.calls = 0
-        watch_calls(model_options, "amed_watch", self._called)
+        watch_calls(model_options, "amed_watch", self._network_called)
 
-    def _ran(self, number: int, *_: Any) -> None:
+    def _layer_ran(self, number: int, *_: Any) -> None:
         self.ran.add(number)
 
-    def _called(self) -> None:
+    def _network_called(self) -> None:
         self.calls += 1
 
     def end(self) -> None:
-        """After an evaluation. Raises CachedError where the network did not answer it."""
+        """End an evaluation. Raises CachedError if the network did not compute it."""
         self.most, self.called = max(self.most, len(self.ran)), self.called or self.calls > 0
         if 2 * len(self.ran) < self.most or (self.called and not self.calls):
             raise CachedError(
-                "an evaluation was answered without the network: what is on this MODEL "
-                f"({', '.join(features(self.model)) or 'of another pack'}) answers from memory. "
-                "Connect the MODEL from before that node, and put the node on after"
+                "an evaluation was answered by a cache and not by the network, because of what is on this "
+                f"MODEL: {', '.join(caching_features(self.model)) or 'another pack'}. Connect the MODEL from "
+                "before that node, and put the node after this one"
             )
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """At most LAYERS layers that have weights, from all over a network."""
+    """Return at most LAYERS layers with weights, evenly spread over a network."""
     layers = [module for module in network.modules() if module._parameters]
     return layers[:: -(-len(layers) // LAYERS) or 1]
 
 
 def compiled(model: Any) -> bool:
-    """Whether torch.compile is at work on a MODEL's network."""
+    """Whether a MODEL's network is compiled by torch.compile."""
     patched = model.object_patches.values()
     modules = [*model.model.diffusion_model.modules(), *(m for m in patched if isinstance(m, nn.Module))]
     keys = [str(key) for _, key, _ in wrappers_of(model)]
     return any(hasattr(m, "_orig_mod") for m in modules) or any("compile" in key for key in keys)
 
 
-def features(model: Any) -> list[str]:
-    """What is on a MODEL that may answer in place of its network, by the names it gives itself."""
-    found = [str(key or origin(one)) for kind, key, one in wrappers_of(model) if kind in ANSWERING]
-    around = network_function(model.model_options)
-    found += [origin(around)] if around is not None else []
-    found += [name for name in model.object_patches if name.startswith("diffusion_model")]
-    return list(dict.fromkeys(found))
+def caching_features(model: Any) -> list[str]:
+    """Name what is on a MODEL that may answer in place of its network."""
+    names = [str(key or origin(function)) for kind, key, function in wrappers_of(model) if kind in ANSWERING]
+    replaced = network_function(model.model_options)
+    names += [origin(replaced)] if replaced is not None else []
+    names += [name for name in model.object_patches if name.startswith("diffusion_model")]
+    return list(dict.fromkeys(names))
 
 
-def functions(model: Any) -> list[str]:
-    """What is on a MODEL that may change what its network answers, by the names it gives itself."""
-    found = [one for listed in guidance_functions(model.model_options).values() for one in listed]
-    return list(dict.fromkeys([*map(origin, found), *features(model)]))
+def changing_features(model: Any) -> list[str]:
+    """Name what is on a MODEL that may change the network's result."""
+    by_option = guidance_functions(model.model_options).values()
+    names = [origin(function) for functions in by_option for function in functions]
+    return list(dict.fromkeys([*names, *caching_features(model)]))
 
 
 def origin(function: Any) -> str:
-    """The file or package that a function is from, and its name."""
+    """Return the name of a function or its class, and the file or package that defines it."""
     kind = function if hasattr(function, "__qualname__") else type(function)
     module = str(getattr(kind, "__module__", ""))
     file = getattr(sys.modules.get(module), "__file__", None) or module

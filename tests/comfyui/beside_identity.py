@@ -46,7 +46,7 @@ def package(path, name):
 
 package(ROOT, "amed_pack")
 ours = importlib.import_module("amed_pack.nodes.host.model")
-named = importlib.import_module("amed_pack.nodes.host.register").named_sampler
+named = importlib.import_module("amed_pack.nodes.host.register").sampler_name
 choose = importlib.import_module("amed_pack.amed.choose")
 
 

@@ -105,7 +105,7 @@ class TestAsked:
         guider.sample(zeros, zeros, comfy.samplers.KSAMPLER(visit), sigmas, disable_pbar=True, seed=0)
         prompts = fitting.Prompts([positive], negative, latent_image)
         number = torch.zeros(2, dtype=torch.long)
-        with fitting.fitted_on(model, prompts, cfg, 0, steps) as denoiser:
+        with fitting.prompted_denoiser(model, prompts, cfg, 0, steps) as denoiser:
 
             def ask(which, count=1):
                 x = states[which].repeat(count, *[1] * (start.ndim - 1))

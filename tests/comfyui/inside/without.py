@@ -246,7 +246,7 @@ def copied(*lacks: str) -> Callable[[Any, Any], Any]:
 
     def call(scene: Any) -> Any:
         with torch.inference_mode(False):
-            made = pack("host.fitting").frozen_copy(Without(scene.model, *lacks))
+            made = pack("host.training").frozen_copy(Without(scene.model, *lacks))
         mine, theirs = (next(m.model.diffusion_model.parameters()) for m in (made, scene.model))
         return [mine.data_ptr() != theirs.data_ptr(), not mine.requires_grad]
 
@@ -258,7 +258,9 @@ def counted(scene: Any) -> Any:
 
 
 def wrapped_around(scene: Any) -> Any:
-    return pack("host.counting").put_around(scene.model.clone(), lambda executor, *a, **k: executor(*a, **k))
+    return pack("host.counting").wrap_sampling(
+        scene.model.clone(), lambda executor, *a, **k: executor(*a, **k)
+    )
 
 
 def shown(scene: Any, report: Any) -> Any:
@@ -319,7 +321,7 @@ def guidance_chosen_for(scene: Any) -> Any:
     guider, options = Without(scene.guider(), "cfg"), scene.model.model_options
     return (
         pack("host.sampling")
-        .chosen_for(guider, "auto", scene.sigmas, None, "plain", options)
+        .choose_for_run(guider, "auto", scene.sigmas, None, "plain", options)
         .fitted.spec.guidance
     )
 
@@ -355,7 +357,7 @@ CASES = {
     "add_model_folder_path": Case(folder, listed),
     "KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS": Case(
         attribute(ksampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS"),
-        of(lambda s: pack("host.register").dropped("dpm_2")),
+        of(lambda s: pack("host.register").drops_last_level("dpm_2")),
     ),
     "Schema.search_aliases": Case(poorer_schema, schemas),
     "transformer_options.patches": Case(seen_by_network("patches"), remarks),
@@ -378,13 +380,13 @@ CASES = {
     "latent_rgb_factors_reshape": Case(nothing, preview("latent_rgb_factors_reshape")),
     "latent_rgb_factors_bias": Case(nothing, preview("latent_rgb_factors_bias")),
     "SAMPLER.sampler_function": Case(
-        nothing, of_sampler(lambda s: pack("host.outside").parts_of(s), "sampler_function")
+        nothing, of_sampler(lambda s: pack("host.outside").function_and_options(s), "sampler_function")
     ),
     "SAMPLER.sampler_function, its name": Case(
-        nothing, of_sampler(lambda s: pack("host.register").named_sampler(s), "sampler_function")
+        nothing, of_sampler(lambda s: pack("host.register").sampler_name(s), "sampler_function")
     ),
     "SAMPLER.extra_options": Case(
-        nothing, of_sampler(lambda s: pack("host.outside").parts_of(s)[1], "extra_options")
+        nothing, of_sampler(lambda s: pack("host.outside").function_and_options(s)[1], "extra_options")
     ),
     "SAMPLER.inpaint_options": Case(
         nothing,
@@ -442,7 +444,7 @@ class TestWithout:
 
         def sampled() -> tuple[torch.Tensor, Any]:
             report = pack("host.sampling").Report()
-            sampler = pack("host.register").our_sampler(fitted.spec.sampler, predictor=fitted, report=report)
+            sampler = pack("host.register").amed_sampler(fitted.spec.sampler, predictor=fitted, report=report)
             return scene.run(sampler), report
 
         one = CASES[case]
