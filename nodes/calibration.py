@@ -83,7 +83,7 @@ def calibrate(
     if job.passes is not None and (patches := whole_guidance(model.model_options)):
         raise ValueError(
             f"passes cannot be limited, because this MODEL has {', '.join(patches)}, which needs both halves "
-            "of guidance: set passes to 0, or calibrate without that patch"
+            "of guidance. Set passes to 0, or calibrate without that patch"
         )
     total = sum(settings.budget for settings in job.settings())
     display = ProgressDisplay(rgb_converter(model, prompts), node_id, total)

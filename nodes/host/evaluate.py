@@ -15,7 +15,7 @@ from .model import copied_options
 
 BOTTLENECK, HALVES, COND = "bottleneck", "halves", "cond"
 MISSING = {
-    BOTTLENECK: "no bottleneck could be captured from this model: the AMED predictor gets zeros instead",
+    BOTTLENECK: "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
     HALVES: "the halves of guidance could not be captured from this model: guidance is not split",
 }
 

@@ -88,6 +88,6 @@ def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:
     if len(rest) < 2:
         raise ValueError(
             f"denoise {denoise:g} starts at noise level {start:.4g}, below this schedule's last level "
-            f"({float(times[-1]):.4g}), so no step is left: raise denoise"
+            f"({float(times[-1]):.4g}), so no step is left. Raise denoise"
         )
     return rest.float()
