@@ -101,9 +101,9 @@ class PromptedDenoiser:
         return whole.denoised
 
     def check_repeatable(self, x: Tensor, sigma: Tensor, number: int) -> None:
-        """Raise CachedError if a sample `[1, ...]` is denoised differently after another one was.
+        """Raise CachedError if the same sample `[1, ...]` is denoised differently the second time.
 
-        Some function on the MODEL (e.g. APG with momentum) then remembers evaluations beyond a sampling."""
+        Some function on the MODEL (e.g. APG with momentum) then remembers earlier evaluations."""
         results = []
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             for state in (x, -x, x):

@@ -54,8 +54,8 @@ def function_and_options(sampler: Any) -> tuple[Callable[..., Tensor], dict[str,
     function = function_of(sampler)
     if function is None:
         raise ValueError(
-            f"this SAMPLER ({type(sampler).__name__}) has no sampler function that AMED could wrap: use one "
-            "from KSamplerSelect, or another pack's of that kind"
+            f"this SAMPLER ({type(sampler).__name__}) has no sampler function that AMED could wrap: use a "
+            "SAMPLER from KSamplerSelect"
         )
     return function, options_of(sampler)
 
