@@ -6,7 +6,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """Return the pack's nodes, and add its samplers and schedule to ComfyUI's lists. ComfyUI calls this once."""
+    """Return the pack's nodes to ComfyUI, and add its samplers and schedule to ComfyUI's lists."""
     from comfy_api.latest import ComfyExtension
 
     from .nodes.apply_predictor import ApplyPredictor

@@ -100,7 +100,7 @@ def test_each_hook_of_the_host_is_named_in_one_file():
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_used_modules_are_imported_in_the_file(file):
-    """A file that uses e.g. comfy.utils imports it, although any import of a comfy module makes it reachable."""
+    """A file that uses e.g. comfy.utils imports it, although any comfy import makes it reachable."""
     used = {ast.unparse(node) for node in parsed(file) if isinstance(node, ast.Attribute)}
     used = {name for name in used if name.startswith("comfy.")}
     assert not [name for name in used if not any(f"{name}.".startswith(f"{m}.") for m in imported(file))
