@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 OWN = "amed_"  # the keys of the pack's wrappers begin with this
-NETWORK = "transformer_options"
+NETWORK = "transformer_options"  # the options that the network gets, within those of the run
 PRE_CFG = "sampler_pre_cfg_function"
+# options with functions that change guidance:
 GUIDANCE = ("sampler_cfg_function", "sampler_post_cfg_function", PRE_CFG, "sampler_calc_cond_batch_function")
 MASK = "denoise_mask_function"
-LEVELS = "sample_sigmas"
+LEVELS = "sample_sigmas"  # the noise levels of the run, among the network's options
 OUTPUT_PATCH, MIDDLE_PATCH = "output_block_patch", "middle_block_after_patch"
 CALL, EVALUATION = "apply_model", "predict_noise"  # types of wrappers, as they stand in options
+# types of wrappers that may answer in place of the network:
 ANSWERING = ("outer_sample", "sampler_sample", EVALUATION, "calc_cond_batch", CALL, "diffusion_model")
 TYPES = {  # names of wrapper types in the host's WrappersMP
     "sampling": "SAMPLER_SAMPLE",
