@@ -42,9 +42,8 @@ def write_tiny_models(base: Path) -> None:
 
 
 def put_test_nodes(base: Path) -> None:
-    """inside/: looks.py gives prompts (there is no text encoder) and looks inside, without.py takes parts of
-    the host away, small.py has networks that need no file."""
-    own, ignored = Path(__file__).with_name("inside"), shutil.ignore_patterns("__pycache__")
+    """Copy test_nodes/, the nodes that the tests use, into the custom_nodes of a ComfyUI."""
+    own, ignored = Path(__file__).with_name("test_nodes"), shutil.ignore_patterns("__pycache__")
     shutil.copytree(own, base / "custom_nodes" / "amed_tests", ignore=ignored)
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 from safetensors.torch import load
 
 from demo.comfyui import RunError

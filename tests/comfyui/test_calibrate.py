@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 
 from amed import Fitted, Solver, load, save, schedules
 from amed.constants import as_multistep

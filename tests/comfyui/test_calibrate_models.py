@@ -2,7 +2,7 @@
 the path; quality is judged on the demo model."""
 
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 from safetensors.torch import load
 
 from amed import load as load_predictor

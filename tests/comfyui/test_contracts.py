@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui.conftest import put_test_nodes, write_user_predictors
-from comfyui.heard import Heard
-from comfyui.kinds import Small
+from comfyui.page_messages import Heard
+from comfyui.predictor_kinds import Small
 from safetensors.torch import load
 
 from demo import comfyui

@@ -2,7 +2,7 @@
 names (tiny_files.py).
 
 What differs from what a person runs: the pictures are small (SIDE), and SDXL's and Flux's prompts come from
-TestPrompt (inside/looks.py), for their text encoders are left out."""
+TestPrompt (test_nodes/inspection.py), for their text encoders are left out."""
 
 import json
 import subprocess

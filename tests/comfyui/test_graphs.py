@@ -13,7 +13,7 @@ from comfyui.graphs.invariants import Broken, Invalid
 from comfyui.graphs.recipe import BASES, Recipe, common, draw, from_json, to_json
 from comfyui.graphs.runner import FAILED, INVALID, RUNS, Runner, Running, text_of
 from comfyui.graphs.ways import WAYS
-from comfyui.kinds import times_of
+from comfyui.predictor_kinds import times_of
 
 from amed import Fitted, Solver, Spec, load, save
 from amed.constants import as_multistep

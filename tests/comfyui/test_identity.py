@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from comfyui.kinds import Small
+from comfyui.predictor_kinds import Small
 
 from amed import load
 from demo import comfyui
@@ -39,10 +39,10 @@ SIMPLE = {"euler": "euler", "uni_pc": "uni_pc", "dpm_fast": "dpm_fast_function",
 
 
 def beside(folder, *packs):
-    """What beside_identity.py prints, in a process of its own."""
+    """What print_identities.py prints, in a process of its own."""
     if comfyui.find() is None:
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
-    script = Path(__file__).with_name("beside_identity.py")
+    script = Path(__file__).with_name("print_identities.py")
     run = subprocess.run([sys.executable, script, folder, *packs], capture_output=True, text=True,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""The matrix (cells.py) in a real ComfyUI, and the page it makes: docs/COMPATIBILITY.md.
+"""The matrix (matrix_rows.py) in a real ComfyUI, and the page it makes: docs/COMPATIBILITY.md.
 
 A cell runs, with everything asserted that can be, or is refused in words that are asserted, or its node is
 not in this host. AMED_WRITE=1 writes the page and runs slow rows too; without it the page must say what was
@@ -9,8 +9,8 @@ import re
 
 import pytest
 import torch
-from comfyui.cells import ROWS, Bench, Row
-from comfyui.kinds import KINDS, Kind, write_files
+from comfyui.matrix_rows import ROWS, Bench, Row
+from comfyui.predictor_kinds import KINDS, Kind, write_files
 from safetensors.torch import save_file
 from trust import page as trust
 
@@ -41,7 +41,7 @@ def bench(server):
 
 
 def write_lora(folder):
-    """Of rank 2, on two layers of small.py's U-Net."""
+    """Of rank 2, on two layers of small_models.py's U-Net."""
     folder.mkdir(exist_ok=True)
     drawn, made = torch.Generator().manual_seed(5), {}
     for name in ("attn1_to_q", "attn2_to_v"):

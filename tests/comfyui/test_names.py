@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from trust import names
+from trust import hostile_names as names
 
 from demo.comfyui import RunError
 

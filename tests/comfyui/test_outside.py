@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 
 from amed import load
 from demo.comfyui import ROOT, RunError

@@ -23,7 +23,7 @@ PAIRS = ("dpm_2", "heun")
 def rows():
     if comfyui.find() is None:
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
-    script = Path(__file__).with_name("beside_host.py")
+    script = Path(__file__).with_name("print_solver_ends.py")
     run = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,

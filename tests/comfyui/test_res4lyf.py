@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 
 from amed import load
 from demo import comfyui

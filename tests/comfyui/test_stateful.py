@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 
 from amed import load
 from demo.comfyui import RunError

@@ -1,7 +1,7 @@
 """float64 is made on the CPU alone: `amed.double.as_double` is the one way there from what a device may hold.
 
 Apple's GPUs have no float64, and say so in the middle of a run. This looks for every other way in the source;
-tests/engine/test_no_double.py runs the engine on a device without it."""
+tests/engine/test_no_float64.py runs the engine on a device without it."""
 
 import ast
 from pathlib import Path

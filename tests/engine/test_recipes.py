@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from solvers import EVERY
+from every_solver import EVERY
 
 from amed import Constants, Solver, sample, schedules
 from amed.loop import Problem, State, loop, states

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trust.failing import network, table, toy_target
+from trust.failing_models import network, table, toy_target
 
 from amed import Library, PredictorError, load, save
 from amed.files.code import from_code

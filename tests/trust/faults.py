@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from trust import disk, page
-from trust.failing import (
+from trust.failing_models import (
     JOBS,
     Failing,
     all_nan,
@@ -24,7 +24,7 @@ from trust.failing import (
     out_of_memory,
     toy_target,
 )
-from trust.failing import patches as patches_on
+from trust.failing_models import patches as patches_on
 from trust.kills import demo_target
 
 from amed import SAMPLERS, Constants, Solver, load, schedules

@@ -2,7 +2,8 @@
 
     PYTHONPATH=.:tests python -m trust.fuzz [FILES] [PICKLES] [SEED]
 
-Each file is made from a good one by its number alone (broken.py): `one(good, NUMBER, FOLDER)` repeats it."""
+Each file is made from a good one by its number alone (broken_files.py): `check_file(good, NUMBER, FOLDER,
+result)` repeats it."""
 
 import argparse
 import base64
@@ -27,7 +28,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from trust import broken, pickles
+from trust import broken_files as broken
+from trust import pickles
 from trust.page import Part, put
 
 from amed import SAMPLERS, Fitted, Library, PredictorError, load, save

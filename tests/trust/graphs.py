@@ -6,7 +6,7 @@
     make graphs ARGS="--file FOUND.json"           a failure that an earlier run wrote, as it was shrunk
 
 What fails is shrunk to the fewest ingredients, printed, and written with its graph (API format, to be dragged
-into a ComfyUI that has tests/comfyui/inside) into --out.
+into a ComfyUI that has tests/comfyui/test_nodes) into --out.
 """
 
 import argparse

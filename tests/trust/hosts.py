@@ -20,8 +20,8 @@ from trust.soak import version
 
 from demo.comfyui import ROOT, find
 
-TESTS = ("tests/comfyui", "tests/webui/test_without.py")
-WITHOUT = "test_without"  # those that take an attribute of a host away
+TESTS = ("tests/comfyui", "tests/webui/test_missing_features.py")
+WITHOUT = "test_missing_features"  # those that take an attribute of a host away
 NAMED = "attributes of a host taken away"
 WEBUIS = {"A1111_PATH": "AUTOMATIC1111", "FORGE_PATH": "Forge", "REFORGE_PATH": "reForge"}
 FEW = 4  # files that are named

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from trust.failing import network, table, toy_target
+from trust.failing_models import network, table, toy_target
 
 from amed import Library, load, save
 from amed.files import store

@@ -8,9 +8,10 @@ import statistics
 from pathlib import Path
 
 import torch
-from solvers import EVERY
+from every_solver import EVERY
 from torch import Tensor
-from trust import exact, orders, samplers
+from trust import exact_problem as exact
+from trust import orders, samplers
 from trust.page import Part, put
 
 import amed

@@ -1,9 +1,9 @@
 """The order of convergence that each recipe has, and the one that theory gives it, on a problem whose end is
-known (exact.py)."""
+known (exact_problem.py)."""
 
 import math
 
-from trust import exact
+from trust import exact_problem as exact
 
 from amed import Solver
 from amed.loop import Problem, State, loop

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from every_solver import EVERY
 from golden import Toy
-from solvers import EVERY
 from torch import Tensor
 from trust.orders import label
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from trust import disk, faults
-from trust.failing import JOBS, network, table, toy_target
+from trust.failing_models import JOBS, network, table, toy_target
 
 from amed import Library, PredictorError, load, save
 from amed.files import alone, store
@@ -67,7 +67,7 @@ def test_a_write_that_is_cut_short(tmp_path):
     """The system takes the first 4096 bytes, and no more."""
     save(tmp_path / "dear.safetensors", network(1))
     code = (
-        "import resource, sys; from pathlib import Path; from trust.failing import network; "
+        "import resource, sys; from pathlib import Path; from trust.failing_models import network; "
         "from amed import save; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "save(Path(sys.argv[1]), network(2))"
     )

@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from trust import broken, fuzz, pickles
+from trust import broken_files as broken
+from trust import fuzz, pickles
 
 from amed import Library, PredictorError, load
 from amed.files import spec, store

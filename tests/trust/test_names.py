@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from trust import names
+from trust import hostile_names as names
 
 from amed import Fitted, Library, PredictorError, Spec, save
 from amed.files.store import file_name, saved_as

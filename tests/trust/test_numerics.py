@@ -4,9 +4,9 @@ functions."""
 import kdiffusion
 import pytest
 import torch
+from every_solver import EVERY
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from solvers import EVERY
 from trust import numerics, orders, samplers
 
 import amed

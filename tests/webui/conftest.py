@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_webui
 import pytest
-import restated
 import torch
 
 from amed.choose import Identity
@@ -40,7 +40,7 @@ def denoiser() -> demo.Denoiser:
 def webui(request, tmp_path, denoiser):
     """A host with AMED installed: `.script` ours, `.ui`, `.run`, `.calibrate`, `.host` our modules. Its
     checkpoint is taken for a Stable Diffusion 1.5 that no predictor was fitted for."""
-    made = restated.install(request.param, tmp_path, denoiser)
+    made = fake_webui.install(request.param, tmp_path, denoiser)
     load_package()
     door = importlib.import_module("amed_webui.door")
     script = door.install()()
@@ -50,10 +50,10 @@ def webui(request, tmp_path, denoiser):
     sys.modules["amed_webui.host"].read_identity = lambda model: unknown
     names = ("ui", "run", "calibrate", "host", "samplers", "evaluate")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
-    yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
-                          restated=restated, sampler_base=restated.KDiffusionSampler,
-                          Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
-    restated.remove()
+    yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=fake_webui.generate,
+                          fake_webui=fake_webui, sampler_base=fake_webui.KDiffusionSampler,
+                          Processing=fake_webui.Processing, read_identity=read_identity)  # fmt: skip
+    fake_webui.remove()
     load_package()
 
 
@@ -65,4 +65,4 @@ def small_latents(webui, monkeypatch):
     def latents(count, channels, *size, generator):
         return make(count, channels, *(s // 8 if s == 64 else s for s in size), generator=generator)
 
-    monkeypatch.setattr(webui.restated, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))
+    monkeypatch.setattr(webui.fake_webui, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))

@@ -5,7 +5,7 @@ import os
 import warnings
 
 import pytest
-from real import FLAGS, Server
+from real_webui import FLAGS, Server
 
 from demo import browser
 

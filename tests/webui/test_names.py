@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from trust import names
+from trust import hostile_names as names
 
 QUICK = {
     "prompts": "0\n1",

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real import FLAGS, Refused, Server
+from real_webui import FLAGS, Refused, Server
 from safetensors.torch import load_file
 
 from amed import Fitted, Multistep, Solver, Spec, load, save, schedules

@@ -266,9 +266,9 @@ def test_a_model_without_a_middle_block(emoji):
 
 def test_refiner(emoji, denoiser):
     """The network is another one from some evaluation on: rows are counted and captured there."""
-    import restated
+    import fake_webui
 
-    other = restated.Network(denoiser)
+    other = fake_webui.Network(denoiser)
 
     def swap(cfg):
         if cfg.step == 2:

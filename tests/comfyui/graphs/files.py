@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from comfyui.kinds import write_files
+from comfyui.predictor_kinds import write_files
 from safetensors.torch import save_file
 
 LORAS = {"sd15": (128, 64), "file": (320, 768)}  # width of the middle block and of prompts

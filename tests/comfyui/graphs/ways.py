@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from comfyui.kinds import KINDS, WRAPPED, Kind
+from comfyui.predictor_kinds import KINDS, WRAPPED, Kind
 
 from amed import SAMPLERS
 
 from .scene import FAMILIES, Scene
 
 ALL = ("sd15", "demo", "wan", "flux", "file")
-FITTED = ("sd15", "wan", "file")  # bases that have files of comfyui.kinds
+FITTED = ("sd15", "wan", "file")  # bases that have files of comfyui.predictor_kinds
 NO_DEMO = ("sd15", "wan", "flux", "file")
 FILES = {kind.file: kind for kind in KINDS if not kind.sampler and not kind.around}
 DEMO = {

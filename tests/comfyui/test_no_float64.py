@@ -1,4 +1,4 @@
-"""ComfyUI on a device without float64 (tests/no_double.py), as on Apple's GPUs: every node, beside the same
+"""ComfyUI on a device without float64 (tests/no_float64.py), as on Apple's GPUs: every node, beside the same
 on the CPU."""
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def elsewhere(tmp_path_factory, server):
     write_user_predictors(base / "models" / "amed_predictors")
     put_test_nodes(base)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AMED_TEST_DEVICE", str(Path(__file__).parents[1] / "no_double.py"))
+        patch.setenv("AMED_TEST_DEVICE", str(Path(__file__).parents[1] / "no_float64.py"))
         running = comfyui.Server(base).start()
     yield running
     running.stop()

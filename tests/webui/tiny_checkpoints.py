@@ -2,7 +2,7 @@
 of A1111 (with its .yaml, a small VAE and a text encoder and tokenizer of its own), of Forge or of reForge
 (whose VAE and text encoder have fixed sizes).
 
-    python tests/webui/tiny_webui.py WEBUI_FOLDER FOLDER SEED NAME
+    python tests/webui/tiny_checkpoints.py WEBUI_FOLDER FOLDER SEED NAME
 
 A process of its own, for it imports the WebUI's network classes.
 """

@@ -1,4 +1,4 @@
-"""The engine on a device without float64 (tests/no_double.py): each sampler, fit and measure gives there
+"""The engine on a device without float64 (tests/no_float64.py): each sampler, fit and measure gives there
 what it gives on the CPU."""
 
 import math
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import kdiffusion
-import no_double
+import no_float64
 import pytest
 import torch
 from golden import Toy, error
@@ -44,7 +44,7 @@ from amed.loop import Problem, dynamic_threshold
 from amed.outside import Asking, Outside, Wrapped
 from hosts import grid, report
 
-DEVICE = no_double.there()
+DEVICE = no_float64.there()
 PREDICTORS = Path(__file__).parents[2] / "predictors"
 TIMES = schedules.make("polynomial", 5, 0.02, 40.0)
 SHAPE = (3, 8, 8)
@@ -84,7 +84,7 @@ def halves(device, count=3):
 def both(work):
     """What `work(device)` gives on the CPU and there."""
     here, there = work(torch.device("cpu")), work(DEVICE)
-    assert there.device.type == no_double.NAME and there.dtype == torch.float32
+    assert there.device.type == no_float64.NAME and there.dtype == torch.float32
     return here, there.cpu()
 
 
@@ -125,7 +125,7 @@ def test_it_is_a_device_of_its_own():
     with pytest.raises((RuntimeError, TypeError)):
         x.numpy()
     assert (x * torch.tensor(2.0, dtype=torch.float64)).cpu().tolist() == [2.0, 2.0, 2.0]
-    assert torch.tensor([1.0], dtype=torch.float64).to(x).device.type == no_double.NAME
+    assert torch.tensor([1.0], dtype=torch.float64).to(x).device.type == no_float64.NAME
 
 
 def test_the_helpers():
@@ -350,7 +350,7 @@ def test_measures():
     assert torch.allclose(plane.lost(a.to(DEVICE)), Plane.of(a).lost(a))
     x, args = noise(DEVICE) / 40, joined([halves(DEVICE, 2), halves(DEVICE, 1)])
     end, count = run(Guided(Model(DEVICE), 2.0), x, TIMES, Solver("euler"), args, batch=2)
-    assert count == 4 and end.device.type == no_double.NAME
+    assert count == 4 and end.device.type == no_float64.NAME
     pictures = {"fit": end, "reference": end}
     assert report.grid(pictures).width and report.strip(pictures).width
     tile = ((end.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)

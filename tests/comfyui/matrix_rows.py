@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from comfyui.kinds import CFG, KINDS, NFE, Kind, Made, Small, run
+from comfyui.predictor_kinds import CFG, KINDS, NFE, Kind, Made, Small, run
 from safetensors.torch import load
 
 APART = r"takes the halves of guidance apart, which .* does not allow: take it off, or choose another"

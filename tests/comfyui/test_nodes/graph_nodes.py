@@ -13,9 +13,9 @@ import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy.patcher_extension import WrappersMP
 
-from .looks import HOOKS, TestLeft, hooks, outline
+from .inspection import HOOKS, TestLeft, hooks, outline
 from .shared import PROMPTS, patched
-from .small import DTYPES, KINDS, drawn
+from .small_models import DTYPES, KINDS, drawn
 
 FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 64, "context_in_dim": 64,

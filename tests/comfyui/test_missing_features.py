@@ -1,12 +1,12 @@
 """Each thing of the host that an adapter can do without, taken from a real ComfyUI once: one warning, that
-feature off, the rest working (without.py takes it away, inside the host)."""
+feature off, the rest working (missing_features.py takes it away, inside the host)."""
 
 import json
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from asked import asked_in
+from optional_names import asked_in
 
 PASSES = "too old to count the network's passes"
 ZEROS = "no bottleneck could be captured"

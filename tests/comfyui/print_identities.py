@@ -1,7 +1,7 @@
 """Identities of real MODELs of ComfyUI: precisions, quantised files, merges, LoRAs; and names of SAMPLERs.
 Prints one JSON line: {case: value}.
 
-    python tests/comfyui/beside_identity.py FOLDER [COMFYUI_GGUF]
+    python tests/comfyui/print_identities.py FOLDER [COMFYUI_GGUF]
 
 Run in a process of its own, as it loads ComfyUI's modules."""
 

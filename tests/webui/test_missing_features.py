@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from asked import asked_in
+from optional_names import asked_in
 
 GONE = object()
 

@@ -1,7 +1,7 @@
 """What the pack does where the host lacks something.
 
 Each case takes something of the real host away, asks the feature that wants it, samples twice, and puts it
-back. What is to come of it stands in test_without.py."""
+back. What is to come of it stands in test_missing_features.py."""
 
 import json
 import logging

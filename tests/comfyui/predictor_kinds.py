@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from comfyui.conftest import Graph
-from comfyui.heard import Heard
+from comfyui.page_messages import Heard
 from safetensors.torch import load
 
 from amed import BottleneckPredictor, Constants, Fitted, Multistep, Solver, Spec, save, schedules
@@ -62,7 +62,7 @@ KINDS = (
 
 
 def times_of(family: str, count: int) -> torch.Tensor:
-    """Noise levels of a family of small.py's, from its highest to its lowest."""
+    """Noise levels of a family of small_models.py's, from its highest to its lowest."""
     if FAMILIES[family][0] == "eps":
         return schedules.make("discrete", count, 0.029167158151720367, 14.614641229333639)
     t = torch.linspace(1, 0.001, count, dtype=torch.float64)
@@ -114,8 +114,9 @@ def write_files(folder: Path) -> None:
 
 
 class Small(Graph):
-    """A graph on a MODEL of small.py's, with prompts and an empty LATENT of 8 x 12 (of video 6 x 8 in 3
-    frames)."""
+    """A graph on a MODEL of small_models.py, with prompts and an empty LATENT.
+
+    The LATENT has 8 x 12 pixels; for a video model 6 x 8 in 3 frames."""
 
     def __init__(self, which="sd15", batch=1, width=96, height=64, dtype="fp32", length=9):
         self.nodes = {}

@@ -45,7 +45,7 @@ class Server:
         self.python, self.kind = python_of(variable, self.folder), variable
         self.models = data / "models" / "Stable-diffusion"
         for seed, name in enumerate(("tiny", "other")):
-            command = [self.python, str(ROOT / "tests" / "webui" / "tiny_webui.py"), str(self.folder)]
+            command = [self.python, str(ROOT / "tests" / "webui" / "tiny_checkpoints.py"), str(self.folder)]
             subprocess.run([*command, str(self.models), str(seed), name], check=True, capture_output=True)
         (data / "extensions").mkdir()
         for name, place in (("amed", ROOT), ("failing", ROOT / "tests" / "webui" / "failing")):

@@ -1,11 +1,11 @@
-"""The restated WebUIs on a device without float64 (tests/no_double.py): the schedule, the samplers, fits."""
+"""The restated WebUIs on a device without float64 (tests/no_float64.py): the schedule, the samplers, fits."""
 
 import copy
 from types import SimpleNamespace
 
-import no_double
+import fake_webui
+import no_float64
 import pytest
-import restated
 import torch
 
 from amed import load
@@ -25,11 +25,11 @@ def move(webui, monkeypatch):
     webui.host.FAMILIES["is_sd1"] = "emoji32"
 
     def moved():
-        device, launch = no_double.there(), restated.KDiffusionSampler.launch
+        device, launch = no_float64.there(), fake_webui.KDiffusionSampler.launch
         network = copy.deepcopy(webui.checkpoint.network).to(device)
 
         def enter(module, args, kwargs):
-            assert args[0].device.type == no_double.NAME
+            assert args[0].device.type == no_float64.NAME
             return args, kwargs | {"context": kwargs["context"].to(device)}
 
         network.register_forward_pre_hook(enter, with_kwargs=True)
@@ -39,14 +39,14 @@ def move(webui, monkeypatch):
             checkpoint.forge_objects.unet.model if hasattr(checkpoint, "forge_objects") else checkpoint.model
         )
         holder.diffusion_model = network
-        wrapper = restated.external.CompVisDenoiser
+        wrapper = fake_webui.external.CompVisDenoiser
         own = SimpleNamespace(CompVisDenoiser=lambda model: wrapper(model).to(device))
-        monkeypatch.setattr(restated, "external", own)
+        monkeypatch.setattr(fake_webui, "external", own)
 
         def on_device(self, p, steps, x, sigmas, prompts, negative):
             return launch(self, p, steps, x.to(device), sigmas.to(device), prompts, negative)
 
-        monkeypatch.setattr(restated.KDiffusionSampler, "launch", on_device)
+        monkeypatch.setattr(fake_webui.KDiffusionSampler, "launch", on_device)
 
     return moved
 

@@ -1,4 +1,4 @@
-"""The host on another device: the one whose file AMED_TEST_DEVICE names (tests/no_double.py), in the host's
+"""The host on another device: the one whose file AMED_TEST_DEVICE names (tests/no_float64.py), in the host's
 own mode for devices it does not know (DirectML's)."""
 
 import importlib.util
@@ -11,7 +11,7 @@ from .shared import patched
 
 def moved():
     """Put the host on that device."""
-    spec = importlib.util.spec_from_file_location("no_double", os.environ["AMED_TEST_DEVICE"])
+    spec = importlib.util.spec_from_file_location("no_float64", os.environ["AMED_TEST_DEVICE"])
     device = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(device)
     host = comfy.model_management
