@@ -1,4 +1,4 @@
-"""Every recipe at every order and with every switch it has."""
+"""Every recipe at every order, with every combination of its switches."""
 
 from amed import Solver
 from amed.recipes import RECIPES

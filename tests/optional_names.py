@@ -1,4 +1,4 @@
-"""What a host's adapter can do without: the names it asks for, found in its source."""
+"""Names of host features that an adapter treats as optional, collected from its source code."""
 
 import ast
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from demo.comfyui import ROOT
 
 
-def asked_in(folder: str) -> set[str]:
-    """Those of every file of a folder of the pack."""
-    return set().union(*(asked_for(file) for file in (ROOT / folder).glob("*.py")))
+def optional_names_in(folder: str) -> set[str]:
+    """Return the optional names of all files in a folder of the pack."""
+    return set().union(*(optional_names(file) for file in (ROOT / folder).glob("*.py")))
 
 
-def asked_for(file: Path) -> set[str]:
-    """Names in getattr and hasattr, and modules imported in a `try`."""
+def optional_names(file: Path) -> set[str]:
+    """Return names that a file passes to getattr or hasattr, and modules that it imports in a `try`."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr"):

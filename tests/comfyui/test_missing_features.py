@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from optional_names import asked_in
+from optional_names import optional_names_in
 
 PASSES = "too old to count the network's passes"
 ZEROS = "no bottleneck could be captured"
@@ -86,7 +86,7 @@ VERSIONS = {"current_patcher", "backup_buffers", "_qdata", "_layout_params", "te
 
 
 def test_nothing_that_is_asked_for_is_left_out():
-    found = asked_in("nodes")
+    found = optional_names_in("nodes")
     covered = {name for want in WANTED.values() for name in want.covers}
     assert len(found) > 15 and found - OURS - VERSIONS == covered
 

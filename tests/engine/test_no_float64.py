@@ -44,7 +44,7 @@ from amed.loop import Problem, dynamic_threshold
 from amed.outside import Asking, Outside, Wrapped
 from hosts import grid, report
 
-DEVICE = no_float64.there()
+DEVICE = no_float64.device()
 PREDICTORS = Path(__file__).parents[2] / "predictors"
 TIMES = schedules.make("polynomial", 5, 0.02, 40.0)
 SHAPE = (3, 8, 8)

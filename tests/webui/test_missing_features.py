@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from optional_names import asked_in
+from optional_names import optional_names_in
 
 GONE = object()
 
@@ -193,7 +193,7 @@ def infotext(webui: Any) -> str:
 
 
 def test_nothing_that_is_asked_for_is_left_out():
-    found = asked_in("webui")
+    found = optional_names_in("webui")
     covered = {name for case in CASES.values() for name in case.covers}
     assert len(found) > 25 and found - OURS == covered
 

@@ -25,7 +25,7 @@ def move(webui, monkeypatch):
     webui.host.FAMILIES["is_sd1"] = "emoji32"
 
     def moved():
-        device, launch = no_float64.there(), fake_webui.KDiffusionSampler.launch
+        device, launch = no_float64.device(), fake_webui.KDiffusionSampler.launch
         network = copy.deepcopy(webui.checkpoint.network).to(device)
 
         def enter(module, args, kwargs):

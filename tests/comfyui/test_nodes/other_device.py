@@ -12,10 +12,10 @@ from .shared import patched
 def moved():
     """Put the host on that device."""
     spec = importlib.util.spec_from_file_location("no_float64", os.environ["AMED_TEST_DEVICE"])
-    device = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(device)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     host = comfy.model_management
-    host.directml_enabled, host.directml_device = True, device.there()
+    host.directml_enabled, host.directml_device = True, module.device()
 
 
 if "AMED_TEST_DEVICE" in os.environ:
