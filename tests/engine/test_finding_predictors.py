@@ -1,4 +1,4 @@
-"""What a fit saved is found under what was asked, by several threads at once too."""
+"""A saved fit is found under the sampler it was requested for, also by several threads at once."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ A, UNREAD = Identity("sd15", "a" * 16), Identity("sd15", "")
 
 
 def plain(sampler, nfe=5, model=A, **said):
-    """What a fit for `sampler` keeps where nothing beat a plain solver."""
+    """Return what a fit for `sampler` saves when nothing beat a plain solver."""
     times = schedules.make("time_uniform", nfe + 1, LOW, HIGH)
     metrics = {k: said.pop(k) for k in ("rmse_ref", "error") if k in said}
     spec = Spec.on(
@@ -49,10 +49,12 @@ def outside():
 @pytest.mark.parametrize("model", [A, UNREAD], ids=["known", "unreadable"])
 def test_a_plain_solver_is_found_under_the_sampler_it_was_fitted_for(tmp_path, sampler, model):
     save(tmp_path / "kept.safetensors", plain(sampler, model=model))
-    found = choose(Library([tmp_path]), Request(model, sampler, nfe=5))
-    assert found.fitted.name == "kept.safetensors" and found.sampler == "amed_multistep" and not found.remarks
-    assert choose(Library([tmp_path]), Request(model, sampler, fitted=found.fitted)).fitted is found.fitted
-    on_its_levels = Request(model, sampler, times=found.sigmas)
+    choice = choose(Library([tmp_path]), Request(model, sampler, nfe=5))
+    assert (
+        choice.fitted.name == "kept.safetensors" and choice.sampler == "amed_multistep" and not choice.remarks
+    )
+    assert choose(Library([tmp_path]), Request(model, sampler, fitted=choice.fitted)).fitted is choice.fitted
+    on_its_levels = Request(model, sampler, times=choice.sigmas)
     assert choose(Library([tmp_path]), on_its_levels).fitted.name == "kept.safetensors"
     other = "amed_euler" if sampler != "amed_euler" else "amed"
     with pytest.raises(PredictorError, match="no predictor"):
@@ -60,21 +62,21 @@ def test_a_plain_solver_is_found_under_the_sampler_it_was_fitted_for(tmp_path, s
 
 
 def test_other_files_stay_as_they_are_byte_for_byte(tmp_path):
-    """The field is not written where it says nothing, and an older version keeps it as an unknown one."""
+    """The field is written only where it matters, and older versions keep it as an unknown field."""
     path = save(tmp_path / "table.safetensors", learned())
     assert b"fitted_for" not in path.read_bytes()
     path = save(tmp_path / "kept.safetensors", plain("amed"))
     assert load(path).spec.fitted_for == "amed"
 
 
-def test_for_a_named_sampler_the_stated_error_decides(tmp_path):
+def test_the_stated_error_decides_for_a_named_sampler(tmp_path):
     save(tmp_path / "a first.safetensors", plain("amed", rmse_ref=0.5))
     save(tmp_path / "b better.safetensors", learned(rmse_ref=0.2))
     save(tmp_path / "c worse.safetensors", learned(rmse_ref=0.4))
     assert choose(Library([tmp_path]), Request(A, "amed", nfe=5)).fitted.name == "b better.safetensors"
 
 
-def test_a_checkpoint_that_cannot_be_told_takes_what_is_for_none_in_particular(tmp_path):
+def test_an_unidentified_checkpoint_takes_files_of_no_checkpoint(tmp_path):
     save(tmp_path / "a other.safetensors", learned(rmse_ref=0.1))
     save(tmp_path / "b own.safetensors", learned(model=UNREAD, rmse_ref=0.2))
     assert choose(Library([tmp_path]), Request(UNREAD, "amed", nfe=5)).fitted.name == "b own.safetensors"
@@ -89,12 +91,12 @@ def test_fits_for_two_samplers_do_not_overwrite_each_other(tmp_path):
         "amed": "calibrated.safetensors", "amed_ipndm": "calibrated-2.safetensors",
         "amed_deis": "calibrated-3.safetensors",
     }  # fmt: skip
-    keep(path, plain("amed", error=0.01))  # a better one for the same sampler, of another kind
+    keep(path, plain("amed", error=0.01))  # a better fit for the same sampler, but of another kind
     assert load(path).spec.fitted_for == "amed" and len(list(tmp_path.glob("*.safetensors"))) == 3
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_predictor_for_a_hosts_sampler_is_refused_in_words(name):
+def test_a_host_samplers_predictor_is_refused_with_a_message(name):
     x, sigmas = torch.zeros(1, 3, 4, 4), torch.tensor([5.0, 1.0, 0.0])
     with pytest.raises(ValueError, match="fitted for the host's sampler 'dpmpp_2m'"):
         SAMPLERS[name](lambda x, sigma: x, x, sigmas, predictor=outside())
@@ -110,14 +112,14 @@ def test_any_family_makes_a_file_name(family):
 @pytest.mark.parametrize(
     "seed", [0, 2**31 - 1, 2**63, 2**64 - 1, 2**64 - 1 + 10**9, (2**64 - 1) * 1_000_003, -1]
 )
-def test_any_seed_draws(seed):
+def test_any_seed_draws_noise(seed):
     assert len(torch.randn(3, generator=seeded(seed)).unique()) == 3
     small = torch.Generator().manual_seed(5)
     assert torch.equal(torch.randn(3, generator=small), torch.randn(3, generator=seeded(5)))
 
 
 def test_threads_share_a_library(tmp_path):
-    """Two read and list while a third writes and deletes: nothing but what a deleted file explains."""
+    """Two threads read and list while a third writes and deletes; only errors of a deleted file may occur."""
     library, wrong, stop = Library([tmp_path]), [], time.monotonic() + 2.0
     for n in range(30):
         save(tmp_path / f"{n}.safetensors", learned())

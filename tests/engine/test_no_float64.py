@@ -1,5 +1,5 @@
-"""The engine on a device without float64 (tests/no_float64.py): each sampler, fit and measure gives there
-what it gives on the CPU."""
+"""The engine on a device without float64 (tests/no_float64.py): each sampler, fit and measure gives the same
+result there as on the CPU."""
 
 import math
 import os
@@ -48,11 +48,11 @@ DEVICE = no_float64.device()
 PREDICTORS = Path(__file__).parents[2] / "predictors"
 TIMES = schedules.make("polynomial", 5, 0.02, 40.0)
 SHAPE = (3, 8, 8)
-NEAR = 2e-6  # of the same float32 arithmetic
+NEAR = 2e-6  # tolerance between two runs of the same float32 arithmetic
 
 
 class Model(nn.Module):
-    """golden.Toy in float32, moved by a condition."""
+    """golden.Toy in float32, shifted by a condition."""
 
     def __init__(self, device="cpu"):
         super().__init__()
@@ -74,7 +74,7 @@ def noise(device="cpu", count=3):
 
 
 def halves(device, count=3):
-    """Guidance's arguments."""
+    """Return guidance's arguments."""
     return {
         "cond": {"shift": torch.full((count,), 0.2, device=device)},
         "uncond": {"shift": torch.zeros(count, device=device)},
@@ -82,16 +82,16 @@ def halves(device, count=3):
 
 
 def both(work):
-    """What `work(device)` gives on the CPU and there."""
-    here, there = work(torch.device("cpu")), work(DEVICE)
-    assert there.device.type == no_float64.NAME and there.dtype == torch.float32
-    return here, there.cpu()
+    """Return the results of `work(device)` on the CPU and on the device without float64."""
+    on_cpu, on_device = work(torch.device("cpu")), work(DEVICE)
+    assert on_device.device.type == no_float64.NAME and on_device.dtype == torch.float32
+    return on_cpu, on_device.cpu()
 
 
 def same(work, tolerance=NEAR):
-    here, there = both(work)
-    assert here.isfinite().all() and here.std() > 0.1
-    assert error(there, here) < tolerance
+    on_cpu, on_device = both(work)
+    assert on_cpu.isfinite().all() and on_cpu.std() > 0.1
+    assert error(on_device, on_cpu) < tolerance
 
 
 # --- the device --------------------------------------------------------------------------------------------
@@ -112,13 +112,13 @@ def same(work, tolerance=NEAR):
         lambda x: torch.tensor([1.0], dtype=torch.float64).to(x.device),
     ],
 )
-def test_it_refuses_float64(way):
-    """The test can fail."""
+def test_the_device_refuses_float64(way):
+    """The simulated device must refuse float64, or these tests could not fail."""
     with pytest.raises(TypeError, match="float64"):
         way(torch.ones(3, device=DEVICE))
 
 
-def test_it_is_a_device_of_its_own():
+def test_the_device_differs_from_the_cpu():
     x = torch.ones(3, device=DEVICE)
     with pytest.raises(RuntimeError, match="same device"):
         x + torch.ones(3)
@@ -128,7 +128,7 @@ def test_it_is_a_device_of_its_own():
     assert torch.tensor([1.0], dtype=torch.float64).to(x).device.type == no_float64.NAME
 
 
-def test_the_helpers():
+def test_the_float64_helpers():
     x = torch.tensor([0.1, 2.0], device=DEVICE, requires_grad=True)
     wide = as_double(x)
     assert wide.dtype == torch.float64 and wide.device.type == "cpu" and not wide.requires_grad
@@ -144,18 +144,18 @@ def test_the_helpers():
 @pytest.mark.parametrize("zero", [0, 1])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_each_sampler_untrained(name, zero):
-    """The list of noise levels lies on the device, as hosts have it."""
+    """The list of noise levels is on the device, as in hosts."""
     times = torch.cat([TIMES, TIMES.new_zeros(zero)]).float()
 
     def work(device):
-        seen = []
+        states = []
         end = SAMPLERS[name](
             Model(device),
             noise(device),
             times.to(device),
-            callback=lambda told: seen.append(told["denoised"]),
+            callback=lambda told: states.append(told["denoised"]),
         )
-        assert len(seen) == 4 + zero and all(v.device.type == device.type for v in seen)
+        assert len(states) == 4 + zero and all(v.device.type == device.type for v in states)
         return end
 
     same(work)
@@ -168,7 +168,7 @@ def test_each_sampler_with_constants(name, afs):
     wide = torch.float64
 
     def work(device):
-        own = [v.to(device) for v in (r, c, a)]  # what is given on a device comes off it
+        own = [v.to(device) for v in (r, c, a)]  # constants given on a device are moved to the CPU
         constants = Constants(TIMES.float().to(device), r=own[0], c=own[1], a=own[2])
         assert constants.sigmas.dtype == wide and constants.sigmas.device.type == "cpu"
         return SAMPLERS[name](Model(device), noise(device), TIMES.to(device, torch.float32),
@@ -181,7 +181,8 @@ def test_each_sampler_with_constants(name, afs):
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "amed_multistep"])
 def test_each_sampler_with_a_network(name, kind, afs, tmp_path):
-    """Through a file: the network goes to the device, in float32 whatever the file has; or stays."""
+    """A network loaded from a file moves to the device, in float32 whatever the file's dtype, or stays on the
+    CPU."""
     torch.manual_seed(3)
     network = BottleneckPredictor(0.01, 0.05).to(kind)
     for parameter in network.parameters():
@@ -204,7 +205,7 @@ def test_each_sampler_with_a_network(name, kind, afs, tmp_path):
 @pytest.mark.parametrize("afs", [False, True])
 @pytest.mark.parametrize("offset", [False, True])
 @pytest.mark.parametrize("parts", ["", "guidance", "halves", "bands", "halves+bands"])
-def test_tables(parts, offset, afs):
+def test_tables_of_every_kind(parts, offset, afs):
     table, count = (
         as_multistep(Solver("ipndm", 2), TIMES, afs),
         {"": 1, "guidance": 2, "halves": 2, "bands": 4},
@@ -223,17 +224,17 @@ def test_tables(parts, offset, afs):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in PREDICTORS.glob("emoji32-*-nfe5-cfg*.safetensors")))
 def test_bundled_files(name):
-    """On their own noise levels and on others."""
+    """Run bundled files on their own noise levels and on others."""
     fitted = load(PREDICTORS / f"{name}.safetensors")
     lists = (fitted.sigmas(), schedules.make("polynomial", 6, 0.01, 60.0), fitted.sigmas()[1:])
     for times in lists:
 
         def work(device, times=times):
             guided = Guided(Model(device), 2.0)
-            ask = asked if not fitted.wants_bottleneck else FromModule(guided.model.middle_block)
+            evaluate = asked if not fitted.wants_bottleneck else FromModule(guided.model.middle_block)
             return SAMPLERS[fitted.spec.sampler](
                 guided, noise(device), times.to(device=device, dtype=torch.float32), halves(device),
-                predictor=fitted.to(device), evaluate=ask,
+                predictor=fitted.to(device), evaluate=evaluate,
             )  # fmt: skip
 
         same(work, 2e-5)
@@ -249,20 +250,20 @@ def test_bundled_files(name):
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16])
 def test_plain_solvers(solver, kind):
-    """Of Compare, the teachers and the references; also where the host runs half precision."""
-    here, there = (
+    """The plain solvers of Compare, the teachers and the references, also in half precision."""
+    on_cpu, on_device = (
         sample(Model(device), noise(device).to(kind), TIMES.float().to(device), solver).cpu().float()
         for device in (torch.device("cpu"), DEVICE)
     )
-    assert error(there, here) < (1e-2 if kind == torch.float16 else NEAR)
+    assert error(on_device, on_cpu) < (1e-2 if kind == torch.float16 else NEAR)
 
 
-def test_thresholds():
+def test_thresholding():
     x = noise()
     bound = torch.quantile(x.abs().flatten(1), 0.995, dim=1).view(-1, 1, 1, 1)
     assert torch.allclose(dynamic_threshold(x), x.clamp(-bound, bound) / bound, rtol=1e-6)
     assert torch.allclose(dynamic_threshold(x.to(DEVICE)).cpu(), dynamic_threshold(x), rtol=1e-6)
-    big = torch.rand(1, 3, 2400, 2400)  # more values than torch.quantile takes
+    big = torch.rand(1, 3, 2400, 2400)  # more values than torch.quantile accepts
     assert dynamic_threshold(big).shape == big.shape
 
     def work(device):
@@ -305,21 +306,25 @@ def test_a_predictor_around_a_hosts_sampler(name):
 @pytest.mark.parametrize("sampler", ["auto", *SAMPLERS])
 @pytest.mark.parametrize("fallback", [PLAIN, UNTRAINED])
 def test_choosing_by_a_list_on_the_device(sampler, fallback, tmp_path):
-    """With no file, and with one of as many noise levels and one more of the same."""
+    """Choose without a file, and with files of the list's length and of one level more."""
     times = TIMES.float().to(DEVICE)
-    who = Identity("toy", "f" * 16)
-    asked = Request(who, sampler, times=times, if_missing=fallback)
-    choice = choose(Library([tmp_path]), asked)
+    identity = Identity("toy", "f" * 16)
+    request = Request(identity, sampler, times=times, if_missing=fallback)
+    choice = choose(Library([tmp_path]), request)
     assert choice.sigmas.device.type == "cpu" and choice.sigmas.dtype == torch.float64
-    own = "amed_multistep" if sampler == "auto" else sampler
-    constants = as_multistep(Solver("ipndm", 2), TIMES) if own == "amed_multistep" else Constants(TIMES)
+    file_sampler = "amed_multistep" if sampler == "auto" else sampler
+    constants = (
+        as_multistep(Solver("ipndm", 2), TIMES) if file_sampler == "amed_multistep" else Constants(TIMES)
+    )
     for name, base in (("mine", TIMES), ("other", schedules.make("logsnr", 5, 0.02, 40.0))):
-        described = Spec.on(ENTRIES[own].solver, base, model_family="toy", model_fingerprint="f" * 16)
+        described = Spec.on(
+            ENTRIES[file_sampler].solver, base, model_family="toy", model_fingerprint="f" * 16
+        )
         moved = (
             type(constants)(base, constants.weights) if isinstance(constants, Multistep) else Constants(base)
         )
         save(tmp_path / f"{name}.safetensors", Fitted(described, moved, base))
-    choice = choose(Library([tmp_path]), asked)
+    choice = choose(Library([tmp_path]), request)
     assert choice.fitted.name == "mine.safetensors" and choice.grid == "own"
     assert same_times(times, TIMES) and not same_times(times.cpu() * 2, TIMES)
 
@@ -327,8 +332,10 @@ def test_choosing_by_a_list_on_the_device(sampler, fallback, tmp_path):
 def test_schedules_of_a_table_on_the_device():
     table = schedules.sd_sigmas()
     here = schedules.make("discrete", 6, float(table[0]), float(table[-1]), table=table)
-    there = schedules.make("discrete", 6, float(table[0]), float(table[-1]), table=table.float().to(DEVICE))
-    assert torch.allclose(here, there, rtol=1e-5) and there.dtype == torch.float64
+    on_device = schedules.make(
+        "discrete", 6, float(table[0]), float(table[-1]), table=table.float().to(DEVICE)
+    )
+    assert torch.allclose(here, on_device, rtol=1e-5) and on_device.dtype == torch.float64
     cut = schedules.from_start(TIMES.float().to(DEVICE), 3.0)
     assert torch.allclose(as_double(cut), schedules.from_start(TIMES, 3.0), rtol=1e-6)
     assert torch.equal(schedules.checked(TIMES.float().to(DEVICE)), TIMES.float().double())
@@ -358,20 +365,20 @@ def test_measures():
 
 
 @pytest.mark.parametrize("solver", [Solver("ipndm", 3), Solver("deis", 3), Solver("amed")], ids=str)
-def test_a_walk(solver):
+def test_a_walk_along_a_trajectory(solver):
     torch.manual_seed(3)
     network = BottleneckPredictor(0.01).requires_grad_(False)
     for predictor in (None, network):
         walks = []
         for device in (torch.device("cpu"), DEVICE):
             model = Model(device)
-            own = None if predictor is None else Fitted(Spec.on(solver, TIMES), network, TIMES).to(device)
-            own = own and own.predictor
+            fitted = None if predictor is None else Fitted(Spec.on(solver, TIMES), network, TIMES).to(device)
+            fitted = fitted and fitted.predictor
             problem = Problem(model, evaluate=FromModule(model.middle_block))
-            walks.append(walk(problem, solver, noise(device)[:1], TIMES, own))
-        here, there = walks
-        assert there.states.device.type == "cpu" and error(there.states, here.states) < 2e-5
-        assert torch.allclose(there.shares(), here.shares(), atol=1e-3)
+            walks.append(walk(problem, solver, noise(device)[:1], TIMES, fitted))
+        on_cpu, on_device = walks
+        assert on_device.states.device.type == "cpu" and error(on_device.states, on_cpu.states) < 2e-5
+        assert torch.allclose(on_device.shares(), on_cpu.shares(), atol=1e-3)
 
 
 # --- fitting -----------------------------------------------------------------------------------------------
@@ -415,10 +422,10 @@ def test_calibration(asked_for):
         results.append(calibration.result())
         assert report.live(progress, look, look.images).width
         assert report.picture(results[-1], results[-1].images).width
-    here, there = (result.fitted.spec.metrics for result in results)
-    assert there["evaluations"] == here["evaluations"]
-    assert there["error"] == pytest.approx(here["error"], rel=1e-3)
-    assert there["fd_ref"] == pytest.approx(here["fd_ref"], rel=1e-3, abs=1e-6)
+    on_cpu, on_device = (result.fitted.spec.metrics for result in results)
+    assert on_device["evaluations"] == on_cpu["evaluations"]
+    assert on_device["error"] == pytest.approx(on_cpu["error"], rel=1e-3)
+    assert on_device["fd_ref"] == pytest.approx(on_cpu["fd_ref"], rel=1e-3, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m"])
@@ -433,8 +440,8 @@ def test_a_calibration_of_a_hosts_sampler(name):
         calibration = OuterCalibration(target_on(device), Settings(4, budget=2000), sampler)
         list(calibration.run())
         results.append(calibration.result().fitted.spec.metrics)
-    here, there = results
-    assert there["error"] == pytest.approx(here["error"], rel=1e-3)
+    on_cpu, on_device = results
+    assert on_device["error"] == pytest.approx(on_cpu["error"], rel=1e-3)
 
 
 def test_greedy_tables_and_rivals():
@@ -443,22 +450,22 @@ def test_greedy_tables_and_rivals():
             greedy_table(Model(device), solver, TIMES, noise(device) / 40, {}, True)
             for device in (torch.device("cpu"), DEVICE)
         ]
-        here, there = (torch.stack(list(table.values.values())) for table in tables)
-        assert torch.allclose(here, there, atol=1e-3)
+        on_cpu, on_device = (torch.stack(list(table.values.values())) for table in tables)
+        assert torch.allclose(on_cpu, on_device, atol=1e-3)
     for name, rival in usual(target_on(DEVICE), 4).items():
         end = rival(Model(DEVICE), noise(DEVICE) / 40, {})
         assert end.cpu().isfinite().all(), name
-    ask = in_batches(2)
+    evaluate = in_batches(2)
     assert (
-        ask(Model(DEVICE), noise(DEVICE), noise(DEVICE).new_full((3,), 2.0), {}, frozenset()).denoised.shape[
-            0
-        ]
+        evaluate(
+            Model(DEVICE), noise(DEVICE), noise(DEVICE).new_full((3,), 2.0), {}, frozenset()
+        ).denoised.shape[0]
         == 3
     )
 
 
 def trained():
-    """Algorithm 1 on both devices: print the best held-out errors, and where it began."""
+    """Run Algorithm 1 on both devices; print the best held-out errors and the initial ones."""
 
     for name, checkpointing in (("amed", True), ("amed_deis", False), ("amed_uni_pc", False)):
         for device in (torch.device("cpu"), DEVICE):
@@ -478,15 +485,17 @@ def trained():
 
 
 def test_algorithm_1():
-    """In a process of its own: torch's thread for the gradients of this device aborts a usual end."""
+    """Runs in a separate process, because torch's gradient thread for this device aborts at exit."""
     tests = Path(__file__).resolve().parents[1]
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))}
-    told = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=300, env=found)
-    assert told.returncode == 0, told.stderr[-2000:]
-    lines = [line.split() for line in told.stdout.splitlines()]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))}
+    process = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    lines = [line.split() for line in process.stdout.splitlines()]
     assert len(lines) == 6
-    for here, there in zip(lines[::2], lines[1::2]):
-        assert float(there[2]) == pytest.approx(float(here[2]), rel=1e-3)
+    for on_cpu, on_device in zip(lines[::2], lines[1::2]):
+        assert float(on_device[2]) == pytest.approx(float(on_cpu[2]), rel=1e-3)
 
 
 if __name__ == "__main__":

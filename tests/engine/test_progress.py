@@ -1,4 +1,4 @@
-"""A calibration seen from outside while it runs."""
+"""The progress and previews that a running calibration reports."""
 
 import math
 
@@ -21,31 +21,35 @@ def target() -> Target:
     return Target(Counter(toy), draw, 0.01, 40.0)
 
 
-def test_every_evaluation_is_heard_of_and_the_bar_never_goes_back(target, tmp_path):
-    """Of a whole job, whose fits share their references."""
-    heard = []
+def test_every_evaluation_is_reported_and_progress_never_decreases(target, tmp_path):
+    """For a whole job, whose fits share their references."""
+    reports = []
     job = Job((3, 4), budget=2500)
-    fit(target, job, lambda nfe: tmp_path / f"{nfe}.safetensors", heard.append)
-    done = [progress.evaluations for progress in heard]
-    assert len(heard) > target.model.evaluations and done == sorted(done) and heard[-1].budget == 5000
-    assert max(b - a for a, b in zip(done, done[1:])) < 200
-    later = [progress.seconds for progress in heard[1:]]
+    fit(target, job, lambda nfe: tmp_path / f"{nfe}.safetensors", reports.append)
+    evaluations = [progress.evaluations for progress in reports]
+    assert (
+        len(reports) > target.model.evaluations
+        and evaluations == sorted(evaluations)
+        and reports[-1].budget == 5000
+    )
+    assert max(b - a for a, b in zip(evaluations, evaluations[1:])) < 200
+    later = [progress.seconds for progress in reports[1:]]
     assert all(math.isfinite(seconds) and seconds >= 0 for seconds in later)
 
 
-def test_what_there_is_to_see_grows_to_what_the_report_says(target):
+def test_previews_grow_into_the_final_report(target):
     calibration = Calibration(target, Settings(5, budget=4000))
-    seen = [(progress.stage, progress.look()) for progress in calibration.run()]
-    first, last, result = seen[0][1], seen[-1][1], calibration.result()
+    previews = [(progress.stage, progress.look()) for progress in calibration.run()]
+    first, last, result = previews[0][1], previews[-1][1], calibration.result()
     assert not first.images and not first.curve and math.isnan(first.error) and math.isnan(first.ratio)
-    searched = next(look for stage, look in seen if stage == "compare")
+    searched = next(look for stage, look in previews if stage == "compare")
     assert set(searched.images) == {"reference", "plain"} and math.isnan(searched.error)
     assert (last.error, last.plain) == (result.rows[0].error, result.rows[1].error)
     assert last.ratio < 1 and min(ratio for _, ratio in last.curve) == pytest.approx(last.ratio, rel=0.05)
     assert all(torch.equal(last.images[name], result.images[name]) for name in ("reference", "plain", "fit"))
 
 
-def test_small_calls_are_timed_apart():
+def test_small_calls_are_timed_separately():
     pace = Pace()
     assert math.isnan(pace.left(10))
     pace.called(8, 4.0)

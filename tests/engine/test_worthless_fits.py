@@ -1,4 +1,4 @@
-"""A fit that is no better than no sampling at all is marked, and never chosen unless it is named."""
+"""A fit no better than no sampling at all is marked, and runs only if it is named."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ def fitted(**metrics):
     return Fitted(spec, as_multistep(Solver("ipndm", 2), times), times)
 
 
-def test_the_error_of_no_sampling_is_that_of_another_reference():
+def test_the_error_of_no_sampling_is_the_distance_between_references():
     ends = torch.tensor([0.0, 2.0, 4.0]).view(3, 1, 1, 1)
     judge = Judge(None, Samples(ends, {}, ends), 4)
     others = torch.tensor([4.0, 0.0, 2.0]).view(3, 1, 1, 1)
@@ -33,25 +33,25 @@ def test_the_error_of_no_sampling_is_that_of_another_reference():
 
 
 @pytest.mark.parametrize(("error", "usable"), [(0.5, True), (1.0, False), (112.0, False), (math.nan, False)])
-def test_what_a_file_says(error, usable):
+def test_the_mark_in_a_file(error, usable):
     assert verdict(error, 1.0).get("usable", True) is usable
 
 
-def test_auto_leaves_it_out_and_its_name_runs_it_with_a_remark(tmp_path):
+def test_auto_skips_a_marked_fit_and_its_name_runs_it_with_a_remark(tmp_path):
     save(tmp_path / "bad.safetensors", fitted(error=112.0, usable=False, no_sampling_error=3.0))
-    library, asked = Library([tmp_path]), Request(ME, nfe=5)
+    library, request = Library([tmp_path]), Request(ME, nfe=5)
     with pytest.raises(PredictorError, match=r"bad\S* is left out"):
-        choose(library, asked)
-    choice = choose(library, replace(asked, fitted=load(tmp_path / "bad.safetensors")))
+        choose(library, request)
+    choice = choose(library, replace(request, fitted=load(tmp_path / "bad.safetensors")))
     assert any("no better than no sampling" in remark for remark in choice.remarks)
-    save(tmp_path / "old.safetensors", fitted(error=112.0))  # from before there was the mark
-    assert choose(Library([tmp_path]), asked).fitted.name.startswith("old")
+    save(tmp_path / "old.safetensors", fitted(error=112.0))  # an older file without the mark
+    assert choose(Library([tmp_path]), request).fitted.name.startswith("old")
 
 
 @pytest.mark.parametrize("error", [112.0, 0.1])
-def test_it_takes_no_usable_fits_place_and_gives_up_its_own(tmp_path, error):
+def test_a_marked_fit_never_replaces_a_usable_one(tmp_path, error):
     path = tmp_path / "one.safetensors"
     keep(path, fitted(error=1.0))
-    saved, said = keep(path, fitted(error=error, usable=False, no_sampling_error=0.05))
-    assert saved.name == "one-2.safetensors" and "not usable" in said
+    saved, remark = keep(path, fitted(error=error, usable=False, no_sampling_error=0.05))
+    assert saved.name == "one-2.safetensors" and "not usable" in remark
     assert keep(saved, fitted(error=200.0))[0] == saved
