@@ -1,8 +1,8 @@
-"""The matrix: what a real ComfyUI does to a MODEL, a LATENT or a run, each with every kind of thing we offer.
+"""The rows of the matrix: what a real ComfyUI does to a MODEL, a LATENT or a run, with each kind of
+predictor.
 
-A row is `Row(name, check)`, check(bench, kind) raises AssertionError where something is wrong. What cannot be
-is refused by the pack in words (`refused`: kind names, and what the message must say). The file is long, for
-it is a list: a function or a line a row."""
+A row is `Row(name, check)`; check(bench, kind) raises AssertionError where something is wrong. `refused` maps
+a kind that the pack refuses to a pattern of the message. The file is long because it is a list."""
 
 import json
 import time
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from comfyui.predictor_kinds import CFG, KINDS, NFE, Kind, Made, Small, run
+from comfyui.predictor_kinds import CFG, KINDS, NFE, Kind, RunResult, Small, run
 from safetensors.torch import load
 
 APART = r"takes the halves of guidance apart, which .* does not allow: take it off, or choose another"
@@ -24,22 +24,22 @@ OURS = tuple(kind.name for kind in KINDS if not kind.around and not kind.sampler
 FALLING = r"sigmas must fall at every step, got .*: "
 
 
-Change = Callable[[Small], object]  # of a graph; it may give a GUIDER
+Change = Callable[[Small], object]  # changes a graph; may return a GUIDER
 Check = Callable[["Bench", Kind], None]
 
 
 class Bench:
-    """A running server, and the plain runs that rows are compared with, each made once."""
+    """A running server, and the plain runs that rows are compared with, each run once."""
 
     def __init__(self, server):
         self.server, self.kept = server, {}
         self.version: str = server.get("/system_stats")["system"]["comfyui_version"]
 
-    def run(self, g: Small, latent) -> Made:
+    def run(self, g: Small, latent) -> RunResult:
         return run(self.server, g, latent)
 
-    def plain(self, kind: Kind, cfg=CFG, **small) -> Made:
-        """A kind on a MODEL with nothing on it."""
+    def plain(self, kind: Kind, cfg=CFG, **small) -> RunResult:
+        """Run a kind on a MODEL without patches."""
         key = (kind.name, cfg, *sorted(small.items()))
         if key not in self.kept:
             g = Small(**small)
@@ -47,7 +47,7 @@ class Bench:
         return self.kept[key]
 
     def euler(self, g: Small, **more) -> torch.Tensor:
-        """The host's own sampler on a graph's MODEL."""
+        """Run the host's own Euler on a graph's MODEL."""
         return self.run(g, g.ksampler("euler", "karras", 2, cfg=CFG, **more)).latents
 
 
@@ -69,28 +69,31 @@ class Row:
         return not self.kinds or kind.name in self.kinds
 
 
-def close(one: torch.Tensor, other: torch.Tensor, share: float = 1e-3) -> None:
-    torch.testing.assert_close(one, other, rtol=share, atol=share * float(other.std()))
+def close(first: torch.Tensor, other: torch.Tensor, share: float = 1e-3) -> None:
+    torch.testing.assert_close(first, other, rtol=share, atol=share * float(other.std()))
 
 
-def differs(one: torch.Tensor, other: torch.Tensor) -> None:
-    assert float((one - other).abs().max()) > 0.01 * float(other.std()), "it did nothing"
+def differs(first: torch.Tensor, other: torch.Tensor) -> None:
+    assert float((first - other).abs().max()) > 0.01 * float(other.std()), (
+        "the patch has no effect on the image"
+    )
 
 
-def counted(made: Made, kind: Kind, rows: int | None = 2, evaluations: int = NFE) -> None:
-    """Evaluations, and the network's rows an image, as the run itself said them."""
-    assert made.counted is not None, f"nothing was counted: {made.said}"
-    assert made.counted[0] == evaluations, made.said
+def counted(result: RunResult, kind: Kind, rows: int | None = 2, evaluations: int = NFE) -> None:
+    """Check the evaluations, and the network's rows per image, that the run itself reports."""
+    assert result.counted is not None, f"the report states no counts: {result.report}"
+    assert result.counted[0] == evaluations, result.report
     if rows is not None and evaluations == NFE:
-        assert made.counted[1] == kind.passes(rows), made.said
+        assert result.counted[1] == kind.passes(rows), result.report
 
 
 # --- a MODEL with something on it --------------------------------------------------------------------------
 
 
 def patched(on: Change, off: Change | None = None, rows: int | None = 2, idle: tuple[str, ...] = ()) -> Check:
-    """The image with it is another one (but for the kinds of `idle`), and with it turned off the plain one;
-    what the run says it counted; and the MODEL's images by the host's own sampler are the same before and
+    """Check that the patch changes the image (except for kinds in `idle`) and that a disabled patch does not.
+
+    The reported counts must be right, and the MODEL's images by the host's own sampler the same before and
     after."""
 
     def euler(bench: Bench) -> torch.Tensor:
@@ -102,13 +105,13 @@ def patched(on: Change, off: Change | None = None, rows: int | None = 2, idle: t
         if check not in bench.kept:
             bench.kept[check] = euler(bench)
         plain, g = bench.plain(kind), Small()
-        made = bench.run(g, g.sample(kind, guider=on(g)))
-        if kind.around:  # the last of a row
-            assert torch.equal(euler(bench), bench.kept[check]), "the MODEL is not as it was"
-        assert made.latents.shape == plain.latents.shape
-        counted(made, kind, rows)
+        result = bench.run(g, g.sample(kind, guider=on(g)))
+        if kind.around:  # the last kind of a row
+            assert torch.equal(euler(bench), bench.kept[check]), "the MODEL was changed"
+        assert result.latents.shape == plain.latents.shape
+        counted(result, kind, rows)
         if kind.name not in idle:
-            differs(made.latents, plain.latents)
+            differs(result.latents, plain.latents)
         if off is not None:
             g = Small()
             close(bench.run(g, g.sample(kind, guider=off(g))).latents, plain.latents)
@@ -121,15 +124,15 @@ def on_model(kind: str, **inputs) -> Change:
 
 
 def node(kind: str, on: dict, off: dict | None = None, rows: int | None = 2, idle=(), refused=None,
-         said: str = "", since: str = "") -> Row:  # fmt: skip
-    """A node of the host's from MODEL to MODEL, with inputs; off: those that turn it off."""
+         suffix: str = "", since: str = "") -> Row:  # fmt: skip
+    """Return a row for a node of the host from MODEL to MODEL; `off` are the inputs that disable it."""
     turned_off = None if off is None else on_model(kind, **on | off)
     check = patched(on_model(kind, **on), turned_off, rows, idle)
-    return Row(kind + said, check, refused or {}, TOUCHED, (kind,), since)
+    return Row(kind + suffix, check, refused or {}, TOUCHED, (kind,), since)
 
 
 def dual(first: float) -> Callable[[Small], list]:
-    """With both scales alike its second prompt cancels out."""
+    """With equal scales, DualCFGGuider's second prompt cancels out."""
     return lambda g: [g.add("DualCFGGuider", model=g.model, cond1=g.positive, cond2=g.other,
                             negative=g.negative, cfg_conds=first, cfg_cond2_negative=CFG,
                             style="regular"), 0]  # fmt: skip
@@ -156,7 +159,7 @@ def lora(strength: float) -> Change:
 
 
 def lora_hook(g: Small) -> None:
-    """On the positive prompt alone, so that the halves are two calls."""
+    """A LoRA on the positive prompt alone, so that the halves are two calls."""
     hook = [g.add("CreateHookLoraModelOnly", lora_name="small.safetensors", strength_model=1.0), 0]
     g.positive = [g.add("ConditioningSetProperties", cond_NEW=g.positive, hooks=hook, strength=1.0,
                         set_cond_area="default"), 0]  # fmt: skip
@@ -179,16 +182,16 @@ PATCHES = (
     node("FreeU_V2", FREEU, NO_FREEU),
     node("HyperTile", TILES),
     node("TomePatchModel", {"ratio": 0.3}, {"ratio": 0.0}),
-    # before, its log divided by zero where as many evaluations were skipped as there are steps
+    # older versions divide by zero in a log message if as many evaluations are skipped as there are steps
     node("EasyCache", CACHE, {"reuse_threshold": 0.0}, None, ("halves",), since="0.3.58"),
     node("LazyCache", CACHE, {"reuse_threshold": 0.0}, None, refused=HALVES, since="0.3.58"),
     Row("ControlNet", patched(control(1.0), control(0.0)), kinds=TOUCHED),
     Row("ControlNet, from 20 to 60 percent", patched(control(1.0, 0.2, 0.6)), kinds=TOUCHED),
     Row("LoRA", patched(lora(1.0), lora(0.0)), kinds=TOUCHED),
     Row("LoRA as a hook on one prompt", patched(lora_hook), {}, TOUCHED, ("CreateHookLoraModelOnly",)),
-    node("ModelSamplingDiscrete", V | {"zsnr": False}, said=", v-prediction"),
-    node("ModelSamplingDiscrete", V | {"zsnr": True}, said=", zero terminal SNR"),
-    node("DifferentialDiffusion", {}, idle=EVERY, said=", no mask"),
+    node("ModelSamplingDiscrete", V | {"zsnr": False}, suffix=", v-prediction"),
+    node("ModelSamplingDiscrete", V | {"zsnr": True}, suffix=", zero terminal SNR"),
+    node("DifferentialDiffusion", {}, idle=EVERY, suffix=", no mask"),
 )  # fmt: skip
 
 
@@ -196,47 +199,49 @@ PATCHES = (
 
 
 def batches(bench: Bench, kind: Kind) -> None:
-    one = bench.plain(kind).latents
+    single = bench.plain(kind).latents
     for batch in (2, 5):
-        made = bench.plain(kind, batch=batch)
-        assert len(made.latents) == batch
-        counted(made, kind)
-        close(made.latents[:1], one)
-        differs(made.latents[1:2], one)
+        whole_batch = bench.plain(kind, batch=batch)
+        assert len(whole_batch.latents) == batch
+        counted(whole_batch, kind)
+        close(whole_batch.latents[:1], single)
+        differs(whole_batch.latents[1:2], single)
 
 
 def odd_sizes(bench: Bench, kind: Kind) -> None:
     for width, height in ((72, 104), (40, 24)):
-        made = bench.plain(kind, batch=2, width=width, height=height)
-        assert made.latents.shape == (2, 4, height // 8, width // 8)
-        counted(made, kind)
+        result = bench.plain(kind, batch=2, width=width, height=height)
+        assert result.latents.shape == (2, 4, height // 8, width // 8)
+        counted(result, kind)
 
 
 def guidance(scale: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
-        made = bench.plain(kind, cfg=scale)
-        counted(made, kind, 1 if scale == 1 else 2)
+        result = bench.plain(kind, cfg=scale)
+        counted(result, kind, 1 if scale == 1 else 2)
         if scale != CFG:
-            differs(made.latents, bench.plain(kind).latents)
+            differs(result.latents, bench.plain(kind).latents)
 
     return check
 
 
 def in_two_calls(bench: Bench, kind: Kind) -> None:
     g = Small(batch=2).patch("SmallMemory")
-    made = bench.run(g, g.sample(kind))
-    counted(made, kind)
-    close(made.latents, bench.plain(kind, batch=2).latents)
+    result = bench.run(g, g.sample(kind))
+    counted(result, kind)
+    close(result.latents, bench.plain(kind, batch=2).latents)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------
 
 
-def side(g: Small, prompt, left: bool):
-    """A prompt for the left or the right half alone, by a mask."""
-    whole = [g.add("SolidMask", value=0.0, width=96, height=64), 0]
+def side(g: Small, prompt, is_left: bool):
+    """Return a prompt for the left or the right half, by a mask."""
+    full_mask = [g.add("SolidMask", value=0.0, width=96, height=64), 0]
     half = [g.add("SolidMask", value=1.0, width=48, height=64), 0]
-    mask = g.add("MaskComposite", destination=whole, source=half, x=0 if left else 48, y=0, operation="add")
+    mask = g.add(
+        "MaskComposite", destination=full_mask, source=half, x=0 if is_left else 48, y=0, operation="add"
+    )
     return [g.add("ConditioningSetMask", conditioning=prompt, mask=[mask, 0], strength=1.0,
                   set_cond_area="default"), 0]  # fmt: skip
 
@@ -251,20 +256,21 @@ def area(g: Small, prompt, x: float):
 
 
 def several(split: Callable[[Small, object], list], rows: int | None) -> Check:
-    """Several conds where each of them is the same prompt are that prompt; another in one of them shows."""
+    """Check that several conds of the same prompt equal that prompt, and that a differing one changes the
+    image."""
 
     def check(bench: Bench, kind: Kind) -> None:
         for other in (False, True):
             g = Small(batch=2)
             parts = split(g, g.other if other else g.positive)
             g.positive = [g.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
-            made = bench.run(g, g.sample(kind))
-            counted(made, kind, rows)
+            result = bench.run(g, g.sample(kind))
+            counted(result, kind, rows)
             plain = bench.plain(kind, batch=2).latents
             if other:
-                differs(made.latents, plain)
-            elif kind.file != "network":  # the first of two rows is its view of the image
-                close(made.latents, plain)
+                differs(result.latents, plain)
+            elif kind.file != "network":  # the first of two rows is the image that this prompt sees
+                close(result.latents, plain)
 
     return check
 
@@ -273,9 +279,9 @@ def areas(bench: Bench, kind: Kind) -> None:
     g = Small(batch=2)
     parts = area(g, g.positive, 0.0), area(g, g.other, 0.5)
     g.positive = [g.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
-    made = bench.run(g, g.sample(kind))
-    counted(made, kind, None)
-    differs(made.latents, bench.plain(kind, batch=2).latents)
+    result = bench.run(g, g.sample(kind))
+    counted(result, kind, None)
+    differs(result.latents, bench.plain(kind, batch=2).latents)
 
 
 def not_always(bench: Bench, kind: Kind) -> None:
@@ -291,81 +297,80 @@ def not_always(bench: Bench, kind: Kind) -> None:
 def one_of_a_batch(bench: Bench, kind: Kind) -> None:
     g = Small(batch=5)
     g.latent = [g.add("LatentFromBatch", samples=g.latent, batch_index=3, length=1), 0]
-    made = bench.run(g, g.sample(kind)).latents
-    close(made, bench.plain(kind, batch=5).latents[3:4])
+    result = bench.run(g, g.sample(kind)).latents
+    close(result, bench.plain(kind, batch=5).latents[3:4])
 
 
 def repeated_batch(bench: Bench, kind: Kind) -> None:
-    """Twice numbers 3 and 4 of five, as the host counts on: 3, 4, 5, 6."""
+    """Repeat images 3 and 4 of five, which the host numbers 3, 4, 5, 6."""
     g = Small(batch=5)
     g.latent = [g.add("LatentFromBatch", samples=g.latent, batch_index=3, length=2), 0]
     g.latent = [g.add("RepeatLatentBatch", samples=g.latent, amount=2), 0]
-    made = bench.run(g, g.sample(kind)).latents
-    assert len(made) == 4
-    close(made[:2], bench.plain(kind, batch=5).latents[3:5])
-    differs(made[2:], made[:2])
+    result = bench.run(g, g.sample(kind)).latents
+    assert len(result) == 4
+    close(result[:2], bench.plain(kind, batch=5).latents[3:5])
+    differs(result[2:], result[:2])
 
 
 def fixed_seeds(bench: Bench, kind: Kind) -> None:
     g = Small(batch=3)
     g.latent = [g.add("LatentBatchSeedBehavior", samples=g.latent, seed_behavior="fixed"), 0]
-    made = bench.run(g, g.sample(kind)).latents
-    close(made, made[:1].expand_as(made))
-    close(made[:1], bench.plain(kind).latents)
+    result = bench.run(g, g.sample(kind)).latents
+    close(result, result[:1].expand_as(result))
+    close(result[:1], bench.plain(kind).latents)
 
 
 def joined_batches(bench: Bench, kind: Kind) -> None:
     g = Small(batch=2)
     g.latent = [g.add("LatentBatch", samples1=g.latent, samples2=g.latent), 0]
-    made = bench.run(g, g.sample(kind)).latents
-    assert len(made) == 4
+    result = bench.run(g, g.sample(kind)).latents
+    assert len(result) == 4
 
 
 def masked(bench: Bench, kind: Kind) -> None:
-    """The columns that a mask keeps are the start's."""
+    """Columns that a mask keeps equal the start's."""
     g = Small(batch=2)
     start = g.ksampler("euler", "karras", 2)
-    kept = bench.run(g, start).latents
+    start_latents = bench.run(g, start).latents
     half = [g.add("SolidMask", value=1.0, width=48, height=64), 0]
     mask = g.add("MaskComposite", destination=[g.add("SolidMask", value=0.0, width=96, height=64), 0],
                  source=half, x=48, y=0, operation="add")  # fmt: skip
     g.latent = [g.add("SetLatentNoiseMask", samples=start, mask=[mask, 0]), 0]
-    made = bench.run(g, g.sample(kind, seed=8)).latents
-    close(made[..., :6], kept[..., :6])
-    differs(made[..., 7:], kept[..., 7:])
+    result = bench.run(g, g.sample(kind, seed=8)).latents
+    close(result[..., :6], start_latents[..., :6])
+    differs(result[..., 7:], start_latents[..., 7:])
 
 
 def latents_in(dtype: str) -> Check:
-    """A LATENT in another dtype, in which the host draws its noise too and has samplers run."""
+    """A LATENT in another dtype, in which the host also draws its noise and runs samplers."""
 
     def check(bench: Bench, kind: Kind) -> None:
         g = Small()
         g.latent = [g.add("SmallLatent", samples=g.latent, dtype=dtype), 0]
-        made = bench.run(g, g.sample(kind))
-        counted(made, kind)
-        assert made.latents.dtype == torch.float32  # what the host gives back
-        away = float((made.latents - bench.plain(kind).latents).std() / made.latents.std())
+        result = bench.run(g, g.sample(kind))
+        counted(result, kind)
+        assert result.latents.dtype == torch.float32  # what the host gives back
+        away = float((result.latents - bench.plain(kind).latents).std() / result.latents.std())
         assert away < 0.1, f"{away:.3f} of fp32's image"
 
     return check
 
 
 def weights_in(dtype: str) -> Check:
-    """The network in another dtype: as far from fp32's image as the host's own DPM++ 2M gets, or a little
-    farther."""
+    """The network in another dtype: about as far from fp32's image as the host's own DPM++ 2M."""
 
     def check(bench: Bench, kind: Kind) -> None:
         def host(dtype):
             if (host_key := ("host", dtype)) not in bench.kept:
                 g = Small(dtype=dtype)
-                made = bench.run(g, g.ksampler("dpmpp_2m", "karras", NFE, cfg=CFG))
-                bench.kept[host_key] = made.latents
+                result = bench.run(g, g.ksampler("dpmpp_2m", "karras", NFE, cfg=CFG))
+                bench.kept[host_key] = result.latents
             return bench.kept[host_key]
 
-        made, plain = bench.plain(kind, dtype=dtype), bench.plain(kind)
-        counted(made, kind)
-        assert made.latents.dtype == plain.latents.dtype
-        away = float((made.latents - plain.latents).std() / plain.latents.std())
+        kinds_result, plain = bench.plain(kind, dtype=dtype), bench.plain(kind)
+        counted(kinds_result, kind)
+        assert kinds_result.latents.dtype == plain.latents.dtype
+        away = float((kinds_result.latents - plain.latents).std() / plain.latents.std())
         theirs = float((host(dtype) - host("fp32")).std() / host("fp32").std())
         assert 0 < away < max(3 * theirs, 0.02), f"{away:.4f} of fp32, the host's {theirs:.4f}"
 
@@ -373,13 +378,13 @@ def weights_in(dtype: str) -> Check:
 
 
 def video(bench: Bench, kind: Kind) -> None:
-    """[B, C, T, H, W], of a video model: a batch of 2 begins with the one alone."""
-    made = bench.plain(kind, which="wan", batch=2)
-    assert made.latents.shape == (2, 16, 3, 6, 8)
-    counted(made, kind)
-    close(made.latents[:1], bench.plain(kind, which="wan").latents)
+    """Latents [B, C, T, H, W] of a video model: the first of a batch of 2 equals the single one."""
+    result = bench.plain(kind, which="wan", batch=2)
+    assert result.latents.shape == (2, 16, 3, 6, 8)
+    counted(result, kind)
+    close(result.latents[:1], bench.plain(kind, which="wan").latents)
     if kind.file == "network":
-        assert "no bottleneck could be captured" in made.said
+        assert "no bottleneck could be captured" in result.report
 
 
 def windows(bench: Bench, kind: Kind) -> None:
@@ -387,21 +392,21 @@ def windows(bench: Bench, kind: Kind) -> None:
     g = Small("wan", length=25)
     wanted = {"context_length": 4, "context_overlap": 1, "context_schedule": "standard_static",
               "context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": 2}  # fmt: skip
-    own = bench.server.object_info()["ContextWindowsManual"]["input"]["required"]
-    usual = {name: told[1]["default"] for name, told in own.items() if "default" in told[-1]}
+    inputs = bench.server.object_info()["ContextWindowsManual"]["input"]["required"]
+    usual = {name: declared[1]["default"] for name, declared in inputs.items() if "default" in declared[-1]}
     g.patch("ContextWindowsManual", **usual | wanted)
-    made = bench.run(g, g.sample(kind))
-    assert made.latents.shape[2] == 7
-    counted(made, kind, None)
+    result = bench.run(g, g.sample(kind))
+    assert result.latents.shape[2] == 7
+    counted(result, kind, None)
 
 
 def torch_compiled(bench: Bench, kind: Kind) -> None:
-    """The network compiled, for this CPU: the plain image, the same count."""
+    """The network compiled for this CPU gives the plain image and the same count."""
     g = Small().patch("TorchCompileModel", backend="inductor")
-    made = bench.run(g, g.sample(kind))
-    counted(made, kind)
-    assert "could be captured" not in made.said
-    close(made.latents, bench.plain(kind).latents)
+    result = bench.run(g, g.sample(kind))
+    counted(result, kind)
+    assert "could be captured" not in result.report
+    close(result.latents, bench.plain(kind).latents)
 
 
 # --- noise levels ------------------------------------------------------------------------------------------
@@ -414,9 +419,9 @@ def img2img(denoise: float) -> Check:
         if "start" not in bench.kept:
             bench.kept["start"] = bench.run(g, start).latents
         before = bench.kept["start"]
-        made = bench.run(g, g.sample(kind, denoise=denoise)).latents
-        assert made.shape == before.shape
-        differs(made, before)
+        result = bench.run(g, g.sample(kind, denoise=denoise)).latents
+        assert result.shape == before.shape
+        differs(result, before)
 
     return check
 
@@ -425,7 +430,7 @@ HIGH = 14.614641
 
 
 def one_level(bench: Bench, kind: Kind) -> None:
-    """Nothing to do: what the host's own sampler gives."""
+    """A single noise level leaves nothing to do: the result is that of the host's own sampler."""
     ends = []
     for host in (False, True):
         g = Small()
@@ -436,16 +441,16 @@ def one_level(bench: Bench, kind: Kind) -> None:
 
 
 def one_step_to_zero(bench: Bench, kind: Kind) -> None:
-    """The denoised image, one evaluation, as the host's Euler has it."""
+    """One level and 0: the denoised image in one evaluation, as the host's Euler gives it."""
     ends = []
     for host in (False, True):
         g = Small()
         levels = g.levels(HIGH, 0)
         sampler = g.add("KSamplerSelect", sampler_name="euler") if host else g.sampler(kind)[0]
-        made = bench.run(g, g.custom(sampler, levels[0], CFG))
-        ends.append(made.latents)
+        result = bench.run(g, g.custom(sampler, levels[0], CFG))
+        ends.append(result.latents)
         if not host:
-            assert made.counted and made.counted[0] == 1, made.said
+            assert result.counted and result.counted[0] == 1, result.report
     if not kind.around:
         close(*ends)
 
@@ -453,15 +458,16 @@ def one_step_to_zero(bench: Bench, kind: Kind) -> None:
 def over(*levels: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         g = Small()
-        made = bench.run(g, g.sample(kind, sigmas=g.levels(*levels)))
-        assert made.counted and made.counted[0] >= len([v for v in levels[:-1] if v > 0]), made.said
+        result = bench.run(g, g.sample(kind, sigmas=g.levels(*levels)))
+        assert result.counted and result.counted[0] >= len([v for v in levels[:-1] if v > 0]), result.report
 
     return check
 
 
 def in_two_parts(bench: Bench, kind: Kind) -> None:
-    """KSampler (Advanced): the first steps leave their noise, the others go on from there. AMED-Solver takes
-    nothing of one interval into the next: its two parts are the whole."""
+    """KSampler (Advanced): the first run leaves its noise, the second continues from there.
+
+    AMED-Solver uses no slope of an earlier interval, so its two parts equal the whole run."""
     g = Small()
     applied = [g.add("AMEDApplyPredictor", model=g.model, predictor=g.loaded(kind)), 0]
     steps = kind.own_steps
@@ -473,31 +479,32 @@ def in_two_parts(bench: Bench, kind: Kind) -> None:
     second = g.add("KSamplerAdvanced", add_noise="disable", latent_image=[first, 0],
                    start_at_step=steps // 2, end_at_step=1000, return_with_leftover_noise="disable",
                    **usual)  # fmt: skip
-    made = bench.run(g, [second, 0])
+    result = bench.run(g, [second, 0])
     if kind.file == "amed":
-        close(made.latents, bench.plain(kind).latents)
+        close(result.latents, bench.plain(kind).latents)
 
 
 # --- a run as a whole --------------------------------------------------------------------------------------
 
 
 def stopped(bench: Bench, kind: Kind) -> None:
-    """Interrupted in each evaluation, in its first or its second call: no evaluation follows. After the last
-    there is none, and the run may be at its end."""
+    """Interrupt each evaluation, in its first or second call: no further evaluation may follow.
+
+    After the last evaluation nothing follows, and the run may end normally."""
     g = Small().patch("SmallMemory")
     stops = g.add("SmallStops", model=g.model, positive=g.positive, negative=g.negative, cfg=CFG,
                   latent_image=g.latent, sampler=g.sampler(kind), sigmas=g.sigmas(kind))  # fmt: skip
-    said = json.loads(bench.server.run(g.nodes).text(stops))
-    assert said["calls"] == kind.passes(2) and said["same"], said
-    assert len(said["stops"]) == said["calls"]
-    last = said["calls"] - (1 if kind.spared else 2)  # calls before the last evaluation
-    for number, calls in said["stops"]:
+    records = json.loads(bench.server.run(g.nodes).text(stops))
+    assert records["calls"] == kind.passes(2) and records["same"], records
+    assert len(records["stops"]) == records["calls"]
+    last = records["calls"] - (1 if kind.spared else 2)  # the network's calls before the last evaluation
+    for number, calls in records["stops"]:
         at_its_end = calls == "went on" and number > last
-        assert at_its_end or number <= calls <= number + 1, said
+        assert at_its_end or number <= calls <= number + 1, records
 
 
 def two_in_the_queue(bench: Bench, kind: Kind) -> None:
-    """Sent together, one with another guidance: each gives what it gives alone."""
+    """Two prompts queued together with different guidance each give what they give alone."""
     sent = []
     for cfg in (CFG, 7.5):
         g = Small()
@@ -508,8 +515,8 @@ def two_in_the_queue(bench: Bench, kind: Kind) -> None:
             bench.server.check_alive()
             time.sleep(0.02)
         entry = history[prompt]["outputs"][shown]["latents"][0]
-        made = load(bench.server.view(entry))["latent_tensor"]
-        close(made, bench.plain(kind, cfg=cfg).latents)
+        latents = load(bench.server.view(entry))["latent_tensor"]
+        close(latents, bench.plain(kind, cfg=cfg).latents)
 
 
 def sides(g: Small, second) -> list:

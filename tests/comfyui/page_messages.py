@@ -1,12 +1,12 @@
-"""What the page of a running ComfyUI is sent."""
+"""The messages that a running ComfyUI sends to its page."""
 
 import io
 
 from PIL import Image
 
 
-class Heard:
-    """What the page is sent of a run: the values of the bar of a node, pictures, texts on nodes."""
+class PageMessages:
+    """Collects what the page is told about one node during a run: progress values, pictures and texts."""
 
     PICTURE, TEXT = 1, 3  # kinds of the host's binary messages
 

@@ -1,5 +1,4 @@
-"""What this pack offers, as the matrix runs it: a small file of each kind, and the graph that samples with
-it."""
+"""The kinds of predictor that the matrix runs: a small file of each, and the graph that samples with it."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import torch
 from comfyui.conftest import Graph
-from comfyui.page_messages import Heard
+from comfyui.page_messages import PageMessages
 from safetensors.torch import load
 
 from amed import BottleneckPredictor, Constants, Fitted, Multistep, Solver, Spec, save, schedules
@@ -22,8 +21,11 @@ FAMILIES = {"sd15": ("eps", 4), "wan21_t2v": ("flow", 16)}  # prediction, channe
 
 @dataclass(frozen=True)
 class Kind:
-    """name: in the table. file: of write_files. sampler, steps: as the ordinary KSampler wants them, where
-    the predictor is applied to the MODEL (alone: by SamplerCustom). spared: passes under guidance."""
+    """A column of the matrix.
+
+    name: its heading. file: the predictor, written by write_files. sampler, steps: settings of the ordinary
+    KSampler with the predictor applied to the MODEL (None: SamplerCustom). spared: passes spared under
+    guidance."""
 
     name: str
     file: str
@@ -37,7 +39,7 @@ class Kind:
 
     @property
     def own_sampler(self) -> str:
-        """What runs it in an ordinary KSampler, and in how many steps: `own_steps`."""
+        """The sampler that an ordinary KSampler needs for this kind; `own_steps` is its number of steps."""
         tables = {"bands": "amed_multistep", "halves": "amed_multistep", "network": "amed"}
         return self.sampler or tables.get(self.file, self.file)
 
@@ -62,7 +64,7 @@ KINDS = (
 
 
 def times_of(family: str, count: int) -> torch.Tensor:
-    """Noise levels of a family of small_models.py's, from its highest to its lowest."""
+    """Return the noise levels of a family of small_models.py, from its highest to its lowest."""
     if FAMILIES[family][0] == "eps":
         return schedules.make("discrete", count, 0.029167158151720367, 14.614641229333639)
     t = torch.linspace(1, 0.001, count, dtype=torch.float64)
@@ -70,31 +72,32 @@ def times_of(family: str, count: int) -> torch.Tensor:
 
 
 def tables(times: torch.Tensor, channels: int) -> dict[str, Multistep]:
-    """iPNDM-2 with weights a little other in each band, and an offset; and the same by halves, of which two
-    evaluations are spared."""
-    own = torch.zeros(4, 4, 1, dtype=torch.float64)
-    own[:, :2] = as_multistep(Solver("ipndm", 2), times).weights[..., :1]
+    """Return two tables: bands with an offset, and halves that spare two evaluations.
+
+    Both are iPNDM-2 with slightly different weights in each part."""
+    bent = torch.zeros(4, 4, 1, dtype=torch.float64)
+    bent[:, :2] = as_multistep(Solver("ipndm", 2), times).weights[..., :1]
     tilt = 1 + 0.05 * torch.linspace(-1, 1, 2 * BANDS, dtype=torch.float64)
-    apart = own * tilt
+    apart = bent * tilt
     apart[2:, :, BANDS:] = 0
     apart[2, 1, BANDS:] = apart[3, 2, BANDS:] = 1
     offset = torch.linspace(-0.02, 0.02, 4 * channels).view(4, channels)
     return {
-        "bands": Multistep(times, own * tilt[:BANDS], None, "bands", offset),
+        "bands": Multistep(times, bent * tilt[:BANDS], None, "bands", offset),
         "halves": Multistep(times, apart, None, "halves+bands", offset, (2, 3)),
     }
 
 
 def write_files(folder: Path) -> None:
-    """A predictor of each kind for each family; the numbers are made up, near the plain solver's."""
+    """Write a predictor of each kind for each family; its numbers are made up, near the plain solver's."""
     for family, (prediction, channels) in FAMILIES.items():
 
-        def keep(file, predictor, times, family=family, prediction=prediction, **said):
+        def keep(file, predictor, times, family=family, prediction=prediction, **changes):
             usual = {"sigma_min": float(times[-1]), "sigma_max": float(times[0]), "schedule": "custom",
                      "num_steps": len(times), "prediction_type": prediction, "guidance": CFG,
                      "model_family": family, "how": "for a test"}  # fmt: skip
             path = folder / f"small-{family}-{file}.safetensors"
-            save(path, Fitted(Spec(**usual | said), predictor, times))
+            save(path, Fitted(Spec(**usual | changes), predictor, times))
 
         three, five = times_of(family, 3), times_of(family, 5)
         for name in ("amed", "amed_ipndm"):
@@ -106,7 +109,7 @@ def write_files(folder: Path) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = BottleneckPredictor(0.2, 0.1)
-        network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
+        network.enc_layer0.weight.data *= 5  # so that a different bottleneck changes the image
         keep("network", network, three, solver="amed", features="bottleneck", scale_dir=0.2, scale_time=0.1)
         four = five[:4]
         c, a = torch.tensor([1.0, 1.02, 0.99, 1.01]), torch.tensor([1.0, 0.98, 1.01, 1.0])
@@ -134,7 +137,7 @@ class Small(Graph):
         return [self.add("TestPrompt", seed=seed, repeats=1, width=64), 0]
 
     def patch(self, kind, **inputs):
-        """Put one of the host's nodes from MODEL to MODEL between."""
+        """Insert one of the host's nodes from MODEL to MODEL."""
         self.model = [self.add(kind, model=self.model, **inputs), 0]
         return self
 
@@ -142,8 +145,8 @@ class Small(Graph):
         return [self.add("AMEDLoadPredictor", name=f"small-{self.family}-{kind.file}.safetensors"), 0]
 
     def sampler(self, kind: Kind):
-        made = self.add("AMEDSampler", sampler="auto", if_missing="error", predictor=self.loaded(kind))
-        return [made, 0]
+        node = self.add("AMEDSampler", sampler="auto", if_missing="error", predictor=self.loaded(kind))
+        return [node, 0]
 
     def sigmas(self, kind: Kind, denoise=1.0):
         inputs = {"model": self.model, "sampler": "auto", "nfe": NFE, "denoise": denoise}
@@ -153,7 +156,8 @@ class Small(Graph):
         return [self.add("SmallSigmas", levels=",".join(map(str, levels))), 0]
 
     def sample(self, kind: Kind, cfg=CFG, seed=3, denoise=1.0, sigmas=None, guider=None, **more):
-        """The sampled LATENT. guider: a node's GUIDER in place of prompts and cfg."""
+        """Add the sampling nodes; return the sampled LATENT. `guider`: a GUIDER node instead of prompts and
+        cfg."""
         if kind.sampler:
             around = self.around()
             applied = self.add("AMEDApplyPredictor", model=self.model, predictor=self.loaded(kind))
@@ -164,31 +168,35 @@ class Small(Graph):
         if guider is None:
             return self.custom(sampler[0], sigmas[0], cfg, seed)
         noise = self.add("RandomNoise", noise_seed=seed)
-        made = self.add("SamplerCustomAdvanced", noise=[noise, 0], guider=guider, sampler=sampler,
-                        sigmas=sigmas, latent_image=self.latent)  # fmt: skip
-        return [made, 0]
+        sampling = self.add("SamplerCustomAdvanced", noise=[noise, 0], guider=guider, sampler=sampler,
+                            sigmas=sigmas, latent_image=self.latent)  # fmt: skip
+        return [sampling, 0]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a run gave: the latents, and what was said on the node that sampled."""
+class RunResult:
+    """The result of a run: the latents, and the text on the node that sampled."""
 
     latents: torch.Tensor
-    said: str
+    report: str
 
     @property
     def counted(self) -> tuple[int, int] | None:
-        """Evaluations, and passes an image."""
-        found = re.search(r"AMED: (\d+) evaluations, (\d+) passes an image", self.said)
-        return None if found is None else (int(found[1]), int(found[2]))
+        """Return the evaluations and the passes per image that the report states."""
+        match = re.search(r"AMED: (\d+) evaluations, (\d+) passes an image", self.report)
+        return None if match is None else (int(match[1]), int(match[2]))
 
 
-def run(server, g: Small, latent) -> Made:
-    """Run a graph up to a LATENT. Raises as Server.run; AssertionError for latents that are not finite."""
+def run(server, g: Small, latent) -> RunResult:
+    """Run a graph up to a LATENT.
+
+    Raises as Server.run does, and AssertionError for latents that are not finite."""
     shown = g.add("SaveLatent", samples=latent, filename_prefix="matrix")
-    heard = Heard(latent[0])
-    result = server.run(g.nodes, heard)
-    made = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
-    assert made.isfinite().all(), "not finite"
-    assert made.float().std() > 0.05, "blank"
-    return Made(made, "\n".join(t for t in heard.texts if "AMED" in t or "fitted" in t or "note" in t))
+    messages = PageMessages(latent[0])
+    result = server.run(g.nodes, messages)
+    latents = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
+    assert latents.isfinite().all(), "the latents are not finite"
+    assert latents.float().std() > 0.05, "the latents are blank"
+    return RunResult(
+        latents, "\n".join(t for t in messages.texts if "AMED" in t or "fitted" in t or "note" in t)
+    )

@@ -1,9 +1,10 @@
-"""Identities of real MODELs of ComfyUI: precisions, quantised files, merges, LoRAs; and names of SAMPLERs.
-Prints one JSON line: {case: value}.
+"""Print the identities of real MODELs of ComfyUI, and names of SAMPLERs, as one JSON line: {case: value}.
+
+The cases are precisions, quantised files, merges and LoRAs.
 
     python tests/comfyui/print_identities.py FOLDER [COMFYUI_GGUF]
 
-Run in a process of its own, as it loads ComfyUI's modules."""
+A separate process, because it loads ComfyUI's modules."""
 
 import functools
 import importlib.util
@@ -35,13 +36,13 @@ from safetensors.torch import save_file  # noqa: E402
 
 
 def package(path, name):
-    """A custom node's package, as the host loads it."""
+    """Load a custom node's package as the host does."""
     at = importlib.util.spec_from_file_location(
         name, path / "__init__.py", submodule_search_locations=[str(path)]
     )
-    sys.modules[name] = made = importlib.util.module_from_spec(at)
-    at.loader.exec_module(made)
-    return made
+    sys.modules[name] = module = importlib.util.module_from_spec(at)
+    at.loader.exec_module(module)
+    return module
 
 
 package(ROOT, "amed_pack")
@@ -51,16 +52,16 @@ choose = importlib.import_module("amed_pack.amed.choose")
 
 
 def weights(seed):
-    """A checkpoint's U-Net; norms and biases do nothing."""
+    """Return a checkpoint's U-Net with random weights; its norms and biases have no effect."""
     generator = torch.Generator().manual_seed(seed)
-    made = {}
+    tensors = {}
     for key, weight in network("tiny_sd15").state_dict().items():
         if weight.ndim < 2:
             value = torch.ones_like(weight) if key.endswith(("weight", "scale")) else torch.zeros_like(weight)
         else:
             value = torch.empty_like(weight).normal_(generator=generator) * weight[0].numel() ** -0.5
-        made[PREFIX + key] = value
-    return made
+        tensors[PREFIX + key] = value
+    return tensors
 
 
 def saved(name, values):
@@ -72,26 +73,26 @@ def loaded(name, dtype=None):
     return comfy.sd.load_diffusion_model(str(folder / f"{name}.safetensors"), model_options=options)
 
 
-def who(model):
+def identity_text(model):
     return ours.identity(model)
 
 
 def in_fp8(values):
-    """As files with a scale for each weight have it."""
-    made = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    """Return the weights as an fp8 file with one scale per weight stores them."""
+    tensors = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
     for key, value in values.items():
         key = key.removeprefix(PREFIX)
         linear = value.ndim == 2 and key.endswith(".weight")
         if linear:
             scale = value.abs().max() / 448
-            made[key.removesuffix("weight") + "scale_weight"] = scale.float()
+            tensors[key.removesuffix("weight") + "scale_weight"] = scale.float()
             value = value / scale
-        made[key] = value.to(torch.float8_e4m3fn) if linear else value.half()
-    return made
+        tensors[key] = value.to(torch.float8_e4m3fn) if linear else value.half()
+    return tensors
 
 
 def lora(model, strength=1.0):
-    """A LoRA on every attention weight."""
+    """Return the MODEL with a LoRA on every attention weight."""
     torch.manual_seed(5)
     patches = {}
     for key, weight in model.model.state_dict().items():
@@ -99,103 +100,115 @@ def lora(model, strength=1.0):
             up, down = torch.randn(weight.shape[0], 4), torch.randn(4, weight.shape[1])
             both = (up, down, 4.0, None, None, None)
             patches[key] = comfy.weight_adapter.LoRAAdapter(set(), both)
-    own = model.clone()
-    assert len(own.add_patches(patches, strength)) > 8
-    return own
+    patched = model.clone()
+    assert len(patched.add_patches(patches, strength)) > 8
+    return patched
 
 
 def merged(a, b, ratio):
     return merging.ModelMergeSimple().merge(a, b, ratio)[0]
 
 
-def merges(a, b, told):
-    """Merges in the graph, and what is said of them."""
-    mine, theirs = who(a), who(b)
+def merges(a, b, results):
+    """Merge in the graph, and return the identities and remarks."""
+    mine, theirs = identity_text(a), identity_text(b)
 
-    def same(one, other):
-        return bool(one.same(other) and other.same(one))
+    def same(first, other):
+        return bool(first.same(other) and other.same(first))
 
-    half, tenth = who(merged(a, b, 0.5)), who(merged(a, b, 0.9))
-    told["ratio 0 is the second"] = same(who(merged(a, b, 0.0)), theirs)
-    told["ratio 1 is the first"] = same(who(merged(a, b, 1.0)), mine)
-    told["ratio 1 is no merge"] = not who(merged(a, b, 1.0)).merge
-    told["half is another"] = half.merge and not (same(half, mine) or same(half, theirs) or same(half, tenth))
-    told["a tenth is another"] = not (same(tenth, mine) or same(tenth, theirs))
-    told["either way"] = same(who(merged(b, a, 0.5)), half)
+    half, tenth = identity_text(merged(a, b, 0.5)), identity_text(merged(a, b, 0.9))
+    results["ratio 0 is the second"] = same(identity_text(merged(a, b, 0.0)), theirs)
+    results["ratio 1 is the first"] = same(identity_text(merged(a, b, 1.0)), mine)
+    results["ratio 1 is no merge"] = not identity_text(merged(a, b, 1.0)).merge
+    results["half is another"] = half.merge and not (
+        same(half, mine) or same(half, theirs) or same(half, tenth)
+    )
+    results["a tenth is another"] = not (same(tenth, mine) or same(tenth, theirs))
+    results["either way"] = same(identity_text(merged(b, a, 0.5)), half)
     blocks = merging.ModelMergeBlocks().merge(a, b, input=1.0, middle=1.0, out=0.0)[0]
-    told["blocks"] = not (same(who(blocks), mine) or same(who(blocks), theirs))
-    own = {f"input_blocks.{i}.": 0.0 for i in range(12)}
-    own |= {f"output_blocks.{i}.": 0.0 for i in range(12)}
-    own |= {
+    results["blocks"] = not (same(identity_text(blocks), mine) or same(identity_text(blocks), theirs))
+    ratios = {f"input_blocks.{i}.": 0.0 for i in range(12)}
+    ratios |= {f"output_blocks.{i}.": 0.0 for i in range(12)}
+    ratios |= {
         "time_embed.": 0.0,
         "label_emb.": 0.0,
         "out.": 0.0,
         **{f"middle_block.{i}.": 0.0 for i in range(3)},
     }
-    told["every block of the second"] = same(who(ModelMergeSD1().merge(a, b, **own)[0]), theirs)
-    own["middle_block.1."] = own["input_blocks.1."] = 0.3
-    some = who(ModelMergeSD1().merge(a, b, **own)[0])
-    told["one block of both"] = not (same(some, mine) or same(some, theirs))
+    results["every block of the second"] = same(
+        identity_text(ModelMergeSD1().merge(a, b, **ratios)[0]), theirs
+    )
+    ratios["middle_block.1."] = ratios["input_blocks.1."] = 0.3
+    some = identity_text(ModelMergeSD1().merge(a, b, **ratios)[0])
+    results["one block of both"] = not (same(some, mine) or same(some, theirs))
     less = merging.ModelSubtract().merge(a, b, 1.0)[0]
-    told["a difference"] = not (same(who(less), mine) or same(who(less), theirs))
+    results["a difference"] = not (same(identity_text(less), mine) or same(identity_text(less), theirs))
     back = merging.ModelAdd().merge(b, less)[0]
-    told["b + (a - b) is a"] = same(who(back), mine)
+    results["b + (a - b) is a"] = same(identity_text(back), mine)
     again = merged(merged(a, b, 0.5), b, 0.5)
-    told["a merge of a merge"] = not (same(who(again), half) or same(who(again), theirs))
-    told["is the merge by the product"] = same(who(again), who(merged(a, b, 0.25)))
-    told["the other merge of a merge"] = same(who(merged(b, merged(a, b, 0.5), 0.5)), who(merged(a, b, 0.25)))
-    told["a LoRA on the first"] = same(who(merged(lora(a), b, 0.5)), half)
-    told["a LoRA on the second"] = same(who(merged(a, lora(b), 0.5)), half)
-    told["a LoRA on the merge"] = same(who(lora(merged(a, b, 0.5))), half)
-    told["a LoRA alone"] = same(who(lora(a)), mine) and not who(lora(a)).merge
+    results["a merge of a merge"] = not (
+        same(identity_text(again), half) or same(identity_text(again), theirs)
+    )
+    results["is the merge by the product"] = same(identity_text(again), identity_text(merged(a, b, 0.25)))
+    results["the other merge of a merge"] = same(
+        identity_text(merged(b, merged(a, b, 0.5), 0.5)), identity_text(merged(a, b, 0.25))
+    )
+    results["a LoRA on the first"] = same(identity_text(merged(lora(a), b, 0.5)), half)
+    results["a LoRA on the second"] = same(identity_text(merged(a, lora(b), 0.5)), half)
+    results["a LoRA on the merge"] = same(identity_text(lora(merged(a, b, 0.5))), half)
+    results["a LoRA alone"] = same(identity_text(lora(a)), mine) and not identity_text(lora(a)).merge
     simple = a.clone()
     simple.add_patches({k: (v,) for k, v in b.model.state_dict().items()}, 0.5, 0.5)
-    told["another pack's merge"] = same(who(simple), half)
+    results["another pack's merge"] = same(identity_text(simple), half)
     negative = a.clone()
     negative.add_patches({k: (v,) for k, v in b.model.state_dict().items()}, 1.0, 0.0)
-    told["another pack's replacement"] = same(who(negative), theirs)
-    rows, whole = a.clone(), []
+    results["another pack's replacement"] = same(identity_text(negative), theirs)
+    rows, weights_read = a.clone(), []
     other = b.model.state_dict()
     for key, weight in a.model.state_dict().items():
         if key.startswith("diffusion_model."):
             half_of = len(weight) // 2
             rows.add_patches({(key, (0, 0, half_of)): (other[key][:half_of],)}, 1.0, 0.0)
-            whole.append((key, torch.cat([other[key][:half_of], weight[half_of:]])))
-    expected = importlib.import_module("amed_pack.amed.fingerprint").identity_of(mine.family, whole)
-    told["half of each weight replaced"] = same(who(rows), expected) and not same(expected, mine)
+            weights_read.append((key, torch.cat([other[key][:half_of], weight[half_of:]])))
+    expected = importlib.import_module("amed_pack.amed.fingerprint").identity_of(mine.family, weights_read)
+    results["half of each weight replaced"] = same(identity_text(rows), expected) and not same(expected, mine)
 
     for name, model in (
         ("merge", merged(a, b, 0.5)),
         ("LoRA", lora(a)),
         ("LoRA merge", merged(lora(a), b, 0.5)),
     ):
-        fresh, before = model.clone(), who(model)
+        fresh, before = model.clone(), identity_text(model)
         comfy.model_management.load_models_gpu([model], force_patch_weights=True)
         ours._identities.clear()
-        told[f"{name}, patched in place"] = same(who(model), before) and same(who(a), mine)
-        told[f"{name}, another MODEL of the same weights meanwhile"] = same(who(fresh), before)
-        told[f"{name}, second parent meanwhile"] = same(who(b), theirs)
+        results[f"{name}, patched in place"] = same(identity_text(model), before) and same(
+            identity_text(a), mine
+        )
+        results[f"{name}, another MODEL of the same weights meanwhile"] = same(identity_text(fresh), before)
+        results[f"{name}, second parent meanwhile"] = same(identity_text(b), theirs)
         comfy.model_management.unload_all_models()
-        told[f"{name}, unloaded"] = same(who(model), before) and same(who(a), mine)
+        results[f"{name}, unloaded"] = same(identity_text(model), before) and same(identity_text(a), mine)
     model = merged(a, b, 0.5)
     comfy.model_management.load_models_gpu([model], force_patch_weights=True)
     inside = model.model.diffusion_model.state_dict()
     saved("half", {PREFIX + name: weight.detach().clone() for name, weight in inside.items()})
     comfy.model_management.unload_all_models()
-    told["saved and loaded"] = same(who(loaded("half")), half) and not who(loaded("half")).merge
+    results["saved and loaded"] = (
+        same(identity_text(loaded("half")), half) and not identity_text(loaded("half")).merge
+    )
     spec = choose.Identity(mine.family, mine.fingerprint, mine.signature)
-    told["remark"] = choose.mismatches(fitted_for(spec), half, 1.0)
-    told["remark for itself"] = choose.mismatches(fitted_for(half), half, 1.0)
+    results["remark"] = choose.mismatches(fitted_for(spec), half, 1.0)
+    results["remark for itself"] = choose.mismatches(fitted_for(half), half, 1.0)
 
     replaced = a.clone()
     replaced.add_object_patch("diffusion_model", b.model.diffusion_model)
-    told["a replaced network"] = same(who(replaced), theirs) and same(who(a), mine)
+    results["a replaced network"] = same(identity_text(replaced), theirs) and same(identity_text(a), mine)
     part = a.clone()
     part.add_object_patch("diffusion_model.middle_block", b.model.diffusion_model.middle_block)
-    told["a replaced block"] = not (same(who(part), theirs) or same(who(part), mine))
+    results["a replaced block"] = not (same(identity_text(part), theirs) or same(identity_text(part), mine))
     compiled = a.clone()
     compiled.add_object_patch("diffusion_model", torch.compile(a.model.diffusion_model))
-    told["compiled"] = same(who(compiled), mine)
+    results["compiled"] = same(identity_text(compiled), mine)
 
 
 def fitted_for(identity):
@@ -213,9 +226,9 @@ class Settings:
     more: dict
 
 
-def around(held):
+def around(wrapped):
     def sample_around(model, x, sigmas, **more):
-        return held.sampler_function(model, x, sigmas, **more)
+        return wrapped.sampler_function(model, x, sigmas, **more)
 
     return sample_around
 
@@ -229,7 +242,7 @@ def outer(model, x, sigmas, **more):
 
 
 def samplers():
-    """name -> a SAMPLER; each is another."""
+    """Return {name: SAMPLER}; all must get different names."""
     KSAMPLER, of = comfy.samplers.KSAMPLER, comfy.samplers.sampler_object
     euler, heun = of("euler"), of("heun")
 
@@ -274,7 +287,7 @@ def dtype_of(model):
 
 
 def main():
-    told = {}
+    results = {}
     a, b = weights(0), weights(1)
     generator = torch.Generator().manual_seed(9)
     tuned = {k: v + 0.02 * v.std().nan_to_num() * torch.empty_like(v).normal_(generator=generator)
@@ -294,40 +307,47 @@ def main():
         others |= {
             f"same convolutions, {k}": v for k, v in gguf_models("c", convolutions, ("Q4_K", "Q8_0")).items()
         }
-        held = [getattr(p, "tensor_type", 0) for p in models["Q4_K"].model.diffusion_model.parameters()]
-        told["packed"] = sum(kind not in (0, 1) for kind in held)  # neither float32 nor float16
-    known = {name: who(model) for name, model in models.items()}
+        quantised_types = [
+            getattr(p, "tensor_type", 0) for p in models["Q4_K"].model.diffusion_model.parameters()
+        ]
+        results["packed"] = sum(kind not in (0, 1) for kind in quantised_types)  # tensors quantised by GGUF
+    known = {name: identity_text(model) for name, model in models.items()}
     assert all(v.signature for v in known.values()), known
-    told["one checkpoint"] = {f"{x}, {y}": known[x].same(known[y]) for x in known for y in known}
-    told["another"] = {f"{x}, {y}": known[x].same(who(other)) for x in known for y, other in others.items()}
-    told["dtypes"] = {name: dtype_of(model) for name, model in models.items()}
-    merges(models["fp16"], others["b"], told)
-    eighth = who(merged(models["fp8_e4m3fn"], others["b in fp8"], 0.5))
-    told["a merge in fp8"] = eighth.same(who(merged(models["fp16"], others["b"], 0.5)))
-    scaled = who(merged(models["scaled fp8"], others["b"], 0.5))
-    told["a merge of scaled fp8"] = scaled.same(who(merged(models["fp16"], others["b"], 0.5)))
+    results["one checkpoint"] = {f"{x}, {y}": known[x].same(known[y]) for x in known for y in known}
+    results["another"] = {
+        f"{x}, {y}": known[x].same(identity_text(other)) for x in known for y, other in others.items()
+    }
+    results["dtypes"] = {name: dtype_of(model) for name, model in models.items()}
+    merges(models["fp16"], others["b"], results)
+    eighth = identity_text(merged(models["fp8_e4m3fn"], others["b in fp8"], 0.5))
+    results["a merge in fp8"] = eighth.same(identity_text(merged(models["fp16"], others["b"], 0.5)))
+    scaled = identity_text(merged(models["scaled fp8"], others["b"], 0.5))
+    results["a merge of scaled fp8"] = scaled.same(identity_text(merged(models["fp16"], others["b"], 0.5)))
     if packs:
-        half = who(merged(models["Q8_0"], others["b"], 0.5))  # as the second the host takes none
-        told["a merge of GGUF"] = half.same(who(merged(models["fp16"], others["b"], 0.5)))
-        told["a LoRA on GGUF"] = who(lora(models["Q4_K"])).same(known["fp16"])
-        own = lora(models["Q4_K"])
-        comfy.model_management.load_models_gpu([own])
+        half = identity_text(
+            merged(models["Q8_0"], others["b"], 0.5)
+        )  # the host does not accept it as the second model
+        results["a merge of GGUF"] = half.same(identity_text(merged(models["fp16"], others["b"], 0.5)))
+        results["a LoRA on GGUF"] = identity_text(lora(models["Q4_K"])).same(known["fp16"])
+        with_lora = lora(models["Q4_K"])
+        comfy.model_management.load_models_gpu([with_lora])
         ours._identities.clear()
-        told["a LoRA on GGUF, loaded"] = who(own).same(known["fp16"])
+        results["a LoRA on GGUF, loaded"] = identity_text(with_lora).same(known["fp16"])
         comfy.model_management.unload_all_models()
-    told["names"] = {k: named(v) for k, v in samplers().items()}
-    told["names again"] = {k: named(v) for k, v in samplers().items()}
-    print(json.dumps(told))
+    results["names"] = {k: named(v) for k, v in samplers().items()}
+    results["names again"] = {k: named(v) for k, v in samplers().items()}
+    print(json.dumps(results))
 
 
 def gguf_models(name, values, kinds):
-    """MODELs of ComfyUI-GGUF: linear weights quantised, as its own tool leaves convolutions and biases."""
+    """Return MODELs of ComfyUI-GGUF: linear weights quantised; convolutions and biases as its own tool leaves
+    them."""
     import gguf
 
     loader = sys.modules.get("gguf_pack") or package(packs[0], "gguf_pack")
     import folder_paths
 
-    made = {}
+    models = {}
     for kind in kinds:
         path = folder / f"{name}-{kind}.gguf"
         writer = gguf.GGUFWriter(path, "sd1")
@@ -345,8 +365,8 @@ def gguf_models(name, values, kinds):
         writer.close()
         folder_paths.add_model_folder_path("unet", str(folder))
         folder_paths.add_model_folder_path("diffusion_models", str(folder))
-        made[kind] = loader.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet(path.name)[0]
-    return made
+        models[kind] = loader.NODE_CLASS_MAPPINGS["UnetLoaderGGUF"]().load_unet(path.name)[0]
+    return models
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Our solvers beside ComfyUI's own functions, on the demo model in float64: prints one JSON line a case.
+"""Compare our solvers with ComfyUI's own functions, on the demo model in float64: print one JSON line per
+case.
 
-Run in a process of its own, as it loads ComfyUI's modules."""
+A separate process, because it loads ComfyUI's modules."""
 
 import json
 import sys
@@ -18,31 +19,31 @@ from bench.host import modules  # noqa: E402
 from demo.model import load_denoiser  # noqa: E402
 
 STEPS = (2, 3, 5, 8)
-SETTINGS = {  # the host's DPM-Solver++ 2M predicts data and keeps its order to the end
+SETTINGS = {  # the host's DPM-Solver++ 2M predicts data and keeps its order in the last step
     "dpmpp": ("dpmpp_2m", {"predict_x0": True, "lower_order_final": False})
 }
 
 
 @contextmanager
 def host_in_float64(unipc, order: int):
-    """The host's UniPC makes tensors of the default type; its order, 3 by itself, can be less."""
-    whole = unipc.sample
+    """Make the host's UniPC use float64 tensors, and allow an order below its default of 3."""
+    original_sample = unipc.sample
     torch.set_default_dtype(torch.float64)
-    unipc.sample = lambda self, *args, **more: whole(
+    unipc.sample = lambda self, *args, **more: original_sample(
         self, *args, **more | {"order": min(more["order"], order)}
     )
     try:
         yield
     finally:
         torch.set_default_dtype(torch.float32)
-        unipc.sample = whole
+        unipc.sample = original_sample
 
 
 def main() -> None:
     host, denoiser = modules(), load_denoiser(dtype=torch.float64)
 
     class Model(Counter):
-        """A denoiser as the host calls it."""
+        """A denoiser with the interface that the host calls."""
 
         def __init__(self):
             super().__init__(lambda x, sigma: denoiser(x, sigma))
@@ -51,7 +52,9 @@ def main() -> None:
     for steps in STEPS:
         sigmas = schedules.make("polynomial", steps + 1, 0.02, 80.0)
         to_zero = torch.cat([sigmas[:-1], torch.zeros(1, dtype=torch.float64)])
-        floor = torch.cat([sigmas[:-1], torch.tensor([0.001], dtype=torch.float64)])  # what UniPC makes of 0
+        floor = torch.cat(
+            [sigmas[:-1], torch.tensor([0.001], dtype=torch.float64)]
+        )  # the value that UniPC replaces 0 by
         cases = [
             ("unipc", order, variant, name, theirs, ours)
             for order in (1, 2, 3)
@@ -79,16 +82,18 @@ def main() -> None:
                     function = getattr(host.sampling, f"sample_{SETTINGS.get(solver, (solver,))[0]}")
                     more = {"max_order": order} if solver in ("deis", "ipndm") else {}
                     end = function(models[0], x.clone(), theirs.clone(), **more, **options)
-            own = SETTINGS.get(solver, ("", {}))[1]
-            mine = sample(models[1], x, ours, Solver(solver, order, variant=variant, **own), disable=True)
-            said = {
+            host_options = SETTINGS.get(solver, ("", {}))[1]
+            mine = sample(
+                models[1], x, ours, Solver(solver, order, variant=variant, **host_options), disable=True
+            )
+            result = {
                 "case": f"{solver} {order} {variant}{name}",
                 "steps": steps,
                 "difference": float((mine - end).abs().max()),
                 "size": float(end.abs().max()),
                 "evaluations": [m.evaluations for m in models],
             }
-            print(json.dumps(said), flush=True)
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A predictor that travels: as a code, and in an image's metadata."""
+"""Carry a predictor to another machine: as a text code, or in an image's metadata."""
 
 import io
 import json
@@ -21,16 +21,16 @@ def folder(server):
 
 @pytest.fixture
 def mine(server):
-    """A predictor file of the user's own, that is deleted on the other machine."""
+    """A predictor file of the user, which does not exist on the other machine."""
     return save(folder(server) / NAME, load(folder(server) / FILE))
 
 
-def test_a_workflow_carries_what_load_took_to_where_no_such_file_is(server, graph, mine):
+def test_a_workflow_carries_the_loaded_predictor_to_another_machine(server, graph, mine):
     def run(workflow, name=NAME):
         g = graph()
         loaded = g.add("AMEDLoadPredictor", name=name)
-        one = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
-        latent = g.ksampler("amed", "amed", steps=2, model=[one, 0])
+        apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
+        latent = g.ksampler("amed", "amed", steps=2, model=[apply, 0])
         image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
         shown = g.add("SaveImage", images=[image, 0], filename_prefix="carried")
         result = server.run(g.nodes, workflow=workflow)
@@ -47,7 +47,7 @@ def test_a_workflow_carries_what_load_took_to_where_no_such_file_is(server, grap
     assert str(refused.value).count("\n") < 3
 
 
-def test_info_gives_a_code_and_load_takes_it_pasted(server, graph):
+def test_predictor_info_gives_a_code_that_load_accepts(server, graph):
     g = graph()
     loaded = g.add("AMEDLoadPredictor", name=FILE)
     info = g.add("AMEDPredictorInfo", predictor=[loaded, 0])
@@ -65,7 +65,7 @@ def test_info_gives_a_code_and_load_takes_it_pasted(server, graph):
 
 
 def saved_by_ksampler(server, graph, workflow, seed=3, **asked):
-    """(pixels, metadata, the node's id) of an image that AMED KSampler made and SaveImage saved."""
+    """Return (pixels, metadata, node id) of an image that AMED KSampler made and SaveImage saved."""
     g = graph()
     latent = g.amed(seed=seed, **asked)
     image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
@@ -75,39 +75,41 @@ def saved_by_ksampler(server, graph, workflow, seed=3, **asked):
     return np.asarray(png), {k: json.loads(v) for k, v in png.text.items()}, latent[0]
 
 
-def test_ksampler_says_in_the_image_what_ran(server, graph):
-    _, said, node = saved_by_ksampler(server, graph, {}, nfe=4, guidance=2.0)
-    mine = said["amed"][node]
+def test_an_images_metadata_states_what_ran(server, graph):
+    _, metadata, node = saved_by_ksampler(server, graph, {}, nfe=4, guidance=2.0)
+    mine = metadata["amed"][node]
     assert (mine["predictor"], mine["solver"]) == (FILE, "amed")
     assert (mine["evaluations"], mine["passes"], mine["guidance"]) == (4, 8, 2.0)
     assert "evaluations counted: 4, 8 network passes an image" in mine["text"]
-    _, said, node = saved_by_ksampler(server, graph, {}, nfe=12, sampler="auto", if_missing="plain")
-    mine = said["amed"][node]
+    _, metadata, node = saved_by_ksampler(server, graph, {}, nfe=12, sampler="auto", if_missing="plain")
+    mine = metadata["amed"][node]
     assert mine["predictor"] == "plain" and mine["evaluations"] == 12 and len(mine["notes"]) == 1
-    assert node not in said["workflow"].get("extra", {}).get("amed", {})  # any installation makes it itself
+    assert node not in metadata["workflow"].get("extra", {}).get(
+        "amed", {}
+    )  # any installation has these itself
 
 
-@pytest.mark.parametrize("asked", [{}, {"predictor": NAME}], ids=["auto", "named"])
-def test_ksampler_takes_what_the_workflow_carries(server, graph, mine, asked):
-    """An image's workflow on another machine, without the file: the same image bit for bit."""
+@pytest.mark.parametrize("inputs", [{}, {"predictor": NAME}], ids=["auto", "named"])
+def test_ksampler_uses_the_predictor_in_the_workflow(server, graph, mine, inputs):
+    """On a machine without the file, an image's workflow gives the same image bit for bit."""
     (folder(server) / FILE).rename(folder(server) / "away")
     try:
-        before, said, node = saved_by_ksampler(server, graph, {}, **asked)
-        assert said["amed"][node]["predictor"] == NAME
+        before, metadata, node = saved_by_ksampler(server, graph, {}, **inputs)
+        assert metadata["amed"][node]["predictor"] == NAME
         mine.unlink()
-        other, _, _ = saved_by_ksampler(server, graph, said["workflow"], seed=4, **asked)
-        after, again, _ = saved_by_ksampler(server, graph, said["workflow"], **asked)
+        other, _, _ = saved_by_ksampler(server, graph, metadata["workflow"], seed=4, **inputs)
+        after, again, _ = saved_by_ksampler(server, graph, metadata["workflow"], **inputs)
         assert np.array_equal(before, after) and not np.array_equal(before, other)
         assert again["amed"][node]["predictor"] == f"{NAME}, from the workflow"
         with pytest.raises(RunError, match="no predictor"):
-            saved_by_ksampler(server, graph, said["workflow"], nfe=10, sampler="amed_euler", **asked)
+            saved_by_ksampler(server, graph, metadata["workflow"], nfe=10, sampler="amed_euler", **inputs)
     finally:
         (folder(server) / "away").rename(folder(server) / FILE)
 
 
-def test_a_carried_predictor_of_another_checkpoint_is_not_taken(server, graph, mine):
-    _, said, node = saved_by_ksampler(server, graph, {}, predictor=NAME)
-    workflow = said["workflow"]
+def test_a_carried_predictor_of_another_checkpoint_is_not_used(server, graph, mine):
+    _, metadata, node = saved_by_ksampler(server, graph, {}, predictor=NAME)
+    workflow = metadata["workflow"]
     other = load(folder(server) / "test_other_checkpoint.safetensors")
     workflow["extra"]["amed"][node] |= {"code": code_of(other), "checkpoint": "f" * 16}
     _, after, _ = saved_by_ksampler(server, graph, workflow, seed=5, predictor=NAME)

@@ -1,4 +1,4 @@
-"""What is saved is found, and a node runs again once it would choose otherwise, not for other files."""
+"""A saved predictor is found, and a node runs again only if it would choose another one."""
 
 import os
 import time
@@ -15,7 +15,7 @@ from amed.recipes import Solver
 from demo.comfyui import RunError
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
-NFE = 13  # what no other file takes
+NFE = 13  # a number of evaluations that no other file takes
 CALIBRATE = "calibrate now (quick)"
 
 
@@ -25,36 +25,37 @@ def demo():
 
 
 @pytest.fixture
-def put(server, demo_spec):
-    """put(name, error=, family=...): a table of NFE evaluations in the user's folder, gone after the test."""
-    folder, made = server.base / "models" / "amed_predictors", []
+def write_predictor(server, demo_spec):
+    """`put(name, error=, family=...)` writes a table of NFE evaluations into the user's folder, for this
+    test."""
+    folder, written = server.base / "models" / "amed_predictors", []
 
-    def write(name, error=0.5, count=NFE + 1, order=2, guidance=1.0, **said):
+    def write(name, error=0.5, count=NFE + 1, order=2, guidance=1.0, **changes):
         times = schedules.make("time_uniform", count, SIGMA_MIN, SIGMA_MAX)
         spec = demo_spec(
-            solver="multistep", num_steps=count, guidance=guidance, metrics={"rmse_ref": error}, **said
+            solver="multistep", num_steps=count, guidance=guidance, metrics={"rmse_ref": error}, **changes
         )
         path = save(
             folder / f"{name}.safetensors", Fitted(spec, as_multistep(Solver("ipndm", order), times), times)
         )
-        made.append(path)
+        written.append(path)
         return path
 
     yield write
-    for path in made:
+    for path in written:
         path.unlink(missing_ok=True)
 
 
 def ran(server, graph, **options):
-    """(nodes that ran, result)."""
-    seen = set()
+    """Run the graph; return (nodes that ran, result)."""
+    node_classes = set()
 
     def hear(kind, data):
         if kind == "executing" and data.get("node"):
-            seen.add(data["node"])
+            node_classes.add(data["node"])
 
     result = server.run(graph.nodes, hear, **options)
-    return seen, result
+    return node_classes, result
 
 
 def ksampler(g):
@@ -80,7 +81,7 @@ def custom(g):
 
 
 def custom_alone(g):
-    """AMED Sampler on the host's noise levels: it alone asks the library, while the other node runs."""
+    """AMED Sampler on the host's noise levels; it asks the library while the host's sampling node runs."""
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="plain")
     sigmas = g.add("KarrasScheduler", steps=NFE + 1, sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN, rho=7.0)
     node = g.custom(sampler, sigmas)
@@ -88,13 +89,13 @@ def custom_alone(g):
     return sampler, node[0]
 
 
-def asked(samplers, nfe):
-    """The widgets of Compare AMED."""
+def compare_inputs(samplers, nfe):
+    """Return the widgets of Compare AMED."""
     return {"samplers": samplers, "nfe": str(nfe), "guidance": 1.0, "seed": 0, "seeds": 1, "reference": 0}
 
 
 def compare(g):
-    node = g.add("AMEDCompare", **g.around(), **asked("amed\nplain", NFE))
+    node = g.add("AMEDCompare", **g.around(), **compare_inputs("amed\nplain", NFE))
     return node, node
 
 
@@ -107,9 +108,9 @@ NODES = [ksampler, applied, custom, custom_alone, compare, trajectory]
 
 
 @pytest.mark.parametrize("build", NODES, ids=lambda build: build.__name__)
-def test_a_node_runs_again_once_it_would_choose_otherwise(server, graph, put, demo, build):
-    said = {"model_fingerprint": demo}
-    used = put("used", **said)
+def test_a_node_runs_again_only_if_its_choice_changes(server, graph, write_predictor, demo, build):
+    fields = {"model_fingerprint": demo}
+    used = write_predictor("used", **fields)
     g = graph(width=16, height=16)
     asks, samples = build(g)
     assert samples in ran(server, g)[0]
@@ -117,16 +118,16 @@ def test_a_node_runs_again_once_it_would_choose_otherwise(server, graph, put, de
         "the same": lambda: None,
         "touched": lambda: os.utime(used),
         "written again": lambda: save(used, load(used)),
-        "another family": lambda: put("elsewhere", 0.01, model_family="sdxl"),
-        "another checkpoint": lambda: put("other", 0.01, model_fingerprint="0" * 16),
-        "worse": lambda: put("worse", 0.9, **said),
-        "other evaluations": lambda: put("fewer", 0.01, count=NFE, **said),
+        "another family": lambda: write_predictor("elsewhere", 0.01, model_family="sdxl"),
+        "another checkpoint": lambda: write_predictor("other", 0.01, model_fingerprint="0" * 16),
+        "worse": lambda: write_predictor("worse", 0.9, **fields),
+        "other evaluations": lambda: write_predictor("fewer", 0.01, count=NFE, **fields),
         "deleted": lambda: (used.parent / "worse.safetensors").unlink(),
     }
-    for what, change in unchanged.items():
+    for case, change in unchanged.items():
         change()
-        assert not {asks, samples} & ran(server, g)[0], what
-    better = put("better", 0.1, order=3, **said)
+        assert not {asks, samples} & ran(server, g)[0], case
+    better = write_predictor("better", 0.1, order=3, **fields)
     nodes, result = ran(server, g)
     assert {asks, samples} <= nodes
     shown = result.text(asks) + result.text(samples)
@@ -137,8 +138,8 @@ def test_a_node_runs_again_once_it_would_choose_otherwise(server, graph, put, de
     assert not {asks, samples} & ran(server, g)[0]
 
 
-def test_what_is_linked_or_named_depends_on_its_file_alone(server, graph, put, demo):
-    path = put("named", model_fingerprint=demo)
+def test_a_linked_or_named_predictor_depends_only_on_its_file(server, graph, write_predictor, demo):
+    path = write_predictor("named", model_fingerprint=demo)
     g = graph(width=16, height=16)
     loaded = g.add("AMEDLoadPredictor", name=path.name)
     apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
@@ -153,69 +154,71 @@ def test_what_is_linked_or_named_depends_on_its_file_alone(server, graph, put, d
     for node in (ordinary, named, carried, str(len(g.nodes))):
         g.show([node, 0])
     assert ours <= ran(server, g)[0]
-    put("better", 0.01, order=3, model_fingerprint=demo)
+    write_predictor("better", 0.01, order=3, model_fingerprint=demo)
     os.utime(path)
     assert not ours & ran(server, g)[0]
     time.sleep(0.01)
-    put("named", order=3, model_fingerprint=demo)
+    write_predictor("named", order=3, model_fingerprint=demo)
     assert ours <= ran(server, g)[0]
 
 
 @pytest.mark.parametrize("sampler", ["amed", "amed_ipndm"])
-def test_what_a_fit_kept_is_found_under_what_was_asked(server, graph, put, demo, sampler):
-    """A plain solver, saved by a fit for another sampler than the one that runs it: each node takes it."""
-    path = put("kept", model_fingerprint=demo)
+def test_a_saved_plain_solver_is_found_under_the_requested_sampler(
+    server, graph, write_predictor, demo, sampler
+):
+    """Every node uses a plain solver that was saved by a fit for another sampler."""
+    path = write_predictor("kept", model_fingerprint=demo)
     table = load(path)
     spec = replace(table.spec, solver="ipndm", max_order=2, features="plain", fitted_for=sampler)
     save(path, Fitted(spec, None, table.base))
     assert load(path).spec.sampler == "amed_multistep"
     around = {"nfe": NFE, "guidance": 1.0, "sampler": sampler, "if_missing": CALIBRATE}
     g = graph(width=16, height=16)
-    one = g.amed(NFE, sampler, if_missing=CALIBRATE)
+    calibrating = g.amed(NFE, sampler, if_missing=CALIBRATE)
     apply = g.add("AMEDApplyPredictor", **around, **g.around())
     attached = g.ksampler(sampler, "amed", steps=NFE, model=[apply, 0])
     schedule = g.add("AMEDScheduler", model=g.model, sampler=sampler, nfe=NFE, denoise=1.0)
     node = g.add("AMEDSampler", sampler=sampler, if_missing="error")
     last = g.custom(node, schedule)
-    for latent in (one, attached, last):
+    for latent in (calibrating, attached, last):
         g.show(latent)
     begin = time.monotonic()
     result = server.run(g.nodes)
     assert time.monotonic() - begin < 60
-    assert "predictor: kept.safetensors" in result.text(one[0]) and "calibrated now" not in result.text(
-        one[0]
-    )
+    assert "predictor: kept.safetensors" in result.text(
+        calibrating[0]
+    ) and "calibrated now" not in result.text(calibrating[0])
     assert "kept.safetensors" in result.text(apply) and "kept.safetensors" in result.text(schedule)
 
 
 def test_calibrate_now_finds_its_own_result(server, graph):
-    """Case 12, on a small image: whatever the fit keeps, it is fitted once, and not again in Apply."""
+    """On a small image: whatever the fit saves, it runs once and not again in Apply."""
     g = graph(batch=1, width=16, height=16)
-    one = g.amed(3, "amed_dpm_2", guidance=1.0, if_missing=CALIBRATE)
-    g.show(one)
+    sampled = g.amed(3, "amed_dpm_2", guidance=1.0, if_missing=CALIBRATE)
+    g.show(sampled)
     _, first = ran(server, g)
     again, _ = ran(server, g)
-    assert "calibrated now" in first.text(one[0]) and one[0] not in again
-    g.nodes[one[0]]["inputs"]["seed"] = 4
+    assert "calibrated now" in first.text(sampled[0]) and sampled[0] not in again
+    g.nodes[sampled[0]]["inputs"]["seed"] = 4
     apply = g.add("AMEDApplyPredictor", nfe=3, guidance=1.0, sampler="amed_dpm_2", if_missing=CALIBRATE,
                   **g.around())  # fmt: skip
     g.show(g.ksampler("amed_dpm_2", "amed", steps=2, model=[apply, 0]))
     _, second = ran(server, g)
-    assert "calibrated now" not in second.text(one[0]) + second.text(apply)
+    assert "calibrated now" not in second.text(sampled[0]) + second.text(apply)
 
 
-def test_a_scheduler_looks_up_the_guidance_that_is_sampled_at(server, graph, put, demo):
-    """Of two files on different noise levels the one for this cfg runs, and the schedule is its own."""
-    put("at one", guidance=1.0, model_fingerprint=demo)
+def test_the_scheduler_uses_the_cfg_of_the_sampling_node(server, graph, write_predictor, demo):
+    """Of two files on different noise levels the one for this cfg runs, on its own schedule."""
+    write_predictor("at one", guidance=1.0, model_fingerprint=demo)
     times = schedules.make("polynomial", NFE + 1, SIGMA_MIN, SIGMA_MAX)
-    five = put("at five", guidance=5.0, model_fingerprint=demo)
+    five = write_predictor("at five", guidance=5.0, model_fingerprint=demo)
     spec = replace(load(five).spec, schedule="polynomial", rho=7.0)
     save(five, Fitted(spec, as_multistep(Solver("ipndm", 2), times), times))
 
-    def text(cfg, **given):
+    def text(cfg, **guidance):
         g = graph(width=16, height=16)
         sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")
-        sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=NFE, denoise=1.0, **given)
+        sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=NFE, denoise=1.0, **guidance)
         value = cfg
         if cfg == "linked":
             value = [g.add("PrimitiveFloat", value=5.0), 0]
@@ -231,38 +234,38 @@ def test_a_scheduler_looks_up_the_guidance_that_is_sampled_at(server, graph, put
         return server.run(g.nodes).text(sigmas)
 
     assert "at one" in text(1.0) and "at five" in text(5.0)
-    assert "at one" in text(1.0)  # the host has the schedule for 5 in its cache
+    assert "at one" in text(1.0)  # the schedule for 5 is in the host's cache
     assert "at five" in text("linked")
     assert "at one" in text(1.0) and "at five" in text("guider")
     assert "at one" in text(5.0, guidance=1.0)
 
 
-def around_host(put):
-    """A file for a sampler of the host's, of 15 evaluations."""
-    path = put("host", count=16)
+def around_host(write_predictor):
+    """Return a file for a sampler of the host, of 15 evaluations."""
+    path = write_predictor("host", count=16)
     times = load(path).base
     spec = replace(load(path).spec, solver="outside", of="dpmpp_2m", calls=15, features="none")
     return save(path, Fitted(spec, Outside(times, times[:-1].clone(), torch.ones(15), torch.ones(15)), times))
 
 
-def test_compare_says_what_there_is_that_can_be_used(server, graph, put, demo):
-    path = around_host(put)
+def test_compare_names_only_usable_predictors(server, graph, write_predictor, demo):
+    path = around_host(write_predictor)
     g = graph(width=16, height=16)
-    node = g.add("AMEDCompare", **g.around(), **asked("amed\nplain", 15))
+    node = g.add("AMEDCompare", **g.around(), **compare_inputs("amed\nplain", 15))
     table = g.add("PreviewAny", source=[node, 1])
-    said = server.run(g.nodes).text(table)
-    assert "no predictor for this model at 15 evaluations" in said
-    assert "15" not in said.partition("There are some for")[2].partition(".")[0]
+    table_text = server.run(g.nodes).text(table)
+    assert "no predictor for this model at 15 evaluations" in table_text
+    assert "15" not in table_text.partition("There are some for")[2].partition(".")[0]
     loaded = g.add("AMEDLoadPredictor", name=path.name)
     apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
-    put("usable", count=16, model_fingerprint=demo)
+    write_predictor("usable", count=16, model_fingerprint=demo)
     g.nodes[node]["inputs"]["model"] = [apply, 0]
     assert "usable" in server.run(g.nodes).text(table)
 
 
-def test_a_predictor_for_a_hosts_sampler_on_the_model_is_said(server, graph, put):
-    """The ordinary KSampler with another sampler of ours: in words, and what to choose."""
-    path = around_host(put)
+def test_a_host_samplers_predictor_with_our_sampler_is_reported(server, graph, write_predictor):
+    """The ordinary KSampler with another sampler of ours says what to choose."""
+    path = around_host(write_predictor)
     g = graph(width=16, height=16)
     loaded = g.add("AMEDLoadPredictor", name=path.name)
     apply = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])

@@ -1,5 +1,5 @@
-"""A new version of the host touches one file: each module of ComfyUI's insides is imported in one of
-nodes/."""
+"""Each module of ComfyUI's internals is imported in one file of nodes/, so that a change of the host affects
+one file."""
 
 import ast
 
@@ -17,7 +17,7 @@ INSIDES = (
     "node_helpers",
     "nodes",
     "server",
-)  # comfy_api is the host's own promise to packs
+)  # comfy_api is the host's stable interface for packs
 FILES = sorted((ROOT / "nodes").glob("*.py"))
 
 
@@ -26,7 +26,7 @@ def parsed(file):
 
 
 def imported(file):
-    """Modules of the host's insides that a file imports, anywhere in it."""
+    """Return the modules of the host's internals that a file imports anywhere."""
     names = set()
     for node in parsed(file):
         if isinstance(node, ast.Import):
@@ -49,8 +49,9 @@ def test_each_module_of_the_host_is_imported_in_one_file():
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_what_is_used_is_imported_here(file):
-    """`import comfy.utils` makes every comfy module that anybody imported reachable."""
+def test_each_file_imports_what_it_uses(file):
+    """`import comfy.utils` makes every imported comfy module reachable, so each file must import what it
+    uses."""
     used = {ast.unparse(node) for node in parsed(file) if isinstance(node, ast.Attribute)}
     used = {name for name in used if name.startswith("comfy.")}
     assert not [name for name in used if not any(f"{name}.".startswith(f"{m}.") for m in imported(file))

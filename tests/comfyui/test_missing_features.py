@@ -1,5 +1,7 @@
-"""Each thing of the host that an adapter can do without, taken from a real ComfyUI once: one warning, that
-feature off, the rest working (missing_features.py takes it away, inside the host)."""
+"""Take each optional feature away from a real ComfyUI once: at most one warning, that feature off, the rest
+working.
+
+test_nodes/missing_features.py takes the features away, inside the host."""
 
 import json
 from dataclasses import dataclass
@@ -15,9 +17,11 @@ OWN = 12  # passes of six evaluations with guidance
 
 @dataclass(frozen=True)
 class Want:
-    """now: the feature without it, or words of it; was: with it, None for not asked. warning: words of the
-    one warning, "" for none, where what is left is right as it is. same: whether the image stays. covers:
-    the names by which the adapters ask the host for it."""
+    """What is expected without a feature.
+
+    now: the result without it, or words of it. was: the result with it, None if not checked. warning: words
+    of the single warning, "" for none, where the result is still correct. same: whether the image stays the
+    same. covers: names by which the adapters ask the host for the feature."""
 
     now: Any
     was: Any = None
@@ -77,44 +81,45 @@ WANTED = {
     "SAMPLER.inpaint_options": Want({}, covers=("inpaint_options",)),
 }
 
-# asked for by the same words, but not of the host: our own objects, or any that an option holds; and what
-# only some versions and packs have, whose tests are run in them
+# names that the adapters ask of other objects than the host (our own, or those in an option), and names that
+# only some versions and packs have, whose tests run there
 OURS = {"offset", "parts", "__dict__", "__slots__", "__qualname__", "__file__", "model", "patches", "weights",
         "INPUT_IS_LIST", "OUTPUT_IS_LIST", "_orig_mod"}  # fmt: skip
 VERSIONS = {"current_patcher", "backup_buffers", "_qdata", "_layout_params", "tensor_type", "quant_state",
             "is_nested"}  # fmt: skip
 
 
-def test_nothing_that_is_asked_for_is_left_out():
-    found = optional_names_in("nodes")
+def test_every_optional_name_is_covered():
+    names = optional_names_in("nodes")
     covered = {name for want in WANTED.values() for name in want.covers}
-    assert len(found) > 15 and found - OURS - VERSIONS == covered
+    assert len(names) > 15 and names - OURS - VERSIONS == covered
 
 
-def fits(found: Any, want: Any) -> bool:
-    """Equal; a text by its words, a dict by those it has, a type by its values."""
+def fits(result: Any, want: Any) -> bool:
+    """Return whether a result matches: a text by its words, a dict by the given keys, a type by its
+    values."""
     if isinstance(want, type):
-        return isinstance(found, want) and bool(found)
+        return isinstance(result, want) and bool(result)
     if isinstance(want, dict) and want:
-        return all(fits(found[k], v) for k, v in want.items())
-    if isinstance(found, list) and not isinstance(want, list):
-        return fits(found[0], want) if found else want == ""
-    return want in found if isinstance(found, str) and isinstance(want, str) else found == want
+        return all(fits(result[k], v) for k, v in want.items())
+    if isinstance(result, list) and not isinstance(want, list):
+        return fits(result[0], want) if result else want == ""
+    return want in result if isinstance(result, str) and isinstance(want, str) else result == want
 
 
 @pytest.mark.parametrize("case", WANTED)
-def test_without_it(server, graph, case):
+def test_the_pack_works_without_the_feature(server, graph, case):
     g, want = graph(width=16, height=16), WANTED[case]
     node = g.add("TestWithout", case=case, **g.around())
     g.show([node, 0])
-    told = json.loads(server.run(g.nodes).text(node))
+    outcome = json.loads(server.run(g.nodes).text(node))
     if case == "Schema.search_aliases":
-        assert told["now"][0] == told["was"][0] > 5 and told["now"][1] == 0
+        assert outcome["now"][0] == outcome["was"][0] > 5 and outcome["now"][1] == 0
     else:
-        assert fits(told["now"], want.now), told["now"]
+        assert fits(outcome["now"], want.now), outcome["now"]
     if want.was is not None:
-        assert fits(told["was"], want.was), told["was"]
-    problems = told["now"]["problems"] if isinstance(told["now"], dict) and told["now"] else []
-    assert len(told["warnings"]) == (1 if want.warning else 0), told["warnings"]
-    assert len(problems) <= 1 and all(want.warning in line for line in told["warnings"])
-    assert told["sane"] and told["same image"] == want.same
+        assert fits(outcome["was"], want.was), outcome["was"]
+    problems = outcome["now"]["problems"] if isinstance(outcome["now"], dict) and outcome["now"] else []
+    assert len(outcome["warnings"]) == (1 if want.warning else 0), outcome["warnings"]
+    assert len(problems) <= 1 and all(want.warning in line for line in outcome["warnings"])
+    assert outcome["sane"] and outcome["same image"] == want.same

@@ -1,4 +1,4 @@
-"""What saved workflows rely on, and what every node says of itself."""
+"""The node schemas that saved workflows rely on, and the descriptions of every node."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def nodes(server):
 
 
 def kinds(node):
-    """Inputs by name in their order, each with its type."""
+    """Return the inputs by name in their order, each with its type."""
     return {
         name: "COMBO" if isinstance(spec[0], list) else spec[0] for name, spec in input_specs(node).items()
     }
@@ -31,20 +31,20 @@ def options(spec):
 
 
 @pytest.mark.parametrize("name", BEFORE)
-def test_nodes_of_0_1_0_are_there_as_they_were(nodes, name):
-    """Node ids, inputs with their types and order, choices, outputs: what was added stands at the end."""
+def test_nodes_of_0_1_0_are_unchanged(nodes, name):
+    """Node ids, inputs with their types and order, choices and outputs are unchanged; new ones come last."""
     before, now = BEFORE[name], nodes[name]
     inputs = kinds(now)
     assert list(inputs.items())[: len(before["inputs"])] == list(before["inputs"].items())
     required = set(now["input"].get("required", {}))
-    assert not required - set(before["inputs"]), "a new input is optional"
+    assert not required - set(before["inputs"]), "a new input must be optional"
     for key, choices in before["options"].items():
         assert set(choices) <= set(options(input_specs(now)[key])), key
     outputs = [list(pair) for pair in zip(now["output_name"], now["output"])]
     assert outputs[: len(before["outputs"])] == before["outputs"]
 
 
-def test_every_input_and_output_is_explained(nodes):
+def test_every_input_and_output_has_a_description(nodes):
     assert set(nodes) >= set(BEFORE)
     for name, node in nodes.items():
         assert node["description"], name
@@ -54,22 +54,22 @@ def test_every_input_and_output_is_explained(nodes):
         assert (ROOT / "web" / "docs" / f"{name}.md").is_file()
 
 
-def test_english_is_what_the_nodes_say(nodes):
-    """`python -m demo.locales` writes it."""
+def test_the_english_locale_equals_the_nodes_texts(nodes):
+    """`python -m demo.locales` writes the English file."""
     from demo.locales import english
 
     assert json.loads((LOCALES / "en" / "nodeDefs.json").read_text()) == english(nodes)
 
 
 def shape(value):
-    """Keys and empty texts of a translation."""
+    """Return the keys and the empty texts of a translation."""
     if isinstance(value, dict):
         return {key: shape(inner) for key, inner in value.items()}
     return bool(value)
 
 
 @pytest.mark.parametrize("language", ["zh"])
-def test_a_translation_is_whole(nodes, server, language):
+def test_a_translation_is_complete(nodes, server, language):
     english = json.loads((LOCALES / "en" / "nodeDefs.json").read_text())
     other = json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert shape(other) == shape(english)

@@ -149,7 +149,7 @@ def test_memory_answers_repeated_calls(toy, noise):
 
 
 @pytest.mark.parametrize(("name", "nfe", "expected"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
-                                                    ("midpoint", 6, 5)])  # fmt: skip
+                                                       ("midpoint", 6, 5)])  # fmt: skip
 def test_each_sampler_takes_the_nearest_possible_evaluations(target, noise, name, nfe, expected):
     lists = lists_for(SAMPLERS[name], target, nfe, noise[:1])
     assert {candidate.nfe for candidate in lists} == {expected} and len(

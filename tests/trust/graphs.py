@@ -54,7 +54,7 @@ class Found:
             self.ways[outcome.recipe.way] += 1
             self.ingredients.update(name for name, _ in outcome.recipe.ingredients)
         if outcome.state == REFUSED:
-            self.refusals[" ".join(outcome.said.split())[:90]] += 1
+            self.refusals[" ".join(outcome.reason.split())[:90]] += 1
 
     def fail(self, failure: Failure) -> bool:
         """Keep it; gives whether enough of its mechanism are known."""

@@ -1,5 +1,5 @@
-"""Nodes for random graphs (tests/comfyui/graphs): models by number, a count around the network, and looks at
-a MODEL before and after."""
+"""Nodes for random graphs (tests/comfyui/graphs): models by number, counts around the network, and
+comparisons of a MODEL before and after a run."""
 
 import json
 import os
@@ -28,7 +28,7 @@ NETWORKS = {**KINDS, "flux": ("Flux", FLUX)}
 
 
 class Anything(str):
-    """A type of input that takes every output."""
+    """An input type that accepts every output."""
 
     def __ne__(self, other):
         return False
@@ -38,7 +38,7 @@ ANY = Anything("*")
 
 
 class GraphModel:
-    """MODEL of NETWORKS with the random weights of a number: another number, another checkpoint."""
+    """A MODEL of NETWORKS with random weights; each number is another checkpoint."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -71,8 +71,9 @@ class GraphBoth:
 
 
 class GraphWrap:
-    """SAMPLER -> SAMPLER that shows the sampler it wraps a denoiser of its own, a bare function, as packs do
-    that change the noise level the model is told: here by the factor `factor`."""
+    """SAMPLER -> SAMPLER that gives the wrapped sampler its own denoiser, a bare function.
+
+    Packs do this to change the noise level that the model is given; here it is multiplied by `factor`."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("SAMPLER",), "run", "test"
 
@@ -85,14 +86,14 @@ class GraphWrap:
             def denoiser(x, sigma, **extra):
                 return model(x, sigma * factor, **extra)
 
-            denoiser.inner_model = model.inner_model  # as far as packs go
+            denoiser.inner_model = model.inner_model  # the largest change that packs make
             return sampler.sampler_function(denoiser, x, sigmas, **kwargs, **sampler.extra_options)
 
         return (comfy.samplers.KSAMPLER(sample),)
 
 
 class GraphZero:
-    """SIGMAS -> the same with 0 at the end, as the host's own schedules have it."""
+    """SIGMAS -> the same with a final 0, as the host's own schedules have."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("SIGMAS",), "run", "test"
 
@@ -105,12 +106,14 @@ class GraphZero:
 
 
 class GraphWatch:
-    """MODEL -> MODEL counted under a name: evaluations, rows and calls of the network, and how often its
-    forward really ran (caches answer in its place)."""
+    """MODEL -> MODEL that counts evaluations, rows and calls of the network under a name.
+
+    It also counts how often the network's forward really ran (caches may answer in its place)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
     seen = {}
-    KEY = "amed_watch"  # what only counts is named so: any other wrapper keeps guidance in one piece
+    # this name marks wrappers that only count; any other wrapper prevents splitting guidance
+    KEY = "amed_watch"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -149,7 +152,7 @@ class GraphWatch:
 
 
 class GraphSeen:
-    """What GraphWatch counted under a name since GraphBefore, as JSON; `after` is only waited for."""
+    """The counts of GraphWatch since GraphBefore, as JSON; `after` only makes this node wait."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = ("STRING",), "run", "test", True
     INPUT_IS_LIST = True
@@ -163,25 +166,26 @@ class GraphSeen:
         return {"ui": {"text": [text]}, "result": (text,)}
 
 
-LOADING = {"current_patcher"}  # of a BaseModel: what the host notes while it loads
+LOADING = {"current_patcher"}  # attributes of a BaseModel that the host sets while loading
 
 
 def state(model):
-    """Everything that is on a MODEL, its BaseModel and its network, as far as a run could leave it there."""
+    """Return the state of a MODEL, its BaseModel and its network, as far as a run could change it."""
     base = model.model
-    own = {name: outline(getattr(model, name, None)) for name in TestLeft.PATCHES if "backup" not in name}
-    own["model_options"] = outline(model.model_options)
-    own["base"] = {k: id(v) if callable(v) else "" for k, v in vars(base).items() if k not in LOADING}
-    own["modules"] = {k: id(v) for k, v in base._modules.items()}
-    own["network"] = hooks(base.diffusion_model)
+    result = {name: outline(getattr(model, name, None)) for name in TestLeft.PATCHES if "backup" not in name}
+    result["model_options"] = outline(model.model_options)
+    result["base"] = {k: id(v) if callable(v) else "" for k, v in vars(base).items() if k not in LOADING}
+    result["modules"] = {k: id(v) for k, v in base._modules.items()}
+    result["network"] = hooks(base.diffusion_model)
     usual = set(vars(torch.nn.Module())) | set(HOOKS)
-    own["attributes"] = sorted(set(vars(base.diffusion_model)) - usual)
-    return own
+    result["attributes"] = sorted(set(vars(base.diffusion_model)) - usual)
+    return result
 
 
 class GraphBefore:
-    """MODEL, prompts, LATENT -> the same MODEL: its state and its image by the host's own Euler are noted
-    under a name. Where this fails the graph itself is wrong, not what is tested."""
+    """MODEL, prompts, LATENT -> the same MODEL, whose state and Euler image are noted under a name.
+
+    If this fails, the graph itself is wrong."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
     noted = {}
@@ -201,17 +205,17 @@ class GraphBefore:
         start = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         noise = comfy.sample.prepare_noise(start, 11, latent.get("batch_index"))
         levels = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 2)
-        made = comfy.sample.sample_custom(
+        samples = comfy.sample.sample_custom(
             model, noise, cfg, comfy.samplers.sampler_object("euler"), levels, positive, negative, start,
             noise_mask=latent.get("noise_mask"), disable_pbar=True, seed=11,
         )  # fmt: skip
-        if not made.isfinite().all():
+        if not samples.isfinite().all():
             raise ValueError("the host's own Euler gives no finite image here")
-        return made
+        return samples
 
 
 class GraphAfter:
-    """As GraphBefore, once `after` is there -> text: JSON of what is not as it was, and of the two images'
+    """Like GraphBefore, but once `after` is ready; the text is JSON of the changes and of the two images'
     distance."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
@@ -235,9 +239,10 @@ class GraphAfter:
 
 
 class GraphFault:
-    """MODEL -> MODEL on which something is wrong, to see that it is found: raises (a TypeError after the
-    network's call), dies (the whole server), leaves (an option on the MODEL it was given), bends (the
-    network, for good), mixes (the images of a batch), changes (it runs every time)."""
+    """MODEL -> MODEL with a fault that must be found.
+
+    raises: a TypeError after the network's call. dies: the whole server. leaves: an option on the given
+    MODEL. bends: the network, permanently. mixes: the images of a batch. changes: it runs every time."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -266,7 +271,9 @@ class GraphFault:
         return (model,)
 
     def bends(self, model):
-        model.model.diffusion_model.register_forward_hook(lambda module, given, made: made * 1.1)
+        model.model.diffusion_model.register_forward_hook(
+            lambda module, network_input, network_output: network_output * 1.1
+        )
         return (model,)
 
     def mixes(self, model):

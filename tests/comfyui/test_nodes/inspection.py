@@ -1,4 +1,4 @@
-"""Prompts and MODELs of odd kinds, and a look at what the pack does inside the host."""
+"""Test nodes for unusual prompts and MODELs, and for inspecting the pack inside the host."""
 
 import ctypes
 import gc
@@ -18,7 +18,7 @@ from .shared import PROMPTS, OfModel, pack, patched
 
 
 def outline(value):
-    """Of options: which dicts and lists there are, and what object is in each place."""
+    """Describe options by the structure of their dicts and lists and the identity of each object."""
     if isinstance(value, dict):
         return {key: outline(v) for key, v in value.items()}
     return [outline(v) for v in value] if isinstance(value, list) else id(value)
@@ -39,9 +39,11 @@ class TestPrompt:
 
 
 class TestModel:
-    """MODEL -> MODEL that `which` says: broken (NaN), halved (the combined result, by a post-CFG function),
-    bent (the conditional half, by a pre-CFG function), closed (its network is shown no patches), tired (fails
-    after TIRED evaluations), lora (its weights with a LoRA's patches)."""
+    """MODEL -> MODEL changed as `which` says.
+
+    broken: gives NaN. halved: a post-CFG function halves the combined result. bent: a pre-CFG function
+    changes the conditional half. closed: the network gets no patches. tired: fails after TIRED evaluations.
+    lora: a LoRA's patches on its weights."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -85,7 +87,8 @@ class TestModel:
 
 
 class Inside:
-    """MODEL, prompts, LATENT, cfg -> what `look` sees where a sampler runs, at one noise level."""
+    """MODEL, prompts, LATENT, cfg -> the result of `look`, called where a sampler runs, at one noise
+    level."""
 
     FUNCTION, CATEGORY, OUTPUT_NODE = "run", "test", True
     SIGMAS = (5.0, 1.0)
@@ -109,13 +112,14 @@ class Inside:
         mask = latent_image.get("noise_mask")
         sampler = comfy.samplers.KSAMPLER(sampler)
         guider.sample(noise, start, sampler, torch.tensor(self.SIGMAS), mask, disable_pbar=True, seed=0)
-        assert outline(model.model_options) == before, "something stays on the MODEL"
+        assert outline(model.model_options) == before, "something was left on the MODEL"
         return {"ui": {"text": [self.text]}, "result": self.result}
 
 
 class TestHalves(Inside):
-    """-> LATENTs denoised, cond, uncond (zeros for None); the text is the JSON of what is None, and of
-    whether the options of the run stayed as they were."""
+    """LATENTs denoised, cond and uncond (zeros for None).
+
+    The text is JSON: which of them are None, and whether the run's options are unchanged."""
 
     RETURN_TYPES = ("LATENT",) * 3
 
@@ -123,26 +127,25 @@ class TestHalves(Inside):
         options = outline(extra_args["model_options"])
         wants = frozenset({"halves", "bottleneck"})
         level = sigmas[0].expand(len(x))
-        seen = pack("evaluate").evaluate(denoiser, x, level, extra_args, wants)
-        kept = outline(extra_args["model_options"]) == options
+        evaluation = pack("evaluate").evaluate(denoiser, x, level, extra_args, wants)
+        is_unchanged = outline(extra_args["model_options"]) == options
         alone = denoiser(x, level, **extra_args)
         same = torch.equal(
             alone, pack("evaluate").evaluate(denoiser, x, level, extra_args, frozenset()).denoised
         )
-        images = [seen.denoised, seen.cond, seen.uncond]
+        images = [evaluation.denoised, evaluation.cond, evaluation.uncond]
         self.result = tuple({"samples": torch.zeros_like(x) if v is None else v.clone()} for v in images)
         self.text = json.dumps(
             {
-                "none": [n for n in ("bottleneck", "cond", "uncond") if getattr(seen, n) is None],
-                "options kept": kept,
-                "same image": same and torch.allclose(alone, seen.denoised, atol=1e-5),
+                "none": [n for n in ("bottleneck", "cond", "uncond") if getattr(evaluation, n) is None],
+                "options kept": is_unchanged,
+                "same image": same and torch.allclose(alone, evaluation.denoised, atol=1e-5),
             }
         )
 
 
 class TestDevice(Inside):
-    """The text: where the network of a predictor file is when the sampler runs on images that are on
-    "meta"."""
+    """The text says on which device a predictor's network is when the images are on "meta"."""
 
     RETURN_TYPES = ()
 
@@ -163,33 +166,35 @@ class TestDevice(Inside):
             self.text = str(next(predictor.predictor.parameters()).device)
             return x
 
-        own = sampling.SAMPLERS
-        sampling.SAMPLERS = dict.fromkeys(own, record)
+        registered = sampling.SAMPLERS
+        sampling.SAMPLERS = dict.fromkeys(registered, record)
         try:
             fitted = pack("folders").library().load(self.file)
             run = sampling.sampler_function(fitted.spec.sampler)
             run(denoiser, x.to("meta"), sigmas, extra_args, predictor=fitted)
         finally:
-            sampling.SAMPLERS = own
+            sampling.SAMPLERS = registered
 
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def hooks(network):
-    """Of its modules: hooks, and a forward of its own."""
-    found = []
+    """Return hooks on a network's modules, and replaced forward methods."""
+    result = []
     for name, module in network.named_modules():
-        found += [f"{name}.{kind}" for kind in HOOKS if getattr(module, kind, None)]
-        found += [f"{name}.forward"] if "forward" in vars(module) else []
-    return found
+        result += [f"{name}.{kind}" for kind in HOOKS if getattr(module, kind, None)]
+        result += [f"{name}.forward"] if "forward" in vars(module) else []
+    return result
 
 
 class TestLeft(OfModel):
-    """MODEL -> text, the JSON of what runs could have left behind: on its network (`hooks`), on it
-    (`patches`), `replaced` in the host's modules since the first look; counted, with `empty` caches: tensors
-    alive by type and shape (`tensors`), objects of the pack by class (`ours`), and what its modules' lists
-    and dicts and the host's lists of samplers and schedulers hold (`lengths`)."""
+    """MODEL -> text: JSON of everything that runs could have left behind.
+
+    `hooks` on its network, `patches` on the MODEL, `replaced` functions in the host's modules since the first
+    call; and, with caches emptied, counts of live tensors by type and shape (`tensors`), of the pack's
+    objects by class (`ours`), and of entries in its modules' containers and the host's lists of samplers and
+    schedulers (`lengths`)."""
 
     RETURN_TYPES, OUTPUT_NODE = (), True
     PATCHES = (
@@ -202,13 +207,13 @@ class TestLeft(OfModel):
     def run(self, model):
         empty()
         gc.collect()
-        if sys.platform == "linux":  # so that memory is what is held, not what the allocator keeps at hand
+        if sys.platform == "linux":  # so that the measured memory does not include the allocator's reserve
             ctypes.CDLL(None).malloc_trim(0)
         now, cls = self.host(), type(self)
         cls.first = cls.first or now
         changed = {name for name, was in cls.first.items() if now.get(name, was) != was}
         changed |= {name for name in cls.first if name not in now}
-        gc.collect()  # what the first freed may have held more
+        gc.collect()  # objects freed by the first pass may have held others
         alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
         kinds = Counter(f"{type(o).__name__} {o.dtype} {list(o.shape)}" for o in alive)
         ours = Counter(
@@ -230,45 +235,57 @@ class TestLeft(OfModel):
         return {"ui": {"text": [json.dumps(told)]}}
 
     def patches(self, model):
-        """On the MODEL; of its options everything but the empty dict they begin with."""
-        found = [f"{n}: {list(own)}" for n in self.PATCHES if (own := filled(getattr(model, n, None)))]
+        """Return the patches on the MODEL; of its options everything except the initial empty dict."""
+        result = [
+            f"{n}: {list(filled_value)}"
+            for n in self.PATCHES
+            if (filled_value := filled(getattr(model, n, None)))
+        ]
         options = filled(model.model_options)
-        return [*found, *([f"model_options: {list(options)}"] if options else [])]
+        return [*result, *([f"model_options: {list(options)}"] if options else [])]
 
     @staticmethod
     def lengths():
-        """By name: of every list, dict and set that a module of the pack has, and of the host's names."""
+        """Return the length of every list, dict and set in a module of the pack, and of the host's lists of
+        names."""
         ours = {k: m for k, m in list(sys.modules.items()) if "comfyui-amed" in k}
-        found = {
+        result = {
             f"{name.split('comfyui-amed')[1]}.{key}": len(value)
             for name, module in ours.items()
             for key, value in list(vars(module).items())
             if isinstance(value, list | dict | set) and not key.startswith("__")
         }
         for name in ("SAMPLER_NAMES", "SCHEDULER_NAMES", "SCHEDULER_HANDLERS", "KSAMPLER_NAMES"):
-            found[name] = len(getattr(comfy.samplers, name, ()))
-        return found
+            result[name] = len(getattr(comfy.samplers, name, ()))
+        return result
 
     @staticmethod
     def host():
-        """Every function and class of the host's modules, and of its classes, by name: the object's id. But
-        for places that are there to be changed, by the host itself: callbacks."""
-        tops, found = ("comfy", "comfy_execution", "execution", "nodes", "latent_preview", "folder_paths"), {}
+        """Return the id of every function and class of the host's modules and of their classes' methods, by
+        name.
+
+        Callbacks are left out, because the host itself changes them."""
+        tops, result = (
+            ("comfy", "comfy_execution", "execution", "nodes", "latent_preview", "folder_paths"),
+            {},
+        )
         for name, module in list(sys.modules.items()):
             if name.split(".")[0] not in tops or not isinstance(module, ModuleType):
                 continue
             for key, value in list(vars(module).items()):
                 if callable(value) and not key.endswith("_callback"):
-                    found[f"{name}.{key}"] = id(value)
+                    result[f"{name}.{key}"] = id(value)
                 if isinstance(value, type) and value.__module__ == name:
-                    own = {f"{name}.{key}.{k}": id(v) for k, v in vars(value).items() if callable(v)}
-                    found |= {k: v for k, v in own.items() if not k.endswith("__")}
-        return found
+                    methods = {f"{name}.{key}.{k}": id(v) for k, v in vars(value).items() if callable(v)}
+                    result |= {k: v for k, v in methods.items() if not k.endswith("__")}
+        return result
 
 
 def empty():
-    """The pack's caches, which are bounded and fill slowly: of functions (tables of the last 32 runs), and
-    its OrderedDicts (what the last 512 nodes asked the library)."""
+    """Clear the pack's caches, which are bounded and fill slowly.
+
+    They are functools caches (tables of the last 32 runs) and OrderedDicts (library lookups of the last 512
+    nodes)."""
     modules = [m for m in list(sys.modules.values()) if "comfyui-amed" in str(getattr(m, "__name__", ""))]
     values = [value for module in modules for value in list(vars(module).values())]
     for value in values:
@@ -278,20 +295,22 @@ def empty():
             value.clear()
 
 
-def filled(own):
-    """Of dicts and lists in one another those that hold anything."""
-    if isinstance(own, dict):
-        kept = {k: filled(v) for k, v in own.items()}
-        return {k: v for k, v in kept.items() if not (isinstance(v, dict | list) and not v)}
-    return own
+def filled(value):
+    """Return the non-empty ones of nested dicts and lists."""
+    if isinstance(value, dict):
+        result = {k: filled(v) for k, v in value.items()}
+        return {k: v for k, v in result.items() if not (isinstance(v, dict | list) and not v)}
+    return value
 
 
-UNDO = []  # what a look ends with
+UNDO = []  # changes that TestLeft undoes
 
 
 class TestLeaves(OfModel):
-    """MODEL -> MODEL: leaves behind what TestLeft is to see, and to undo: a hook on the network, a patch on
-    the MODEL, a function in place of one of the host's, a tensor, one more sampler name."""
+    """MODEL -> MODEL that leaves behind what TestLeft must find, and undo.
+
+    It leaves a hook on the network, a patch on the MODEL, a replaced function of the host, a tensor, and one
+    more sampler name."""
 
     RETURN_TYPES = ("MODEL",)
 
@@ -307,10 +326,11 @@ class TestLeaves(OfModel):
 
 
 class TestMemory:
-    """MODEL -> MODEL that runs out of memory, as the host has it, at its evaluation `at` (0: never), once."""
+    """MODEL -> MODEL that runs out of memory once, with the host's error, at its evaluation `at` (0:
+    never)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-    held = []  # weak references to what the network was given and to what was made of it before
+    held = []  # weak references to the network's inputs and to earlier results
     calls = {}  # evaluations by name
 
     @classmethod
@@ -334,8 +354,9 @@ class TestMemory:
 
 
 class TestStops:
-    """MODEL -> MODEL at whose evaluation `at` (a batch of 8 is 8 of them) the user stops the run; or it waits
-    there (`wait`) until somebody stops it."""
+    """MODEL -> MODEL at whose evaluation `at` (a batch of 8 counts as 8) the run is interrupted.
+
+    With `wait`, it waits there until somebody interrupts the run."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
     LONGEST = 600  # seconds
@@ -367,7 +388,8 @@ class TestStops:
 
 
 class TestBar:
-    """The text: [seconds, value] of what a bar of 1,000 sends that is told each, ten milliseconds apart."""
+    """The text is [seconds, value] of each message of a progress bar that is updated 1,000 times, every 10
+    ms."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 
@@ -392,7 +414,8 @@ class TestBar:
 
 
 class TestKept:
-    """MODEL -> JSON of what is left on it and on its network, and how many tensors of TestMemory live on."""
+    """MODEL -> JSON of what is left on it and on its network, and of how many tensors of TestMemory are
+    alive."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 
@@ -401,7 +424,7 @@ class TestKept:
         return {"required": {"model": ("MODEL",), "again": ("INT", {})}}
 
     def run(self, model, again):
-        gc.collect()  # as the host does, after a while
+        gc.collect()  # as the host does after a while
         text = json.dumps(
             {
                 "options": outline(model.model_options),

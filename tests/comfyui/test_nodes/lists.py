@@ -10,7 +10,7 @@ from .shared import PROMPTS
 
 
 class TestSeed:
-    """A text as an INT, however large."""
+    """A text as an INT of any size."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("INT",), "run", "test"
 
@@ -23,7 +23,7 @@ class TestSeed:
 
 
 class TestModels:
-    """Two MODELs as a list, for which what follows runs twice."""
+    """Two MODELs as a list, so that the nodes after it run twice."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_IS_LIST = ("MODEL",), "run", "test", (True,)
 
@@ -36,7 +36,7 @@ class TestModels:
 
 
 class TestCheckpoint:
-    """The same network with other weights."""
+    """A MODEL of the same network with other weights."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -45,7 +45,7 @@ class TestCheckpoint:
         return {"required": {"model": ("MODEL",)}}
 
     def run(self, model):
-        other = copy.copy(model.model)  # a newer host's configuration cannot be copied deeply
+        other = copy.copy(model.model)  # in newer hosts the configuration cannot be deep-copied
         other._modules = dict(other._modules)
         other.diffusion_model = copy.deepcopy(model.model.diffusion_model)
         drawn = torch.Generator().manual_seed(0)
@@ -57,8 +57,8 @@ class TestCheckpoint:
 
 
 class TestExpands:
-    """A LATENT, sampled by a KSampler that this node makes while it runs, and counted by a reader that it
-    makes too."""
+    """LATENT -> LATENT sampled by a KSampler, and counted by a node, both of which this node creates while it
+    runs."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT", "INT"), "run", "test"
 

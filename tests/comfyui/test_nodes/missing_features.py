@@ -1,7 +1,7 @@
-"""What the pack does where the host lacks something.
+"""What the pack does where the host lacks a feature.
 
-Each case takes something of the real host away, asks the feature that wants it, samples twice, and puts it
-back. What is to come of it stands in test_missing_features.py."""
+Each case takes a feature of the real host away, calls the function that needs it, samples twice, and restores
+it. The expected results are in test_missing_features.py."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ GONE = object()
 
 
 class Without:
-    """An object of the host's, lacking some attributes."""
+    """An object of the host that lacks some attributes."""
 
     def __init__(self, whole: Any, *names: str):
         self.__dict__.update(_whole=whole, _lacks=names)
@@ -39,7 +39,7 @@ class Without:
 
 @contextmanager
 def put(owner: Any, name: str, value: Any):
-    """An attribute of the host's, or an entry of a dict, changed or taken away for a while."""
+    """Change or remove an attribute of the host, or an entry of a dict, for a while."""
     if isinstance(owner, dict):
         had = owner.get(name, GONE)
         if value is GONE:
@@ -54,17 +54,17 @@ def put(owner: Any, name: str, value: Any):
             else:
                 owner[name] = had
         return
-    own, had = name in vars(owner), vars(owner).get(name)
+    is_own, had = name in vars(owner), vars(owner).get(name)
     delattr(owner, name) if value is GONE else setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, had) if own else delattr(owner, name)
+        setattr(owner, name, had) if is_own else delattr(owner, name)
 
 
 @contextmanager
-def heard():
-    """What is warned of meanwhile, once it is over."""
+def collected_warnings():
+    """Collect the warnings raised meanwhile."""
     lines: list[str] = []
 
     class Lines(logging.Handler):
@@ -75,15 +75,15 @@ def heard():
     logging.getLogger().addHandler(handler)
     try:
         with warnings.catch_warnings(record=True) as others:
-            warnings.simplefilter("default")  # once for each place, as it is by itself
+            warnings.simplefilter("default")  # once per place, which is the default
             yield lines
-        lines += [str(one.message) for one in others]
+        lines += [str(warning.message) for warning in others]
     finally:
         logging.getLogger().removeHandler(handler)
 
 
-def said(call: Callable[[], Any]) -> Any:
-    """What a call gives, or the error's words."""
+def result_or_error(call: Callable[[], Any]) -> Any:
+    """Return a call's result, or its error's text."""
     try:
         return call()
     except Exception as error:
@@ -92,7 +92,9 @@ def said(call: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """take(scene): context managers that take it away; feature(scene, report): what the user has of it, as
+    """One missing feature.
+
+    take(scene): context managers that take it away. feature(scene, report): what the user gets from it, as
     JSON."""
 
     take: Callable[[Any], list]
@@ -100,17 +102,17 @@ class Case:
 
 
 def module_without(name: str, lacks: str | None = None) -> Callable[[Any], list]:
-    """Take a module away from who imports it from now on, or one name in it; the host keeps what it has."""
+    """Make a module, or one name in it, unavailable to later imports; the host keeps its own reference."""
 
     def take(scene: Any) -> list:
         if lacks is None:
             return [put(sys.modules, name, None)]
         poorer = ModuleType(name)
-        whole = sys.modules[name]
-        poorer.__dict__.update({k: v for k, v in vars(whole).items() if k != lacks.split(".")[0]})
+        original = sys.modules[name]
+        poorer.__dict__.update({k: v for k, v in vars(original).items() if k != lacks.split(".")[0]})
         if "." in lacks:
             kind, attribute = lacks.split(".")
-            setattr(poorer, kind, Without(getattr(whole, kind), attribute))
+            setattr(poorer, kind, Without(getattr(original, kind), attribute))
         return [put(sys.modules, name, poorer)]
 
     return take
@@ -121,12 +123,14 @@ def attribute(owner: Callable[[], Any], *names: str) -> Callable[[Any], list]:
 
 
 def seen_by_network(name: str) -> Callable[[Any], list]:
-    """The host tells its network all but one thing of a call."""
+    """Pass all but one entry of a call's options to the network."""
 
     def take(scene: Any) -> list:
         def poorer(apply: Callable, args: dict) -> torch.Tensor:
-            told = {k: v for k, v in args["c"]["transformer_options"].items() if k != name}
-            return apply(args["input"], args["timestep"], **{**args["c"], "transformer_options": told})
+            reduced_options = {k: v for k, v in args["c"]["transformer_options"].items() if k != name}
+            return apply(
+                args["input"], args["timestep"], **{**args["c"], "transformer_options": reduced_options}
+            )
 
         return [put(scene.model.model_options, "model_function_wrapper", poorer)]
 
@@ -134,12 +138,12 @@ def seen_by_network(name: str) -> Callable[[Any], list]:
 
 
 def no_pre_cfg(scene: Any) -> list:
-    """The host calls no pre-CFG functions."""
-    whole = comfy.samplers.sampling_function
+    """Make the host skip pre-CFG functions."""
+    original = comfy.samplers.sampling_function
 
     def poorer(*args: Any, model_options: dict, **more: Any) -> Any:
-        told = {k: v for k, v in model_options.items() if k != "sampler_pre_cfg_function"}
-        return whole(*args, model_options=told, **more)
+        reduced_options = {k: v for k, v in model_options.items() if k != "sampler_pre_cfg_function"}
+        return original(*args, model_options=reduced_options, **more)
 
     return [put(comfy.samplers, "sampling_function", poorer)]
 
@@ -157,7 +161,7 @@ def remarks(scene: Any, report: Any) -> Any:
 
 
 def listed(scene: Any, report: Any) -> Any:
-    """What registering into these lists says, and what is in them then."""
+    """Register into these lists; return the warnings and the lists' contents."""
     register, mine = pack("register"), pack("sampling").SCHEDULER
     with ExitStack() as lists:
         if hasattr(comfy.samplers, "SCHEDULER_HANDLERS"):
@@ -174,12 +178,12 @@ def listed(scene: Any, report: Any) -> Any:
 
 
 def of(function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda scene, report: said(lambda: function(scene))
+    return lambda scene, report: result_or_error(lambda: function(scene))
 
 
-def asked(scene: Any, wants: str, lacks: str) -> Any:
-    """Whether an evaluation has what is wanted, by a denoiser whose guider lacks something."""
-    found: dict[str, Any] = {}
+def evaluation_has(scene: Any, wants: str, lacks: str) -> Any:
+    """Return whether an evaluation has the wanted outputs, with a denoiser whose guider lacks something."""
+    outputs: dict[str, Any] = {}
 
     def sampler(denoiser: Any, x: Any, sigmas: Any, extra_args: Any = None, **_: Any) -> Any:
         poorer = denoiser
@@ -189,33 +193,34 @@ def asked(scene: Any, wants: str, lacks: str) -> Any:
             poorer.__dict__["__call__"] = denoiser.__call__
         evaluate = pack("evaluate")
         if lacks == "conds":
-            found["seen"] = sorted(map(str, evaluate.positive_ids(poorer)))
+            outputs["seen"] = sorted(map(str, evaluate.positive_ids(poorer)))
             return x
         if lacks == "predict_noise":
-            found["seen"] = pack("model").guides_plainly(poorer.inner_model)
+            outputs["seen"] = pack("model").guides_plainly(poorer.inner_model)
             return x
         level = sigmas[0].expand(len(x))
         result = evaluate.evaluate(denoiser, x, level, extra_args, frozenset({wants}))
-        found["seen"] = result.cond is not None
-        found["again"] = evaluate.evaluate(denoiser, x, level, extra_args, frozenset({wants})).cond is None
+        outputs["seen"] = result.cond is not None
+        outputs["again"] = evaluate.evaluate(denoiser, x, level, extra_args, frozenset({wants})).cond is None
         return x
 
     scene.run(comfy.samplers.KSAMPLER(sampler))
-    return found["seen"]
+    return outputs["seen"]
 
 
 def of_sampler(function: Callable[[Any], Any], *lacks: str) -> Callable[[Any, Any], Any]:
-    """`function` of a SAMPLER of the host's that lacks something; `lacks` empty: of the whole one."""
-    own = lambda: Without(comfy.samplers.sampler_object("euler"), *lacks)  # noqa: E731
-    return lambda scene, report: said(lambda: function(own()))
+    """Return `function` of a SAMPLER of the host that lacks something; with empty `lacks`, of the complete
+    one."""
+    sampler = lambda: Without(comfy.samplers.sampler_object("euler"), *lacks)  # noqa: E731
+    return lambda scene, report: result_or_error(lambda: function(sampler()))
 
 
 def of_model(function: Callable[[Any], Any], *lacks: str) -> Callable[[Any, Any], Any]:
-    return lambda scene, report: said(lambda: function(Without(scene.model, *lacks)))
+    return lambda scene, report: result_or_error(lambda: function(Without(scene.model, *lacks)))
 
 
 def of_base(function: Callable[[Any], Any], *lacks: str) -> Callable[[Any, Any], Any]:
-    """`function` of a MODEL whose base model lacks something."""
+    """Return `function` of a MODEL whose base model lacks something."""
 
     def call(scene: Any) -> Any:
         poorer = Without(scene.model, "")
@@ -225,7 +230,7 @@ def of_base(function: Callable[[Any], Any], *lacks: str) -> Callable[[Any, Any],
     return of(call)
 
 
-def who(model: Any) -> Any:
+def identity_of(model: Any) -> Any:
     identity = pack("model").identity(model)
     return [identity.family, bool(identity.fingerprint)]
 
@@ -242,12 +247,12 @@ def preview(*lacks: str) -> Callable[[Any, Any], Any]:
 
 
 def copied(*lacks: str) -> Callable[[Any, Any], Any]:
-    """Whether the copy that gradients go through has weights of its own, of a MODEL that lacks something."""
+    """Return whether the copy for gradients has its own weights, for a MODEL that lacks something."""
 
     def call(scene: Any) -> Any:
         with torch.inference_mode(False):
-            made = pack("fitting").frozen_copy(Without(scene.model, *lacks))
-        mine, theirs = (next(m.model.diffusion_model.parameters()) for m in (made, scene.model))
+            copy = pack("fitting").frozen_copy(Without(scene.model, *lacks))
+        mine, theirs = (next(m.model.diffusion_model.parameters()) for m in (copy, scene.model))
         return [mine.data_ptr() != theirs.data_ptr(), not mine.requires_grad]
 
     return of(call)
@@ -262,33 +267,33 @@ def wrapped_around(scene: Any) -> Any:
 
 
 def shown(scene: Any, report: Any) -> Any:
-    """What one hears of a run by the host's own nodes: the node that runs, or None."""
+    """Return which node a run of the host's own nodes reports, or None."""
     pack("running").show_text("1", "text")
     return pack("running").executing_node()
 
 
 def schemas(scene: Any, report: Any) -> Any:
-    """How many nodes can be defined, and how many of them have names to be searched by."""
+    """Return how many nodes can be defined, and how many of them have search aliases."""
     rooms = ("sampler", "predictors", "calibrate", "files", "train", "compare")
-    made = [node.define_schema() for room in rooms for node in pack(room).NODES]
-    return [len(made), sum(bool(getattr(one, "search_aliases", None)) for one in made)]
+    defined = [node.define_schema() for room in rooms for node in pack(room).NODES]
+    return [len(defined), sum(bool(getattr(schema, "search_aliases", None)) for schema in defined)]
 
 
 def poorer_schema(scene: Any) -> list:
     io = pack("schema").io
-    whole = io.Schema
+    original = io.Schema
 
     def Schema(node_id, display_name=None, category="sd", inputs=(), outputs=(), hidden=(), description="",
                is_output_node=False):  # fmt: skip
-        return whole(node_id=node_id, display_name=display_name, category=category, inputs=list(inputs),
-                     outputs=list(outputs), hidden=list(hidden), description=description,
-                     is_output_node=is_output_node)  # fmt: skip
+        return original(node_id=node_id, display_name=display_name, category=category, inputs=list(inputs),
+                        outputs=list(outputs), hidden=list(hidden), description=description,
+                        is_output_node=is_output_node)  # fmt: skip
 
     return [put(pack("schema"), "io", SimpleNamespace(**{**vars(io), "Schema": Schema}))]
 
 
 def kind_of(name: str) -> Callable[[Any, Any], Any]:
-    """The prediction type of a model_sampling of that kind."""
+    """Return the prediction type for a model_sampling of that kind."""
 
     def call(scene: Any) -> Any:
         class Kind(KINDS[name]):
@@ -308,8 +313,8 @@ def add_wrapper(scene: Any) -> list:
 
 
 def folder(scene: Any) -> list:
-    taken = put(folder_paths, "add_model_folder_path", GONE)
-    return [taken, put(folder_paths.folder_names_and_paths, "amed_predictors", GONE)]
+    removed = put(folder_paths, "add_model_folder_path", GONE)
+    return [removed, put(folder_paths.folder_names_and_paths, "amed_predictors", GONE)]
 
 
 def guidance_chosen_for(scene: Any) -> Any:
@@ -356,14 +361,14 @@ CASES = {
     "transformer_options.patches": Case(seen_by_network("patches"), remarks),
     "transformer_options.cond_or_uncond": Case(seen_by_network("cond_or_uncond"), remarks),
     "transformer_options.uuids": Case(seen_by_network("uuids"), remarks),
-    "sampler_pre_cfg_function": Case(no_pre_cfg, of(lambda s: asked(s, "halves", ""))),
-    "guider.conds": Case(nothing, of(lambda s: asked(s, "bottleneck", "conds"))),
-    "guider.predict_noise": Case(nothing, of(lambda s: asked(s, "", "predict_noise"))),
+    "sampler_pre_cfg_function": Case(no_pre_cfg, of(lambda s: evaluation_has(s, "halves", ""))),
+    "guider.conds": Case(nothing, of(lambda s: evaluation_has(s, "bottleneck", "conds"))),
+    "guider.predict_noise": Case(nothing, of(lambda s: evaluation_has(s, "", "predict_noise"))),
     "guider.cfg": Case(nothing, of(guidance_chosen_for)),
-    "base.model_config": Case(nothing, of_base(who, "model_config")),
-    "base.diffusion_model": Case(nothing, of_base(who, "diffusion_model")),
-    "model.backup": Case(nothing, of_model(who, "backup")),
-    "model.patches_uuid": Case(nothing, of_model(who, "patches_uuid")),
+    "base.model_config": Case(nothing, of_base(identity_of, "model_config")),
+    "base.diffusion_model": Case(nothing, of_base(identity_of, "diffusion_model")),
+    "model.backup": Case(nothing, of_model(identity_of, "backup")),
+    "model.patches_uuid": Case(nothing, of_model(identity_of, "patches_uuid")),
     "model.is_dynamic": Case(nothing, copied("is_dynamic")),
     "model_sampling.V_PREDICTION": Case(
         attribute(lambda: comfy.model_sampling, "V_PREDICTION"), kind_of("V_PREDICTION")
@@ -389,7 +394,7 @@ CASES = {
 
 
 def around_euler() -> Any:
-    """A predictor for the host's Euler that changes nothing."""
+    """A predictor for the host's Euler with constants that change nothing."""
     amed = next(m for name, m in list(sys.modules.items()) if name.endswith("comfyui-amed.amed"))
     levels = torch.tensor([80.0, 5.0], dtype=torch.float64)
     spec = amed.Spec("outside", 2, "time_uniform", 5.0, 80.0, of="euler", calls=2)
@@ -398,7 +403,7 @@ def around_euler() -> Any:
 
 @dataclass
 class Scene:
-    """What a case is tried on."""
+    """The objects on which a case is tried."""
 
     model: Any
     positive: list
@@ -407,10 +412,10 @@ class Scene:
     sigmas: torch.Tensor
 
     def guider(self) -> Any:
-        made = comfy.samplers.CFGGuider(self.model)
-        made.set_conds(self.positive, self.negative)
-        made.set_cfg(2.0)
-        return made
+        cfg_guider = comfy.samplers.CFGGuider(self.model)
+        cfg_guider.set_conds(self.positive, self.negative)
+        cfg_guider.set_cfg(2.0)
+        return cfg_guider
 
     def run(self, sampler: Any) -> torch.Tensor:
         run = pack("running").run
@@ -420,8 +425,9 @@ class Scene:
 
 
 class TestWithout:
-    """MODEL, prompts, LATENT, the name of a case ("" for none) -> LATENT of a run with the paper's network;
-    the text: JSON of the warnings, and of the feature as it was and as it is without."""
+    """MODEL, prompts, LATENT, name of a case ("": none) -> LATENT of a run with the paper's network.
+
+    The text is JSON of the warnings, and of the feature's result with and without it."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = ("LATENT",), "run", "test", True
 
@@ -442,7 +448,7 @@ class TestWithout:
         before, report = sampled()
         was = one.feature(scene, report) if one.take is not nothing else None
         pack("log").warn_once.cache_clear()
-        with heard() as lines, ExitStack() as taken:
+        with collected_warnings() as lines, ExitStack() as taken:
             for part in one.take(scene):
                 taken.enter_context(part)
             after, report = sampled()

@@ -1,5 +1,6 @@
-"""The host on another device: the one whose file AMED_TEST_DEVICE names (tests/no_float64.py), in the host's
-own mode for devices it does not know (DirectML's)."""
+"""Run the host on another device: the one in the file that AMED_TEST_DEVICE names (tests/no_float64.py).
+
+The host's mode for unknown devices (DirectML's) is used."""
 
 import importlib.util
 import os
@@ -9,8 +10,8 @@ import comfy.model_management
 from .shared import patched
 
 
-def moved():
-    """Put the host on that device."""
+def move_host():
+    """Move the host to that device."""
     spec = importlib.util.spec_from_file_location("no_float64", os.environ["AMED_TEST_DEVICE"])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,11 +20,11 @@ def moved():
 
 
 if "AMED_TEST_DEVICE" in os.environ:
-    moved()
+    move_host()
 
 
 class TestWhere:
-    """MODEL -> MODEL whose network runs on a device of this name, or fails."""
+    """MODEL -> MODEL that raises if its network does not run on a device of this type."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -32,14 +33,14 @@ class TestWhere:
         return {"required": {"model": ("MODEL",), "device": ("STRING", {})}}
 
     def run(self, model, device):
-        def asked(network, told):
-            out = network(told["input"], told["timestep"], **told["c"])
-            found = {told["input"].device.type, told["timestep"].device.type, out.device.type}
-            if found != {device}:
-                raise RuntimeError(f"the network ran on {found}, not on {device}")
+        def check_device(network, args):
+            out = network(args["input"], args["timestep"], **args["c"])
+            devices = {args["input"].device.type, args["timestep"].device.type, out.device.type}
+            if devices != {device}:
+                raise RuntimeError(f"the network ran on {devices}, not on {device}")
             return out
 
-        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(check_device))
 
 
 NODE_CLASS_MAPPINGS = {"TestWhere": TestWhere}

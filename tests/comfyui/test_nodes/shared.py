@@ -1,4 +1,4 @@
-"""What the test nodes share."""
+"""Helpers of the test nodes."""
 
 import sys
 from typing import Any
@@ -12,19 +12,19 @@ PROMPTS = {
 
 
 def pack(room: str) -> Any:
-    """A module of the pack's nodes, as this host loaded it."""
+    """Return a module of the pack's nodes, as this host loaded it."""
     return next(m for name, m in list(sys.modules.items()) if name.endswith(f"comfyui-amed.nodes.{room}"))
 
 
 def patched(model, change):
-    """A clone of a MODEL, changed."""
+    """Return a changed clone of a MODEL."""
     clone = model.clone()
     change(clone)
     return (clone,)
 
 
 class OfModel:
-    """A node of a MODEL alone, which runs every time."""
+    """A node that takes only a MODEL, and runs every time."""
 
     FUNCTION, CATEGORY = "run", "test"
 

@@ -1,5 +1,5 @@
-"""Nodes for tests, put into the custom_nodes of the ComfyUI that runs them: MODELs of the host's own classes
-as small as they get (no file, random weights), what real workflows give a sampler, and how a run stops."""
+"""Test nodes that make MODELs of the host's own classes, as small as possible and with random weights,
+unusual inputs of a sampler, and interruptions."""
 
 import json
 
@@ -35,7 +35,7 @@ KINDS = {"sd15": ("SD15", UNET), "wan": ("WAN21_T2V", WAN)}
 
 @torch.no_grad()
 def drawn(network, seed=0):
-    """Weights of a size that keeps signals as they are, and norms and biases that do nothing."""
+    """Draw weights whose scale keeps signals bounded; norms and biases have no effect."""
     torch.manual_seed(seed)
     for name, weight in network.named_parameters():
         if weight.ndim < 2:
@@ -46,8 +46,8 @@ def drawn(network, seed=0):
 
 
 class SmallModel:
-    """MODEL: Stable Diffusion 1.5's U-Net two levels deep, or Wan 2.1's video transformer; its weights and
-    its arithmetic in `dtype`."""
+    """A MODEL: Stable Diffusion 1.5's U-Net with two levels, or Wan 2.1's video transformer, computing in
+    `dtype`."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -67,7 +67,7 @@ class SmallModel:
 
 
 class VideoAndSound(torch.nn.Module):
-    """Two convolutions, of a video and of a sound that hear of each other's mean."""
+    """Two convolutions, of a video and of a sound, each of which also gets the other's mean."""
 
     dtype = torch.float32
 
@@ -78,12 +78,13 @@ class VideoAndSound(torch.nn.Module):
     def forward(self, x, timestep, **_):
         video, sound = x
         other = timestep.view(-1, 1, 1) + video.mean((2, 3, 4))[..., None]
-        told = timestep.view(-1, 1, 1, 1, 1) + sound.mean(2)[..., None, None, None]
-        return [self.video(video).tanh() + 0.1 * told, self.sound(sound).tanh() + 0.1 * other]
+        video_shift = timestep.view(-1, 1, 1, 1, 1) + sound.mean(2)[..., None, None, None]
+        return [self.video(video).tanh() + 0.1 * video_shift, self.sound(sound).tanh() + 0.1 * other]
 
 
 class Nested(comfy.model_base.BaseModel):
-    """Of nested latents, as LTX-2's: the host packs them for the sampler and unpacks them for the network."""
+    """A model of nested latents, like LTX-2: the host packs them for the sampler and unpacks them for the
+    network."""
 
     def extra_conds(self, **kwargs):
         out, shapes = super().extra_conds(**kwargs), kwargs.get("latent_shapes")
@@ -91,7 +92,7 @@ class Nested(comfy.model_base.BaseModel):
 
 
 class SmallNested:
-    """MODEL of video and sound, a flow; LATENT of 3 frames of 6 x 8 and 10 samples of sound."""
+    """A flow MODEL of video and sound, and a LATENT of 3 frames of 6 x 8 and 10 samples of sound."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "LATENT"), "run", "test"
 
@@ -118,7 +119,7 @@ class SmallNested:
 
 
 class SmallControl:
-    """CONTROL_NET for SmallModel's U-Net."""
+    """A CONTROL_NET for SmallModel's U-Net."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("CONTROL_NET",), "run", "test"
 
@@ -128,14 +129,14 @@ class SmallControl:
 
     def run(self):
         settings = {k: v for k, v in UNET.items() if k not in ("out_channels", "transformer_depth_output")}
-        made = comfy.cldm.cldm.ControlNet(
+        control = comfy.cldm.cldm.ControlNet(
             hint_channels=3, operations=comfy.ops.disable_weight_init, dtype=torch.float32, **settings
         )
-        return (comfy.controlnet.ControlNet(drawn(made, 1), load_device=torch.device("cpu")),)
+        return (comfy.controlnet.ControlNet(drawn(control, 1), load_device=torch.device("cpu")),)
 
 
 class SmallLatent:
-    """LATENT in another dtype."""
+    """A LATENT in another dtype."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "run", "test"
 
@@ -161,7 +162,8 @@ class SmallSigmas:
 
 
 class SmallMemory:
-    """MODEL whose halves of guidance never fit into memory together: the host runs one after the other."""
+    """A MODEL whose halves of guidance never fit into memory together, so the host evaluates them one by
+    one."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
 
@@ -174,8 +176,10 @@ class SmallMemory:
 
 
 class SmallStops:
-    """The text: for each evaluation of a run the calls of the network when the user interrupts there, the
-    calls once it has stopped, and whether the whole run is the same before and after."""
+    """The text: results of a run that is interrupted in each of its evaluations.
+
+    For each evaluation, the network's calls before and after the interruption; and whether the full run is
+    the same before and after."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 

@@ -1,5 +1,5 @@
-"""What keeps a state while the host samples: a step cache and hooks with keyframes, as packs have them; and
-what the denoiser of a fit is worth under them."""
+"""Features that keep a state while the host samples (a step cache, hooks with keyframes), and the error of a
+fit's denoiser under them."""
 
 import json
 from types import SimpleNamespace
@@ -12,8 +12,9 @@ from .shared import PROMPTS, OfModel, pack, patched
 
 
 class TestStepCache(OfModel):
-    """MODEL -> MODEL with a step cache: in every second step its blocks are not asked, what they added in the
-    step before is added again. `resets`: "step", as it begins with step 0 of the run's list; "never"."""
+    """MODEL -> MODEL with a step cache: every second step reuses what the blocks added in the step before.
+
+    `resets`: "step" resets it at step 0 of a run's list; "never" does not."""
 
     RETURN_TYPES = ("MODEL",)
 
@@ -45,15 +46,16 @@ class TestStepCache(OfModel):
 
 
 class TestHooks:
-    """CONDITIONING -> CONDITIONING with a hook that adds noise to the MODEL's weights, by keyframes "percent
-    strength, percent strength"."""
+    """CONDITIONING -> CONDITIONING with a hook that adds noise to the MODEL's weights.
+
+    Its keyframes are "percent strength, percent strength"."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "run", "test"
 
     @classmethod
     def INPUT_TYPES(cls):
-        own = {"model": ("MODEL",), "conditioning": ("CONDITIONING",), "keyframes": ("STRING", {})}
-        return {"required": own}
+        inputs = {"model": ("MODEL",), "conditioning": ("CONDITIONING",), "keyframes": ("STRING", {})}
+        return {"required": inputs}
 
     def run(self, model, conditioning, keyframes):
         torch.manual_seed(5)
@@ -72,8 +74,10 @@ class TestHooks:
 
 
 class TestAsked:
-    """The text: how far, in shares of its deviation, the denoiser of a fit on MODEL is from what `real` says
-    at the same noise levels in one sampling of the host; in order, in another order, and for a batch."""
+    """The text: the relative error of a fit's denoiser on MODEL against `real` in one sampling run of the
+    host.
+
+    At the same noise levels in order, in another order, and for a batch."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 

@@ -1,5 +1,5 @@
-"""What other packs do to a sampler's contract: denoisers wrapped in their ways, mask functions, a newer
-host's tags of empty latents."""
+"""What other packs do to a sampler's contract: wrap denoisers, add mask functions, tag empty latents as newer
+hosts do."""
 
 import json
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from .missing_features import put
 from .shared import PROMPTS, pack, patched
 
-HIDDEN = {}  # where nobody looks
+HIDDEN = {}  # a place that no other code searches
 
 
 class Slotted:
@@ -73,7 +73,7 @@ WAYS = {
 
 
 class WrapSampler:
-    """SAMPLER -> SAMPLER whose denoiser is wrapped in one of WAYS, and changes nothing."""
+    """SAMPLER -> SAMPLER whose denoiser is wrapped in one of WAYS, without changing anything."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("SAMPLER",), "run", "test"
 
@@ -92,8 +92,8 @@ class WrapSampler:
 
 
 def by_step(sigma, mask, extra_options):
-    """Lets a share of the steps pass before a pixel changes, as its mask says; only knows the steps of a
-    run."""
+    """A mask function in which a share of the steps passes before a pixel changes; it knows only the run's
+    steps."""
     sigmas = extra_options["sigmas"]
     step = int((sigmas[:-1] >= sigma[0]).sum()) - 1
     assert 0 <= step < len(sigmas) - 1
@@ -101,7 +101,7 @@ def by_step(sigma, mask, extra_options):
 
 
 def by_model(sigma, mask, extra_options):
-    """Keeps all above half of the model's time."""
+    """A mask function that keeps everything above half of the model's time."""
     sampling = extra_options["model"].inner_model.model_sampling
     half = torch.as_tensor(sampling.percent_to_sigma(0.5))
     early = bool(sampling.timestep(sigma[0]) > sampling.timestep(half.to(sigma)))
@@ -109,7 +109,7 @@ def by_model(sigma, mask, extra_options):
 
 
 class MaskRule:
-    """MODEL with a denoise_mask_function."""
+    """MODEL -> MODEL with a denoise_mask_function."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
     RULES = {"by_step": by_step, "by_model": by_model, "halved": lambda sigma, mask, extra_options: mask / 2}
@@ -124,10 +124,10 @@ class MaskRule:
 
 def newer(model, latent_image, downscale_ratio_spacial=None, downscale_ratio_temporal=None):
     """The newer host's contract: an empty latent made for another number of pixels per latent is resized."""
-    own = model.get_model_object("latent_format").spacial_downscale_ratio
-    if downscale_ratio_spacial in (None, own) or torch.count_nonzero(latent_image):
+    model_ratio = model.get_model_object("latent_format").spacial_downscale_ratio
+    if downscale_ratio_spacial in (None, model_ratio) or torch.count_nonzero(latent_image):
         return latent_image
-    height, width = (round(n * downscale_ratio_spacial / own) for n in latent_image.shape[-2:])
+    height, width = (round(n * downscale_ratio_spacial / model_ratio) for n in latent_image.shape[-2:])
     return comfy.utils.common_upscale(latent_image, width, height, "nearest-exact", "disabled")
 
 
@@ -140,8 +140,9 @@ def loose(*args, **kwargs):
 
 
 class TaggedLatent:
-    """MODEL, prompts, an empty LATENT of 8 pixels per latent -> the text: the shape of what is sampled, and
-    the LATENT's keys after it, on a MODEL of 16 pixels per latent, by each form of the host's function."""
+    """Sample an empty LATENT of 8 pixels per latent on a MODEL of 16, by each form of the host's function.
+
+    The text has the sampled shape, and the LATENT's keys afterwards."""
 
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "test", True
 
