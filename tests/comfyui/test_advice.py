@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from comfyui.page_messages import Heard
+from comfyui.page_messages import PageMessages
 from safetensors.torch import load
 
 from demo.comfyui import RunError
@@ -17,11 +17,11 @@ SET = re.compile(r"In the KSampler: (\w+), (\w+), (\d+) steps, cfg (\S+)")
 
 def run(server, g, latent, *heard_of):
     """Return the samples, and the last text on the sampling node (and on others)."""
-    texts = [Heard(str(node)) for node in (latent[0], *heard_of)]
+    texts = [PageMessages(str(node)) for node in (latent[0], *heard_of)]
     by_node = {}
 
     def hear(kind, data):
-        if kind == "binary" and int.from_bytes(data["bytes"][:4], "big") == Heard.TEXT:
+        if kind == "binary" and int.from_bytes(data["bytes"][:4], "big") == PageMessages.TEXT:
             raw = data["bytes"][4:]
             size = int.from_bytes(raw[:4], "big")
             by_node[raw[4 : 4 + size].decode()] = raw[4 + size :].decode()

@@ -67,7 +67,7 @@ def test_saving_and_loading_stay_in_the_folder(server, graph, name):
     assert everything(server) == before
 
 
-@pytest.mark.parametrize("node, asked", [("AMEDCalibrate", FIT), ("AMEDTrainPredictor", TRAIN)])
+@pytest.mark.parametrize("node, inputs", [("AMEDCalibrate", FIT), ("AMEDTrainPredictor", TRAIN)])
 def test_a_fits_name_stays_in_the_folder(server, graph, node, inputs):
     """The name is refused before any work."""
     before = everything(server)

@@ -24,6 +24,6 @@ def test_starting_and_running_an_example_needs_no_network(tmp_path, monkeypatch)
         monkeypatch.undo()  # child processes of this test are not the host's
         assert "AMEDKSampler" in server.object_info()
         assert server.run_workflow(EXAMPLE).images()
-    sought = supply.asked(tmp_path)
+    sought = supply.requested(tmp_path)
     assert [line for line in sought if of_ours(line[2])] == []
     assert [line for line in sought if line[0] == "address"] == []  # the host does not either

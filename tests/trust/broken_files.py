@@ -1,9 +1,9 @@
-"""Predictor files that are nearly right: the real ones, changed in one to three places, by a seed.
+"""Predictor files that are almost valid: real ones, changed in one to three places by a seed.
 
     file = broken(seeds(), random.Random(7))  # the same number gives the same file
     file.bytes(), file.changes
 
-A change is one function of CHANGES: it takes a Draft (a header and the tensors' bytes) or its bytes apart."""
+A change is a function of CHANGES: it takes a Draft, i.e. a header and the tensors' bytes separately."""
 
 import json
 import math
@@ -36,8 +36,10 @@ NUMBERS = (math.nan, math.inf, -math.inf, 1e308, -1e308, 3e38, 1e30, 5e-324, 0.0
 
 @dataclass
 class Draft:
-    """A safetensors file in parts. `twice`: entries its header has a second time, as JSON. `raw`: what
-    changes the bytes once they are written. `changes`: names of what was done, and to what."""
+    """A safetensors file in parts.
+
+    twice: JSON of entries that the header has a second time. raw: functions that change the written bytes.
+    changes: (name, target) of each change made."""
 
     header: dict[str, Any]
     data: bytes
@@ -56,38 +58,39 @@ class Draft:
         head = json.dumps(self.header)
         head = (head[:-1] + "," + self.twice + "}" if self.twice else head).encode("utf-8", "surrogatepass")
         head += b" " * (-len(head) % 8)
-        made = struct.pack("<Q", len(head)) + head + self.data
+        data = struct.pack("<Q", len(head)) + head + self.data
         for change in self.raw:
-            made = change(made)
-        return made
+            data = change(data)
+        return data
 
     def tensor(self, name: str) -> bytes:
         start, end = self.header[name]["data_offsets"]
         return self.data[start:end]
 
     def put(self, name: str, dtype: str, shape: list[int], value: bytes) -> None:
-        """A tensor anew, all offsets as they should be."""
-        held = {n: (self.header[n], self.tensor(n)) for n in self.names() if n != name}
-        held[name] = ({"dtype": dtype, "shape": shape}, value)
+        """Write a tensor anew, with all offsets corrected."""
+        changed_tensor = {n: (self.header[n], self.tensor(n)) for n in self.names() if n != name}
+        changed_tensor[name] = ({"dtype": dtype, "shape": shape}, value)
         meta, self.data = self.header.get(META), b""
         self.header = {} if meta is None else {META: meta}
-        for n, (entry, own) in held.items():
-            ends = [len(self.data), len(self.data) + len(own)]
-            self.header[n], self.data = {**entry, "data_offsets": ends}, self.data + own
+        for n, (entry, content) in changed_tensor.items():
+            ends = [len(self.data), len(self.data) + len(content)]
+            self.header[n], self.data = {**entry, "data_offsets": ends}, self.data + content
 
 
 def draft(data: bytes) -> Draft:
-    """The parts of a whole file."""
+    """Split a complete file into its parts."""
     size = struct.unpack("<Q", data[:8])[0]
     return Draft(json.loads(data[8 : 8 + size]), data[8 + size :])
 
 
 def in_order(data: bytes) -> bytes:
-    """The same file with its metadata in one order: safetensors writes them in another each time, and a seed
-    would not give the same files twice."""
-    made = draft(data)
-    made.header[META] = dict(sorted(made.meta.items()))
-    return made.bytes()
+    """Return the same file with its metadata sorted.
+
+    safetensors writes them in a different order each time, so a seed would not give the same files twice."""
+    parts = draft(data)
+    parts.header[META] = dict(sorted(parts.meta.items()))
+    return parts.bytes()
 
 
 def written(fitted: Fitted) -> bytes:
@@ -95,37 +98,37 @@ def written(fitted: Fitted) -> bytes:
 
 
 def seeds() -> dict[str, bytes]:
-    """Good files of every kind there is: bundled ones, and small ones of the kinds that are not bundled."""
-    found = {name: (BUNDLED / f"{name}.safetensors").read_bytes() for name in REAL}
+    """Return valid files of every kind: bundled ones, and small ones of kinds that are not bundled."""
+    files = {name: (BUNDLED / f"{name}.safetensors").read_bytes() for name in REAL}
     times = torch.tensor([40.0, 10.0, 2.0, 0.1], dtype=torch.float64)
     weights = torch.zeros(3, 3, 8, dtype=torch.float64)
     weights[:, 0] = 1.0
     offset = torch.full((3, 3), 0.01, dtype=torch.float64)
     halves = Spec.on("multistep", times, parts="halves+bands", channels=3, guidance=4.0)
-    found["halves"] = written(
+    files["halves"] = written(
         Fitted(halves, Multistep(times, weights, None, "halves+bands", offset, [1]), times)
     )
     greedy = Spec.on(Solver("amed"), times, afs=True, metrics={"error": 0.1}, model_name="a toy")
-    found["constants"] = written(Fitted(greedy, Constants(times, r=[0.3, 0.4, 0.5]), times))
+    files["constants"] = written(Fitted(greedy, Constants(times, r=[0.3, 0.4, 0.5]), times))
     plain = Spec.on(Solver("ipndm", 3), times, features="plain")
-    found["plain"] = written(Fitted(plain, None, times))
+    files["plain"] = written(Fitted(plain, None, times))
     outside = Spec.on("outside", times, of="euler", calls=4)
     levels = torch.tensor([40.0, 10.0, 2.0, 0.1], dtype=torch.float64)
     c, a = torch.full((4,), 0.99).double(), torch.full((4,), 1.01).double()
-    found["outside"] = written(Fitted(outside, Outside(times, levels, c, a), times))
+    files["outside"] = written(Fitted(outside, Outside(times, levels, c, a), times))
     even = schedules.make("polynomial", 4, 0.1, 40.0, 7.0)
     bent = Spec.on(Solver("unipc", 3), even, schedule="polynomial", rho=7.0)
-    found["polynomial"] = written(Fitted(bent, Constants(even, c=[1.0, 0.98, 1.01]), even))
+    files["polynomial"] = written(Fitted(bent, Constants(even, c=[1.0, 0.98, 1.01]), even))
     old = {**to_header(Spec.on("multistep", times, guidance=4.0)), "amed_format": "1"}
     table = as_multistep(Solver("ipndm", 2), times)
-    own = {
+    small_files = {
         "sigmas": times,
         **{k: v.contiguous() for k, v in table.values.items()},
         "g": torch.tensor([0.7, 0.5, 1.2], dtype=torch.float64),
     }
     meta = {k: v for k, v in old.items() if k != "requires"}
-    found["format 1"] = in_order(safetensors.torch.save(own, metadata=meta))
-    return found
+    files["format 1"] = in_order(safetensors.torch.save(small_files, metadata=meta))
+    return files
 
 
 # --- fields of the header ----------------------------------------------------------------------------------
@@ -168,13 +171,13 @@ def drop_field(file: Draft, dice: random.Random) -> str:
 
 
 def swap_fields(file: Draft, dice: random.Random) -> str:
-    one, other = dice.choice(FIELDS), dice.choice(FIELDS)
-    file.meta[one], file.meta[other] = file.meta.get(other, "0"), file.meta.get(one, "0")
-    return f"{one}, {other}"
+    first, other = dice.choice(FIELDS), dice.choice(FIELDS)
+    file.meta[first], file.meta[other] = file.meta.get(other, "0"), file.meta.get(first, "0")
+    return f"{first}, {other}"
 
 
 def no_text(file: Draft, dice: random.Random) -> str:
-    """A field that is no string, which the format does not allow."""
+    """Set a field to a value that is not a string, which the format forbids."""
     name = dice.choice(FIELDS)
     file.meta[name] = dice.choice([1, None, True, [], {}, 1.5, {"a": "b"}])
     return name
@@ -197,7 +200,7 @@ def number_field(file: Draft, dice: random.Random) -> str:
 
 
 def twice_field(file: Draft, dice: random.Random) -> str:
-    """The header's own block, or a tensor, a second time."""
+    """Write the header's metadata, or a tensor, a second time."""
     name = dice.choice([META, *file.names()])
     file.twice = f"{json.dumps(name)}: {json.dumps(dice.choice([{}, file.header.get(name, {}), 1]))}"
     return name
@@ -208,7 +211,7 @@ def no_meta(file: Draft, dice: random.Random) -> str:
     return META
 
 
-# --- tensors, as their entries say -------------------------------------------------------------------------
+# --- entries of tensors ------------------------------------------------------------------------------------
 
 
 def entry(file: Draft, dice: random.Random) -> tuple[str, dict]:
@@ -217,23 +220,23 @@ def entry(file: Draft, dice: random.Random) -> tuple[str, dict]:
 
 
 def entry_dtype(file: Draft, dice: random.Random) -> str:
-    name, own = entry(file, dice)
-    own["dtype"] = dice.choice([*WIDTHS, "F128", "", "f64", "object", None, 8, [], "F4", "E8M0"])
+    name, fields = entry(file, dice)
+    fields["dtype"] = dice.choice([*WIDTHS, "F128", "", "f64", "object", None, 8, [], "F4", "E8M0"])
     return name
 
 
 def entry_shape(file: Draft, dice: random.Random) -> str:
-    name, own = entry(file, dice)
-    own["shape"] = dice.choice(
+    name, fields = entry(file, dice)
+    fields["shape"] = dice.choice(
         [[], [0], [1], [-1], [2**63], [2**64], [2**32, 2**32], [2**31, 2**31, 4], [1.5], ["3"], None, "x", {},
          [[3]], [0, 2**63], [1] * 64, [1] * 10_000, [3, -1], [2**62, 0]])  # fmt: skip
     return name
 
 
 def entry_offsets(file: Draft, dice: random.Random) -> str:
-    name, own = entry(file, dice)
-    start, end = own.get("data_offsets", [0, 8])
-    own["data_offsets"] = dice.choice(
+    name, fields = entry(file, dice)
+    start, end = fields.get("data_offsets", [0, 8])
+    fields["data_offsets"] = dice.choice(
         [[end, start], [start + 1, end + 1], [start, end + 8], [start, end - 8], [-8, end], [0, 2**63],
          [2**64 - 8, 2**64], [0, 0], [start], [], None, "0,8", [start, end, end], [0.5, 8],
          [2**62, 2**62 + 8],
@@ -242,12 +245,12 @@ def entry_offsets(file: Draft, dice: random.Random) -> str:
 
 
 def entry_more(file: Draft, dice: random.Random) -> str:
-    """An entry that lacks something, or has too much."""
-    name, own = entry(file, dice)
-    if dice.random() < 0.5 and own:
-        own.pop(dice.choice(sorted(own)))
+    """Remove a key of an entry, or add one."""
+    name, fields = entry(file, dice)
+    if dice.random() < 0.5 and fields:
+        fields.pop(dice.choice(sorted(fields)))
     else:
-        own[dice.choice(["path", "file", "url", "type"])] = dice.choice(["/etc/passwd", "../x", 1, None])
+        fields[dice.choice(["path", "file", "url", "type"])] = dice.choice(["/etc/passwd", "../x", 1, None])
     return name
 
 
@@ -265,14 +268,14 @@ def drop_tensor(file: Draft, dice: random.Random) -> str:
     if dice.random() < 0.5 or name == META:
         file.header.pop(name, None)
         return name
-    held = {n: (file.header[n], file.tensor(n)) for n in file.names() if n != name}
+    remaining = {n: (file.header[n], file.tensor(n)) for n in file.names() if n != name}
     file.header, file.data = {META: file.header.get(META, {})}, b""
-    for n, (own, value) in held.items():
-        file.put(n, own["dtype"], own["shape"], value)
+    for n, (entry, value) in remaining.items():
+        file.put(n, entry["dtype"], entry["shape"], value)
     return name
 
 
-# --- tensors whose entries hold: whole files, with wrong contents ------------------------------------------
+# --- contents of tensors, with consistent entries ----------------------------------------------------------
 
 FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
            "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -280,9 +283,9 @@ FORMATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def values(file: Draft, name: str) -> torch.Tensor:
-    own = file.header[name]
-    flat = torch.frombuffer(bytearray(file.tensor(name)), dtype=FORMATS[own["dtype"]])
-    return flat.reshape(own["shape"]).clone()
+    entry = file.header[name]
+    flat = torch.frombuffer(bytearray(file.tensor(name)), dtype=FORMATS[entry["dtype"]])
+    return flat.reshape(entry["shape"]).clone()
 
 
 def put(file: Draft, name: str, value: torch.Tensor) -> str:
@@ -292,13 +295,13 @@ def put(file: Draft, name: str, value: torch.Tensor) -> str:
     return name
 
 
-def held(file: Draft, dice: random.Random) -> tuple[str, torch.Tensor]:
+def changed_tensor(file: Draft, dice: random.Random) -> tuple[str, torch.Tensor]:
     name = dice.choice(file.names())
     return name, values(file, name)
 
 
 def one_number(file: Draft, dice: random.Random) -> str:
-    name, value = held(file, dice)
+    name, value = changed_tensor(file, dice)
     flat = value.reshape(-1)
     if value.is_floating_point() and len(flat):
         flat[dice.randrange(len(flat))] = dice.choice([*NUMBERS, dice.uniform(-100, 100)])
@@ -306,7 +309,7 @@ def one_number(file: Draft, dice: random.Random) -> str:
 
 
 def every_number(file: Draft, dice: random.Random) -> str:
-    name, value = held(file, dice)
+    name, value = changed_tensor(file, dice)
     kind = dice.choice(["fill", "scale", "shuffle", "negative", "bytes"])
     if kind == "fill" and value.is_floating_point():
         value.fill_(dice.choice(NUMBERS))
@@ -322,28 +325,28 @@ def every_number(file: Draft, dice: random.Random) -> str:
         value = -value
     else:
         raw = dice.randbytes(value.numel() * value.element_size())
-        own = file.header[name]
-        file.put(name, own["dtype"], own["shape"], raw)
+        entry = file.header[name]
+        file.put(name, entry["dtype"], entry["shape"], raw)
         return name
     return put(file, name, value)
 
 
 def other_dtype(file: Draft, dice: random.Random) -> str:
-    name, value = held(file, dice)
+    name, value = changed_tensor(file, dice)
     return put(file, name, value.to(dice.choice(list(FORMATS.values()))))
 
 
 def raw_dtype(file: Draft, dice: random.Random) -> str:
-    """The same shape in a format that numbers are seldom kept in."""
+    """Keep the shape, but use an unusual number format."""
     name = dice.choice(file.names())
-    own = file.header[name]
+    entry = file.header[name]
     kind = dice.choice(list(WIDTHS))
-    file.put(name, kind, own["shape"], bytes(math.prod(own["shape"]) * WIDTHS[kind]))
+    file.put(name, kind, entry["shape"], bytes(math.prod(entry["shape"]) * WIDTHS[kind]))
     return name
 
 
 def other_shape(file: Draft, dice: random.Random) -> str:
-    name, value = held(file, dice)
+    name, value = changed_tensor(file, dice)
     shapes = [[], [0], [1], [2], [3], [0, 0], [1, 1], [value.numel()], [1, *value.shape], [*value.shape, 1],
               [*value.shape, 0], [*value.shape[::-1]], [n + 1 for n in value.shape],
               [n - 1 for n in value.shape],
@@ -371,16 +374,16 @@ def header_length(file: Draft, dice: random.Random) -> str:
     size = dice.choice(
         [0, 1, 2, 7, 8, 100, 10**6, 10**8, 10**8 + 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
     )
-    file.raw.append(lambda made: struct.pack("<Q", size) + made[8:])
+    file.raw.append(lambda data: struct.pack("<Q", size) + data[8:])
     return str(size)
 
 
 def header_off(file: Draft, dice: random.Random) -> str:
     by = dice.choice([-100, -9, -8, -1, 1, 8, 9, 100])
 
-    def change(made: bytes) -> bytes:
-        size = struct.unpack("<Q", made[:8])[0] + by if len(made) >= 8 else 0
-        return struct.pack("<Q", max(size, 0)) + made[8:]
+    def change(data: bytes) -> bytes:
+        size = struct.unpack("<Q", data[:8])[0] + by if len(data) >= 8 else 0
+        return struct.pack("<Q", max(size, 0)) + data[8:]
 
     file.raw.append(change)
     return str(by)
@@ -388,21 +391,21 @@ def header_off(file: Draft, dice: random.Random) -> str:
 
 def cut(file: Draft, dice: random.Random) -> str:
     at = dice.random()
-    file.raw.append(lambda made: made[: int(len(made) * at)])
+    file.raw.append(lambda data: data[: int(len(data) * at)])
     return f"{at:.3f}"
 
 
 def append(file: Draft, dice: random.Random) -> str:
     more = dice.choice([b"\0", b"x" * 9, b"\0" * 4096, b"PK\x05\x06" + b"\0" * 18])
-    file.raw.append(lambda made: made + more)
+    file.raw.append(lambda data: data + more)
     return str(len(more))
 
 
 def flip(file: Draft, dice: random.Random) -> str:
     places = [(dice.random(), 1 << dice.randrange(8)) for _ in range(dice.choice([1, 1, 2, 16]))]
 
-    def change(made: bytes) -> bytes:
-        changed = bytearray(made)
+    def change(data: bytes) -> bytes:
+        changed = bytearray(data)
         for at, bit in places:
             changed[int(len(changed) * at)] ^= bit
         return bytes(changed)
@@ -412,21 +415,23 @@ def flip(file: Draft, dice: random.Random) -> str:
 
 
 def header_text(file: Draft, dice: random.Random) -> str:
-    """Another JSON, or none, in the place of the header."""
+    """Replace the header by other JSON, or by text that is not JSON."""
     text = dice.choice(
         [b"", b"{}", b"[]", b"null", b"{" * 5000, b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe{}",
          b"\xef\xbb\xbf{}", b"\0" * 64, b'{"__metadata__":{}}', b'{"a":{"dtype":"F64"}}', b"{}" + b" " * 9999,
          b'{"__metadata__":' + b'{"a":' * 2000 + b"1" + b"}" * 2001])  # fmt: skip
-    file.raw.append(lambda made: struct.pack("<Q", len(text)) + text + file.data)
+    file.raw.append(lambda data: struct.pack("<Q", len(text)) + text + file.data)
     return text[:20].decode("latin1")
 
 
 def other_file(file: Draft, dice: random.Random) -> str:
-    made = dice.choice([b"", b"\0", b"\0" * 8, b"\0" * 4096, b"\x80\x04N.", b"PK\x03\x04" + b"\0" * 60, b"{}",
-                        b"\x1f\x8b" + b"\0" * 30, b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n",
-                        dice.randbytes(2000)])  # fmt: skip
-    file.raw.append(lambda _made: made)
-    return made[:4].hex()
+    content = dice.choice([
+        b"", b"\0", b"\0" * 8, b"\0" * 4096, b"\x80\x04N.", b"PK\x03\x04" + b"\0" * 60, b"{}",
+        b"\x1f\x8b" + b"\0" * 30, b"<html></html>", b"version https://git-lfs.github.com/spec/v1\n",
+        dice.randbytes(2000),
+    ])  # fmt: skip
+    file.raw.append(lambda _made: content)
+    return content[:4].hex()
 
 
 CHANGES = {f.__name__: f for f in (
@@ -441,7 +446,7 @@ OFTEN = {"set_field": 5, "number_field": 3, "one_number": 4, "every_number": 4, 
 
 
 def broken(good: dict[str, bytes], dice: random.Random) -> Draft:
-    """One of the good files with one to three changes."""
+    """Return one of the valid files with one to three changes."""
     kind = dice.choice(sorted(good))
     file = deepcopy(draft(good[kind]))
     file.changes.append(("from", kind))
@@ -457,6 +462,6 @@ def broken(good: dict[str, bytes], dice: random.Random) -> Draft:
             TypeError,
             OverflowError,
             AttributeError,
-        ):  # no place left for this change
+        ):  # the file has nothing left for this change
             file.header, file.data = before
     return file

@@ -1,4 +1,4 @@
-"""What is thrown at the engine: models that fail at one call, a small thing to fit to, files to save."""
+"""Failing models, a small target to fit to, and small files to save."""
 
 import gc
 import warnings
@@ -25,14 +25,14 @@ def all_nan(denoised):
 
 
 def one_inf(denoised):
-    """A single value of the whole image."""
+    """Make a single value of the image infinite."""
     broken = denoised.clone()
     broken[0, -1, 3, -2] = float("inf")
     return broken
 
 
 class Failing(torch.nn.Module):
-    """A denoiser whose call `at` (from 1; 0: none) comes out as `how` has it; the others as they are."""
+    """A denoiser whose call `at` (from 1; 0: none) is replaced by `how`."""
 
     def __init__(self, model, at, how=out_of_memory):
         super().__init__()
@@ -52,14 +52,14 @@ def draw(generator, count):
 
 
 def toy_target() -> Target:
-    """The closed-form denoiser, so that a whole fit takes a second."""
+    """The closed-form denoiser, with which a full fit takes a second."""
     drawn = torch.Generator().manual_seed(1)
     toy = Toy(torch.randn(4, 3, 8, 8, generator=drawn, dtype=torch.float64))
     return Target(toy, draw, 0.01, 40.0, family="toy", fingerprint="f" * 16, name="a toy")
 
 
 def euler(model, x, sigmas, args):
-    """A sampler as a host has it, that does not look at what it is given."""
+    """A host's sampler that does not check its values."""
     for t, s in zip(sigmas.tolist(), sigmas.tolist()[1:]):
         denoised = model(x, x.new_full((len(x),), t), **args)
         x = denoised + (x - denoised) * s / t
@@ -74,7 +74,7 @@ JOBS = {
 
 
 def fitted_with(target: Target, job: Job, folder: Path, at: int, how=out_of_memory):
-    """Fit with a model that fails at one call: the model, what was raised (None: nothing), the outcome."""
+    """Fit with a model that fails at one call; return the model, the raised error (or None), the outcome."""
     model, outcome, raised = Failing(target.model, at, how), Outcome(), None
     target = replace(target, model=model, evaluate=None)
     try:
@@ -84,27 +84,27 @@ def fitted_with(target: Target, job: Job, folder: Path, at: int, how=out_of_memo
     return model, raised, outcome
 
 
-def table(error=0.1, fingerprint="f" * 16, **said) -> Fitted:
-    """A small file of a fit that states this error."""
+def table(error=0.1, fingerprint="f" * 16, **changes) -> Fitted:
+    """A small file of a fit with this error."""
     base = schedules.make("time_uniform", 4, 0.002, 80)
     spec = Spec("amed", 4, "time_uniform", 0.002, 80.0, afs=True, model_fingerprint=fingerprint,
-                metrics={"error": error}, **said)  # fmt: skip
+                metrics={"error": error}, **changes)  # fmt: skip
     return Fitted(spec, Constants(base, r=[0.3, 0.4, 0.5], c=[1.0, 0.99, 0.98], a=[1.0, 1.1, 0.9]), base)
 
 
 def network(seed=0) -> Fitted:
-    """A file with the paper's network, of 38,000 bytes."""
+    """A file with the paper's network, 38,000 bytes long."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = BottleneckPredictor(0.01, 0.2)
+        predictor = BottleneckPredictor(0.01, 0.2)
     base = schedules.make("polynomial", 3, 0.03, 14)
     spec = Spec("ipndm", 3, "polynomial", 0.03, 14.0, max_order=3, rho=7.0, features="bottleneck",
                 scale_dir=0.01, scale_time=0.2, how=f"seed {seed}")  # fmt: skip
-    return Fitted(spec, made, base)
+    return Fitted(spec, predictor, base)
 
 
 def images(least=150):
-    """Ids of all tensors of so many values that Python holds."""
+    """Return the ids of all live tensors of this size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return {id(o) for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() >= least}
@@ -112,21 +112,20 @@ def images(least=150):
 
 @contextmanager
 def nothing_stays():
-    """Whatever is made inside is gone after it, without Python having to look for circles."""
+    """Check that tensors made inside are freed afterwards, without a garbage collection."""
     gc.collect()
     gc.disable()
     before = images()
     try:
         yield
-        left = images() - before
-        assert not left, f"{len(left)} tensors are still held"
+        remaining = images() - before
+        assert not remaining, f"{len(remaining)} tensors are still held"
     finally:
         gc.enable()
 
 
 def patches(model: torch.nn.Module):
-    """What somebody may have left on a network: hooks, functions in place of its own, what wants a
-    gradient."""
+    """Return what was left on a network: hooks, replaced functions, parameters that require a gradient."""
     return [
         (name, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m), m.training)
         for name, m in model.named_modules()

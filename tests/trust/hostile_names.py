@@ -1,4 +1,4 @@
-"""Names that would lead out of a folder, or that some system cannot have."""
+"""Names that would lead out of a folder, or that some operating system does not allow."""
 
 import random
 
@@ -29,8 +29,8 @@ GOOD = (
 )
 
 
-def made(count: int, seed: int) -> list[str]:
-    """Pieces of such names, put together."""
+def combined(count: int, seed: int) -> list[str]:
+    """Return random combinations of pieces of such names."""
     pieces = [*OUT, *DEVICES, *GOOD, "/", "\\", "..", "\0", " ", ".safetensors"]
     dice = random.Random(seed)
     return ["".join(dice.choices(pieces, k=dice.randrange(1, 5))) for _ in range(count)]

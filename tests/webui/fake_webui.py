@@ -1,10 +1,10 @@
-"""A WebUI small enough for a test: its contract with an extension restated from AUTOMATIC1111 1.10.1's and
-Forge's behaviour, around k-diffusion's real denoiser wrapper and the demo model as one of a thousand steps.
+"""A WebUI small enough for tests: its interface to extensions, as AUTOMATIC1111 1.10.1 and Forge behave,
+around k-diffusion's real denoiser wrapper and the demo model with a thousand steps.
 
-`install(kind)` puts it in place of the packages `modules` and `gradio`. Kinds: "a1111" and "forge", which
-differ in where the network is, and in the order and the calls its rows come in.
+`install(kind)` puts it in place of the packages `modules` and `gradio`. The kinds "a1111" and "forge" differ
+in the place of the network, and in the order and the calls in which its rows come.
 
-A prompt is a category's number ("3"), "a AND b" two of them, "" none."""
+A prompt is a category's number ("3"), "a AND b" is two of them, "" is none."""
 
 import inspect
 import sys
@@ -77,7 +77,7 @@ class State(SimpleNamespace):
 
 
 class Network(nn.Module):
-    """The demo model seen as Stable Diffusion's: eps of x / sqrt(sigma^2 + 1) at a fractional step."""
+    """The demo model with Stable Diffusion's interface: eps of x / sqrt(sigma^2 + 1) at a fractional step."""
 
     def __init__(self, denoiser: demo.Denoiser):
         super().__init__()
@@ -115,7 +115,7 @@ class Checkpoint:
 
 @dataclass
 class Multicond:
-    """prompt_parser.MulticondLearnedConditioning: of each image its prompts."""
+    """prompt_parser.MulticondLearnedConditioning: the prompts of each image."""
 
     shape: tuple
     batch: list
@@ -126,7 +126,7 @@ def label(prompt: str) -> int:
 
 
 class CFGDenoiser(nn.Module):
-    """What a sampler is given as its model."""
+    """The model that a sampler is given."""
 
     def __init__(self, sampler: Any):
         super().__init__()
@@ -147,8 +147,8 @@ class CFGDenoiser(nn.Module):
         if host.before_evaluation is not None:
             host.before_evaluation(self)
         assert image_cond.shape[0] == len(x) == len(cond.batch) == len(uncond)
-        prompts = [[label(one) for one in image] for image in cond.batch]
-        negative = [label(one) for one in uncond]
+        prompts = [[label(prompt) for prompt in image] for image in cond.batch]
+        negative = [label(prompt) for prompt in uncond]
         skip = bool(self.step % 2) and s_min_uncond > 0 and float(sigma[0]) < s_min_uncond
         run, forge = (self.by_chunks, True) if host.kind == "forge" else (self.in_order, False)
         alone = skip or (forge and cond_scale == 1)
@@ -156,12 +156,12 @@ class CFGDenoiser(nn.Module):
         denoised = of_negative.clone()
         for mine in of_prompt:
             denoised = denoised + (mine - of_negative) * (1.0 if skip else cond_scale) / len(of_prompt)
-        if forge:  # alone, its negative half is zeros
-            told = {"denoised": denoised, "cond_denoised": sum(of_prompt) / len(of_prompt)}
-            told["uncond_denoised"] = torch.zeros_like(x) if alone else of_negative
+        if forge:  # Forge: without guidance the negative half is zeros
+            cond_info = {"denoised": denoised, "cond_denoised": sum(of_prompt) / len(of_prompt)}
+            cond_info["uncond_denoised"] = torch.zeros_like(x) if alone else of_negative
             patcher = self.inner_model.inner_model.forge_objects.unet
             for function in patcher.model_options.get("sampler_post_cfg_function", []):
-                denoised = told["denoised"] = function(told)
+                denoised = cond_info["denoised"] = function(cond_info)
         if self.mask is not None:
             denoised = denoised * self.nmask + self.init_latent * self.mask
         self.sampler.last_latent = denoised
@@ -169,21 +169,23 @@ class CFGDenoiser(nn.Module):
         return denoised
 
     def in_order(self, x, sigma, prompts, negative, skip):
-        """A1111: all prompts of the first image, of the second ..., then the negative ones."""
-        rows = [(i, told) for i, image in enumerate(prompts) for told in image]
+        """A1111's order of rows: all prompts of the first image, of the second, ..., then the negative
+        ones."""
+        rows = [(i, prompt) for i, image in enumerate(prompts) for prompt in image]
         rows += [] if skip else list(enumerate(negative))
         size = len(rows) if HOST.batched else len(x)
         outs = []
         for start in range(0, len(rows), size):
             which = [i for i, _ in rows[start : start + size]]
-            labels = torch.tensor([told for _, told in rows[start : start + size]])
+            labels = torch.tensor([prompt for _, prompt in rows[start : start + size]])
             outs.append(self.inner_model(x[which], sigma[which], context=labels))
         out, count = torch.cat(outs), len(prompts[0])
         of_prompt = [out[n : len(x) * count : count] for n in range(count)]
         return of_prompt, of_prompt[0] if skip else out[-len(x) :]
 
     def by_chunks(self, x, sigma, prompts, negative, skip):
-        """Forge: a chunk of all images for each prompt and for the negative one, the last first."""
+        """Forge's order: for each prompt a chunk of all images, and one for the negative prompt, the last
+        first."""
         chunks = [([image[n] for image in prompts], 0) for n in range(len(prompts[0]))]
         chunks += [] if skip else [(negative, 1)]
         chunks.reverse()
@@ -191,19 +193,21 @@ class CFGDenoiser(nn.Module):
         outs = []
         for start in range(0, len(chunks), size):
             part = chunks[start : start + size]
-            told = {"cond_or_uncond": [kind for _, kind in part]}
-            labels = torch.tensor([one for row, _ in part for one in row])
+            chunk_options = {"cond_or_uncond": [kind for _, kind in part]}
+            labels = torch.tensor([prompt_label for row, _ in part for prompt_label in row])
             again = x.repeat(len(part), 1, 1, 1), sigma.repeat(len(part))
-            outs += self.inner_model(*again, context=labels, transformer_options=told).chunk(len(part))
+            outs += self.inner_model(*again, context=labels, transformer_options=chunk_options).chunk(
+                len(part)
+            )
         outs.reverse()
         return outs[: len(prompts[0])], outs[0] if skip else outs[-1]
 
 
 class KDiffusionSampler:
-    """Asks itself for noise levels and calls its function with what that names."""
+    """Computes noise levels, and calls its function with the arguments that its signature names."""
 
     def __init__(self, function: Any, model: Any, options: dict | None = None):
-        assert {function: 1}  # looked up in a dictionary
+        assert {function: 1}  # used as a dictionary key
         self.func, self.options, self.config, self.last_latent = function, options or {}, None, None
         self.model_wrap_cfg = CFGDenoiser(self)
         self.model_wrap = self.model_wrap_cfg.inner_model
@@ -219,16 +223,16 @@ class KDiffusionSampler:
         more = {"inner_model": self.model_wrap} if chosen.need_inner_model else {}
         return chosen.function(n=steps, **ends, **more, device="cpu").cpu()
 
-    def callback_state(self, told: dict) -> None:
-        HOST.shared.state.sampling_step = told["i"]
-        HOST.callbacks.append(told)
+    def callback_state(self, progress: dict) -> None:
+        HOST.shared.state.sampling_step = progress["i"]
+        HOST.callbacks.append(progress)
 
     def launch(self, p: Any, steps: int, x: Tensor, sigmas: Tensor, prompts: list, negative: list) -> Tensor:
         cfg = self.model_wrap_cfg
         cfg.p, cfg.step, cfg.total_steps = p, 0, self.config.total_steps(steps)
         cfg.mask, cfg.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
         HOST.shared.state.sampling_steps = steps
-        batch = [[one.strip() for one in prompt.split("AND")] for prompt in prompts]
+        batch = [[part.strip() for part in prompt.split("AND")] for prompt in prompts]
         extra_args = {
             "cond": Multicond((len(batch),), batch),
             "uncond": list(negative),
@@ -304,7 +308,7 @@ class Processing:
 
 
 def generate(p: Processing, script: Any = None, args: tuple = ()) -> Tensor:
-    """process_images: the script's `process`, then the pass or passes. Images `[n, 3, H, W]`."""
+    """Run process_images: the script's `process`, then the pass or passes. Returns images `[n, 3, H, W]`."""
     HOST.callbacks.clear()
     if script is not None:
         script.process(p, *args)
@@ -319,12 +323,12 @@ def generate(p: Processing, script: Any = None, args: tuple = ()) -> Tensor:
 
     def sampler(name: str) -> Any:
         config = HOST.sd_samplers.all_samplers_map[name]
-        made = config.constructor(p.sd_model)
-        made.config = config
-        p.sampler = made
+        instance = config.constructor(p.sd_model)
+        instance.config = config
+        p.sampler = instance
         if script is not None:
             script.process_before_every_sampling(p, *args)
-        return made
+        return instance
 
     with torch.no_grad():
         if p.image is not None:
@@ -344,14 +348,14 @@ HOST: Any = None
 
 
 def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
-    """The host, and in sys.modules what an extension imports of it."""
+    """Install the fake host in sys.modules."""
     global HOST
 
     def module(name: str, **names: Any) -> types.ModuleType:
-        made = types.ModuleType(name)
-        made.__dict__.update(names)
-        sys.modules[name] = made
-        return made
+        new_module = types.ModuleType(name)
+        new_module.__dict__.update(names)
+        sys.modules[name] = new_module
+        return new_module
 
     state = State(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0, textinfo=None, job="")
     checkpoint = Checkpoint(kind, Network(denoiser), "emoji")
@@ -377,13 +381,13 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         ("Euler a", "sample_euler_ancestral", ["k_euler_a"], {"uses_ensd": True}),
         ("DPM fast", "sample_dpm_fast", ["k_dpm_fast"], {}),
     ]
-    own = [
+    host_samplers = [
         SamplerData(label, lambda model, name=name: KDiffusionSampler(getattr(functions, name), model), *more)
         for label, name, *more in lines
     ]
     samplers = module(
-        "modules.sd_samplers", all_samplers=own, all_samplers_map={one.name: one for one in own},
-        samplers_map={}, samplers_hidden=set(),
+        "modules.sd_samplers", all_samplers=host_samplers,
+        all_samplers_map={one.name: one for one in host_samplers}, samplers_map={}, samplers_hidden=set(),
     )  # fmt: skip
 
     def set_samplers() -> None:
@@ -437,7 +441,7 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
     )
     package.__path__ = []
     gradio = module("gradio")
-    gradio.__getattr__ = lambda name: name  # the page itself is tested in the real hosts
+    gradio.__getattr__ = lambda name: name  # the page itself is tested only in real hosts
     HOST = SimpleNamespace(
         kind=kind, shared=shared, sd_samplers=samplers, sd_schedulers=schedulers, scripts=scripts,
         registered=callbacks, callbacks=[], batched=True, before_evaluation=None, checkpoint=checkpoint,
@@ -450,7 +454,7 @@ def karras(n: int, sigma_min: float, sigma_max: float, device: Any) -> Tensor:
 
 
 def remove() -> None:
-    """Everything of `install`, and what imported it, out of sys.modules."""
+    """Remove everything that `install` added, and modules that imported it, from sys.modules."""
     for name in list(sys.modules):
         if name in ("modules", "gradio") or name.startswith(("modules.", "amed_webui")):
             del sys.modules[name]

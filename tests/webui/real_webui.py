@@ -1,5 +1,5 @@
-"""A real WebUI: its server headless on loopback, with AMED and an extension that makes the U-Net fail where
-it is asked to, tiny random checkpoints."""
+"""A real WebUI: its headless server on loopback, with AMED, tiny random checkpoints, and an extension that
+makes the U-Net fail on request."""
 
 import json
 import os
@@ -22,7 +22,7 @@ UP = 300  # seconds
 
 
 class Refused(Exception):
-    """An answer that is not 200; `text` its body."""
+    """An answer whose status is not 200; `text` is its body."""
 
     def __init__(self, status: int, text: str):
         super().__init__(f"HTTP {status}: {text[:2000]}")
@@ -30,15 +30,15 @@ class Refused(Exception):
 
 
 def python_of(variable: str, folder: Path) -> str:
-    """The host's own interpreter: A1111_PYTHON or FORGE_PYTHON, or the venv its launcher makes."""
-    told = os.environ.get(variable.replace("_PATH", "_PYTHON"))
+    """Return the host's interpreter: A1111_PYTHON or FORGE_PYTHON, or the venv that its launcher makes."""
+    interpreter = os.environ.get(variable.replace("_PATH", "_PYTHON"))
     places = [folder / "venv" / "bin" / "python", folder / "venv" / "Scripts" / "python.exe"]
-    found = [told] if told else [str(place) for place in places if place.exists()]
-    return found[0] if found else sys.executable
+    candidates = [interpreter] if interpreter else [str(place) for place in places if place.exists()]
+    return candidates[0] if candidates else sys.executable
 
 
 class Server:
-    """`python launch.py` in a data folder of its own; the host's tree is only read."""
+    """`python launch.py` with a separate data folder; the host's own folder is only read."""
 
     def __init__(self, variable: str, data: Path):
         self.folder, self.data = Path(os.environ[variable]).resolve(), data
@@ -50,8 +50,8 @@ class Server:
         (data / "extensions").mkdir()
         for name, place in (("amed", ROOT), ("failing", ROOT / "tests" / "webui" / "failing")):
             (data / "extensions" / name).symlink_to(place, target_is_directory=True)
-        told = {"sd_model_checkpoint": "tiny.safetensors", "show_progress_type": "Approx cheap"}
-        (data / "config.json").write_text(json.dumps(told))  # previews that need no download
+        settings = {"sd_model_checkpoint": "tiny.safetensors", "show_progress_type": "Approx cheap"}
+        (data / "config.json").write_text(json.dumps(settings))  # a preview method that needs no download
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -71,8 +71,8 @@ class Server:
             )
         end = time.monotonic() + UP
         while time.monotonic() < end and process.poll() is None:
-            # ours is added last, when all extensions are told that the server is up; a question before the
-            # host says so would fix its list of middlewares, to which it then cannot add
+            # AMED's API is added last, when the host tells all extensions that the server is up; a request
+            # before that would freeze the list of middlewares, and the host could not add to it
             if "Startup time" in self.log:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/amed/predictors", timeout=60)
                 return process
@@ -85,12 +85,12 @@ class Server:
         return self.log_file.read_text(errors="replace")
 
     def get(self, path: str) -> Any:
-        return self.ask(path, None)
+        return self.request(path, None)
 
-    def post(self, path: str, told: dict | None = None) -> Any:
-        return self.ask(path, json.dumps(told or {}).encode())
+    def post(self, path: str, payload: dict | None = None) -> Any:
+        return self.request(path, json.dumps(payload or {}).encode())
 
-    def ask(self, path: str, body: bytes | None) -> Any:
+    def request(self, path: str, body: bytes | None) -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", body, {"content-type": "application/json"}
         )

@@ -1,4 +1,4 @@
-"""Each thing of a WebUI that host.py and evaluate.py can do without, taken from the restated hosts once: at
+"""Take each optional feature of a WebUI that host.py and evaluate.py use away from the fake hosts once: at
 most one line, that feature off, the rest working."""
 
 import sys
@@ -16,10 +16,12 @@ GONE = object()
 
 @dataclass(frozen=True)
 class Case:
-    """take(webui, put): take it away, by `put(owner, name, value)`. feature(webui): what one has of it; now:
-    that without it, was: with it, None for not asked. said: words of the one line, "" for none, where what is
-    left is right as it is. same: whether the image stays. on: the kinds of host that have it. covers: names
-    by which the adapter asks for it."""
+    """One missing feature.
+
+    take(webui, put): takes the feature away, by `put(owner, name, value)`. feature(webui): what the user gets
+    from it. now: the result without it, was: with it, None if not checked. said: words of the single line, ""
+    for none, where the result is still correct. same: whether the image stays the same. on: the kinds of host
+    that have the feature. covers: names by which the adapter asks for it."""
 
     take: Callable[[Any, Callable], None]
     feature: Callable[[Any], Any]
@@ -39,15 +41,15 @@ def checkpoint(webui: Any) -> Any:
     return webui.shared.sd_model
 
 
-def asked(webui: Any, **lacks: Any) -> SimpleNamespace:
-    """A generation as another extension may have it, with less."""
+def generation(webui: Any, **lacks: Any) -> SimpleNamespace:
+    """Return a generation as another extension might make it, with some attributes missing."""
     return SimpleNamespace(cfg_scale=7.0, scheduler="Karras", extra_generation_params={}, **lacks)
 
 
 def of_checkpoint(name: str) -> Callable[[Any, Callable], None]:
     def take(webui: Any, put: Callable) -> None:
-        own = checkpoint(webui)
-        put(own if name in vars(own) else type(own), name, GONE)
+        loaded = checkpoint(webui)
+        put(loaded if name in vars(loaded) else type(loaded), name, GONE)
 
     return take
 
@@ -126,15 +128,16 @@ CASES = {
         covers=("scheduler", "sampler_noise_scheduler_override", "is_hr_pass"),
     ),
     "p.init_images": Case(
-        lambda w, put: None, lambda w: w.host.starts_below(asked(w)), False, covers=("init_images",),
+        lambda w, put: None, lambda w: w.host.starts_below(generation(w)), False, covers=("init_images",),
     ),
     "p.hr_cfg": Case(
-        lambda w, put: None, lambda w: w.host.guidance(asked(w, is_hr_pass=True)), 7.0, covers=("hr_cfg",),
+        lambda w, put: None, lambda w: w.host.guidance(generation(w, is_hr_pass=True)), 7.0,
+        covers=("hr_cfg",),
     ),
     "p.sampler.func": Case(
         lambda w, put: None,
         lambda w: w.run and sys.modules["amed_webui.outside"].put_around(
-            asked(w, amed_outside=object(), sampler=object())), None,
+            generation(w, amed_outside=object(), sampler=object())), None,
         covers=("sampler", "func"),
     ),
     "middle_block": Case(
@@ -164,25 +167,25 @@ def evaluate() -> Any:
 
 
 def halves_of(denoiser: Any) -> list:
-    """Of either order."""
-    found = set()
+    """Return which halves are found, for either row order."""
+    halves = set()
     for order in (evaluate().PromptsFirst(), evaluate().Chunks()):
         heard = evaluate().Heard()
         with order.listening(denoiser, heard):
             pass
-        found.add(order.halves(heard, 1, {}))
-    return list(*found)
+        halves.add(order.halves(heard, 1, {}))
+    return list(*halves)
 
 
 def weightless() -> float:
-    """The mean of two prompts' rows, 1 and 2, whose prompts have no weight."""
+    """Return the mean of the rows 1 and 2 of two prompts that have no weights."""
     heard = evaluate().Heard(denoised=[torch.tensor([[1.0], [2.0]])])
-    told = {"cond": SimpleNamespace(batch=[[object(), object()]])}
-    return float(evaluate().PromptsFirst().halves(heard, 1, told)[0])
+    args = {"cond": SimpleNamespace(batch=[[object(), object()]])}
+    return float(evaluate().PromptsFirst().halves(heard, 1, args)[0])
 
 
 def sampled(webui: Any) -> tuple[torch.Tensor, Any]:
-    """A generation with the paper's network, one that looks at the bottleneck, under guidance."""
+    """Run a generation with the paper's network, which uses the bottleneck, under guidance."""
     p = webui.Processing(sampler_name="AMED Plugin iPNDM", cfg_scale=2.0, prompt="3")
     args = ("emoji32-ipndm-nfe5-cfg2.safetensors", 0, "error")
     return webui.generate(p, webui.script, args), p
@@ -192,15 +195,15 @@ def infotext(webui: Any) -> str:
     return str(sampled(webui)[1].extra_generation_params.get("AMED note", ""))
 
 
-def test_nothing_that_is_asked_for_is_left_out():
-    found = optional_names_in("webui")
+def test_every_optional_name_is_covered():
+    names = optional_names_in("webui")
     covered = {name for case in CASES.values() for name in case.covers}
-    assert len(found) > 25 and found - OURS == covered
+    assert len(names) > 25 and names - OURS == covered
 
 
 @pytest.fixture
 def put(monkeypatch):
-    """`put(owner, name, value)`: an attribute, or an entry of a dict, for this test."""
+    """`put(owner, name, value)` changes an attribute, or an entry of a dict, for this test."""
 
     def change(owner: Any, name: str, value: Any) -> None:
         if isinstance(owner, dict):
@@ -214,7 +217,7 @@ def put(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_without_it(webui, put, name, capsys):
+def test_the_extension_works_without_the_feature(webui, put, name, capsys):
     case, mine = CASES[name], webui.host.read_identity
     put(webui.host, "read_identity", lambda model: replace(mine(model), family="emoji32", fingerprint=""))
     if webui.webui.kind not in case.on:

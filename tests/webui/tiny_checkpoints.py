@@ -1,11 +1,11 @@
-"""Writes Stable Diffusion 1.5's architecture with random weights and a U-Net two levels deep, as a checkpoint
-of A1111 (with its .yaml, a small VAE and a text encoder and tokenizer of its own), of Forge or of reForge
-(whose VAE and text encoder have fixed sizes).
+"""Write Stable Diffusion 1.5's architecture with random weights and a U-Net of two levels, as a checkpoint.
+
+For A1111: with its .yaml, a small VAE, and its own text encoder and tokenizer. For Forge or reForge, whose
+VAE and text encoder have fixed sizes.
 
     python tests/webui/tiny_checkpoints.py WEBUI_FOLDER FOLDER SEED NAME
 
-A process of its own, for it imports the WebUI's network classes.
-"""
+A separate process, because it imports the WebUI's network classes."""
 
 import json
 import sys
@@ -15,11 +15,11 @@ UNET = {
     "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 1, "channel_mult": [1, 1],
     "context_dim": 768, "num_heads": 8, "use_spatial_transformer": True, "image_size": 32, "legacy": False,
 }  # fmt: skip
-WORDS = 512  # tokens of the tokenizer: 256 bytes, each also as the end of a word
+WORDS = 512  # tokens of the tokenizer: 256 bytes, each also as a word's end
 
 
 def weights_of(module, prefix: str) -> dict:
-    """Random weights of unit gain, half precision."""
+    """Return random weights of unit gain, in half precision."""
     import torch
 
     named = {}
@@ -27,7 +27,7 @@ def weights_of(module, prefix: str) -> dict:
         if not weight.is_floating_point():
             continue
         if weight.ndim < 2:
-            # the hosts divide by the mean of a prompt's embedding, which a bias of 0 leaves at 0
+            # the hosts divide by the mean of a prompt's embedding, which would be 0 with a bias of 0
             value = torch.full(weight.shape, 1.0 if key.endswith("weight") else 0.1)
         else:
             value = torch.randn(weight.shape) * (weight[0].numel() ** -0.5)
@@ -36,7 +36,7 @@ def weights_of(module, prefix: str) -> dict:
 
 
 def weights_by(unet, vae, text) -> dict:
-    """A checkpoint's weights, by the names that all of these hosts read."""
+    """Return a checkpoint's weights under the names that all of these hosts read."""
     return {
         **weights_of(unet, "model.diffusion_model."),
         **weights_of(vae, "first_stage_model."),
@@ -45,14 +45,14 @@ def weights_by(unet, vae, text) -> dict:
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level BPE: itself if printable."""
+    """Return the character that stands for each byte in byte-level BPE: the byte itself if printable."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in shown]
     return [chr(b) for b in shown] + [chr(256 + i) for i in range(len(hidden))]
 
 
 def write_clip(folder: Path) -> None:
-    """A text encoder's configuration and a tokenizer that knows single characters."""
+    """Write a text encoder's configuration, and a tokenizer that knows single characters."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [c + end for end in ("", "</w>") for c in byte_characters()]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
@@ -69,7 +69,7 @@ def write_clip(folder: Path) -> None:
 
 
 def classic(webui: Path, folder: Path, name: str) -> dict:
-    """By Stability's own classes: A1111 small, reForge in the usual sizes."""
+    """Use Stability's own classes: small for A1111, in the usual sizes for reForge."""
     sys.path.insert(0, str(webui / "repositories" / "stable-diffusion-stability-ai"))
     from ldm.models.autoencoder import AutoencoderKL
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -113,13 +113,13 @@ def forge(webui: Path, folder: Path, name: str) -> dict:
     from backend.nn.vae import IntegratedAutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    told = webui / "backend" / "huggingface" / "runwayml" / "stable-diffusion-v1-5"
+    configuration = webui / "backend" / "huggingface" / "runwayml" / "stable-diffusion-v1-5"
     unet = {
         **{k: v for k, v in UNET.items() if k != "image_size"}, "num_res_blocks": [1, 1],
         "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
     }  # fmt: skip
-    vae = IntegratedAutoencoderKL.from_config(IntegratedAutoencoderKL.load_config(told / "vae"))
-    text = CLIPTextModel(CLIPTextConfig.from_pretrained(told / "text_encoder"))
+    vae = IntegratedAutoencoderKL.from_config(IntegratedAutoencoderKL.load_config(configuration / "vae"))
+    text = CLIPTextModel(CLIPTextConfig.from_pretrained(configuration / "text_encoder"))
     return weights_by(IntegratedUNet2DConditionModel.from_config(unet), vae, text)
 
 
