@@ -20,16 +20,17 @@ WRITE = bool(os.environ.get("AMED_WRITE"))
 PAGE = ROOT / "docs" / "COMPATIBILITY.md"
 HEAD = """# What runs with what
 
-Made by the tests (`tests/comfyui/test_matrix.py`) in ComfyUI {version}, on networks of its own classes, small
-and with random weights. Each cell was run: *runs* means a finite image of the right shape, evaluations and
-passes counted as they should be, and where something can be compared (a patch turned off is no patch, a batch
-is its images, a MODEL samples as before) that it is equal. *refused* is an error in words, below; *not here*:
-this version has no such node. An empty cell cannot be put together.
+Written by the tests (`tests/comfyui/test_matrix.py`) in ComfyUI {version}, with small networks of its own
+classes and random weights. Every cell was run. *runs*: a finite image of the right shape, with the expected
+numbers of evaluations and passes; where a comparison is possible, the images are equal (a disabled patch
+changes nothing, a batch equals its single images, a MODEL samples afterwards as before). *refused*: an
+error, whose message is below. *not here*: this version has no such node. Empty: this combination does not
+exist.
 
-Columns: AMED Sampler in SamplerCustom with constants (*AMED-Solver*, *AMED-Plugin* on iPNDM), with a table of
-*bands* and offset, of *halves* that spares two of eight passes, with the paper's *network* on the bottleneck;
-Apply AMED Predictor and the ordinary *KSampler*; and a predictor *around* a sampler of ComfyUI's own, by both
-ways.
+The columns are predictors. In SamplerCustom with AMED Sampler: constants (*AMED-Solver*; *AMED-Plugin* on
+iPNDM), a table with *bands* and an offset, a table of *halves* that spares two of eight passes, and the
+paper's *network*, which reads the bottleneck. *KSampler*: Apply AMED Predictor with the ordinary KSampler.
+*around*: a predictor around a sampler of ComfyUI's own, in both ways.
 """
 
 
@@ -127,7 +128,13 @@ def page(version: str, results: dict[str, dict[str, str]]) -> str:
     lines += [
         f"| {row} | {' | '.join(cell(cells.get(n, '')) for n in names)} |" for row, cells in results.items()
     ]
-    lines += ["", "What a refusal says:", "", *(f"{i}. {text}" for i, text in enumerate(messages, 1)), ""]
+    lines += [
+        "",
+        "Messages of the refusals:",
+        "",
+        *(f"{i}. {text}" for i, text in enumerate(messages, 1)),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -135,9 +142,9 @@ def part(version: str) -> trust.Part:
     """Return the matrix's part of docs/TRUST.md."""
     cells = [text.split(":")[0] for row in RESULTS.values() for text in row.values()]
     about = (
-        "What a real ComfyUI does to models, latents and runs, each with every kind of thing offered here: "
+        "The effects of a real ComfyUI on models, latents and runs, each with every kind of "
+        "predictor; docs/COMPATIBILITY.md has the table."
     )
-    about += "docs/COMPATIBILITY.md has the table."
     counts = [(f"cells: {state}", str(cells.count(state))) for state in ("runs", "refused", "not here")]
     rows = [("host", f"ComfyUI {version}"), *counts, ("cells that fail", "0")]
     return trust.Part("matrix", "ComfyUI's features, one by one", "make matrix", about, rows)

@@ -204,58 +204,59 @@ def counted(figures: dict[str, int]) -> list[tuple[str, str]]:
 
 def faults() -> page.Part:
     disk_figures, runs = on_a_small_disk(), Runs()
-    told = "full disk: saves, fits and an interrupted fit, told in words, nothing lost"
+    told = "full disk: saves, fits and an interrupted fit, each with a clear error and nothing lost"
     rows = (
         {told: disk_figures["full"], "read-only disk: the same": disk_figures["read-only"]}
         if disk_figures
         else {}
     )
     rows |= {
-        "sampling runs with NaN or an infinity at one call: each of our samplers says at which sigma": sum(
+        "sampling runs with NaN or an infinity at one call: each of our samplers names the sigma": sum(
             runs.not_finite(name) for name in SAMPLERS
         ),
-        "the same in a sampler that is wrapped: it goes on as its host has it, to no finite image": (
+        "the same in a wrapped sampler: it continues as in its host, and the image is not finite": (
             runs.not_finite("outside")
         ),
     }
     for name in JOBS:
-        rows[f"fits ({name}) with NaN or an infinity at one call: stopped, the sigma named"] = (
+        rows[f"fits ({name}) with NaN or an infinity at one call: stopped, with the sigma named"] = (
             fits_not_finite(name, 1)
         )
     about = (
-        "The disk is full or may only be read (a file system of its own); the model gives NaN, or a single "
+        "The disk is full or read-only (on a separate file system); the model gives NaN, or a "
+        "single infinite value, at one call of a run or a fit, for each call in turn."
     )
-    about += "infinite value, at one call of a run or a fit, each call in turn."
-    return page.Part("faults", "Disks and numbers", COMMAND, about, counted(rows))
+    return page.Part("faults", "Full disks and non-finite numbers", COMMAND, about, counted(rows))
 
 
 def killed() -> page.Part:
-    about = "SIGKILL at random moments to a process that saves one file over and over, and to one that fits "
-    about += f"the demo model (images of {SIDE} pixels) twice; afterwards all that is listed loads, old or "
-    about += (
-        "new, and the next save removes what lay beside. Pairs of processes that keep fits under one name "
+    about = (
+        "SIGKILL at random moments to a process that repeatedly saves one file, and to one that "
+        f"fits the demo model (images of {SIDE} pixels) twice. Afterwards every listed file loads, "
+        "old or new, and the next save removes temporary files. Pairs of processes save fits "
+        "under one name at once: the best one has that name, and those of another checkpoint get "
+        "numbered names."
     )
-    about += "at once: the best stays under it, those of another checkpoint stay beside it."
-    return page.Part("kills", "Killed, and at once", COMMAND, about, counted(kills(SAVES, FITS, SIDE)))
+    return page.Part(
+        "kills", "Killed and simultaneous processes", COMMAND, about, counted(kills(SAVES, FITS, SIDE))
+    )
 
 
 def memory() -> page.Part:
     runs = Runs()
-    rows = {"sampling runs of the demo network, of each sampler, at each call": sum(
+    rows = {"sampling runs of the demo network, for each sampler and call": sum(
         runs.out_of_memory(name) for name in Runs.names
     )}  # fmt: skip
     for name in JOBS:
         fits, saved = fits_out_of_memory(name, 1)
-        rows |= {f"fits ({name}), at each call": fits, f"of them ({name}) with a best so far": saved}
+        rows |= {f"fits ({name}), at each call": fits, f"of these ({name}), with a best so far": saved}
     rows["fits of the demo network, at every fifth call"] = demo_fit_out_of_memory(5, SIDE)
     about = (
-        "The model raises torch.OutOfMemoryError at one call. It comes through as it is, no tensor is held "
+        "The model raises torch.OutOfMemoryError at one call. The error comes through unchanged; no "
+        "tensor is held afterwards (without a garbage collection); no hook, function or option is "
+        "left; and the next run gives the same image. In ComfyUI the same, with its own message: "
+        "tests/comfyui/test_faults.py."
     )
-    about += (
-        "by anyone after it (without a garbage collection), no hook, function or option is left, and the "
-    )
-    about += "next run gives the same image. In ComfyUI the same, under its own message: "
-    about += "tests/comfyui/test_faults.py."
     return page.Part("memory", "Out of memory", COMMAND, about, counted(rows))
 
 

@@ -169,9 +169,9 @@ def check_file(good: dict[str, bytes], number: int, folder: Path, findings: Find
 def count_names(file: broken.Draft, text: str, findings: Findings, fault: Callable[[str], None]) -> str:
     """Count whether a refusal names the field or tensor at fault."""
     if WHOLE in text:
-        return "refused as no whole file"
+        return "refused as incomplete"
     if "not an AMED predictor" in text:
-        return "refused as no predictor"
+        return "refused as not a predictor"
     names = {*broken.FIELDS, *OTHERS, *filter(None, file.names())}
     if not any(name in text for name in names):
         fault(f"no field is named: {text[:200]}")
@@ -179,7 +179,7 @@ def count_names(file: broken.Draft, text: str, findings: Findings, fault: Callab
     if len(changes) == 1 and changes[0][0] in ("set_field", "number_field", "one_number"):
         findings.single += 1
         findings.exact += changes[0][1] in text
-    return "refused, a field or tensor named"
+    return "refused, with the field or tensor named"
 
 
 @contextmanager
@@ -464,31 +464,32 @@ def main() -> int:
         print("FAULT", text)
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in file_findings.outcomes.most_common())
     rows = [
-        (f"files, made from {len(broken.seeds())} good ones", f"{file_findings.files:,}"),
-        ("what came of them", outcomes),
+        (f"files, made from {len(broken.seeds())} valid ones", f"{file_findings.files:,}"),
+        ("outcomes", outcomes),
         (
-            "one field or number changed, and refused: the message names that very one",
+            "refused with one changed field or number: the message names exactly that one",
             f"{file_findings.exact:,} of {file_findings.single:,} (the others name what contradicts it)",
         ),
         ("slowest to load", f"{file_findings.slowest:.2f} s CPU"),
-        ("growth of peak memory over all of them", f"{grown:.0f} MB"),
-        ("more such files beside good ones, in lists", f"{beside:,} in {lists.outcomes['folders']} folders"),
+        ("growth of peak memory over all files", f"{grown:.0f} MB"),
+        ("such files listed beside valid ones", f"{beside:,} in {lists.outcomes['folders']} folders"),
         (
-            "links out, pipes, sockets, devices, folders, sparse terabytes, named as predictors",
+            "links out of the folder, pipes, sockets, devices, folders and sparse terabytes with a "
+            "predictor's name",
             f"{lists.outcomes['not files of the folder']}, each refused by name",
         ),
-        ("fits saved where a broken file lies", f"{lists.outcomes['keep']:,}"),
-        ("such files as codes to paste", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
+        ("fits saved under the name of a broken file", f"{lists.outcomes['keep']:,}"),
+        ("such files pasted as codes", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
         (
-            "faults: a crash, a second, a refusal without a name, a black image, a good file lost",
+            "faults: a crash, more than a second, a refusal without a name, a black image, a lost valid file",
             f"{len(faults)}",
         ),
         ("seed, time", f"{args.seed}, {math.ceil(minutes)} minutes"),
     ]
     about = (
-        "Bundled predictor files and small ones of every other kind, changed in one to three places: bytes, "
-        "header, fields, types, shapes, numbers. Each is loaded; what loads is described, saved, pasted as a "
-        "code, and sampled with."
+        "Bundled predictor files, and small ones of every other kind, are changed in one to three "
+        "places: bytes, header, fields, types, shapes, numbers. Each file is loaded; if it loads, "
+        "it is described, saved, pasted as a code, and used for sampling."
     )
     put(Part("fuzz", "Broken predictor files", "make fuzz", about, rows))
     print("\n".join(f"{outcome}: {figure}" for outcome, figure in rows))

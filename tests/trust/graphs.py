@@ -106,30 +106,28 @@ def drawn(first: int, minutes: float, findings: Findings, say: Any) -> Any:
 def part(findings: Findings, host: str, minutes: float) -> page.Part:
     graphs = sum(count for state, count in findings.states.items() if state != INVALID)
     about = (
-        "Random graphs: models (U-Net, video transformer, Flux, the demo model, a checkpoint file) with "
-        "LoRAs, merges, guidance and attention patches, caches, context windows, hooks, ControlNet, regional "
-        "prompts, masks, batches, lists, other dtypes and sizes, around each of our nodes. Each must run or "
-        "say in one clear line why not, count its evaluations truly, give the same image alone, in a batch "
-        "and in a list, give the host's own image with a plain solver, leave nothing on the MODEL, report "
-        "what ran, and be cached when it is run again."
+        "Random graphs of models (U-Net, video transformer, Flux, the demo model, a checkpoint "
+        "file) with LoRAs, merges, guidance and attention patches, caches, context windows, hooks, "
+        "ControlNet, regional prompts, masks, batches, lists, other dtypes and sizes, around each "
+        "of our nodes. Each graph must run, or say in one clear line why not; report its true "
+        "number of evaluations; give the same image alone, in a batch and in a list, and the host's "
+        "own image with a plain solver; leave nothing on the MODEL; report what ran; and be cached "
+        "when it is run again."
     )
     failed = [f"{len(failures)}: {mechanism}" for mechanism, failures in findings.failures.items()]
     rows = [
         ("host", f"ComfyUI {host}"),
-        ("graphs, in minutes", f"{graphs:,} in {minutes:.0f}"),
-        ("prompts run for them", f"{findings.runs:,}"),
+        ("graphs; minutes", f"{graphs:,} in {minutes:.0f}"),
+        ("prompts run", f"{findings.runs:,}"),
         (
-            "ways to sample, ingredients",
+            "ways to sample; ingredients",
             f"{len(findings.ways)} of {sum(way.often > 0 for way in WAYS.values())}, "
             f"{len(findings.ingredients)}",
         ),
-        ("that ran", f"{findings.states[RUNS]:,}"),
-        (
-            "that were refused in a clear line",
-            f"{findings.states[REFUSED]:,}, {len(findings.refusals)} lines",
-        ),
-        ("drawn, but the host itself cannot run them", f"{findings.states[INVALID]:,}"),
-        (f"that broke one of {len(INVARIANTS)} invariants", f"{findings.states[FAILED]:,}"),
+        ("graphs that ran", f"{findings.states[RUNS]:,}"),
+        ("graphs refused in one clear line", f"{findings.states[REFUSED]:,}, {len(findings.refusals)} lines"),
+        ("graphs that the host itself cannot run", f"{findings.states[INVALID]:,}"),
+        (f"graphs that broke one of {len(INVARIANTS)} invariants", f"{findings.states[FAILED]:,}"),
         *(("failure", text.replace("|", "/")) for text in failed),
     ]
     return page.Part("graphs", "Random graphs", "make graphs", about, rows)

@@ -100,14 +100,13 @@ def number(row: str) -> list[int]:
 def put(host: str, results: Found) -> None:
     trust_figures = json.loads(page.FIGURES.read_text()) if page.FIGURES.is_file() else {}
     about = (
-        "The tests in the oldest ComfyUI that `requires-comfyui` names, in the one that `make test` fetches "
-        "and in a recent one; in real WebUIs, whose versions docs/WEBUI.md names; and each optional "
-        "attribute of a host taken away once: at most one warning, that feature off, the rest working."
+        "The tests in the oldest ComfyUI that `requires-comfyui` names, in the version that `make "
+        "test` installs, and in a recent one; in real WebUIs, whose versions docs/WEBUI.md names; "
+        "and with each optional attribute of a host removed once: at most one warning, that feature "
+        "off, the rest working."
     )
     new_rows = rows(trust_figures.get("hosts", {}).get("rows", []), host, results)
-    page.put(
-        page.Part("hosts", "Other versions of the hosts", "make hosts ARGS='FOLDER ...'", about, new_rows)
-    )
+    page.put(page.Part("hosts", "Other hosts and versions", "make hosts ARGS='FOLDER ...'", about, new_rows))
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ def saving(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
     return {
         "kills while saving": kills,
         "of them in the middle of a file": strays,
-        "old or new": len(results),
+        "versions of the file seen (old, new)": len(results),
     }
 
 
@@ -133,9 +133,9 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
         counts["both" if len(names) == 2 else "replaced" if replaced else "kept"] += 1
     return {
         "kills while fitting": count,
-        "the old file was there as it was": counts["kept"],
-        "the first new one whole in its place": counts["replaced"],
-        "both new ones whole": counts["both"],
+        "the old file was unchanged": counts["kept"],
+        "the first new file was complete in its place": counts["replaced"],
+        "both new files were complete": counts["both"],
     }
 
 
@@ -171,7 +171,7 @@ def at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
                     best,
                     all_errors,
                 )
-    return {"pairs of processes that kept at once": 2 * rounds, "files kept by each": each}
+    return {"pairs of processes that saved at once": 2 * rounds, "files saved by each": each}
 
 
 def fits_at_once(folder: Path) -> dict[str, int]:
@@ -190,7 +190,7 @@ def fits_at_once(folder: Path) -> dict[str, int]:
         alone.append(load(alone_folder / "a.safetensors").spec.metrics["error"])
     there = [load(p).spec.metrics["error"] for p in sorted(folder.glob("mine*.safetensors"), key=len_of)]
     assert there[0] == min(alone) and there in ([min(alone)], sorted(alone)), (there, alone)
-    return {"fits of two seeds at once into one name, files": len(there)}
+    return {"files after two fits with different seeds saved at once under one name": len(there)}
 
 
 def len_of(path: Path) -> int:

@@ -143,9 +143,10 @@ def rounding_rows() -> list[tuple[str, str]]:
         emoji = (file for file in PREDICTORS if "emoji" in file.stem)
         files = [(in_network(amed.load(file), dtype, noise), file.stem) for file in emoji]
         rows += [
-            (f"{name} beside float64, an exact model: the most of {len(samplers.cases())} samplers "
+            (f"{name} compared with float64, an exact model: largest of {len(samplers.cases())} samplers "
              f"(bound {count} eps = {count * eps:.1e})", f"{worst[0]:.1e} ({worst[1]})"),
-            (f"{name} beside float64, the demo's network in {name}: middle and most of {len(files)} files",
+            (f"{name} compared with float64, the demo's network in {name}: median and largest of "
+             f"{len(files)} files",
              f"{statistics.median(v for v, _ in files):.1e}, {max(files)[0]:.1e} ({max(files)[1]})"),
         ]  # fmt: skip
     return rows
@@ -172,20 +173,22 @@ def start_rows() -> list[tuple[str, str]]:
         )
     worst, steep = max(jumps), max(slopes)
     return [
-        (f"img2img over any start: the end's jump where the start passes one of a table's times "
-         f"({len(jumps)} places; a step of 0.1% is left out there), middle and most (bound {JUMP:g})",
+        (f"img2img from any start: jump of the end where the start passes one of a table's times "
+         f"({len(jumps)} places; a step of 0.1% is left out there), median and largest (bound {JUMP:g})",
          f"{statistics.median(v for v, *_ in jumps):.4f}, {worst[0]:.4f} ({worst[1]}, at {worst[2]:.3g})"),
-        (f"the end's change per unit of log start between them ({len(slopes)} places), middle and most",
+        (f"change of the end per unit of log start between these times ({len(slopes)} places), "
+         "median and largest",
          f"{statistics.median(v for v, *_ in slopes):.2f}, {steep[0]:.2f} ({steep[1]}, at {steep[2]:.3g})"),
-        ("the jump 1% below a table's first time, whence its own numbers hold as they are, middle and most",
+        ("jump 1% below a table's first time, from which its own numbers apply, median and largest",
          f"{statistics.median(v for v, _ in tops):.4f}, {max(tops)[0]:.4f} ({max(tops)[1]})"),
     ]  # fmt: skip
 
 
 ABOUT = (
-    "Each recipe's order on a problem whose end is known, in float64: of whole runs where geometric steps "
-    "are halved, then of its formula alone from an exact history where equal steps are. Then batches, "
-    "rounding, and where img2img may start; distances are RMS, data some 1."
+    "The order of each recipe in float64, on a problem whose end is known: first of full runs when "
+    "geometric steps are halved, then of the formula alone, from an exact history, when equal steps "
+    "are halved. Then batches, rounding, and the starts of img2img. Distances are RMS, of data of "
+    "size about 1."
 )
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ ORDER = (
 )
 HEAD = """# Trust
 
-What is thrown at AMED, and what came of it. Each part is made by the command it names, the quick form of each
-runs in `make test`. Written by the runs: not by hand.
+Stress tests of AMED and their results. Each part is written by the command that it names (do not edit it
+by hand); `make test` runs a quick form of each.
 """
 
 

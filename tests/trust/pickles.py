@@ -667,17 +667,18 @@ def report(count: int, seed: int = 0) -> int:
     rows = [
         ("files", f"{figures['files']:,}: {kinds}"),
         (
-            "code run, other files opened, modules imported, anything changed in the process",
+            "code executed, other files opened, modules imported, anything changed in the process",
             f"{len([f for f in problems if 'heard' in f or 'ran' in f or 'touched' in f])}",
         ),
         ("faults of any kind (not refused by name, a crash, too slow, too large)", f"{len(problems)}"),
         ("slowest", f"{figures['slowest']:.2f} s CPU"),
-        ("growth of peak memory over all of them", f"{figures['grown']} MB"),
+        ("growth of peak memory over all files", f"{figures['grown']} MB"),
     ]
     about = (
-        f"Pickles that would run {len(targets(''))} functions of Python, torch and numpy, change what is "
-        "admitted, declare sizes, nest, share, or hide in torch's zip and tar files, given to `amed "
-        "convert` in a process whose audit hook reports all that Python opens, imports, executes or starts."
+        f"Pickles that would call {len(targets(''))} functions of Python, torch and numpy, change "
+        "admitted objects, declare sizes, nest, share, or hide in torch's zip and tar files, are "
+        "given to `amed convert`, in a process whose audit hook records everything that Python "
+        "opens, imports, executes or starts."
     )
     put(Part("pickles", "Hostile pickles", "make fuzz", about, rows))
     print("\n".join(f"{row_name}: {figure}" for row_name, figure in rows))

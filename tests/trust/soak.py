@@ -301,18 +301,21 @@ def part(ours: Soak, control: Soak | None = None) -> page.Part:
 
     def times(soak: Soak) -> str:
         wall, cpu = (soak.ratio(which, WINDOW, WINDOW) for which in (1, 2))
-        return f"{wall:.3f} by the clock, {cpu:.3f} in CPU time"
+        return f"{wall:.3f} wall-clock, {cpu:.3f} CPU time"
 
     rows = [
         ("ComfyUI", version(comfyui.find())),
         ("generations, of ten kinds", f"{len(ours.each)}"),
-        ("predictors between", events),
+        ("predictors changed meanwhile", events),
         ("memory of the process alone (USS)", memory_text(ours, "Uss")),
         ("resident memory (RSS)", memory_text(ours, "Rss")),
         ("tensors alive", tensors_text(first, last)),
-        ("objects of ours alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
+        ("this pack's objects alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
         ("hooks, patches, wrappers or replaced functions left", ", ".join(remaining) or "none"),
-        (f"median time of the last {WINDOW} over that of the first {WINDOW} after {WINDOW}", times(ours)),
+        (
+            f"median time of the last {WINDOW} relative to that of the first {WINDOW} after {WINDOW}",
+            times(ours),
+        ),
     ]
     if control:
         rows += [
@@ -320,11 +323,12 @@ def part(ours: Soak, control: Soak | None = None) -> page.Part:
             ("the host's own samplers alone: time", times(control)),
         ]  # fmt: skip
     about = (
-        f"{len(ours.each)} queued generations through one real ComfyUI: bundled tables, the paper's network, "
-        "plugin samplers, Apply AMED Predictor on KSampler, a sampler of the host's with a predictor around "
-        "it, SamplerCustom, inpainting, plain solvers, the host's own; predictors are swapped, refitted and "
-        "deleted between. Memory is read after the host's own unloading, a collection and a trim, with "
-        "the tables of the last 32 runs forgotten."
+        f"{len(ours.each)} queued generations in one real ComfyUI: bundled tables, the paper's "
+        "network, plugin samplers, Apply AMED Predictor with KSampler, a host's sampler with a "
+        "predictor around it, SamplerCustom, inpainting, plain solvers, the host's own samplers; "
+        "meanwhile predictors are swapped, refitted and deleted. Memory is read after the host "
+        "has unloaded its models, a garbage collection and a trim, with the tables of the last 32 "
+        "runs removed from the cache."
     )
     return page.Part("soak", "Hundreds of generations", "make soak", about, rows)
 

@@ -187,18 +187,20 @@ def main() -> None:
     differ = set(stated().items()) ^ set(requirements().items())
     rows = [
         (f"each module of the engine imported, {count} predictor files read, {runs} sampled with, one fitted "
-         f"({saved} kept), one pickle converted: addresses asked for, programs started", str(len(sought))),
-        (f"modules that fetch, in {len(files(*RUNS))} files that run in a host", str(len(reaching()))),
-        ("modules there that no requirement names and no host brings", str(len(unstated()))),
+         f"({saved} kept), one pickle converted: addresses requested, programs started", str(len(sought))),
+        (f"modules with network access, in {len(files(*RUNS))} files that run in a host",
+         str(len(reaching()))),
+        ("modules imported there that neither a requirement nor the host provides", str(len(unstated()))),
         ("requirements, each with range, licence and reason in SECURITY.md",
          f"{len(stated())}, of which {len(differ)} differ from the files"),
         ("files that Python 3.10 cannot parse", str(len(too_new()))),
         ("Python of this run", platform.python_version()),
     ]  # fmt: skip
     about = (
-        "What the pack is made of and reaches for; in a real ComfyUI, from its start through an example, by "
-        "tests/comfyui/test_network.py. Connections are refused by a hook of Python's own: it does not see "
-        "what a compiled library would do by itself. Licences, and which are unknown, stand in SECURITY.md."
+        "The pack's dependencies and network access; in a real ComfyUI, from its start through an "
+        "example, by tests/comfyui/test_network.py. Connections are refused by a Python hook, which "
+        "does not see those of compiled libraries. SECURITY.md lists the licences, and which are "
+        "unknown."
     )
     put(Part("supply", "Supply chain", "make supply", about, rows))
 

@@ -45,7 +45,9 @@ def test_broken_files(good):
     findings = fuzz.Findings()
     fuzz.files(300, 10**6, findings)
     assert findings.faults == [] and findings.files == 300
-    assert findings.outcomes["loads"] > 10 and findings.outcomes["refused, a field or tensor named"] > 100
+    assert (
+        findings.outcomes["loads"] > 10 and findings.outcomes["refused, with the field or tensor named"] > 100
+    )
 
 
 def test_lists_with_broken_files_and_non_files():
