@@ -265,7 +265,7 @@ def test_a_line_shows_what_a_fit_costs(page):
     assert costs(page, "AMEDCalibrate", budget="normal", nfe="5, 7 9", guidance=4.0) == three
     line = costs(page, "AMEDCalibrate", budget="custom", evaluations=3000, nfe="5", guidance=1.0)
     assert line == "≈ 3,000 evaluations, 3,000 passes"
-    assert costs(page, "AMEDCalibrate", nfe="five") == "nfe: numbers, as 5, 7, 9"
+    assert costs(page, "AMEDCalibrate", nfe="five") == "nfe: numbers, e.g. 5, 7, 9"
 
 
 def test_the_demos_predictors_are_listed_only_with_the_demo_model(page, server):
