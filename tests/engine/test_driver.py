@@ -40,11 +40,11 @@ def fitted(toy_target, *, error=0.1, finished=None, **spec):
     """Return the result of a fit with an error."""
     result = plain.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
     more = {"features": "plain", "schedule": "polynomial", "rho": 7.0, "metrics": {"error": error}}
-    made = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
-    made = dataclasses.replace(made, **spec)
+    new_spec = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
+    new_spec = dataclasses.replace(new_spec, **spec)
     if finished is not None:
-        made = dataclasses.replace(made, metrics=made.metrics | {"finished": finished})
-    return Fitted(made, None, result.sigmas())
+        new_spec = dataclasses.replace(new_spec, metrics=new_spec.metrics | {"finished": finished})
+    return Fitted(new_spec, None, result.sigmas())
 
 
 def test_several_nfe_in_one_job(toy_target, tmp_path):

@@ -204,9 +204,9 @@ def counted(figures: dict[str, int]) -> list[tuple[str, str]]:
 
 def faults() -> page.Part:
     disk_figures, runs = on_a_small_disk(), Runs()
-    told = "full disk: saves, fits and an interrupted fit, each with a clear error and nothing lost"
+    full_disk = "full disk: saves, fits and an interrupted fit, each with a clear error and nothing lost"
     rows = (
-        {told: disk_figures["full"], "read-only disk: the same": disk_figures["read-only"]}
+        {full_disk: disk_figures["full"], "read-only disk: the same": disk_figures["read-only"]}
         if disk_figures
         else {}
     )

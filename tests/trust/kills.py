@@ -106,11 +106,11 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
     target, job = demo_target(side) if side else toy_target(), Job((2, 3), budget=1560)
     work = folder / "work"
 
-    def whole(place: Path) -> None:
+    def fit_both(place: Path) -> None:
         fit(target, job, lambda nfe: place / f"mine-nfe{nfe}.safetensors", lambda progress: None)
 
     begin = time.monotonic()
-    assert waited([forked(lambda: whole(folder / "first"))]) == [0]
+    assert waited([forked(lambda: fit_both(folder / "first"))]) == [0]
     seconds = time.monotonic() - begin
     old = load(folder / "first" / "mine-nfe2.safetensors")
     old = replace(old, spec=replace(old.spec, metrics={**old.spec.metrics, "error": 1e6}))
@@ -120,7 +120,7 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
             file.unlink()
         place = save(work / "mine-nfe2.safetensors", old)
         before = place.read_bytes()
-        child = forked(lambda: whole(work))
+        child = forked(lambda: fit_both(work))
         time.sleep(drawn.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
         if waited([child]) == [0]:  # the fit was faster than the first one
@@ -188,9 +188,14 @@ def fits_at_once(folder: Path) -> dict[str, int]:
         alone_folder = folder / f"alone-{seed}"
         fit(target, Job((2,), budget=BUDGET, seed=seed), lambda nfe, alone_folder=alone_folder: alone_folder / "a.safetensors", lambda p: None)  # noqa: E501 # fmt: skip
         alone.append(load(alone_folder / "a.safetensors").spec.metrics["error"])
-    there = [load(p).spec.metrics["error"] for p in sorted(folder.glob("mine*.safetensors"), key=len_of)]
-    assert there[0] == min(alone) and there in ([min(alone)], sorted(alone)), (there, alone)
-    return {"files after two fits with different seeds saved at once under one name": len(there)}
+    saved_errors = [
+        load(p).spec.metrics["error"] for p in sorted(folder.glob("mine*.safetensors"), key=len_of)
+    ]
+    assert saved_errors[0] == min(alone) and saved_errors in ([min(alone)], sorted(alone)), (
+        saved_errors,
+        alone,
+    )
+    return {"files after two fits with different seeds saved at once under one name": len(saved_errors)}
 
 
 def len_of(path: Path) -> int:

@@ -116,11 +116,11 @@ def calibrate(g: Any, n: int, name: str, wrapped: bool = False) -> None:
 class Between:
     """Events between generations: predictors are swapped, refitted and deleted, and a run fails.
 
-    Each has its place in a round; `done` counts them."""
+    Each has its place in a round; `counts` has their numbers."""
 
     server: Server
     graph: Callable[..., Any]
-    done: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, n: int, round_: int) -> None:
         folder = self.server.base / "models" / "amed_predictors"
@@ -153,7 +153,7 @@ class Between:
             self.count("failed on purpose")
 
     def count(self, event: str) -> None:
-        self.done[event] = self.done.get(event, 0) + 1
+        self.counts[event] = self.counts.get(event, 0) + 1
 
 
 # --- inspecting the host -----------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def run(
         if n + 1 in at:
             soak.looks.append(look(server, graph, n + 1))
             tell(f"{n + 1}: {soak.looks[-1].memory['Uss'] / 2**20:.1f} MiB, {soak.looks[-1].inside}")
-    soak.between = between.done
+    soak.between = between.counts
     return soak
 
 

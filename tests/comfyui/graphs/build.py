@@ -47,8 +47,8 @@ def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
         scene.latent = [scene.add("RebatchLatents", latents=scene.latent, batch_size=1), 0]
     elif variant != WHOLE:
         first, length = (0, 64) if variant == NUMBERED else (int(variant), 1)
-        one = {"samples": scene.latent, "batch_index": first, "length": length}
-        scene.latent = [scene.add("LatentFromBatch", **one), 0]
+        picked = {"samples": scene.latent, "batch_index": first, "length": length}
+        scene.latent = [scene.add("LatentFromBatch", **picked), 0]
     sampled = WAYS[recipe.way].put(scene, recipe.settings)
     built = Built(scene.nodes, sampled)
     if sampled.latent is not None:

@@ -19,7 +19,7 @@ SIZES = {
     "wan": ((64, 48), (48, 64)),
     "demo": ((32, 32), (16, 16), (40, 24)),
 }
-SINGLE = tuple(name for name, one in INGREDIENTS.items() if one.single)
+SINGLE = tuple(name for name, ingredient in INGREDIENTS.items() if ingredient.single)
 USUAL: dict[str, Any] = {"batch": 1, "dtype": "fp32", "cfg": 2.0, "noise": 3, "workflow": False}
 """What a setting is shrunk to."""
 

@@ -318,15 +318,20 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     bases=FITTED,
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    own = scene.load(f"small-{scene.family}-around.safetensors")
+    predictor = scene.load(f"small-{scene.family}-around.safetensors")
     if s["by"] == "Apply":
-        model = with_predictor(scene, own)
+        model = with_predictor(scene, predictor)
         node = scene.ksampler(WRAPPED, "amed", 4, s["cfg"], s["noise"], model=model)[0]
         return Sampled([node, 0], [node])
     host = [scene.add("KSamplerSelect", sampler_name=WRAPPED), 0]
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=own, wrapped=host), 0]
+    sampler = [
+        scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=predictor, wrapped=host),
+        0,
+    ]
     sigmas = [
-        scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=own),
+        scene.add(
+            "AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=predictor
+        ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
@@ -363,8 +368,8 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 
 @way("AMED Plain Solver", plain, often=6)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = plain_sampler(scene, s)
-    sampler, sigmas = [made, 0], [made, 1]
+    node_id = plain_sampler(scene, s)
+    sampler, sigmas = [node_id, 0], [node_id, 1]
     if s.get("by_host"):
         sampler = [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0]
     if s["zero"]:
@@ -412,9 +417,9 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """A predictor loaded, described, saved under another name, loaded from its code and used."""
-    own = scene.load(s["file"])
-    info = scene.add("AMEDPredictorInfo", predictor=own)
-    scene.add("AMEDSavePredictor", predictor=own, name="graphs saved")
+    predictor = scene.load(s["file"])
+    info = scene.add("AMEDPredictorInfo", predictor=predictor)
+    scene.add("AMEDSavePredictor", predictor=predictor, name="graphs saved")
     pasted = [scene.add("AMEDLoadPredictor", name=s["file"], code=[info, 2]), 0]
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=pasted), 0]
     sigmas = [
@@ -432,7 +437,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """And its predictor used at once."""
     host = {"wrapped": [scene.add("KSamplerSelect", sampler_name=s["wrapped"]), 0]} if s["wrapped"] else {}
-    made = scene.add(
+    node_id = scene.add(
         "AMEDCalibrate",
         sampler=s["sampler"],
         nfe=str(s["nfe"]),
@@ -445,15 +450,23 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         **host,
         **scene.around(),
     )
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0], **host), 0]
+    sampler = [
+        scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[node_id, 0], **host),
+        0,
+    ]
     sigmas = [
         scene.add(
-            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+            "AMEDScheduler",
+            model=scene.model,
+            sampler="auto",
+            nfe=s["nfe"],
+            denoise=1.0,
+            predictor=[node_id, 0],
         ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
-    return Sampled([node, 0], texts=[made])
+    return Sampled([node, 0], texts=[node_id])
 
 
 @way(
@@ -485,7 +498,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     empty=True,
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add(
+    node_id = scene.add(
         "AMEDTrainPredictor",
         sampler=s["sampler"],
         nfe=s["nfe"],
@@ -498,20 +511,25 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         name="graphs trained",
         **scene.around(),
     )
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0]), 0]
+    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[node_id, 0]), 0]
     sigmas = [
         scene.add(
-            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+            "AMEDScheduler",
+            model=scene.model,
+            sampler="auto",
+            nfe=s["nfe"],
+            denoise=1.0,
+            predictor=[node_id, 0],
         ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
-    return Sampled([node, 0], texts=[made])
+    return Sampled([node, 0], texts=[node_id])
 
 
 @way("Compare AMED", compared, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add(
+    node_id = scene.add(
         "AMEDCompare",
         samplers=s["samplers"],
         nfe=str(s["nfe"]),
@@ -521,13 +539,13 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         reference=s["reference"],
         **scene.around(),
     )
-    return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], finished=[made, 1])
+    return Sampled(texts=[scene.add("PreviewAny", source=[node_id, 1])], finished=[node_id, 1])
 
 
 @way("AMED Trajectory Plot", shown, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     linked = {"predictor": scene.load(s["file"])} if s["file"] else {}
-    made = scene.add(
+    node_id = scene.add(
         "AMEDTrajectoryPlot",
         seed=s["noise"],
         nfe=s["nfe"],
@@ -536,4 +554,4 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         **linked,
         **scene.around(),
     )
-    return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], finished=[made, 1])
+    return Sampled(texts=[scene.add("PreviewAny", source=[node_id, 1])], finished=[node_id, 1])

@@ -111,7 +111,7 @@ class GraphWatch:
     It also counts how often the network's forward really ran (caches may answer in its place)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-    seen = {}
+    counts = {}
     # this name marks wrappers that only count; any other wrapper prevents splitting guidance
     KEY = "amed_watch"
 
@@ -121,7 +121,7 @@ class GraphWatch:
 
     @classmethod
     def of(cls, name):
-        return cls.seen.setdefault(name, dict.fromkeys(("evaluations", "rows", "calls", "forwards"), 0))
+        return cls.counts.setdefault(name, dict.fromkeys(("evaluations", "rows", "calls", "forwards"), 0))
 
     def run(self, model, name):
         def evaluation(executor, *args, **kwargs):
@@ -162,7 +162,7 @@ class GraphSeen:
         return {"required": {"name": ("STRING", {}), "after": (ANY,)}}
 
     def run(self, name, after):
-        text = json.dumps(GraphWatch.seen.pop(name[0], {}))
+        text = json.dumps(GraphWatch.counts.pop(name[0], {}))
         return {"ui": {"text": [text]}, "result": (text,)}
 
 
@@ -197,7 +197,7 @@ class GraphBefore:
     def run(self, model, positive, negative, latent_image, cfg, name):
         image = self.image(model, positive, negative, latent_image, cfg)
         self.noted[name] = image, state(model)
-        GraphWatch.seen.clear()
+        GraphWatch.counts.clear()
         return (model,)
 
     @staticmethod
@@ -231,11 +231,11 @@ class GraphAfter:
         image, before = GraphBefore.noted[name]
         again = GraphBefore.image(model, positive, negative, latent, cfg)
         now = state(model)
-        told = {
+        changes = {
             "changed": sorted(key for key in before if before[key] != now[key]),
             "away": float((again - image).abs().max() / image.std().clamp(min=1e-9)),
         }
-        return {"ui": {"text": [json.dumps(told)]}}
+        return {"ui": {"text": [json.dumps(changes)]}}
 
 
 class GraphFault:

@@ -54,11 +54,11 @@ class TestModel:
     TIRED = 26
 
     def run(self, model, which):
-        done = []
+        evaluations = []
 
         def tired(args):
-            done.append(1)
-            if len(done) > self.TIRED:
+            evaluations.append(1)
+            if len(evaluations) > self.TIRED:
                 raise RuntimeError("tired,\nand says so")
             return args["denoised"]
 
@@ -219,7 +219,7 @@ class TestLeft(OfModel):
         ours = Counter(
             type(o).__qualname__ for o in gc.get_objects() if "comfyui-amed" in str(type(o).__module__)
         )
-        told = {
+        state = {
             "hooks": hooks(model.model.diffusion_model),
             "patches": self.patches(model),
             "replaced": sorted(changed),
@@ -232,7 +232,7 @@ class TestLeft(OfModel):
         }
         while UNDO:
             UNDO.pop()()
-        return {"ui": {"text": [json.dumps(told)]}}
+        return {"ui": {"text": [json.dumps(state)]}}
 
     def patches(self, model):
         """Return the patches on the MODEL; of its options everything except the initial empty dict."""
@@ -315,12 +315,12 @@ class TestLeaves(OfModel):
     RETURN_TYPES = ("MODEL",)
 
     def run(self, model):
-        own = comfy.samplers.sampling_function
-        comfy.samplers.sampling_function = lambda *args, **kwargs: own(*args, **kwargs)
+        original = comfy.samplers.sampling_function
+        comfy.samplers.sampling_function = lambda *args, **kwargs: original(*args, **kwargs)
         hook = model.model.diffusion_model.register_forward_hook(lambda *_: None)
         tensors = [torch.zeros(3, 1, 4, 1, 5)]
         comfy.samplers.SAMPLER_NAMES.append("left")
-        UNDO.extend([hook.remove, lambda: setattr(comfy.samplers, "sampling_function", own)])
+        UNDO.extend([hook.remove, lambda: setattr(comfy.samplers, "sampling_function", original)])
         UNDO.extend([tensors.clear, lambda: comfy.samplers.SAMPLER_NAMES.remove("left")])
         return patched(model, lambda m: m.add_object_patch("model_sampling", m.model.model_sampling))
 
@@ -330,7 +330,7 @@ class TestMemory:
     never)."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "run", "test"
-    held = []  # weak references to the network's inputs and to earlier results
+    tensors = []  # weak references to the network's inputs and to earlier results
     calls = {}  # evaluations by name
 
     @classmethod
@@ -338,19 +338,19 @@ class TestMemory:
         return {"required": {"model": ("MODEL",), "at": ("INT", {}), "name": ("STRING", {})}}
 
     def run(self, model, at, name):
-        done = []
+        evaluations = []
 
-        def asked(apply, args):
-            done.append(1)
-            self.calls[name] = len(done)
-            if len(done) == at:
+        def counted(apply, args):
+            evaluations.append(1)
+            self.calls[name] = len(evaluations)
+            if len(evaluations) == at:
                 raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory. Tried to allocate 2.00 GiB")
             denoised = apply(args["input"], args["timestep"], **args["c"])
-            if len(done) < at:
-                self.held.extend(weakref.ref(v) for v in (args["input"], denoised))
+            if len(evaluations) < at:
+                self.tensors.extend(weakref.ref(v) for v in (args["input"], denoised))
             return denoised
 
-        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(counted))
 
 
 class TestStops:
@@ -366,16 +366,16 @@ class TestStops:
         return {"required": {"model": ("MODEL",), "at": ("INT", {}), "wait": ("BOOLEAN", {})}}
 
     def run(self, model, at, wait):
-        seen = []
+        rows = []
 
-        def asked(apply, args):
-            before, now = len(seen), len(seen) + len(args["input"])
-            seen.extend(range(before, now))
+        def counted(apply, args):
+            before, now = len(rows), len(rows) + len(args["input"])
+            rows.extend(range(before, now))
             if before < at <= now:
                 self.stop(wait)
             return apply(args["input"], args["timestep"], **args["c"])
 
-        return patched(model, lambda m: m.set_model_unet_function_wrapper(asked))
+        return patched(model, lambda m: m.set_model_unet_function_wrapper(counted))
 
     def stop(self, wait):
         if not wait:
@@ -430,8 +430,8 @@ class TestKept:
                 "options": outline(model.model_options),
                 "wrappers": outline(getattr(model, "wrappers", {})),
                 "hooks": hooks(model.model.diffusion_model),
-                "held": sum(ref() is not None for ref in TestMemory.held),
-                "seen": len(TestMemory.held),
+                "held": sum(ref() is not None for ref in TestMemory.tensors),
+                "seen": len(TestMemory.tensors),
                 "calls": TestMemory.calls,
             }
         )

@@ -28,13 +28,13 @@ GONE = object()
 class Without:
     """An object of the host that lacks some attributes."""
 
-    def __init__(self, whole: Any, *names: str):
-        self.__dict__.update(_whole=whole, _lacks=names)
+    def __init__(self, original: Any, *names: str):
+        self.__dict__.update(_original=original, _lacks=names)
 
     def __getattr__(self, name: str) -> Any:
         if name in self._lacks:
             raise AttributeError(name)
-        return getattr(self._whole, name)
+        return getattr(self._original, name)
 
 
 @contextmanager
@@ -444,25 +444,25 @@ class TestWithout:
             sampler = pack("register").our_sampler(fitted.spec.sampler, predictor=fitted, report=report)
             return scene.run(sampler), report
 
-        one = CASES[case]
+        selected = CASES[case]
         before, report = sampled()
-        was = one.feature(scene, report) if one.take is not nothing else None
+        was = selected.feature(scene, report) if selected.take is not nothing else None
         pack("log").warn_once.cache_clear()
-        with collected_warnings() as lines, ExitStack() as taken:
-            for part in one.take(scene):
-                taken.enter_context(part)
+        with collected_warnings() as lines, ExitStack() as stack:
+            for part in selected.take(scene):
+                stack.enter_context(part)
             after, report = sampled()
-            now = one.feature(scene, report)
+            now = selected.feature(scene, report)
             again, other = sampled()
-            one.feature(scene, other)
-        told = {
+            selected.feature(scene, other)
+        outcome = {
             "warnings": [line for line in lines if "AMED" in line or "bottleneck" in line],
             "was": was,
             "now": now,
             "same image": torch.equal(before, after),
             "sane": bool(after.isfinite().all()) and torch.equal(after, again),
         }
-        return {"ui": {"text": [json.dumps(told)]}, "result": ({"samples": after},)}
+        return {"ui": {"text": [json.dumps(outcome)]}, "result": ({"samples": after},)}
 
 
 NODE_CLASS_MAPPINGS = {"TestWithout": TestWithout}

@@ -200,7 +200,7 @@ class SmallStops:
         watched = model.clone()
         watched.set_model_unet_function_wrapper(counted)
 
-        def whole(number):
+        def full_run(number):
             calls.clear()
             at[0] = number
             start = latent_image["samples"]
@@ -209,17 +209,17 @@ class SmallStops:
                 watched, noise, cfg, sampler, sigmas, positive, negative, start, disable_pbar=True, seed=3
             )
 
-        first = whole(0)
+        first = full_run(0)
         stops = []
         for number in range(1, len(calls) + 1):
             try:
-                whole(number)
+                full_run(number)
                 stops.append([number, "went on"])
             except comfy.model_management.InterruptProcessingException:
                 stops.append([number, len(calls)])
             finally:
                 comfy.model_management.interrupt_current_processing(False)
-        same = torch.equal(first, whole(0))
+        same = torch.equal(first, full_run(0))
         return {"ui": {"text": [json.dumps({"calls": len(calls), "stops": stops, "same": same})]}}
 
 

@@ -24,23 +24,23 @@ class TestStepCache(OfModel):
 
     def run(self, model, resets):
         network = model.model.diffusion_model
-        kept, own = SimpleNamespace(calls=0, added=None), network.blocks
+        cache, blocks = SimpleNamespace(calls=0, added=None), network.blocks
 
         def cached(apply, args):
             options = args["c"]["transformer_options"]
             level, levels = args["timestep"][0], options["sample_sigmas"]
             if resets == "step" and torch.isclose(levels[0], level):
-                kept.calls, kept.added = 0, None
-            kept.calls += 1
+                cache.calls, cache.added = 0, None
+            cache.calls += 1
             try:
-                if kept.calls % 2 == 0 and kept.added is not None:
+                if cache.calls % 2 == 0 and cache.added is not None:
                     network.blocks = torch.nn.ModuleList()
-                    return apply(args["input"], args["timestep"], **args["c"]) + kept.added.mean()
+                    return apply(args["input"], args["timestep"], **args["c"]) + cache.added.mean()
                 result = apply(args["input"], args["timestep"], **args["c"])
-                kept.added = result
+                cache.added = result
                 return result
             finally:
-                network.blocks = own
+                network.blocks = blocks
 
         return patched(model, lambda m: m.set_model_unet_function_wrapper(cached))
 
@@ -67,7 +67,7 @@ class TestHooks:
         }  # fmt: skip
         group.add(hook)
         times = comfy.hooks.HookKeyframeGroup()
-        for percent, strength in (map(float, one.split()) for one in keyframes.split(",")):
+        for percent, strength in (map(float, frame.split()) for frame in keyframes.split(",")):
             times.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=percent))
         group.set_keyframes_on_hooks(times)
         return (comfy.hooks.set_hooks_for_conditioning(conditioning, group),)
@@ -92,7 +92,7 @@ class TestAsked:
             pack("model").base_times(pack("model").sampling_of(model), steps + 1),
         )
         start = pack("running").start_of(model, latent_image)[:1]
-        levels, seen, truth = levels.float(), {}, []
+        levels, results, truth = levels.float(), {}, []
         drawn = torch.Generator().manual_seed(7)
         states = [torch.randn(start.shape, generator=drawn) * level for level in levels]
 
@@ -111,17 +111,17 @@ class TestAsked:
         number = torch.zeros(2, dtype=torch.long)
         with fitting.fitted_on(model, prompts, cfg, 0, steps) as denoiser:
 
-            def ask(which, count=1):
+            def denoise(which, count=1):
                 x = states[which].repeat(count, *[1] * (start.ndim - 1))
                 return denoiser(x, levels[which].expand(count), number[:count])
 
             order = range(len(levels))
-            seen["in order"] = [ask(n) for n in order]
-            seen["again"] = [ask(n) for n in order for _ in range(2)][1::2]
-            seen["backwards"] = [ask(n) for n in reversed(order)][::-1]
-            seen["batch"] = [ask(n, 2)[1:] for n in order]
+            results["in order"] = [denoise(n) for n in order]
+            results["again"] = [denoise(n) for n in order for _ in range(2)][1::2]
+            results["backwards"] = [denoise(n) for n in reversed(order)][::-1]
+            results["batch"] = [denoise(n, 2)[1:] for n in order]
         away = {name: max(float((a - b).std() / b.std()) for a, b in zip(ends, truth))
-                for name, ends in seen.items()}  # fmt: skip
+                for name, ends in results.items()}  # fmt: skip
         return {"ui": {"text": [json.dumps(away)]}}
 
 

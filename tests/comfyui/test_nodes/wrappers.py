@@ -21,7 +21,7 @@ class Slotted:
     def __init__(self, target):
         self.target = target
 
-    def ask(self, x, sigma, **extra_args):
+    def call(self, x, sigma, **extra_args):
         return self.target(x, sigma, **extra_args)
 
 
@@ -51,7 +51,7 @@ def by_default(model):
     return wrapper
 
 
-def asked(model, x, sigma, **extra_args):
+def call_model(model, x, sigma, **extra_args):
     return model(x, sigma, **extra_args)
 
 
@@ -64,10 +64,10 @@ WAYS = {
     "closure": closure,
     "named": named,
     "default": by_default,
-    "partial": lambda model: partial(asked, model),
-    "method": lambda model: Slotted(model).ask,
+    "partial": lambda model: partial(call_model, model),
+    "method": lambda model: Slotted(model).call,
     "module": Module,
-    "twice": lambda model: closure(Slotted(named(model)).ask),
+    "twice": lambda model: closure(Slotted(named(model)).call),
     "hidden": hidden,
 }
 
@@ -158,16 +158,16 @@ class TaggedLatent:
         coarse.add_object_patch("latent_format", Coarse())
         latent = {**latent_image, "downscale_ratio_spacial": 8}
         sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([10.0, 1.0, 0.0])
-        told = {}
+        shapes = {}
         for form in (newer, renamed, loose):
             with put(comfy.sample, "fix_empty_latent_channels", form):
-                made = pack("running").run(
+                result = pack("running").run(
                     coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True
                 )
-                told[form.__name__] = [list(made["samples"].shape), sorted(made)]
-        made = pack("running").run(coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True)
-        told["host"] = [list(made["samples"].shape), sorted(made)]
-        return {"ui": {"text": [json.dumps(told)]}}
+                shapes[form.__name__] = [list(result["samples"].shape), sorted(result)]
+        result = pack("running").run(coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True)
+        shapes["host"] = [list(result["samples"].shape), sorted(result)]
+        return {"ui": {"text": [json.dumps(shapes)]}}
 
 
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in (WrapSampler, MaskRule, TaggedLatent)}
