@@ -39,10 +39,10 @@ def write_tiny_models(base: Path) -> None:
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
-    put_test_nodes(base)
+    copy_test_nodes(base)
 
 
-def put_test_nodes(base: Path) -> None:
+def copy_test_nodes(base: Path) -> None:
     """Copy test_nodes/, the nodes that the tests use, into the custom_nodes of a ComfyUI."""
     source, ignored = Path(__file__).with_name("test_nodes"), shutil.ignore_patterns("__pycache__")
     shutil.copytree(source, base / "custom_nodes" / "amed_tests", ignore=ignored)

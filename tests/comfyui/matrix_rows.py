@@ -57,29 +57,29 @@ class Row:
     check: Check
     refused: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
-    """Those it is run with; (): all."""
+    """Names of the kinds that the row runs with; (): all."""
     needs: tuple[str, ...] = ()
-    """Nodes of the host."""
+    """Nodes of the host that the row needs."""
     since: str = ""
-    """The host's version from which on its node works: before it fails on its own."""
+    """First version of the host in which its own node works."""
     slow: bool = False
-    """Takes minutes: `make matrix` alone runs it."""
+    """Whether the row takes minutes; then only `make matrix` runs it."""
 
     def concerns(self, kind: Kind) -> bool:
         return not self.kinds or kind.name in self.kinds
 
 
-def close(first: torch.Tensor, other: torch.Tensor, share: float = 1e-3) -> None:
+def assert_close(first: torch.Tensor, other: torch.Tensor, share: float = 1e-3) -> None:
     torch.testing.assert_close(first, other, rtol=share, atol=share * float(other.std()))
 
 
-def differs(first: torch.Tensor, other: torch.Tensor) -> None:
+def assert_differs(first: torch.Tensor, other: torch.Tensor) -> None:
     assert float((first - other).abs().max()) > 0.01 * float(other.std()), (
         "the patch has no effect on the image"
     )
 
 
-def counted(result: RunResult, kind: Kind, rows: int | None = 2, evaluations: int = NFE) -> None:
+def check_counts(result: RunResult, kind: Kind, rows: int | None = 2, evaluations: int = NFE) -> None:
     """Check the evaluations, and the network's rows per image, that the run itself reports."""
     assert result.counted is not None, f"the report states no counts: {result.report}"
     assert result.counted[0] == evaluations, result.report
@@ -109,12 +109,12 @@ def patched(on: Change, off: Change | None = None, rows: int | None = 2, idle: t
         if kind.around:  # the last kind of a row
             assert torch.equal(euler(bench), bench.kept[check]), "the MODEL was changed"
         assert result.latents.shape == plain.latents.shape
-        counted(result, kind, rows)
+        check_counts(result, kind, rows)
         if kind.name not in idle:
-            differs(result.latents, plain.latents)
+            assert_differs(result.latents, plain.latents)
         if off is not None:
             g = Small()
-            close(bench.run(g, g.sample(kind, guider=off(g))).latents, plain.latents)
+            assert_close(bench.run(g, g.sample(kind, guider=off(g))).latents, plain.latents)
 
     return check
 
@@ -131,14 +131,14 @@ def node(kind: str, on: dict, off: dict | None = None, rows: int | None = 2, idl
     return Row(kind + suffix, check, refused or {}, TOUCHED, (kind,), since)
 
 
-def dual(first: float) -> Callable[[Small], list]:
+def dual_cfg(first: float) -> Callable[[Small], list]:
     """With equal scales, DualCFGGuider's second prompt cancels out."""
     return lambda g: [g.add("DualCFGGuider", model=g.model, cond1=g.positive, cond2=g.other,
                             negative=g.negative, cfg_conds=first, cfg_cond2_negative=CFG,
                             style="regular"), 0]  # fmt: skip
 
 
-def perp(g: Small):
+def perp_neg(g: Small):
     return [g.add("PerpNegGuider", model=g.model, positive=g.positive, negative=g.negative,
                   empty_conditioning=g.other, cfg=CFG, neg_scale=1.0), 0]  # fmt: skip
 
@@ -176,8 +176,8 @@ PATCHES = (
     node("RescaleCFG", {"multiplier": 0.7}, {"multiplier": 0.0}, refused=HALVES),
     node("CFGZeroStar", {}, refused=HALVES),
     node("APG", {"eta": 1.0, "norm_threshold": 5.0, "momentum": 0.5}, refused=HALVES),
-    Row("DualCFGGuider", patched(dual(5.0), dual(CFG), 3), HALVES, BY_TOUCHED, ("DualCFGGuider",)),
-    Row("PerpNegGuider", patched(perp, rows=3), HALVES, BY_TOUCHED, ("PerpNegGuider",)),
+    Row("DualCFGGuider", patched(dual_cfg(5.0), dual_cfg(CFG), 3), HALVES, BY_TOUCHED, ("DualCFGGuider",)),
+    Row("PerpNegGuider", patched(perp_neg, rows=3), HALVES, BY_TOUCHED, ("PerpNegGuider",)),
     node("FreeU", FREEU, NO_FREEU),
     node("FreeU_V2", FREEU, NO_FREEU),
     node("HyperTile", TILES),
@@ -203,24 +203,24 @@ def batches(bench: Bench, kind: Kind) -> None:
     for batch in (2, 5):
         whole_batch = bench.plain(kind, batch=batch)
         assert len(whole_batch.latents) == batch
-        counted(whole_batch, kind)
-        close(whole_batch.latents[:1], single)
-        differs(whole_batch.latents[1:2], single)
+        check_counts(whole_batch, kind)
+        assert_close(whole_batch.latents[:1], single)
+        assert_differs(whole_batch.latents[1:2], single)
 
 
 def odd_sizes(bench: Bench, kind: Kind) -> None:
     for width, height in ((72, 104), (40, 24)):
         result = bench.plain(kind, batch=2, width=width, height=height)
         assert result.latents.shape == (2, 4, height // 8, width // 8)
-        counted(result, kind)
+        check_counts(result, kind)
 
 
 def guidance(scale: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         result = bench.plain(kind, cfg=scale)
-        counted(result, kind, 1 if scale == 1 else 2)
+        check_counts(result, kind, 1 if scale == 1 else 2)
         if scale != CFG:
-            differs(result.latents, bench.plain(kind).latents)
+            assert_differs(result.latents, bench.plain(kind).latents)
 
     return check
 
@@ -228,8 +228,8 @@ def guidance(scale: float) -> Check:
 def in_two_calls(bench: Bench, kind: Kind) -> None:
     g = Small(batch=2).patch("SmallMemory")
     result = bench.run(g, g.sample(kind))
-    counted(result, kind)
-    close(result.latents, bench.plain(kind, batch=2).latents)
+    check_counts(result, kind)
+    assert_close(result.latents, bench.plain(kind, batch=2).latents)
 
 
 # --- prompts -----------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def area(g: Small, prompt, x: float):
                   strength=1.0), 0]  # fmt: skip
 
 
-def several(split: Callable[[Small, object], list], rows: int | None) -> Check:
+def same_prompts(split: Callable[[Small, object], list], rows: int | None) -> Check:
     """Check that several conds of the same prompt equal that prompt, and that a differing one changes the
     image."""
 
@@ -265,12 +265,12 @@ def several(split: Callable[[Small, object], list], rows: int | None) -> Check:
             parts = split(g, g.other if other else g.positive)
             g.positive = [g.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
             result = bench.run(g, g.sample(kind))
-            counted(result, kind, rows)
+            check_counts(result, kind, rows)
             plain = bench.plain(kind, batch=2).latents
             if other:
-                differs(result.latents, plain)
+                assert_differs(result.latents, plain)
             elif kind.file != "network":  # the first of two rows is the image that this prompt sees
-                close(result.latents, plain)
+                assert_close(result.latents, plain)
 
     return check
 
@@ -280,15 +280,15 @@ def areas(bench: Bench, kind: Kind) -> None:
     parts = area(g, g.positive, 0.0), area(g, g.other, 0.5)
     g.positive = [g.add("ConditioningCombine", conditioning_1=parts[0], conditioning_2=parts[1]), 0]
     result = bench.run(g, g.sample(kind))
-    counted(result, kind, None)
-    differs(result.latents, bench.plain(kind, batch=2).latents)
+    check_counts(result, kind, None)
+    assert_differs(result.latents, bench.plain(kind, batch=2).latents)
 
 
 def not_always(bench: Bench, kind: Kind) -> None:
     """A prompt that begins at 30 percent, and nothing before it."""
     g = Small(batch=2)
     g.positive = span(g, g.positive, 0.3, 1.0)
-    counted(bench.run(g, g.sample(kind)), kind, None)
+    check_counts(bench.run(g, g.sample(kind)), kind, None)
 
 
 # --- LATENTs -----------------------------------------------------------------------------------------------
@@ -298,7 +298,7 @@ def one_of_a_batch(bench: Bench, kind: Kind) -> None:
     g = Small(batch=5)
     g.latent = [g.add("LatentFromBatch", samples=g.latent, batch_index=3, length=1), 0]
     result = bench.run(g, g.sample(kind)).latents
-    close(result, bench.plain(kind, batch=5).latents[3:4])
+    assert_close(result, bench.plain(kind, batch=5).latents[3:4])
 
 
 def repeated_batch(bench: Bench, kind: Kind) -> None:
@@ -308,16 +308,16 @@ def repeated_batch(bench: Bench, kind: Kind) -> None:
     g.latent = [g.add("RepeatLatentBatch", samples=g.latent, amount=2), 0]
     result = bench.run(g, g.sample(kind)).latents
     assert len(result) == 4
-    close(result[:2], bench.plain(kind, batch=5).latents[3:5])
-    differs(result[2:], result[:2])
+    assert_close(result[:2], bench.plain(kind, batch=5).latents[3:5])
+    assert_differs(result[2:], result[:2])
 
 
 def fixed_seeds(bench: Bench, kind: Kind) -> None:
     g = Small(batch=3)
     g.latent = [g.add("LatentBatchSeedBehavior", samples=g.latent, seed_behavior="fixed"), 0]
     result = bench.run(g, g.sample(kind)).latents
-    close(result, result[:1].expand_as(result))
-    close(result[:1], bench.plain(kind).latents)
+    assert_close(result, result[:1].expand_as(result))
+    assert_close(result[:1], bench.plain(kind).latents)
 
 
 def joined_batches(bench: Bench, kind: Kind) -> None:
@@ -337,8 +337,8 @@ def masked(bench: Bench, kind: Kind) -> None:
                  source=half, x=48, y=0, operation="add")  # fmt: skip
     g.latent = [g.add("SetLatentNoiseMask", samples=start, mask=[mask, 0]), 0]
     result = bench.run(g, g.sample(kind, seed=8)).latents
-    close(result[..., :6], start_latents[..., :6])
-    differs(result[..., 7:], start_latents[..., 7:])
+    assert_close(result[..., :6], start_latents[..., :6])
+    assert_differs(result[..., 7:], start_latents[..., 7:])
 
 
 def latents_in(dtype: str) -> Check:
@@ -348,7 +348,7 @@ def latents_in(dtype: str) -> Check:
         g = Small()
         g.latent = [g.add("SmallLatent", samples=g.latent, dtype=dtype), 0]
         result = bench.run(g, g.sample(kind))
-        counted(result, kind)
+        check_counts(result, kind)
         assert result.latents.dtype == torch.float32  # what the host gives back
         away = float((result.latents - bench.plain(kind).latents).std() / result.latents.std())
         assert away < 0.1, f"{away:.3f} of fp32's image"
@@ -368,7 +368,7 @@ def weights_in(dtype: str) -> Check:
             return bench.kept[host_key]
 
         kinds_result, plain = bench.plain(kind, dtype=dtype), bench.plain(kind)
-        counted(kinds_result, kind)
+        check_counts(kinds_result, kind)
         assert kinds_result.latents.dtype == plain.latents.dtype
         away = float((kinds_result.latents - plain.latents).std() / plain.latents.std())
         theirs = float((host(dtype) - host("fp32")).std() / host("fp32").std())
@@ -381,8 +381,8 @@ def video(bench: Bench, kind: Kind) -> None:
     """Latents [B, C, T, H, W] of a video model: the first of a batch of 2 equals the single one."""
     result = bench.plain(kind, which="wan", batch=2)
     assert result.latents.shape == (2, 16, 3, 6, 8)
-    counted(result, kind)
-    close(result.latents[:1], bench.plain(kind, which="wan").latents)
+    check_counts(result, kind)
+    assert_close(result.latents[:1], bench.plain(kind, which="wan").latents)
     if kind.file == "network":
         assert "no bottleneck could be captured" in result.report
 
@@ -397,16 +397,16 @@ def windows(bench: Bench, kind: Kind) -> None:
     g.patch("ContextWindowsManual", **usual | wanted)
     result = bench.run(g, g.sample(kind))
     assert result.latents.shape[2] == 7
-    counted(result, kind, None)
+    check_counts(result, kind, None)
 
 
 def torch_compiled(bench: Bench, kind: Kind) -> None:
     """The network compiled for this CPU gives the plain image and the same count."""
     g = Small().patch("TorchCompileModel", backend="inductor")
     result = bench.run(g, g.sample(kind))
-    counted(result, kind)
+    check_counts(result, kind)
     assert "could be captured" not in result.report
-    close(result.latents, bench.plain(kind).latents)
+    assert_close(result.latents, bench.plain(kind).latents)
 
 
 # --- noise levels ------------------------------------------------------------------------------------------
@@ -421,7 +421,7 @@ def img2img(denoise: float) -> Check:
         before = bench.kept["start"]
         result = bench.run(g, g.sample(kind, denoise=denoise)).latents
         assert result.shape == before.shape
-        differs(result, before)
+        assert_differs(result, before)
 
     return check
 
@@ -437,7 +437,7 @@ def one_level(bench: Bench, kind: Kind) -> None:
         levels = g.levels(HIGH)
         sampler = g.add("KSamplerSelect", sampler_name="euler") if host else g.sampler(kind)[0]
         ends.append(bench.run(g, g.custom(sampler, levels[0], CFG)).latents)
-    close(*ends)
+    assert_close(*ends)
 
 
 def one_step_to_zero(bench: Bench, kind: Kind) -> None:
@@ -452,10 +452,10 @@ def one_step_to_zero(bench: Bench, kind: Kind) -> None:
         if not host:
             assert result.counted and result.counted[0] == 1, result.report
     if not kind.around:
-        close(*ends)
+        assert_close(*ends)
 
 
-def over(*levels: float) -> Check:
+def with_levels(*levels: float) -> Check:
     def check(bench: Bench, kind: Kind) -> None:
         g = Small()
         result = bench.run(g, g.sample(kind, sigmas=g.levels(*levels)))
@@ -481,7 +481,7 @@ def in_two_parts(bench: Bench, kind: Kind) -> None:
                    **usual)  # fmt: skip
     result = bench.run(g, [second, 0])
     if kind.file == "amed":
-        close(result.latents, bench.plain(kind).latents)
+        assert_close(result.latents, bench.plain(kind).latents)
 
 
 # --- a run as a whole --------------------------------------------------------------------------------------
@@ -516,7 +516,7 @@ def two_in_the_queue(bench: Bench, kind: Kind) -> None:
             time.sleep(0.02)
         entry = history[prompt]["outputs"][shown]["latents"][0]
         latents = load(bench.server.view(entry))["latent_tensor"]
-        close(latents, bench.plain(kind, cfg=cfg).latents)
+        assert_close(latents, bench.plain(kind, cfg=cfg).latents)
 
 
 def sides(g: Small, second) -> list:
@@ -534,9 +534,9 @@ ROWS = (
     *(Row(f"cfg {scale:g}", guidance(scale)) for scale in (1.0, 2.0, 7.5)),
     Row("TorchCompileModel", torch_compiled, {}, ("halves", "network"), ("TorchCompileModel",), slow=True),
     Row("cond and uncond in two calls (low memory)", in_two_calls, kinds=TOUCHED),
-    Row("two prompts by masks", several(sides, None), kinds=TOUCHED),
+    Row("two prompts by masks", same_prompts(sides, None), kinds=TOUCHED),
     Row("two prompts by areas", areas, kinds=TOUCHED),
-    Row("two prompts by start and end percent", several(spans, None), kinds=TOUCHED),
+    Row("two prompts by start and end percent", same_prompts(spans, None), kinds=TOUCHED),
     Row("no prompt before 30 percent", not_always, kinds=TOUCHED),
     *PATCHES,
     Row("weights in bf16", weights_in("bf16")),
@@ -547,12 +547,12 @@ ROWS = (
     *(Row(f"denoise {share:g}", img2img(share)) for share in (0.3, 0.6, 0.9)),
     Row("noise levels: one", one_level, kinds=BY_NODES),
     Row("noise levels: one and 0", one_step_to_zero, kinds=BY_NODES),
-    Row("noise levels: two, not ending in 0", over(HIGH, 3.0), kinds=BY_NODES),
-    Row("noise levels: five, not ending in 0", over(HIGH, 5.0, 2.0, 1.0, 0.5), kinds=BY_NODES),
-    Row("noise levels: five and 0", over(HIGH, 5.0, 2.0, 1.0, 0.5, 0), kinds=BY_NODES),
-    Row("noise levels: one repeated", over(HIGH, 5.0, 5.0, 1.0, 0), REFUSED, BY_NODES),
-    Row("noise levels: rising", over(1.0, 5.0, HIGH), REFUSED, BY_NODES),
-    Row("noise levels: 0 repeated", over(HIGH, 5.0, 0, 0), REFUSED, BY_NODES),
+    Row("noise levels: two, not ending in 0", with_levels(HIGH, 3.0), kinds=BY_NODES),
+    Row("noise levels: five, not ending in 0", with_levels(HIGH, 5.0, 2.0, 1.0, 0.5), kinds=BY_NODES),
+    Row("noise levels: five and 0", with_levels(HIGH, 5.0, 2.0, 1.0, 0.5, 0), kinds=BY_NODES),
+    Row("noise levels: one repeated", with_levels(HIGH, 5.0, 5.0, 1.0, 0), REFUSED, BY_NODES),
+    Row("noise levels: rising", with_levels(1.0, 5.0, HIGH), REFUSED, BY_NODES),
+    Row("noise levels: 0 repeated", with_levels(HIGH, 5.0, 0, 0), REFUSED, BY_NODES),
     Row("KSampler (Advanced) in two parts", in_two_parts, kinds=(*OURS, EVERY[-1])),
     Row("Latent From Batch: the same image as in the batch", one_of_a_batch, kinds=TOUCHED),
     Row("Repeat Latent Batch", repeated_batch, kinds=TOUCHED),

@@ -21,17 +21,13 @@ FAMILIES = {"sd15": ("eps", 4), "wan21_t2v": ("flow", 16)}  # prediction, channe
 
 @dataclass(frozen=True)
 class Kind:
-    """A column of the matrix.
+    """A column of the matrix."""
 
-    name: its heading. file: the predictor, written by write_files. sampler, steps: settings of the ordinary
-    KSampler with the predictor applied to the MODEL (None: SamplerCustom). spared: passes spared under
-    guidance."""
-
-    name: str
-    file: str
-    sampler: str = ""
-    steps: int = 0
-    spared: int = 0
+    name: str  # the column's heading
+    file: str  # which predictor of write_files
+    sampler: str = ""  # for an ordinary KSampler with the predictor applied to the MODEL; "": SamplerCustom
+    steps: int = 0  # steps of that KSampler
+    spared: int = 0  # passes spared under guidance
 
     @property
     def around(self) -> bool:

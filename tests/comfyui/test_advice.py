@@ -20,19 +20,19 @@ def run(server, g, latent, *heard_of):
     texts = [PageMessages(str(node)) for node in (latent[0], *heard_of)]
     by_node = {}
 
-    def hear(kind, data):
+    def on_event(kind, data):
         if kind == "binary" and int.from_bytes(data["bytes"][:4], "big") == PageMessages.TEXT:
             raw = data["bytes"][4:]
             size = int.from_bytes(raw[:4], "big")
             by_node[raw[4 : 4 + size].decode()] = raw[4 + size :].decode()
 
     shown = g.add("SaveLatent", samples=latent, filename_prefix="advice")
-    result = server.run(g.nodes, hear)
+    result = server.run(g.nodes, on_event)
     latents = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
     return latents, *(by_node.get(node_id.node, "") for node_id in texts)
 
 
-def away(first, other):
+def rms_distance(first, other):
     return float((first - other).square().mean(dim=(1, 2, 3)).sqrt().mean())
 
 
@@ -50,7 +50,7 @@ def test_advice_of_the_ordinary_ksampler_without_apply(server, graph, steps, cfg
     host, _ = sampled("ipndm")
     plain, remark = sampled("amed_multistep")
     assert remark.startswith("the plain solver ipndm-")
-    assert away(plain, reference) <= 1.01 * away(host, reference)
+    assert rms_distance(plain, reference) <= 1.01 * rms_distance(host, reference)
 
     sampler, nfe, guidance = APPLY.search(remark).groups()
     g = graph(batch=16)
@@ -65,7 +65,7 @@ def test_advice_of_the_ordinary_ksampler_without_apply(server, graph, steps, cfg
         server, g, g.ksampler(name, scheduler, int(count), cfg=float(at), model=[applied, 0])
     )
     assert re.fullmatch(rf"AMED: {steps} evaluations, \d+ passes an image, emoji32-multistep\S+", remark)
-    assert away(fitted, reference) < away(plain, reference)
+    assert rms_distance(fitted, reference) < rms_distance(plain, reference)
 
 
 @pytest.mark.parametrize("scheduler", ["karras", "normal", "simple"])

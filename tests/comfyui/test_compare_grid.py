@@ -36,7 +36,7 @@ class Compared:
         return tuple(float(self.row(sampler, nfe)[name]) for name in ("steps", "evaluations", "passes"))
 
 
-def refused(server, g, **changed):
+def refusal_of(server, g, **changed):
     """Return the node's error for invalid inputs."""
     g.add("AMEDCompare", **g.around() | inputs_of(**changed))
     with pytest.raises(RunError) as error:
@@ -46,28 +46,30 @@ def refused(server, g, **changed):
 
 
 @pytest.fixture(scope="module")
-def real(server, graph):
+def comparison(server, graph):
     """Our samplers and the host's, with guidance, from a batch of latents."""
     lines = f"amed\nplain\named_solver\n\n  {HOSTS}\named"
     return Compared(server, graph(batch=2), samplers=lines, guidance=2.0, seeds=2)
 
 
-def test_the_requested_rows_ran(real):
+def test_the_requested_rows_ran(comparison):
     rows = [("reference", "20"), *((name, "5") for name in NAMES)]
-    assert [(row["sampler"], row["nfe"]) for row in real.rows] == rows
-    assert real.row("amed")["setting"].startswith("emoji32-multistep-nfe5")
-    assert real.row("amed_solver")["setting"].startswith("emoji32-amed-nfe5")
-    assert real.row("uni_pc")["setting"] == "karras"  # the default scheduler where none is named
-    assert {(row["guidance"], row["first_seed"], row["seeds"]) for row in real.rows} == {("2", "5", "2")}
+    assert [(row["sampler"], row["nfe"]) for row in comparison.rows] == rows
+    assert comparison.row("amed")["setting"].startswith("emoji32-multistep-nfe5")
+    assert comparison.row("amed_solver")["setting"].startswith("emoji32-amed-nfe5")
+    assert comparison.row("uni_pc")["setting"] == "karras"  # the default scheduler where none is named
+    assert {(row["guidance"], row["first_seed"], row["seeds"]) for row in comparison.rows} == {
+        ("2", "5", "2")
+    }
 
 
-def test_reported_evaluations_and_passes_are_the_counted_ones(real):
-    assert real.counts("reference", 20) == (20, 20, 40)
+def test_reported_evaluations_and_passes_are_the_counted_ones(comparison):
+    assert comparison.counts("reference", 20) == (20, 20, 40)
     for name in ("amed", "plain", "amed_solver", "dpmpp_2m", "uni_pc"):
-        assert real.counts(name)[1:] == (5, 10), name
+        assert comparison.counts(name)[1:] == (5, 10), name
     for name in ("heun", "dpm_2", "dpmpp_2s_ancestral"):  # two evaluations per step, one in the last step
-        assert real.counts(name) == (3, 5, 10), name
-    assert all(float(row["seconds"]) > 0 for row in real.rows if row["evaluations"])
+        assert comparison.counts(name) == (3, 5, 10), name
+    assert all(float(row["seconds"]) > 0 for row in comparison.rows if row["evaluations"])
 
 
 def test_several_nfe_including_one_a_solver_cannot_fully_use(server, graph):
@@ -79,22 +81,22 @@ def test_several_nfe_including_one_a_solver_cannot_fully_use(server, graph):
     assert comparison.counts("plain", 4) == (5, 4, 4)  # its first step is analytic
 
 
-def test_an_impossible_row_says_why(real):
-    assert "cannot keep to 5 evaluations" in real.row("dpm_adaptive")["note"]
-    assert not real.row("dpm_adaptive")["evaluations"]
-    assert "| dpm_adaptive " in real.table and "cannot keep to" in real.table
+def test_an_impossible_row_says_why(comparison):
+    assert "cannot keep to 5 evaluations" in comparison.row("dpm_adaptive")["note"]
+    assert not comparison.row("dpm_adaptive")["evaluations"]
+    assert "| dpm_adaptive " in comparison.table and "cannot keep to" in comparison.table
 
 
-def test_the_picture_is_readable(real):
+def test_the_picture_is_readable(comparison):
     """The picture has every row's samples at a readable size; all its rows have the same width."""
-    high, wide, _ = real.image.shape
+    high, wide, _ = comparison.image.shape
     assert wide == 2000 and high > 9 * 0.16 * wide
     assert (
-        np.unique(real.image.reshape(-1, 3)[::97], axis=0).shape[0] > 500
+        np.unique(comparison.image.reshape(-1, 3)[::97], axis=0).shape[0] > 500
     )  # the row contains samples, not only text
 
 
-def test_distances_equal_those_of_the_hosts_runs(server, graph, real):
+def test_distances_equal_those_of_the_hosts_runs(server, graph, comparison):
     """Measured between SamplerCustom's images of the reference and of a solver, with the same seeds."""
     g, shown = graph(), {}
     settings = {
@@ -111,14 +113,16 @@ def test_distances_equal_those_of_the_hosts_runs(server, graph, real):
     result = server.run(g.nodes)
     images = {key: result.images(node)[0].astype(float) / 127.5 - 1 for key, node in shown.items()}
     away = [np.sqrt(((images["plain", s] - images["reference", s]) ** 2).mean()) for s in (5, 6)]
-    assert float(real.row("plain")["distance"]) == pytest.approx(np.mean(away), rel=0.1)  # clipped, 8 bit
+    assert float(comparison.row("plain")["distance"]) == pytest.approx(
+        np.mean(away), rel=0.1
+    )  # clipped, 8 bit
 
 
-def test_only_the_reference_has_no_distance(real):
-    assert real.row("reference", 20)["distance"] == ""
-    row_errors = [float(row["distance"]) for row in real.rows if row["distance"]]
-    failed = [row for row in real.rows if not row["evaluations"]]
-    assert min(row_errors) > 0.01 and len(row_errors) == len(real.rows) - 1 - len(failed)
+def test_only_the_reference_has_no_distance(comparison):
+    assert comparison.row("reference", 20)["distance"] == ""
+    row_errors = [float(row["distance"]) for row in comparison.rows if row["distance"]]
+    failed = [row for row in comparison.rows if not row["evaluations"]]
+    assert min(row_errors) > 0.01 and len(row_errors) == len(comparison.rows) - 1 - len(failed)
 
 
 def test_without_a_reference_there_are_no_distances(server, graph):
@@ -181,13 +185,13 @@ def test_a_latent_of_four_channels_has_preview_colours(server, graph, flow):
     ],
 )
 def test_invalid_inputs_are_named(server, graph, changed, expected):
-    assert expected in refused(server, graph(), **changed)
+    assert expected in refusal_of(server, graph(), **changed)
 
 
 def test_a_model_whose_every_row_fails_is_an_error(server, graph):
     g = graph()
     g.model = [g.add("TestModel", model=g.model, which="broken"), 0]
-    message = refused(server, g, samplers="plain", reference=0)
+    message = refusal_of(server, g, samplers="plain", reference=0)
     assert message.startswith("no sampler gave an image") and "NaN" in message
 
 

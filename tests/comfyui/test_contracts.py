@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui.conftest import put_test_nodes, write_user_predictors
+from comfyui.conftest import copy_test_nodes, write_user_predictors
 from comfyui.page_messages import PageMessages
 from comfyui.predictor_kinds import Small
 from safetensors.torch import load
@@ -27,7 +27,7 @@ def sampled(server, g, *latents):
     return samples[0] if len(samples) == 1 else samples
 
 
-def away(first, other):
+def rms_distance(first, other):
     return float((first - other).square().mean().sqrt())
 
 
@@ -68,7 +68,7 @@ def test_a_wrapped_plain_solver_keeps_the_masked_part(server, graph, how):
     around = g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=1.0, sampler=[wrapped, 0],
                    sigmas=[plain, 1], **g.around())  # fmt: skip
     start, result = sampled(server, g, g.start, [around, 0])
-    assert torch.equal(start[..., :16], result[..., :16]) and away(start, result) > 0.05
+    assert torch.equal(start[..., :16], result[..., :16]) and rms_distance(start, result) > 0.05
 
 
 def test_sampling_works_where_the_model_is_hidden(server, graph):
@@ -85,7 +85,10 @@ def test_sampling_works_where_the_model_is_hidden(server, graph):
     start, sampled_latents = (
         load(server.view(result.files("latents", n)[0]))["latent_tensor"] for n in shown
     )
-    assert torch.equal(start[..., :16], sampled_latents[..., :16]) and away(start, sampled_latents) > 0.05
+    assert (
+        torch.equal(start[..., :16], sampled_latents[..., :16])
+        and rms_distance(start, sampled_latents) > 0.05
+    )
     assert HIDDEN in messages.texts[-1] and len(messages.texts[-1].splitlines()) == 2
 
     name = "emoji32-multistep-nfe5-cfg1.safetensors"
@@ -118,10 +121,10 @@ def test_a_grey_mask_ends_as_the_hosts_does(server, graph, rule):
         ended_at_zero, ended_above, start = sampled(
             server, g, g.custom(sampler, levels), g.custom(sampler, above), g.start
         )
-        assert mask < 0.9 or rule == "halved" or away(ended_at_zero, start) > 0.01, (
+        assert mask < 0.9 or rule == "halved" or rms_distance(ended_at_zero, start) > 0.01, (
             "the mask must keep the original"
         )
-        assert away(ended_at_zero, ended_above) < 0.01
+        assert rms_distance(ended_at_zero, ended_above) < 0.01
 
 
 def test_an_empty_latent_gets_the_models_size(server, graph):
@@ -150,7 +153,7 @@ def test_an_image_picked_from_a_batch_is_unchanged(server, graph):
 def test_detail_daemons_own_wrapper(tmp_path_factory, graph):
     base = tmp_path_factory.mktemp("detail")
     write_user_predictors(base / "models" / "amed_predictors")
-    put_test_nodes(base)
+    copy_test_nodes(base)
     pack_folder = Path(os.environ["DETAIL_DAEMON_PATH"]).resolve()
     (base / "custom_nodes" / "DetailDaemon").symlink_to(pack_folder, target_is_directory=True)
     with comfyui.Server(base) as server:
@@ -165,4 +168,4 @@ def test_detail_daemons_own_wrapper(tmp_path_factory, graph):
             server, g, g.start, *(g.custom(s, sigmas) for s in (sampler, *wraps, lying))
         )
         assert torch.equal(bare, same) and torch.equal(bare, honest)
-        assert away(bare, other) > 0.01 and torch.equal(start[..., :16], other[..., :16])
+        assert rms_distance(bare, other) > 0.01 and torch.equal(start[..., :16], other[..., :16])

@@ -62,12 +62,12 @@ def nodes(graph, *kinds):
     return [node for node in graph.values() if node["class_type"] in kinds]
 
 
-def only(graph, kind):
+def only_node(graph, kind):
     (node,) = nodes(graph, kind)
     return node
 
 
-def ran(server, graph):
+def run_graph(server, graph):
     """Run the graph; return (the saved image, the sampler's report)."""
     result = server.run(graph)
     (entry,) = result.files("images")
@@ -82,20 +82,20 @@ def test_stable_diffusion_uses_the_published_values(server, files):
     assert nodes(graph, "CLIPTextEncode")[0]["inputs"]["text"] == (
         "A Corgi on the grass surrounded by a cluster of colorful balloons"
     )
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report and "note:" not in report
     assert "evaluations counted: 10, 20 network passes" in report
     nodes(graph, "CLIPTextEncode")[0]["inputs"]["text"] = "a lighthouse"
-    other, _ = ran(server, graph)
+    other, _ = run_graph(server, graph)
     assert np.abs(image - other).max() > 2, "the prompt does not reach the network"
 
 
 def test_image_to_image_starts_from_the_picture(server, files):
     graph = read(server, "07 Image to image")
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report
-    only(graph, "LoadImage")["inputs"]["image"] = "other.png"
-    other, _ = ran(server, graph)
+    only_node(graph, "LoadImage")["inputs"]["image"] = "other.png"
+    other, _ = run_graph(server, graph)
     assert np.abs(image - other).max() > 10
 
 
@@ -120,10 +120,10 @@ def test_inpainting_keeps_the_unmasked_part(server, files):
 
 def test_controlnet_changes_the_image(server, files):
     graph = read(server, "09 ControlNet")
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report
-    only(graph, "ControlNetApplyAdvanced")["inputs"]["strength"] = 0.0
-    without, _ = ran(server, graph)
+    only_node(graph, "ControlNetApplyAdvanced")["inputs"]["strength"] = 0.0
+    without, _ = run_graph(server, graph)
     assert np.abs(image - without).max() > 10
 
 
@@ -172,7 +172,7 @@ def test_sdxl_is_calibrated_once(server, files):
         server.base / "models/checkpoints/sd_xl_base_1.0.safetensors", folder / "as-fitted.safetensors"
     )
     before = set(folder.iterdir())
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "predictor: as-fitted.safetensors" in report and "note:" not in report
     assert "evaluations counted: 8, 16 network passes" in report
     assert set(folder.iterdir()) == before
@@ -180,7 +180,7 @@ def test_sdxl_is_calibrated_once(server, files):
 
 def test_flux_takes_one_pass_per_evaluation(server, files):
     graph = with_prompts(server, read(server, "06 Flux"), width=4096, pooled=768)
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "evaluations counted: 8, 8 network passes" in report
 
 
@@ -199,9 +199,9 @@ def test_the_subgraph_samples(server, files):
         "widgets_values": ["v1-5-pruned-emaonly-fp16.safetensors"],
     }
     graph = to_api({"nodes": [*inside["nodes"], checkpoint], "links": links}, server.object_info())
-    only(graph, "EmptyLatentImage")["inputs"] |= {"width": SIDE, "height": SIDE}
+    only_node(graph, "EmptyLatentImage")["inputs"] |= {"width": SIDE, "height": SIDE}
     (last,) = [key for key, node in graph.items() if node["class_type"] == "VAEDecode"]
     inputs = {"images": [last, 0], "filename_prefix": "AMED"}
     graph["save"] = {"class_type": "SaveImage", "inputs": inputs}
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "evaluations counted: 8, 16 network passes" in report

@@ -46,15 +46,15 @@ def write_predictor(server, demo_spec):
         path.unlink(missing_ok=True)
 
 
-def ran(server, graph, **options):
+def run_graph(server, graph, **options):
     """Run the graph; return (nodes that ran, result)."""
     node_classes = set()
 
-    def hear(kind, data):
+    def on_event(kind, data):
         if kind == "executing" and data.get("node"):
             node_classes.add(data["node"])
 
-    result = server.run(graph.nodes, hear, **options)
+    result = server.run(graph.nodes, on_event, **options)
     return node_classes, result
 
 
@@ -113,7 +113,7 @@ def test_a_node_runs_again_only_if_its_choice_changes(server, graph, write_predi
     used = write_predictor("used", **fields)
     g = graph(width=16, height=16)
     asks, samples = build(g)
-    assert samples in ran(server, g)[0]
+    assert samples in run_graph(server, g)[0]
     unchanged = {
         "the same": lambda: None,
         "touched": lambda: os.utime(used),
@@ -126,16 +126,16 @@ def test_a_node_runs_again_only_if_its_choice_changes(server, graph, write_predi
     }
     for case, change in unchanged.items():
         change()
-        assert not {asks, samples} & ran(server, g)[0], case
+        assert not {asks, samples} & run_graph(server, g)[0], case
     better = write_predictor("better", 0.1, order=3, **fields)
-    nodes, result = ran(server, g)
+    nodes, result = run_graph(server, g)
     assert {asks, samples} <= nodes
     shown = result.text(asks) + result.text(samples)
     assert "better" in shown or build not in (ksampler, applied)
-    assert not {asks, samples} & ran(server, g)[0]
+    assert not {asks, samples} & run_graph(server, g)[0]
     better.unlink()
-    assert {asks, samples} <= ran(server, g)[0]
-    assert not {asks, samples} & ran(server, g)[0]
+    assert {asks, samples} <= run_graph(server, g)[0]
+    assert not {asks, samples} & run_graph(server, g)[0]
 
 
 def test_a_linked_or_named_predictor_depends_only_on_its_file(server, graph, write_predictor, demo):
@@ -153,13 +153,13 @@ def test_a_linked_or_named_predictor_depends_only_on_its_file(server, graph, wri
     ours = {loaded, apply, ordinary, named, carried, sampler, sigmas, g.custom(sampler, sigmas)[0]}
     for node in (ordinary, named, carried, str(len(g.nodes))):
         g.show([node, 0])
-    assert ours <= ran(server, g)[0]
+    assert ours <= run_graph(server, g)[0]
     write_predictor("better", 0.01, order=3, model_fingerprint=demo)
     os.utime(path)
-    assert not ours & ran(server, g)[0]
+    assert not ours & run_graph(server, g)[0]
     time.sleep(0.01)
     write_predictor("named", order=3, model_fingerprint=demo)
-    assert ours <= ran(server, g)[0]
+    assert ours <= run_graph(server, g)[0]
 
 
 @pytest.mark.parametrize("sampler", ["amed", "amed_ipndm"])
@@ -196,14 +196,14 @@ def test_calibrate_now_finds_its_own_result(server, graph):
     g = graph(batch=1, width=16, height=16)
     sampled = g.amed(3, "amed_dpm_2", guidance=1.0, if_missing=CALIBRATE)
     g.show(sampled)
-    _, first = ran(server, g)
-    again, _ = ran(server, g)
+    _, first = run_graph(server, g)
+    again, _ = run_graph(server, g)
     assert "calibrated now" in first.text(sampled[0]) and sampled[0] not in again
     g.nodes[sampled[0]]["inputs"]["seed"] = 4
     apply = g.add("AMEDApplyPredictor", nfe=3, guidance=1.0, sampler="amed_dpm_2", if_missing=CALIBRATE,
                   **g.around())  # fmt: skip
     g.show(g.ksampler("amed_dpm_2", "amed", steps=2, model=[apply, 0]))
-    _, second = ran(server, g)
+    _, second = run_graph(server, g)
     assert "calibrated now" not in second.text(sampled[0]) + second.text(apply)
 
 

@@ -17,17 +17,13 @@ OWN = 12  # passes of six evaluations with guidance
 
 @dataclass(frozen=True)
 class Want:
-    """What is expected without a feature.
+    """What is expected without a feature of the host."""
 
-    now: the result without it, or words of it. was: the result with it, None if not checked. warning: words
-    of the single warning, "" for none, where the result is still correct. same: whether the image stays the
-    same. covers: names by which the adapters ask the host for the feature."""
-
-    now: Any
-    was: Any = None
-    warning: str = ""
-    same: bool = True
-    covers: tuple[str, ...] = ()
+    now: Any  # result without the feature, or words of it
+    was: Any = None  # result with the feature; None: not checked
+    warning: str = ""  # words of the single warning; "": no warning, because the result is still correct
+    same: bool = True  # whether the image stays the same
+    covers: tuple[str, ...] = ()  # names by which the adapters ask the host for the feature
 
 
 def lists(problem: str, **other: Any) -> dict:

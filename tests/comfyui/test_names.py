@@ -46,14 +46,14 @@ def folder(server):
     return server.base / "models" / "amed_predictors"
 
 
-def everything(server):
+def all_files(server):
     """Return all files of the host's folder except those that it writes itself."""
     return {p for p in server.base.rglob("*") if "models" in p.parts or p.parent == server.base}
 
 
 @pytest.mark.parametrize("name", SOME, ids=ascii)
 def test_saving_and_loading_stay_in_the_folder(server, graph, name):
-    before = everything(server)
+    before = all_files(server)
     g = graph()
     loaded = g.add("AMEDLoadPredictor", name="test_amed.safetensors")
     g.add("AMEDSavePredictor", predictor=[loaded, 0], name=name)
@@ -64,19 +64,19 @@ def test_saving_and_loading_stay_in_the_folder(server, graph, name):
     g.add("AMEDPredictorInfo", predictor=[loaded, 0])
     with pytest.raises(RunError, match="there is no predictor"):
         server.run(g.nodes)
-    assert everything(server) == before
+    assert all_files(server) == before
 
 
 @pytest.mark.parametrize("node, inputs", [("AMEDCalibrate", FIT), ("AMEDTrainPredictor", TRAIN)])
 def test_a_fits_name_stays_in_the_folder(server, graph, node, inputs):
     """The name is refused before any work."""
-    before = everything(server)
+    before = all_files(server)
     for name in ("../x", "/tmp/x", "..\\x", "x" * 5000):
         g = graph()
         g.add(node, **g.around() | inputs | {"name": name})
         with pytest.raises(RunError, match="no file name"):
             server.run(g.nodes)
-    assert everything(server) == before
+    assert all_files(server) == before
 
 
 def test_links_pipes_and_broken_files_break_no_node(server, graph):

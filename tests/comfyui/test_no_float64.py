@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfyui.conftest import MLP, Graph, demo_spec, put_test_nodes, write_user_predictors
+from comfyui.conftest import MLP, Graph, copy_test_nodes, demo_spec, write_user_predictors
 
 from amed import SAMPLERS, Fitted, load, save, schedules
 from amed.fit.plain import SOLVERS
@@ -22,7 +22,7 @@ def server_on_device(tmp_path_factory, server):
     """A ComfyUI whose device has no float64."""
     base = tmp_path_factory.mktemp("elsewhere")
     write_user_predictors(base / "models" / "amed_predictors")
-    put_test_nodes(base)
+    copy_test_nodes(base)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMED_TEST_DEVICE", str(Path(__file__).parents[1] / "no_float64.py"))
         running = comfyui.Server(base).start()

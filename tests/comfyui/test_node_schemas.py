@@ -18,7 +18,7 @@ def nodes(server):
     return {name: node for name, node in info.items() if node["category"].startswith("sampling/AMED")}
 
 
-def kinds(node):
+def input_types(node):
     """Return the inputs by name in their order, each with its type."""
     return {
         name: "COMBO" if isinstance(spec[0], list) else spec[0] for name, spec in input_specs(node).items()
@@ -34,7 +34,7 @@ def options(spec):
 def test_nodes_of_0_1_0_are_unchanged(nodes, name):
     """Node ids, inputs with their types and order, choices and outputs are unchanged; new ones come last."""
     before, now = BEFORE[name], nodes[name]
-    inputs = kinds(now)
+    inputs = input_types(now)
     assert list(inputs.items())[: len(before["inputs"])] == list(before["inputs"].items())
     required = set(now["input"].get("required", {}))
     assert not required - set(before["inputs"]), "a new input must be optional"

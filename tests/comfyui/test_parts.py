@@ -20,16 +20,16 @@ SCALE = 3.3
 HEARD = 3  # kind of the host's binary messages: a text on a node
 
 
-def banded(times, count, spread=0.05):
+def banded_weights(times, count, spread=0.05):
     """Return iPNDM-2's weights `[4, 4, count]`, slightly different in each band."""
     bent = torch.zeros(4, 4, 1, dtype=torch.float64)
     bent[:, :2] = as_multistep(Solver("ipndm", 2), times).weights[..., :1]
     return bent * (1 + spread * torch.linspace(-1, 1, count, dtype=torch.float64))
 
 
-def apart(alone=(2, 3)):
+def table_of_parts(alone=(2, 3)):
     """A table by halves and bands with offsets; spared steps take guidance's part from the second slope."""
-    weights = banded(TIMES, 2 * BANDS)
+    weights = banded_weights(TIMES, 2 * BANDS)
     weights[2:, :, BANDS:] = 0
     weights[2, 1, BANDS:] = weights[3, 2, BANDS:] = 1
     offset = torch.linspace(-0.02, 0.02, 12).view(4, 3)
@@ -37,7 +37,7 @@ def apart(alone=(2, 3)):
 
 
 @pytest.fixture
-def saved(server, demo_spec):
+def save_table(server, demo_spec):
     """`saved(table, name)` writes a table for the demo model at SCALE into the user's folder."""
 
     def write(table, name=FILE, **said):
@@ -61,42 +61,42 @@ def sampled(server, g, **asked):
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_spared_passes_are_counted_and_the_image_stays_near(server, graph, saved, batch):
-    saved(apart())
+def test_spared_passes_are_counted_and_the_image_stays_near(server, graph, save_table, batch):
+    save_table(table_of_parts())
     report, images = sampled(server, graph(batch=batch))
     assert f"predictor: {FILE} (multistep, 4 evaluations in 6 passes, guidance {SCALE}" in report
     assert "evaluations counted: 4, 6 network passes an image" in report and "note:" not in report
-    saved(apart(alone=()))
+    save_table(table_of_parts(alone=()))
     report, unspared = sampled(server, graph(batch=batch))
     assert "evaluations counted: 4, 8 network passes an image" in report and "note:" not in report
     assert len(images) == batch and images.std() > 10 and abs(images - unspared).max() <= 2
-    saved(Multistep(TIMES, apart().weights[..., :BANDS], None, "bands"))
+    save_table(Multistep(TIMES, table_of_parts().weights[..., :BANDS], None, "bands"))
     assert (
         abs(sampled(server, graph(batch=batch))[1] - unspared).max() > 8
     )  # the offsets, and the spared passes
 
 
-def test_the_first_image_of_a_batch_equals_the_single_one(server, graph, saved):
-    saved(apart())
+def test_the_first_image_of_a_batch_equals_the_single_one(server, graph, save_table):
+    save_table(table_of_parts())
     (_, single), (_, five) = (sampled(server, graph(batch=batch)) for batch in (1, 5))
     assert abs(single[0] - five[0]).max() <= 2
 
 
-def test_the_model_is_not_changed(server, graph, saved, images):
+def test_the_model_is_not_changed(server, graph, save_table, images):
     def euler(g):
         return images(g, g.ksampler("euler", seed=11, cfg=2.0))
 
-    saved(apart())
+    save_table(table_of_parts())
     before = euler(graph(batch=2))
     sampled(server, graph(batch=2))
     assert np.array_equal(euler(graph(batch=2)), before)
 
 
-def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, saved):
+def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, save_table):
     """With a mask both tables end alike, and the kept columns equal the start's."""
     ends = []
     for alone in ((2, 3), ()):
-        saved(apart(alone))
+        save_table(table_of_parts(alone))
         g = graph()
         start = g.ksampler("euler", "karras", 4)
         first = g.show(start)
@@ -108,8 +108,8 @@ def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, saved):
     assert abs(ends[0] - ends[1]).max() <= 2 and "6 network passes" not in result.text(latent[0])
 
 
-def test_img2img_runs_guidance_in_full(server, graph, saved):
-    saved(apart())
+def test_img2img_runs_guidance_in_full(server, graph, save_table):
+    save_table(table_of_parts())
     g = graph()
     latent = g.amed(
         sampler="auto", guidance=SCALE, denoise=0.6, latent_image=g.ksampler("euler", "karras", 4)
@@ -129,8 +129,8 @@ def test_img2img_runs_guidance_in_full(server, graph, saved):
         ("TestModel", {"which": "halved"}),
     ],
 )
-def test_a_patch_on_guidance_excludes_tables_of_halves(server, graph, saved, kind, inputs):
-    saved(apart())
+def test_a_patch_on_guidance_excludes_tables_of_halves(server, graph, save_table, kind, inputs):
+    save_table(table_of_parts())
     g = graph()
     g.model = [g.add(kind, model=g.model, **inputs), 0]
     report, _ = sampled(server, g)
@@ -152,9 +152,9 @@ GUIDERS = {
 
 
 @pytest.mark.parametrize("kind", GUIDERS)
-def test_other_guiders_do_not_split_guidance(server, graph, saved, kind):
+def test_other_guiders_do_not_split_guidance(server, graph, save_table, kind):
     """The sampling node says what ran."""
-    saved(apart())
+    save_table(table_of_parts())
     inputs, passes = GUIDERS[kind]
     g = graph()
     inputs = {
@@ -185,9 +185,9 @@ def test_other_guiders_do_not_split_guidance(server, graph, saved, kind):
     assert "could not be captured" not in texts[-1]
 
 
-def test_every_part_is_shown(server, graph, saved):
+def test_every_part_is_shown(server, graph, save_table):
     """Predictor Info has a line of weights per part, Trajectory Plot a table per part."""
-    saved(apart())
+    save_table(table_of_parts())
     g = graph()
     loaded = [g.add("AMEDLoadPredictor", name=FILE), 0]
     info = g.add("AMEDPredictorInfo", predictor=loaded)
@@ -200,8 +200,8 @@ def test_every_part_is_shown(server, graph, saved):
     assert picture.shape[0] > picture.shape[1]  # one plot per half, and one of the offsets
 
 
-def test_the_trajectory_of_such_a_table_is_plotted(server, graph, saved):
-    saved(apart())
+def test_the_trajectory_of_such_a_table_is_plotted(server, graph, save_table):
+    save_table(table_of_parts())
     g = graph()
     loaded = [g.add("AMEDLoadPredictor", name=FILE), 0]
     node = g.add(
@@ -222,7 +222,7 @@ def test_odd_sizes(server, graph, demo_spec, parts, width, height):
     times = schedules.make("discrete", 5, low, high)
     ends = []
     for name in ("", parts):
-        table = Multistep(times, banded(times, PARTS[name].count, 0.0), None, name)
+        table = Multistep(times, banded_weights(times, PARTS[name].count, 0.0), None, name)
         spec = demo_spec(
             solver="multistep", num_steps=5, schedule="discrete", sigma_min=low, sigma_max=high, parts=name,
             prediction_type="eps", model_family="sd15", guidance=2.0,

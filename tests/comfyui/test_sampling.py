@@ -16,7 +16,7 @@ from demo.model import SIGMA_MAX, load_denoiser
 BUNDLED = sorted((ROOT / "predictors").glob("emoji32-*.safetensors"))
 
 
-def sensible(images):
+def check_image(images):
     """Check that the images are neither blank nor noise clipped to its limits."""
     assert images.ndim == 4 and images.shape[-1] == 3
     assert images.std() > 10 and 0.02 < (images > 235).mean() < 0.98  # a light background
@@ -42,7 +42,7 @@ def test_ksampler_reports_the_counted_evaluations(server, graph, batch, guidance
     shown = g.show(latent)
     result = server.run(g.nodes)
     assert len(result.images(shown)) == batch
-    sensible(np.stack(result.images(shown)))
+    check_image(np.stack(result.images(shown)))
     text = result.text(latent[0])
     assert "predictor: test_amed.safetensors" in text
     assert f"evaluations counted: 4, {4 * int(guidance)} network passes" in text
@@ -56,7 +56,7 @@ def test_a_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cf
     predictor."""
     steps = 5 if sampler == "amed_multistep" else 3
     g = graph(batch=2)
-    image = sensible(images(g, g.ksampler(sampler, "amed", steps, cfg=cfg)))
+    image = check_image(images(g, g.ksampler(sampler, "amed", steps, cfg=cfg)))
     g = graph(batch=2)
     plain = images(g, g.ksampler("euler", "amed", steps, cfg=cfg))
     assert image.shape == plain.shape and not np.array_equal(image, plain)
@@ -82,7 +82,7 @@ def test_a_dropdown_sampler_without_a_predictor_reports_the_plain_solver(server,
     latent = g.ksampler("amed_ipndm", "karras", 20)
     shown = g.show(latent)
     result = server.run(g.nodes, messages)
-    sensible(np.stack(result.images(shown)))
+    check_image(np.stack(result.images(shown)))
     text = messages.texts[latent[0]][-1]
     missing = (
         "no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and this emoji32"
@@ -153,7 +153,7 @@ def test_ksampler_equals_sampler_and_scheduler(images, graph):
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
     ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
     first, *others = images(g, by_ksampler, parts, unlinked, ordinary)
-    sensible(first)
+    check_image(first)
     for other in others:
         assert np.array_equal(first, other)
 
@@ -166,7 +166,7 @@ def test_auto_is_the_least_error_in_every_node(server, images, graph):
     parts = g.custom(g.add("AMEDSampler", sampler="auto", if_missing="error"), sigmas, seed=9)
     other = g.amed(5, "amed", seed=9)
     first, second, third = images(g, by_ksampler, parts, other)
-    assert np.array_equal(sensible(first), second) and not np.array_equal(first, third)
+    assert np.array_equal(check_image(first), second) and not np.array_equal(first, third)
 
 
 def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
@@ -236,7 +236,7 @@ def test_a_missing_bottleneck_becomes_zeros_with_a_warning(server, graph):
     latent = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=closed)
     shown = g.show(latent)
     result = server.run(g.nodes)
-    sensible(np.stack(result.images(shown)))
+    check_image(np.stack(result.images(shown)))
     expected = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
     assert result.text(latent[0]).count(expected) == 1 and expected in server.log()
 
@@ -259,7 +259,7 @@ def test_several_positive_prompts(images, graph):
         mask=[g.add("SolidMask", value=1.0, width=16, height=32), 0],
     )
     both = [g.add("ConditioningCombine", conditioning_1=g.positive, conditioning_2=[area, 0]), 0]
-    sensible(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
+    check_image(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
 
 
 @pytest.mark.skipif(not BUNDLED, reason="no bundled predictors for the demo model")
@@ -476,7 +476,7 @@ def test_sampler_and_scheduler_without_a_predictor_take_the_requested_evaluation
     used = g.add("AMEDEvaluationsUsed", model=g.model, samples=g.custom(sampler, sigmas, cfg=4.0))
     image = g.show([used, 0])
     result = server.run(g.nodes)
-    sensible(np.stack(result.images(image)))
+    check_image(np.stack(result.images(image)))
     assert result.text(used).startswith(f"{nfe} evaluations, {2 * nfe} rows")
 
 
@@ -488,6 +488,8 @@ def test_a_plain_solver_runs_img2img_and_odd_sizes(server, graph):
     shown = g.show(latent)
     result = server.run(g.nodes)
     sampled_images = np.stack(result.images(shown))
-    assert sensible(sampled_images).shape == (5, 28, 36, 3) and "predictor: plain" in result.text(latent[0])
+    assert check_image(sampled_images).shape == (5, 28, 36, 3) and "predictor: plain" in result.text(
+        latent[0]
+    )
     counted = int(result.text(latent[0]).split("evaluations counted: ")[1].split(",")[0])
     assert 2 <= counted < 20

@@ -11,7 +11,7 @@ def test_nothing_is_left_behind(server, graph):
     first, last = soak_run.looks
     for look in (first, last):
         assert not look.inside["hooks"] and not look.inside["patches"] and not look.inside["replaced"]
-    assert soak.more(first, last) == {}
+    assert soak.growth_between(first, last) == {}
 
 
 def test_anything_left_behind_would_be_detected(server, graph):
@@ -22,7 +22,7 @@ def test_anything_left_behind_would_be_detected(server, graph):
     leaving = g.add("TestLeaves", model=g.model)
     node = g.add("TestLeft", model=[leaving, 0])
     state = soak.read(server, g, node)
-    grown = soak.more(before, soak.Seen(0, {}, state))
+    grown = soak.growth_between(before, soak.Look(0, {}, state))
     growth = {name: last - first for name, (first, last) in grown.items() if not name.startswith("ours: ")}
     assert growth == {"tensors: Tensor torch.float32 [3, 1, 4, 1, 5]": 1, "lengths: SAMPLER_NAMES": 1}
     assert state["hooks"] and state["patches"] and state["replaced"] == ["comfy.samplers.sampling_function"]

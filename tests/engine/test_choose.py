@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 LOW, HIGH = 0.03, 14.6
 
 
-def file(folder, name, sampler, count, model, guidance=1.0, kind="polynomial", **more):
+def save_file(folder, name, sampler, count, model, guidance=1.0, kind="polynomial", **more):
     """Save a predictor on `count` noise levels; an odd number of evaluations comes from the analytic first
     step."""
     times, solver = schedules.make(kind, count, LOW, HIGH), solver_of(sampler)
@@ -41,17 +41,17 @@ def file(folder, name, sampler, count, model, guidance=1.0, kind="polynomial", *
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Library:
     folder = tmp_path_factory.mktemp("library")
-    file(folder, "amed5", "amed", 4, A, afs=True, rmse_ref=0.30, fd_ref=1.0)
-    file(folder, "amed5-cfg7", "amed", 4, A, 7.0, afs=True, rmse_ref=0.50)
-    file(folder, "amed5-time", "amed", 4, A, 2.0, "time_uniform", afs=True, rmse_ref=0.60)
-    file(folder, "deis5", "amed_deis", 4, A, afs=True, rmse_ref=0.25)
-    file(folder, "multi5", "amed_multistep", 6, A, rmse_ref=0.20, fd_ref=9.0)
-    file(folder, "multi5-cfg7", "amed_multistep", 6, A, 7.0, rmse_ref=0.55)
-    file(folder, "multi8-b", "amed_multistep", 9, B, 4.0, rmse_ref=0.10)
-    file(folder, "multi8-b-cfg8", "amed_multistep", 9, B, 8.0)
-    file(folder, "euler6-b", "amed_euler", 4, B, fd_ref=3.0)
-    file(folder, "unipc6-b", "amed_uni_pc", 4, B, fd_ref=2.0)
-    file(folder, "dpmpp6-xl", "amed_dpmpp_3m", 4, OTHER)
+    save_file(folder, "amed5", "amed", 4, A, afs=True, rmse_ref=0.30, fd_ref=1.0)
+    save_file(folder, "amed5-cfg7", "amed", 4, A, 7.0, afs=True, rmse_ref=0.50)
+    save_file(folder, "amed5-time", "amed", 4, A, 2.0, "time_uniform", afs=True, rmse_ref=0.60)
+    save_file(folder, "deis5", "amed_deis", 4, A, afs=True, rmse_ref=0.25)
+    save_file(folder, "multi5", "amed_multistep", 6, A, rmse_ref=0.20, fd_ref=9.0)
+    save_file(folder, "multi5-cfg7", "amed_multistep", 6, A, 7.0, rmse_ref=0.55)
+    save_file(folder, "multi8-b", "amed_multistep", 9, B, 4.0, rmse_ref=0.10)
+    save_file(folder, "multi8-b-cfg8", "amed_multistep", 9, B, 8.0)
+    save_file(folder, "euler6-b", "amed_euler", 4, B, fd_ref=3.0)
+    save_file(folder, "unipc6-b", "amed_uni_pc", 4, B, fd_ref=2.0)
+    save_file(folder, "dpmpp6-xl", "amed_dpmpp_3m", 4, OTHER)
     (folder / "broken.safetensors").write_bytes(b"nonsense")
     return Library([folder])
 
@@ -151,13 +151,13 @@ def test_which_requests_are_errors(library, name):
 # --- no predictor: the best plain solver known
 
 
-def plain(**asked):
+def plain_request(**asked):
     return Request(**{"model": A, "if_missing": "plain", "schedule": schedule} | asked)
 
 
 def test_a_plain_solver_runs_where_no_predictor_exists(library):
     """One remark names what was looked for, the nearest predictor, and what calibrating would improve."""
-    choice = choose(library, plain(nfe=7, guidance=7.0, sampler="amed_deis"))
+    choice = choose(library, plain_request(nfe=7, guidance=7.0, sampler="amed_deis"))
     assert (choice.fitted.name, choice.fitted.predictor, choice.sampler) == ("plain", None, "amed_multistep")
     assert choice.fitted.spec.student == Solver("ipndm", 2) and not choice.fitted.spec.afs
     assert choice.sigmas.tolist() == schedule(8).tolist() and choice.fitted.nfe == 7
@@ -172,7 +172,7 @@ def test_a_plain_solver_runs_where_no_predictor_exists(library):
 @pytest.mark.parametrize("nfe", range(2, 13))
 @pytest.mark.parametrize("model", [A, OTHER, Identity("emoji32", ""), NOBODY], ids=str)
 def test_the_plain_solver_takes_the_requested_evaluations(tmp_path, nfe, model):
-    choice = choose(Library([tmp_path]), plain(model=model, nfe=nfe, guidance=3.0))
+    choice = choose(Library([tmp_path]), plain_request(model=model, nfe=nfe, guidance=3.0))
     counter = Counter(lambda x, sigma: x * 0)
     x = torch.ones(1, 3, 4, 4) * choice.sigmas[0].float()
     end = SAMPLERS[choice.sampler](counter, x, choice.sigmas, predictor=choice.fitted, disable=True)
@@ -217,28 +217,28 @@ def calibrated(guidance, nfe):
 def test_a_plain_solver_on_the_hosts_noise_levels(library):
     """The host's noise levels are kept as they are; the best known solver runs if they are its own."""
     host_times = times(21, "logsnr")
-    choice = choose(library, plain(model=OTHER, times=host_times, sampler="amed"))
+    choice = choose(library, plain_request(model=OTHER, times=host_times, sampler="amed"))
     assert torch.equal(choice.sigmas, host_times) and choice.fitted.nfe == 20 and choice.grid == "own"
     demo = Identity("emoji32", "")
-    own_sigmas = choose(library, plain(model=demo, nfe=8)).sigmas
-    again = choose(library, plain(model=demo, times=own_sigmas.float())).fitted
+    own_sigmas = choose(library, plain_request(model=demo, nfe=8)).sigmas
+    again = choose(library, plain_request(model=demo, times=own_sigmas.float())).fitted
     assert again.spec.solver == "unipc" and not again.spec.afs and again.nfe == 8
-    analytic = choose(library, plain(model=demo, nfe=5)).sigmas  # 7 levels
-    fitted = choose(library, plain(model=demo, times=analytic)).fitted
+    analytic = choose(library, plain_request(model=demo, nfe=5)).sigmas  # 7 levels
+    fitted = choose(library, plain_request(model=demo, times=analytic)).fitted
     assert fitted.spec.solver == "ipndm" and not fitted.spec.afs and fitted.nfe == 6
-    steps = choose(library, plain(model=OTHER, times=9))
+    steps = choose(library, plain_request(model=OTHER, times=9))
     assert steps.sigmas.tolist() == schedule(9).tolist()
-    single_level = choose(library, plain(model=OTHER, times=torch.tensor([3.0])))
+    single_level = choose(library, plain_request(model=OTHER, times=torch.tensor([3.0])))
     assert single_level.fitted.base.tolist() == [3.0, 1.5]
 
 
 def test_a_plain_solver_does_not_replace_an_existing_predictor(library):
-    assert choose(library, plain(nfe=5)).fitted.name == "multi5.safetensors"
-    assert choose(library, plain(times=times(6))).fitted.name == "multi5.safetensors"
+    assert choose(library, plain_request(nfe=5)).fitted.name == "multi5.safetensors"
+    assert choose(library, plain_request(times=times(6))).fitted.name == "multi5.safetensors"
     with pytest.raises(PredictorError, match="takes 5 evaluations, not 7"):
-        choose(library, plain(nfe=7, fitted=library.load("multi5.safetensors")))
+        choose(library, plain_request(nfe=7, fitted=library.load("multi5.safetensors")))
     with pytest.raises(ValueError, match="nfe is 0"):
-        choose(library, plain(nfe=0))
+        choose(library, plain_request(nfe=0))
 
 
 def test_a_part_of_a_schedule_needs_a_predictor_of_similar_evaluations(library):
@@ -435,7 +435,7 @@ OLD = dataclasses.replace(MINE, signature="")
 def two_checkpoints(tmp_path):
     """A library of a predictor for `THEIRS`, which states less error, and of one for `MINE`."""
     for name, model, error in (("theirs", THEIRS, 0.1), ("mine", MINE, 0.2)):
-        file(tmp_path, name, "amed", 4, model, afs=True, rmse_ref=error)
+        save_file(tmp_path, name, "amed", 4, model, afs=True, rmse_ref=error)
     return Library([tmp_path])
 
 
@@ -464,7 +464,7 @@ def test_a_merge_running_its_parents_predictor_is_reported(two_checkpoints, how)
 
 
 def test_a_merge_takes_the_predictor_fitted_to_it(two_checkpoints):
-    file(two_checkpoints.folders[0], "merge", "amed", 4, MERGE, afs=True, rmse_ref=0.5)
+    save_file(two_checkpoints.folders[0], "merge", "amed", 4, MERGE, afs=True, rmse_ref=0.5)
     choice = choose(two_checkpoints, Request(MERGE, nfe=5))
     assert choice.fitted.name == "merge.safetensors" and not choice.remarks
 
@@ -475,14 +475,14 @@ def test_part_of_a_schedule_takes_only_this_checkpoints_predictor(two_checkpoint
 
 
 def test_an_older_file_is_matched_by_fingerprint(tmp_path):
-    file(tmp_path, "theirs", "amed", 4, THEIRS, afs=True, rmse_ref=0.1)
-    file(tmp_path, "old", "amed", 4, OLD, afs=True, rmse_ref=0.2)
+    save_file(tmp_path, "theirs", "amed", 4, THEIRS, afs=True, rmse_ref=0.1)
+    save_file(tmp_path, "old", "amed", 4, OLD, afs=True, rmse_ref=0.2)
     choice = choose(Library([tmp_path]), Request(MINE, nfe=5))
     assert choice.fitted.name == "old.safetensors" and not choice.remarks
 
 
 def test_a_predictor_of_halves_is_named_for_the_checkpoint_in_fp8(tmp_path):
-    file(tmp_path, "whole", "amed", 4, MINE, afs=True)
+    save_file(tmp_path, "whole", "amed", 4, MINE, afs=True)
     levels = times(6)
     table = as_multistep(Solver("ipndm", 2), levels)
     weights = torch.cat([table.weights, table.weights], dim=-1)
@@ -498,7 +498,7 @@ def test_a_predictor_of_halves_is_named_for_the_checkpoint_in_fp8(tmp_path):
 
 
 def test_a_code_includes_the_signature_at_little_cost(tmp_path):
-    file(tmp_path, "mine", "amed", 4, MINE, afs=True)
+    save_file(tmp_path, "mine", "amed", 4, MINE, afs=True)
     fitted = Library([tmp_path]).load("mine.safetensors")
     assert fitted.spec.identity == MINE
     code = code_of(fitted)

@@ -92,12 +92,12 @@ def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
         Setting(Solver("ipndm", 2), kind, rho, 6, False, 0.01, 40.0)
         for kind, rho in (("polynomial", 7.0), ("logsnr", 1.0), ("time_uniform", 1.0))
     ]
-    (best, *_), texts = finished(stage.schedules(settings, WHOLE))
+    (best, *_), texts = run_to_end(stage.schedules(settings, WHOLE))
     assert len(texts) == 3 and best.name.startswith("closed form on ")
     tried = [stage.loss(stage.run(setting.sigmas(), False, WHOLE)) for setting in settings]
     assert best.loss == pytest.approx(min(tried)) and tried[1] > best.loss
     counter.rows = 0
-    refined, _ = finished(stage.refine(best, 0.25))
+    refined, _ = run_to_end(stage.refine(best, 0.25))
     assert counter.rows == best.cost * len(noise)
     assert refined is not best and refined.loss < best.loss and "times refined" in refined.name
     sigmas = refined.run.sigmas
@@ -105,7 +105,7 @@ def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
     assert refined.loss == pytest.approx(stage.loss(stage.run(sigmas, False, WHOLE)))
 
 
-def finished(stage) -> tuple[Candidate | list[Candidate], list[str]]:
+def run_to_end(stage) -> tuple[Candidate | list[Candidate], list[str]]:
     """Run a stage to its end; return its result and its progress messages."""
     texts = []
     while True:

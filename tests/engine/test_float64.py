@@ -17,7 +17,7 @@ MAKES = {"tensor", "zeros", "ones", "eye", "full", "empty", "linspace", "logspac
 DEFAULTS = {"set_default_dtype", "set_default_tensor_type", "set_default_device"}
 
 
-def named(node: ast.AST) -> bool:
+def names_float64(node: ast.AST) -> bool:
     """Return whether a node names float64, e.g. torch.float64, np.double or "float64"."""
     if isinstance(node, ast.Attribute):
         return node.attr in NAMES
@@ -26,7 +26,7 @@ def named(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and str(node.value).removeprefix("torch.") in NAMES
 
 
-def on_the_cpu(call: ast.Call) -> bool:
+def creates_on_cpu(call: ast.Call) -> bool:
     """Return whether a call creates a float64 array on the CPU, e.g. `torch.zeros(...,
     dtype=torch.float64)`."""
     function = call.func
@@ -39,13 +39,13 @@ def on_the_cpu(call: ast.Call) -> bool:
     )
 
 
-def wrong_places(source: str) -> list[tuple[int, str]]:
+def conversions(source: str) -> list[tuple[int, str]]:
     """Return (line, text) of every conversion to float64 that bypasses the helper."""
     tree, allowed, places = ast.parse(source), set[ast.AST](), list[tuple[int, str]]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):  # compares a dtype, converts nothing
             allowed.update((node.left, *node.comparators))
-        elif isinstance(node, ast.Call) and on_the_cpu(node):
+        elif isinstance(node, ast.Call) and creates_on_cpu(node):
             allowed.update(key.value for key in node.keywords if key.arg == "dtype")
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REAL":
             allowed.update(ast.walk(node.value))  # the dtypes allowed in a file
@@ -54,7 +54,7 @@ def wrong_places(source: str) -> list[tuple[int, str]]:
             places.append((node.lineno, f"import {node.name}"))
         elif isinstance(node, ast.Attribute) and node.attr in DEFAULTS:
             places.append((node.lineno, node.attr))
-        elif named(node) and node not in allowed:
+        elif names_float64(node) and node not in allowed:
             places.append((node.lineno, ast.unparse(node)))
     return sorted(places)
 
@@ -68,7 +68,7 @@ def test_float64_is_made_only_by_the_helper(path):
     name = str(path.relative_to(PACK))
     if name == HELPER:
         return
-    places = [f"{name}:{line}: {code}" for line, code in wrong_places(path.read_text())]
+    places = [f"{name}:{line}: {code}" for line, code in conversions(path.read_text())]
     advice = "a device may have no float64: use amed.double.as_double, which goes to the CPU first"
     assert not places, "\n".join([advice, *places])
 
@@ -112,7 +112,7 @@ def test_the_helper_exists():
     ],
 )
 def test_a_new_conversion_is_found(line):
-    assert [number for number, _ in wrong_places(f"import torch\n{line}")] == [2]
+    assert [number for number, _ in conversions(f"import torch\n{line}")] == [2]
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_a_new_conversion_is_found(line):
     ],
 )
 def test_correct_code_is_not_reported(line):
-    assert not wrong_places(line)
+    assert not conversions(line)

@@ -12,7 +12,7 @@ SAMPLES = (torch.linspace(0, 255, 8 * 3 * 32 * 24).view(8, 3, 32, 24)).byte()
 LONG = "a_sampler_with_a_name_far_too_long_for_the_place_it_has, on a schedule that has one too"
 
 
-def dark(image, box):
+def is_drawn(image, box):
     """Return whether anything is drawn in a box, given in 500ths of the picture."""
     unit = image.width / pen.WIDTH
     return bool((np.asarray(image.crop([round(v * unit) for v in box])) < 160).any())
@@ -32,10 +32,10 @@ def test_a_grid_has_a_tile_per_seed_and_stays_within_its_picture(columns):
     image = grid.picture("Samplers compared", LONG * 2, seeds, rows, 2.0)
     high = image.height / 2
     assert image.width == 1000
-    assert not dark(image, (0, 0, 6, high)) and not dark(image, (495, 0, 500, high))
-    assert not dark(image, (0, high - 6, 500, high))
+    assert not is_drawn(image, (0, 0, 6, high)) and not is_drawn(image, (495, 0, 500, high))
+    assert not is_drawn(image, (0, high - 6, 500, high))
     label = grid.Layout.of(columns, rows).label(columns)
-    assert not dark(image, (label - 7, 120, label - 1, 140))  # no label overlaps the samples
+    assert not is_drawn(image, (label - 7, 120, label - 1, 140))  # no label overlaps the samples
 
 
 def test_rows_without_samples_take_little_space():
@@ -94,8 +94,12 @@ def test_a_trajectory_stays_within_its_picture(moves, lags):
     runs = [run(LONG, moves + 1), run("iPNDM-2", moves)]
     image = plane.picture(LONG, LONG, run("reference", 61), runs, {LONG: weights, "other": weights}, 2.0)
     high = image.height / 2
-    assert image.width == 1000 and not dark(image, (0, 0, 6, high)) and not dark(image, (496, 0, 500, high))
-    assert not dark(image, (0, high - 5, 500, high)) and dark(image, (0, high - 60, 500, high - 5))
+    assert (
+        image.width == 1000
+        and not is_drawn(image, (0, 0, 6, high))
+        and not is_drawn(image, (496, 0, 500, high))
+    )
+    assert not is_drawn(image, (0, high - 5, 500, high)) and is_drawn(image, (0, high - 60, 500, high - 5))
 
 
 def test_a_trajectory_goes_from_left_to_right_and_bends_up():

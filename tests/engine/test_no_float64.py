@@ -81,15 +81,15 @@ def halves(device, count=3):
     }
 
 
-def both(work):
+def on_both_devices(work):
     """Return the results of `work(device)` on the CPU and on the device without float64."""
     on_cpu, on_device = work(torch.device("cpu")), work(DEVICE)
     assert on_device.device.type == no_float64.NAME and on_device.dtype == torch.float32
     return on_cpu, on_device.cpu()
 
 
-def same(work, tolerance=NEAR):
-    on_cpu, on_device = both(work)
+def assert_same(work, tolerance=NEAR):
+    on_cpu, on_device = on_both_devices(work)
     assert on_cpu.isfinite().all() and on_cpu.std() > 0.1
     assert error(on_device, on_cpu) < tolerance
 
@@ -158,7 +158,7 @@ def test_each_sampler_untrained(name, zero):
         assert len(states) == 4 + zero and all(v.device.type == device.type for v in states)
         return end
 
-    same(work)
+    assert_same(work)
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -174,7 +174,7 @@ def test_each_sampler_with_constants(name, afs):
         return SAMPLERS[name](Model(device), noise(device), TIMES.to(device, torch.float32),
                               predictor=constants, afs=afs)  # fmt: skip
 
-    same(work)
+    assert_same(work)
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -198,8 +198,8 @@ def test_each_sampler_with_a_network(name, kind, afs, tmp_path):
         return SAMPLERS[name](model, noise(device), TIMES[:4].to(device, torch.float32), predictor=fitted,
                               evaluate=FromModule(model.middle_block))  # fmt: skip
 
-    same(work, 2e-5)
-    same(lambda device: work(device, move=False), 2e-5)
+    assert_same(work, 2e-5)
+    assert_same(lambda device: work(device, move=False), 2e-5)
 
 
 @pytest.mark.parametrize("afs", [False, True])
@@ -219,7 +219,7 @@ def test_tables_of_every_kind(parts, offset, afs):
         return sample(guided, noise(device), times, Solver("multistep"), halves(device), predictor=table,
                       afs=afs, evaluate=asked)  # fmt: skip
 
-    same(work)
+    assert_same(work)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in PREDICTORS.glob("emoji32-*-nfe5-cfg*.safetensors")))
@@ -237,7 +237,7 @@ def test_bundled_files(name):
                 predictor=fitted.to(device), evaluate=evaluate,
             )  # fmt: skip
 
-        same(work, 2e-5)
+        assert_same(work, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_thresholding():
         fitted = Fitted(spec, Constants(TIMES), TIMES)
         return SAMPLERS["amed"](Model(device), noise(device), TIMES.float().to(device), predictor=fitted)
 
-    same(work)
+    assert_same(work)
 
 
 # --- samplers of a host ------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_a_predictor_around_a_hosts_sampler(name):
         model = Wrapped(Model(device), outside.at)
         return sampler.run(model, noise(device), torch.cat([TIMES, TIMES.new_zeros(1)]), {})
 
-    same(work)
+    assert_same(work)
 
 
 # --- choosing ----------------------------------------------------------------------------------------------

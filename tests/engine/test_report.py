@@ -18,7 +18,7 @@ SAMPLES = torch.linspace(-1, 1, 6 * 3 * 32 * 24).view(6, 3, 32, 24)
 LONG = "DPM-Solver++ 3M of a very long name, polynomial 7 + AFS, as usually set by its host"
 
 
-def inked(image, box):
+def is_drawn(image, box):
     """Return whether anything is drawn in a part of a picture."""
     return bool((np.asarray(image.crop(box)) < 128).any())
 
@@ -35,7 +35,7 @@ def test_a_text_stays_within_its_width():
     image = Image.new("RGB", (1000, 100), report.BACK)
     draw = ImageDraw.Draw(image)
     report.write(draw, (10, 10), LONG, report.INK, 60, 0, 0, 400)
-    assert inked(image, (10, 0, 410, 100)) and not inked(image, (412, 0, 1000, 100))
+    assert is_drawn(image, (10, 0, 410, 100)) and not is_drawn(image, (412, 0, 1000, 100))
 
 
 def test_small_samples_are_enlarged_without_smoothing():
@@ -49,7 +49,9 @@ def test_a_report_consists_of_a_few_large_elements(improved):
     pictures = {"reference": SAMPLES, "AMED": SAMPLES[:3], f"best plain\n{LONG}": SAMPLES}
     image = report.picture(result(improved, solver=LONG), pictures)
     assert image.width == report.WIDE and image.height < 1.4 * image.width
-    assert not inked(image, (report.WIDE - 4, 0, report.WIDE, image.height))  # no text is cut off at the edge
+    assert not is_drawn(
+        image, (report.WIDE - 4, 0, report.WIDE, image.height)
+    )  # no text is cut off at the edge
 
 
 def test_the_live_picture_grows_during_a_fit():

@@ -35,7 +35,7 @@ def model() -> Toy:
     return Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
-def along(model, table, x):
+def end_of_table(model, table, x):
     """Return the end of a run of a table's rows."""
     *_, state = loop(Problem(model), table.rows, State(x))
     return state.x
@@ -114,7 +114,7 @@ def test_heun_is_a_table(model, noise, ends_in_zero):
         [t for i in range(4) for t in SIGMAS[i : i + 2].tolist()] + [float(SIGMAS[-1])] * ends_in_zero
     )
     theirs = kdiffusion.sampling().sample_heun(model, noise * 40, times, disable=True)
-    assert torch.allclose(along(model, table, noise * 40), theirs, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(end_of_table(model, table, noise * 40), theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s.name != "multistep"], ids=str)
@@ -124,7 +124,7 @@ def test_a_compiled_table_equals_the_run(model, noise, solver):
         table = compiled(solver, SIGMAS.tolist(), predictor, afs)
         assert table.nfe == solver.evaluations(5, afs, predictor is not None)
         run = sample(model, noise * 40, SIGMAS, solver, disable=True, predictor=predictor, afs=afs)
-        assert torch.allclose(along(model, table, noise * 40), run, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(end_of_table(model, table, noise * 40), run, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("afs", [False, True])

@@ -36,16 +36,15 @@ NUMBERS = (math.nan, math.inf, -math.inf, 1e308, -1e308, 3e38, 1e30, 5e-324, 0.0
 
 @dataclass
 class Draft:
-    """A safetensors file in parts.
-
-    twice: JSON of entries that the header has a second time. raw: functions that change the written bytes.
-    changes: (name, target) of each change made."""
+    """A safetensors file in parts."""
 
     header: dict[str, Any]
-    data: bytes
-    twice: str = ""
-    raw: list[Callable[[bytes], bytes]] = field(default_factory=list)
-    changes: list[tuple[str, str]] = field(default_factory=list)
+    data: bytes  # bytes of all tensors
+    twice: str = ""  # JSON of entries that the header has a second time
+    raw: list[Callable[[bytes], bytes]] = field(
+        default_factory=list
+    )  # functions that change the written bytes
+    changes: list[tuple[str, str]] = field(default_factory=list)  # (name, target) of each change made
 
     @property
     def meta(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def fill(folder: Path) -> None:
                 pass
 
 
-def refused(path: Path, old: bytes, word: str) -> int:
+def count_refusals(path: Path, old: bytes, word: str) -> int:
     """Save, keep and fit there; return how many attempts were refused.
 
     Each error is in words, no result is lost, no partial file is left, and the old file is unchanged."""
@@ -76,7 +76,7 @@ def refused(path: Path, old: bytes, word: str) -> int:
     return refusals + 1
 
 
-def filled_meanwhile(folder: Path) -> int:
+def count_fits_on_full_disk(folder: Path) -> int:
     """Fill the disk before a fit ends, and before it is interrupted; return the number of fits.
 
     The raised error must contain the result."""
@@ -111,14 +111,14 @@ def run(folder: Path) -> dict[str, int]:
     path = save(folder / "dear.safetensors", network(1))
     old = path.read_bytes()
     fill(folder)
-    full = refused(path, old, "No space left on device") + filled_meanwhile(folder)
+    full = count_refusals(path, old, "No space left on device") + count_fits_on_full_disk(folder)
     (folder / "filler").unlink()
     save(path, network(2))  # once there is space again, it is saved
     assert load(path).spec.how == "seed 2"
     save(folder / "small.safetensors", table())
     old = path.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    return {"full": full, "read-only": refused(path, old, "Read-only file system")}
+    return {"full": full, "read-only": count_refusals(path, old, "Read-only file system")}
 
 
 if __name__ == "__main__":

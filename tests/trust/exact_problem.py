@@ -23,7 +23,7 @@ def densities(x: Tensor, t: float | Tensor) -> list[Tensor]:
     return [w * torch.exp(-v * v / 2) / (s * (2 * torch.pi) ** 0.5) for w, v, s in zip(SHARES, z, deviations)]
 
 
-def below(x: Tensor, t: float | Tensor) -> Tensor:
+def cumulative(x: Tensor, t: float | Tensor) -> Tensor:
     """Return F_t(x)."""
     return sum(w * torch.special.ndtr(v) for w, v in zip(SHARES, parts(x, t)[0]))
 
@@ -36,19 +36,19 @@ def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
     return sum(p * d for p, d in zip(of, estimates)) / sum(of)
 
 
-def carried(x: Tensor, start: float, end: float) -> Tensor:
+def exact_end(x: Tensor, start: float, end: float) -> Tensor:
     """Return where the ODE moves x from noise level `start` to `end`, by Newton's method within a bracket."""
-    share, reach = below(x, start), 10 * (1 + end)
+    share, reach = cumulative(x, start), 10 * (1 + end)
     low, high = torch.full_like(x, -reach), torch.full_like(x, reach)
     y = x * ((0.25 + end**2) / (0.25 + start**2)) ** 0.5
     for _ in range(60):
-        over = below(y, end) - share
+        over = cumulative(y, end) - share
         low, high = torch.where(over <= 0, y, low), torch.where(over >= 0, y, high)
         step = y - over / sum(densities(y, end))
         y = torch.where((step > low) & (step < high), step, (low + high) / 2)
     return y
 
 
-def starts(t: float, count: int = 24) -> Tensor:
+def start_points(t: float, count: int = 24) -> Tensor:
     """Return x `[count, 1, 1, 1]` at noise level t, over the bulk of the distribution."""
     return torch.linspace(-1.9, 1.9, count, dtype=torch.float64).view(-1, 1, 1, 1) * (0.25 + t * t) ** 0.5

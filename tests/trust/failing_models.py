@@ -103,7 +103,7 @@ def network(seed=0) -> Fitted:
     return Fitted(spec, predictor, base)
 
 
-def images(least=150):
+def tensors_of_size(least=150):
     """Return the ids of all live tensors of this size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,14 +111,14 @@ def images(least=150):
 
 
 @contextmanager
-def nothing_stays():
+def assert_tensors_freed():
     """Check that tensors made inside are freed afterwards, without a garbage collection."""
     gc.collect()
     gc.disable()
-    before = images()
+    before = tensors_of_size()
     try:
         yield
-        remaining = images() - before
+        remaining = tensors_of_size() - before
         assert not remaining, f"{len(remaining)} tensors are still held"
     finally:
         gc.enable()

@@ -17,9 +17,9 @@ from trust.failing_models import (
     JOBS,
     Failing,
     all_nan,
+    assert_tensors_freed,
     euler,
     fitted_with,
-    nothing_stays,
     one_inf,
     out_of_memory,
     toy_target,
@@ -78,7 +78,7 @@ class Runs:
         calls = model.calls
         del model
         for at in range(1, calls + 1):
-            with nothing_stays():
+            with assert_tensors_freed():
                 try:
                     self.run(name, at)
                 except torch.OutOfMemoryError:
@@ -133,7 +133,7 @@ def fits_out_of_memory(name: str, every: int, first: int = 1) -> tuple[int, int]
     target, saved, fits = toy_target(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for at in range(first, calls_of(target, JOBS[name]) + 1, every):
-            with nothing_stays():
+            with assert_tensors_freed():
                 model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError) and outcome.interrupted, (name, at, raised)
                 assert unfinished(Path(folder)) == len(outcome.kept)
@@ -148,7 +148,7 @@ def demo_fit_out_of_memory(every: int, side: int) -> int:
     before = patches_on(target.model)
     with tempfile.TemporaryDirectory() as folder:
         for at in range(every, calls_of(target, job) + 1, every):
-            with nothing_stays():
+            with assert_tensors_freed():
                 model, raised, outcome = fitted_with(target, job, Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError)
                 del model, raised, outcome

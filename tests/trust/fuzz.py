@@ -53,14 +53,14 @@ WHOLE = "not a whole safetensors file"
 
 @dataclass
 class Findings:
-    """The results of some files. faults: forbidden outcomes, with the number that repeats each."""
+    """The results of some files."""
 
-    files: int = 0
-    outcomes: Counter = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    slowest: float = 0.0
-    exact: int = 0
-    single: int = 0
+    files: int = 0  # files tried
+    outcomes: Counter = field(default_factory=Counter)  # number of files by outcome
+    faults: list[str] = field(default_factory=list)  # forbidden outcomes, with the number that repeats each
+    slowest: float = 0.0  # CPU seconds
+    exact: int = 0  # refusals that name exactly the changed field or tensor
+    single: int = 0  # refused files with a single change
 
 
 def denoiser(x: Tensor, sigma: Tensor, **_args) -> Tensor:

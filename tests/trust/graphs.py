@@ -37,14 +37,14 @@ OUT = ROOT / ".comfyui-data" / "graphs"
 
 @dataclass
 class Findings:
-    """All outcomes, and failures by their mechanism."""
+    """The results of all recipes so far."""
 
-    states: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)  # recipes by outcome
     ways: Counter[str] = field(default_factory=Counter)
     ingredients: Counter[str] = field(default_factory=Counter)
-    refusals: Counter[str] = field(default_factory=Counter)
-    failures: dict[str, list[Failure]] = field(default_factory=dict)
-    runs: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)  # refusals by message
+    failures: dict[str, list[Failure]] = field(default_factory=dict)  # by mechanism
+    runs: int = 0  # prompts run
 
     def add(self, outcome: Outcome) -> None:
         self.states[outcome.state] += 1

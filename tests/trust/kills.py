@@ -28,7 +28,7 @@ STRAY = ".*.safetensors.*.part"
 BUDGET = 1340  # the smallest possible budget, for a fit at NFE 2
 
 
-def forked(work: Callable[[], None]) -> int:
+def fork(work: Callable[[], None]) -> int:
     """Run this work in a new process; return its id."""
     child = os.fork()
     if child:
@@ -41,19 +41,19 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def waited(children: list[int]) -> list[int]:
+def wait_for(children: list[int]) -> list[int]:
     """Wait; return how each process ended."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def shown(folder: Path) -> list[str]:
+def listed_names(folder: Path) -> list[str]:
     """Return what a list of predictors shows. Raises AssertionError if one does not load."""
     library = Library([folder])
     assert library.problems() == [], library.problems()
     return library.names()
 
 
-def saving(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
+def kill_saves(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
     """Kill a process that repeatedly saves one of two predictors over the other."""
     both, path, strays = [network(1), network(2)], folder / "dear.safetensors", 0
     codes, results = {code_of(candidate) for candidate in both}, set()
@@ -67,11 +67,11 @@ def saving(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
     kills = 0
     while kills < count or not strays:  # until a kill hit the middle of a file
         kills += 1
-        child = forked(over_and_over)
+        child = fork(over_and_over)
         time.sleep(drawn.uniform(0.001, 0.06))
         os.kill(child, signal.SIGKILL)
-        assert waited([child]) == [-signal.SIGKILL]
-        assert shown(folder) == ["dear.safetensors"]
+        assert wait_for([child]) == [-signal.SIGKILL]
+        assert listed_names(folder) == ["dear.safetensors"]
         assert code_of(load(path)) in codes
         results.add(code_of(load(path)))
         strays = len(list(folder.glob(STRAY)))
@@ -99,7 +99,7 @@ def demo_target(side: int):
     return replace(target, draw=draw, features=None)
 
 
-def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[str, int]:
+def kill_fits(folder: Path, count: int, side: int, drawn: random.Random) -> dict[str, int]:
     """Kill a process that fits the demo model twice (side 0: a closed-form denoiser), at random moments.
 
     Its first file replaces an existing one."""
@@ -110,7 +110,7 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
         fit(target, job, lambda nfe: place / f"mine-nfe{nfe}.safetensors", lambda progress: None)
 
     begin = time.monotonic()
-    assert waited([forked(lambda: fit_both(folder / "first"))]) == [0]
+    assert wait_for([fork(lambda: fit_both(folder / "first"))]) == [0]
     seconds = time.monotonic() - begin
     old = load(folder / "first" / "mine-nfe2.safetensors")
     old = replace(old, spec=replace(old.spec, metrics={**old.spec.metrics, "error": 1e6}))
@@ -120,13 +120,13 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
             file.unlink()
         place = save(work / "mine-nfe2.safetensors", old)
         before = place.read_bytes()
-        child = forked(lambda: fit_both(work))
+        child = fork(lambda: fit_both(work))
         time.sleep(drawn.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
-        if waited([child]) == [0]:  # the fit was faster than the first one
+        if wait_for([child]) == [0]:  # the fit was faster than the first one
             seconds *= 0.9
             continue
-        names, replaced = shown(work), place.read_bytes() != before
+        names, replaced = listed_names(work), place.read_bytes() != before
         assert set(names) <= {"mine-nfe2.safetensors", "mine-nfe3.safetensors"}
         finished = load(place).spec.metrics
         assert not replaced or (finished["finished"] and finished["error"] < 1e6)
@@ -139,7 +139,7 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
     }
 
 
-def at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
+def save_at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
     """Let two processes keep fits under one name at the same moment.
 
     Of one checkpoint the best must be under that name; of two checkpoints both must be saved."""
@@ -157,8 +157,8 @@ def at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
                 for fitted in fits:
                     keep(path, fitted)
 
-            assert waited([forked(lambda me=me: work(me)) for me in (0, 1)]) == [0, 0]
-            mine = [n for n in shown(path.parent) if n.split(".")[0].split("-")[0] == str(number)]
+            assert wait_for([fork(lambda me=me: work(me)) for me in (0, 1)]) == [0, 0]
+            mine = [n for n in listed_names(path.parent) if n.split(".")[0].split("-")[0] == str(number)]
             specs = [load(path.parent / n).spec for n in mine]
             best = {mark: min(s.metrics["error"] for s in specs if s.model_fingerprint == mark)
                     for mark in {s.model_fingerprint for s in specs}}  # fmt: skip
@@ -182,7 +182,7 @@ def fits_at_once(folder: Path) -> dict[str, int]:
     def work(seed: int) -> None:
         fit(target, Job((2,), budget=BUDGET, seed=seed), lambda nfe: path, lambda progress: None)
 
-    assert waited([forked(lambda seed=seed: work(seed)) for seed in (0, 1)]) == [0, 0]
+    assert wait_for([fork(lambda seed=seed: work(seed)) for seed in (0, 1)]) == [0, 0]
     alone = []
     for seed in (0, 1):
         alone_folder = folder / f"alone-{seed}"
@@ -209,10 +209,10 @@ def run(saves: int, fits: int, side: int, seed: int = 0) -> dict[str, int]:
         base = Path(folder)
         for name in ("saves", "fits", "keeps", "both"):
             (base / name).mkdir()
-        saving_figures = saving(base / "saves", saves, drawn)
-        saving_figures |= at_once(base / "keeps", max(5, saves))
+        saving_figures = kill_saves(base / "saves", saves, drawn)
+        saving_figures |= save_at_once(base / "keeps", max(5, saves))
         saving_figures |= fits_at_once(base / "both")
-        return saving_figures | (fitting(base / "fits", fits, side, drawn) if fits else {})
+        return saving_figures | (kill_fits(base / "fits", fits, side, drawn) if fits else {})
 
 
 if __name__ == "__main__":

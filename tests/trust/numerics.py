@@ -32,7 +32,7 @@ JUMP, SLOPE = (
 # --- rounding ----------------------------------------------------------------------------------------------
 
 
-def rounded(case: samplers.Case, dtype: torch.dtype) -> float:
+def rounding_error(case: samplers.Case, dtype: torch.dtype) -> float:
     """Return the relative RMS distance of a run in a dtype from the same run in float64.
 
     The model computes in float64; its input and output are rounded, as is everything that the sampler
@@ -51,7 +51,7 @@ def rounded(case: samplers.Case, dtype: torch.dtype) -> float:
     return rms(end.double() - exact_end) / rms(exact_end)
 
 
-def in_network(fitted: Fitted, dtype: torch.dtype, noise: Tensor) -> float:
+def network_rounding_error(fitted: Fitted, dtype: torch.dtype, noise: Tensor) -> float:
     """Return the same distance for a bundled predictor on the demo network, which itself computes in the
     dtype."""
     ends = []
@@ -87,7 +87,7 @@ def ends(fitted: Fitted, denoiser, start: float, x0: Tensor, noise: Tensor) -> T
     return sample(guided, x0 + noise * start, times, solver, args, disable=True, predictor=fitted.predictor)
 
 
-def at_times(fitted: Fitted) -> list[float]:
+def starts_at_times(fitted: Fitted) -> list[float]:
     """Return the starts at which the cut list gets one more time."""
     return [float(t) / (1 - schedules.NEAR) for t in fitted.sigmas()[1:-1]]
 
@@ -105,9 +105,8 @@ def order_rows() -> list[tuple[str, str]]:
     rows = []
     for solver in EVERY:
         run, formula_order, why = orders.theory(solver)
-        text = (
-            f"{orders.as_run(solver):.2f} (theory {run}); {orders.alone(solver):.2f} (theory {formula_order})"
-        )
+        measured = orders.order_of_runs(solver), orders.order_of_formula(solver)
+        text = f"{measured[0]:.2f} (theory {run}); {measured[1]:.2f} (theory {formula_order})"
         rows.append((f"order of {orders.label(solver)}", text + (f": {why}" if why else "")))
     return rows
 
@@ -139,9 +138,9 @@ def rounding_rows() -> list[tuple[str, str]]:
     rows = []
     for dtype, count in EPS.items():
         name, eps = str(dtype).removeprefix("torch."), torch.finfo(dtype).eps
-        worst = max((rounded(case, dtype), case.name) for case in samplers.cases())
+        worst = max((rounding_error(case, dtype), case.name) for case in samplers.cases())
         emoji = (file for file in PREDICTORS if "emoji" in file.stem)
-        files = [(in_network(amed.load(file), dtype, noise), file.stem) for file in emoji]
+        files = [(network_rounding_error(amed.load(file), dtype, noise), file.stem) for file in emoji]
         rows += [
             (f"{name} compared with float64, an exact model: largest of {len(samplers.cases())} samplers "
              f"(bound {count} eps = {count * eps:.1e})", f"{worst[0]:.1e} ({worst[1]})"),
@@ -164,8 +163,8 @@ def start_rows() -> list[tuple[str, str]]:
         times = schedules.make("polynomial", 13, 0.002, 80.0)
         x = samplers.drawn(13, 1, 3, 32, 32).float() * times[0]
         x0 = sample(guided, x, times, Solver("ipndm", 3), args, disable=True)
-        jumps += [(jump(fitted, denoiser, t, x0, noise, 1e-6), file.stem, t) for t in at_times(fitted)]
-        inside = [math.sqrt(a * b) for a, b in zip(at_times(fitted), at_times(fitted)[1:])]
+        jumps += [(jump(fitted, denoiser, t, x0, noise, 1e-6), file.stem, t) for t in starts_at_times(fitted)]
+        inside = [math.sqrt(a * b) for a, b in zip(starts_at_times(fitted), starts_at_times(fitted)[1:])]
         slopes += [(jump(fitted, denoiser, t, x0, noise, 5e-3) / 1e-2, file.stem, t) for t in inside]
         top = float(fitted.sigmas()[0])
         tops.append(

@@ -65,28 +65,28 @@ def error(solver: Solver, times: list[float], known: bool = False) -> float:
     """Return the RMS distance of a run's end from the exact one.
 
     known: start with as many exact slopes as the solver's order needs."""
-    rows, x, first = compiled(solver, times).rows, exact.starts(START), 0
+    rows, x, first = compiled(solver, times).rows, exact.start_points(START), 0
     state = State(x)
     if known and not solver.single_step:
         first = solver.max_order - 1 + solver.recipe.corrects
-        on = [exact.carried(x, START, t) for t in times[: first + 1]]
+        on = [exact.exact_end(x, START, t) for t in times[: first + 1]]
         hand = tuple((slope(y, t, solver.predicts_data),) for y, t in zip(on[:first], times))
         state = State(on[first], hand, first)
     *_, end = loop(Problem(exact.denoiser), rows[first:], state)
-    return float((end.x - exact.carried(x, START, END)).square().mean().sqrt())
+    return float((end.x - exact.exact_end(x, START, END)).square().mean().sqrt())
 
 
-def as_run(solver: Solver, steps: int = 60) -> float:
+def order_of_runs(solver: Solver, steps: int = 60) -> float:
     """Return the order by which the error of full runs falls when geometric steps are halved."""
     return math.log2(error(solver, geometric(steps)) / error(solver, geometric(2 * steps)))
 
 
-def alone(solver: Solver, steps: int = 80) -> float:
+def order_of_formula(solver: Solver, steps: int = 80) -> float:
     """Return the order of the formula alone, on equal steps from an exact history."""
     return math.log2(error(solver, equal(steps), True) / error(solver, equal(2 * steps), True))
 
 
-def whole_third_order(solver, x, h, s, order, c):
+def full_third_order(solver, x, h, s, order, c):
     """dpmpp with Taylor's full third-order term, of which dpmpp has half."""
     near = dpmpp(solver, x, h, s, order, c)
     if order < 3:

@@ -31,16 +31,13 @@ by hand); `make test` runs a quick form of each.
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the page.
+    """One part of the page."""
 
-    name: its entry in ORDER. title. command: the command that makes it. about: what it does, in a sentence or
-    two. rows: (name, figure) of each result."""
-
-    name: str
+    name: str  # its entry in ORDER
     title: str
-    command: str
-    about: str
-    rows: list[tuple[str, str]]
+    command: str  # command that makes the part, e.g. "make fuzz"
+    about: str  # what was done, in a sentence or two
+    rows: list[tuple[str, str]]  # (name, figure) of each result
 
 
 def put(part: Part) -> None:

@@ -106,21 +106,21 @@ CONTROL = (hosts_any,)
 
 
 def calibrate(g: Any, n: int, name: str, wrapped: bool = False) -> None:
-    more = {"wrapped": [g.add("KSamplerSelect", sampler_name="euler"), 0]} if wrapped else {}
+    growth_between = {"wrapped": [g.add("KSamplerSelect", sampler_name="euler"), 0]} if wrapped else {}
     inputs = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
               "evaluations": LEAST, "seed": n, "name": name}  # fmt: skip
-    g.add("AMEDCalibrate", **g.around() | inputs | more)
+    g.add("AMEDCalibrate", **g.around() | inputs | growth_between)
 
 
 @dataclass
 class Between:
     """Events between generations: predictors are swapped, refitted and deleted, and a run fails.
 
-    Each has its place in a round; `counts` has their numbers."""
+    Each has its place in a round."""
 
     server: Server
     graph: Callable[..., Any]
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # number of events of each kind so far
 
     def __call__(self, n: int, round_: int) -> None:
         folder = self.server.base / "models" / "amed_predictors"
@@ -161,11 +161,11 @@ class Between:
 
 @dataclass(frozen=True)
 class Look:
-    """The state after `count` generations: memory of the process in bytes, and what TestLeft finds inside."""
+    """The state of the server after some generations."""
 
-    count: int
-    memory: dict[str, int]
-    inside: dict[str, Any]
+    count: int  # generations so far
+    memory: dict[str, int]  # memory of the process in bytes: Rss, Pss, Uss
+    inside: dict[str, Any]  # what the node TestLeft finds inside the server
 
 
 def memory(pid: int) -> dict[str, int]:
@@ -205,7 +205,7 @@ def read(server: Server, g: Any, node: str) -> dict[str, Any]:
     return json.loads(server.run(g.nodes).text(node))
 
 
-def more(first: Look, last: Look) -> dict[str, tuple[int, int]]:
+def growth_between(first: Look, last: Look) -> dict[str, tuple[int, int]]:
     """Return what the last look has more of: kinds of tensors, classes of objects, lengths of lists."""
     return {
         f"{kind}: {name}": (first.inside[kind].get(name, 0), count)
@@ -217,11 +217,11 @@ def more(first: Look, last: Look) -> dict[str, tuple[int, int]]:
 
 @dataclass
 class Soak:
-    """The results: looks, and the kind, wall-clock seconds and CPU seconds of each generation."""
+    """The results of a soak run."""
 
     looks: list[Look] = field(default_factory=list)
-    each: list[tuple[str, float, float]] = field(default_factory=list)
-    between: dict[str, int] = field(default_factory=dict)
+    each: list[tuple[str, float, float]] = field(default_factory=list)  # kind, seconds, CPU seconds
+    between: dict[str, int] = field(default_factory=dict)  # number of events between generations
 
     def ratio(self, which: int, warm: int, window: int) -> float:
         """Return the median of the last `window` generations over that of the first ones after the warm-up.
@@ -262,14 +262,14 @@ def run(
 # --- the long run ------------------------------------------------------------------------------------------
 
 
-def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
+def run_in_server(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
     """Run in a separate ComfyUI."""
-    from comfyui.conftest import Graph, put_test_nodes, write_user_predictors
+    from comfyui.conftest import Graph, copy_test_nodes, write_user_predictors
 
     with tempfile.TemporaryDirectory(prefix="amed-soak-") as folder:
         base = Path(folder)
         write_user_predictors(base / "models" / "amed_predictors")
-        put_test_nodes(base)
+        copy_test_nodes(base)
         at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
         server.start(timeout=1800)  # the machine may be busy
         try:
@@ -349,8 +349,8 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="a JSON of every look and every time")
     options = parser.parse_args()
     say = lambda text: print(text, flush=True)  # noqa: E731
-    ours = served(KINDS, options.count, say)
-    control = served(CONTROL, options.count, say) if options.control else None
+    ours = run_in_server(KINDS, options.count, say)
+    control = run_in_server(CONTROL, options.count, say) if options.control else None
     if options.log:
         runs = {"ours": ours} | ({"control": control} if control else {})
         options.log.write_text(json.dumps({k: [v.each, [vars(s) for s in v.looks]] for k, v in runs.items()}))

@@ -49,7 +49,7 @@ def requirements() -> dict[str, str]:
     return result | dict.fromkeys(re.findall(r"[\w.-]+==[\w.]+", makefile), "Makefile")
 
 
-def stated() -> dict[str, str]:
+def stated_requirements() -> dict[str, str]:
     """Return the same from SECURITY.md."""
     text = (ROOT / "SECURITY.md").read_text()
     return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| [^|]+ \| [^|]+ \|$", text, re.M))
@@ -66,22 +66,22 @@ def imported(file: Path) -> set[str]:
     return modules
 
 
-def odd(is_odd: Callable[[str], bool]) -> dict[str, set[str]]:
+def unusual_imports(is_odd: Callable[[str], bool]) -> dict[str, set[str]]:
     """Return imported modules by file, for the files that run in a host."""
     by_file = {file: {m for m in imported(file) if is_odd(m.split(".")[0])} for file in files(*RUNS)}
     return {str(file.relative_to(ROOT)): modules for file, modules in by_file.items() if modules}
 
 
-def unstated() -> dict[str, set[str]]:
+def unstated_imports() -> dict[str, set[str]]:
     """Return modules that are not of the standard library, this pack, the host or requirements.txt."""
     lines = [line for line, name in requirements().items() if name == "requirements.txt"]
     wanted = {re.match(r"\w+", line)[0] for line in lines}
-    return odd(lambda module: module not in wanted | sys.stdlib_module_names | OF_HOSTS | OURS)
+    return unusual_imports(lambda module: module not in wanted | sys.stdlib_module_names | OF_HOSTS | OURS)
 
 
-def reaching() -> dict[str, set[str]]:
+def network_imports() -> dict[str, set[str]]:
     """Return imports of modules that can access the network."""
-    return odd(lambda module: module in FETCHES)
+    return unusual_imports(lambda module: module in FETCHES)
 
 
 def too_new() -> dict[str, str]:
@@ -149,7 +149,7 @@ def pickle_in(folder: Path) -> Path:
     return folder / "amed-0.01.pkl"
 
 
-def watched(folder: Path) -> dict[str, str]:
+def offline_environment(folder: Path) -> dict[str, str]:
     """Return an environment whose processes may access only this machine; the log is folder/network.log."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
@@ -169,12 +169,12 @@ def requested(folder: Path) -> list[list[str]]:
     return [line for line in lines if line[0] != "watching" and line not in theirs]
 
 
-def alone(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
+def run_offline(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
     """Run code in a process without network access; return its output, and what it requested.
 
     Raises CalledProcessError."""
     arguments = [str(folder), str(pickle_in(folder))] if code is WORK else []
-    environment = os.environ | watched(folder) | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | offline_environment(folder) | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, check=True,
                          capture_output=True, text=True)  # fmt: skip
     return run.stdout, requested(folder)
@@ -182,17 +182,18 @@ def alone(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        output, sought = alone(Path(folder))
+        output, sought = run_offline(Path(folder))
     count, runs, saved = output.split()[-3:]
-    differ = set(stated().items()) ^ set(requirements().items())
+    differ = set(stated_requirements().items()) ^ set(requirements().items())
     rows = [
         (f"each module of the engine imported, {count} predictor files read, {runs} sampled with, one fitted "
          f"({saved} kept), one pickle converted: addresses requested, programs started", str(len(sought))),
         (f"modules with network access, in {len(files(*RUNS))} files that run in a host",
-         str(len(reaching()))),
-        ("modules imported there that neither a requirement nor the host provides", str(len(unstated()))),
+         str(len(network_imports()))),
+        ("modules imported there that neither a requirement nor the host provides",
+         str(len(unstated_imports()))),
         ("requirements, each with range, licence and reason in SECURITY.md",
-         f"{len(stated())}, of which {len(differ)} differ from the files"),
+         f"{len(stated_requirements())}, of which {len(differ)} differ from the files"),
         ("files that Python 3.10 cannot parse", str(len(too_new()))),
         ("Python of this run", platform.python_version()),
     ]  # fmt: skip

@@ -22,15 +22,15 @@ CASES = samplers.cases()
 @pytest.mark.parametrize("solver", EVERY, ids=orders.label)
 def test_every_recipe_has_its_theoretical_order(solver):
     run, formula_order, _ = orders.theory(solver)
-    assert orders.as_run(solver) == pytest.approx(run, abs=0.2)
-    assert orders.alone(solver) == pytest.approx(formula_order, abs=0.2)
+    assert orders.order_of_runs(solver) == pytest.approx(run, abs=0.2)
+    assert orders.order_of_formula(solver) == pytest.approx(formula_order, abs=0.2)
 
 
 @pytest.mark.parametrize("data", [True, False])
 def test_why_dpmpp_3_is_of_second_order(data, monkeypatch):
     """With Taylor's full third-order term it would be of third order."""
-    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.whole_third_order, orders=3, lowers=True))
-    assert orders.alone(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
+    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.full_third_order, orders=3, lowers=True))
+    assert orders.order_of_formula(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
 
 
 @EXAMPLES
@@ -60,7 +60,7 @@ def test_the_network_is_the_same_in_any_batch():
 
 @pytest.mark.parametrize("dtype", numerics.EPS, ids=str)
 def test_rounding_stays_within_its_bound(dtype):
-    distances = {case.name: numerics.rounded(case, dtype) for case in CASES}
+    distances = {case.name: numerics.rounding_error(case, dtype) for case in CASES}
     assert max(distances.values()) < numerics.EPS[dtype] * torch.finfo(dtype).eps
     assert min(distances.values()) > torch.finfo(dtype).eps / 10  # rounding did have an effect
 
@@ -96,7 +96,7 @@ def test_the_end_does_not_jump_where_the_start_passes_a_time(img2img, table):
     """Except for the 0.1% step that is left out there.
 
     It used to jump by 0.16, because weights on missing slopes went to the newest one."""
-    for start in numerics.at_times(table):
+    for start in numerics.starts_at_times(table):
         assert numerics.jump(table, img2img[0], start, *img2img[1:], by=1e-6) < numerics.JUMP
 
 
@@ -109,7 +109,7 @@ def test_the_end_moves_no_faster_than_the_start(img2img, nfe, share, by):
     high, low = TABLES[nfe].sigmas()[[0, -2]].tolist()
     start = low * (high / low) ** share * 1.02
     moved = numerics.jump(TABLES[nfe], img2img[0], start, *img2img[1:], by=by / 2)
-    near = any(abs(start / t - 1) < by for t in numerics.at_times(TABLES[nfe]))
+    near = any(abs(start / t - 1) < by for t in numerics.starts_at_times(TABLES[nfe]))
     assert moved < numerics.SLOPE * by + near * numerics.JUMP
 
 

@@ -8,15 +8,15 @@ from trust import supply
 
 
 def test_the_table_of_dependencies_agrees_with_the_files():
-    assert supply.stated() == supply.requirements()
+    assert supply.stated_requirements() == supply.requirements()
 
 
 def test_host_code_imports_only_stated_requirements():
-    assert supply.unstated() == {}
+    assert supply.unstated_imports() == {}
 
 
 def test_host_code_imports_no_network_modules():
-    assert supply.reaching() == {}
+    assert supply.network_imports() == {}
 
 
 def test_python_3_10_parses_every_file():
@@ -45,7 +45,7 @@ def test_every_licence_is_stated():
 
 def test_a_run_accesses_no_network(tmp_path):
     """Every module, files, sampling, a fit, a converted pickle; and no program is started."""
-    output, sought = supply.alone(tmp_path)
+    output, sought = supply.run_offline(tmp_path)
     assert output.startswith("done 43 11 ") and sought == []
 
 
@@ -60,7 +60,7 @@ def test_a_run_accesses_no_network(tmp_path):
 )
 def test_network_access_would_be_detected(tmp_path, code):
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        supply.alone(tmp_path, code)
+        supply.run_offline(tmp_path, code)
     assert "only this machine is allowed" in failed.value.stderr
     assert [kind for kind, *_ in supply.requested(tmp_path)] == ["address"]
 
@@ -69,4 +69,4 @@ def test_loopback_and_local_sockets_are_allowed(tmp_path):
     code = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
     )
-    assert supply.alone(tmp_path, code)[1] == []
+    assert supply.run_offline(tmp_path, code)[1] == []

@@ -16,21 +16,16 @@ GONE = object()
 
 @dataclass(frozen=True)
 class Case:
-    """One missing feature.
+    """A missing feature of the host, and what is expected without it."""
 
-    take(webui, put): takes the feature away, by `put(owner, name, value)`. feature(webui): what the user gets
-    from it. now: the result without it, was: with it, None if not checked. said: words of the single line, ""
-    for none, where the result is still correct. same: whether the image stays the same. on: the kinds of host
-    that have the feature. covers: names by which the adapter asks for it."""
-
-    take: Callable[[Any, Callable], None]
-    feature: Callable[[Any], Any]
-    now: Any
-    was: Any = None
-    said: str = ""
-    same: bool = True
-    on: tuple[str, ...] = ("a1111", "forge")
-    covers: tuple[str, ...] = ()
+    take: Callable[[Any, Callable], None]  # take(webui, put) removes the feature by put(owner, name, value)
+    feature: Callable[[Any], Any]  # feature(webui) returns what the user gets from the feature
+    now: Any  # result without the feature
+    was: Any = None  # result with the feature; None: not checked
+    said: str = ""  # words of the single warning; "": no warning, because the result is still correct
+    same: bool = True  # whether the image stays the same
+    on: tuple[str, ...] = ("a1111", "forge")  # kinds of host that have the feature
+    covers: tuple[str, ...] = ()  # names by which the adapter asks for the feature
 
 
 def kdiffusion() -> Any:

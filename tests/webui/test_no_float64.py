@@ -51,7 +51,7 @@ def move(webui, monkeypatch):
     return moved
 
 
-def every(webui):
+def images_by_sampler(webui):
     """Return the images of every sampler, by name."""
     images_by_name = {}
     for line in webui.samplers.LINES:
@@ -72,9 +72,9 @@ def every(webui):
 
 
 def test_every_sampler_and_the_schedule(webui, move):
-    on_cpu = every(webui)
+    on_cpu = images_by_sampler(webui)
     move()
-    on_device = every(webui)
+    on_device = images_by_sampler(webui)
     for name, image in on_cpu.items():
         assert image.std() > 0.01 and (image - on_device[name]).abs().max() < 2e-4, name
 

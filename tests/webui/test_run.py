@@ -145,7 +145,7 @@ def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
 
 
 @pytest.fixture
-def by_halves(webui):
+def save_plain_and_halves(webui):
     """Save iPNDM-2 over 4 steps as whole.safetensors, and as halves.safetensors with changed weights.
 
     Its weights on what guidance adds are 1.5 times those on the unconditional slope, so that at CFG scale 2
@@ -164,27 +164,27 @@ def by_halves(webui):
     {}, {"prompt": "3 AND 5", "batch_size": 2}, {"s_min_uncond": 3.0},
     {"image": torch.full((1, 3, 32, 32), 0.7)},
 ])  # fmt: skip
-def test_the_halves_of_guidance_have_weights_of_their_own(by_halves, batched, settings):
-    by_halves.webui.batched = batched
+def test_the_halves_of_guidance_have_weights_of_their_own(save_plain_and_halves, batched, settings):
+    save_plain_and_halves.webui.batched = batched
     settings = {"sampler_name": "AMED Multistep", "denoising_strength": 0.8, **settings}
     if "image" in settings:
         settings["mask"] = torch.zeros(1, 1, 32, 32)
         settings["mask"][..., :16] = 1
-    out, p = images(by_halves, ("halves.safetensors",), cfg_scale=2.0, **settings)
+    out, p = images(save_plain_and_halves, ("halves.safetensors",), cfg_scale=2.0, **settings)
     infotext = dict(p.extra_generation_params)
-    expected, p = images(by_halves, ("whole.safetensors",), cfg_scale=3.0, **settings)
+    expected, p = images(save_plain_and_halves, ("whole.safetensors",), cfg_scale=3.0, **settings)
     assert torch.allclose(out, expected, atol=2e-3)
-    plain, _ = images(by_halves, ("whole.safetensors",), cfg_scale=2.0, **settings)
+    plain, _ = images(save_plain_and_halves, ("whole.safetensors",), cfg_scale=2.0, **settings)
     assert not torch.allclose(plain, expected, atol=5e-2)
     costs = [infotext[f"AMED {key}"] for key in ("evaluations", "network passes")]
     assert costs == [p.extra_generation_params[f"AMED {key}"] for key in ("evaluations", "network passes")]
-    assert no_hooks(by_halves.checkpoint.network) and no_hooks(wrapped(by_halves))
-    objects = getattr(by_halves.checkpoint, "forge_objects", None)
+    assert no_hooks(save_plain_and_halves.checkpoint.network) and no_hooks(wrapped(save_plain_and_halves))
+    objects = getattr(save_plain_and_halves.checkpoint, "forge_objects", None)
     assert objects is None or objects.unet.model_options == {}
 
 
 @pytest.fixture
-def spared(webui):
+def save_spared_and_unspared(webui):
     """Save spared.safetensors, a table of 4 evaluations, and the same table without spared passes
     (unspared.safetensors).
 
@@ -201,33 +201,35 @@ def spared(webui):
     return webui
 
 
-def test_a_pass_can_be_spared(spared):
+def test_a_pass_can_be_spared(save_spared_and_unspared):
     settings = {"sampler_name": "AMED Multistep", "cfg_scale": 2.0, "batch_size": 2}
-    out, p = images(spared, ("spared.safetensors",), **settings)
-    expected, full = images(spared, ("unspared.safetensors",), **settings)
+    out, p = images(save_spared_and_unspared, ("spared.safetensors",), **settings)
+    expected, full = images(save_spared_and_unspared, ("unspared.safetensors",), **settings)
     assert torch.allclose(out, expected, atol=1e-4)
     infotext, all_of_them = p.extra_generation_params, full.extra_generation_params
     assert infotext["AMED evaluations"] == all_of_them["AMED evaluations"] == 4
     assert all_of_them["AMED network passes"] == 8
     assert infotext["AMED network passes"] == (
-        6 if spared.kind == "forge" else 8
+        6 if save_spared_and_unspared.kind == "forge" else 8
     )  # A1111 runs the negative prompt in vain
     assert "AMED note" not in infotext
 
 
-def test_guidance_is_not_split_where_the_host_forbids_it(spared):
-    objects = getattr(spared.checkpoint, "forge_objects", None)
+def test_guidance_is_not_split_where_the_host_forbids_it(save_spared_and_unspared):
+    objects = getattr(save_spared_and_unspared.checkpoint, "forge_objects", None)
     if objects is None:
         return  # A1111 has no such patches
     objects.unet.model_options["sampler_post_cfg_function"] = [lambda args: args["denoised"]]
     with pytest.raises(PredictorError, match="spared.safetensors .* takes the halves of guidance apart"):
-        images(spared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0)
+        images(
+            save_spared_and_unspared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0
+        )
 
 
-def test_without_guidance_the_halves_are_equal(by_halves):
+def test_without_guidance_the_halves_are_equal(save_plain_and_halves):
     settings = {"sampler_name": "AMED Multistep", "cfg_scale": 1.0}
-    out, _ = images(by_halves, ("halves.safetensors",), **settings)
-    expected, _ = images(by_halves, ("whole.safetensors",), **settings)
+    out, _ = images(save_plain_and_halves, ("halves.safetensors",), **settings)
+    expected, _ = images(save_plain_and_halves, ("whole.safetensors",), **settings)
     assert torch.allclose(out, expected, atol=1e-4)
 
 

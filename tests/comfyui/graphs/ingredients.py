@@ -16,19 +16,19 @@ Drawn = dict[str, Any]
 class Ingredient:
     name: str
     group: str
-    """"model", "prompt" or "latent": what of a Scene it changes."""
+    """The part of a Scene that it changes: "model", "prompt" or "latent"."""
     put: Callable[..., None]
-    """put(scene, **inputs)."""
+    """put(scene, **inputs) adds it to the graph."""
     draw: Callable[[Random, Any], Drawn]
-    """Its inputs, for a recipe so far."""
+    """Draws its inputs, given the recipe so far."""
     bases: tuple[str, ...] = ALL
     kind: str = ""
-    """Of two of one kind a graph has one."""
+    """A graph has at most one ingredient of each kind."""
     often: int = 2
     joint: bool = False
-    """Whether it decides for a batch as a whole."""
+    """Whether its effect depends on the whole batch."""
     single: bool = False
-    """Whether the host has it for a batch of one only."""
+    """Whether the host supports it only for a batch of one."""
 
 
 INGREDIENTS: dict[str, Ingredient] = {}

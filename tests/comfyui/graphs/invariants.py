@@ -247,14 +247,14 @@ most, in 31 graphs: 1e-4, 0.004 and 0.04 (guidance of 5 and UniPC carry a roundi
 ALIKE = 16  # torch draws the same noise for a batch and its images if their size is a multiple of this
 
 
-def away(first: Tensor, other: Tensor) -> float:
+def relative_difference(first: Tensor, other: Tensor) -> float:
     """Return the largest difference, relative to the other's spread."""
     if first.shape != other.shape:
         return math.inf
     return float((first.float() - other.float()).abs().max() / other.float().std().clamp(min=1e-9))
 
 
-def share_of(recipe: Recipe) -> float:
+def tolerance_of(recipe: Recipe) -> float:
     """Return the relative difference that two runs of a recipe may have."""
     low = [ingredient["dtype"] for name, ingredient in recipe.ingredients if name == "SmallLatent"] + [
         recipe["dtype"]
@@ -283,10 +283,14 @@ def same_alone_and_in_lists(case: Case) -> None:
         if not run.latents:
             problem = run.died or (run.error.message if run.error else "no image")
             raise Broken(f"the batch runs, {variant} does not: {problem}"[:400])
-        share = share_of(recipe)
-        if away(torch.cat(run.latents), expected) > share:
+        share = tolerance_of(recipe)
+        if relative_difference(torch.cat(run.latents), expected) > share:
             theirs = case.run(all_of, HOSTS_OWN).latents, case.run(variant, HOSTS_OWN).latents
-            alike = theirs[0] and theirs[1] and away(torch.cat(theirs[1]), theirs[0][0][-len(expected) :])
+            alike = (
+                theirs[0]
+                and theirs[1]
+                and relative_difference(torch.cat(theirs[1]), theirs[0][0][-len(expected) :])
+            )
             share = max(share, 5 * alike) if alike and alike < share else math.inf
         case_of = "in a list" if variant == LIST else f"number {number} alone"
         compare(torch.cat(run.latents), expected, share, f"{case_of}: another image than in the batch")
@@ -318,7 +322,10 @@ def list_of_checkpoints_is_each(case: Case) -> None:
             raise Broken(f"the list runs, {which} alone does not: {run.error and run.error.message}")
         alone = run.latents[0]
         compare(
-            case.batch_run.latents[number], alone, share_of(case.recipe), f"the {which} checkpoint in a list"
+            case.batch_run.latents[number],
+            alone,
+            tolerance_of(case.recipe),
+            f"the {which} checkpoint in a list",
         )
         own_texts = [t for n in run.sampled.runs for t in run.texts(n) if COUNTED.search(t)]
         if len(texts) == 2 and own_texts and strip(texts[number]) != strip(own_texts[0]):
@@ -328,7 +335,7 @@ def list_of_checkpoints_is_each(case: Case) -> None:
 
 
 def compare(image: Tensor, expected: Tensor, share: float, label: str) -> None:
-    if not (difference := away(image, expected)) <= share:
+    if not (difference := relative_difference(image, expected)) <= share:
         raise Broken(f"{label}: {difference:.3g} of its spread away (allowed {share:g})")
 
 
@@ -345,7 +352,7 @@ def plain_is_the_hosts(case: Case) -> None:
         else case.run(by_host=True)
     )
     if run.latents:
-        share = 5 * share_of(recipe)
+        share = 5 * tolerance_of(recipe)
         compare(case.batch_run.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
 
 
@@ -365,7 +372,7 @@ def masks_keep(case: Case) -> None:
     difference = float(
         (result_part.float() - start_part.float()).abs().max() / batch.latents[0].float().std()
     )
-    if not difference <= 5 * share_of(recipe):
+    if not difference <= 5 * tolerance_of(recipe):
         raise Broken(f"what the mask keeps is {difference:.3g} of the image's spread away from the start")
 
 

@@ -27,15 +27,15 @@ USUAL: dict[str, Any] = {"batch": 1, "dtype": "fp32", "cfg": 2.0, "noise": 3, "w
 @dataclass(frozen=True)
 class Recipe:
     seed: int
-    """That it was drawn from."""
+    """The seed that it was drawn from."""
     base: str
     """One of BASES."""
     way: str
-    """One of WAYS: how it is sampled."""
+    """One of WAYS, by which it is sampled."""
     settings: dict[str, Any]
-    """Of the model, the LATENT and the way."""
+    """Settings of the model, the LATENT and the way."""
     ingredients: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Names in INGREDIENTS and their inputs, in the order in which they are put into the graph."""
+    """Names in INGREDIENTS and their inputs, in the order in which they are added to the graph."""
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]

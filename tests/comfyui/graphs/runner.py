@@ -35,11 +35,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a recipe: RUNS, REFUSED or INVALID (`reason` says why), or FAILED."""
+    """The outcome of a recipe."""
 
     recipe: Recipe
-    state: str
-    reason: str = ""
+    state: str  # RUNS, REFUSED, INVALID or FAILED
+    reason: str = ""  # message of a refusal, or why the graph is invalid
     failures: tuple[Failure, ...] = ()
     runs: int = 1
 
@@ -101,7 +101,7 @@ class Runner:
         smallest, progress = failure, True
         while progress and trials > 0:
             progress = False
-            for recipe in smaller(smallest.recipe):
+            for recipe in smaller_recipes(smallest.recipe):
                 if trials <= 0:
                     break
                 trials -= 1
@@ -117,7 +117,7 @@ class Runner:
         return build(recipe).nodes
 
 
-def smaller(recipe: Recipe) -> list[Recipe]:
+def smaller_recipes(recipe: Recipe) -> list[Recipe]:
     """Return the recipe without each of its ingredients, and with each setting as usual."""
     fewer = [recipe.without(i) for i in range(len(recipe.ingredients))]
     usual = [recipe.set(**{k: v}) for k, v in USUAL.items() if k in recipe.settings and recipe[k] != v]

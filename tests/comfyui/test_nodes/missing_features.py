@@ -92,13 +92,10 @@ def result_or_error(call: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """One missing feature.
+    """A missing feature of the host."""
 
-    take(scene): context managers that take it away. feature(scene, report): what the user gets from it, as
-    JSON."""
-
-    take: Callable[[Any], list]
-    feature: Callable[[Any, Any], Any]
+    take: Callable[[Any], list]  # take(scene) returns context managers that remove the feature
+    feature: Callable[[Any, Any], Any]  # feature(scene, report) returns what the user gets from it, as JSON
 
 
 def module_without(name: str, lacks: str | None = None) -> Callable[[Any], list]:
