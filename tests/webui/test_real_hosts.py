@@ -1,5 +1,4 @@
-"""AMED in a real AUTOMATIC1111, Forge and reForge, where A1111_PATH, FORGE_PATH and REFORGE_PATH name
-them."""
+"""AMED in a real AUTOMATIC1111, Forge and reForge, found by A1111_PATH, FORGE_PATH and REFORGE_PATH."""
 
 import base64
 import io
