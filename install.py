@@ -1,6 +1,6 @@
-"""Run by the WebUIs and by ComfyUI-Manager at every start: install what is missing of requirements.txt.
+"""Install missing packages of requirements.txt. The WebUIs and ComfyUI-Manager run this at every start.
 
-Quick when nothing is missing, and never touches torch."""
+Quick if nothing is missing. Never installs torch."""
 
 import importlib.util
 import re
@@ -11,27 +11,29 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parent / "requirements.txt"
 
 
-def missing() -> list[str]:
-    """Requirements whose module cannot be found; the module is called as the distribution."""
-    wanted = []
+def missing_packages() -> list[str]:
+    """Return requirements whose module cannot be found; module and distribution have the same name."""
+    packages = []
     for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if REQUIREMENTS.is_file() else ():
         requirement = line.partition("#")[0].strip()
-        name = re.match(r"[A-Za-z0-9]\w*", requirement)  # an option, as -r, is no name
+        name = re.match(r"[A-Za-z0-9]\w*", requirement)  # an option, e.g. -r, is not a name
         if name and not name[0].startswith("torch") and importlib.util.find_spec(name[0]) is None:
-            wanted.append(requirement)
-    return wanted
+            packages.append(requirement)
+    return packages
 
 
 def main() -> None:
-    wanted = missing()
-    if not wanted:
+    packages = missing_packages()
+    if not packages:
         return
-    print(f"AMED: installing {', '.join(wanted)}")
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *wanted])
-    if done.returncode:  # the host must start all the same
+    print(f"AMED: installing {', '.join(packages)}")
+    process = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *packages]
+    )
+    if process.returncode:  # the host must start anyway
         print(
-            f"AMED: could not install {', '.join(wanted)}; install by hand: {sys.executable} -m pip install "
-            + " ".join(wanted)
+            f"AMED: could not install {', '.join(packages)}. Install by hand: "
+            + f"{sys.executable} -m pip install {' '.join(packages)}"
         )
 
 

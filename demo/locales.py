@@ -1,7 +1,7 @@
 """Write locales/en/nodeDefs.json, the texts of the nodes in the form ComfyUI translates.
 
 `python -m demo.locales` asks a running ComfyUI for the texts. The other languages are written by hand with
-the same keys; tests/comfyui/test_promises.py reports missing ones."""
+the same keys; tests/comfyui/test_node_schemas.py reports missing ones."""
 
 import json
 from typing import Any

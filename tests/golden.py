@@ -1,9 +1,9 @@
-"""Reference trajectories, reproduced: `python tests/golden.py FOLDER` prints a line a case, exits 1 if one
-fails.
+"""Compare this repository with reference trajectories of the method authors' released code.
+
+`python tests/golden.py FOLDER` prints one line per case, and exits with 1 if a case fails.
 
 A folder holds sampling.{json,safetensors}, training.{json,safetensors} and sd15_table.safetensors, or some of
-them: numbers of the method authors' released code on a closed-form model (tests/golden_data/README.md).
-"""
+them: numbers of the authors' code on a closed-form model (tests/golden_data/README.md)."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ DEFAULT_ORDER = {"ipndm": 4, "dpmpp": 3}
 
 
 class Toy(nn.Module):
-    """A mixture of four Gaussians' exact denoiser; its bottleneck is x / sqrt(1 + t^2)."""
+    """The exact denoiser of a mixture of four Gaussians; its bottleneck is x / sqrt(1 + t^2)."""
 
     def __init__(self, mu: Tensor, variance: float = 0.05):
         super().__init__()
@@ -45,7 +45,7 @@ class Toy(nn.Module):
 
 
 def error(mine: Tensor, theirs: Tensor) -> float:
-    """Relative error, by norm."""
+    """Return the relative error by norm."""
     return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-12))
 
 
@@ -67,11 +67,11 @@ def under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def sampling(folder: Path) -> Iterator[tuple[str, float]]:
-    """Every state of every case, at its schedule built from its settings."""
+    """Yield the error of every sampling case: all its states, on the schedule of its settings."""
     tensors = load_file(folder / "sampling.safetensors")
     toy = Toy(tensors["mu"])
     for i, case in enumerate(json.loads((folder / "sampling.json").read_text())):
-        own = under(tensors, f"{i}.")
+        reference = under(tensors, f"{i}.")
         sigmas = schedules.make(
             case["schedule_type"],
             case["num_steps"],
@@ -79,43 +79,46 @@ def sampling(folder: Path) -> Iterator[tuple[str, float]]:
             case["sigma_max"],
             case["schedule_rho"],
         )
-        schedule_error = error(sigmas, own["sigmas"])
+        schedule_error = error(sigmas, reference["sigmas"])
         if case["denoise_to_zero"]:
             sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
-        solver, predictor = solver_of(case, case["solver"]), predictor_of(case, under(own, "predictor."))
-        ask = FromModule(toy.middle_block)
-        problem = Problem(toy, evaluate=Thresholded(ask) if solver.predict_x0 else ask)
-        x = own["noise"] * sigmas[0]
+        solver, predictor = (
+            solver_of(case, case["solver"]),
+            predictor_of(case, under(reference, "predictor.")),
+        )
+        evaluate = FromModule(toy.middle_block)
+        problem = Problem(toy, evaluate=Thresholded(evaluate) if solver.predict_x0 else evaluate)
+        x = reference["noise"] * sigmas[0]
         with torch.no_grad():
-            found = [x] + [s.x for s in states(problem, solver, x, sigmas, predictor, case["afs"])]
-        worst = max(error(mine, theirs) for mine, theirs in zip(found, own["states"], strict=True))
+            result = [x] + [s.x for s in states(problem, solver, x, sigmas, predictor, case["afs"])]
+        worst = max(error(mine, theirs) for mine, theirs in zip(result, reference["states"], strict=True))
         yield f"sampling {i} {case['solver']} {case['schedule_type']}", max(worst, schedule_error)
 
 
 def sd15(folder: Path) -> Iterator[tuple[str, float]]:
-    """The published table on the toy model, from x_vp = noise; states compared at the base times."""
-    own = load_file(folder / "sd15_table.safetensors")
+    """Yield the errors of the published table on the toy model, from x_vp = noise, at the base times."""
+    reference = load_file(folder / "sd15_table.safetensors")
     fitted = published.sd15()
     steps = torch.tensor(published.sd15_timesteps())
-    yield "sd15 timesteps", float((steps[:-1] != own["timesteps"]).sum())
-    yield "sd15 sigmas", error(schedules.sd_sigmas()[torch.tensor(published.TIMESTEPS)], own["sigmas"])
+    yield "sd15 timesteps", float((steps[:-1] != reference["timesteps"]).sum())
+    yield "sd15 sigmas", error(schedules.sd_sigmas()[torch.tensor(published.TIMESTEPS)], reference["sigmas"])
     base = fitted.sigmas()
-    x = own["noise"] * (1 + base[0] ** 2).sqrt()
+    x = reference["noise"] * (1 + base[0] ** 2).sqrt()
     with torch.no_grad():
-        run = states(Problem(Toy(own["mu"])), fitted.spec.student, x, base, fitted.predictor)
-        found = [s.x for s in run]
-    for k, (state, sigma) in enumerate(zip(found, base[1:])):
-        yield f"sd15 state {k}", error(state / (1 + sigma**2).sqrt(), own["states_vp"][2 * k + 1])
-    yield "sd15 end", error(found[-1], own["final_sigma_space"])
+        run = states(Problem(Toy(reference["mu"])), fitted.spec.student, x, base, fitted.predictor)
+        result = [s.x for s in run]
+    for k, (state, sigma) in enumerate(zip(result, base[1:])):
+        yield f"sd15 state {k}", error(state / (1 + sigma**2).sqrt(), reference["states_vp"][2 * k + 1])
+    yield "sd15 end", error(result[-1], reference["final_sigma_space"])
 
 
 def training(folder: Path) -> Iterator[tuple[str, float]]:
-    """Teacher states, losses and gradients of one loop of Algorithm 1 without updates."""
+    """Yield the errors of teacher states, losses and gradients of one loop of Algorithm 1 without updates."""
     tensors = load_file(folder / "training.safetensors")
     toy = Toy(tensors["mu"])
     for i, case in enumerate(json.loads((folder / "training.json").read_text())):
-        own = under(tensors, f"{i}.")
-        predictor = predictor_of(case, under(own, "predictor."))
+        reference = under(tensors, f"{i}.")
+        predictor = predictor_of(case, under(reference, "predictor."))
         teacher = Teacher(solver_of(case, case["teacher"]), case["M"])
         times = teacher.times(
             case["schedule_type"],
@@ -125,31 +128,32 @@ def training(folder: Path) -> Iterator[tuple[str, float]]:
             case["schedule_rho"],
         )
         base = times[:: case["M"] + 1]
-        x = own["noise"] * base[0]
-        found = teacher.states(toy, x, times, {})
+        x = reference["noise"] * base[0]
+        result = teacher.states(toy, x, times, {})
         name = f"training {i} {case['student']}"
-        yield f"{name} teacher", error(torch.stack(found), own["teacher"])
+        yield f"{name} teacher", error(torch.stack(result), reference["teacher"])
         problem = Problem(toy, evaluate=FromModule(toy.middle_block))
         student = solver_of(case, case["student"])
-        run = losses(problem, student, predictor, x, base, list(own["teacher"]), case["afs"])
+        run = losses(problem, student, predictor, x, base, list(reference["teacher"]), case["afs"])
         for k, loss in enumerate(run):
-            yield f"{name} loss {k}", error(loss.detach(), own["losses"][k])
+            yield f"{name} loss {k}", error(loss.detach(), reference["losses"][k])
             predictor.zero_grad()
             loss.backward()
             mine = dict(predictor.named_parameters())
-            for parameter, theirs in under(own, f"grad.{k}.").items():
+            for parameter, theirs in under(reference, f"grad.{k}.").items():
                 yield f"{name} grad {k} {parameter}", error(mine[parameter].grad, theirs)
 
 
 def cases(folder: Path) -> Iterator[tuple[str, float]]:
-    """(name, relative error) of every case in the folder. Raises FileNotFoundError for a folder without
-    any."""
-    found = False
+    """Yield (name, relative error) of every case in the folder.
+
+    Raises FileNotFoundError if the folder has no cases."""
+    any_file = False
     for file, run in (("sampling", sampling), ("sd15_table", sd15), ("training", training)):
         if (folder / f"{file}.safetensors").is_file():
-            found = True
+            any_file = True
             yield from run(folder)
-    if not found:
+    if not any_file:
         raise FileNotFoundError(f"{folder} holds no sampling, training or sd15_table .safetensors")
 
 

@@ -1,12 +1,12 @@
-"""GGUF's quantisers, written from their formats: what llama.cpp's tools make of a float32 weight.
+"""GGUF's quantisers, written from the format descriptions, as a stand-in for llama.cpp's tools.
 
-`pack(kind, values)` gives the bytes of a file `[blocks, bytes]`, `unpack` the values; the search for scales
-is the plain one (the range of each block), as the formats' reference quantisers begin."""
+`pack(kind, values)` returns the bytes of a file, `[blocks, bytes]`; `unpack` returns the values. The scales
+come from the range of each block, without the search that llama.cpp adds."""
 
 import numpy as np
 
 NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=np.float32)
-BLOCKS = {"Q8_0": 32, "Q4_0": 32, "Q4_1": 32, "IQ4_NL": 32, "Q4_K": 256, "Q2_K": 256}  # values of each
+BLOCKS = {"Q8_0": 32, "Q4_0": 32, "Q4_1": 32, "IQ4_NL": 32, "Q4_K": 256, "Q2_K": 256}  # values per block
 
 
 def half(x):
@@ -14,7 +14,7 @@ def half(x):
 
 
 def over(a, b):
-    """a / b, 0 where b is."""
+    """Return a / b, and 0 where b is 0."""
     b = np.asarray(b, dtype=np.float32)
     return np.divide(a, b, out=np.zeros(np.broadcast_shapes(np.shape(a), b.shape), np.float32), where=b != 0)
 
@@ -25,12 +25,12 @@ def as_bytes(*parts):
 
 
 def extreme(x):
-    """The value furthest from 0 of each row, with its sign."""
+    """Return the value of each row that is furthest from 0, with its sign."""
     return np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)
 
 
 def nibbles(q):
-    """The first half of each row in the low bits, the second in the high ones."""
+    """Pack the first half of each row into the low four bits and the second half into the high four bits."""
     low, high = np.split(q.astype(np.uint8), 2, axis=-1)
     return low | high << 4
 
@@ -58,8 +58,8 @@ def pack(kind, values):
     d, dmin = step.max(-1, keepdims=True) / most, -least.min(-1, keepdims=True) / most
     sc, m = np.round(over(step, d)).astype(np.uint8), np.round(over(-least, dmin)).astype(np.uint8)
     d, dmin = half(d), half(dmin)
-    own, low = (d * sc.astype(np.float32))[..., None], (dmin * m.astype(np.float32))[..., None]
-    q = np.clip(np.round(over(sub + low, own)), 0, levels).astype(np.uint8)
+    scale, low = (d * sc.astype(np.float32))[..., None], (dmin * m.astype(np.float32))[..., None]
+    q = np.clip(np.round(over(sub + low, scale)), 0, levels).astype(np.uint8)
     if kind == "Q4_K":
         first = sc[:, :4] & 63 | (sc[:, 4:] >> 4) << 6
         second = m[:, :4] & 63 | (m[:, 4:] >> 4) << 6

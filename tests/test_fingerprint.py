@@ -1,4 +1,4 @@
-"""amed.fingerprint: the same checkpoint in any precision, another for other weights."""
+"""amed.fingerprint identifies a checkpoint in any precision, and tells different weights apart."""
 
 import random
 
@@ -21,7 +21,7 @@ def unet():
 
 
 def weights(seed=1, heavy=False, count=36, shape=(96, 512)):
-    """(name, weight) pairs; heavy: with the long tails that trained weights have."""
+    """Return (name, weight) pairs; `heavy` gives them the long tails of trained weights."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal():
@@ -36,7 +36,7 @@ def tuned(named, drift, seed=9):
 
 
 class Quantised(torch.Tensor):
-    """A tensor of codes, as hosts and packs have them: its values come from `dequantize()` alone."""
+    """A tensor of codes, as hosts and packs store them: only `dequantize()` returns its values."""
 
     @staticmethod
     def of(kind, weight):
@@ -58,7 +58,7 @@ class Quantised(torch.Tensor):
 
 
 def stored(form, named):
-    """The weights as a file of a precision or of a GGUF format has them."""
+    """Return the weights as a file in this precision or GGUF format stores them."""
     if form == "scaled fp8":
         scales = [w.abs().max() / 448 for _, w in named]
         return [(n, (w / s).to(torch.float8_e4m3fn).float() * s) for (n, w), s in zip(named, scales)]
@@ -74,44 +74,44 @@ FORMS = (*PLAIN, "scaled fp8", *BLOCKS, "Q4_1 as fp16", "Q4_K as fp16")
 
 @pytest.fixture(scope="module", params=[False, True], ids=["normal", "heavy"])
 def checkpoint(request):
-    """(the weights, form -> signature)."""
+    """Return (the weights, {form: signature})."""
     named = weights(heavy=request.param)
     return named, {form: signature(stored(form, named)) for form in FORMS}
 
 
-def test_survives_dtypes_and_prefixes(unet):
-    own = fingerprint(unet.named_parameters())
-    assert len(own) == 16
+def test_dtype_and_name_prefix_do_not_matter(unet):
+    expected = fingerprint(unet.named_parameters())
+    assert len(expected) == 16
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        assert fingerprint((f"model.{n}", w.to(dtype)) for n, w in unet.named_parameters()) == own
+        assert fingerprint((f"model.{n}", w.to(dtype)) for n, w in unet.named_parameters()) == expected
         assert signature((f"model.{n}", w.to(dtype)) for n, w in unet.named_parameters()) == signature(
             unet.named_parameters()
         )
 
 
-def test_fingerprints_in_files_are_as_they_were(unet):
-    """Written by 8f1c09c."""
+def test_saved_fingerprints_stay_valid(unet):
+    """The expected value was written by commit 8f1c09c."""
     assert fingerprint(unet.named_parameters()) == "e33de11eed301648"
 
 
 def test_every_precision_is_the_same_checkpoint(checkpoint):
     _, signatures = checkpoint
-    for one in FORMS:
+    for form in FORMS:
         for other in FORMS:
-            opposite, shared = distance(signatures[one], signatures[other])
-            assert opposite == 0 and shared > 512, (one, other)
-            assert alike(signatures[one], signatures[other])
+            opposite, shared = distance(signatures[form], signatures[other])
+            assert opposite == 0 and shared > 512, (form, other)
+            assert alike(signatures[form], signatures[other])
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_another_checkpoint_is_another_in_every_precision(checkpoint, form):
+def test_another_checkpoint_differs_in_every_precision(checkpoint, form):
     named, signatures = checkpoint
     other = signature(stored(form, weights(2)))
-    assert not [known for known in FORMS if alike(signatures[known], other)]
+    assert not [other_form for other_form in FORMS if alike(signatures[other_form], other)]
 
 
-def test_the_rest_of_a_network_does_not_hide_other_matrices(checkpoint):
-    """A GGUF of another model whose convolutions are the same: every third matrix is its own."""
+def test_shared_layers_do_not_hide_differing_matrices(checkpoint):
+    """A GGUF file of another model with the same convolutions: every third matrix differs."""
     named, signatures = checkpoint
     theirs = [w if i % 3 else o for i, (w, o) in enumerate(zip(named, weights(2)))]
     assert not alike(signatures["fp16"], signature(stored("Q4_K", theirs)))
@@ -123,45 +123,47 @@ def test_the_rest_of_a_network_does_not_hide_other_matrices(checkpoint):
     (0.02, ("fp32", "fp16", "bf16", "scaled fp8", "fp8_e5m2", "Q8_0")),
     (0.1, ("fp32", "fp16", "bf16", "scaled fp8", "fp8_e5m2", "fp8_e4m3fn", "Q8_0", "Q4_0", "IQ4_NL")),
 ])  # fmt: skip
-def test_a_little_training_is_another_checkpoint(checkpoint, drift, forms):
-    """Of the weights' own size; beside the checkpoint in fp16. What 4 bits round away cannot be told."""
+def test_slightly_trained_weights_are_another_checkpoint(checkpoint, drift, forms):
+    """The drift is relative to the weights' own size, and is compared with the checkpoint in fp16.
+
+    A drift that 4-bit rounding hides cannot be detected."""
     named, signatures = checkpoint
     after = tuned(named, drift)
     assert not [form for form in forms if alike(signatures["fp16"], signature(stored(form, after)))]
 
 
-def test_tells_a_little_training_apart(unet):
-    own = fingerprint(unet.named_parameters())
+def test_fingerprint_and_signature_detect_slight_training(unet):
+    original = fingerprint(unet.named_parameters())
     torch.manual_seed(1)
     after = [(n, w + 0.01 * w.std().nan_to_num() * torch.randn_like(w)) for n, w in unet.named_parameters()]
-    assert fingerprint(after) != own
+    assert fingerprint(after) != original
     assert not alike(signature(after), signature(unet.named_parameters()))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_merge_is_neither_parent(share):
-    one, other = weights(1), weights(2)
-    merge = signature([(n, (1 - share) * a + share * b) for (n, a), (_, b) in zip(one, other)])
-    assert not alike(merge, signature(one)) and not alike(merge, signature(other))
+def test_a_merge_matches_neither_parent(share):
+    first, other = weights(1), weights(2)
+    merge = signature([(n, (1 - share) * a + share * b) for (n, a), (_, b) in zip(first, other)])
+    assert not alike(merge, signature(first)) and not alike(merge, signature(other))
 
 
 @pytest.mark.parametrize("shape", [(320, 512), (64, 3, 3, 3), (7, 5), (1, 33), (100, 4, 1, 1)])
 @pytest.mark.parametrize("count", [1, 3, 31, 32, 33, 200])
-def test_networks_of_any_size(count, shape):
+def test_networks_of_any_size_have_a_signature(count, shape):
     named = weights(1, count=count, shape=shape)
     text = signature(named)
     opposite, shared = distance(text, signature([(f"a.{n}", w.half()) for n, w in named]))
     assert opposite == 0 and 0 < shared <= 4096 and len(text) < 800
     identity = identity_of("toy", named)
-    assert identity.same(identity_of("toy", [(n, w.half()) for n, w in named]))  # by either
+    assert identity.same(identity_of("toy", [(n, w.half()) for n, w in named]))  # by fingerprint or signature
     assert not identity.same(identity_of("toy", weights(2, count=count, shape=shape)))
 
 
-def test_another_architecture_is_another():
+def test_another_architecture_does_not_match():
     assert alike(signature(weights(1, count=40)), signature(weights(1, count=7))) is False
 
 
-def test_values_that_say_nothing_take_no_part():
+def test_constant_and_nan_weights_are_ignored():
     zeros = [(f"w{i}", torch.zeros(64, 64)) for i in range(40)]
     ones = [(f"w{i}", torch.ones(64, 64)) for i in range(40)]
     nans = [(f"w{i}", torch.full((64, 64), float("nan"))) for i in range(40)]
@@ -169,7 +171,7 @@ def test_values_that_say_nothing_take_no_part():
     assert alike(signature(zeros), signature(weights())) is None
 
 
-def test_codes_of_an_unknown_format_tell_checkpoints_apart_too():
+def test_codes_of_an_unknown_format_distinguish_checkpoints():
     def packed(seed):
         return [(n, torch.from_numpy(pack("Q8_0", w.numpy()))) for n, w in weights(seed)]
 
@@ -177,45 +179,48 @@ def test_codes_of_an_unknown_format_tell_checkpoints_apart_too():
     assert not alike(signature(packed(1)), signature(packed(2)))
 
 
-def test_needs_weights():
+def test_a_network_without_weight_matrices_is_an_error():
     for of in (fingerprint, signature):
         with pytest.raises(ValueError, match="no weight matrix"):
             of([("bias", torch.zeros(3))])
 
 
-def test_what_is_no_signature_counts_as_none():
-    own = signature(weights())
+def test_an_invalid_signature_counts_as_missing():
+    valid = signature(weights())
     dice = random.Random(0)
-    broken = ["", "1.", "x", "2." + own[2:], own[:40], own + "A", "1.!!!", "1." + "A" * 400, "\ud800"]
-    broken += [own[:i] + dice.choice("Aa0_") + own[i + 1 :] for i in dice.sample(range(2, len(own)), 50)]
+    broken = ["", "1.", "x", "2." + valid[2:], valid[:40], valid + "A", "1.!!!", "1." + "A" * 400, "\ud800"]
+    broken += [
+        valid[:i] + dice.choice("Aa0_") + valid[i + 1 :] for i in dice.sample(range(2, len(valid)), 50)
+    ]
     for text in broken:
-        assert alike(own, text) in (None, True, False)
-    assert [alike(own, text) for text in broken[:4]] == [None] * 4
+        assert alike(valid, text) in (None, True, False)
+    assert [alike(valid, text) for text in broken[:4]] == [None] * 4
 
 
 A, B = signature(weights(1)), signature(weights(2))
 
 
-@pytest.mark.parametrize(("one", "other", "same"), [
+@pytest.mark.parametrize(("first", "other", "same"), [
     (("f", A), ("f", A), True),
     (("fp16's", A), ("Q4_K's", signature(stored("Q4_K", weights(1)))), True),
     (("f", A), ("f", B), False),
-    (("f", ""), ("f", A), True),  # an older file
+    (("f", ""), ("f", A), True),  # a file of an older version
     (("f", ""), ("f", ""), True),
     (("f", ""), ("g", A), False),
     (("", A), ("", A), True),
-    (("", ""), ("", ""), False),  # nobody knows
+    (("", ""), ("", ""), False),  # neither is known
     (("", A), ("f", ""), False),
     (("f", "broken"), ("f", A), True),
 ])  # fmt: skip
-def test_one_checkpoint(one, other, same):
-    one, other = Identity("sd15", *one), Identity("sd15", *other)
-    assert one.same(other) is same and other.same(one) is same
+def test_identities_match_by_fingerprint_or_signature(first, other, same):
+    """Compare two identities, each (fingerprint, signature), in both orders."""
+    first, other = Identity("sd15", *first), Identity("sd15", *other)
+    assert first.same(other) is same and other.same(first) is same
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-def test_the_quantisers_are_what_they_should_be(kind):
-    """Each value is near: at most about a step of its block away."""
+def test_the_quantisers_are_accurate_to_a_step(kind):
+    """Each value is within about one step of its block."""
     x = np.random.default_rng(0).normal(size=(64, 256)).astype(np.float32)
     steps = {"Q8_0": 0.02, "Q4_0": 0.5, "Q4_1": 0.35, "IQ4_NL": 0.6, "Q4_K": 0.35, "Q2_K": 1.0}
     assert np.abs(unpack(kind, pack(kind, x)).reshape(x.shape) - x).max() < steps[kind]

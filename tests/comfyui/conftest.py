@@ -1,4 +1,5 @@
-"""One real ComfyUI for all tests of this folder, with its own folder of models, and graphs to send it."""
+"""One real ComfyUI for all tests of this folder, with its own folder of models, and helpers that build
+graphs."""
 
 import shutil
 import subprocess
@@ -16,13 +17,13 @@ from amed.kdiffusion import solver_of
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
-SMALL_NFE = 4  # what the user's own predictors below take: no bundled one does
+SMALL_NFE = 4  # evaluations of the user's predictors below; no bundled predictor takes as many
 MLP = "test_mlp.safetensors"  # takes 6, wants the bottleneck
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """A running comfyui.Server; skips, saying so, where there is no ComfyUI."""
+    """A running comfyui.Server; without a ComfyUI the tests are skipped, with the reason."""
     if comfyui.find() is None:
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
     base = tmp_path_factory.mktemp("comfyui")
@@ -33,28 +34,28 @@ def server(tmp_path_factory):
 
 
 def write_tiny_models(base: Path) -> None:
-    """Small networks of the host's own U-Net class, and the nodes for tests."""
+    """Write small networks of the host's own U-Net class, and copy the nodes for tests."""
     folder = base / "models" / "checkpoints"
     folder.mkdir(parents=True)
     script = Path(__file__).with_name("tiny_sd.py")
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(folder)], check=True)
-    put_test_nodes(base)
+    copy_test_nodes(base)
 
 
-def put_test_nodes(base: Path) -> None:
-    """inside/: looks.py gives prompts (there is no text encoder) and looks inside, without.py takes parts of
-    the host away, small.py has networks that need no file."""
-    own, ignored = Path(__file__).with_name("inside"), shutil.ignore_patterns("__pycache__")
-    shutil.copytree(own, base / "custom_nodes" / "amed_tests", ignore=ignored)
+def copy_test_nodes(base: Path) -> None:
+    """Copy test_nodes/, the nodes that the tests use, into the custom_nodes of a ComfyUI."""
+    source, ignored = Path(__file__).with_name("test_nodes"), shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source, base / "custom_nodes" / "amed_tests", ignore=ignored)
 
 
-def demo_spec(**said):
-    """Of a file for the demo model (of any, unless `said` names a fingerprint)."""
+def demo_spec(**changes):
+    """Return the Spec of a file for the demo model, for any of its checkpoints unless a fingerprint is
+    given."""
     usual = {
         "schedule": "time_uniform", "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "prediction_type": "edm",
         "model_family": "emoji32", "how": "for a test",
     }  # fmt: skip
-    return Spec(**usual | said)
+    return Spec(**usual | changes)
 
 
 @pytest.fixture(name="demo_spec")
@@ -63,8 +64,9 @@ def _demo_spec():
 
 
 def write_user_predictors(folder: Path) -> None:
-    """A small table a solver: 3 base times, no AFS, slightly off the untrained values; an MLP; a broken
-    file."""
+    """Write the user's predictors: a small table per solver, a network, and a broken file.
+
+    A table has 3 base times and no AFS, and its values differ slightly from the untrained ones."""
     times = schedules.make("time_uniform", 3, SIGMA_MIN, SIGMA_MAX)
     for name in SAMPLERS:
         s = solver_of(name)
@@ -90,7 +92,7 @@ def write_user_predictors(folder: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = BottleneckPredictor(spec.scale_dir, spec.scale_time)
-        network.enc_layer0.weight.data *= 5  # so that another bottleneck shows in the image
+        network.enc_layer0.weight.data *= 5  # so that a different bottleneck changes the image
     base = schedules.make("time_uniform", 4, SIGMA_MIN, SIGMA_MAX)
     save(folder / MLP, Fitted(spec, network, base))
     other = replace(spec, model_fingerprint="0" * 16, solver="dpm_2")
@@ -112,9 +114,9 @@ def write_user_predictors(folder: Path) -> None:
 
 
 class Graph:
-    """An API-format graph on the demo model: `model` and its outputs first, then what a test adds.
+    """An API-format graph on the demo model; `model` and its outputs come first.
 
-    Every `add` gives the new node's id; `[id, n]` is its output n."""
+    `add` returns the new node's id; `[id, n]` is its output n."""
 
     def __init__(self, batch=1, category="Smileys & Emotion", width=32, height=32):
         self.nodes = {}
@@ -144,7 +146,7 @@ class Graph:
         return [node, 0]
 
     def right_half_masked(self, samples):
-        """A LATENT of 32x32 of which only the columns from 16 on are to be sampled."""
+        """Return a LATENT of 32x32 of which only the columns from 16 on are sampled."""
         mask = self.add("SolidMask", value=1.0, width=16, height=32)
         nothing = self.add("SolidMask", value=0.0, width=32, height=32)
         half = self.add(
@@ -198,8 +200,8 @@ class Graph:
 
 
 @pytest.fixture(autouse=True)
-def predictors_as_they_were(server):
-    """What a test fits is not found by the next one."""
+def remove_new_predictors(server):
+    """Remove the predictors that a test fits, so that the next test does not find them."""
     folder = server.base / "models" / "amed_predictors"
     before = set(folder.iterdir())
     yield
@@ -209,18 +211,19 @@ def predictors_as_they_were(server):
 
 @pytest.fixture(scope="session")
 def graph():
-    """Graph, to be called with batch, category, width, height."""
+    """The class Graph, to be called with batch, category, width, height."""
     return Graph
 
 
 @pytest.fixture
 def images(server):
-    """`images(graph, latent, ...)`: run, and give each latent's images as one uint8 array `[B, H, W, 3]`."""
+    """`images(graph, latent, ...)` runs a graph and returns each latent's images as a uint8 array `[B, H, W,
+    3]`."""
     import numpy as np
 
-    def run(made, *latents):
-        shown = [made.show(latent) for latent in latents]
-        result = server.run(made.nodes)
+    def run(graph, *latents):
+        shown = [graph.show(latent) for latent in latents]
+        result = server.run(graph.nodes)
         shots = [np.stack(result.images(node)) for node in shown]
         return shots[0] if len(shots) == 1 else shots
 

@@ -1,10 +1,10 @@
-"""Each hint of a run is followed, and then it is gone and something is better."""
+"""Each hint of a run, when followed, disappears and improves the result."""
 
 import re
 
 import pytest
 import torch
-from comfyui.heard import Heard
+from comfyui.page_messages import PageMessages
 from safetensors.torch import load
 
 from demo.comfyui import RunError
@@ -16,75 +16,81 @@ SET = re.compile(r"In the KSampler: (\w+), (\w+), (\d+) steps, cfg (\S+)")
 
 
 def run(server, g, latent, *heard_of):
-    """The samples, and the last text on the node (and on others)."""
-    texts = [Heard(str(node)) for node in (latent[0], *heard_of)]
+    """Return the samples, and the last text on the sampling node (and on others)."""
+    texts = [PageMessages(str(node)) for node in (latent[0], *heard_of)]
     by_node = {}
 
-    def hear(kind, data):
-        if kind == "binary" and int.from_bytes(data["bytes"][:4], "big") == Heard.TEXT:
+    def on_event(kind, data):
+        if kind == "binary" and int.from_bytes(data["bytes"][:4], "big") == PageMessages.TEXT:
             raw = data["bytes"][4:]
             size = int.from_bytes(raw[:4], "big")
             by_node[raw[4 : 4 + size].decode()] = raw[4 + size :].decode()
 
     shown = g.add("SaveLatent", samples=latent, filename_prefix="advice")
-    result = server.run(g.nodes, hear)
-    made = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
-    return made, *(by_node.get(one.node, "") for one in texts)
+    result = server.run(g.nodes, on_event)
+    latents = load(server.view(result.files("latents", shown)[0]))["latent_tensor"]
+    return latents, *(by_node.get(node_id.node, "") for node_id in texts)
 
 
-def away(one, other):
-    return float((one - other).square().mean(dim=(1, 2, 3)).sqrt().mean())
+def rms_distance(first, other):
+    return float((first - other).square().mean(dim=(1, 2, 3)).sqrt().mean())
 
 
 @pytest.mark.parametrize(("steps", "cfg"), [(4, 1.0), (6, 1.0), (7, 2.0), (6, 4.0)])
-def test_the_ordinary_ksampler_without_apply(server, graph, steps, cfg):
-    """The plain solver runs, no worse than the host's iPNDM on the same list; what it advises runs a fitted
-    table in as many evaluations, with less error and nothing to say."""
+def test_advice_of_the_ordinary_ksampler_without_apply(server, graph, steps, cfg):
+    """The plain solver runs, no worse than the host's iPNDM on the same list.
 
-    def made(sampler, scheduler="amed", count=steps):
+    Following its advice runs a fitted table in as many evaluations, with less error and no further hint."""
+
+    def sampled(sampler, scheduler="amed", count=steps):
         g = graph(batch=16)
         return run(server, g, g.ksampler(sampler, scheduler, count, cfg=cfg))
 
-    reference, _ = made("ipndm", "karras", 60)
-    host, _ = made("ipndm")
-    plain, told = made("amed_multistep")
-    assert told.startswith("the plain solver ipndm-")
-    assert away(plain, reference) <= 1.01 * away(host, reference)
+    reference, _ = sampled("ipndm", "karras", 60)
+    host, _ = sampled("ipndm")
+    plain, remark = sampled("amed_multistep")
+    assert remark.startswith("the plain solver ipndm-")
+    assert rms_distance(plain, reference) <= 1.01 * rms_distance(host, reference)
 
-    sampler, nfe, guidance = APPLY.search(told).groups()
+    sampler, nfe, guidance = APPLY.search(remark).groups()
     g = graph(batch=16)
-    asked = {"sampler": sampler, "nfe": int(nfe), "guidance": float(guidance), "if_missing": "error"}
-    applied = g.add("AMEDApplyPredictor", model=g.model, **asked)
+    inputs = {"sampler": sampler, "nfe": int(nfe), "guidance": float(guidance), "if_missing": "error"}
+    applied = g.add("AMEDApplyPredictor", model=g.model, **inputs)
     g.show(g.ksampler("euler", "karras", 1, model=[applied, 0]))
     _, _, text = run(server, g, g.ksampler("euler", "karras", 1, model=[applied, 0]), applied)
     name, scheduler, count, at = SET.search(text).groups()
     g = graph(batch=16)
-    applied = g.add("AMEDApplyPredictor", model=g.model, **asked)
-    fitted, told = run(server, g, g.ksampler(name, scheduler, int(count), cfg=float(at), model=[applied, 0]))
-    assert re.fullmatch(rf"AMED: {steps} evaluations, \d+ passes an image, emoji32-multistep\S+", told)
-    assert away(fitted, reference) < away(plain, reference)
+    applied = g.add("AMEDApplyPredictor", model=g.model, **inputs)
+    fitted, remark = run(
+        server, g, g.ksampler(name, scheduler, int(count), cfg=float(at), model=[applied, 0])
+    )
+    assert re.fullmatch(rf"AMED: {steps} evaluations, \d+ passes an image, emoji32-multistep\S+", remark)
+    assert rms_distance(fitted, reference) < rms_distance(plain, reference)
 
 
 @pytest.mark.parametrize("scheduler", ["karras", "normal", "simple"])
 @pytest.mark.parametrize("denoise", [1.0, 0.5])
 def test_no_table_is_stretched_onto_another_list(server, graph, scheduler, denoise):
-    """Of all our samplers, those without a predictor for this very list run the plain solver."""
-    steps, made = 5, {}
+    """Samplers without a predictor for exactly this list run the plain solver."""
+    steps, results = 5, {}
     for name in ("amed", "amed_ipndm", "amed_multistep"):
         g = graph()
         start = g.ksampler("euler", "karras", 6, seed=11)
         latent = g.ksampler(name, scheduler, steps, denoise=denoise, latent_image=start)
-        made[name], told = run(server, g, latent)
-        if "plain solver" in told:
-            assert ("Put Apply" in told or "Calibrate AMED" in told) == (denoise == 1.0)
+        results[name], remark = run(server, g, latent)
+        if "plain solver" in remark:
+            assert ("Put Apply" in remark or "Calibrate AMED" in remark) == (denoise == 1.0)
         else:
-            assert name == "amed" and scheduler == "karras" and denoise == 1.0  # bundled on this very list
-    assert torch.equal(made["amed_ipndm"], made["amed_multistep"])
+            assert (
+                name == "amed" and scheduler == "karras" and denoise == 1.0
+            )  # bundled predictors were fitted on exactly this list
+    assert torch.equal(results["amed_ipndm"], results["amed_multistep"])
 
 
-def test_what_to_choose_is_what_helps(server, graph):
-    """A predictor on a MODEL, and its noise levels changed after it: the amed schedule is not its own any
-    more, so AMED Scheduler alone is advised; on the MODEL itself both are."""
+def test_only_choices_that_help_are_advised(server, graph):
+    """If the noise levels are changed after a predictor was applied, only AMED Scheduler is advised.
+
+    On the unchanged MODEL both the amed schedule and AMED Scheduler are advised."""
     for after in (False, True):
         g = graph()
         loaded = [g.add("AMEDLoadPredictor", name="emoji32-multistep-nfe5-cfg1.safetensors"), 0]
@@ -92,22 +98,22 @@ def test_what_to_choose_is_what_helps(server, graph):
         if after:
             model = [g.add("ModelSamplingContinuousEDM", model=model, sampling="edm", sigma_max=80.0,
                            sigma_min=0.002), 0]  # fmt: skip
-        _, told = run(server, g, g.ksampler("amed_multistep", "karras", 8, model=model))
-        advised = told.split(":")[0]
+        _, remark = run(server, g, g.ksampler("amed_multistep", "karras", 8, model=model))
+        advised = remark.split(":")[0]
         way = re.fullmatch(r"choose (?:the amed schedule with (\d+) steps, or )?AMED Scheduler", advised)
         assert way and (way[1] is None) == after
         if way[1]:
-            _, told = run(server, g, g.ksampler("amed_multistep", "amed", int(way[1]), model=model))
-            assert told.startswith("AMED: 5 evaluations")
+            _, remark = run(server, g, g.ksampler("amed_multistep", "amed", int(way[1]), model=model))
+            assert remark.startswith("AMED: 5 evaluations")
         g.model = model
         sigmas = g.add("AMEDScheduler", model=model, sampler="auto", nfe=5, denoise=1.0)
         sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")
-        _, told = run(server, g, g.custom(sampler, sigmas))
-        assert told.startswith("AMED: 5 evaluations")
+        _, remark = run(server, g, g.custom(sampler, sigmas))
+        assert remark.startswith("AMED: 5 evaluations")
 
 
-def test_an_error_names_only_what_the_node_has(server, graph):
-    """AMED Sampler has no calibration to choose."""
+def test_an_error_names_only_options_of_the_node(server, graph):
+    """AMED Sampler cannot calibrate, so its error does not suggest it."""
     g = graph()
     sigmas = g.add("KarrasScheduler", steps=26, sigma_max=80.0, sigma_min=0.002, rho=7.0)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")

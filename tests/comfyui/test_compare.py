@@ -1,4 +1,4 @@
-"""The nodes for comparing: plain solvers at exactly nfe evaluations, and the count of any sampler's."""
+"""The nodes for comparisons: plain solvers at exactly nfe evaluations, and counts of any sampler."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from demo.comfyui import RunError
 
 
 def counted(server, g, build):
-    """Run what `build(model)` gives on a counting MODEL: (text of the count, images)."""
+    """Run the graph that `build(model)` makes on a counting MODEL; return (text of the count, images)."""
     model = [g.add("AMEDCountEvaluations", model=g.model), 0]
     used = g.add("AMEDEvaluationsUsed", model=model, samples=build(model))
     shown = g.show([used, 0])
@@ -20,7 +20,7 @@ def counted(server, g, build):
     [("euler", 5, 5), ("heun", 5, 9), ("dpmpp_2m", 5, 5), ("uni_pc", 5, 5)],
 )
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
-def test_any_sampler_is_counted(server, graph, sampler, steps, evaluations, cfg):
+def test_any_samplers_evaluations_are_counted(server, graph, sampler, steps, evaluations, cfg):
     g = graph(batch=2)
     text, _ = counted(server, g, lambda model: g.ksampler(sampler, steps=steps, cfg=cfg, model=model))
     rows = evaluations * 2 * int(cfg)
@@ -28,8 +28,8 @@ def test_any_sampler_is_counted(server, graph, sampler, steps, evaluations, cfg)
 
 
 def plain(g, model, nfe=5, solver="iPNDM-3", schedule="time_uniform", rho=1.0, afs=False, cfg=1.0):
-    made = g.add("AMEDPlainSolver", model=model, solver=solver, nfe=nfe, schedule=schedule, rho=rho, afs=afs)
-    out = g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=cfg, sampler=[made, 0], sigmas=[made, 1],
+    node = g.add("AMEDPlainSolver", model=model, solver=solver, nfe=nfe, schedule=schedule, rho=rho, afs=afs)
+    out = g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=cfg, sampler=[node, 0], sigmas=[node, 1],
                 **g.around() | {"model": model})  # fmt: skip
     return [out, 0]
 
@@ -38,20 +38,20 @@ def plain(g, model, nfe=5, solver="iPNDM-3", schedule="time_uniform", rho=1.0, a
     ("solver", "nfe", "afs"),
     [("Euler", 4, False), ("iPNDM-3", 5, True), ("DPM++ 2M", 6, False), ("Heun", 5, True)],
 )
-def test_plain_solver_takes_what_it_says(server, graph, solver, nfe, afs):
+def test_a_plain_solver_takes_the_stated_evaluations(server, graph, solver, nfe, afs):
     g = graph(batch=2)
     text, images = counted(server, g, lambda model: plain(g, model, nfe, solver, afs=afs))
     assert text == f"{nfe} evaluations, {2 * nfe} rows through the network"
     assert images.std() > 10
 
 
-def test_plain_euler_is_the_hosts_euler(images, graph):
-    """On the host's karras schedule; ours stops at sigma_min, theirs goes on to 0."""
+def test_plain_euler_equals_the_hosts_euler(images, graph):
+    """On the host's karras schedule; our Euler stops at sigma_min, the host's goes on to 0."""
     g = graph(batch=2)
-    one, two = images(
+    ours, theirs = images(
         g, plain(g, g.model, 29, "Euler", "polynomial", 7.0), g.ksampler("euler", "karras", 30, seed=3)
     )
-    assert np.abs(one.astype(int) - two).max() <= 2
+    assert np.abs(ours.astype(int) - theirs).max() <= 2
 
 
 def test_impossible_numbers_and_other_models_are_refused(server, graph):

@@ -1,8 +1,8 @@
-"""The example workflows that need a checkpoint, in the real server with small random ones under the expected
-names (tiny_files.py).
+"""The example workflows that need a checkpoint, run in the real server with small random checkpoints under
+the expected names (tiny_files.py).
 
-What differs from what a person runs: the pictures are small (SIDE), and SDXL's and Flux's prompts come from
-TestPrompt (inside/looks.py), for their text encoders are left out."""
+Unlike in a user's run, the pictures are small (SIDE), and the prompts of SDXL and Flux come from TestPrompt
+(test_nodes/inspection.py), because their text encoders are missing."""
 
 import json
 import subprocess
@@ -28,9 +28,9 @@ SIDE = 64
 
 @pytest.fixture(scope="module")
 def files(server):
-    """The checkpoints, and a picture of which the right half is masked, where the server looks."""
+    """The checkpoints, and a picture with a masked right half, in the server's folders."""
     script, models = Path(__file__).with_name("tiny_files.py"), server.base / "models"
-    before = set(models.rglob("*"))  # folders stay: a host that has listed one fails at it once it is gone
+    before = set(models.rglob("*"))  # folders are not removed: a host that has listed one fails if it is gone
     subprocess.run([sys.executable, str(script), str(comfyui.find()), str(models)], check=True)
     write_picture(server.base / "input" / "example.png", 0)
     write_picture(server.base / "input" / "other.png", 1)
@@ -41,7 +41,7 @@ def files(server):
 
 
 def write_picture(file, seed):
-    """Large soft colours; transparent is what LoadImage takes for the mask."""
+    """Write a picture of large soft colours; LoadImage reads its transparent part as the mask."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     picture = Image.fromarray(colours).resize((SIDE, SIDE), Image.BICUBIC).convert("RGBA")
     opaque = np.full((SIDE, SIDE), 255, np.uint8)
@@ -51,7 +51,7 @@ def write_picture(file, seed):
 
 
 def read(server, name):
-    """The API graph of an example, its pictures small."""
+    """Return the API graph of an example, with small pictures."""
     graph = to_api(json.loads((WORKFLOWS / f"{name}.json").read_text()), server.object_info())
     for node in nodes(graph, "EmptyLatentImage", "EmptySD3LatentImage"):
         node["inputs"] |= {"width": SIDE, "height": SIDE}
@@ -62,13 +62,13 @@ def nodes(graph, *kinds):
     return [node for node in graph.values() if node["class_type"] in kinds]
 
 
-def only(graph, kind):
+def only_node(graph, kind):
     (node,) = nodes(graph, kind)
     return node
 
 
-def ran(server, graph):
-    """(the saved image, the sampler's report)."""
+def run_graph(server, graph):
+    """Run the graph; return (the saved image, the sampler's report)."""
     result = server.run(graph)
     (entry,) = result.files("images")
     assert entry["filename"].startswith("AMED") and entry["type"] == "output"
@@ -77,30 +77,30 @@ def ran(server, graph):
     return image.astype(float), result.text()
 
 
-def test_stable_diffusion_takes_the_published_values(server, files):
+def test_stable_diffusion_uses_the_published_values(server, files):
     graph = read(server, "04 Stable Diffusion 1.5")
     assert nodes(graph, "CLIPTextEncode")[0]["inputs"]["text"] == (
         "A Corgi on the grass surrounded by a cluster of colorful balloons"
     )
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report and "note:" not in report
     assert "evaluations counted: 10, 20 network passes" in report
     nodes(graph, "CLIPTextEncode")[0]["inputs"]["text"] = "a lighthouse"
-    other, _ = ran(server, graph)
+    other, _ = run_graph(server, graph)
     assert np.abs(image - other).max() > 2, "the prompt does not reach the network"
 
 
 def test_image_to_image_starts_from_the_picture(server, files):
     graph = read(server, "07 Image to image")
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report
-    only(graph, "LoadImage")["inputs"]["image"] = "other.png"
-    other, _ = ran(server, graph)
+    only_node(graph, "LoadImage")["inputs"]["image"] = "other.png"
+    other, _ = run_graph(server, graph)
     assert np.abs(image - other).max() > 10
 
 
-def test_inpaint_keeps_what_is_not_masked(server, files):
-    """There the LATENT is the picture's."""
+def test_inpainting_keeps_the_unmasked_part(server, files):
+    """The LATENT equals the picture's outside the mask."""
     graph = read(server, "08 Inpaint")
     shown = {}
     for kind in ("VAEEncode", "AMEDKSampler"):
@@ -109,27 +109,28 @@ def test_inpaint_keeps_what_is_not_masked(server, files):
         inputs = {"samples": [giver, 0], "filename_prefix": "inpaint"}
         graph[shown[kind]] = {"class_type": "SaveLatent", "inputs": inputs}
     result = server.run(graph)
-    picture, made = (
+    picture, inpainted = (
         load(server.view(result.files("latents", node)[0]))["latent_tensor"] for node in shown.values()
     )
-    half = made.shape[-1] // 2
-    assert torch.allclose(made[..., : half - 1], picture[..., : half - 1], atol=1e-4)
-    assert (made[..., half:] - picture[..., half:]).abs().mean() > 0.1
+    half = inpainted.shape[-1] // 2
+    assert torch.allclose(inpainted[..., : half - 1], picture[..., : half - 1], atol=1e-4)
+    assert (inpainted[..., half:] - picture[..., half:]).abs().mean() > 0.1
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in result.text()
 
 
-def test_controlnet_steers(server, files):
+def test_controlnet_changes_the_image(server, files):
     graph = read(server, "09 ControlNet")
-    image, report = ran(server, graph)
+    image, report = run_graph(server, graph)
     assert "predictor: sd15-dpmpp-2m-nfe10.safetensors" in report
-    only(graph, "ControlNetApplyAdvanced")["inputs"]["strength"] = 0.0
-    without, _ = ran(server, graph)
+    only_node(graph, "ControlNetApplyAdvanced")["inputs"]["strength"] = 0.0
+    without, _ = run_graph(server, graph)
     assert np.abs(image - without).max() > 10
 
 
 def with_prompts(server, graph, **sizes):
-    """The server takes the graph as it is, and runs it up to the text encoder that is not there; then with
-    other prompts in its place."""
+    """Replace the missing text encoder's prompts.
+
+    The server accepts the original graph and runs it up to the missing text encoder."""
     with pytest.raises(RunError, match="clip input is invalid: None") as stopped:
         server.run(graph)
     assert stopped.value.node == "CLIPTextEncode"
@@ -139,9 +140,9 @@ def with_prompts(server, graph, **sizes):
 
 
 def fitted_for(checkpoint, file):
-    """A file as a calibration of this checkpoint for 8 evaluations at guidance 5 leaves it."""
-    found = load_file(checkpoint)
-    mark = fingerprint((k, v) for k, v in found.items() if k.startswith("model.diffusion_model."))
+    """Write the file that a calibration of this checkpoint for 8 evaluations at guidance 5 leaves."""
+    weights = load_file(checkpoint)
+    mark = fingerprint((k, v) for k, v in weights.items() if k.startswith("model.diffusion_model."))
     low, high = 0.029167158151720367, 14.614641229333639
     times = schedules.make("time_uniform", 9, low, high)
     spec = Spec(solver="multistep", num_steps=9, schedule="time_uniform", sigma_min=low, sigma_max=high,
@@ -151,8 +152,10 @@ def fitted_for(checkpoint, file):
 
 
 def test_sdxl_is_calibrated_once(server, files):
-    """Its first run begins a calibration (stopped here: it takes minutes; test_calibrate.py ends one). With
-    the file that one leaves, it samples at once."""
+    """The first run begins a calibration, which is interrupted here because it takes minutes.
+
+    With the file that a complete one leaves, the next run samples at once (test_calibrate.py runs one to its
+    end)."""
     folder = server.base / "models" / "amed_predictors"
     graph = with_prompts(server, read(server, "05 SDXL, calibrated once"), width=2048, pooled=1280)
     bar = []
@@ -169,20 +172,20 @@ def test_sdxl_is_calibrated_once(server, files):
         server.base / "models/checkpoints/sd_xl_base_1.0.safetensors", folder / "as-fitted.safetensors"
     )
     before = set(folder.iterdir())
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "predictor: as-fitted.safetensors" in report and "note:" not in report
     assert "evaluations counted: 8, 16 network passes" in report
     assert set(folder.iterdir()) == before
 
 
-def test_flux_takes_one_pass_an_evaluation(server, files):
+def test_flux_takes_one_pass_per_evaluation(server, files):
     graph = with_prompts(server, read(server, "06 Flux"), width=4096, pooled=768)
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "evaluations counted: 8, 8 network passes" in report
 
 
 def test_the_subgraph_samples(server, files):
-    """What is inside it, its three inputs from a checkpoint."""
+    """Run the subgraph's contents, with its three inputs from a checkpoint."""
     blueprint = json.loads((SUBGRAPHS / "AMED text to image.json").read_text())
     (inside,) = blueprint["definitions"]["subgraphs"]
     assert [entry["name"] for entry in inside["inputs"]] == ["model", "clip", "vae"]
@@ -196,9 +199,9 @@ def test_the_subgraph_samples(server, files):
         "widgets_values": ["v1-5-pruned-emaonly-fp16.safetensors"],
     }
     graph = to_api({"nodes": [*inside["nodes"], checkpoint], "links": links}, server.object_info())
-    only(graph, "EmptyLatentImage")["inputs"] |= {"width": SIDE, "height": SIDE}
+    only_node(graph, "EmptyLatentImage")["inputs"] |= {"width": SIDE, "height": SIDE}
     (last,) = [key for key, node in graph.items() if node["class_type"] == "VAEDecode"]
     inputs = {"images": [last, 0], "filename_prefix": "AMED"}
     graph["save"] = {"class_type": "SaveImage", "inputs": inputs}
-    _, report = ran(server, graph)
+    _, report = run_graph(server, graph)
     assert "evaluations counted: 8, 16 network passes" in report

@@ -1,10 +1,10 @@
-"""What a predictor belongs to, in a real ComfyUI: a checkpoint in any precision, merges, LoRAs; the SAMPLER
-with all it wraps.
+"""Which checkpoint a predictor belongs to, in a real ComfyUI: any precision, merges, LoRAs, and wrapped
+SAMPLERs.
 
     GGUF_PATH=/where/ComfyUI-GGUF .venv/bin/python -m pytest tests/comfyui/test_identity.py
 
-adds files of the pack ComfyUI-GGUF, which wants the package gguf (on PYTHONPATH). Without the variable they
-are skipped, with a warning."""
+adds files of the pack ComfyUI-GGUF, which needs the package gguf (on PYTHONPATH). Without the variable these
+tests are skipped, with a warning."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from comfyui.kinds import Small
+from comfyui.predictor_kinds import Small
 
 from amed import load
 from demo import comfyui
@@ -38,11 +38,11 @@ REPLACED = ("a replaced network", "a replaced block", "compiled")
 SIMPLE = {"euler": "euler", "uni_pc": "uni_pc", "dpm_fast": "dpm_fast_function", "lms": "lms (order 3)"}
 
 
-def beside(folder, *packs):
-    """What beside_identity.py prints, in a process of its own."""
+def identities_from(folder, *packs):
+    """Return the output of print_identities.py, run as a separate process."""
     if comfyui.find() is None:
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
-    script = Path(__file__).with_name("beside_identity.py")
+    script = Path(__file__).with_name("print_identities.py")
     run = subprocess.run([sys.executable, script, folder, *packs], capture_output=True, text=True,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
@@ -50,43 +50,43 @@ def beside(folder, *packs):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def identities(tmp_path_factory):
     path = os.environ.get("GGUF_PATH")
-    return beside(tmp_path_factory.mktemp("identity"), *([path] if path else []))
+    return identities_from(tmp_path_factory.mktemp("identity"), *([path] if path else []))
 
 
 @pytest.fixture(scope="module")
-def gguf(told):
+def gguf(identities):
     if not os.environ.get("GGUF_PATH"):
-        said = "GGUF_PATH is not set: files of ComfyUI-GGUF were NOT tested (test_identity.py says how)"
-        warnings.warn(said, stacklevel=1)
-        pytest.skip(said)
-    return told
+        warning = "GGUF_PATH is not set: files of ComfyUI-GGUF were NOT tested (test_identity.py says how)"
+        warnings.warn(warning, stacklevel=1)
+        pytest.skip(warning)
+    return identities
 
 
-def test_every_precision_is_the_same_checkpoint(told):
-    assert {told["dtypes"][name] for name in PRECISIONS[:5]} == {
+def test_every_precision_is_the_same_checkpoint(identities):
+    assert {identities["dtypes"][name] for name in PRECISIONS[:5]} == {
         "torch.float32", "torch.float16", "torch.bfloat16", "torch.float8_e4m3fn", "torch.float8_e5m2",
     }  # fmt: skip
-    assert all(told["one checkpoint"][f"{a}, {b}"] for a, b in product(PRECISIONS, repeat=2))
+    assert all(identities["one checkpoint"][f"{a}, {b}"] for a, b in product(PRECISIONS, repeat=2))
 
 
 @pytest.mark.parametrize("other", ["b", "b in fp8", "tuned"])
-def test_another_training_is_another_in_every_precision(told, other):
-    assert not [name for name in PRECISIONS if told["another"][f"{name}, {other}"]]
+def test_other_weights_are_another_checkpoint_in_every_precision(identities, other):
+    assert not [name for name in PRECISIONS if identities["another"][f"{name}, {other}"]]
 
 
 @pytest.mark.parametrize("case", [*MERGES, *LORAS, *IN_PLACE, *REPLACED])
-def test_merges_count_and_loras_do_not(told, case):
-    assert told[case] is True
+def test_merges_change_the_identity_and_loras_do_not(identities, case):
+    assert identities[case] is True
 
 
-def test_the_report_says_that_a_merge_runs_its_parents_predictor(told):
-    assert told["remark"] == ["fitted for another checkpoint of this family (a), this is a merge"]
-    assert told["remark for itself"] == []
+def test_the_report_says_if_a_merge_runs_its_parents_predictor(identities):
+    assert identities["remark"] == ["fitted for another checkpoint of this family (a), this is a merge"]
+    assert identities["remark for itself"] == []
 
 
-def test_gguf_files_are_the_checkpoint_they_were_made_of(gguf):
+def test_gguf_files_match_their_source_checkpoint(gguf):
     assert gguf["packed"] > 10 and gguf["dtypes"]["Q8_0"] == "torch.uint8"
     assert all(gguf["one checkpoint"][f"{a}, {b}"] for a, b in product((*PRECISIONS, *GGUF), repeat=2))
     assert not [case for case, same in gguf["another"].items() if same and "tuned" not in case]
@@ -95,23 +95,23 @@ def test_gguf_files_are_the_checkpoint_they_were_made_of(gguf):
 
 
 @pytest.mark.parametrize("case", ["a merge of GGUF", "a LoRA on GGUF", "a LoRA on GGUF, loaded"])
-def test_gguf_with_patches(gguf, case):
+def test_gguf_with_loras_and_merges(gguf, case):
     assert gguf[case] is True
 
 
-def test_a_samplers_name_has_all_it_was_made_with(told):
-    names = told["names"]
-    assert {k: names[k] for k in SIMPLE} == SIMPLE  # files have these names
+def test_a_samplers_name_includes_all_its_settings(identities):
+    names = identities["names"]
+    assert {k: names[k] for k in SIMPLE} == SIMPLE  # existing files have these names
     assert names["around euler"].startswith("outer (s 0.1, around euler, ")
     assert names["around lms 3"].startswith("outer (s 0.1, around lms (order 3), ")
     assert len(set(names.values())) == len(names)
-    assert told["names again"] == names  # the same, from new objects
+    assert identities["names again"] == names  # the same, from new objects
 
 
 # --- in a graph --------------------------------------------------------------------------------------------
 
 
-class Two(Small):
+class TwoCheckpoints(Small):
     """A graph with two checkpoints of Stable Diffusion 1.5's architecture: `model` and `second`."""
 
     def __init__(self):
@@ -122,9 +122,9 @@ class Two(Small):
         return [self.add("ModelMergeSimple", model1=self.model, model2=self.second, ratio=ratio), 0]
 
     def calibrate(self, model, name):
-        asked = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
-                 "evaluations": 1800, "seed": 0, "name": name}  # fmt: skip
-        return self.add("AMEDCalibrate", **self.around() | {"model": model} | asked)
+        inputs = {"nfe": "2", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+                  "evaluations": 1800, "seed": 0, "name": name}  # fmt: skip
+        return self.add("AMEDCalibrate", **self.around() | {"model": model} | inputs)
 
     def sample(self, model):
         node, _ = latent = self.amed(2, "auto", model=model)
@@ -132,30 +132,30 @@ class Two(Small):
         return node
 
 
-def test_a_merge_is_no_parent(server):
-    """Fitted on one checkpoint; then merged with another, at any ratio, 0 included."""
+def test_a_merge_does_not_use_its_parents_predictor(server):
+    """Fit on one checkpoint, then merge it with another at any ratio, including 0."""
     folder = server.base / "models" / "amed_predictors"
-    g = Two()
+    g = TwoCheckpoints()
     g.calibrate(g.model, "parent")
     server.run(g.nodes)
-    g = Two()
+    g = TwoCheckpoints()
     nodes = {ratio: g.sample(g.merge(ratio)) for ratio in (1.0, 0.5, 0.0)}
-    told = server.run(g.nodes)
-    said = {ratio: told.text(node) for ratio, node in nodes.items()}
-    assert all("predictor: parent-nfe2-cfg1.safetensors" in text for text in said.values())
-    assert "note: fitted for another" not in said[1.0]
+    result = server.run(g.nodes)
+    reports = {ratio: result.text(node) for ratio, node in nodes.items()}
+    assert all("predictor: parent-nfe2-cfg1.safetensors" in text for text in reports.values())
+    assert "note: fitted for another" not in reports[1.0]
     for ratio in (0.5, 0.0):
-        assert "note: fitted for another checkpoint of this family" in said[ratio]
-        assert "this is a merge" in said[ratio]
+        assert "note: fitted for another checkpoint of this family" in reports[ratio]
+        assert "this is a merge" in reports[ratio]
 
-    g = Two()
+    g = TwoCheckpoints()
     g.calibrate(g.merge(0.5), "merge")
     server.run(g.nodes)
     parent, merge = (load(folder / f"{name}-nfe2-cfg1.safetensors").spec for name in ("parent", "merge"))
     assert parent.model_signature and not merge.identity.same(parent.identity)
-    g = Two()
+    g = TwoCheckpoints()
     nodes = [g.sample(g.merge(0.5)), g.sample(g.model)]
-    told = server.run(g.nodes)
+    result = server.run(g.nodes)
     for node, name in zip(nodes, ("merge", "parent")):
-        assert f"predictor: {name}-nfe2-cfg1.safetensors" in told.text(node)
-        assert "another checkpoint" not in told.text(node)
+        assert f"predictor: {name}-nfe2-cfg1.safetensors" in result.text(node)
+        assert "another checkpoint" not in result.text(node)

@@ -1,10 +1,10 @@
-"""No name that a node is given leaves the folder of predictors, and what lies there broken breaks no node."""
+"""No name given to a node leaves the folder of predictors, and no broken file there breaks a node."""
 
 import os
 import shutil
 
 import pytest
-from trust import names
+from trust import hostile_names as names
 
 from demo.comfyui import RunError
 
@@ -46,14 +46,14 @@ def folder(server):
     return server.base / "models" / "amed_predictors"
 
 
-def everything(server):
-    """All files of the host's own folder but those it writes itself."""
+def all_files(server):
+    """Return all files of the host's folder except those that it writes itself."""
     return {p for p in server.base.rglob("*") if "models" in p.parts or p.parent == server.base}
 
 
 @pytest.mark.parametrize("name", SOME, ids=ascii)
-def test_save_and_load(server, graph, name):
-    before = everything(server)
+def test_saving_and_loading_stay_in_the_folder(server, graph, name):
+    before = all_files(server)
     g = graph()
     loaded = g.add("AMEDLoadPredictor", name="test_amed.safetensors")
     g.add("AMEDSavePredictor", predictor=[loaded, 0], name=name)
@@ -64,23 +64,23 @@ def test_save_and_load(server, graph, name):
     g.add("AMEDPredictorInfo", predictor=[loaded, 0])
     with pytest.raises(RunError, match="there is no predictor"):
         server.run(g.nodes)
-    assert everything(server) == before
+    assert all_files(server) == before
 
 
-@pytest.mark.parametrize("node, asked", [("AMEDCalibrate", FIT), ("AMEDTrainPredictor", TRAIN)])
-def test_fits(server, graph, node, asked):
-    """Refused before any work."""
-    before = everything(server)
+@pytest.mark.parametrize("node, inputs", [("AMEDCalibrate", FIT), ("AMEDTrainPredictor", TRAIN)])
+def test_a_fits_name_stays_in_the_folder(server, graph, node, inputs):
+    """The name is refused before any work."""
+    before = all_files(server)
     for name in ("../x", "/tmp/x", "..\\x", "x" * 5000):
         g = graph()
-        g.add(node, **g.around() | asked | {"name": name})
+        g.add(node, **g.around() | inputs | {"name": name})
         with pytest.raises(RunError, match="no file name"):
             server.run(g.nodes)
-    assert everything(server) == before
+    assert all_files(server) == before
 
 
 def test_links_pipes_and_broken_files_break_no_node(server, graph):
-    """A dangling link among the files was an error of every node that looks whether they changed."""
+    """A dangling link used to be an error in every node that checks files for changes."""
     odd = folder(server) / "odd"
     odd.mkdir()
     try:

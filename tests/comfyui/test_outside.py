@@ -1,22 +1,23 @@
-"""The host's own samplers with a predictor around them, in a real ComfyUI: fitted, applied, as SAMPLER."""
+"""The host's own samplers with a predictor around them, in a real ComfyUI: fitted, applied, and as a
+SAMPLER."""
 
 import numpy as np
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import PageMessages
 
 from amed import load
 from demo.comfyui import ROOT, RunError
 
 
 def fitted_around(g, sampler, nfe, **more):
-    """The node that calibrates for a sampler of the host's."""
+    """Add the node that calibrates for a sampler of the host."""
     chosen = g.add("KSamplerSelect", sampler_name=sampler)
-    asked = {"nfe": nfe, "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
-             "evaluations": 3500, "seed": 0, "name": f"mine-{sampler}", "wrapped": [chosen, 0]}  # fmt: skip
-    return g.add("AMEDCalibrate", **g.around() | asked | more)
+    inputs = {"nfe": nfe, "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+              "evaluations": 3500, "seed": 0, "name": f"mine-{sampler}", "wrapped": [chosen, 0]}  # fmt: skip
+    return g.add("AMEDCalibrate", **g.around() | inputs | more)
 
 
-def test_the_example_runs_as_it_is(server):
+def test_the_example_runs_unchanged(server):
     result = server.run_workflow(ROOT / "example_workflows" / "14 Make any sampler better.json")
     pictures = result.images()
     (report,) = [i for i in pictures if i.shape != (256, 256, 3)]
@@ -27,59 +28,61 @@ def test_the_example_runs_as_it_is(server):
 
 
 @pytest.mark.parametrize(("sampler", "nfe"), [("uni_pc", 4), ("heun", 5)])
-def test_a_sampler_of_the_hosts_is_fitted_and_run_by_three_ways(server, graph, sampler, nfe):
-    """By the ordinary KSampler, and as SAMPLER and SIGMAS: one image, nearer to a converged run's."""
+def test_a_host_sampler_is_fitted_and_run_in_three_ways(server, graph, sampler, nfe):
+    """The ordinary KSampler, and SAMPLER with SIGMAS, give one image, nearer to a converged run's."""
     g = graph(batch=16, width=16, height=16)
     fit = fitted_around(g, sampler, str(nfe))
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fit, 0])
     steps = {"heun": 3}.get(sampler, nfe)
     by_ksampler = g.ksampler(sampler, "amed", steps, model=[applied, 0])
-    made = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[fit, 0])
+    amed_sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[fit, 0])
     times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=8, denoise=1.0, predictor=[fit, 0])
-    by_nodes = g.custom(made, times)
+    by_nodes = g.custom(amed_sampler, times)
     plain = g.ksampler(sampler, "karras", steps)
     fine = g.ksampler("ipndm", "karras", 48)
     shown = [g.show(latent) for latent in (by_ksampler, by_nodes, plain, fine)]
-    heard = Heard(fit)
-    result = server.run(g.nodes, heard)
-    one, other, before, truth = (np.stack(result.images(node)).astype(float) for node in shown)
-    assert np.array_equal(one, other) and one.std() > 10
-    assert np.median(np.square(one - truth).mean((1, 2, 3))) < np.median(
+    messages = PageMessages(fit)
+    result = server.run(g.nodes, messages)
+    by_sampler, other, before, truth = (np.stack(result.images(node)).astype(float) for node in shown)
+    assert np.array_equal(by_sampler, other) and by_sampler.std() > 10
+    assert np.median(np.square(by_sampler - truth).mean((1, 2, 3))) < np.median(
         np.square(before - truth).mean((1, 2, 3))
     )
     text = result.text(applied)
     assert f"In the KSampler: {sampler}, amed, {steps} steps, cfg 1" in text and f"{nfe} evaluations" in text
-    assert f"AMED: {nfe} evaluations, {nfe} passes" in "".join(heard.texts)
+    assert f"AMED: {nfe} evaluations, {nfe} passes" in "".join(messages.texts)
     file = load(server.base / "models" / "amed_predictors" / f"mine-{sampler}-nfe{nfe}-cfg1.safetensors")
     assert file.spec.of == sampler and file.nfe == nfe
     assert file.spec.metrics["error"] < file.spec.metrics["plain_error"]
     assert file.spec.metrics["evaluations"] <= 3500
 
 
-def test_another_sampler_runs_as_it_is_and_that_is_said(server, graph):
+def test_another_sampler_runs_unchanged_with_a_remark(server, graph):
     g = graph(width=16, height=16)
     fit = fitted_around(g, "euler", "4")
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fit, 0])
     with_it, without = (g.ksampler("dpmpp_2m", "karras", 4, model=m) for m in ([applied, 0], g.model))
     shown = [g.show(latent) for latent in (with_it, without)]
-    heard = Heard(fit)
-    result = server.run(g.nodes, heard)
+    messages = PageMessages(fit)
+    result = server.run(g.nodes, messages)
     assert np.array_equal(*(result.images(node)[0] for node in shown))
-    assert "is not for dpmpp_2m, which ran without it" in "".join(heard.texts)
+    assert "is not for dpmpp_2m, which ran without it" in "".join(messages.texts)
 
 
-def test_what_cannot_be_is_said(server, graph):
-    for sampler, said in (("euler_ancestral", "draws noise"), ("dpmpp_2m_sde", "draws noise")):
+def test_impossible_combinations_are_errors(server, graph):
+    for sampler, expected in (("euler_ancestral", "draws noise"), ("dpmpp_2m_sde", "draws noise")):
         g = graph(width=16, height=16)
         fitted_around(g, sampler, "5")
-        with pytest.raises(RunError, match=said):
+        with pytest.raises(RunError, match=expected):
             server.run(g.nodes)
     g = graph(width=16, height=16)
     fit = fitted_around(g, "euler", "4")
     other = g.add("KSamplerSelect", sampler_name="heun")
-    made = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[fit, 0], wrapped=[other, 0])
+    amed_sampler = g.add(
+        "AMEDSampler", sampler="auto", if_missing="error", predictor=[fit, 0], wrapped=[other, 0]
+    )
     times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=8, denoise=1.0, predictor=[fit, 0])
-    g.show(g.custom(made, times))
+    g.show(g.custom(amed_sampler, times))
     with pytest.raises(RunError, match="is not for heun: take euler"):
         server.run(g.nodes)
     g = graph(width=16, height=16)

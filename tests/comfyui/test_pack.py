@@ -1,4 +1,4 @@
-"""The pack as a guest: it loads, says what it has, and leaves the host as it was."""
+"""The pack as a guest: it loads, describes its nodes, and leaves the host unchanged."""
 
 import re
 
@@ -16,15 +16,17 @@ def options(info, node, name):
     return kind if isinstance(kind, list) else more[0]["options"]
 
 
-def test_loads_without_complaint(server):
+def test_the_pack_loads_without_warnings(server):
     lines = [line for line in server.log().splitlines() if PACK in line or "AMED" in line]
     assert lines, "ComfyUI's log does not mention the pack"
     assert not [line for line in lines if "IMPORT FAILED" in line or "Cannot import" in line]
-    assert any(re.search(r"[\d.]+ seconds", line) for line in lines), "it was not loaded"
+    assert any(re.search(r"[\d.]+ seconds", line) for line in lines), (
+        "ComfyUI's log does not list the pack as loaded"
+    )
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_node_is_known_with_help(server, node):
+def test_each_node_is_registered_with_help(server, node):
     info = server.get(f"/object_info/{node}")[node]
     assert info["category"] == "sampling/AMED" and info["description"]
     page = ROOT / "web" / "docs" / f"{node}.md"
@@ -35,12 +37,12 @@ def test_node_is_known_with_help(server, node):
     assert server.request(f"/extensions/{PACK}/docs/{node}.md").decode() == text
 
 
-def test_every_node_has_its_page(server):
+def test_every_node_has_a_help_page(server):
     ours = [name for name, node in server.object_info().items() if node["category"] == "sampling/AMED"]
     assert len(ours) >= 7 and sorted(ours) == NODES
 
 
-def test_dropdowns_have_ours_and_all_of_theirs(server):
+def test_dropdowns_have_our_entries_and_all_of_the_hosts(server):
     info = server.object_info()
     for node in ("KSampler", "KSamplerAdvanced"):
         samplers, schedulers = options(info, node, "sampler_name"), options(info, node, "scheduler")
@@ -55,8 +57,8 @@ def test_only_predictor_files_are_offered(server):
     assert all(name.endswith(".safetensors") for name in offered)
 
 
-def test_model_is_left_as_it_was(images, graph):
-    """Plain Euler, then every way of ours on the same MODEL, then plain Euler again: to the bit the same."""
+def test_the_model_is_not_changed(images, graph):
+    """Plain Euler, then every sampler of ours on the same MODEL, then plain Euler again: equal to the bit."""
 
     def euler(seed=11):
         g = graph(batch=2)
@@ -72,8 +74,8 @@ def test_model_is_left_as_it_was(images, graph):
         g.ksampler("amed", "amed", 2, cfg=2.0, model=[applied, 0]),
         g.ksampler("amed_ipndm", "amed", 3, cfg=2.0),
     )
-    assert all(len(made) == 2 for made in ours)
-    # another node id order, so that nothing comes from ComfyUI's cache
+    assert all(len(pair) == 2 for pair in ours)
+    # another order of node ids, so that nothing comes from ComfyUI's cache
     g = graph(batch=2)
     g.add("AMEDLoadPredictor", name="test_amed.safetensors")
     after = images(g, g.ksampler("euler", seed=11, cfg=2.0, scheduler="karras"))

@@ -1,5 +1,5 @@
-"""Tables with bands, offsets and spared passes in a real ComfyUI: what they cost, where they are taken, and
-that nothing of it stays."""
+"""Tables with bands, offsets and spared passes in a real ComfyUI: their cost, where they run, and that they
+leave nothing behind."""
 
 import numpy as np
 import pytest
@@ -15,21 +15,21 @@ from demo.comfyui import RunError
 from demo.model import SIGMA_MAX, SIGMA_MIN, load_unet
 
 TIMES = schedules.make("time_uniform", 5, SIGMA_MIN, SIGMA_MAX)
-FILE = "apart.safetensors"  # takes 4, like others here, at a guidance scale that nothing else was fitted for
+FILE = "apart.safetensors"  # 4 evaluations, at a guidance scale that no other file was fitted for
 SCALE = 3.3
 HEARD = 3  # kind of the host's binary messages: a text on a node
 
 
-def banded(times, count, spread=0.05):
-    """Of iPNDM-2, `[4, 4, count]`: in each band a little other."""
-    own = torch.zeros(4, 4, 1, dtype=torch.float64)
-    own[:, :2] = as_multistep(Solver("ipndm", 2), times).weights[..., :1]
-    return own * (1 + spread * torch.linspace(-1, 1, count, dtype=torch.float64))
+def banded_weights(times, count, spread=0.05):
+    """Return iPNDM-2's weights `[4, 4, count]`, slightly different in each band."""
+    bent = torch.zeros(4, 4, 1, dtype=torch.float64)
+    bent[:, :2] = as_multistep(Solver("ipndm", 2), times).weights[..., :1]
+    return bent * (1 + spread * torch.linspace(-1, 1, count, dtype=torch.float64))
 
 
-def apart(alone=(2, 3)):
-    """A table by halves and bands with offsets; what guidance adds is of the second slope from there on."""
-    weights = banded(TIMES, 2 * BANDS)
+def table_of_parts(alone=(2, 3)):
+    """A table by halves and bands with offsets; spared steps take guidance's part from the second slope."""
+    weights = banded_weights(TIMES, 2 * BANDS)
     weights[2:, :, BANDS:] = 0
     weights[2, 1, BANDS:] = weights[3, 2, BANDS:] = 1
     offset = torch.linspace(-0.02, 0.02, 12).view(4, 3)
@@ -37,13 +37,13 @@ def apart(alone=(2, 3)):
 
 
 @pytest.fixture
-def saved(server, demo_spec):
-    """`saved(table, name)`: a table for the demo model at SCALE, among the user's files."""
+def save_table(server, demo_spec):
+    """`saved(table, name)` writes a table for the demo model at SCALE into the user's folder."""
 
     def write(table, name=FILE, **said):
-        own = fingerprint(load_unet().named_parameters())
+        demo_fingerprint = fingerprint(load_unet().named_parameters())
         channels = 0 if table.offset is None else table.offset.shape[1]
-        usual = {"guidance": SCALE, "model_fingerprint": own, "metrics": {"error": 0.001}}
+        usual = {"guidance": SCALE, "model_fingerprint": demo_fingerprint, "metrics": {"error": 0.001}}
         spec = demo_spec(
             solver="multistep", num_steps=5, parts=table.parts, channels=channels, **usual | said
         )
@@ -53,7 +53,7 @@ def saved(server, demo_spec):
 
 
 def sampled(server, g, **asked):
-    """The report and the images of an AMED KSampler."""
+    """Return the report and the images of an AMED KSampler."""
     latent = g.amed(**{"sampler": "auto", "guidance": SCALE} | asked)
     shown = g.show(latent)
     result = server.run(g.nodes)
@@ -61,40 +61,42 @@ def sampled(server, g, **asked):
 
 
 @pytest.mark.parametrize("batch", [1, 5])
-def test_spared_passes_are_counted_and_nothing_else_changes(server, graph, saved, batch):
-    saved(apart())
+def test_spared_passes_are_counted_and_the_image_stays_near(server, graph, save_table, batch):
+    save_table(table_of_parts())
     report, images = sampled(server, graph(batch=batch))
     assert f"predictor: {FILE} (multistep, 4 evaluations in 6 passes, guidance {SCALE}" in report
     assert "evaluations counted: 4, 6 network passes an image" in report and "note:" not in report
-    saved(apart(alone=()))
-    report, whole = sampled(server, graph(batch=batch))
+    save_table(table_of_parts(alone=()))
+    report, unspared = sampled(server, graph(batch=batch))
     assert "evaluations counted: 4, 8 network passes an image" in report and "note:" not in report
-    assert len(images) == batch and images.std() > 10 and abs(images - whole).max() <= 2
-    saved(Multistep(TIMES, apart().weights[..., :BANDS], None, "bands"))
-    assert abs(sampled(server, graph(batch=batch))[1] - whole).max() > 8  # the offsets, and what waits
+    assert len(images) == batch and images.std() > 10 and abs(images - unspared).max() <= 2
+    save_table(Multistep(TIMES, table_of_parts().weights[..., :BANDS], None, "bands"))
+    assert (
+        abs(sampled(server, graph(batch=batch))[1] - unspared).max() > 8
+    )  # the offsets, and the spared passes
 
 
-def test_the_first_of_a_batch_is_the_one_alone(server, graph, saved):
-    saved(apart())
-    (_, one), (_, five) = (sampled(server, graph(batch=batch)) for batch in (1, 5))
-    assert abs(one[0] - five[0]).max() <= 2
+def test_the_first_image_of_a_batch_equals_the_single_one(server, graph, save_table):
+    save_table(table_of_parts())
+    (_, single), (_, five) = (sampled(server, graph(batch=batch)) for batch in (1, 5))
+    assert abs(single[0] - five[0]).max() <= 2
 
 
-def test_the_model_is_left_as_it_was(server, graph, saved, images):
+def test_the_model_is_not_changed(server, graph, save_table, images):
     def euler(g):
         return images(g, g.ksampler("euler", seed=11, cfg=2.0))
 
-    saved(apart())
+    save_table(table_of_parts())
     before = euler(graph(batch=2))
     sampled(server, graph(batch=2))
     assert np.array_equal(euler(graph(batch=2)), before)
 
 
-def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, saved):
-    """With a mask the ends of both tables agree, and the kept columns are the start's."""
+def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, save_table):
+    """With a mask both tables end alike, and the kept columns equal the start's."""
     ends = []
     for alone in ((2, 3), ()):
-        saved(apart(alone))
+        save_table(table_of_parts(alone))
         g = graph()
         start = g.ksampler("euler", "karras", 4)
         first = g.show(start)
@@ -106,8 +108,8 @@ def test_a_mask_keeps_its_part_where_a_pass_is_spared(server, graph, saved):
     assert abs(ends[0] - ends[1]).max() <= 2 and "6 network passes" not in result.text(latent[0])
 
 
-def test_below_the_top_guidance_is_run_in_full(server, graph, saved):
-    saved(apart())
+def test_img2img_runs_guidance_in_full(server, graph, save_table):
+    save_table(table_of_parts())
     g = graph()
     latent = g.amed(
         sampler="auto", guidance=SCALE, denoise=0.6, latent_image=g.ksampler("euler", "karras", 4)
@@ -127,8 +129,8 @@ def test_below_the_top_guidance_is_run_in_full(server, graph, saved):
         ("TestModel", {"which": "halved"}),
     ],
 )
-def test_with_a_patch_on_guidance_it_is_left_out(server, graph, saved, kind, inputs):
-    saved(apart())
+def test_a_patch_on_guidance_excludes_tables_of_halves(server, graph, save_table, kind, inputs):
+    save_table(table_of_parts())
     g = graph()
     g.model = [g.add(kind, model=g.model, **inputs), 0]
     report, _ = sampled(server, g)
@@ -150,9 +152,9 @@ GUIDERS = {
 
 
 @pytest.mark.parametrize("kind", GUIDERS)
-def test_other_guiders_keep_guidance_whole(server, graph, saved, kind):
-    """What ran is said on the sampling node."""
-    saved(apart())
+def test_other_guiders_do_not_split_guidance(server, graph, save_table, kind):
+    """The sampling node says what ran."""
+    save_table(table_of_parts())
     inputs, passes = GUIDERS[kind]
     g = graph()
     inputs = {
@@ -160,32 +162,32 @@ def test_other_guiders_keep_guidance_whole(server, graph, saved, kind):
     }
     guider = g.add(kind, model=g.model, **inputs)
     sampler = g.add("AMEDSampler", sampler="amed_multistep", if_missing="error")
-    own = [g.add("AMEDLoadPredictor", name=FILE), 0]  # for the noise levels alone
+    predictor = [g.add("AMEDLoadPredictor", name=FILE), 0]  # only for its noise levels
     sigmas = g.add(
-        "AMEDScheduler", model=g.model, predictor=own, sampler="amed_multistep", nfe=4, denoise=1.0
+        "AMEDScheduler", model=g.model, predictor=predictor, sampler="amed_multistep", nfe=4, denoise=1.0
     )
     noise = g.add("RandomNoise", noise_seed=3)
     run = g.add("SamplerCustomAdvanced", noise=[noise, 0], guider=[guider, 0], sampler=[sampler, 0],
                 sigmas=[sigmas, 0], latent_image=g.latent)  # fmt: skip
     g.show([run, 0])
-    said = []
+    texts = []
 
-    def heard(event, data):
+    def on_event(event, data):
         if event == "binary" and int.from_bytes(data["bytes"][:4], "big") == HEARD:
             length = int.from_bytes(data["bytes"][4:8], "big")
             if data["bytes"][8 : 8 + length].decode() == run:
-                said.append(data["bytes"][8 + length :].decode())
+                texts.append(data["bytes"][8 + length :].decode())
 
-    server.run(g.nodes, heard)
-    whole = kind in ("DualCFGGuider", "PerpNegGuider")
-    assert f"AMED: 4 evaluations, {passes} passes an image, " in said[-1]
-    assert said[-1].endswith(FILE) != whole and ("left out" in said[-1]) == whole
-    assert "could not be captured" not in said[-1]
+    server.run(g.nodes, on_event)
+    keeps_guidance = kind in ("DualCFGGuider", "PerpNegGuider")
+    assert f"AMED: 4 evaluations, {passes} passes an image, " in texts[-1]
+    assert texts[-1].endswith(FILE) != keeps_guidance and ("left out" in texts[-1]) == keeps_guidance
+    assert "could not be captured" not in texts[-1]
 
 
-def test_it_is_shown_whole(server, graph, saved):
-    """Predictor Info has a line of each part's weights, Trajectory Plot a table of each."""
-    saved(apart())
+def test_every_part_is_shown(server, graph, save_table):
+    """Predictor Info has a line of weights per part, Trajectory Plot a table per part."""
+    save_table(table_of_parts())
     g = graph()
     loaded = [g.add("AMEDLoadPredictor", name=FILE), 0]
     info = g.add("AMEDPredictorInfo", predictor=loaded)
@@ -195,11 +197,11 @@ def test_it_is_shown_whole(server, graph, saved):
     assert text.count("the prompt's, finest band: ") == 4 == text.count("what guidance adds, coarsest band: ")
     assert text.count("one pass") == 2 and 'parts: "halves+bands"' in text and "channels: 3" in text
     picture = result.images(plot)[0]
-    assert picture.shape[0] > picture.shape[1]  # a plot of each half, and one of the offsets
+    assert picture.shape[0] > picture.shape[1]  # one plot per half, and one of the offsets
 
 
-def test_its_trajectory_is_plotted(server, graph, saved):
-    saved(apart())
+def test_the_trajectory_of_such_a_table_is_plotted(server, graph, save_table):
+    save_table(table_of_parts())
     g = graph()
     loaded = [g.add("AMEDLoadPredictor", name=FILE), 0]
     node = g.add(
@@ -215,12 +217,12 @@ def test_its_trajectory_is_plotted(server, graph, saved):
 @pytest.mark.parametrize("parts", ["bands", "halves+bands"])
 @pytest.mark.parametrize(("width", "height"), [(72, 104), (40, 24)])
 def test_odd_sizes(server, graph, demo_spec, parts, width, height):
-    """Latents of 9 x 13 and of 5 x 3: with weights alike in all bands the image is the whole slope's."""
+    """Latents of 9 x 13 and of 5 x 3: equal weights in all bands give the unsplit slope's image."""
     low, high = 0.029167158151720367, 14.614641229333639
     times = schedules.make("discrete", 5, low, high)
     ends = []
     for name in ("", parts):
-        table = Multistep(times, banded(times, PARTS[name].count, 0.0), None, name)
+        table = Multistep(times, banded_weights(times, PARTS[name].count, 0.0), None, name)
         spec = demo_spec(
             solver="multistep", num_steps=5, schedule="discrete", sigma_min=low, sigma_max=high, parts=name,
             prediction_type="eps", model_family="sd15", guidance=2.0,
@@ -243,34 +245,34 @@ def test_odd_sizes(server, graph, demo_spec, parts, width, height):
 
 
 def add_calibrate(g, **other):
-    asked = {"nfe": "3", "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom",
-             "evaluations": 1560, "seed": 0, "name": "few", "passes": 5}  # fmt: skip
-    return g.add("AMEDCalibrate", **g.around() | asked | other)
+    inputs = {"nfe": "3", "sampler": "amed_multistep", "guidance": 2.0, "budget": "custom",
+              "evaluations": 1560, "seed": 0, "name": "few", "passes": 5}  # fmt: skip
+    return g.add("AMEDCalibrate", **g.around() | inputs | other)
 
 
 def test_with_a_patch_on_guidance_fewer_passes_are_an_error(server, graph):
     g = graph(width=16, height=16)
     g.model = [g.add("RescaleCFG", model=g.model, multiplier=0.7), 0]
     add_calibrate(g)
-    said = "passes cannot be limited, because this MODEL has sampler_cfg_function.*Set passes to 0"
-    with pytest.raises(RunError, match=said):
+    expected = "passes cannot be limited, because this MODEL has sampler_cfg_function.*Set passes to 0"
+    with pytest.raises(RunError, match=expected):
         server.run(g.nodes)
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "expected"),
     [({"guidance": 1.0}, "only amed_multistep under guidance"), ({"sampler": "amed"}, "only amed_multistep"),
      ({"passes": 7}, "3 evaluations take 4 to 6 under guidance"), ({"passes": 3}, "take 4 to 6")],
 )  # fmt: skip
-def test_passes_that_cannot_be_are_an_error(server, graph, other, said):
+def test_impossible_numbers_of_passes_are_errors(server, graph, other, expected):
     g = graph(width=16, height=16)
     add_calibrate(g, **other)
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=expected):
         server.run(g.nodes)
 
 
-def test_fewer_passes_are_calibrated(server, graph):
-    """It is a file of its own, and runs in so many passes."""
+def test_a_table_with_fewer_passes_is_calibrated(server, graph):
+    """The result is a separate file, and runs in as many passes."""
     g = graph(width=16, height=16)
     add_calibrate(g, nfe="4", passes=6, evaluations=3000)
     server.run(g.nodes)

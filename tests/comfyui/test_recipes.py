@@ -1,4 +1,4 @@
-"""The solvers are those that ComfyUI ships (DPM-Solver++ 3M's moves: tests/trust/test_numerics.py)."""
+"""The solvers equal those of ComfyUI (for DPM-Solver++ 3M's moves see tests/trust/test_numerics.py)."""
 
 import json
 import os
@@ -23,7 +23,7 @@ PAIRS = ("dpm_2", "heun")
 def rows():
     if comfyui.find() is None:
         pytest.skip("no ComfyUI: run `make test`, or set COMFYUI_PATH")
-    script = Path(__file__).with_name("beside_host.py")
+    script = Path(__file__).with_name("print_solver_ends.py")
     run = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -35,7 +35,7 @@ def rows():
 
 
 @pytest.mark.parametrize("case", [f"{case}{end}" for case in CASES for end in ("", " to 0")])
-def test_the_images_are_the_hosts(rows, case):
+def test_the_images_equal_the_hosts(rows, case):
     """In float64, over several numbers of steps, to far less than 1e-4."""
     mine = [row for row in rows if row["case"] == case]
     assert [row["steps"] for row in mine] == [2, 3, 5, 8]
@@ -45,7 +45,7 @@ def test_the_images_are_the_hosts(rows, case):
         assert row["evaluations"] == [(1 + pair) * row["steps"] - (pair and zero)] * 2
 
 
-def test_they_are_different_solvers(rows):
-    """The comparison can fail: no two of them give the same image at 8 steps."""
+def test_the_solvers_differ_from_each_other(rows):
+    """The comparison can fail: no two solvers give the same image at 8 steps."""
     ends = {row["case"]: row["size"] for row in rows if row["steps"] == 8}
     assert len(set(ends.values())) == len(ends) == 2 * len(CASES)

@@ -1,4 +1,4 @@
-"""What the registry installs: no tests, no training data, and it runs."""
+"""ComfyUI's registry installs neither tests nor training data, and the installed files work."""
 
 import shutil
 import subprocess
@@ -22,13 +22,13 @@ def git(*arguments):
 
 @pytest.fixture(scope="module")
 def installed():
-    """Paths of the repository that .comfyignore leaves."""
+    """Return the paths of the repository that .comfyignore does not exclude."""
     if not (ROOT / ".git").exists():
         pytest.skip("this copy of the pack is no git repository")
     return sorted(set(git("ls-files")) - set(git("ls-files", "-ci", "--exclude-from=.comfyignore")))
 
 
-def test_what_is_left_out(installed):
+def test_which_files_are_left_out(installed):
     folders = {name.split("/")[0] for name in installed}
     assert not folders & {"tests", "bench", ".ci", "Makefile"}
     assert {name for name in installed if name.startswith("demo/")} == {
@@ -39,7 +39,7 @@ def test_what_is_left_out(installed):
     assert sum((ROOT / name).stat().st_size for name in installed) < 12e6
 
 
-def test_what_is_left_runs(installed, tmp_path, graph):
+def test_the_installed_files_run(installed, tmp_path, graph):
     pack = tmp_path / "pack"
     for name in installed:
         (pack / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_what_is_left_runs(installed, tmp_path, graph):
         }
 
 
-def test_pyproject_is_whole():
+def test_pyproject_is_complete():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     comfy = project["tool"]["comfy"]
     assert comfy["DisplayName"] and comfy["PublisherId"] and comfy["requires-comfyui"].startswith(">=0.3.")

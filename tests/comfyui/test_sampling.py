@@ -1,4 +1,4 @@
-"""Images out of a real ComfyUI, and what the nodes say about them."""
+"""Images from a real ComfyUI, and the nodes' reports on them."""
 
 import re
 
@@ -16,15 +16,15 @@ from demo.model import SIGMA_MAX, load_denoiser
 BUNDLED = sorted((ROOT / "predictors").glob("emoji32-*.safetensors"))
 
 
-def sensible(images):
-    """Not blank, not noise clipped to its limits."""
+def check_image(images):
+    """Check that the images are neither blank nor noise clipped to its limits."""
     assert images.ndim == 4 and images.shape[-1] == 3
-    assert images.std() > 10 and 0.02 < (images > 235).mean() < 0.98  # a light ground
+    assert images.std() > 10 and 0.02 < (images > 235).mean() < 0.98  # a light background
     return images
 
 
 def latents(result):
-    """The first saved latent, `[B, 3, H, W]`."""
+    """Return the first saved latent, `[B, 3, H, W]`."""
     entry = result.files("latents")[0]
     return load(result.server.view(entry))["latent_tensor"]
 
@@ -36,13 +36,13 @@ def run_text(server, g, latent):
 
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_ksampler_counts_what_it_does(server, graph, batch, guidance):
+def test_ksampler_reports_the_counted_evaluations(server, graph, batch, guidance):
     g = graph(batch=batch)
     latent = g.amed(guidance=guidance)
     shown = g.show(latent)
     result = server.run(g.nodes)
     assert len(result.images(shown)) == batch
-    sensible(np.stack(result.images(shown)))
+    check_image(np.stack(result.images(shown)))
     text = result.text(latent[0])
     assert "predictor: test_amed.safetensors" in text
     assert f"evaluations counted: 4, {4 * int(guidance)} network passes" in text
@@ -51,19 +51,19 @@ def test_ksampler_counts_what_it_does(server, graph, batch, guidance):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("cfg", [1.0, 2.0])
-def test_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cfg):
-    """In the ordinary KSampler: noise levels of the amed schedule, then 0; the library has such a
+def test_a_dropdown_sampler_finds_the_users_predictor(images, graph, sampler, cfg):
+    """In the ordinary KSampler, on the amed schedule followed by 0, where the library has such a
     predictor."""
     steps = 5 if sampler == "amed_multistep" else 3
     g = graph(batch=2)
-    made = sensible(images(g, g.ksampler(sampler, "amed", steps, cfg=cfg)))
+    image = check_image(images(g, g.ksampler(sampler, "amed", steps, cfg=cfg)))
     g = graph(batch=2)
     plain = images(g, g.ksampler("euler", "amed", steps, cfg=cfg))
-    assert made.shape == plain.shape and not np.array_equal(made, plain)
+    assert image.shape == plain.shape and not np.array_equal(image, plain)
 
 
-class Heard:
-    """What the server tells a page during a run: `texts[node]`, each text it puts on that node."""
+class NodeTexts:
+    """Collects the texts that the server puts on each node during a run: `texts[node]`."""
 
     def __init__(self):
         self.texts = {}
@@ -76,23 +76,25 @@ class Heard:
         self.texts.setdefault(raw[4 : 4 + size].decode(), []).append(raw[4 + size :].decode())
 
 
-def test_dropdown_sampler_without_a_predictor_runs_the_plain_solver_and_says_so(server, graph):
-    """In the page, on the node itself: its report ends what is told there."""
-    g, heard = graph(), Heard()
+def test_a_dropdown_sampler_without_a_predictor_reports_the_plain_solver(server, graph):
+    """The report on the page's node ends with that text."""
+    g, messages = graph(), NodeTexts()
     latent = g.ksampler("amed_ipndm", "karras", 20)
     shown = g.show(latent)
-    result = server.run(g.nodes, heard)
-    sensible(np.stack(result.images(shown)))
-    text = heard.texts[latent[0]][-1]
+    result = server.run(g.nodes, messages)
+    check_image(np.stack(result.images(shown)))
+    text = messages.texts[latent[0]][-1]
     missing = (
         "no predictor for amed_ipndm, 20 noise levels (about 38 evaluations), guidance 1 and this emoji32"
     )
     assert text.startswith(f"the plain solver ipndm-3 ran: {missing}") and "The nearest is " in text
-    assert text.splitlines()[1:] == ["AMED: 20 evaluations, 20 passes an image, plain"]  # the last to 0
+    assert text.splitlines()[1:] == [
+        "AMED: 20 evaluations, 20 passes an image, plain"
+    ]  # the last step goes to 0
 
 
-def test_first_click_any_number_of_evaluations(server, graph):
-    """AMED KSampler as it comes out of the list, on a model that has no predictor for that."""
+def test_default_settings_work_for_any_number_of_evaluations(server, graph):
+    """AMED KSampler with its defaults, on a model without a predictor for this number."""
     for nfe in (2, 11, 14):
         g = graph()
         latent = g.amed(nfe=nfe, if_missing="plain", sampler="auto", guidance=5.0)
@@ -104,30 +106,33 @@ def test_first_click_any_number_of_evaluations(server, graph):
     assert inputs["guidance"][1]["default"] == 5.0
 
 
-def test_misuse_says_how_many_steps(server, graph):
-    """With a predictor on the MODEL but another schedule: the number that the amed schedule wants."""
-    g, heard = graph(), Heard()
+def test_a_wrong_schedule_is_answered_with_the_right_steps(server, graph):
+    """With a predictor on the MODEL but another schedule, the remark names the amed schedule's number of
+    steps."""
+    g, messages = graph(), NodeTexts()
     loaded = g.add("AMEDLoadPredictor", name="test_amed.safetensors")
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[loaded, 0])
     latent = g.ksampler("amed", "karras", 20, model=[applied, 0])
     g.show(latent)
-    server.run(g.nodes, heard)
-    assert heard.texts[latent[0]][-1].startswith("choose the amed schedule with 2 steps, or AMED Scheduler: ")
-    assert "In the KSampler: amed, amed, 2 steps, cfg 1\n4 evaluations: " in heard.texts[applied][-1]
-    right, heard = graph(), Heard()
+    server.run(g.nodes, messages)
+    assert messages.texts[latent[0]][-1].startswith(
+        "choose the amed schedule with 2 steps, or AMED Scheduler: "
+    )
+    assert "In the KSampler: amed, amed, 2 steps, cfg 1\n4 evaluations: " in messages.texts[applied][-1]
+    right, messages = graph(), NodeTexts()
     loaded = right.add("AMEDLoadPredictor", name="test_amed.safetensors")
     applied = right.add("AMEDApplyPredictor", model=right.model, predictor=[loaded, 0])
     latent = right.ksampler("amed", "amed", 2, model=[applied, 0])
     right.show(latent)
-    server.run(right.nodes, heard)
-    told = "AMED: 4 evaluations, 4 passes an image, test_amed.safetensors"
-    assert heard.texts[latent[0]][-1] == told
+    server.run(right.nodes, messages)
+    expected = "AMED: 4 evaluations, 4 passes an image, test_amed.safetensors"
+    assert messages.texts[latent[0]][-1] == expected
 
 
-def test_same_seed_same_image(server, images, graph):
+def test_the_same_seed_gives_the_same_image(server, images, graph):
     def make(seed, pad):
         g = graph(batch=2)
-        for _ in range(pad):  # shifts node ids: not ComfyUI's cache, but the same work again
+        for _ in range(pad):  # shifts node ids, so that nothing comes from ComfyUI's cache
             g.add("AMEDLoadPredictor", name="test_amed.safetensors")
         return images(g, g.amed(seed=seed, guidance=2.0))
 
@@ -135,10 +140,10 @@ def test_same_seed_same_image(server, images, graph):
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_ksampler_equals_its_parts(images, graph):
+def test_ksampler_equals_sampler_and_scheduler(images, graph):
     g = graph(batch=2)
     loaded = [g.add("AMEDLoadPredictor", name="test_amed_ipndm.safetensors"), 0]
-    whole = g.amed(sampler="amed_ipndm", guidance=2.0, seed=9)
+    by_ksampler = g.amed(sampler="amed_ipndm", guidance=2.0, seed=9)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=loaded)
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=4, denoise=1.0, predictor=loaded)
     parts = g.custom(sampler, sigmas, cfg=2.0, seed=9)
@@ -147,21 +152,21 @@ def test_ksampler_equals_its_parts(images, graph):
     unlinked = g.custom(looked_up, sigmas, cfg=2.0, seed=9)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=loaded)
     ordinary = g.ksampler("amed_ipndm", "amed", 2, cfg=2.0, seed=9, model=[applied, 0])
-    first, *others = images(g, whole, parts, unlinked, ordinary)
-    sensible(first)
+    first, *others = images(g, by_ksampler, parts, unlinked, ordinary)
+    check_image(first)
     for other in others:
         assert np.array_equal(first, other)
 
 
-def test_auto_is_the_best_of_all_everywhere(server, images, graph):
-    """In the AMED KSampler, and in AMED Sampler and Scheduler, which decide when they run."""
+def test_auto_is_the_least_error_in_every_node(server, images, graph):
+    """In AMED KSampler, and in AMED Sampler and AMED Scheduler, which choose when they run."""
     g = graph(batch=2)
-    whole = g.amed(5, "auto", seed=9)
+    by_ksampler = g.amed(5, "auto", seed=9)
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=5, denoise=1.0)
     parts = g.custom(g.add("AMEDSampler", sampler="auto", if_missing="error"), sigmas, seed=9)
     other = g.amed(5, "amed", seed=9)
-    first, second, third = images(g, whole, parts, other)
-    assert np.array_equal(sensible(first), second) and not np.array_equal(first, third)
+    first, second, third = images(g, by_ksampler, parts, other)
+    assert np.array_equal(check_image(first), second) and not np.array_equal(first, third)
 
 
 def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
@@ -169,8 +174,8 @@ def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
     sigmas = g.add("KarrasScheduler", steps=26, sigma_max=80.0, sigma_min=0.002, rho=7.0)
     sampler = g.add("AMEDSampler", sampler="auto", if_missing="error")
     g.show(g.custom(sampler, sigmas))
-    said = r"no predictor for 26 noise levels \(about 25 evaluations\)[\s\S]*The nearest is "
-    with pytest.raises(RunError, match=said):
+    expected = r"no predictor for 26 noise levels \(about 25 evaluations\)[\s\S]*The nearest is "
+    with pytest.raises(RunError, match=expected):
         server.run(g.nodes)
     for instead in ("untrained", "plain"):
         g.nodes[sampler]["inputs"]["if_missing"] = instead
@@ -178,7 +183,7 @@ def test_auto_without_a_predictor_is_refused_or_untrained(server, graph):
 
 
 def engine(noise, fitted, guidance, label=0):
-    """The same run without any host."""
+    """The same run without a host."""
     denoiser = load_denoiser()
     model, labels = Guided(denoiser, guidance), torch.full((len(noise),), label)
     evaluate = FromModule(denoiser.inner_model.middle_block)
@@ -190,9 +195,8 @@ def engine(noise, fitted, guidance, label=0):
 
 @pytest.mark.parametrize(("file", "nfe"), [("test_amed.safetensors", 4), ("test_mlp.safetensors", 6)])
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
-    """The MLP with the conditional bottleneck, taken from inside the host in the one case, by a hook in the
-    other."""
+def test_the_host_run_equals_the_engines(server, graph, file, nfe, guidance):
+    """The network gets the conditional bottleneck: captured in the host, or by a hook on the module."""
     g = graph(batch=3)
     latent = g.amed(nfe, predictor=file, guidance=guidance, seed=21)
     g.add("SaveLatent", samples=latent, filename_prefix="test")
@@ -203,9 +207,8 @@ def test_equals_the_engine_alone(server, graph, file, nfe, guidance):
     torch.testing.assert_close(latents(result), engine(noise, fitted, guidance), rtol=1e-4, atol=2e-4)
 
 
-def test_bottleneck_is_the_positive_prompts(server, graph):
-    """However the host sends the halves: together, or (prompts of too different lengths) one after the
-    other."""
+def test_the_bottleneck_is_that_of_the_positive_prompt(server, graph):
+    """Whether the host evaluates the halves together or, for prompts of too different lengths, one by one."""
 
     def make(repeats, positive=None):
         g = graph(batch=3)
@@ -227,19 +230,19 @@ def test_bottleneck_is_the_positive_prompts(server, graph):
     assert not torch.allclose(together, other, atol=1e-2)
 
 
-def test_a_missing_bottleneck_is_zeros_and_is_said(server, graph):
+def test_a_missing_bottleneck_becomes_zeros_with_a_warning(server, graph):
     g = graph(batch=2)
     closed = [g.add("TestModel", model=g.model, which="closed"), 0]
     latent = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=closed)
     shown = g.show(latent)
     result = server.run(g.nodes)
-    sensible(np.stack(result.images(shown)))
-    said = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
-    assert result.text(latent[0]).count(said) == 1 and said in server.log()
+    check_image(np.stack(result.images(shown)))
+    expected = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
+    assert result.text(latent[0]).count(expected) == 1 and expected in server.log()
 
 
-def test_the_network_is_where_the_images_are(server, graph):
-    """A predictor's MLP on the images' device, whatever it is: else a GPU waits at every interval."""
+def test_the_predictors_network_is_on_the_images_device(server, graph):
+    """A predictor's network must be on the images' device, or a GPU waits at every interval."""
     g = graph()
     look = g.add("TestDevice", cfg=2.0, file="test_mlp.safetensors", **g.around())
     assert server.run(g.nodes).text(look) == "meta"
@@ -256,13 +259,13 @@ def test_several_positive_prompts(images, graph):
         mask=[g.add("SolidMask", value=1.0, width=16, height=32), 0],
     )
     both = [g.add("ConditioningCombine", conditioning_1=g.positive, conditioning_2=[area, 0]), 0]
-    sensible(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
+    check_image(images(g, g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, positive=both)))
 
 
 @pytest.mark.skipif(not BUNDLED, reason="no bundled predictors for the demo model")
 @pytest.mark.parametrize("file", BUNDLED, ids=lambda file: file.stem)
 def test_bundled_predictor_equals_the_engine(server, graph, file):
-    """With the bottleneck captured from inside the host, at the guidance it was fitted for."""
+    """With the bottleneck captured in the host, at the guidance it was fitted for."""
     fitted = load_predictor(file)
     g = graph(batch=2)
     latent = g.amed(fitted.nfe, "auto", fitted.spec.guidance, 31, predictor=file.name)
@@ -277,12 +280,12 @@ def test_bundled_predictor_equals_the_engine(server, graph, file):
 
 
 @pytest.mark.parametrize("sigma", [0.05, 2.0, 30.0])
-def test_demo_model_is_the_denoiser(server, graph, sigma):
-    """One Euler step to 0 is the denoised image: the MODEL's and demo.model's own."""
+def test_the_demo_model_equals_its_denoiser(server, graph, sigma):
+    """One Euler step to 0 gives the denoised image, for the MODEL as for demo.model."""
     g = graph(batch=2, category="Flags")
     sigmas = g.add("KarrasScheduler", steps=1, sigma_max=sigma, sigma_min=0.01, rho=7.0)
     euler = g.add("KSamplerSelect", sampler_name="euler")
-    made = g.add(
+    node = g.add(
         "SamplerCustom",
         add_noise=True,
         noise_seed=4,
@@ -291,18 +294,18 @@ def test_demo_model_is_the_denoiser(server, graph, sigma):
         sigmas=[sigmas, 0],
         **g.around(),
     )
-    g.add("SaveLatent", samples=[made, 0], filename_prefix="test")
+    g.add("SaveLatent", samples=[node, 0], filename_prefix="test")
     got = latents(server.run(g.nodes))
     noise = torch.randn(2, 3, 32, 32, generator=torch.manual_seed(4)) * sigma
     with torch.no_grad():
-        own = load_denoiser()(noise, torch.full((2,), sigma), torch.full((2,), 8))
-    torch.testing.assert_close(got, own, rtol=1e-5, atol=1e-5)
+        expected = load_denoiser()(noise, torch.full((2,), sigma), torch.full((2,), 8))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_other_sizes(images, graph):
     g = graph(batch=2, width=36, height=28)
-    made = images(g, g.amed(guidance=2.0), g.ksampler("amed_dpmpp_2m", "amed", 3))
-    assert [m.shape for m in made] == [(2, 28, 36, 3)] * 2
+    results = images(g, g.amed(guidance=2.0), g.ksampler("amed_dpmpp_2m", "amed", 3))
+    assert [m.shape for m in results] == [(2, 28, 36, 3)] * 2
 
 
 def test_partial_denoise_keeps_the_picture(server, images, graph):
@@ -330,7 +333,7 @@ def test_too_little_denoise_is_refused(server, graph):
         assert "evaluations counted" in text
 
 
-def test_inpainting_touches_the_masked_half_only(images, graph):
+def test_inpainting_changes_only_the_masked_half(images, graph):
     g = graph(batch=2)
     start = g.ksampler("euler", "karras", 12)
     masked = g.right_half_masked(start)
@@ -339,7 +342,7 @@ def test_inpainting_touches_the_masked_half_only(images, graph):
     assert difference[:, :, :16].max() <= 1 and difference[:, :, 18:].mean() > 5
 
 
-def test_bad_nfe_names_the_nearest_and_what_to_do(server, graph):
+def test_an_unfitted_nfe_names_the_nearest_and_what_to_do(server, graph):
     g = graph()
     g.show(g.amed(nfe=47))
     with pytest.raises(
@@ -354,7 +357,7 @@ def test_bad_nfe_names_the_nearest_and_what_to_do(server, graph):
         server.run(g.nodes)
 
 
-def test_untrained_only_if_asked_and_says_so(server, graph):
+def test_untrained_runs_only_on_request_and_is_reported(server, graph):
     for nfe in (6, 11):
         g = graph()
         text = run_text(server, g, g.amed(nfe=nfe, sampler="amed_euler", if_missing="untrained"))
@@ -377,7 +380,7 @@ def test_broken_predictor_is_named(server, graph):
 
 
 def test_missing_predictor_is_named(server, graph):
-    """Newer hosts refuse the graph in their own words; the node itself says what exists."""
+    """Newer hosts refuse the graph themselves; otherwise the node lists the existing predictors."""
     g = graph()
     g.show(g.amed(predictor="gone.safetensors"))
     with pytest.raises((GraphError, RunError), match=r"gone\.safetensors") as caught:
@@ -385,8 +388,9 @@ def test_missing_predictor_is_named(server, graph):
     assert isinstance(caught.value, GraphError) or "The nearest is 'test_" in str(caught.value)
 
 
-def test_checkpoint_is_recognised_through_patches(server, graph):
-    """A LoRA's way of changing weights (patches, applied in place while sampling) is no other checkpoint."""
+def test_a_patched_checkpoint_is_recognised(server, graph):
+    """Patches that change weights in place while sampling, as a LoRA's, do not change the checkpoint's
+    identity."""
     g = graph()
     patched = [g.add("TestModel", model=g.model, which="lora"), 0]
     merged = [g.add("ModelMergeSubtract", model1=g.model, model2=g.model, multiplier=2.0), 0]
@@ -397,7 +401,7 @@ def test_checkpoint_is_recognised_through_patches(server, graph):
     merge = g.amed(6, predictor="test_mlp.safetensors", guidance=2.0, model=merged)
     shown = [g.show(latent) for latent in (before, during, again, other, merge)]
     result = server.run(g.nodes)
-    assert not np.array_equal(result.images(shown[0]), result.images(shown[1])), "the patch did nothing"
+    assert not np.array_equal(result.images(shown[0]), result.images(shown[1])), "the patch has no effect"
     for latent in (before, during, again):
         assert "note:" not in result.text(latent[0])
     assert "note: fitted for another checkpoint of this family" in result.text(other[0])
@@ -406,8 +410,8 @@ def test_checkpoint_is_recognised_through_patches(server, graph):
     )
 
 
-def test_a_new_file_is_seen_at_once(server, graph):
-    """Not ComfyUI's cached result of the same graph."""
+def test_a_new_file_is_used_at_once(server, graph):
+    """ComfyUI's cached result of the same graph must not be used."""
     folder = server.base / "models" / "amed_predictors"
     times = schedules.make("time_uniform", 8, 0.002, 80.0)
     spec = Spec(
@@ -431,7 +435,7 @@ def test_a_new_file_is_seen_at_once(server, graph):
         (folder / "test_late.safetensors").unlink()
 
 
-def test_report_is_in_the_images_metadata(server, graph):
+def test_the_report_is_in_the_images_metadata(server, graph):
     g = graph()
     latent = g.amed(seed=41)
     image = g.add("AMEDDemoDecode", samples=latent, enlarge=1)
@@ -440,9 +444,10 @@ def test_report_is_in_the_images_metadata(server, graph):
     assert b"evaluations counted: 4" in server.view(entry)
 
 
-def test_interrupt_stops_a_run(server, graph):
-    """After the first progress of a long run, the rest is not done. The MODEL waits for the stop, which may
-    come late."""
+def test_an_interruption_stops_a_run(server, graph):
+    """After the first progress of a long run the rest is not executed.
+
+    The MODEL waits for the interruption, which may arrive late."""
     g = graph()
     g.model = [g.add("TestStops", model=g.model, at=9, wait=True), 0]
     g.show(g.amed(nfe=99, sampler="amed", if_missing="untrained", seed=13))
@@ -456,14 +461,14 @@ def test_interrupt_stops_a_run(server, graph):
 
     with pytest.raises(Interrupted):
         server.run(g.nodes, on_event)
-    assert 1 <= max(steps) <= 5, "it went on"  # two evaluations a step
+    assert 1 <= max(steps) <= 5, "the run continued after the interruption"  # two evaluations per step
     g = graph()
-    assert re.search("evaluations counted: 4", run_text(server, g, g.amed()))  # and the next run is fine
+    assert re.search("evaluations counted: 4", run_text(server, g, g.amed()))  # and the next run works
 
 
 @pytest.mark.parametrize("nfe", [6, 8])
-def test_sampler_and_scheduler_without_a_predictor_take_what_is_asked(server, graph, nfe):
-    """The plain solver by parts: at any guidance as many evaluations as the scheduler was asked for."""
+def test_sampler_and_scheduler_without_a_predictor_take_the_requested_evaluations(server, graph, nfe):
+    """The plain solver, at any guidance, takes the evaluations that AMED Scheduler was set to."""
     g = graph()
     g.model = [g.add("AMEDCountEvaluations", model=g.model), 0]
     sigmas = g.add("AMEDScheduler", model=g.model, sampler="amed_deis", nfe=nfe, denoise=1.0)
@@ -471,18 +476,20 @@ def test_sampler_and_scheduler_without_a_predictor_take_what_is_asked(server, gr
     used = g.add("AMEDEvaluationsUsed", model=g.model, samples=g.custom(sampler, sigmas, cfg=4.0))
     image = g.show([used, 0])
     result = server.run(g.nodes)
-    sensible(np.stack(result.images(image)))
+    check_image(np.stack(result.images(image)))
     assert result.text(used).startswith(f"{nfe} evaluations, {2 * nfe} rows")
 
 
-def test_plain_below_the_top_and_at_odd_sizes(server, graph):
-    """img2img takes the lower part; a batch of 5 of 36 x 28."""
+def test_a_plain_solver_runs_img2img_and_odd_sizes(server, graph):
+    """img2img uses the lower part of the schedule; a batch of 5 of 36 x 28."""
     g = graph(batch=5, width=36, height=28)
     start = g.ksampler("euler", "karras", 12)
     latent = g.amed(nfe=20, sampler="auto", guidance=3.0, if_missing="plain", denoise=0.5, latent_image=start)
     shown = g.show(latent)
     result = server.run(g.nodes)
-    made = np.stack(result.images(shown))
-    assert sensible(made).shape == (5, 28, 36, 3) and "predictor: plain" in result.text(latent[0])
+    sampled_images = np.stack(result.images(shown))
+    assert check_image(sampled_images).shape == (5, 28, 36, 3) and "predictor: plain" in result.text(
+        latent[0]
+    )
     counted = int(result.text(latent[0]).split("evaluations counted: ")[1].split(",")[0])
     assert 2 <= counted < 20

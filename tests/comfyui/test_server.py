@@ -1,4 +1,4 @@
-"""The harness itself: what it says when ComfyUI cannot run."""
+"""The test harness itself: its errors where ComfyUI cannot run."""
 
 import pytest
 

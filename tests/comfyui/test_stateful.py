@@ -1,18 +1,18 @@
-"""Fits of MODELs under features that keep a state while the host samples: caches, context windows, hooks."""
+"""Fit MODELs under features that keep a state while the host samples: caches, context windows, hooks."""
 
 import json
 
 import pytest
-from comfyui.heard import Heard
+from comfyui.page_messages import PageMessages
 
 from amed import load
 from demo.comfyui import RunError
 
-LEAST = 1780  # evaluations that a fit of 4 takes
+LEAST = 1780  # the evaluations that a fit at NFE 4 takes
 
 
 class Small:
-    """A graph on a small network of the host's own, as Graph is on the demo model."""
+    """A graph on a small network of the host, with the interface of Graph."""
 
     def __init__(self, graph, which, size=(64, 48), length=17):
         self.g, self.which = graph(), which
@@ -44,14 +44,14 @@ class Small:
         return {"model": self.model, "positive": self.positive, "negative": self.negative,
                 "latent_image": self.latent}  # fmt: skip
 
-    def asked(self, server, real=None, cfg=2.0, steps=6):
+    def denoiser_errors(self, server, real=None, cfg=2.0, steps=6):
         node = self.g.add("TestAsked", **self.around(), cfg=cfg, real=real or self.model, steps=steps)
         return json.loads(server.run(self.g.nodes).text(node))
 
     def calibrate(self, name, nfe="4", **other):
-        asked = {"sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": LEAST,
-                 "seed": 0}  # fmt: skip
-        return self.g.add("AMEDCalibrate", **self.around() | asked | other, nfe=nfe, name=name)
+        inputs = {"sampler": "amed_multistep", "guidance": 2.0, "budget": "custom", "evaluations": LEAST,
+                  "seed": 0}  # fmt: skip
+        return self.g.add("AMEDCalibrate", **self.around() | inputs | other, nfe=nfe, name=name)
 
 
 def cache(kind, start):
@@ -59,9 +59,9 @@ def cache(kind, start):
 
 
 def windows(schedule, kind="WanContextWindowsManual", **more):
-    own = {"context_length": 9, "context_overlap": 4, "context_schedule": schedule, "context_stride": 2,
-           "closed_loop": schedule == "looped_uniform", "fuse_method": "pyramid"}  # fmt: skip
-    return kind, own | more
+    inputs = {"context_length": 9, "context_overlap": 4, "context_schedule": schedule, "context_stride": 2,
+              "closed_loop": schedule == "looped_uniform", "fuse_method": "pyramid"}  # fmt: skip
+    return kind, inputs | more
 
 
 CACHES = [cache(kind, start) for kind in ("EasyCache", "LazyCache") for start in (0.15, 0.0)]
@@ -76,21 +76,21 @@ WINDOWS = [
     *(("sd15", one) for one in CACHES), *(("wan", one) for one in CACHES), ("wan", STEP),
 ], ids=str)  # fmt: skip
 def test_a_fit_is_not_answered_by_a_cache(server, graph, put):
-    """At every noise level, in any order, the network's own answer."""
+    """At every noise level, in any order, the network itself answers."""
     which, (kind, inputs) = put
     small = Small(graph, which)
-    away = small.patch(kind, **inputs).asked(server, real=small.bare)
+    away = small.patch(kind, **inputs).denoiser_errors(server, real=small.bare)
     assert max(away.values()) < 1e-5, away
 
 
 @pytest.mark.parametrize("put", WINDOWS, ids=str)
-def test_a_fit_sees_the_windows_of_each_step(server, graph, put):
+def test_a_fit_uses_the_windows_of_each_step(server, graph, put):
     kind, inputs = put
     small = Small(graph, "wan", length=33).patch(kind, **inputs)
-    away = small.asked(server)
+    away = small.denoiser_errors(server)
     assert max(away.values()) < 1e-5, away
-    whole = Small(graph, "wan", length=33)
-    other = whole.patch(kind, **inputs).asked(server, real=whole.bare)
+    long_video = Small(graph, "wan", length=33)
+    other = long_video.patch(kind, **inputs).denoiser_errors(server, real=long_video.bare)
     assert min(other.values()) > 1e-3, other
 
 
@@ -98,8 +98,8 @@ def test_a_fit_sees_the_windows_of_each_step(server, graph, put):
 @pytest.mark.parametrize(
     "keyframes", ["0 1", "0 0, 0.5 1", "0 0, 0.3 1, 0.6 -1", "0.2 1, 0.4 0.5, 0.6 0, 0.8 -1"]
 )
-def test_a_fit_sees_the_hooks_of_each_step(server, graph, which, keyframes):
-    away = Small(graph, which).hooked(keyframes).asked(server)
+def test_a_fit_uses_the_hooks_of_each_step(server, graph, which, keyframes):
+    away = Small(graph, which).hooked(keyframes).denoiser_errors(server)
     assert max(away.values()) < 1e-5, away
 
 
@@ -109,19 +109,19 @@ def folder(server):
 
 @pytest.mark.parametrize("put", [cache("LazyCache", 0.0), cache("EasyCache", 0.15)], ids=str)
 def test_calibrate_fits_the_model_itself_under_a_cache(server, graph, put):
-    """The file is that of the MODEL without the cache."""
-    made = []
+    """The saved file equals that of the MODEL without the cache."""
+    specs = []
     for name, on in (("bare", False), ("cached", True)):
         small = Small(graph, "wan", length=1)
         if on:
             small.patch(put[0], **put[1])
         small.calibrate(name, "2", evaluations=1340)
         server.run(small.g.nodes)
-        made.append(load(folder(server) / f"{name}-nfe2-cfg2.safetensors"))
-    assert made[0].spec.metrics == made[1].spec.metrics and (made[0].base == made[1].base).all()
+        specs.append(load(folder(server) / f"{name}-nfe2-cfg2.safetensors"))
+    assert specs[0].spec.metrics == specs[1].spec.metrics and (specs[0].base == specs[1].base).all()
 
 
-def test_what_answers_in_the_networks_place_is_named_and_nothing_saved(server, graph):
+def test_a_feature_that_replaces_the_network_is_named_and_nothing_saved(server, graph):
     small = Small(graph, "wan", length=1).patch("TestStepCache", resets="never")
     small.calibrate("spoiled")
     with pytest.raises(RunError, match=r"not by the network.*TestStepCache.*before that node"):
@@ -143,8 +143,8 @@ def test_a_trajectory_under_windows_and_a_cache(server, graph):
 
 
 @pytest.mark.parametrize("kind", ["EasyCache", "LazyCache"])
-def test_compare_counts_what_the_network_did(server, graph, kind):
-    """A sampler's steps are found as without the cache; what the cache left out is not counted."""
+def test_compare_counts_real_network_evaluations(server, graph, kind):
+    """A sampler's steps are found as without the cache; evaluations that the cache skips are not counted."""
     rows = []
     for on in (False, True):
         small = Small(graph, "wan", length=1)
@@ -175,10 +175,10 @@ class Nested:
     def __init__(self, graph):
         self.g = graph()
         self.g.nodes.clear()
-        made = self.g.add("SmallNested", batch=2)
+        node = self.g.add("SmallNested", batch=2)
         prompts = ([self.g.add("TestPrompt", seed=seed, repeats=1, width=64), 0] for seed in (1, 2))
         self.around = dict(zip(("positive", "negative"), prompts)) | {
-            "model": [made, 0], "latent_image": [made, 1], "guidance": 1.0
+            "model": [node, 0], "latent_image": [node, 1], "guidance": 1.0
         }  # fmt: skip
 
     def add(self, kind, **inputs):
@@ -186,7 +186,7 @@ class Nested:
 
 
 def test_nested_latents_are_fitted_compared_and_drawn(server, graph):
-    """Of video and sound together: a fit that is found and nearer than a plain solver."""
+    """Video and sound together: a fit that is found and beats a plain solver."""
     fit = Nested(graph)
     fit.add("AMEDCalibrate", nfe="4", sampler="amed_multistep", budget="custom", evaluations=LEAST, seed=0,
             name="both")  # fmt: skip
@@ -206,8 +206,8 @@ def test_nested_latents_are_fitted_compared_and_drawn(server, graph):
     assert "both-nfe4-cfg1" in server.run(plot.g.nodes).text(shown)
 
 
-def test_a_lower_part_says_how_many_evaluations_ran(server, graph):
-    """Of 5 at denoise 0.3 one; the ordinary KSampler, which it names, runs 5."""
+def test_img2img_reports_how_many_evaluations_ran(server, graph):
+    """denoise 0.3 of 5 evaluations runs one; the ordinary KSampler, which the remark names, runs 5."""
     g = graph()
     start = g.ksampler("euler", steps=4)
     node = g.amed(5, "auto", denoise=0.3, if_missing="plain", latent_image=start)[0]
@@ -218,12 +218,12 @@ def test_a_lower_part_says_how_many_evaluations_ran(server, graph):
     g = graph()
     again = g.ksampler("amed_multistep", "amed", 5, denoise=0.3, latent_image=g.ksampler("euler", steps=4))
     g.show(again)
-    heard = Heard(again[0])
-    server.run(g.nodes, heard)
-    assert any("5 evaluations" in text for text in heard.texts), heard.texts
+    messages = PageMessages(again[0])
+    server.run(g.nodes, messages)
+    assert any("5 evaluations" in text for text in messages.texts), messages.texts
 
 
-def test_a_budget_that_is_too_small_says_what_each_takes(server, graph):
+def test_a_too_small_budget_is_answered_with_the_required_ones(server, graph):
     g = graph(width=16, height=16)
     g.add("AMEDCalibrate", **g.around(), nfe="4, 8", sampler="amed_multistep", guidance=1.0, budget="custom",
           evaluations=1000, seed=0, name="short")  # fmt: skip
@@ -232,8 +232,8 @@ def test_a_budget_that_is_too_small_says_what_each_takes(server, graph):
 
 
 @pytest.mark.parametrize("node", ["AMEDCalibrate", "AMEDTrajectoryPlot"])
-def test_guidance_with_a_memory_is_refused_by_name(server, graph, node):
-    """APG with momentum remembers the evaluation before, also of another sampling; without, it does not."""
+def test_guidance_with_momentum_is_refused_by_name(server, graph, node):
+    """APG with momentum remembers earlier evaluations, even of another run; without momentum it does not."""
     inputs = {"eta": 1.0, "norm_threshold": 0.0}
     small = Small(graph, "sd15").patch("APG", momentum=0.5, **inputs)
     if node == "AMEDCalibrate":
@@ -243,5 +243,5 @@ def test_guidance_with_a_memory_is_refused_by_name(server, graph, node):
     with pytest.raises(RunError, match="denoises the same image differently.*nodes_apg.py.*remembers"):
         server.run(small.g.nodes)
     assert not list((server.base / "models" / "amed_predictors").glob("remembering*"))
-    away = Small(graph, "sd15").patch("APG", momentum=0.0, **inputs).asked(server)
+    away = Small(graph, "sd15").patch("APG", momentum=0.0, **inputs).denoiser_errors(server)
     assert max(away.values()) < 1e-5, away

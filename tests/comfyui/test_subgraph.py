@@ -1,4 +1,4 @@
-"""The subgraph that the page offers among its nodes: served, and whole."""
+"""The subgraph that the page offers among its nodes is served and complete."""
 
 import json
 from urllib.error import HTTPError
@@ -17,7 +17,7 @@ def blueprint(request):
     return json.loads((SUBGRAPHS / f"{request.param}.json").read_text())
 
 
-def test_these_are_all():
+def test_there_is_one_subgraph():
     assert sorted(path.stem for path in SUBGRAPHS.glob("*.json")) == NAMES
 
 
@@ -34,8 +34,8 @@ def test_the_server_offers_it(server, name):
     assert data == (SUBGRAPHS / f"{name}.json").read_text()
 
 
-def test_it_is_what_the_generator_writes(server, blueprint):
-    """Of our own nodes: another version of the host has other nodes of its own."""
+def test_the_file_equals_the_generators_output(server, blueprint):
+    """Compare our own nodes; other versions of the host have other nodes of their own."""
     (inside,) = blueprint["definitions"]["subgraphs"]
     (again,) = BLUEPRINTS[inside["name"]](inside["name"], server.object_info())["definitions"]["subgraphs"]
 
@@ -79,7 +79,7 @@ def test_every_link_has_both_its_ends(server, blueprint):
         assert {n for n, spec in required.items() if not is_widget(spec)} <= linked, node["type"]
 
 
-def test_what_its_node_shows_is_a_widget_inside(server, blueprint):
+def test_each_exposed_widget_exists_inside(server, blueprint):
     (face,), (inside,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
     info, nodes = server.object_info(), {str(node["id"]): node for node in inside["nodes"]}
     shown = face["properties"]["proxyWidgets"]

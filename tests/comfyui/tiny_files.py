@@ -1,12 +1,11 @@
-"""Writes the files that the example workflows name, with random weights and few layers, into the folders of
-models where a person would put them.
+"""Write the files that the example workflows name, with random weights and few layers, into the folders of
+models.
 
     python tests/comfyui/tiny_files.py COMFYUI_FOLDER MODELS_FOLDER
 
-Every network is the host's own class: Stable Diffusion 1.5's U-Net and ControlNet, SDXL's U-Net (tiny_sd.py),
-a block of Flux, CLIP-L in its full size, tiny autoencoders. SDXL's and Flux's text encoders are left out: the
-host makes them gigabytes large whatever is in the file.
-"""
+Every network is of the host's own class: Stable Diffusion 1.5's U-Net and ControlNet, SDXL's U-Net
+(tiny_sd.py), a block of Flux, CLIP-L in its full size, and tiny autoencoders. The text encoders of SDXL and
+Flux are left out, because the host makes them gigabytes large whatever the file contains."""
 
 import sys
 from pathlib import Path
@@ -17,17 +16,17 @@ from tiny_sd import PREFIX, SETTINGS, imports, network, weights
 def autoencoder(channels: int, prefix: str) -> dict:
     from comfy.taesd.taesd import TAESD
 
-    made = weights(TAESD(latent_channels=channels), prefix)
-    for name in ("vae_scale", "vae_shift"):  # neither weight nor bias by name
-        del made[prefix + name]
-    return made
+    tensors = weights(TAESD(latent_channels=channels), prefix)
+    for name in ("vae_scale", "vae_shift"):  # named neither weight nor bias
+        del tensors[prefix + name]
+    return tensors
 
 
 def clip_l(prefix: str) -> dict:
     from comfy.sd1_clip import SD1ClipModel
 
-    made = weights(SD1ClipModel().clip_l, prefix)
-    return {key: value for key, value in made.items() if "logit_scale" not in key}
+    tensors = weights(SD1ClipModel().clip_l, prefix)
+    return {key: value for key, value in tensors.items() if "logit_scale" not in key}
 
 
 def controlnet() -> dict:
@@ -41,17 +40,18 @@ def controlnet() -> dict:
 
 
 def flux() -> dict:
-    """Its width is fixed: the host reads the number of blocks off a file, not the number of heads."""
+    """Return a small Flux; its width is fixed, because the host reads only the number of blocks from a
+    file."""
     import comfy.ops
     import torch
     from comfy.ldm.flux.model import Flux, FluxParams
 
     later = {"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}
-    made = Flux(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096,
-                hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=1, depth_single_blocks=0,
-                axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True,
-                dtype=torch.float16, operations=comfy.ops.disable_weight_init, **later)  # fmt: skip
-    return weights(made, PREFIX)
+    network = Flux(image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096,
+                   hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=1, depth_single_blocks=0,
+                   axes_dim=[16, 56, 56], theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True,
+                   dtype=torch.float16, operations=comfy.ops.disable_weight_init, **later)  # fmt: skip
+    return weights(network, PREFIX)
 
 
 def main(comfyui: str, folder: str) -> None:

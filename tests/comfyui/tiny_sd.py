@@ -1,10 +1,9 @@
-"""Writes checkpoints with random weights: Stable Diffusion 1.5's architecture two levels deep, and SDXL's
-(as its smaller sister Segmind-Vega has it) with 320 channels at every level.
+"""Write checkpoints with random weights: Stable Diffusion 1.5's architecture with two levels, and SDXL's (as
+in Segmind-Vega) with 320 channels at every level.
 
     python tests/comfyui/tiny_sd.py COMFYUI_FOLDER FOLDER
 
-A process of its own, for it imports ComfyUI: the networks are the host's own U-Net class.
-"""
+A separate process, because it imports ComfyUI: the networks are of the host's own U-Net class."""
 
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ SETTINGS = {
 
 
 def imports(comfyui: str) -> None:
-    """Makes ComfyUI's modules importable, as on a machine without a GPU."""
+    """Make ComfyUI's modules importable, as on a machine without a GPU."""
     sys.path.insert(0, comfyui)
     sys.argv = ["tiny", "--cpu"]
     import comfy.options
@@ -34,7 +33,7 @@ def imports(comfyui: str) -> None:
 
 
 def network(name: str):
-    """The U-Net of SETTINGS; its weights mean nothing yet."""
+    """Return the U-Net of SETTINGS, with untrained weights."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -44,21 +43,21 @@ def network(name: str):
 
 
 def weights(network, prefix: str) -> dict:
-    """Random ones, of a size that keeps signals as they are."""
+    """Return random weights whose scale keeps signals bounded."""
     import torch
 
     torch.manual_seed(0)
-    block, made = torch.randn(1_000_003).half(), {}
+    block, tensors = torch.randn(1_000_003).half(), {}
     for key, weight in network.state_dict().items():
         if weight.ndim < 2:
             value = torch.ones_like(weight) if key.endswith(("weight", "scale")) else torch.zeros_like(weight)
-        elif weight.numel() > 4_000_000:  # drawing each takes long
+        elif weight.numel() > 4_000_000:  # drawing each separately is slow
             value = block.repeat(weight.numel() // len(block) + 1)[: weight.numel()].view(weight.shape)
             value *= weight[0].numel() ** -0.5
         else:
             value = torch.randn_like(weight) * (weight[0].numel() ** -0.5)
-        made[prefix + key] = value.half()
-    return made
+        tensors[prefix + key] = value.half()
+    return tensors
 
 
 def main(comfyui: str, folder: str) -> None:

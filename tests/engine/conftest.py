@@ -1,4 +1,4 @@
-"""A closed-form denoiser, so that the engine is tested against mathematics and not against a network."""
+"""A closed-form denoiser, so that the engine is tested against mathematics instead of a trained network."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from golden import Toy
 
 @pytest.fixture
 def toy() -> Toy:
-    """A mixture of four Gaussians in 3x8x8; its ODE is smooth but not linear."""
+    """The denoiser of a mixture of four Gaussians of shape 3x8x8; its ODE is smooth but not linear."""
     return Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 

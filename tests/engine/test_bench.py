@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and that what is written down agrees."""
+"""The benchmark's arithmetic, and the agreement of its written results with its figures."""
 
 import itertools
 import json
@@ -17,28 +17,28 @@ ONE_A_STEP = {"euler", "dpmpp_2m", "dpmpp_3m", "lms", "ipndm", "ipndm_v", "deis"
 MEASURES = ("rmse_ref", "fd_ref", "fd_data", "swd")
 
 
-def test_sliced_wasserstein_sees_sets_not_order():
+def test_sliced_wasserstein_does_not_depend_on_order():
     torch.manual_seed(0)
     a, directions = torch.randn(20, 6), torch.eye(6)
     assert sliced_wasserstein(a, a[torch.randperm(20)], directions) == pytest.approx(0, abs=1e-7)
     assert sliced_wasserstein(a, a + 0.5, directions) == pytest.approx(0.5, rel=1e-6)
 
 
-def test_bootstrap_interval_holds_the_value_and_narrows():
+def test_bootstrap_interval_contains_the_value_and_narrows():
     torch.manual_seed(0)
     draws = torch.randn(4000).double() + 3
 
     def width(count):
-        told = Measured.of(lambda rows: float(draws[:count][rows].mean()), count, 200)
-        low, high = told.interval
-        assert low < told.value < high
+        measured = Measured.of(lambda rows: float(draws[:count][rows].mean()), count, 200)
+        low, high = measured.interval
+        assert low < measured.value < high
         return high - low
 
     assert width(4000) == pytest.approx(2 * 1.645 / 4000**0.5, rel=0.3)
     assert width(40) > 5 * width(4000)
 
 
-def test_searched_grid_is_the_best_of_all():
+def test_the_searched_grid_is_the_best_of_all():
     from bench.opponents import searched_grids
 
     times = torch.tensor([8.0, 5.0, 3.0, 1.5, 0.7, 0.2, 0.01], dtype=torch.float64)
@@ -63,7 +63,7 @@ def test_searched_grid_is_the_best_of_all():
 
 
 class Halving(torch.nn.Module):
-    """A network that notes the rows it computes."""
+    """A network that records how many rows it computes."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +74,7 @@ class Halving(torch.nn.Module):
         return 0.5 * x
 
 
-def test_a_noise_that_was_seen_is_counted_and_not_computed_again():
+def test_a_remembered_noise_is_counted_but_not_recomputed():
     from amed.evaluate import Guided
     from bench.problem import SIGMA_MAX, Remembering
 
@@ -89,21 +89,21 @@ def test_a_noise_that_was_seen_is_counted_and_not_computed_again():
     assert counted.evaluations == 5 and len(network.computed) == 4
 
 
-def test_a_pass_that_is_spared_is_not_counted():
+def test_spared_passes_are_not_counted():
     from amed.evaluate import Guided
     from bench.problem import Remembering
 
     args = {name: {"label": torch.zeros(3)} for name in ("cond", "uncond")}
     counted, x = Remembering(Guided(Halving(), 2.0)), torch.randn(3, 2)
-    for ask, passes in ((counted.halves, 6), (counted.conditional, 9)):
-        ask(x, torch.ones(3), **args)
+    for evaluate, passes in ((counted.halves, 6), (counted.conditional, 9)):
+        evaluate(x, torch.ones(3), **args)
         assert counted.passes == passes
 
 
 def test_the_flow_form_is_the_same_model():
     from bench.flow import CAP, S_MIN, FlowForm, flow_target, image, sigmas
 
-    def gaussian(x, sigma):  # data of deviation 1/2
+    def gaussian(x, sigma):  # data of standard deviation 1/2
         return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2))
 
     model, noise, sigma = FlowForm(torch.nn.Identity()), torch.randn(4, 3, 2, 2).double(), 3.0
@@ -113,16 +113,16 @@ def test_the_flow_form_is_the_same_model():
     x = 0.7 + sigma * noise
     assert torch.allclose(model(x * (1 - s[0]), s), gaussian(x, torch.full((4,), sigma).double()))
     assert torch.allclose(image(x * (1 - s[0]), float(s[0])), x)
-    for level in (CAP, 1.0):  # asked at its highest level
+    for level in (CAP, 1.0):  # evaluated at its highest noise level
         top = gaussian(80 * noise, torch.full((4,), 80.0).double())
         assert torch.allclose(model(level * noise, torch.full((4,), level).double()), top)
     assert sigmas("flow polynomial 1", 4)[[0, -1]].tolist() == pytest.approx([1, S_MIN])
     assert sigmas("flow simple, shift 3", 2).tolist() == [1, 0.75, 0]
-    made = flow_target()
-    assert made.flow and made.spec(Solver("euler"), sigmas("flow polynomial 2", 4), 1.0).sigma_max == 1
+    target = flow_target()
+    assert target.flow and target.spec(Solver("euler"), sigmas("flow polynomial 2", 4), 1.0).sigma_max == 1
 
 
-def test_flow_settings_that_were_searched_take_their_evaluations():
+def test_searched_flow_settings_take_their_stated_evaluations():
     from bench.flow import NFES
     from bench.opponents import Setting
     from bench.search import SETTINGS
@@ -135,7 +135,7 @@ def test_flow_settings_that_were_searched_take_their_evaluations():
 
 
 @pytest.mark.parametrize(
-    ("solver", "features", "said"),
+    ("solver", "features", "expected"),
     [
         (Solver("amed"), "none", ("AMED-Solver", "greedy table")),
         (Solver("unipc", 3), "none", ("AMED-Plugin on UniPC-3", "greedy table")),
@@ -143,13 +143,13 @@ def test_flow_settings_that_were_searched_take_their_evaluations():
         (Solver("multistep"), "none", ("AMED multistep", "calibrated table")),
     ],
 )
-def test_every_student_has_a_name(solver, features, said):
+def test_every_student_has_a_name(solver, features, expected):
     from amed import BottleneckPredictor, Constants, Fitted, Spec
     from bench.plan import label
 
     times = torch.tensor([10.0, 1.0], dtype=torch.float64)
     predictor = BottleneckPredictor() if features == "bottleneck" else Constants(times)
-    assert label(Fitted(Spec.on(solver, times, features=features), predictor, times)) == said
+    assert label(Fitted(Spec.on(solver, times, features=features), predictor, times)) == expected
 
 
 def table_of(nfe, guidance, name, alone=()):
@@ -163,7 +163,7 @@ def table_of(nfe, guidance, name, alone=()):
     return Fitted(spec, Multistep(times, weights, parts=parts, alone=alone), times, name)
 
 
-def test_tables_are_told_apart_and_compared_at_equal_passes():
+def test_tables_are_distinguished_and_compared_at_equal_passes():
     from bench.plan import Entry, label
 
     quick = table_of(6, 2.0, "emoji32-multistep-quick-nfe6-cfg2")
@@ -174,7 +174,7 @@ def test_tables_are_told_apart_and_compared_at_equal_passes():
 
 
 @pytest.mark.parametrize("flow", [False, True])
-def test_files_are_run_and_what_they_take_is_counted(tmp_path, flow):
+def test_files_are_run_and_their_evaluations_counted(tmp_path, flow):
     from amed import save
     from amed.constants import as_multistep
     from amed.files import Fitted
@@ -193,7 +193,7 @@ def test_files_are_run_and_what_they_take_is_counted(tmp_path, flow):
     save(file, fitted)
     ends, read = run_file(problem, str(file))
     assert (ends.nfe, ends.passes) == (4, 4 if flow else 6) == (read.nfe, read.passes)
-    assert run_file(problem, str(file))[0].passes == ends.passes  # what is remembered counts as well
+    assert run_file(problem, str(file))[0].passes == ends.passes  # a remembered evaluation counts as well
     if flow:
         assert ends.images.abs().max() < 1.5
 
@@ -217,7 +217,7 @@ def other(name, error, distance, guidance=2.0):
     return row_of(5, 5 if guidance == 1 else 10, guidance, error, distance, setting=setting, name=name)
 
 
-def test_the_second_pass_takes_our_tables_and_the_three_nearest():
+def test_the_second_pass_runs_our_tables_and_the_three_nearest():
     from bench.plan import Plan
     from bench.quality import second_pass
 
@@ -232,7 +232,7 @@ def test_the_second_pass_takes_our_tables_and_the_three_nearest():
     assert names == ["full", "spared", "a", "b", "c"] and all(entry.count == 64 for entry in chosen)
 
 
-def test_goals_say_what_was_reached_and_by_how_much_the_rest_was_missed():
+def test_goals_report_reached_ones_and_the_gap_of_the_others():
     from bench import report
     from bench.compare import all_compared, equal_passes
 
@@ -256,18 +256,18 @@ def test_goals_say_what_was_reached_and_by_how_much_the_rest_was_missed():
     assert "**0.90** of 1" in report.ratio_table(tables)[-1]
 
 
-def test_the_benchs_tables_are_for_the_demo_model_and_take_what_they_say():
+def test_the_bench_tables_fit_the_demo_model_and_state_their_cost():
     from amed import load
     from amed.fingerprint import fingerprint
     from bench.tables import FOLDER, NFES, STUDENTS
     from demo.model import load_denoiser
 
-    own = fingerprint(load_denoiser().named_parameters())
+    demo_fingerprint = fingerprint(load_denoiser().named_parameters())
     for student, solver in STUDENTS.items():
         for nfe in NFES:
             fitted = load(FOLDER / f"emoji32-{student}-table-nfe{nfe}-cfg1.safetensors")
             assert fitted.spec.student == solver and fitted.nfe == nfe
-            assert fitted.spec.model_fingerprint == own
+            assert fitted.spec.model_fingerprint == demo_fingerprint
 
 
 def test_results_have_every_row():
@@ -286,7 +286,7 @@ def test_results_have_every_row():
     assert sum(r["solver"] == "reference" for r in RESULTS) == 3
 
 
-def test_the_readme_says_what_the_results_say():
+def test_the_readme_agrees_with_the_results():
     text = (ROOT / "README.md").read_text().split("<!-- results -->\n")[1].split("<!-- end -->")[0]
     tables = [r for r in RESULTS if r["predictor"] == "calibrated table"]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
@@ -294,13 +294,17 @@ def test_the_readme_says_what_the_results_say():
     for nfe, guidance, other, _, ours, ratio in lines:
         scale = 1.0 if guidance == "none" else float(guidance)
         cells = [(r["nfe"], r["noises"]) for r in tables if r["guidance"] == scale]
-        whole = {n for _, n in cells if all((k, n) in cells for k in range(3, 11))}  # sets of every cell
+        complete_sets = {
+            n for _, n in cells if all((k, n) in cells for k in range(3, 11))
+        }  # sets that have every cell
         here = [r for r in RESULTS if r["nfe"] == int(nfe) and r["guidance"] == scale]
-        here = [r for r in here if r["noises"] == max(whole) and "passes" not in r["predictor"]]
-        told = [[float(v) for v in cell.replace("*", "").split(" / ")] for cell in (other, ours, ratio)]
+        here = [r for r in here if r["noises"] == max(complete_sets) and "passes" not in r["predictor"]]
+        readme_figures = [
+            [float(v) for v in cell.replace("*", "").split(" / ")] for cell in (other, ours, ratio)
+        ]
         for i, name in enumerate(("rmse_ref", "fd_ref")):
             best = min(r[name] for r in here if not r["predictor"])
             mine = next(r[name] for r in here if r["predictor"] == "calibrated table")
-            assert told[0][i] == pytest.approx(best, abs=0.006)
-            assert told[1][i] == pytest.approx(mine, abs=0.006)
-            assert told[2][i] == pytest.approx(mine / best, abs=0.006)
+            assert readme_figures[0][i] == pytest.approx(best, abs=0.006)
+            assert readme_figures[1][i] == pytest.approx(mine, abs=0.006)
+            assert readme_figures[2][i] == pytest.approx(mine / best, abs=0.006)

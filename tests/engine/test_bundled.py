@@ -1,4 +1,4 @@
-"""The predictors of the pack and the benchmark: their format, and that they give the images they gave when
+"""The predictors of the pack and of the benchmark have the current format and give the same images as when
 they were made (the paper's students: before the engine was rebuilt)."""
 
 import json
@@ -24,22 +24,23 @@ BELOW = torch.tensor([9.0, 3.1, 1.2, 0.4, 0.1, 0.0], dtype=torch.float64)
 
 @pytest.fixture(scope="module")
 def denoiser():
-    """With the frequencies of its time embedding in float64: an ulp of float32, which processors round
-    differently, is 1e-6 in the images."""
-    made = load_denoiser(dtype=torch.float64)
-    made.inner_model.freqs = torch.linspace(0, 6, 32, dtype=torch.float64).exp()
-    return made
+    """The demo model with its time embedding in float64.
+
+    One float32 ulp there, where processors round differently, changes images by 1e-6."""
+    model = load_denoiser(dtype=torch.float64)
+    model.inner_model.freqs = torch.linspace(0, 6, 32, dtype=torch.float64).exp()
+    return model
 
 
 def test_no_file_and_no_image_is_missing():
-    kept = {file.stem for file in BUNDLED if "multistep" not in file.stem or file.stem in TABLES}
-    assert set(BEFORE) == kept | {f"{stem}.below" for stem in kept} and len(kept) == 22
+    expected = {file.stem for file in BUNDLED if "multistep" not in file.stem or file.stem in TABLES}
+    assert set(BEFORE) == expected | {f"{stem}.below" for stem in expected} and len(expected) == 22
     assert len(BUNDLED) == 43 and len(BENCH) >= 60
 
 
 @pytest.mark.parametrize("file", [f for f in BUNDLED if f.stem in BEFORE], ids=lambda f: f.stem)
 def test_the_images_are_the_same(file, denoiser):
-    """To 1e-6, on its own noise levels and on a foreign list."""
+    """Images agree to 1e-6, on the file's own noise levels and on another list."""
     fitted = amed.load(file)
     if fitted.wants_bottleneck:
         fitted.predictor.double()
@@ -55,7 +56,7 @@ def test_the_images_are_the_same(file, denoiser):
 
 
 @pytest.mark.parametrize("file", BUNDLED + BENCH, ids=lambda f: f.stem)
-def test_it_is_of_format_2_and_says_all_of_itself(file):
+def test_every_file_has_format_2_and_complete_fields(file):
     fitted = amed.load(file)
     with safe_open(file, framework="pt") as opened:
         header, names = opened.metadata(), set(opened.keys())

@@ -1,4 +1,5 @@
-"""Calibration on a denoiser in closed form: constants as one vector, prefix re-use, and what comes of it."""
+"""Calibration on a closed-form denoiser: constants as one vector, reuse of a run's prefix, and the
+results."""
 
 import pytest
 import torch
@@ -56,9 +57,8 @@ def forms():
 
 
 @pytest.mark.parametrize("form", list(forms()), ids=lambda f: f"{f.solver.name}-{f.afs}")
-def test_a_run_from_the_middle_is_the_whole_run(model, noise, form):
-    """For every constant, re-running from where it matters gives what running everything gives, and costs
-    what is said."""
+def test_a_run_from_the_middle_equals_the_full_run(model, noise, form):
+    """For every constant, resuming where it first matters gives the full run's result at the stated cost."""
     counter = Counter(model)
     runner, values = Runner(counter, form), form.vector()
     states = runner.states(values, noise, {})
@@ -78,7 +78,7 @@ def test_a_run_from_the_middle_is_the_whole_run(model, noise, form):
     assert runner.evaluations() == (run_costs, counted)
 
 
-def test_times_stay_in_order_and_near():
+def test_times_stay_ordered_and_near_their_start():
     form = next(forms())
     start = form.vector()
     moved = form.bounded(
@@ -98,8 +98,8 @@ def test_calibration_beats_every_plain_solver_within_its_budget(model):
     fresh, _ = draw(torch.Generator().manual_seed(99), 32)
     truth = run(model, fresh, schedules.make("polynomial", 400, 0.01, 40), Solver("ipndm", 3))[0]
     fitted = result.fitted
-    spec, own = fitted.spec, {"predictor": fitted.predictor, "afs": fitted.spec.afs}
-    end, nfe = run(model, fresh, fitted.sigmas(), spec.student, **own)
+    spec, options = fitted.spec, {"predictor": fitted.predictor, "afs": fitted.spec.afs}
+    end, nfe = run(model, fresh, fitted.sigmas(), spec.student, **options)
     errors = [
         rmse(run(model, fresh, s.sigmas(), s.solver, afs=s.afs)[0], truth)
         for s in plain.candidates(5, 0.01, 40)
@@ -111,25 +111,25 @@ def test_calibration_beats_every_plain_solver_within_its_budget(model):
 @pytest.mark.parametrize(
     "sampler", ["amed", "amed_dpm_2", "amed_ipndm", "amed_dpmpp_2m", "amed_uni_pc", "amed_deis"]
 )
-def test_the_papers_students_calibrate_too(model, sampler):
+def test_the_papers_students_can_be_calibrated(model, sampler):
     result = finished(calibration_of(model, 7, 4000, sampler=sampler))
     assert result.evaluations < 1.05 * 4000 and result.fitted.nfe == 7
     assert result.rows[0].error <= result.rows[1].error
 
 
 @pytest.mark.parametrize("nfe", [2, 3, 4, 8])
-def test_any_nfe_from_two(model, nfe):
+def test_any_nfe_from_two_can_be_calibrated(model, nfe):
     least = smallest(nfe)
     result = finished(calibration_of(model, nfe, least))
     assert result.fitted.nfe == nfe and result.evaluations <= 1.05 * least
 
 
-def test_the_same_seed_gives_the_same_file_and_another_does_not(model, tmp_path):
-    one, same, other = (finished(calibration_of(model, seed=seed)).fitted for seed in (3, 3, 4))
-    assert torch.equal(one.predictor.weights, same.predictor.weights) and torch.equal(one.base, same.base)
-    assert not torch.equal(one.base, other.base)
-    loaded = load(save(tmp_path / "a.safetensors", one))
-    assert torch.equal(loaded.predictor.weights, one.predictor.weights)
+def test_only_the_same_seed_gives_the_same_file(model, tmp_path):
+    first, same, other = (finished(calibration_of(model, seed=seed)).fitted for seed in (3, 3, 4))
+    assert torch.equal(first.predictor.weights, same.predictor.weights) and torch.equal(first.base, same.base)
+    assert not torch.equal(first.base, other.base)
+    loaded = load(save(tmp_path / "a.safetensors", first))
+    assert torch.equal(loaded.predictor.weights, first.predictor.weights)
     assert loaded.spec.metrics["plain_error"] >= loaded.spec.metrics["error"]
 
 
@@ -144,25 +144,25 @@ def test_several_nfe_share_references(model):
     assert counter.rows == first.evaluations + result.evaluations
 
 
-def test_stopped_anywhere_it_keeps_the_best_so_far(model):
+def test_an_interrupted_fit_keeps_the_best_so_far(model):
     calibration = calibration_of(model, budget=4000)
-    seen = 0
+    steps = 0
     for progress in calibration.run():
         if progress.stage == "search" and progress.text.startswith("best"):
             plain_only = calibration.result()
             assert not plain_only.improved and "did not beat" in plain_only.fitted.spec.how
-        seen += progress.text.startswith("iPNDM") and "held-out" in progress.text
-        if seen == 2:
+        steps += progress.text.startswith("iPNDM") and "held-out" in progress.text
+        if steps == 2:
             break
     assert calibration.result().improved
 
 
-def test_nothing_to_give_before_the_search(model):
+def test_there_is_no_result_before_the_search(model):
     with pytest.raises(RuntimeError, match="search"):
         calibration_of(model).result()
 
 
-def test_a_fit_goes_on_from_a_file(model):
+def test_a_fit_resumes_from_a_file(model):
     first = finished(calibration_of(model))
     second = finished(calibration_of(model, seed=1, start=first.fitted))
     assert second.improved
@@ -171,7 +171,7 @@ def test_a_fit_goes_on_from_a_file(model):
 
 
 def test_a_fit_that_loses_keeps_the_plain_setting(model):
-    """A model whose answers hang on the exact noise levels of the best plain setting leaves nothing to
+    """A model whose answers depend on the exact noise levels of the best plain setting leaves nothing to
     gain."""
     calibration = calibration_of(model)
     list(calibration.run())
@@ -192,13 +192,13 @@ def test_a_model_that_returns_nan_stops_the_fit_and_names_the_sigma(model):
 
 
 @pytest.mark.parametrize("bad", [{"nfe": 1}, {"budget": 100}, {"sampler": "euler"}])
-def test_bad_settings_say_so(bad):
+def test_bad_settings_are_errors(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         Settings(**{"nfe": 5, "budget": 2500} | bad)
 
 
 def test_half_precision_is_enough(model):
-    """The fit must survive a model that computes in bfloat16."""
+    """A fit must work with a model that computes in bfloat16."""
 
     def half(x, sigma):
         return model(x, sigma).bfloat16().to(x)

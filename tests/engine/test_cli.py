@@ -1,4 +1,4 @@
-"""python -m amed."""
+"""The command line, `python -m amed`."""
 
 import dataclasses
 import json
@@ -77,21 +77,21 @@ def test_calibrate_inspect_evaluate(toy, tmp_path, capsys):
     assert main([*again, "--out", str(out)]) == 0
     capsys.readouterr()
     assert main(["evaluate", "--model", "toy_model:other", str(files[1]), "--noises", "4"]) == 0
-    noted = capsys.readouterr().err  # a file of another model does not run silently
+    noted = capsys.readouterr().err  # a file of another model runs only with a remark
     assert "note: my-nfe5.safetensors: fitted for another checkpoint of this family (a toy)" in noted
 
 
-def test_evaluate_draws_noise_that_no_calibration_drew(toy, monkeypatch):
-    """Both begin at seed 0, and the first noises were those the calibration held out."""
+def test_evaluate_draws_other_noise_than_calibrate(toy, monkeypatch):
+    """Both begin at seed 0; `evaluate` used to draw the noises that the calibration had held out."""
     import toy_model
 
-    made, drawn = toy_model.target(1.0), []
+    target, drawn = toy_model.target(1.0), []
 
     def draw(generator, count):
         drawn.append(generator.initial_seed())
-        return made.draw(generator, count)
+        return target.draw(generator, count)
 
-    monkeypatch.setattr(toy_model, "target", lambda guidance: dataclasses.replace(made, draw=draw))
+    monkeypatch.setattr(toy_model, "target", lambda guidance: dataclasses.replace(target, draw=draw))
     out = Path(toy_model.__file__).parent / "my.safetensors"
     assert main(["calibrate", "--model", toy, "--nfe", "3", "--budget", "1560", "--out", str(out)]) == 0
     calibrated = set(drawn)
@@ -100,13 +100,13 @@ def test_evaluate_draws_noise_that_no_calibration_drew(toy, monkeypatch):
     assert calibrated and drawn and not calibrated & set(drawn)
 
 
-def test_a_plain_solvers_file_is_inspected(tmp_path, capsys):
+def test_a_plain_solvers_file_can_be_inspected(tmp_path, capsys):
     times = schedules.make("polynomial", 4, 0.01, 40)
     spec = Spec.on(Solver("heun"), times, features="plain", how="the fit did not beat it")
     path = save(tmp_path / "heun.safetensors", Fitted(spec, None, times))
     assert main(["inspect", str(path)]) == 0
-    said = capsys.readouterr().out
-    assert "heun, 6 evaluations" in said and "nothing was fitted" in said and '"plain"' in said
+    output = capsys.readouterr().out
+    assert "heun, 6 evaluations" in output and "nothing was fitted" in output and '"plain"' in output
 
 
 def test_train(toy, tmp_path):
@@ -120,7 +120,7 @@ def test_train(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "expected"),
     [
         (["inspect", "nowhere.safetensors"], "no such predictor file"),
         (["convert", "nowhere.pkl", "x.safetensors"], "no such file"),
@@ -158,10 +158,10 @@ def test_train(toy, tmp_path):
         (["train", "--nfe", "5", "--out", "x.safetensors", "--model", "toy_model:other"], "Target.evaluate"),
     ],
 )
-def test_errors_are_one_line_and_exit_1(toy, argv, told, capsys):
+def test_an_error_is_one_line_and_exits_with_1(toy, argv, expected, capsys):
     assert main(argv) == 1
     error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ") and told in error[-1]
+    assert error[-1].startswith("error: ") and expected in error[-1]
 
 
 @pytest.mark.parametrize("command", ["calibrate", "train", "evaluate", "inspect", "convert"])
@@ -171,17 +171,17 @@ def test_help(command, capsys):
     assert stopped.value.code == 0 and command in capsys.readouterr().out
 
 
-def test_wrong_usage_is_2():
+def test_wrong_usage_exits_with_2():
     with pytest.raises(SystemExit) as stopped:
         main(["calibrate"])
     assert stopped.value.code == 2
 
 
-def test_stopped_keeps_the_best_so_far(toy, tmp_path, monkeypatch):
-    whole = Calibration.run
+def test_an_interrupted_calibration_keeps_the_best_so_far(toy, tmp_path, monkeypatch):
+    original_run = Calibration.run
 
     def stopped(self):
-        for progress in whole(self):
+        for progress in original_run(self):
             if progress.stage == "fit":
                 raise KeyboardInterrupt
             yield progress

@@ -1,4 +1,4 @@
-"""Weights in closed form, on denoisers in closed form."""
+"""Weights in closed form, tested on closed-form denoisers."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ FINE = schedules.make("polynomial", 161, 0.01, 40.0)
 
 
 def denoise(x, sigma):
-    """One Gaussian of standard deviation 0.5: every sample moves along one line."""
+    """The denoiser of one Gaussian of standard deviation 0.5: every sample moves along a line."""
     variance = sigma.view(-1, 1, 1, 1) ** 2
     return x * 0.25 / (0.25 + variance)
 
@@ -41,37 +41,39 @@ def ends(model, table, noise, afs):
 
 
 @pytest.mark.parametrize("afs", [False, True])
-def test_where_one_weight_a_step_can_be_exact_it_is(noise, afs):
+def test_one_weight_per_step_is_exact_where_possible(noise, afs):
     counter, path = Counter(denoise), path_of(denoise, noise)
-    found = closed_form(counter, noise, 3, path=path).run(GRID, afs, WHOLE)
+    result = closed_form(counter, noise, 3, path=path).run(GRID, afs, WHOLE)
     assert counter.evaluations == len(GRID) - 1 - afs
     exact = noise * 40 * ((0.25 + 0.01**2) / (0.25 + 40.0**2)) ** 0.5
     assert (
-        rmse(found.end, exact)
+        rmse(result.end, exact)
         < 1e-4
         < rmse(ends(denoise, as_multistep(Solver("ipndm", 2), GRID, afs), noise, afs), exact)
     )
-    assert torch.allclose(ends(denoise, found.table, noise, afs), found.end, atol=1e-9)
+    assert torch.allclose(ends(denoise, result.table, noise, afs), result.end, atol=1e-9)
 
 
-def test_nearer_than_the_plain_solver_on_other_noise(toy, noise):
+def test_closed_form_weights_beat_the_plain_solver_on_other_noise(toy, noise):
     other = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    found = closed_form(toy, noise, 4).run(GRID, False, WHOLE)
+    result = closed_form(toy, noise, 4).run(GRID, False, WHOLE)
     truth = path_of(toy, other).states[-1]
     plain = [ends(toy, as_multistep(Solver("ipndm", k), GRID), other, False) for k in (1, 2, 3, 4)]
-    assert rmse(ends(toy, found.table, other, False), truth) < min(rmse(end, truth) for end in plain)
+    assert rmse(ends(toy, result.table, other, False), truth) < min(rmse(end, truth) for end in plain)
 
 
-def test_goes_on_from_a_run_and_in_batches(toy, noise):
-    """The same to rounding, for the intervals that follow and no more."""
+def test_fitting_resumes_from_a_run_and_works_in_batches(toy, noise):
+    """Resuming covers only the remaining intervals, and equals the full run to rounding."""
     path, moved = path_of(toy, noise), GRID.clone()
     moved[3] *= 1.1
-    whole = closed_form(toy, noise, 3, path=path).run(moved, False, WHOLE)
+    full_run = closed_form(toy, noise, 3, path=path).run(moved, False, WHOLE)
     first = closed_form(toy, noise, 3, path=path).run(GRID, False, WHOLE)
     counter = Counter(toy)
     again = closed_form(counter, noise, 3, path=path).run(moved, False, WHOLE, first, 2)
-    assert counter.evaluations == 2  # the slope at time 2 is in hand
-    assert torch.allclose(again.end, whole.end, atol=1e-9) and torch.allclose(again.weights, whole.weights)
+    assert counter.evaluations == 2  # the slope at time 2 is known
+    assert torch.allclose(again.end, full_run.end, atol=1e-9) and torch.allclose(
+        again.weights, full_run.weights
+    )
     sizes = []
 
     def watched(x, sigma):
@@ -79,23 +81,23 @@ def test_goes_on_from_a_run_and_in_batches(toy, noise):
         return toy(x, sigma)
 
     parts = closed_form(watched, noise, 3, batch=2, path=path).run(moved, False, WHOLE)
-    assert torch.allclose(parts.end, whole.end, atol=1e-8) and set(sizes) == {1, 2}
+    assert torch.allclose(parts.end, full_run.end, atol=1e-8) and set(sizes) == {1, 2}
 
 
 def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
-    """What it costs is what is said, and what is refined is nearer."""
+    """The cost is as stated, and refining reduces the error."""
     path, counter = path_of(toy, noise), Counter(toy)
     stage = closed_form(counter, noise, 3, path=path)
     settings = [
         Setting(Solver("ipndm", 2), kind, rho, 6, False, 0.01, 40.0)
         for kind, rho in (("polynomial", 7.0), ("logsnr", 1.0), ("time_uniform", 1.0))
     ]
-    (best, *_), texts = finished(stage.schedules(settings, WHOLE))
+    (best, *_), texts = run_to_end(stage.schedules(settings, WHOLE))
     assert len(texts) == 3 and best.name.startswith("closed form on ")
     tried = [stage.loss(stage.run(setting.sigmas(), False, WHOLE)) for setting in settings]
     assert best.loss == pytest.approx(min(tried)) and tried[1] > best.loss
     counter.rows = 0
-    refined, _ = finished(stage.refine(best, 0.25))
+    refined, _ = run_to_end(stage.refine(best, 0.25))
     assert counter.rows == best.cost * len(noise)
     assert refined is not best and refined.loss < best.loss and "times refined" in refined.name
     sigmas = refined.run.sigmas
@@ -103,8 +105,8 @@ def test_the_best_schedule_is_taken_and_its_times_refined(toy, noise):
     assert refined.loss == pytest.approx(stage.loss(stage.run(sigmas, False, WHOLE)))
 
 
-def finished(stage) -> tuple[Candidate | list[Candidate], list[str]]:
-    """What a stage returned, and what it said."""
+def run_to_end(stage) -> tuple[Candidate | list[Candidate], list[str]]:
+    """Run a stage to its end; return its result and its progress messages."""
     texts = []
     while True:
         try:
@@ -113,40 +115,40 @@ def finished(stage) -> tuple[Candidate | list[Candidate], list[str]]:
             return end.value, texts
 
 
-def test_a_path_gives_its_states_and_cubics_between(noise):
+def test_a_path_gives_its_states_and_interpolates_between_them(noise):
     times = torch.tensor([8.0, 5.0, 3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
     path = Path(times, tuple(noise * (t**3 - 2 * t**2 + 1) for t in times))
     for t in (8.0, 6.1, 3.0, 1.4, 0.5):
         assert torch.allclose(path.at(t), noise * (t**3 - 2 * t**2 + 1))
 
 
-def test_one_sample_that_goes_elsewhere_does_not_decide():
+def test_one_outlying_sample_does_not_decide():
     generator = torch.Generator().manual_seed(3)
     slopes = torch.randn(9, 2, 40, generator=generator, dtype=torch.float64)
     wanted = torch.einsum("k,nkd->nd", torch.tensor([1.4, -0.4], dtype=torch.float64), slopes)
     wanted += 0.01 * torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
     wanted[4] = 30.0
     basis = torch.cat([slopes, wanted[:, None]], dim=1)
-    found = best_weights(basis @ basis.mT, torch.tensor([1.5, -0.5], dtype=torch.float64))
-    assert torch.allclose(found, torch.tensor([1.4, -0.4], dtype=torch.float64), atol=0.01)
+    weights = best_weights(basis @ basis.mT, torch.tensor([1.5, -0.5], dtype=torch.float64))
+    assert torch.allclose(weights, torch.tensor([1.4, -0.4], dtype=torch.float64), atol=0.01)
 
 
-def test_slopes_that_are_all_alike_keep_the_plain_weights():
+def test_identical_slopes_keep_the_plain_weights():
     basis = torch.ones(3, 3, 10, dtype=torch.float64)
     prior = torch.tensor([1.5, -0.5], dtype=torch.float64)
     assert torch.allclose(best_weights(basis @ basis.mT, prior), prior)
 
 
-def test_references_keep_the_paths_of_the_samples_to_fit_to(toy):
+def test_references_include_the_paths_of_the_fitted_samples(toy):
     def draw(generator, count):
         return torch.randn(count, 3, 8, 8, generator=generator, dtype=torch.float64), {}
 
-    made = references_for(Target(toy, draw, 0.01, 40.0), Settings(5, budget=2500))
-    assert isinstance(made, References)
-    for _ in made.make(made.held_out + 11):
+    references = references_for(Target(toy, draw, 0.01, 40.0), Settings(5, budget=2500))
+    assert isinstance(references, References)
+    for _ in references.make(references.held_out + 11):
         pass
-    path, samples = made.path(made.held_out + 3, 8), made.take(made.held_out + 3, 8)
+    path, samples = references.path(references.held_out + 3, 8), references.take(references.held_out + 3, 8)
     assert torch.equal(path.states[-1], samples.end) and torch.allclose(path.states[0], samples.noise * 40)
-    assert len(path.states) == len(path.times) and not set(made.paths) & set(
-        range(made.held_out // made.block)
+    assert len(path.states) == len(path.times) and not set(references.paths) & set(
+        range(references.held_out // references.block)
     )

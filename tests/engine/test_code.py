@@ -1,4 +1,4 @@
-"""A predictor as a text: what is pasted is what was copied, and nothing else is taken."""
+"""A predictor as a text code: pasting restores the copied file, and nothing else is accepted."""
 
 import base64
 import json
@@ -29,7 +29,7 @@ def data_of(text: str) -> bytes:
 
 
 def with_head(change) -> str:
-    """The table's code, the JSON at its head changed."""
+    """Return the table's code with other JSON at its head."""
     data = data_of(code_of(load(TABLE)))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
@@ -54,7 +54,7 @@ def test_a_fitted_table_is_a_few_kilobytes():
     assert len(code_of(load(TABLE))) < 4096
 
 
-def test_what_is_no_code_is_refused_in_a_line(monkeypatch):
+def test_an_invalid_code_is_refused_in_one_line(monkeypatch):
     text = code_of(load(TABLE))
     cases = {
         "": "begins with",
@@ -72,13 +72,13 @@ def test_what_is_no_code_is_refused_in_a_line(monkeypatch):
         with_head(lambda head: head["__metadata__"].update(num_steps="4")): "num_steps",
         with_head(lambda head: head.update(__metadata__=3)): "not a whole predictor",
     }
-    for bad, said in cases.items():
-        with pytest.raises(PredictorError, match=said) as refused:
+    for bad, expected in cases.items():
+        with pytest.raises(PredictorError, match=expected) as refused:
             from_code(bad, "pasted")
         assert str(refused.value).startswith("pasted: ") and str(refused.value).count("\n") < 3
 
 
-def test_values_are_checked_as_a_files_are():
-    data = data_of(code_of(load(TABLE)))  # its last tensor are the weights
+def test_values_are_checked_as_in_a_file():
+    data = data_of(code_of(load(TABLE)))  # its last tensor is the weights
     with pytest.raises(PredictorError, match="finite"):
         from_code(packed(data[:-8] + struct.pack("<d", math.nan)), "pasted")

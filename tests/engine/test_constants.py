@@ -1,4 +1,4 @@
-"""Predictors that are plain numbers."""
+"""Predictors that consist of plain numbers."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_bad_constants_are_named(change, word):
         Constants(**{"sigmas": SIGMAS, "r": [0.5, 0.5, 0.5]} | change)
 
 
-def test_what_is_left_out_is_the_default():
+def test_missing_constants_have_their_defaults():
     assert Constants(SIGMAS)(10.0, 2.0) == (0.5, 1.0, 1.0)
 
 
@@ -67,7 +67,7 @@ def test_weights_interpolate_in_log_sigma(between):
         ((TIMES, torch.ones(4, 4)), "weights"),
         ((TIMES, torch.full((4, 1), torch.nan)), "weights"),
         ((TIMES, torch.ones(4, 1), torch.zeros(4)), "a"),
-        ((TIMES, torch.ones(4, 1, 2)), "weights"),  # two parts that nothing splits
+        ((TIMES, torch.ones(4, 1, 2)), "weights"),  # two parts, but no way to split them
         ((TIMES, torch.ones(4, 1), None, "guidance"), "by 2 parts"),
         ((TIMES, torch.ones(4, 1), None, "colours"), "parts is 'colours'"),
     ],

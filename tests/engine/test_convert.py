@@ -1,4 +1,4 @@
-"""The authors' pickles: read without running anything; hostile ones refused."""
+"""The authors' pickles are read without executing anything; hostile ones are refused."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import torch
 from amed import PredictorError, load, save
 from predictors.authors import convert
 
-AUTHORS = {  # a stand-in of the authors' packages: only what shapes the pickle
+AUTHORS = {  # a stand-in for the authors' packages, as far as it affects the pickle
     "torch_utils/__init__.py": "",
     "torch_utils/persistence.py": """
         import copyreg
@@ -82,7 +82,8 @@ AUTHORS = {  # a stand-in of the authors' packages: only what shapes the pickle
 
 @pytest.fixture(scope="module")
 def authors(tmp_path_factory):
-    """`authors(student, scale_dir)`: such a file and its tensors, written by one process of their own."""
+    """`authors(student, scale_dir)` returns a file in the authors' format and its tensors, written by another
+    process."""
     folder = tmp_path_factory.mktemp("authors")
     for name, text in AUTHORS.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -107,7 +108,7 @@ def authors(tmp_path_factory):
         ("ipndm", "ipndm", 3),
     ],
 )
-def test_every_tensor_and_setting_survives(authors, tmp_path, student, solver, order):
+def test_every_tensor_and_setting_is_converted(authors, tmp_path, student, solver, order):
     file, tensors = authors(student)
     fitted = load(save(tmp_path / "out.safetensors", convert(file)))
     spec = fitted.spec
@@ -119,8 +120,8 @@ def test_every_tensor_and_setting_survives(authors, tmp_path, student, solver, o
     )
     assert (spec.scale_dir, spec.scale_time, spec.guidance, spec.lower_order_final) == (0.01, 0.2, 2.0, False)
     assert spec.features == "bottleneck" and spec.model_name == "cifar10"
-    own = fitted.predictor.state_dict()
-    assert own.keys() == tensors.keys() and all(torch.equal(own[k], tensors[k]) for k in own)
+    state = fitted.predictor.state_dict()
+    assert state.keys() == tensors.keys() and all(torch.equal(state[k], tensors[k]) for k in state)
 
 
 def test_no_direction_scale_means_no_layer_for_it(authors):
@@ -131,7 +132,7 @@ def test_no_direction_scale_means_no_layer_for_it(authors):
 
 
 class Calls:
-    """Pickles as a call of a function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *args):
         self.function, self.args = function, args
@@ -186,15 +187,15 @@ def test_hostile_files_execute_nothing(tmp_path, number):
     assert not marker.exists()
 
 
-def test_source_in_a_file_is_never_run(authors, tmp_path):
+def test_source_code_in_a_file_is_never_run(authors, tmp_path):
     file, _ = authors("amed")
     marker = tmp_path / "ran"
     source = f"open({str(marker)!r}, 'w')".encode()
     data = file.read_bytes()
     at = data.index(b"module_src")
-    empty = data.index(b"\x8c\x00", at)  # the empty string after it
+    empty = data.index(b"\x8c\x00", at)  # the empty string that follows it
     changed = data[:empty] + b"\x8c" + bytes([len(source)]) + source + data[empty + 2 :]
-    # frames tell their length: give the pickle none
+    # frames state their length, so the pickle must have none
     changed = b"".join([changed[:2], changed[11:]] if changed[2:3] == b"\x95" else [changed])
     (tmp_path / "sourced.pkl").write_bytes(changed)
     with contextlib.suppress(PredictorError):
@@ -202,7 +203,7 @@ def test_source_in_a_file_is_never_run(authors, tmp_path):
     assert not marker.exists()
 
 
-def test_a_file_that_is_too_large_or_absent_is_refused(tmp_path):
+def test_a_too_large_or_missing_file_is_refused(tmp_path):
     with pytest.raises(PredictorError, match="no such file"):
         convert(tmp_path / "none.pkl")
     big = tmp_path / "big.pkl"

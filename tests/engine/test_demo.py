@@ -36,12 +36,12 @@ def noise():
 
 @pytest.fixture(scope="module")
 def reference(denoiser, noise):
-    """Another converging solver than the one the predictors were chosen by."""
+    """The end of a run with a converging solver other than the one the predictors were chosen by."""
     setting = plain.Setting(plain.SOLVERS["DPM++ 3M"], "polynomial", 7.0, 51, False, SIGMA_MIN, SIGMA_MAX)
     return run(denoiser, noise, setting.sigmas(), setting.solver)[0]
 
 
-def test_the_weights_are_small_and_the_network_in_its_size(denoiser):
+def test_the_weights_file_and_the_network_are_small(denoiser):
     assert WEIGHTS.stat().st_size < 8e6
     assert 1e6 < sum(p.numel() for p in denoiser.parameters()) < 3e6
 
@@ -51,15 +51,17 @@ def test_the_model_denoises_and_knows_its_categories(denoiser, reference):
     for sigma in (0.2, 1.0):
         x = reference + sigma * torch.randn(reference.shape, generator=generator)
         assert rmse(denoiser(x, torch.full((16,), sigma)), reference) < 0.6 * sigma
-    one, other = (denoiser(reference * 0 + x, torch.full((16,), sigma), torch.full((16,), i)) for i in (0, 8))
-    assert rmse(one, other) > 0.02
+    first, other = (
+        denoiser(reference * 0 + x, torch.full((16,), sigma), torch.full((16,), i)) for i in (0, 8)
+    )
+    assert rmse(first, other) > 0.02
     none = torch.full((16,), UNCONDITIONAL)
     assert torch.equal(denoiser(x, torch.full((16,), sigma)), denoiser(x, torch.full((16,), sigma), none))
 
 
-def test_samples_are_nearer_to_the_data_than_noise_is(reference):
+def test_samples_are_nearer_to_the_data_than_noise(reference):
     features = Features()
-    # 16 samples bias the distance upwards; blurred noise is far beyond that
+    # 16 samples bias the distance upwards, but blurred noise is much farther away
     noise = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     near, far = (frechet(Statistics.of(features(v)), features.data) for v in (reference, noise))
     assert near < 0.5 * far
@@ -73,7 +75,7 @@ def test_every_bundled_file_loads_and_is_described():
     assert all(f.name.removesuffix(".safetensors") in text for f in BUNDLED)
 
 
-def test_the_published_table_is_bundled_as_it_is():
+def test_the_published_table_is_bundled_unchanged():
     from predictors import published
 
     bundled = amed.load(FOLDER / "sd15-dpmpp-2m-nfe10.safetensors")
@@ -81,7 +83,7 @@ def test_the_published_table_is_bundled_as_it_is():
 
 
 @pytest.mark.parametrize("file", EMOJI, ids=lambda f: f.stem)
-def test_an_emoji_predictor_is_for_this_model_and_takes_what_it_says(file, denoiser, noise):
+def test_an_emoji_predictor_fits_the_demo_model_and_states_its_cost(file, denoiser, noise):
     fitted = amed.load(file)
     assert fitted.spec.model_fingerprint == fingerprint(denoiser.named_parameters())
     counter = Counter(denoiser)
@@ -106,7 +108,7 @@ def test_at_five_evaluations_a_predictor_beats_its_untrained_solver(file, denois
         assert nfe == 5
         return rmse(images, reference)
 
-    table = fitted.spec.solver == "multistep"  # whose untrained form is iPNDM-2 on these times
+    table = fitted.spec.solver == "multistep"  # its untrained form is iPNDM-2 on these times
     untrained = None if table else Constants(fitted.sigmas())
     assert error(fitted.predictor) < error(untrained)
 
@@ -116,8 +118,10 @@ def test_the_comparison_names_a_best_plain_setting_for_every_nfe():
     for nfe in (3, 5, 7, 9):
         chosen = best[f"{nfe} 1"]
         solver = {chosen["solver"]: plain.SOLVERS[chosen["solver"]]}
-        found = plain.candidates(nfe, SIGMA_MIN, SIGMA_MAX, solver, ((chosen["schedule"], chosen["rho"]),))
-        assert any(s.afs == chosen["afs"] for s in found)
+        candidates = plain.candidates(
+            nfe, SIGMA_MIN, SIGMA_MAX, solver, ((chosen["schedule"], chosen["rho"]),)
+        )
+        assert any(s.afs == chosen["afs"] for s in candidates)
     assert Solver("euler") == plain.SOLVERS["Euler"]
 
 

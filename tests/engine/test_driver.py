@@ -1,4 +1,5 @@
-"""One driver for every host: several numbers of evaluations, what is kept, and what must never be lost."""
+"""The driver that every host uses: several numbers of evaluations, which results are kept, and that no better
+file is lost."""
 
 import dataclasses
 
@@ -36,37 +37,37 @@ def path_in(folder):
 
 
 def fitted(toy_target, *, error=0.1, finished=None, **spec):
-    """A file of some fit, with an error."""
+    """Return the result of a fit with an error."""
     result = plain.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
     more = {"features": "plain", "schedule": "polynomial", "rho": 7.0, "metrics": {"error": error}}
-    made = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
-    made = dataclasses.replace(made, **spec)
+    new_spec = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
+    new_spec = dataclasses.replace(new_spec, **spec)
     if finished is not None:
-        made = dataclasses.replace(made, metrics=made.metrics | {"finished": finished})
-    return Fitted(made, None, result.sigmas())
+        new_spec = dataclasses.replace(new_spec, metrics=new_spec.metrics | {"finished": finished})
+    return Fitted(new_spec, None, result.sigmas())
 
 
 def test_several_nfe_in_one_job(toy_target, tmp_path):
-    seen = []
-    outcome = fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), seen.append)
+    progresses = []
+    outcome = fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), progresses.append)
     assert [kept.path.name for kept in outcome.kept] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
     assert [load(kept.path).nfe for kept in outcome.kept] == [4, 5] and not outcome.interrupted
     assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.kept)
-    counts = [p.evaluations for p in seen]
-    assert counts == sorted(counts) and counts[-1] <= 5000 and {p.budget for p in seen} == {5000}
-    assert {p.nfe for p in seen} == {4, 5}
+    counts = [p.evaluations for p in progresses]
+    assert counts == sorted(counts) and counts[-1] <= 5000 and {p.budget for p in progresses} == {5000}
+    assert {p.nfe for p in progresses} == {4, 5}
     assert "my-nfe4.safetensors" in outcome.text and str(tmp_path) in outcome.text
 
 
-def test_nfes_whose_budgets_hold_out_different_numbers_of_samples(toy_target, tmp_path):
-    """It raised after the first had been fitted."""
+def test_nfes_may_hold_out_different_numbers_of_samples(toy_target, tmp_path):
+    """This used to raise after the first number had been fitted."""
     job = Job((6, 7), budget="normal")
     assert len({settings.held_out for settings in job.settings()}) == 2
     outcome = fit(toy_target, job, path_in(tmp_path), lambda progress: None)
     assert [load(kept.path).nfe for kept in outcome.kept] == [6, 7]
 
 
-def test_a_bad_number_is_said_before_any_work(toy_target, tmp_path):
+def test_a_bad_number_is_an_error_before_any_work(toy_target, tmp_path):
     counter = Counter(toy_target.model)
     counted = dataclasses.replace(toy_target, model=counter)
     with pytest.raises(ValueError, match="at least 2"):
@@ -75,7 +76,7 @@ def test_a_bad_number_is_said_before_any_work(toy_target, tmp_path):
 
 
 class Stopped(BaseException):
-    """As a host's interruption."""
+    """The exception by which a host interrupts a fit."""
 
 
 def stop_at(share):
@@ -86,7 +87,7 @@ def stop_at(share):
     return tell
 
 
-def test_interrupted_the_best_so_far_is_kept_as_unfinished(toy_target, tmp_path):
+def test_an_interrupted_fit_is_saved_as_unfinished(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), stop_at(0.9), outcome)
@@ -96,20 +97,20 @@ def test_interrupted_the_best_so_far_is_kept_as_unfinished(toy_target, tmp_path)
     assert "unfinished" in outcome.kept[1].text and "the best so far is kept" in outcome.text
 
 
-def test_interrupted_before_there_is_anything(toy_target, tmp_path):
+def test_a_fit_interrupted_before_any_result_saves_nothing(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=2500), path_in(tmp_path), stop_at(0), outcome)
     assert outcome.kept == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
 
 
-def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
-    whole = fit(toy_target, Job((5,), budget=6000), path_in(tmp_path), lambda progress: None)
-    before = whole.kept[0].path.read_bytes()
+def test_an_interrupted_fit_does_not_replace_a_finished_better_one(toy_target, tmp_path):
+    complete = fit(toy_target, Job((5,), budget=6000), path_in(tmp_path), lambda progress: None)
+    before = complete.kept[0].path.read_bytes()
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=6000, seed=1), path_in(tmp_path), stop_at(0.5), outcome)
-    assert whole.kept[0].path.read_bytes() == before
+    assert complete.kept[0].path.read_bytes() == before
     assert outcome.kept[0].path.name == "my-nfe5-2.safetensors"
     assert "my-nfe5.safetensors stays, it is finished" in outcome.text
 
@@ -120,14 +121,19 @@ def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
         ({"error": 0.2}, {"error": 0.1}, True, True),
         ({"error": 0.1}, {"error": 0.1}, True, True),  # the same fit again
         ({"error": 0.1}, {"error": 0.2}, True, False),
-        ({"error": 0.2}, {"error": 0.1}, False, False),  # finished by unfinished
-        ({"error": 0.1, "finished": False}, {"error": 0.2}, True, True),  # unfinished by finished
+        ({"error": 0.2}, {"error": 0.1}, False, False),  # a finished file by an unfinished one
+        (
+            {"error": 0.1, "finished": False},
+            {"error": 0.2},
+            True,
+            True,
+        ),  # an unfinished file by a finished one
         ({"error": 0.1, "finished": False}, {"error": 0.2}, False, False),
         ({"error": 0.2, "finished": False}, {"error": 0.1}, False, True),
         ({"error": 0.2, "guidance": 4.0}, {"error": 0.1}, True, False),
         ({"error": 0.2, "model_fingerprint": "a" * 16}, {"error": 0.1}, True, False),
         ({"error": 0.2, "model_fingerprint": ""}, {"error": 0.1}, True, False),
-        ({"error": 0.2, "model_signature": MINE}, {"error": 0.1}, True, True),  # by the fingerprint
+        ({"error": 0.2, "model_signature": MINE}, {"error": 0.1}, True, True),  # matched by the fingerprint
         # the same checkpoint in another precision; another whose fingerprint is the same
         (
             {"error": 0.2, "model_fingerprint": "a" * 16, "model_signature": IN_FP8},
@@ -138,7 +144,7 @@ def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
         ({"error": 0.2, "model_signature": THEIRS}, {"error": 0.1, "model_signature": MINE}, True, False),
     ],  # fmt: skip
 )
-def test_what_replaces_what(toy_target, tmp_path, old, new, finished, replaced):
+def test_which_fit_replaces_which(toy_target, tmp_path, old, new, finished, replaced):
     place = tmp_path / "a.safetensors"
     save(place, fitted(toy_target, **old))
     before = place.read_bytes()
@@ -150,15 +156,15 @@ def test_what_replaces_what(toy_target, tmp_path, old, new, finished, replaced):
         assert load(again).spec.metrics["error"] == new["error"] and place.read_bytes() == before
 
 
-def test_a_file_that_cannot_be_read_is_not_replaced_either(toy_target, tmp_path):
+def test_an_unreadable_file_is_not_replaced(toy_target, tmp_path):
     (tmp_path / "a.safetensors").write_text("not a predictor; perhaps somebody's only copy")
     saved, text = keep(tmp_path / "a.safetensors", fitted(toy_target), True)
     assert saved.name == "a-2.safetensors" and "cannot be read" in text
     assert (tmp_path / "a.safetensors").read_text().startswith("not a")
 
 
-def test_a_better_fit_replaces_the_plain_solver_that_was_kept_in_its_place(toy_target, tmp_path):
-    """Asked for UniPC, a first fit kept a plain solver, which runs under another sampler's name."""
+def test_a_better_fit_replaces_a_plain_solver_saved_for_the_same_sampler(toy_target, tmp_path):
+    """For UniPC, a first fit kept a plain solver, which runs under another sampler's name."""
     place, base = tmp_path / "a.safetensors", schedules.make("polynomial", 4, 0.01, 40.0)
     save(place, fitted(toy_target, error=0.2))
     spec = toy_target.spec(Solver("unipc", 3), base, 1.0, afs=True, metrics={"error": 0.1})
@@ -172,11 +178,12 @@ def only(monkeypatch, *names):
 
 @pytest.mark.parametrize("names", [("Heun",), ("Heun", "DPM-Solver-2")])
 def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, names):
-    """Its result raised: Heun evaluates twice at one noise level, which no list of falling times holds."""
+    """This used to raise: Heun evaluates twice at one noise level, which no strictly falling list
+    contains."""
     only(monkeypatch, *names)
     calibration = Calibration(toy_target, Settings(6, budget=smallest(6)))
     list(calibration.run())
-    calibration.fits.clear()  # no fit wins
+    calibration.fits.clear()  # every fit loses
     result = calibration.result()
     assert not result.improved and "did not beat" in result.fitted.spec.how
     place = save(tmp_path / "heun.safetensors", result.fitted)
@@ -188,13 +195,15 @@ def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, na
     assert torch.equal(
         end, sample(toy_target.model, x, best.sigmas(), best.solver, disable=True, afs=best.afs)
     )
-    below = torch.tensor([5.0, 1.0, 0.2, 0.0], dtype=torch.float64)  # img2img: its recipe on other levels
+    below = torch.tensor(
+        [5.0, 1.0, 0.2, 0.0], dtype=torch.float64
+    )  # img2img: its recipe on other noise levels
     end = SAMPLERS["amed_multistep"](toy_target.model, x / 8, below, predictor=again, disable=True)
     assert torch.equal(end, sample(toy_target.model, x / 8, below, best.solver, disable=True))
 
 
-def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
-    """A new entry of the plain solvers broke every calibration."""
+def test_an_unranked_plain_solver_takes_part(toy_target, monkeypatch):
+    """A new entry among the plain solvers used to break every calibration."""
     monkeypatch.setitem(RECIPES, "ralston", dataclasses.replace(RECIPES["dpm_2"], r=2 / 3))
     monkeypatch.setattr(plain, "SOLVERS", {"Ralston": Solver("ralston"), **plain.SOLVERS})
     calibration = Calibration(toy_target, Settings(6, budget=12_000))
@@ -203,8 +212,8 @@ def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
     assert calibration.result().fitted.nfe == 6
 
 
-def test_flow_models_get_their_schedules_and_no_plain_solver_starts_analytically(toy_target):
-    """A table with its offset may."""
+def test_flow_models_get_flow_schedules_without_analytic_plain_solvers(toy_target):
+    """A table with its offset may start analytically."""
     flow = dataclasses.replace(toy_target, prediction_type="flow")
     kinds = {(s.kind, s.rho) for s in plain.settings_for(flow, 5)}
     assert kinds == set(plain.FLOW_SCHEDULES) and not any(s.afs for s in plain.settings_for(flow, 5))
@@ -226,7 +235,7 @@ def broken(guidance):
 
 
 @pytest.mark.parametrize(
-    ("factory", "said"),
+    ("factory", "expected"),
     [
         ("factories:nothing", "could not be called"),
         ("factories:broken", r"ZeroDivisionError: division by zero \(.*factories.py, line 6\)"),
@@ -235,22 +244,22 @@ def broken(guidance):
         ("factories", "module:function"),
     ],
 )
-def test_a_factory_that_will_not_do_is_named_with_its_place(tmp_path, monkeypatch, factory, said):
+def test_a_failing_model_factory_is_named_with_its_place(tmp_path, monkeypatch, factory, expected):
     (tmp_path / "factories.py").write_text(FACTORIES)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=expected):
         target.load(factory, 1.0)
 
 
-def test_kept_by_both_errors(toy_target):
-    """A few samples that jump do not decide alone, nor do they count for nothing."""
+def test_both_errors_decide_which_result_is_kept(toy_target):
+    """A few samples that jump neither decide alone nor are ignored."""
     calibration = Calibration(toy_target, Settings(5, budget=2500))
     list(calibration.run())
     judge = calibration.search.judge
     near = judge.held_out.end + 0.01
     jumped = near.clone()
     jumped[0] += 5.0
-    assert judge.error(jumped) < 10 * judge.error(near)  # robust
+    assert judge.error(jumped) < 10 * judge.error(near)  # the robust error
     assert judge.score(jumped) > 2 * judge.score(near)
 
 

@@ -9,7 +9,7 @@ from amed.loop import plain
 from amed.recipes import Solver
 
 
-def test_frechet_between_known_gaussians():
+def test_frechet_distance_between_known_gaussians():
     a = Statistics(torch.zeros(3).double(), torch.diag(torch.tensor([1.0, 4.0, 9.0]).double()))
     b = Statistics(torch.tensor([1.0, 2.0, 0.0]).double(), torch.diag(torch.tensor([4.0, 4.0, 1.0]).double()))
     assert frechet(a, b) == pytest.approx(1 + 4 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2)
@@ -19,7 +19,7 @@ def test_frechet_between_known_gaussians():
     assert frechet(*turned) == pytest.approx(frechet(a, b))
 
 
-def test_statistics_refuse_what_has_none():
+def test_statistics_need_enough_samples():
     with pytest.raises(ValueError):
         Statistics.of(torch.zeros(1, 3))
     with pytest.raises(ValueError):
@@ -31,16 +31,18 @@ def test_rmse():
 
 
 @pytest.mark.parametrize("nfe", [2, 3, 5, 8])
-def test_candidates_take_what_they_say(toy, noise, nfe):
-    found = candidates(nfe, 0.01, 40)
-    assert {c.solver for c in found} >= {s for n, s in SOLVERS.items() if n not in ("Heun", "DPM-Solver-2")}
-    for setting in found[::3]:
+def test_candidates_take_their_stated_evaluations(toy, noise, nfe):
+    candidate_list = candidates(nfe, 0.01, 40)
+    assert {c.solver for c in candidate_list} >= {
+        s for n, s in SOLVERS.items() if n not in ("Heun", "DPM-Solver-2")
+    }
+    for setting in candidate_list[::3]:
         counter = Counter(toy)
         run(counter, noise, setting.sigmas(), setting.solver, afs=setting.afs)
         assert counter.evaluations == nfe
 
 
-def test_run_cuts_arguments_with_the_noise(noise):
+def test_run_slices_arguments_with_the_noise(noise):
     def model(x, sigma, label):
         assert len(label["k"]) == len(x)
         return x * 0 + label["k"].view(-1, 1, 1, 1)
@@ -56,8 +58,8 @@ def test_run_cuts_arguments_with_the_noise(noise):
     assert nfe == 2 and torch.allclose(out[:, 0, 0, 0], torch.arange(5.0).double())
 
 
-def test_guidances_halves_reach_a_counted_model(noise):
-    """Behind a Counter they were lost without a word: a table on guidance's part ran as if it had none."""
+def test_a_counter_passes_on_the_halves_of_guidance(noise):
+    """A Counter used to drop the halves silently: a table on guidance's part ran as if it had none."""
 
     def labelled(x, sigma, shift):
         return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + shift.view(-1, 1, 1, 1)
@@ -69,8 +71,8 @@ def test_guidances_halves_reach_a_counted_model(noise):
     table = Multistep(sigmas, weights, parts="guidance")
     solver, counter = Solver("multistep"), Counter(guided)
     truth, plainly = (
-        sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=ask)
-        for ask in (asked, plain)
+        sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=evaluate)
+        for evaluate in (asked, plain)
     )
     end = sample(counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=asked)
     assert torch.equal(end, truth) and not torch.allclose(end, plainly)

@@ -1,5 +1,7 @@
-"""A solver, a constant, a part of a slope: each is added in a few lines here and runs end to end, in fits and
-files too. `monkeypatch` takes them away again."""
+"""Extend the engine: a solver, a constant and a part of a slope, each added in a few lines and run end to
+end.
+
+The additions are also fitted and saved. `monkeypatch` removes them after each test."""
 
 import dataclasses
 import re
@@ -75,7 +77,7 @@ def ab2(solver, x, h, s, order, c):
 
 @pytest.fixture
 def solver(monkeypatch) -> Solver:
-    """The recipe, and the entry that gives it a name in every host."""
+    """Add the recipe, and the entry that gives it a name in every host."""
     monkeypatch.setitem(RECIPES, "ab2", Recipe(ab2, orders=2))
     monkeypatch.setitem(ENTRIES, "amed_ab2", Entry(Solver("ab2", 2), "AMED Plugin AB2", "AMED-Plugin on AB2"))
     monkeypatch.setitem(SAMPLERS, "amed_ab2", samplers._k_diffusion("amed_ab2", ENTRIES["amed_ab2"]))
@@ -83,7 +85,7 @@ def solver(monkeypatch) -> Solver:
 
 
 def test_a_solver_samples(solver, toy, noise):
-    """At its order, and as what it is written to be."""
+    """The new solver has its order and equals the formula it implements."""
     x, slopes, times = noise * 40, [], SIGMAS.tolist()
     for n, (t, s) in enumerate(zip(times, times[1:])):
         slopes.append((x - toy(x, x.new_full((5,), t))) / t)
@@ -182,7 +184,7 @@ NAMES = ("r", "c", "a", "b")
 
 def test_a_constant_runs(constant, toy, noise):
     times, b = SIGMAS.tolist(), [0.1, -0.2, 0.3, 0.05]
-    given = Constants(SIGMAS, names=NAMES, r=R, c=C, a=A, b=b)
+    constants = Constants(SIGMAS, names=NAMES, r=R, c=C, a=A, b=b)
     x = noise * 40
     for n, (t, t_next) in enumerate(zip(times, times[1:])):
         s = t_next ** R[n] * t ** (1 - R[n])
@@ -194,19 +196,19 @@ def test_a_constant_runs(constant, toy, noise):
     def end(predictor):
         return sample(toy, noise * 40, SIGMAS, Solver("amed"), disable=True, predictor=predictor)
 
-    assert torch.allclose(end(given), x, rtol=1e-10, atol=1e-10)
-    table = as_multistep(Solver("amed"), SIGMAS, False, given)
+    assert torch.allclose(end(constants), x, rtol=1e-10, atol=1e-10)
+    table = as_multistep(Solver("amed"), SIGMAS, False, constants)
     same = sample(toy, noise * 40, table.sigmas, Solver("multistep"), disable=True, predictor=table)
     assert torch.allclose(same, x, rtol=1e-10, atol=1e-10)
-    plain = Constants(SIGMAS, r=R, c=C, a=A)  # of before: its default
+    plain = Constants(SIGMAS, r=R, c=C, a=A)  # an older predictor: the default
     assert torch.equal(end(plain), end(Constants(SIGMAS, names=NAMES, r=R, c=C, a=A)))
     assert not torch.allclose(end(plain), x)
     network = sample(toy, noise * 40, SIGMAS, Solver("amed"), disable=True, predictor=BottleneckPredictor(),
                      evaluate=FromModule(toy.middle_block))  # fmt: skip
-    assert network.isfinite().all()  # the paper's network stays with r, c, a
+    assert network.isfinite().all()  # the paper's network still has only r, c, a
 
 
-def test_a_constant_is_of_each_samples_own(constant, toy, noise):
+def test_a_constant_may_differ_for_each_sample(constant, toy, noise):
     class PerSample:
         wants_bottleneck = False
 
@@ -217,27 +219,28 @@ def test_a_constant_is_of_each_samples_own(constant, toy, noise):
     def end(x, predictor):
         return sample(toy, x, SIGMAS, Solver("amed"), disable=True, predictor=predictor)
 
-    whole = end(noise * 40, PerSample())
+    batch_end = end(noise * 40, PerSample())
     for i, b in ((0, -0.2), (3, 0.1)):
         alone = Constants(SIGMAS, names=NAMES, r=[0.4] * 4, b=[b] * 4)
-        assert torch.allclose(whole[i : i + 1], end(noise[i : i + 1] * 40, alone), atol=1e-9)
+        assert torch.allclose(batch_end[i : i + 1], end(noise[i : i + 1] * 40, alone), atol=1e-9)
 
 
 def test_a_constant_is_in_files(constant, toy, noise, tmp_path, capsys, monkeypatch):
-    """Saved, loaded, inspected; a file without it has its default, a reader without it says so."""
+    """A constant is saved, loaded and inspected; files without it have its default, readers without it
+    refuse."""
     b = [0.1, -0.2, 0.3, 0.05]
-    given = Constants(SIGMAS, names=NAMES, r=R, c=C, a=A, b=b)
-    path = save(tmp_path / "b.safetensors", Fitted(Spec.on(Solver("amed"), SIGMAS), given, SIGMAS))
+    constants = Constants(SIGMAS, names=NAMES, r=R, c=C, a=A, b=b)
+    path = save(tmp_path / "b.safetensors", Fitted(Spec.on(Solver("amed"), SIGMAS), constants, SIGMAS))
     fitted = load(path)
     assert requires(path) == '["constant:b"]' and values_of(fitted)["b"].tolist() == b
-    ends = [SAMPLERS["amed"](toy, noise * 40, SIGMAS, disable=True, predictor=p) for p in (fitted, given)]
+    ends = [SAMPLERS["amed"](toy, noise * 40, SIGMAS, disable=True, predictor=p) for p in (fitted, constants)]
     assert torch.equal(*ends)
     assert "r, c, a, b" in described(fitted) and re.search(
         r"0\.3000, 0\.9000, 1\.0100, 0\.1000", described(fitted)
     )
     assert main(["inspect", str(path)]) == 0 and "r, c, a, b" in capsys.readouterr().out
     with pytest.raises(PredictorError, match=r"b is not finite|b must lie between -1 and 1"):
-        save(path, Fitted(fitted.spec, broken(given), SIGMAS))
+        save(path, Fitted(fitted.spec, broken(constants), SIGMAS))
     assert untrained("amed", SIGMAS).predictor.values["b"].tolist() == [0.0] * 4
     with monkeypatch.context() as before:
         before.setitem(RECIPES, "amed", dataclasses.replace(RECIPES["amed"], constants=("r", "c", "a")))
@@ -269,7 +272,7 @@ def test_a_constant_is_fitted(constant, target):
     assert kinds.count("b") == 2 and {c.step for c in fit.form.constants if c.kind == "b"} == {constant.step}
     assert fit.iterations and (fit.form.build(fit.values).values["b"] != 0).all()
     moved = fit.form.bounded(fit.form.vector(), fit.form.vector() + 9)
-    assert all(v == pytest.approx(0.2) for v, k in zip(moved.tolist(), kinds) if k == "b")  # its reach
+    assert all(v == pytest.approx(0.2) for v, k in zip(moved.tolist(), kinds) if k == "b")  # its bounds
     assert calibration.result().fitted.nfe == 4
 
 
@@ -290,8 +293,9 @@ def low(monkeypatch) -> str:
 
 
 class Banded(torch.nn.Module):
-    """The exact denoiser of a Gaussian whose low and high band have other variances: each moves along a line
-    of its own, and a step of one weight can be exact for one of them alone."""
+    """The exact denoiser of a Gaussian whose low and high bands have different variances.
+
+    Each band moves along its own line, so one weight per step can be exact for only one of them."""
 
     LOW, HIGH = 1.0, 0.01
 
@@ -300,24 +304,25 @@ class Banded(torch.nn.Module):
         return low * self.LOW / (self.LOW + square) + (x - low) * self.HIGH / (self.HIGH + square)
 
     def at(self, x, t, start):
-        """Where x at `start` is at time t."""
+        """Return where x at `start` is at time t."""
         scale = [((v + t**2) / (v + start**2)) ** 0.5 for v in (self.LOW, self.HIGH)]
         return low_of(x) * scale[0] + (x - low_of(x)) * scale[1]
 
 
 @pytest.mark.parametrize("afs", [False, True])
-def test_equal_weights_in_both_parts_are_the_whole(low, toy, noise, afs):
+def test_equal_weights_in_both_parts_equal_the_unsplit_slope(low, toy, noise, afs):
     table = as_multistep(Solver("dpmpp", 2, True), SIGMAS, afs)
     both = Multistep(SIGMAS, table.weights.expand(-1, -1, 2), table.a, low)
-    whole, split = (
+    unsplit, split = (
         sample(toy, noise * 40, SIGMAS, Solver("multistep"), disable=True, predictor=p, afs=afs)
         for p in (table, both)
     )
-    assert torch.allclose(whole, split, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(unsplit, split, rtol=1e-10, atol=1e-10)
 
 
 def test_parts_have_weights_of_their_own(low, toy, noise, tmp_path):
-    """Run, saved and loaded; a reader that cannot split so refuses the file and says why."""
+    """A table with parts runs, is saved and loaded; a reader that cannot split refuses the file and says
+    why."""
     generator = torch.Generator().manual_seed(4)
     weights = as_multistep(Solver("ipndm", 2), SIGMAS).weights.expand(-1, -1, 2)
     weights = weights + 0.1 * torch.randn(weights.shape, generator=generator).double() * (weights != 0)
@@ -336,7 +341,7 @@ def test_parts_have_weights_of_their_own(low, toy, noise, tmp_path):
     end = SAMPLERS["amed_multistep"](counter, noise * 40, SIGMAS, disable=True, predictor=fitted)
     assert counter.evaluations == 4 == fitted.nfe
     assert torch.allclose(end, x, rtol=1e-10, atol=1e-10)
-    below = torch.tensor([9.0, 1.0, 0.2, 0.0]).double()  # a foreign list too
+    below = torch.tensor([9.0, 1.0, 0.2, 0.0]).double()  # another list too
     assert SAMPLERS["amed_multistep"](toy, noise * 9, below, disable=True, predictor=fitted).isfinite().all()
     assert "weights" in described(fitted) and 'parts: "low"' in described(fitted)
     with pytest.MonkeyPatch.context() as before:
@@ -346,7 +351,7 @@ def test_parts_have_weights_of_their_own(low, toy, noise, tmp_path):
 
 
 def test_parts_are_fitted_in_closed_form(low, noise):
-    """One weight a step and part makes each band exact; one weight a step cannot."""
+    """One weight per step and part makes each band exact; one weight per step cannot."""
     model = Banded()
     start = noise * 40
     path = Path(SIGMAS, tuple(model.at(start, float(t), 40.0) for t in SIGMAS))
@@ -363,7 +368,7 @@ def test_parts_are_fitted_in_closed_form(low, noise):
 
 
 def test_parts_are_polished(low, toy):
-    """The joint fit has a constant of each part, and its prefix re-use holds for them."""
+    """The joint fit has a constant for each part, and reuses a run's prefix for them."""
     table = as_multistep(Solver("ipndm", 2), SIGMAS)
     form = Form(Solver("multistep"), Multistep(SIGMAS, table.weights.expand(-1, -1, 2), None, low), False, 2)
     weights = [c for c in form.constants if c.kind == "w"]

@@ -68,12 +68,12 @@ def test_round_trip(tmp_path, fitted):
 
 
 def test_absent_fields_have_their_defaults(tmp_path):
-    """A header needs to say no more than the solver and its times."""
+    """A header needs only the solver and its times."""
     path = store.save(tmp_path / "p.safetensors", table(guidance=4.0, model_family="sd15", afs=False))
     with store.safe_open(path, framework="pt") as file:
         header = file.metadata()
-    kept = {"amed_format", "solver", "num_steps", "schedule", "sigma_min", "sigma_max"}
-    rewrite(path, dict.fromkeys(header.keys() - kept))
+    required = {"amed_format", "solver", "num_steps", "schedule", "sigma_min", "sigma_max"}
+    rewrite(path, dict.fromkeys(header.keys() - required))
     again = store.load(path)
     assert again.spec == Spec("amed", 4, "time_uniform", 0.002, 80.0)
     assert (again.spec.guidance, again.spec.rho, again.spec.metrics, again.spec.afs) == (1.0, 1.0, {}, False)
@@ -81,7 +81,7 @@ def test_absent_fields_have_their_defaults(tmp_path):
 
 
 @pytest.mark.parametrize("lacking", ["parts:colours", "constant:q", "lookahead"])
-def test_what_a_reader_must_be_able_to_do_is_named(tmp_path, lacking):
+def test_requirements_for_a_reader_are_named(tmp_path, lacking):
     path = store.save(tmp_path / "newer.safetensors", table())
     rewrite(path, {"requires": json.dumps(["plain", lacking])})
     with pytest.raises(
@@ -92,9 +92,8 @@ def test_what_a_reader_must_be_able_to_do_is_named(tmp_path, lacking):
     assert store.load(path).nfe == 5
 
 
-def test_what_is_not_known_survives(tmp_path):
-    """Fields of a newer version, whatever they are; they were refused by the documentation and dropped by the
-    code."""
+def test_unknown_fields_are_kept(tmp_path):
+    """Fields of a newer version, of any kind, are kept; they used to be dropped."""
     path, unknown = store.save(tmp_path / "p.safetensors", table()), {"tempo": '"slow"', "odd": "not json"}
     rewrite(path, unknown)
     fitted = store.load(path)
@@ -106,7 +105,7 @@ def test_what_is_not_known_survives(tmp_path):
     assert "tempo" in store.described(again) and store.as_json(again)["solver"] == "amed"
 
 
-FORMAT_1 = {  # every field it had, each needed
+FORMAT_1 = {  # every field of format 1, all required
     "amed_format": "1", "solver": '"multistep"', "num_steps": "4", "schedule": '"custom"', "sigma_min": "0.1",
     "sigma_max": "40.0", "rho": "1.0", "afs": "false", "max_order": "1", "predict_x0": "false",
     "lower_order_final": "true", "thresholding": "false", "scales_timestep": "false",
@@ -127,7 +126,7 @@ def format_1(path, g, **header):
     return path
 
 
-def test_files_of_format_1_load(tmp_path):
+def test_a_format_1_file_loads(tmp_path):
     path = format_1(tmp_path / "old.safetensors", torch.ones(3, dtype=torch.float64))
     fitted = store.load(path)
     spec = fitted.spec
@@ -149,8 +148,8 @@ class Labelled(torch.nn.Module):
 
 
 @pytest.mark.parametrize("afs", [False, True])
-def test_factors_on_guidance_of_format_1_become_weights_of_its_part(tmp_path, afs):
-    """With the same images: each evaluation's guidance scaled by its factor."""
+def test_format_1_guidance_factors_become_weights_of_the_guidance_part(tmp_path, afs):
+    """The images stay the same: each evaluation's guidance is scaled by its factor."""
     factors = [0.7, 0.5, 1.2]
     path = format_1(
         tmp_path / "g.safetensors", torch.tensor(factors, dtype=torch.float64), afs=json.dumps(afs)
@@ -172,8 +171,8 @@ def test_factors_on_guidance_of_format_1_become_weights_of_its_part(tmp_path, af
         if afs and n == 0:
             d = x / (1 + t * t) ** 0.5
         else:
-            told = x.new_full((2,), float(SCALES[n]) * t)
-            d = (x - Guided(Labelled(), 4.0 * factors[n])(x, told, **args)) / t
+            timestep = x.new_full((2,), float(SCALES[n]) * t)
+            d = (x - Guided(Labelled(), 4.0 * factors[n])(x, timestep, **args)) / t
         slopes.insert(0, d)
         x = x + (s - t) * sum(w * d for w, d in zip(WEIGHTS[n].tolist(), slopes))
     assert torch.allclose(ends[0], x, rtol=1e-10, atol=1e-10)
@@ -187,7 +186,7 @@ def test_bad_factors_are_named(tmp_path, g):
 
 
 def test_a_student_that_no_sampler_runs_is_refused(tmp_path):
-    """Heun has no mid time to learn: such a file would break every look into its library."""
+    """Heun has no mid time to learn; such a file used to break every listing of its library."""
     with pytest.raises(ValueError, match="solver is heun: no sampler runs"):
         table(solver="heun")
     path = store.save(tmp_path / "p.safetensors", table())
@@ -201,12 +200,12 @@ def test_nfe_counts():
 
 
 def rewrite(path, header=None, tensors=None):
-    """The same file with other header fields (None removes one) or tensors."""
+    """Write the same file with other header fields (None removes one) or other tensors."""
     with store.safe_open(path, framework="pt") as file:
-        told = file.metadata()
-    own = load_file(path) | (tensors or {})
-    told = {k: v for k, v in (told | (header or {})).items() if v is not None}
-    save_file({k: v for k, v in own.items() if v is not None}, path, metadata=told)
+        metadata = file.metadata()
+    all_tensors = load_file(path) | (tensors or {})
+    metadata = {k: v for k, v in (metadata | (header or {})).items() if v is not None}
+    save_file({k: v for k, v in all_tensors.items() if v is not None}, path, metadata=metadata)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +234,7 @@ def rewrite(path, header=None, tensors=None):
         ({}, {"c": torch.tensor([1.0, float("nan"), 1.0])}, "c is not finite"),
     ],
 )
-def test_inconsistent_files_name_file_and_field(tmp_path, header, tensors, word):
+def test_an_inconsistent_files_error_names_file_and_field(tmp_path, header, tensors, word):
     path = store.save(tmp_path / "bad.safetensors", table())
     rewrite(path, header, tensors)
     with pytest.raises(PredictorError, match=r"bad\.safetensors") as caught:
@@ -252,7 +251,7 @@ def test_inconsistent_files_name_file_and_field(tmp_path, header, tensors, word)
         ("enc_layer0.bias", torch.full((128,), float("inf")), "enc_layer0.bias"),
     ],
 )
-def test_networks_name_the_tensor(tmp_path, name, tensor, word):
+def test_a_broken_networks_error_names_the_tensor(tmp_path, name, tensor, word):
     path = store.save(tmp_path / "net.safetensors", network())
     rewrite(path, tensors={name: tensor})
     with pytest.raises(PredictorError, match=word):
@@ -264,20 +263,20 @@ def test_networks_name_the_tensor(tmp_path, name, tensor, word):
     [b"", b"not safetensors", pickle.dumps({"r": 1}), b"\x10\x00\x00\x00\x00\x00\x00\x00{}"],
     ids=range(4),
 )
-def test_foreign_and_truncated_files(tmp_path, content):
+def test_foreign_and_truncated_files_are_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(PredictorError, match="x.safetensors"):
         store.load(path)
-    whole = store.save(tmp_path / "y.safetensors", table()).read_bytes()
-    path.write_bytes(whole[:-9])
+    complete = store.save(tmp_path / "y.safetensors", table()).read_bytes()
+    path.write_bytes(complete[:-9])
     with pytest.raises(PredictorError, match="whole"):
         store.load(path)
     with pytest.raises(PredictorError, match="no such"):
         store.load(tmp_path / "none.safetensors")
 
 
-def test_someone_elses_safetensors_is_refused(tmp_path):
+def test_a_safetensors_file_without_a_predictor_is_refused(tmp_path):
     save_file({"lora.weight": torch.zeros(3)}, tmp_path / "lora.safetensors")
     with pytest.raises(PredictorError, match="not an AMED predictor"):
         store.load(tmp_path / "lora.safetensors")
@@ -301,7 +300,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["p.safetensors"]
 
 
-def test_library_finds_and_says_what_it_has(tmp_path):
+def test_a_library_finds_and_lists_its_files(tmp_path):
     user, bundled = tmp_path / "user", tmp_path / "bundled"
     store.save(bundled / "a.safetensors", table(model_family="sd15", model_fingerprint="A", guidance=1.0))
     store.save(bundled / "b.safetensors", table(model_family="sd15", model_fingerprint="A", guidance=7.0))
@@ -325,7 +324,7 @@ def test_library_finds_and_says_what_it_has(tmp_path):
         library.load("nope")
 
 
-def test_one_broken_file_breaks_nothing_else_and_is_read_again_when_mended(tmp_path):
+def test_a_broken_file_affects_no_other_and_is_reread_once_repaired(tmp_path):
     store.save(tmp_path / "good.safetensors", table())
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"nonsense")
@@ -339,22 +338,22 @@ def test_one_broken_file_breaks_nothing_else_and_is_read_again_when_mended(tmp_p
     assert library.problems() == []
 
 
-def test_a_broken_file_keeps_nothing_of_who_asked_for_it(tmp_path):
-    """Its error was kept and raised again, with the frames of every run it had gone through."""
+def test_a_broken_files_error_holds_no_memory_of_its_callers(tmp_path):
+    """Its stored error used to hold the frames of every run that had raised it."""
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
-    library, asked = Library([tmp_path]), []
+    library, callers = Library([tmp_path]), []
 
-    def ask():
+    def read():
         image = torch.zeros(9)
-        asked.append(weakref.ref(image))
+        callers.append(weakref.ref(image))
         library.load("bad.safetensors")
 
     for _ in range(2):
         with pytest.raises(PredictorError) as caught:
-            ask()
+            read()
         del caught
     gc.collect()
-    assert [image() for image in asked] == [None, None]
+    assert [image() for image in callers] == [None, None]
 
 
 def test_a_fitted_file_sets_its_solver(tmp_path):

@@ -1,7 +1,7 @@
-"""float64 is made on the CPU alone: `amed.double.as_double` is the one way there from what a device may hold.
+"""float64 tensors are made on the CPU alone, through `amed.double.as_double`.
 
-Apple's GPUs have no float64, and say so in the middle of a run. This looks for every other way in the source;
-tests/engine/test_no_double.py runs the engine on a device without it."""
+Apple's GPUs have no float64 and would fail in the middle of a run. These tests search the source for any
+other conversion; tests/engine/test_no_float64.py runs the engine on a device without float64."""
 
 import ast
 from pathlib import Path
@@ -12,50 +12,51 @@ PACK = Path(__file__).resolve().parents[2]
 ROOMS = ("amed", "nodes", "webui", "hosts", "scripts")
 HELPER = "amed/double.py"
 NAMES = {"float64", "double", "complex128", "cdouble", "DoubleTensor"}
-# what makes a tensor (or array) of numbers that lie on no device, where none is named
+# functions that create a tensor or array on the CPU if no device is given
 MAKES = {"tensor", "zeros", "ones", "eye", "full", "empty", "linspace", "logspace", "arange", "rand", "randn"}
 DEFAULTS = {"set_default_dtype", "set_default_tensor_type", "set_default_device"}
 
 
-def named(node: ast.AST) -> bool:
-    """Whether this is a name of float64: torch.float64, np.double, "float64" ..."""
+def names_float64(node: ast.AST) -> bool:
+    """Return whether a node names float64, e.g. torch.float64, np.double or "float64"."""
     if isinstance(node, ast.Attribute):
         return node.attr in NAMES
     if isinstance(node, ast.Name):
-        return node.id in NAMES - {"double"}  # an import of that name is found as one
+        return node.id in NAMES - {"double"}  # an imported name is found at its import
     return isinstance(node, ast.Constant) and str(node.value).removeprefix("torch.") in NAMES
 
 
-def on_the_cpu(call: ast.Call) -> bool:
-    """Whether it is `torch.zeros(..., dtype=torch.float64)`, or numpy's, with no device."""
-    made = call.func
+def creates_on_cpu(call: ast.Call) -> bool:
+    """Return whether a call creates a float64 array on the CPU, e.g. `torch.zeros(...,
+    dtype=torch.float64)`."""
+    function = call.func
     return (
-        isinstance(made, ast.Attribute)
-        and isinstance(made.value, ast.Name)
-        and made.value.id in ("torch", "np", "numpy")
-        and made.attr in MAKES
+        isinstance(function, ast.Attribute)
+        and isinstance(function.value, ast.Name)
+        and function.value.id in ("torch", "np", "numpy")
+        and function.attr in MAKES
         and all(key.arg not in (None, "device") for key in call.keywords)
     )
 
 
-def wrong_places(source: str) -> list[tuple[int, str]]:
-    """(line, what) of every way to float64 that is not the helper's."""
-    tree, allowed, found = ast.parse(source), set[ast.AST](), list[tuple[int, str]]()
+def conversions(source: str) -> list[tuple[int, str]]:
+    """Return (line, text) of every conversion to float64 that bypasses the helper."""
+    tree, allowed, places = ast.parse(source), set[ast.AST](), list[tuple[int, str]]()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare):  # asks for a dtype, makes none
+        if isinstance(node, ast.Compare):  # compares a dtype, converts nothing
             allowed.update((node.left, *node.comparators))
-        elif isinstance(node, ast.Call) and on_the_cpu(node):
+        elif isinstance(node, ast.Call) and creates_on_cpu(node):
             allowed.update(key.value for key in node.keywords if key.arg == "dtype")
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REAL":
-            allowed.update(ast.walk(node.value))  # the dtypes that a file may have
+            allowed.update(ast.walk(node.value))  # the dtypes allowed in a file
     for node in ast.walk(tree):
         if isinstance(node, ast.alias) and (node.name in NAMES | DEFAULTS or node.asname in NAMES):
-            found.append((node.lineno, f"import {node.name}"))
+            places.append((node.lineno, f"import {node.name}"))
         elif isinstance(node, ast.Attribute) and node.attr in DEFAULTS:
-            found.append((node.lineno, node.attr))
-        elif named(node) and node not in allowed:
-            found.append((node.lineno, ast.unparse(node)))
-    return sorted(found)
+            places.append((node.lineno, node.attr))
+        elif names_float64(node) and node not in allowed:
+            places.append((node.lineno, ast.unparse(node)))
+    return sorted(places)
 
 
 def files() -> list[Path]:
@@ -63,16 +64,16 @@ def files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(PACK)))
-def test_no_other_way_to_float64(path):
+def test_float64_is_made_only_by_the_helper(path):
     name = str(path.relative_to(PACK))
     if name == HELPER:
         return
-    places = [f"{name}:{line}: {what}" for line, what in wrong_places(path.read_text())]
-    told = "a device may have no float64: use amed.double.as_double, which goes to the CPU first"
-    assert not places, "\n".join([told, *places])
+    places = [f"{name}:{line}: {code}" for line, code in conversions(path.read_text())]
+    advice = "a device may have no float64: use amed.double.as_double, which goes to the CPU first"
+    assert not places, "\n".join([advice, *places])
 
 
-def test_the_helper_is_there():
+def test_the_helper_exists():
     assert "def as_double(" in (PACK / HELPER).read_text()
     assert len(files()) > 60
 
@@ -110,8 +111,8 @@ def test_the_helper_is_there():
         "torch.DoubleTensor(x)",
     ],
 )
-def test_a_new_place_is_found(line):
-    assert [number for number, _ in wrong_places(f"import torch\n{line}")] == [2]
+def test_a_new_conversion_is_found(line):
+    assert [number for number, _ in conversions(f"import torch\n{line}")] == [2]
 
 
 @pytest.mark.parametrize(
@@ -126,5 +127,5 @@ def test_a_new_place_is_found(line):
         "x.to(torch.float32)",
     ],
 )
-def test_what_is_right_is_left_alone(line):
-    assert not wrong_places(line)
+def test_correct_code_is_not_reported(line):
+    assert not conversions(line)

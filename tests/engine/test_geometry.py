@@ -1,4 +1,4 @@
-"""Figs. 4 and 5: flat trajectories are found flat, and the best r is the best."""
+"""Figures 4 and 5 of the paper: how flat a trajectory is, and the best mid time r."""
 
 import pytest
 import torch
@@ -29,26 +29,28 @@ def test_a_plane_curve_has_two_components():
 
 
 def model(x, sigma):
-    """The exact denoiser of a Gaussian of variance 1/4: x(t) is x(T) sqrt((1/4 + t^2) / (1/4 + T^2))."""
+    """The exact denoiser of a Gaussian of variance 1/4: x(t) = x(T) sqrt((1/4 + t^2) / (1/4 + T^2))."""
     return x * (0.25 / (0.25 + sigma.view(-1, 1) ** 2))
 
 
 @pytest.mark.parametrize("solver", [Solver("amed"), Solver("dpm_2"), Solver("euler"), Solver("ipndm", 3)])
-def test_best_r_is_never_worse_than_half_and_is_the_samplers_own(solver):
+def test_the_best_r_is_never_worse_than_half_and_fits_the_sampler(solver):
     sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
     x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     exact = [x * ((0.25 + t**2) / (0.25 + 100)).sqrt() for t in sigmas]
-    found = best_r(model, solver, sigmas, exact)
-    assert found.r.shape == (3, 3) and (found.best <= found.half).all()
-    assert (found.alignment >= 0).all() and (found.spread < 1e-6).all()  # a linear model: one r serves all
+    result = best_r(model, solver, sigmas, exact)
+    assert result.r.shape == (3, 3) and (result.best <= result.half).all()
+    assert (result.alignment >= 0).all() and (
+        result.spread < 1e-6
+    ).all()  # for a linear model one r is best everywhere
     if solver.name == "amed":
-        table = Constants(sigmas[:2], r=found.r[0, :1])
+        table = Constants(sigmas[:2], r=result.r[0, :1])
         end = SAMPLERS["amed"](model, exact[0].float(), sigmas[:2], predictor=table, disable=True)
         error = (end - exact[1].float()).square().mean(1).sqrt()
-        assert float(error[0]) == pytest.approx(float(found.best[0, 0]), abs=5e-8)  # of x, in fp32
+        assert float(error[0]) == pytest.approx(float(result.best[0, 0]), abs=5e-8)  # relative to x, in fp32
 
 
-def test_a_plane_is_that_of_the_pca():
+def test_the_plane_is_that_of_the_pca():
     torch.manual_seed(0)
     states = torch.randn(9, 1, 3, 4, 4) * torch.linspace(3, 0.1, 9).view(-1, 1, 1, 1, 1) + 1
     plane, (error, _) = Plane.of(states[:, 0]), trajectory_pca(states)
@@ -61,26 +63,26 @@ def test_a_plane_is_that_of_the_pca():
 @pytest.mark.parametrize("afs", [False, True])
 @pytest.mark.parametrize("solver", [Solver("amed"), Solver("dpm_2"), Solver("ipndm", 3),
                                     Solver("dpmpp", 2, True), Solver("unipc", 3)])  # fmt: skip
-def test_a_walk_passes_where_the_sampler_does(solver, afs):
-    """It ends where the sampler ends, and its moves are the weights of the table that does the same."""
+def test_a_walk_follows_the_sampler(solver, afs):
+    """A walk ends where the sampler ends, and its moves are the weights of the equivalent table."""
     sigmas = torch.tensor([10.0, 3.0, 1.0, 0.1], dtype=torch.float64)
     x = 10 * torch.randn(1, 5, generator=torch.Generator().manual_seed(1))
     learned = Constants(sigmas, r=torch.tensor([0.4, 0.5, 0.6]), c=torch.tensor([1.1, 1.0, 0.9]))
     for predictor in (None, learned, Looking(learned)):
-        made = walk(Problem(model), solver, x, sigmas, predictor, afs)
+        path = walk(Problem(model), solver, x, sigmas, predictor, afs)
         end = sample(model, x, sigmas, solver, disable=True, predictor=predictor, afs=afs)
-        assert torch.equal(made.states[-1:], end) and len(made.states) == len(made.times)
+        assert torch.equal(path.states[-1:], end) and len(path.states) == len(path.times)
         fixed = learned if predictor is not None else None
         same = as_multistep(solver, sigmas, afs, fixed)
-        assert torch.allclose(made.shares(predictor, afs), same.weights, atol=1e-5)
-        assert made.times == pytest.approx(same.sigmas.tolist(), rel=1e-6)
-        assert sum(not row.opens for row in made.table.rows) == (
+        assert torch.allclose(path.shares(predictor, afs), same.weights, atol=1e-5)
+        assert path.times == pytest.approx(same.sigmas.tolist(), rel=1e-6)
+        assert sum(not row.opens for row in path.table.rows) == (
             3 if solver.each(fixed is not None) == 2 else 0
         )
 
 
 class Looking:
-    """Constants as a network gives them: tensors, one run at a time."""
+    """Constants given as a network gives them: tensors, in one call per run."""
 
     wants_bottleneck, fixed = False, False
 
@@ -91,7 +93,7 @@ class Looking:
         return tuple(torch.tensor([v]) for v in self.constants(t, t_next))
 
 
-def test_what_does_not_fit_is_said():
+def test_mismatching_arguments_are_errors():
     sigmas = torch.tensor([10.0, 1.0], dtype=torch.float64)
     x = torch.randn(2, 5)
     with pytest.raises(ValueError, match="1/2"):

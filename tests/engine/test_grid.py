@@ -1,4 +1,4 @@
-"""The pictures of comparisons and trajectories: nothing is cut, nothing covers another."""
+"""The pictures of comparisons and trajectories: nothing is cut off, nothing overlaps."""
 
 import math
 
@@ -12,8 +12,8 @@ SAMPLES = (torch.linspace(0, 255, 8 * 3 * 32 * 24).view(8, 3, 32, 24)).byte()
 LONG = "a_sampler_with_a_name_far_too_long_for_the_place_it_has, on a schedule that has one too"
 
 
-def dark(image, box):
-    """Whether anything is drawn in a part of a picture, in units of its 500th."""
+def is_drawn(image, box):
+    """Return whether anything is drawn in a box, given in 500ths of the picture."""
     unit = image.width / pen.WIDTH
     return bool((np.asarray(image.crop([round(v * unit) for v in box])) < 160).any())
 
@@ -25,20 +25,20 @@ def row(name="amed", **changed):
 
 
 @pytest.mark.parametrize("columns", [1, 3, 8])
-def test_a_grid_has_a_tile_for_each_seed_and_nothing_runs_out(columns):
+def test_a_grid_has_a_tile_per_seed_and_stays_within_its_picture(columns):
     rows = [row("reference", distance=None), row(LONG, details=(LONG,) * 2, best=True, above="5 evaluations"),
             row("failed", pictures=None, why=LONG * 5, distance=None), row(why=LONG)]  # fmt: skip
     seeds = [str(2**64 - 1 - n) for n in range(columns)]
-    made = grid.picture("Samplers compared", LONG * 2, seeds, rows, 2.0)
-    high = made.height / 2
-    assert made.width == 1000
-    assert not dark(made, (0, 0, 6, high)) and not dark(made, (495, 0, 500, high))
-    assert not dark(made, (0, high - 6, 500, high))
+    image = grid.picture("Samplers compared", LONG * 2, seeds, rows, 2.0)
+    high = image.height / 2
+    assert image.width == 1000
+    assert not is_drawn(image, (0, 0, 6, high)) and not is_drawn(image, (495, 0, 500, high))
+    assert not is_drawn(image, (0, high - 6, 500, high))
     label = grid.Layout.of(columns, rows).label(columns)
-    assert not dark(made, (label - 7, 120, label - 1, 140))  # no label runs into the samples
+    assert not is_drawn(image, (label - 7, 120, label - 1, 140))  # no label overlaps the samples
 
 
-def test_rows_without_samples_take_little_room():
+def test_rows_without_samples_take_little_space():
     with_samples = grid.picture("t", "u", ["0"], [row(), row()]).height
     assert grid.picture("t", "u", ["0"], [row(), row(pictures=None, why="why", distance=None)]).height < (
         0.7 * with_samples
@@ -52,18 +52,18 @@ def test_a_sample_is_shown_as_it_is():
     assert tile.shape == (80, 60, 3) and (tile == [200, 30, 90]).all()
 
 
-def test_bars_are_seen_beside_a_far_outlier():
+def test_bars_are_visible_beside_a_far_outlier():
     rows = [row(distance=d) for d in (0.1, 0.2, 0.1, 80.0)]
     assert grid.Layout.of(1, rows).most == pytest.approx(0.6)
     assert grid.Layout.of(1, [row(distance=0.0)]).most == 1.0
 
 
-def test_very_many_rows_make_no_enormous_picture():
-    made = grid.picture("t", "u", ["0"], [row() for _ in range(150)])
-    assert made.width * made.height < 1.1 * grid.LARGEST
+def test_many_rows_do_not_make_an_enormous_picture():
+    image = grid.picture("t", "u", ["0"], [row() for _ in range(150)])
+    assert image.width * image.height < 1.1 * grid.LARGEST
 
 
-def test_text_is_broken_where_it_does_not_fit():
+def test_long_text_is_wrapped():
     for width, lines in ((300, 2), (60, 3), (20, 1)):
         size, broken = pen.fitted(LONG, 12, width, lines)
         assert 0 < len(broken) <= lines and pen.SMALL * 12 <= size <= 12
@@ -89,25 +89,29 @@ def run(name, count, **changed):
 
 
 @pytest.mark.parametrize(("moves", "lags"), [(3, 1), (6, 4), (30, 12)])
-def test_a_trajectory_keeps_within_its_picture(moves, lags):
+def test_a_trajectory_stays_within_its_picture(moves, lags):
     weights = torch.randn(moves, lags, generator=torch.Generator().manual_seed(0)) * 100
     runs = [run(LONG, moves + 1), run("iPNDM-2", moves)]
-    made = plane.picture(LONG, LONG, run("reference", 61), runs, {LONG: weights, "other": weights}, 2.0)
-    high = made.height / 2
-    assert made.width == 1000 and not dark(made, (0, 0, 6, high)) and not dark(made, (496, 0, 500, high))
-    assert not dark(made, (0, high - 5, 500, high)) and dark(made, (0, high - 60, 500, high - 5))
+    image = plane.picture(LONG, LONG, run("reference", 61), runs, {LONG: weights, "other": weights}, 2.0)
+    high = image.height / 2
+    assert (
+        image.width == 1000
+        and not is_drawn(image, (0, 0, 6, high))
+        and not is_drawn(image, (496, 0, 500, high))
+    )
+    assert not is_drawn(image, (0, high - 5, 500, high)) and is_drawn(image, (0, high - 60, 500, high - 5))
 
 
 def test_a_trajectory_goes_from_left_to_right_and_bends_up():
-    """Whichever way its components point: the picture is the same."""
-    one, *others = (
+    """The picture does not depend on the signs of its components."""
+    first, *others = (
         plane.picture("t", "u", run("r", 61, points=points), [run("a", 7, points=points[::10])],
                       {"w": torch.ones(6, 1)}, 1.0)
         for points in (arc(61), arc(61, turn=-1.0), arc(61, bend=-1.0))
     )  # fmt: skip
-    assert all(np.array_equal(np.asarray(one), np.asarray(other)) for other in others)
+    assert all(np.array_equal(np.asarray(first), np.asarray(other)) for other in others)
 
 
-def test_a_run_that_stands_still_is_drawn():
+def test_a_run_without_movement_is_drawn():
     still = run("r", 5, points=torch.zeros(5, 2))
     assert plane.picture("t", "u", still, [still], {"w": torch.zeros(4, 2)}).height > 0

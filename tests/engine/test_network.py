@@ -9,11 +9,11 @@ from amed.network import BottleneckPredictor, pool
 @pytest.mark.parametrize(
     "scales, count", [((0, 0), 8929), ((0.01, 0), 8950), ((0, 0.2), 8950), ((0.01, 0.2), 8971)]
 )
-def test_size_is_the_papers(scales, count):
+def test_the_network_has_the_papers_size(scales, count):
     assert sum(p.numel() for p in BottleneckPredictor(*scales).parameters()) == count
 
 
-def test_ranges():
+def test_outputs_stay_within_their_ranges():
     torch.manual_seed(0)
     p = BottleneckPredictor(0.1, 0.2)
     for parameter in p.parameters():
@@ -28,7 +28,7 @@ def test_ranges():
         )
 
 
-def test_pooling():
+def test_the_bottleneck_is_pooled():
     h = torch.randn(2, 5, 8, 8)
     assert torch.allclose(pool(h), h.mean(1).flatten(1))
     assert torch.allclose(pool(h.repeat_interleave(4, 2).repeat_interleave(4, 3)), pool(h), atol=1e-6)
@@ -41,8 +41,8 @@ def test_bad_scales_are_named(scales):
         BottleneckPredictor(*scales)
 
 
-def test_what_inference_mode_made_is_not_met_in_training():
-    """ComfyUI runs nodes in inference mode, and trains outside of it, at the same times."""
+def test_tensors_cached_in_inference_mode_are_not_used_in_training():
+    """ComfyUI runs nodes in inference mode and trains outside of it, possibly at the same time."""
     network = BottleneckPredictor(0.01, 0.1)
     with torch.inference_mode():
         first = network(7.25, 3.5, torch.ones(2, 4, 8, 8))

@@ -1,4 +1,4 @@
-"""AMED-Plugin from outside: wrapping any sampler, fitting it, its file."""
+"""AMED-Plugin around a black-box sampler: wrapping it, fitting it, and its file."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def euler(model, x, sigmas, args):
 
 
 def heun(model, x, sigmas, args):
-    """Two evaluations a step, the second at the next level; one in the last step."""
+    """A Heun sampler: two evaluations per step, the second at the next level; one in the last step."""
     for t, t_next in zip(sigmas, sigmas[1:]):
         d = (x - model(x, t.expand(len(x)), **args)) / t
         ahead = x + (t_next - t) * d
@@ -38,7 +38,7 @@ def heun(model, x, sigmas, args):
 
 
 def midpoint(model, x, sigmas, args):
-    """Evaluates at levels that its list does not have."""
+    """A sampler that evaluates at levels that are not in its list."""
     for t, t_next in zip(sigmas, sigmas[1:]):
         d = (x - model(x, t.expand(len(x)), **args)) / t
         if t_next > 0:
@@ -57,7 +57,7 @@ def ancestral(model, x, sigmas, args):
 
 
 def seeded(model, x, sigmas, args):
-    """Draws the same noise in every run."""
+    """A sampler that draws the same noise in every run."""
     generator = torch.Generator().manual_seed(1)
     for t, t_next in zip(sigmas, sigmas[1:]):
         denoised = model(x, t.expand(len(x)), **args)
@@ -66,8 +66,9 @@ def seeded(model, x, sigmas, args):
 
 
 def down_to(low):
-    """A sampler that ends at its last level and puts `low` there if it is another: one evaluation fewer
-    where its list ends so."""
+    """Return a sampler that ends at its last level, which it replaces by `low` if it differs.
+
+    On a list that ends in `low` it makes one evaluation fewer."""
 
     def run(model, x, sigmas, args):
         times = sigmas[:-1].tolist()
@@ -97,7 +98,7 @@ def calibrated(target, name, nfe, budget=2500):
 
 
 def test_ones_change_nothing(toy, noise):
-    """To the last bit, and the attributes of the denoiser are there."""
+    """With constants of 1 the images are equal to the last bit, and the denoiser's attributes are visible."""
     sigmas, x = with_zero(TIMES), noise * 40
     toy.answer = 42
     for sampler in SAMPLERS.values():
@@ -108,8 +109,8 @@ def test_ones_change_nothing(toy, noise):
         assert wrapped.answer == 42 and wrapped.levels == outside.levels.tolist()
 
 
-def test_a_scales_the_level_that_is_told_and_c_the_direction(toy, noise):
-    """Euler, by hand."""
+def test_a_scales_the_models_noise_level_and_c_the_direction(toy, noise):
+    """Compare with Euler steps computed by hand."""
     sigmas, x = with_zero(TIMES), noise * 40
     c, a = torch.tensor([1.1, 0.9, 1.0, 0.95]), torch.tensor([0.9, 1.0, 1.2, 1.05])
     wanted = x
@@ -120,22 +121,22 @@ def test_a_scales_the_level_that_is_told_and_c_the_direction(toy, noise):
     assert (ends - wanted).abs().max() < 1e-9
 
 
-def test_on_another_list_the_level_tells():
+def test_on_another_list_constants_are_found_by_noise_level():
     outside = Outside(TIMES, TIMES, torch.tensor([1.0, 1.2, 0.8, 0.9]), torch.ones(4))
-    assert outside.at(1, 6.0 * 1.001)[0] == pytest.approx(1.2)  # rounding is not another level
+    assert outside.at(1, 6.0 * 1.001)[0] == pytest.approx(1.2)  # rounding does not make another level
     assert outside.at(0, 6.0)[0] == pytest.approx(1.2)  # img2img: the first call, lower down
-    assert outside.at(0, 6.0**0.5)[0] == pytest.approx(1.0)  # half way to 1.0, in log sigma
+    assert outside.at(0, 6.0**0.5)[0] == pytest.approx(1.0)  # halfway to 1.0 in log sigma
     assert outside.at(9, 1e-3)[0] == pytest.approx(0.9) and outside.at(3, 0.0) == (1.0, 1.0)
 
 
-def test_of_two_calls_at_one_level_each_has_its_own():
+def test_two_calls_at_one_level_have_separate_constants():
     levels = torch.tensor([40.0, 6.0, 6.0, 1.0])
     outside = Outside(TIMES, levels, torch.tensor([1.0, 1.1, 0.9, 1.0]))
     assert [outside.at(n, 6.0)[0] for n in (1, 2)] == pytest.approx([1.1, 0.9])
-    assert outside.at(0, 6.0)[0] == pytest.approx(1.0)  # another list: between the two
+    assert outside.at(0, 6.0)[0] == pytest.approx(1.0)  # on another list: between the two
 
 
-def test_memory_answers_what_was_asked_before(toy, noise):
+def test_memory_answers_repeated_calls(toy, noise):
     counter = Counter(toy)
     memo, sigmas, x = Memo(counter), with_zero(TIMES), noise * 40
     first = euler(memo.run(keep=True), x, sigmas, {})
@@ -144,18 +145,20 @@ def test_memory_answers_what_was_asked_before(toy, noise):
     moved = sigmas.clone()
     moved[2] = 0.9
     assert torch.equal(euler(memo.run(), x, moved, {}), euler(toy, x, moved, {}))
-    assert counter.rows == (4 + 2) * len(x)  # the first two calls are as before
+    assert counter.rows == (4 + 2) * len(x)  # the first two calls are unchanged
 
 
-@pytest.mark.parametrize(("name", "nfe", "taken"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
-                                                    ("midpoint", 6, 5)])  # fmt: skip
-def test_as_many_evaluations_as_it_can_take(target, noise, name, nfe, taken):
+@pytest.mark.parametrize(("name", "nfe", "expected"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
+                                                       ("midpoint", 6, 5)])  # fmt: skip
+def test_each_sampler_takes_the_nearest_possible_evaluations(target, noise, name, nfe, expected):
     lists = lists_for(SAMPLERS[name], target, nfe, noise[:1])
-    assert {one.nfe for one in lists} == {taken} and len({one.schedule for one in lists}) == len(lists)
+    assert {candidate.nfe for candidate in lists} == {expected} and len(
+        {candidate.schedule for candidate in lists}
+    ) == len(lists)
 
 
-def test_numbers_of_evaluations_that_it_cannot_take(target, noise):
-    """One level alone is no list; said is what it takes."""
+def test_impossible_numbers_of_evaluations_are_errors(target, noise):
+    """One level alone is not a list; the error names possible numbers."""
     with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
         lists_for(SAMPLERS["heun"], target, 2, noise)
 
@@ -167,7 +170,7 @@ def test_a_sampler_that_draws_noise_is_refused(target, sampler):
         list(calibration.run())
 
 
-def test_a_hosts_sampler_sees_what_the_hosts_denoiser_has_and_nothing_else(toy):
+def test_a_wrapped_denoiser_has_exactly_the_hosts_attributes(toy):
     toy.answer = 42
     asking = Asking(toy, {}, toy)
     assert asking.answer == 42
@@ -175,8 +178,8 @@ def test_a_hosts_sampler_sees_what_the_hosts_denoiser_has_and_nothing_else(toy):
         assert not hasattr(asking, name)
 
 
-def test_a_sampler_that_does_without_its_last_level(target, noise):
-    """Held against karras with as many evaluations; a list of another number of them is not taken."""
+def test_a_sampler_that_skips_its_last_level(target, noise):
+    """It is compared with karras at as many evaluations; lists of another number are refused."""
     calibration = OuterCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
     for _ in calibration.run():
         pass
@@ -192,16 +195,16 @@ def test_a_sampler_that_does_without_its_last_level(target, noise):
     assert len(plain.levels(lower, noise)) == 4
     plain.bounded = lambda values, moved: lower
     stages = plain.iterate(plain.vector(), Samples(held_out.noise[:4], {}, held_out.end[:4]), 1.0)
-    with pytest.raises(StopIteration) as done:
+    with pytest.raises(StopIteration) as stop:
         while True:
             next(stages)
-    assert torch.equal(done.value.value[1], plain.vector())
+    assert torch.equal(stop.value.value[1], plain.vector())
 
 
 def test_the_hosts_own_schedules_are_tried(target, noise):
-    """Those of as many evaluations that are not ours already, as the host gives them."""
+    """Host schedules of as many evaluations are tried unless they equal one of ours."""
 
-    def own(steps):
+    def host_schedules(steps):
         return {
             "good": with_zero(torch.logspace(1.5, -1, steps).double()),
             "no 0": torch.logspace(1.4, -1, steps),
@@ -212,17 +215,17 @@ def test_the_hosts_own_schedules_are_tried(target, noise):
         }
 
     ours = lists_for(SAMPLERS["heun"], target, 5, noise[:1])
-    lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=own), target, 5, noise[:1])
+    lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=host_schedules), target, 5, noise[:1])
     more = lists[len(ours) :]
-    names = [one.schedule for one in more]
+    names = [candidate.schedule for candidate in more]
     assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
-    assert all(one.nfe == 5 and len(one.sigmas) == 3 for one in more)
-    assert torch.equal(more[0].sigmas, own(3)["good"][:-1])
-    assert torch.equal(more[2].sigmas, own(4)["good"][:3])
+    assert all(candidate.nfe == 5 and len(candidate.sigmas) == 3 for candidate in more)
+    assert torch.equal(more[0].sigmas, host_schedules(3)["good"][:-1])
+    assert torch.equal(more[2].sigmas, host_schedules(4)["good"][:3])
 
 
-def test_the_best_of_the_hosts_schedules_is_where_a_fit_begins(target):
-    """By an exact sampler's list: where one host schedule is far better than all of ours."""
+def test_a_fit_begins_at_the_best_of_the_hosts_schedules(target):
+    """The host's schedule is an exact sampler's list, far better than all of ours."""
     best = calibrated(target, "euler", 5).result().fitted.sigmas()
     sampler = dataclasses.replace(SAMPLERS["euler"], schedules=lambda steps: {"its own": with_zero(best)})
     calibration = OuterCalibration(target, Settings(5, budget=2500), sampler)
@@ -234,14 +237,14 @@ def test_the_best_of_the_hosts_schedules_is_where_a_fit_begins(target):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_it_gets_better_on_unseen_noise(target, name):
+def test_a_fit_improves_on_unseen_noise(target, name):
     calibration = calibrated(target, name, 5)
     result = calibration.result()
     assert calibration.evaluations <= 2500 and result.improved
     fitted, best, usual, *_ = result.rows
     assert fitted.error < 0.9 * best.error and best.error <= usual.error
     assert result.fitted.nfe == fitted.nfe == 5 and result.fitted.spec.of == name
-    # what is said is what its file does, on the very samples
+    # the report equals what the file does on the same samples
     held_out, outside = calibration.judge.held_out, result.fitted.predictor
     model, sigmas = Counter(target.model), with_zero(result.fitted.sigmas())
     end = SAMPLERS[name].run(Wrapped(model, outside.at), held_out.noise * 40, sigmas, {})
@@ -249,7 +252,7 @@ def test_it_gets_better_on_unseen_noise(target, name):
     assert calibration.judge.error(end) == pytest.approx(fitted.error, rel=1e-6)
 
 
-def test_the_cost_of_an_iteration_is_what_is_said(target):
+def test_an_iteration_costs_what_is_stated(target):
     calibration = OuterCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
     for _ in calibration.run():
         pass
@@ -260,19 +263,19 @@ def test_the_cost_of_an_iteration_is_what_is_said(target):
     assert counter.rows == form.cost() * 4
 
 
-def test_through_the_driver_its_file_and_the_choice(target, tmp_path):
+def test_fit_save_and_choose_through_the_driver(target, tmp_path):
     outcome = fit(target, Job((4,), host=SAMPLERS["euler"]), lambda nfe: tmp_path / "mine.safetensors",
                   lambda progress: None)  # fmt: skip
     assert "euler + AMED-Plugin" in outcome.text and "euler, karras" in outcome.text
     again = load(tmp_path / "mine.safetensors")
     assert again.label.startswith("mine.safetensors (AMED-Plugin on the host's euler, 4 evaluations")
     assert "asked at sigma: c, a" in described(again) and again.spec.requires == ["outside"]
-    library, who = Library([tmp_path]), Identity("toy", "f" * 16)
+    library, identity = Library([tmp_path]), Identity("toy", "f" * 16)
     with pytest.raises(PredictorError, match="no predictor for"):
-        choose(library, Request(who, nfe=4))  # never for one of ours
-    assert choose(library, Request(who, nfe=4, of="euler")).fitted.name == again.name
+        choose(library, Request(identity, nfe=4))  # never for a sampler of this pack
+    assert choose(library, Request(identity, nfe=4, of="euler")).fitted.name == again.name
     with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for our own"):
-        choose(library, Request(who, nfe=4, fitted=again))
+        choose(library, Request(identity, nfe=4, fitted=again))
 
 
 def test_one_sampler_never_replaces_another(target, tmp_path):
@@ -282,7 +285,7 @@ def test_one_sampler_never_replaces_another(target, tmp_path):
     assert outcome.kept[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
 
 
-def test_interrupted_the_best_so_far_is_kept(target, tmp_path):
+def test_an_interrupted_fit_keeps_the_best_so_far(target, tmp_path):
     class Stop(BaseException):
         pass
 
@@ -295,7 +298,7 @@ def test_interrupted_the_best_so_far_is_kept(target, tmp_path):
     assert load(tmp_path / "mine.safetensors").spec.of == "heun"
 
 
-def test_a_broken_file_says_what_is_wrong(tmp_path):
+def test_a_broken_files_error_says_what_is_wrong(tmp_path):
     spec = {"solver": "outside", "num_steps": 4, "schedule": "custom", "sigma_min": 0.2, "sigma_max": 40.0}
     spec |= {"of": "euler", "calls": 4}
     good = Fitted(Spec(**spec), Outside(TIMES, TIMES), TIMES)
@@ -312,8 +315,8 @@ def test_a_broken_file_says_what_is_wrong(tmp_path):
         _ = good.spec.student
 
 
-def test_what_a_mask_keeps_stays_the_original(toy):
-    """The host's denoiser answers with the original there; c scales the direction of the rest alone."""
+def test_masked_pixels_stay_the_original(toy):
+    """The host's denoiser returns the original there; c scales only the direction of the rest."""
     x, original = torch.randn(2, 3, 8, 8, dtype=torch.float64) * 80, torch.full((3, 8, 8), 0.5)
     mask = torch.zeros(2, 1, 8, 8)
     mask[..., 4:] = 1.0
@@ -323,7 +326,7 @@ def test_what_a_mask_keeps_stays_the_original(toy):
 
     sigmas, c = torch.cat([TIMES, torch.zeros(1)]), torch.full((len(TIMES),), 0.9)
     outside = Outside(TIMES, TIMES, c, torch.ones(len(TIMES)))
-    kept = euler(Wrapped(inpainting, outside.at, lambda: mask), x, sigmas, {})
+    result = euler(Wrapped(inpainting, outside.at, lambda: mask), x, sigmas, {})
     free = euler(Wrapped(inpainting, outside.at), x, sigmas, {})
-    assert torch.allclose(kept[..., :4], original[..., :4].double().expand(2, 3, 8, 4), atol=1e-6)
-    assert not torch.allclose(free[..., :4], kept[..., :4], atol=1e-3)
+    assert torch.allclose(result[..., :4], original[..., :4].double().expand(2, 3, 8, 4), atol=1e-6)
+    assert not torch.allclose(free[..., :4], result[..., :4], atol=1e-3)

@@ -1,4 +1,4 @@
-"""Parts of slopes: bands, halves, offsets; their exact sums, every size, and what cannot be."""
+"""Parts of slopes: bands, halves and offsets, their exact sums, every image size, and errors."""
 
 import pytest
 import torch
@@ -37,30 +37,30 @@ def random_table(parts, channels=0, seed=0, alone=()):
 def test_parts_add_up_to_the_slope(name, shape):
     d, x, cond, uncond = (normal(*shape, seed=i) for i in range(4))
     parts = PARTS[name]
-    kept = parts.split(d, x, 2.0, Evaluation(x - 2 * d, None, cond, uncond))
-    full = parts.full(kept)
+    split_slope = parts.split(d, x, 2.0, Evaluation(x - 2 * d, None, cond, uncond))
+    full = parts.full(split_slope)
     assert len(full) == parts.count and all(part.shape == d.shape for part in full)
-    assert torch.allclose(sum(full), d) and torch.allclose(parts.total(kept), d)
+    assert torch.allclose(sum(full), d) and torch.allclose(parts.total(split_slope), d)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_move_by_bands_is_the_sum_of_weighed_bands(shape):
-    """Summed small and brought to full size once, it is what summing the bands themselves gives."""
+def test_a_move_by_bands_is_the_sum_of_weighted_bands(shape):
+    """Summing small bands and enlarging once equals summing the full-size bands."""
     parts, x = PARTS["bands"], normal(*shape)
     slopes = [parts.split(normal(*shape, seed=i), x, 1.0, None) for i in (1, 2, 3)]
     weights = normal(3, BANDS, seed=4)
     expected = x.clone()
-    for kept, shares in zip(reversed(slopes), weights):
-        expected += sum(w * band for w, band in zip(shares, parts.full(kept)))
-    given = x.clone()
-    assert torch.allclose(move(given, slopes, weights.tolist(), parts.levels), expected)
-    assert torch.equal(given, x)
+    for slope, shares in zip(reversed(slopes), weights):
+        expected += sum(w * band for w, band in zip(shares, parts.full(slope)))
+    original = x.clone()
+    assert torch.allclose(move(original, slopes, weights.tolist(), parts.levels), expected)
+    assert torch.equal(original, x)
     assert torch.allclose(banded(x, [(), slopes[1]], weights[:1].tolist(), parts.levels),
                           x + sum(w * v for w, v in zip(weights[0], parts.full(slopes[1]))))  # fmt: skip
 
 
 def test_bands_are_octaves_of_frequency():
-    """A wave of one octave stands in its own band above all."""
+    """A wave of one octave is mostly in its own band."""
     place = torch.arange(64, dtype=torch.float64)
     for band, cycles in enumerate((0.4, 0.17, 0.08, 0.015)):
         wave = torch.cos(2 * torch.pi * cycles * place).expand(1, 1, 64, 64)
@@ -70,7 +70,7 @@ def test_bands_are_octaves_of_frequency():
         assert share.index(max(share)) == band
 
 
-def test_down_and_up_keep_what_is_flat():
+def test_shrinking_and_enlarging_keep_a_constant():
     for shape in SHAPES:
         flat = torch.full(shape, 0.7, dtype=torch.float64)
         assert torch.allclose(down(flat), torch.tensor(0.7).double()) and torch.allclose(
@@ -80,7 +80,7 @@ def test_down_and_up_keep_what_is_flat():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_weight_for_all_bands_is_the_table_without(shape, dtype):
+def test_equal_weights_for_all_bands_equal_an_unsplit_table(shape, dtype):
     x, table = normal(*shape, dtype=torch.float64).to(dtype) * 40, as_multistep(Solver("ipndm", 2), GRID)
     spread = Multistep(GRID, table.weights.expand(-1, -1, BANDS), None, "bands")
     ends = [sample(denoise, x, GRID, Solver("multistep"), disable=True, predictor=p) for p in (table, spread)]
@@ -89,7 +89,7 @@ def test_the_same_weight_for_all_bands_is_the_table_without(shape, dtype):
     assert torch.allclose(ends[0].double(), ends[1].double(), atol=close, rtol=close)
 
 
-def test_a_batch_is_its_images_one_by_one():
+def test_a_batch_equals_its_single_images():
     x, table = normal(5, 4, 9, 12) * 40, random_table("bands", 4)
 
     def run(x):
@@ -99,18 +99,18 @@ def test_a_batch_is_its_images_one_by_one():
 
 
 @pytest.mark.parametrize("weights", ["none", "coarse"])
-def test_the_start_stays_as_it_is(weights):
-    """A first move that weighs no slope, or none of the finest band, adds to an image of its own."""
+def test_the_start_is_not_changed_in_place(weights):
+    """A first move that weighs no slope, or none of the finest band, must not add to x in place."""
     table = random_table("bands", 4)
     table.weights[0] = 0
     table.weights[0, 0, 3] = 0.0 if weights == "none" else 0.5
     x = normal(2, 4, 8, 8) * 40
-    given = x.clone()
+    original = x.clone()
     sample(denoise, x, GRID, Solver("multistep"), disable=True, predictor=table)
-    assert torch.equal(x, given)
+    assert torch.equal(x, original)
 
 
-def test_an_offset_moves_every_channel_by_its_own():
+def test_an_offset_moves_each_channel_separately():
     x, plain = normal(2, 4, 8, 8) * 40, random_table("")
     table = Multistep(GRID, plain.weights, None, "", torch.tensor([[0.0] * 4] * 3 + [[1.0, 2.0, 3.0, 4.0]]))
     a, b = (sample(denoise, x, GRID, Solver("multistep"), disable=True, predictor=p) for p in (plain, table))
@@ -120,7 +120,7 @@ def test_an_offset_moves_every_channel_by_its_own():
     )
 
 
-def test_channels_that_a_file_does_not_have_are_an_error_in_words():
+def test_a_mismatching_number_of_channels_is_an_error():
     with pytest.raises(ValueError, match="latents of 4 channels, not of 3: use one that was fitted for this"):
         sample(denoise, normal(1, 3, 8, 8), GRID, Solver("multistep"), predictor=random_table("bands", 4))
     with pytest.raises(
@@ -129,11 +129,11 @@ def test_channels_that_a_file_does_not_have_are_an_error_in_words():
         sample(denoise, normal(2, 4, 50), GRID, Solver("multistep"), predictor=random_table("bands"))
 
 
-def test_previews_of_the_analytic_step_are_whole_images():
-    seen = []
+def test_previews_of_the_analytic_step_are_full_size_images():
+    previews = []
     sample(denoise, normal(2, 4, 9, 9) * 40, GRID, Solver("multistep"), predictor=random_table("bands", 4),
-           afs=True, disable=True, callback=lambda d: seen.append(d["denoised"].shape))  # fmt: skip
-    assert seen == [(2, 4, 9, 9)] * 4
+           afs=True, disable=True, callback=lambda d: previews.append(d["denoised"].shape))  # fmt: skip
+    assert previews == [(2, 4, 9, 9)] * 4
 
 
 # --- guidance's halves -------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ ARGS = {"cond": {"shift": torch.full((2,), 0.3)}, "uncond": {"shift": torch.zero
 
 
 class Passes:
-    """Rows through the network."""
+    """A network that counts the rows it computes."""
 
     def __init__(self):
         self.rows = 0
@@ -158,8 +158,9 @@ class Passes:
 
 
 @pytest.mark.parametrize("parts", ["halves", "halves+bands"])
-def test_what_is_spared_is_not_run_and_was_not_weighed(parts):
-    """A table whose spared steps weigh no newest difference gives the same with them run in full."""
+def test_spared_passes_are_neither_run_nor_weighed(parts):
+    """A table whose spared steps do not weigh the newest difference gives the same result when they run in
+    full."""
     x, network = normal(2, 4, 8, 8) * 40, Passes()
     table = random_table(parts, alone=(2, 3))
     added = table.weights.view(4, 3, 2, -1)[:, :, 1]
@@ -173,12 +174,12 @@ def test_what_is_spared_is_not_run_and_was_not_weighed(parts):
         )
         return end, counter.evaluations, network.rows // len(x)
 
-    spared, whole = run(table), run(full)
-    assert spared[1:] == (4, 6) and whole[1:] == (4, 8)
-    assert torch.allclose(spared[0], whole[0])
+    spared, unspared = run(table), run(full)
+    assert spared[1:] == (4, 6) and unspared[1:] == (4, 8)
+    assert torch.allclose(spared[0], unspared[0])
 
 
-def test_steps_that_can_not_be_spared_are_an_error():
+def test_steps_that_cannot_be_spared_are_an_error():
     for parts, alone in (("", (1,)), ("bands", (2,)), ("guidance", (2,)), ("halves", (0,)), ("halves", (4,))):
         with pytest.raises(ValueError, match="cannot do without the unconditional half"):
             random_table(parts, alone=alone)
@@ -190,13 +191,13 @@ def saved(path, table, guidance=4.0, channels=0):
     return load(save(path, Fitted(spec, table, table.sigmas)))
 
 
-def test_a_file_keeps_bands_offsets_and_what_is_spared(tmp_path):
+def test_a_file_stores_bands_offsets_and_spared_passes(tmp_path):
     table = random_table("halves+bands", 4, alone=(2, 3))
     read = saved(tmp_path / "a.safetensors", table, channels=4)
-    own = read.predictor
-    assert torch.equal(own.weights, table.weights) and torch.equal(own.offset, table.offset)
+    predictor = read.predictor
+    assert torch.equal(predictor.weights, table.weights) and torch.equal(predictor.offset, table.offset)
     assert (
-        own.alone == (2, 3)
+        predictor.alone == (2, 3)
         and (read.nfe, read.passes) == (4, 6)
         and "4 evaluations in 6 passes" in read.label
     )
@@ -205,16 +206,18 @@ def test_a_file_keeps_bands_offsets_and_what_is_spared(tmp_path):
         saved(tmp_path / "b.safetensors", table, channels=3)
 
 
-def test_where_guidance_stays_whole_no_table_that_takes_it_apart_is_taken(tmp_path):
+def test_a_table_of_halves_is_not_chosen_where_guidance_cannot_be_split(tmp_path):
     apart = saved(tmp_path / "apart.safetensors", random_table("halves", alone=(2,)))
     saved(tmp_path / "whole.safetensors", random_table("bands"))
-    who = Identity("toy", "f" * 16)
+    identity = Identity("toy", "f" * 16)
     library = Library([tmp_path])
-    choice = choose(library, Request(who, guidance=4.0, nfe=4, halves=False))
+    choice = choose(library, Request(identity, guidance=4.0, nfe=4, halves=False))
     assert (
         choice.fitted.name == "whole.safetensors"
         and "left out: it takes guidance apart" in choice.remarks[-1]
     )
     with pytest.raises(PredictorError, match="takes the halves of guidance apart, which this run"):
-        choose(library, Request(who, guidance=4.0, nfe=4, halves=False, fitted=apart))
-    assert not any("apart" in said for said in choose(library, Request(who, guidance=4.0, nfe=4)).remarks)
+        choose(library, Request(identity, guidance=4.0, nfe=4, halves=False, fitted=apart))
+    assert not any(
+        "apart" in remark for remark in choose(library, Request(identity, guidance=4.0, nfe=4)).remarks
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from solvers import EVERY
+from every_solver import EVERY
 
 from amed import Constants, Solver, sample, schedules
 from amed.loop import Problem, State, loop, states
@@ -14,12 +14,12 @@ CONSTANTS = Constants(SIGMAS, r=[0.3, 0.4, 0.5, 0.2], c=[0.9, 1.02, 0.97, 1.0], 
 
 
 def on_images(model, solver, times, x, predictor=None, afs=False):
-    """The recipe run as it is written, on images: see, keep, step."""
+    """Run a recipe as it is written, but on images instead of coordinates."""
     recipe, history, leg = solver.recipe, [], 0
     legs = solver.each(predictor is not None) * (len(times) - 1)
 
-    def see(x, t, told, analytic=False):
-        d = x / (1 + t * t) ** 0.5 if analytic else (x - model(x, x.new_full((len(x),), told))) / t
+    def see(x, t, sigma_model, analytic=False):
+        d = x / (1 + t * t) ** 0.5 if analytic else (x - model(x, x.new_full((len(x),), sigma_model))) / t
         history.append(Point(t, d, x - t * d))
         return d
 
@@ -47,14 +47,14 @@ def on_images(model, solver, times, x, predictor=None, afs=False):
 @pytest.mark.parametrize("afs", [False, True])
 @pytest.mark.parametrize("predictor", [None, CONSTANTS], ids=["plain", "constants"])
 @pytest.mark.parametrize("solver", EVERY, ids=str)
-def test_on_images_and_on_coordinates_it_is_the_same(toy, noise, solver, predictor, afs):
+def test_a_recipe_is_the_same_on_images_and_on_coordinates(toy, noise, solver, predictor, afs):
     directly = on_images(toy, solver, SIGMAS.tolist(), noise * 40, predictor, afs)
     *_, state = loop(Problem(toy), compiled(solver, SIGMAS.tolist(), predictor, afs).rows, State(noise * 40))
     assert torch.allclose(state.x, directly, rtol=1e-10, atol=1e-10)
 
 
 class OfEachSample:
-    """The constants as a network gives them: asked anew, tensors."""
+    """Constants as a network gives them: tensors, new ones for each step."""
 
     wants_bottleneck = False
 
@@ -63,18 +63,20 @@ class OfEachSample:
 
 
 @pytest.mark.parametrize("solver", EVERY, ids=str)
-def test_rows_one_by_one_are_the_tables(toy, noise, solver):
+def test_rows_produced_one_by_one_equal_the_table(toy, noise, solver):
     lazily, compiled_ = (
         sample(toy, noise * 40, SIGMAS, solver, disable=True, predictor=p)
         for p in (OfEachSample(), CONSTANTS)
     )
     assert torch.allclose(lazily, compiled_, rtol=1e-10, atol=1e-10)
-    *_, graph = states(Problem(toy), solver, noise * 40, SIGMAS, OfEachSample())  # as Algorithm 1 runs them
+    *_, graph = states(
+        Problem(toy), solver, noise * 40, SIGMAS, OfEachSample()
+    )  # the way Algorithm 1 runs them
     assert torch.allclose(graph.x, compiled_, rtol=1e-10, atol=1e-10)
 
 
-def test_every_recipe_says_how_far_it_looks_back():
-    """A row weighs no slope older than its order, one more where the step before is corrected."""
+def test_every_recipe_states_how_many_slopes_it_uses():
+    """A row weighs no slope older than its order, and one more where the previous step is corrected."""
     for solver in EVERY:
         for row in compiled(solver, schedules.make("polynomial", 9, 0.01, 40).tolist()).rows:
             reach = max(solver.max_order, 1 + solver.recipe.pair) + solver.recipe.corrects
@@ -82,20 +84,20 @@ def test_every_recipe_says_how_far_it_looks_back():
 
 
 @pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if not recipe.pair])
-def test_one_step_is_eulers(toy, noise, name):
-    """With one slope in hand every recipe of one evaluation a step makes DDIM's move."""
+def test_a_single_step_is_eulers(toy, noise, name):
+    """With one known slope every recipe of one evaluation per step makes DDIM's move."""
     for solver in (s for s in EVERY if s.name == name):
         ends = [sample(toy, noise * 40, SIGMAS[:2], s, disable=True) for s in (solver, Solver("euler"))]
         assert torch.allclose(*ends, rtol=1e-10)
 
 
-def test_deis_1_is_euler_all_the_way(toy, noise):
+def test_deis_1_equals_euler(toy, noise):
     ends = [sample(toy, noise * 40, SIGMAS, s, disable=True) for s in (Solver("deis"), Solver("euler"))]
     assert torch.equal(*ends)
 
 
-def test_deis_tends_to_adams_bashforth_where_its_time_is_sigmas():
-    """Three slopes at equal small steps: the classic weights, as the papers' polynomial has them."""
+def test_deis_approaches_adams_bashforth_at_small_steps():
+    """Three slopes at equal small steps give the classic weights, by the papers' polynomial."""
     times = [2.0 + 0.002 * k for k in (2, 1, 0)]
     history = [Point(t, np.eye(3)[i]) for i, t in enumerate(times)]
     moved = deis(Solver("deis", 3), np.zeros(3), history, 2.0 - 0.002, 3, 1.0)
@@ -103,7 +105,7 @@ def test_deis_tends_to_adams_bashforth_where_its_time_is_sigmas():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_small_systems_are_solved(count):
+def test_small_linear_systems_are_solved(count):
     generator = torch.Generator().manual_seed(count)
     matrix = torch.randn(count, count, generator=generator).double() + 3 * torch.eye(count).double()
     right = torch.randn(count, generator=generator).double()
@@ -111,8 +113,8 @@ def test_small_systems_are_solved(count):
     assert solve(matrix.tolist(), right.tolist()) == pytest.approx(wanted.tolist())
 
 
-def test_unipc_follows_the_number_of_steps(toy, noise):
-    """With as many steps as its order or fewer the order falls, as ComfyUI's function has it."""
+def test_unipcs_order_depends_on_the_number_of_steps(toy, noise):
+    """With at most as many steps as its order, the order falls, as in ComfyUI's function."""
     for steps, order in ((2, 1), (3, 2), (4, 3)):
         times = schedules.make("polynomial", steps + 1, 0.01, 40)
         high, same = (

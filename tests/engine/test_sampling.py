@@ -37,7 +37,7 @@ def table(sigmas=SIGMAS, r=0.4, c=0.98, a=1.01) -> Constants:
 
 
 def constants(sampler: str):
-    """What a sampler runs on: r, c, a, or for multistep a table of weights."""
+    """Return a predictor for a sampler: r, c, a, or for multistep a table of weights."""
     return as_multistep(Solver("amed"), SIGMAS, False, table()) if sampler == "amed_multistep" else table()
 
 
@@ -47,14 +47,14 @@ def end(model, x, solver, n, **options):
 
 @pytest.fixture(scope="module")
 def case():
-    """A model, noises, and where a fine run ends: Heun's, extrapolated, to about 1e-7."""
+    """A model, noises, and the end of a fine Heun run, extrapolated to an accuracy of about 1e-7."""
     toy = Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     noise = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     coarse, fine = (end(toy, noise, Solver("heun"), n) for n in (501, 1001))
     return toy, noise, (4 * fine - coarse) / 3
 
 
-ORDERS = {  # UniPC corrects by one order more; the highest orders are held by their first steps
+ORDERS = {  # UniPC's corrector has one order more; the first steps limit the highest orders
     "dpm_2": {1: 2},
     "heun": {1: 2},
     "unipc": {1: 2, 2: 3, 3: 2},
@@ -64,7 +64,7 @@ ORDERS = {  # UniPC corrects by one order more; the highest orders are held by t
 
 @pytest.mark.parametrize("solver", PLAIN, ids=str)
 def test_plain_solvers_converge_at_their_order(case, solver):
-    """Errors against a fine Heun run fall at least as fast as the order says (multisteps start lower)."""
+    """Errors against a fine Heun run fall at least at the solver's order (multistep solvers start lower)."""
     toy, noise, truth = case
     coarse, fine = ((end(toy, noise, solver, n) - truth).norm() for n in (151, 301))
     order = ORDERS.get(solver.name, {}).get(solver.max_order, min(solver.max_order, 2))
@@ -92,7 +92,7 @@ def test_plain_solvers_equal_k_diffusions(toy, noise, ours, theirs):
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("ends_in_zero", [True, False])
 @pytest.mark.parametrize("length", [2, 3, 4, 7])
-def test_lists_of_every_length(toy, noise, name, length, ends_in_zero):
+def test_noise_levels_of_every_length(toy, noise, name, length, ends_in_zero):
     sigmas = schedules.make("polynomial", length, 0.01, 40)
     if ends_in_zero:
         sigmas[-1] = 0
@@ -113,38 +113,38 @@ def test_lists_of_every_length(toy, noise, name, length, ends_in_zero):
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 0.1)]
 )
-def test_dtypes(toy, noise, name, dtype, tolerance):
+def test_every_dtype_is_kept(toy, noise, name, dtype, tolerance):
     truth = SAMPLERS[name](toy, noise * 40, SIGMAS, disable=True, predictor=constants(name))
-    seen = set()
+    dtypes = set()
 
     def model(x, sigma):
-        seen.update((x.dtype, sigma.dtype))
+        dtypes.update((x.dtype, sigma.dtype))
         return toy(x.double(), sigma.double()).to(x.dtype)
 
     out = SAMPLERS[name](
         model, (noise * 40).to(dtype), SIGMAS.float(), disable=True, predictor=constants(name)
     )
-    assert out.dtype == dtype and seen == {dtype}
+    assert out.dtype == dtype and dtypes == {dtype}
     assert (out.double() - truth).abs().mean() < tolerance * truth.abs().mean().clamp(min=1)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 8, 8), (5, 4, 7, 13), (2, 16, 3, 5, 9)])
-def test_any_shape_and_samples_do_not_mix(shape):
+def test_any_shape_works_and_samples_do_not_mix(shape):
     def model(x, sigma):
         return x / (1 + sigma.view(-1, *[1] * (x.ndim - 1)) ** 2)
 
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 40
     for name, sampler in SAMPLERS.items():
-        whole = sampler(model, x, SIGMAS, disable=True, predictor=constants(name))
+        batch_end = sampler(model, x, SIGMAS, disable=True, predictor=constants(name))
         alone = torch.cat(
             [sampler(model, part, SIGMAS, disable=True, predictor=constants(name)) for part in x.split(1)]
         )
-        assert torch.allclose(whole, alone, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(batch_end, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size, batch", [((8, 8), 1), ((64, 64), 2), ((9, 13), 3), ((4, 4), 5)])
 @pytest.mark.parametrize("scales", [(0.0, 0.0), (0.01, 0.0), (0.01, 0.2)])
-def test_the_network_serves_every_size_and_batch(size, batch, scales):
+def test_the_network_works_for_every_size_and_batch(size, batch, scales):
     torch.manual_seed(0)
     toy = Toy(torch.randn(4, 3, *size, dtype=torch.float64))
     predictor = BottleneckPredictor(*scales)
@@ -172,16 +172,18 @@ def test_per_sample_constants_reach_each_sample(toy, noise):
         out = sampler(toy, noise * 40, SIGMAS, disable=True, predictor=PerSample())
         for i in (0, 4):
             r, c, a = (v[i] for v in PerSample()(None, None))
-            one = sampler(toy, noise[i : i + 1] * 40, SIGMAS, disable=True, predictor=table(r=r, c=c, a=a))
-            assert torch.allclose(out[i : i + 1], one, atol=1e-6)
+            single_end = sampler(
+                toy, noise[i : i + 1] * 40, SIGMAS, disable=True, predictor=table(r=r, c=c, a=a)
+            )
+            assert torch.allclose(out[i : i + 1], single_end, atol=1e-6)
 
 
 def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
-    asked = []
+    evaluated_sigmas = []
 
     def evaluate(model, x, sigma, extra_args, wants):
         if "bottleneck" in wants:
-            asked.append(float(sigma[0]))
+            evaluated_sigmas.append(float(sigma[0]))
         return FromModule(toy.middle_block)(model, x, sigma, extra_args, wants)
 
     counter = Counter(toy)
@@ -195,7 +197,7 @@ def test_analytic_first_step_saves_one_evaluation_and_feeds_zeros(toy, noise):
         evaluate=evaluate,
     )
     assert counter.evaluations == 7
-    assert asked == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval asked for nothing
+    assert evaluated_sigmas == pytest.approx(SIGMAS[1:-1].tolist())  # the first interval evaluated nothing
 
 
 def test_no_analytic_step_where_the_only_step_goes_to_zero(toy, noise):
@@ -208,8 +210,8 @@ def test_no_analytic_step_where_the_only_step_goes_to_zero(toy, noise):
     )
 
 
-def test_guidance_feeds_the_conditional_half(noise):
-    seen = []
+def test_the_network_gets_the_conditional_half_under_guidance(noise):
+    bottlenecks = []
 
     class Conditional(torch.nn.Module):
         def __init__(self):
@@ -218,7 +220,7 @@ def test_guidance_feeds_the_conditional_half(noise):
 
         def forward(self, x, sigma, label):
             self.middle_block(torch.full_like(x, 1.0) * label.view(-1, 1, 1, 1))
-            seen.append(len(x))
+            bottlenecks.append(len(x))
             return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + label.view(-1, 1, 1, 1) * 0.1
 
     net, got = Conditional(), []
@@ -241,11 +243,11 @@ def test_guidance_feeds_the_conditional_half(noise):
     )
     assert all((h == 3).all() and len(h) == 5 for h in got)
     assert (
-        counter.evaluations == 8 and counter.rows == 40 and sum(seen) == 80
-    )  # passes are twice the evaluations
+        counter.evaluations == 8 and counter.rows == 40 and sum(bottlenecks) == 80
+    )  # passes are twice the number of evaluations
 
 
-def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
+def test_a_missing_bottleneck_becomes_zeros_with_a_warning(toy, noise):
     predictor = BottleneckPredictor()
     with pytest.warns(UserWarning, match="zeros"):
         out = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor)
@@ -254,10 +256,10 @@ def test_a_missing_bottleneck_is_zeros_and_a_warning(toy, noise):
         return Evaluation(model(x, sigma), torch.zeros(len(x), 1, 8, 8))
 
     fed = amed.sample_amed(toy, noise * 40, SIGMAS, disable=True, predictor=predictor, evaluate=zeros)
-    assert torch.allclose(out, fed, rtol=1e-12, atol=1e-12)  # the same but for rounding
+    assert torch.allclose(out, fed, rtol=1e-12, atol=1e-12)  # equal up to rounding
 
 
-def test_nan_names_its_sigma(toy, noise):
+def test_the_error_for_nan_names_the_sigma(toy, noise):
     def broken(x, sigma):
         return toy(x, sigma) * (float("nan") if sigma[0] < 1 else 1)
 
@@ -265,7 +267,7 @@ def test_nan_names_its_sigma(toy, noise):
         amed.sample_amed_ipndm(broken, noise * 40, SIGMAS, disable=True, predictor=table())
 
 
-def test_register_is_idempotent_and_takes_no_name(toy, noise):
+def test_register_is_idempotent_and_overwrites_no_name(toy, noise):
     before = set(vars(kdiffusion.sampling()))
     names = amed.register(kdiffusion.sampling())
     assert names == list(SAMPLERS) == amed.register(kdiffusion.sampling())
@@ -277,7 +279,7 @@ def test_register_is_idempotent_and_takes_no_name(toy, noise):
 
 
 def test_with_k_diffusions_own_wrapper(noise):
-    """PyPI's k-diffusion around an eps network: CompVisDenoiser's job, and its sigma_to_t."""
+    """PyPI's k-diffusion around an eps network: CompVisDenoiser and its sigma_to_t."""
 
     class Net:
         def apply_model(self, x, t):
@@ -294,7 +296,7 @@ def test_with_k_diffusions_own_wrapper(noise):
     assert out.isfinite().all()
 
 
-def test_callback_can_stop_a_run(toy, noise):
+def test_a_callback_can_stop_a_run(toy, noise):
     class Interrupted(BaseException):
         pass
 
@@ -318,12 +320,12 @@ def test_callback_can_stop_a_run(toy, noise):
         (lambda: Solver("unipc", variant="bh3"), "bh3"),
     ],
 )
-def test_bad_solvers_are_named(make, word):
+def test_invalid_solvers_are_named(make, word):
     with pytest.raises(ValueError, match=word):
         make()
 
 
-def test_untrained_is_quiet(toy, noise):
+def test_an_untrained_run_prints_nothing(toy, noise):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         amed.sample_amed(toy, noise * 40, SIGMAS, disable=True)

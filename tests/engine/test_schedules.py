@@ -8,7 +8,7 @@ from amed import schedules
 
 @pytest.mark.parametrize("kind", schedules.KINDS)
 @pytest.mark.parametrize("num_steps", [2, 3, 4, 11])
-def test_ends_and_fall(kind, num_steps):
+def test_schedules_fall_between_their_ends(kind, num_steps):
     t = schedules.make(kind, num_steps, 0.0292, 14.6)
     assert t.dtype == torch.float64 and len(t) == num_steps
     assert t[0] == pytest.approx(14.6, rel=1e-6) and t[-1] == pytest.approx(0.0292, rel=2e-3)
@@ -30,12 +30,12 @@ def test_time_uniform_is_uniform_in_vp_time():
     assert torch.allclose(vp.diff(), vp.diff()[0].expand(4), atol=1e-9)
 
 
-def test_every_other_time_is_the_coarser_schedule():
+def test_every_second_time_is_the_coarser_schedule():
     for kind in schedules.KINDS:
         assert torch.allclose(schedules.make(kind, 9, 0.03, 14)[::2], schedules.make(kind, 5, 0.03, 14))
 
 
-def test_discrete_visits_stable_diffusions_own_sigmas():
+def test_discrete_uses_stable_diffusions_sigmas():
     table = schedules.sd_sigmas()
     assert table[0] == pytest.approx(0.0292, abs=1e-4) and table[-1] == pytest.approx(14.6146, abs=1e-4)
     t = schedules.make("discrete", 10, float(table[0]), float(table[999]))
@@ -62,7 +62,7 @@ def test_sigma_and_timestep_invert_each_other():
         (("polynomial", 5, 0.1, 10, 0), "rho"),
     ],
 )
-def test_bad_requests_are_named(arguments, word):
+def test_invalid_requests_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         schedules.make(*arguments)
 
@@ -80,6 +80,6 @@ def test_bad_requests_are_named(arguments, word):
         ([math.inf, 1.0], "finite"),
     ],
 )
-def test_bad_lists_are_named(sigmas, word):
+def test_invalid_lists_are_named(sigmas, word):
     with pytest.raises(ValueError, match=word):
         schedules.checked(torch.tensor(sigmas))

@@ -1,4 +1,4 @@
-"""A sampling loop must not wait for its device: on a GPU every `.item()` in it would."""
+"""A sampling loop must not wait for its device; on a GPU every `.item()` in it would."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def ends(problem, solver, sigmas, x, predictor=None, afs=False):
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in PREDICTORS.glob("emoji32-*-nfe5-cfg1.safetensors")))
-def test_no_predictor_waits(name):
-    """`meta` tensors have no values: anything that asks for one raises."""
+def test_no_predictor_synchronises(name):
+    """`meta` tensors have no values, so reading one raises."""
     fitted = load(PREDICTORS / f"{name}.safetensors").to("meta")
     problem, x = Problem(model, evaluate=evaluate, watch=[]), torch.empty(2, 3, 8, 8, device="meta")
     end = ends(problem, fitted.spec.student, fitted.sigmas(), x, fitted.predictor, fitted.spec.afs)
@@ -48,14 +48,14 @@ def test_no_predictor_waits(name):
     ],
     ids=lambda s: s.name,
 )
-def test_no_plain_solver_waits(solver):
+def test_no_plain_solver_synchronises(solver):
     sigmas = torch.tensor([80.0, 10.0, 2.0, 0.3, 0.002, 0.0], dtype=torch.float64)
     end = ends(Problem(model, watch=[]), solver, sigmas, torch.empty(2, 3, 8, 8, device="meta"))
     assert end.device.type == "meta"
 
 
-def test_the_check_at_once_does_wait():
-    """The test can fail: with no `watch` each evaluation is looked at."""
+def test_an_immediate_check_does_synchronise():
+    """The tests above can fail: without `watch` each evaluation is checked immediately."""
     sigmas = torch.tensor([80.0, 10.0], dtype=torch.float64)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         ends(Problem(model), Solver("euler"), sigmas, torch.empty(2, 3, 8, 8, device="meta"))
@@ -64,8 +64,8 @@ def test_the_check_at_once_does_wait():
 @pytest.mark.parametrize(
     "solver", [Solver("unipc", 3), Solver("unipc", 2, variant="bh2"), Solver("deis", 4)], ids=str
 )
-def test_a_network_on_the_new_recipes_does_not_wait(solver):
-    """Their weights are functions of times that depend on the sample: linear systems, sums."""
+def test_a_network_on_unipc_and_deis_does_not_synchronise(solver):
+    """Their weights depend on each sample's times, through linear systems and sums."""
     network = BottleneckPredictor(0.01, 0.1).to("meta")
     sigmas = torch.tensor([80.0, 10.0, 2.0, 0.3, 0.002, 0.0], dtype=torch.float64)
     problem, x = Problem(model, evaluate=evaluate, watch=[]), torch.empty(2, 3, 8, 8, device="meta")

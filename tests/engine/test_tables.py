@@ -1,4 +1,4 @@
-"""Every explicit solver is a table: its rows, and as a table of free times and weights."""
+"""Every explicit solver is a table: as rows, and as a table of free times and weights."""
 
 import time
 
@@ -35,8 +35,8 @@ def model() -> Toy:
     return Toy(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
 
 
-def along(model, table, x):
-    """The end of a table's rows."""
+def end_of_table(model, table, x):
+    """Return the end of a run of a table's rows."""
     *_, state = loop(Problem(model), table.rows, State(x))
     return state.x
 
@@ -58,7 +58,7 @@ def test_every_explicit_solver_is_a_table(model, noise, solver, predictor, afs):
 
 
 @pytest.mark.parametrize("solver", [Solver("heun"), Solver("dpmpp", 2, True)], ids=["heun", "dpmpp"])
-def test_what_no_list_of_times_and_weights_contains_is_refused(solver):
+def test_solvers_that_no_table_can_express_are_refused(solver):
     """Two evaluations at one time, another timestep at the same input, a network."""
     predictors = {"heun": [None], "dpmpp": [Constants(SIGMAS, rescales=True), BottleneckPredictor()]}
     for predictor in predictors[solver.name]:
@@ -66,9 +66,9 @@ def test_what_no_list_of_times_and_weights_contains_is_refused(solver):
             as_multistep(solver, SIGMAS, False, predictor)
 
 
-def test_thresholding_is_the_denoisers_and_so_any_tables(model, noise):
-    """Once a solver's setting that no table contained."""
-    model.mu.mul_(3)  # beyond 1, where it does something
+def test_thresholding_belongs_to_the_denoiser_and_works_for_any_table(model, noise):
+    """It used to be a solver's setting, which no table could contain."""
+    model.mu.mul_(3)  # beyond 1, where thresholding has an effect
     solver = Solver("dpmpp", 2, True)
     runs = ((solver, None), (Solver("multistep"), as_multistep(solver, SIGMAS)))
     theirs, ours = (
@@ -77,22 +77,23 @@ def test_thresholding_is_the_denoisers_and_so_any_tables(model, noise):
     )
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
     assert not torch.allclose(ours, sample(model, noise * 40, SIGMAS, solver, disable=True), atol=0.1)
-    asked = SAMPLERS["amed_dpmpp_2m"](
+    expected = SAMPLERS["amed_dpmpp_2m"](
         model, noise * 40, SIGMAS, disable=True, predictor=thresholded(solver), afs=False
     )
     plugin = sample(
         model, noise * 40, SIGMAS, solver, disable=True, predictor=CONSTANTS, evaluate=Thresholded()
     )
-    assert torch.equal(asked, plugin)  # what a file says of it is done
+    assert torch.equal(expected, plugin)  # the file's setting is applied
 
 
 def thresholded(solver):
     return Fitted(Spec.on(solver, SIGMAS, thresholding=True), CONSTANTS, SIGMAS)
 
 
-def test_weights_on_slopes_a_run_does_not_have_go_to_the_oldest(model, noise):
-    """A start below the first time (img2img): consistent, no weight lost, and a = 1 Euler at its first
-    step."""
+def test_weights_on_missing_slopes_go_to_the_oldest(model, noise):
+    """A run that starts below the first time (img2img) stays consistent and loses no weight.
+
+    With a = 1 its first step is Euler's."""
     table = as_multistep(Solver("ipndm", 3), SIGMAS)
     low = SIGMAS[2:]
     first = sample(model, noise * low[0], low[:2], Solver("multistep"), disable=True, predictor=table)
@@ -104,7 +105,7 @@ def test_weights_on_slopes_a_run_does_not_have_go_to_the_oldest(model, noise):
 
 
 @pytest.mark.parametrize("ends_in_zero", [False, True])
-def test_heun_is_a_table_too(model, noise, ends_in_zero):
+def test_heun_is_a_table(model, noise, ends_in_zero):
     """Two evaluations at each inner time, the second without a move of x in between."""
     times = torch.cat([SIGMAS, torch.zeros(1 * ends_in_zero, dtype=torch.float64)])
     table = compiled(Solver("heun"), times.tolist())
@@ -113,22 +114,22 @@ def test_heun_is_a_table_too(model, noise, ends_in_zero):
         [t for i in range(4) for t in SIGMAS[i : i + 2].tolist()] + [float(SIGMAS[-1])] * ends_in_zero
     )
     theirs = kdiffusion.sampling().sample_heun(model, noise * 40, times, disable=True)
-    assert torch.allclose(along(model, table, noise * 40), theirs, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(end_of_table(model, table, noise * 40), theirs, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if s.name != "multistep"], ids=str)
-def test_a_compiled_table_is_the_run(model, noise, solver):
-    """Rows found by their number, and what each says it needs is enough."""
+def test_a_compiled_table_equals_the_run(model, noise, solver):
+    """Rows are found by their number, and what each row says it needs is sufficient."""
     for predictor, afs in ((None, True), (CONSTANTS, False)):
         table = compiled(solver, SIGMAS.tolist(), predictor, afs)
         assert table.nfe == solver.evaluations(5, afs, predictor is not None)
         run = sample(model, noise * 40, SIGMAS, solver, disable=True, predictor=predictor, afs=afs)
-        assert torch.allclose(along(model, table, noise * 40), run, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(end_of_table(model, table, noise * 40), run, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("afs", [False, True])
 def test_a_file_of_a_plain_heun_runs_under_multistep(model, noise, tmp_path, afs):
-    """Also on a foreign list that begins below its top (img2img)."""
+    """Also on another list that begins below its first time (img2img)."""
     spec = Spec.on(Solver("heun"), SIGMAS, features="plain", afs=afs, how="the best plain solver")
     fitted = load(save(tmp_path / "heun.safetensors", Fitted(spec, None, SIGMAS)))
     assert fitted.spec == spec and fitted.predictor is None and torch.equal(fitted.base, SIGMAS)
@@ -152,18 +153,20 @@ class Labelled(torch.nn.Module):
 
 
 def test_guidance_can_be_scaled_per_evaluation(noise):
-    """Weights of the guidance's own part, as factors on the scale were: equal to guidance that changes."""
+    """Weights of guidance's part act as factors on its scale: equal to guidance that changes."""
     args = {"cond": {"shift": torch.full((5,), 0.5)}, "uncond": {"shift": torch.zeros(5)}}
     table = as_multistep(Solver("ipndm", 2), SIGMAS)
     factors = torch.tensor([1.0, 0.5, 1.0, 1.0], dtype=torch.float64)
 
     def scaled(g):
-        by_slope = torch.stack([g, torch.cat([g[:1], g[:-1]])], dim=1)  # of the newest, and the one before
+        by_slope = torch.stack(
+            [g, torch.cat([g[:1], g[:-1]])], dim=1
+        )  # of the newest slope, and of the previous one
         weights = torch.stack([table.weights[..., 0], table.weights[..., 0] * by_slope], dim=-1)
         return Multistep(table.sigmas, weights, parts="guidance")
 
     class Changing(torch.nn.Module):
-        """A guided model without halves to give; the scale of each evaluation as factors say."""
+        """A guided model that gives no halves; factors set the scale of each evaluation."""
 
         def __init__(self):
             super().__init__()
@@ -178,24 +181,24 @@ def test_guidance_can_be_scaled_per_evaluation(noise):
         )
 
     guided, halves = Guided(Labelled(), 4.0), amed.evaluate.asked
-    whole = end(guided, table, halves)
-    assert torch.equal(whole, end(guided, scaled(factors), None))  # where there are no halves
-    assert torch.allclose(whole, end(guided, scaled(torch.ones(4).double()), halves), rtol=1e-12)
+    expected = end(guided, table, halves)
+    assert torch.equal(expected, end(guided, scaled(factors), None))  # without halves
+    assert torch.allclose(expected, end(guided, scaled(torch.ones(4).double()), halves), rtol=1e-12)
     changed = end(guided, scaled(factors), halves)
-    assert not torch.allclose(whole, changed)
+    assert not torch.allclose(expected, changed)
     assert torch.allclose(changed, end(Changing(), table, None), rtol=1e-10, atol=1e-10)
 
 
-def test_a_row_says_what_it_needs_kept():
-    """iPNDM-2 keeps one slope; two-point solvers the interval's first, for the way back from the mid point; a
-    table what it weighs."""
+def test_a_row_states_which_slopes_must_be_kept():
+    """iPNDM-2 keeps one slope; two-point solvers keep the interval's first for the way back from the mid
+    time; a table keeps the slopes it weighs."""
 
-    def kept(solver):
+    def slopes_kept(solver):
         return ["".join("-x"[k] for k in row.needed) for row in compiled(solver, SIGMAS.tolist()).rows]
 
-    assert kept(Solver("ipndm", 2)) == ["x", "-x", "--x", "----"]
-    assert kept(Solver("heun")) == ["x", "--", "--x", "----", "----x", "------", "------x", "--------"]
-    assert kept(Solver("amed")) == kept(Solver("heun"))
+    assert slopes_kept(Solver("ipndm", 2)) == ["x", "-x", "--x", "----"]
+    assert slopes_kept(Solver("heun")) == ["x", "--", "--x", "----", "----x", "------", "------x", "--------"]
+    assert slopes_kept(Solver("amed")) == slopes_kept(Solver("heun"))
     table = Multistep(SIGMAS, [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0.5, 0], [1, 0, 0.5, 0.0]])
     assert ["".join("-x"[k] for k in row.needed) for row in table.table().rows] == ["x", "xx", "-x-", "----"]
 

@@ -13,7 +13,7 @@ from demo.starts import mid_times, start_from
 
 
 class Trained(torch.nn.Module):
-    """The smallest predictor there is to train: r, c, a of each interval, whatever the image."""
+    """The smallest trainable predictor: r, c, a of each interval, independent of the image."""
 
     wants_bottleneck = False
 
@@ -36,7 +36,8 @@ class Trained(torch.nn.Module):
 
 @pytest.fixture
 def toy():
-    """Broad enough that no trajectory sits between two modes, where an end state is a coin's toss."""
+    """A mixture so broad that no trajectory lies between two modes, where the end state would be
+    arbitrary."""
     return Toy(
         torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64), variance=1.0
     )
@@ -76,7 +77,7 @@ def setup(toy, student, kind="table", afs=True):
 @pytest.mark.parametrize("kind", ["table", "network"])
 @pytest.mark.parametrize("student", STUDENTS, ids=str)
 def test_every_student_learns(toy, student, kind):
-    """On noises it never saw, the end comes nearer to the teacher's than at the start."""
+    """On unseen noise the end comes nearer to the teacher's than before training."""
     predictor, problem = setup(toy, student, kind)
     x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(77), dtype=torch.float64) * 40
     truth = problem[5].states(toy, x, problem[3], {})[-1]
@@ -106,8 +107,8 @@ EVERY = [
 
 
 @pytest.mark.parametrize("student", EVERY, ids=str)
-def test_gradients_are_those_of_differences(toy, student):
-    """Of each interval's loss to its own r, c, a, through every recipe's weights."""
+def test_gradients_equal_finite_differences(toy, student):
+    """Each interval's loss with respect to its own r, c, a, through every recipe's weights."""
     predictor, (_, _, _, times, _, teacher) = setup(toy, student)
     for p, values in zip(
         predictor.parameters(), ((0.3, -0.4, 0.2), (0.97, 1.02, 1.01), (1.02, 0.99, 1.01)), strict=True
@@ -116,24 +117,24 @@ def test_gradients_are_those_of_differences(toy, student):
     x, _ = draw(torch.Generator().manual_seed(3), 4)
     targets = teacher.states(toy, x, times, {})
 
-    def found():
+    def gradients():
         return list(losses(Problem(toy), student, predictor, x, times[::3], targets, True))
 
     for i in range(3):
         predictor.zero_grad()
-        found()[i].backward()
+        gradients()[i].backward()
         for name, p in predictor.named_parameters():
-            assert not p.grad[:i].any() and not p.grad[i + 1 :].any(), name  # no other interval's
+            assert not p.grad[:i].any() and not p.grad[i + 1 :].any(), name  # no gradient for other intervals
             mine, ends, values = float(p.grad[i]), [], p.data.clone()
             for shift in (1e-5, -1e-5):
                 p.data[i] = values[i] + shift
                 with torch.no_grad():
-                    ends.append(float(found()[i]))
+                    ends.append(float(gradients()[i]))
             p.data.copy_(values)
             assert mine == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-6, abs=1e-6), (i, name)
 
 
-def test_same_seed_same_fit_and_resuming_changes_nothing(toy):
+def test_a_fit_is_reproducible_and_resuming_changes_nothing(toy):
     def final(cut=None):
         predictor, problem = setup(toy, Solver("ipndm", 3))
         run = train(*problem, SETTINGS, afs=True)
@@ -152,23 +153,23 @@ def test_same_seed_same_fit_and_resuming_changes_nothing(toy):
 @pytest.mark.parametrize("lr, beats", [(3.0, False), (0.2, True)])
 def test_stopping_keeps_the_best_state(toy, lr, beats):
     predictor, problem = setup(toy, Solver("amed"))
-    seen = []
+    errors = []
     run = train(*problem, Settings(batch=8, held_out=8, images=800, lr=lr, every=1), afs=True)
     for progress in itertools.islice(run, 6):
-        seen.append((progress.held_out, progress.state()))
+        errors.append((progress.held_out, progress.state()))
     run.close()
-    assert len(seen) == 6
-    held_out, best = min(seen, key=lambda p: p[0])
-    kept = predictor.state_dict()
-    assert (held_out == seen[-1][1]["best"] == progress.best) is beats
+    assert len(errors) == 6
+    held_out, best = min(errors, key=lambda p: p[0])
+    best_state = predictor.state_dict()
+    assert (held_out == errors[-1][1]["best"] == progress.best) is beats
     if beats:
-        assert held_out < seen[-1][0]  # the last is not the best
-        assert all(torch.equal(kept[k], best["predictor"][k]) for k in kept)
-    else:  # nothing beat the start
+        assert held_out < errors[-1][0]  # the last state is not the best one
+        assert all(torch.equal(best_state[k], best["predictor"][k]) for k in best_state)
+    else:  # no state beat the initial one
         assert torch.allclose(predictor.r, torch.full((3,), 0.5, dtype=torch.float64))
 
 
-def test_closing_the_generator_keeps_the_best_state_and_thaws_the_model(toy):
+def test_closing_the_generator_keeps_the_best_state_and_unfreezes_the_model(toy):
     net = torch.nn.Linear(1, 1)
     toy.extra = net
     predictor, problem = setup(toy, Solver("amed"))
@@ -251,11 +252,11 @@ def test_a_network_starts_as_any_constants():
             assert got.tolist() == pytest.approx([float(wanted[i])] * 2, abs=1e-4)
 
 
-def test_balancing_leaves_the_reported_losses_the_papers(toy):
+def test_balancing_does_not_change_the_reported_losses(toy):
     def first_losses(balanced):
         _, problem = setup(toy, Solver("amed"))
         settings = Settings(images=8, batch=8, held_out=8, lr=1e-9, balanced=balanced)
         return next(train(*problem, settings, afs=True)).losses
 
     assert first_losses(True) == pytest.approx(first_losses(False), rel=1e-6)
-    assert max(first_losses(True)) > 20 * min(first_losses(True))  # why intervals are balanced
+    assert max(first_losses(True)) > 20 * min(first_losses(True))  # the reason why intervals are balanced

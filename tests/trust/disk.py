@@ -1,6 +1,6 @@
-"""Saving where the disk is full, and where it may only be read: on a file system of its own.
+"""Save to a full disk, and to a read-only one: a separate small file system.
 
-python -m trust.disk FOLDER, as the process that may mount one (`command`), prints what was found, as JSON."""
+`python -m trust.disk FOLDER`, run by a process that may mount one (`command`), prints the results as JSON."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from trust.failing import network, table, toy_target
+from trust.failing_models import network, table, toy_target
 
 from amed import Library, PredictorError, load, save
 from amed.files.code import from_code
@@ -16,13 +16,15 @@ from amed.files.keep import keep
 from amed.fit import Job, Outcome, fit
 from amed.fit.measures import Counter
 
-SIZE = 160_000  # bytes of the file system
+SIZE = 160_000  # size of the file system in bytes
 CODE = "this is its code: "
 
 
 def command(folder: Path) -> list[str] | None:
-    """What runs this module in a mount namespace of its own, with a small disk at `folder`; None where this
-    machine does not allow it. Nothing is mounted for anybody else, and nothing stays."""
+    """Return the command that runs this module in its own mount namespace, with a small disk at `folder`.
+
+    None where this machine does not allow it. The mount is invisible to other processes, and disappears with
+    this one."""
     mount = f'mount -t tmpfs -o size={SIZE} tmpfs "$0"'
     for start in (["unshare", "-m"], ["unshare", "-r", "-m"]):
         try:
@@ -35,7 +37,7 @@ def command(folder: Path) -> list[str] | None:
 
 
 def fill(folder: Path) -> None:
-    """Until not a byte fits."""
+    """Fill the disk until not a byte fits."""
     with (folder / "filler").open("wb", buffering=0) as file:
         for size in (4096, 1):
             try:
@@ -45,10 +47,11 @@ def fill(folder: Path) -> None:
                 pass
 
 
-def refused(path: Path, old: bytes, word: str) -> int:
-    """Saving, keeping and fitting there: told in words, the result not lost, nothing half, the old as it was.
-    How many were refused."""
-    done = 0
+def count_refusals(path: Path, old: bytes, word: str) -> int:
+    """Save, keep and fit there; return how many attempts were refused.
+
+    Each error is in words, no result is lost, no partial file is left, and the old file is unchanged."""
+    refusals = 0
     before = sorted(p.name for p in path.parent.iterdir())
     for act in (lambda: save(path, network(2)), lambda: keep(path, network(2))):
         try:
@@ -60,7 +63,7 @@ def refused(path: Path, old: bytes, word: str) -> int:
             raise AssertionError("it was saved")
         assert path.read_bytes() == old and sorted(p.name for p in path.parent.iterdir()) == before
         assert Library([path.parent]).problems() == []
-        done += 1
+        refusals += 1
     assert from_code(text, "pasted").spec.how == "seed 2"
     target = toy_target()
     counter = Counter(target.model)
@@ -70,21 +73,22 @@ def refused(path: Path, old: bytes, word: str) -> int:
         assert word in str(error) and not counter.evaluations, error  # before any work
     else:
         raise AssertionError("it was fitted")
-    return done + 1
+    return refusals + 1
 
 
-def filled_meanwhile(folder: Path) -> int:
-    """The disk is full when the fit has ended, and when it is interrupted: what was raised has the result.
-    How many fits."""
+def count_fits_on_full_disk(folder: Path) -> int:
+    """Fill the disk before a fit ends, and before it is interrupted; return the number of fits.
+
+    The raised error must contain the result."""
     ended = 0
     target, path = toy_target(), folder / "late.safetensors"
     for stop in (False, True):
         (folder / "filler").unlink(missing_ok=True)
-        outcome, done = Outcome(), []
+        outcome, finished = Outcome(), []
 
-        def tell(progress, stop=stop, done=done):
-            if progress.stage == "fit" and not done:
-                done.append(1)
+        def tell(progress, stop=stop, finished=finished):
+            if progress.stage == "fit" and not finished:
+                finished.append(1)
                 fill(folder)
                 if stop:
                     raise KeyboardInterrupt
@@ -92,8 +96,10 @@ def filled_meanwhile(folder: Path) -> int:
         try:
             fit(target, Job((4,), budget=1800), lambda nfe: path, tell, outcome)
         except PredictorError as error:
-            kept = from_code(str(error).partition(CODE)[2], "pasted").spec
-            assert kept.nfe == 4 and kept.metrics["finished"] != stop and outcome.interrupted == stop, error
+            recovered = from_code(str(error).partition(CODE)[2], "pasted").spec
+            assert (
+                recovered.nfe == 4 and recovered.metrics["finished"] != stop and outcome.interrupted == stop
+            ), error
         else:
             raise AssertionError("it was saved")
         assert not path.exists() and not list(folder.glob(".*"))
@@ -105,14 +111,14 @@ def run(folder: Path) -> dict[str, int]:
     path = save(folder / "dear.safetensors", network(1))
     old = path.read_bytes()
     fill(folder)
-    full = refused(path, old, "No space left on device") + filled_meanwhile(folder)
+    full = count_refusals(path, old, "No space left on device") + count_fits_on_full_disk(folder)
     (folder / "filler").unlink()
-    save(path, network(2))  # and when there is room again, it is saved
+    save(path, network(2))  # once there is space again, it is saved
     assert load(path).spec.how == "seed 2"
     save(folder / "small.safetensors", table())
     old = path.read_bytes()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    return {"full": full, "read-only": refused(path, old, "Read-only file system")}
+    return {"full": full, "read-only": count_refusals(path, old, "Read-only file system")}
 
 
 if __name__ == "__main__":

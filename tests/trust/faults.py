@@ -1,5 +1,5 @@
-"""The long run of faults: full disks, processes that are killed, fits at once, and models that run out of
-memory or of numbers at any call. Writes the parts "faults", "kills" and "memory" of docs/TRUST.md.
+"""The long run of faults: full disks, killed processes, simultaneous fits, and models that run out of memory
+or give NaN at any call. Writes the parts "faults", "kills" and "memory" of docs/TRUST.md.
 
 PYTHONPATH=.:tests python -m trust.faults [faults] [kills] [memory]"""
 
@@ -13,18 +13,18 @@ from pathlib import Path
 
 import torch
 from trust import disk, page
-from trust.failing import (
+from trust.failing_models import (
     JOBS,
     Failing,
     all_nan,
+    assert_tensors_freed,
     euler,
     fitted_with,
-    nothing_stays,
     one_inf,
     out_of_memory,
     toy_target,
 )
-from trust.failing import patches as patches_on
+from trust.failing_models import patches as patches_on
 from trust.kills import demo_target
 
 from amed import SAMPLERS, Constants, Solver, load, schedules
@@ -42,8 +42,8 @@ HOWS = {"NaN": all_nan, "one infinity": one_inf}
 
 
 class Runs:
-    """Sampling runs of the demo network: by each sampler of ours, and by a host's that AMED-Plugin is wrapped
-    around."""
+    """Sampling runs of the demo network, by each of our samplers and by a host's sampler with AMED-Plugin
+    around it."""
 
     names = (*SAMPLERS, "outside")
 
@@ -53,7 +53,7 @@ class Runs:
         self.before = patches_on(self.denoiser)
 
     def run(self, name: str, at: int = 0, how: Callable = out_of_memory) -> tuple[torch.Tensor, Failing]:
-        """One, with a model that fails at a call: where it ends, and the model."""
+        """Run once with a model that fails at a call; return the end, and the model."""
         model, x = Failing(self.denoiser, at, how), self.noise * float(TIMES[0])
         with torch.no_grad():
             if name == "outside":
@@ -63,20 +63,22 @@ class Runs:
             constants = constants or Constants(TIMES)
             bottleneck = FromModule(self.denoiser.inner_model.middle_block)
 
-            def ask(model, x, sigma, args, wants):  # as the paper's network has it: with a hook
+            def evaluate(model, x, sigma, args, wants):  # as for the paper's network, with a hook
                 return bottleneck(model, x, sigma, args, wants | {"bottleneck"})
 
-            end = SAMPLERS[name](model, x, TIMES, disable=True, predictor=constants, evaluate=ask)
+            end = SAMPLERS[name](model, x, TIMES, disable=True, predictor=constants, evaluate=evaluate)
         return end, model
 
     def out_of_memory(self, name: str) -> int:
-        """At each call of a run: the host's own error comes through, nothing is left patched, nothing held,
-        and the next run gives the same image. How many calls."""
-        whole, model = self.run(name)
+        """Fail at each call of a run; return the number of calls.
+
+        The host's own error comes through, no patch and no tensor is left, and the next run gives the same
+        image."""
+        reference_end, model = self.run(name)
         calls = model.calls
         del model
         for at in range(1, calls + 1):
-            with nothing_stays():
+            with assert_tensors_freed():
                 try:
                     self.run(name, at)
                 except torch.OutOfMemoryError:
@@ -84,12 +86,14 @@ class Runs:
                 else:
                     raise AssertionError(f"{name}: nothing was raised at call {at}")
             assert patches_on(self.denoiser) == self.before, name
-        assert torch.equal(self.run(name)[0], whole)
+        assert torch.equal(self.run(name)[0], reference_end)
         return calls
 
     def not_finite(self, name: str) -> int:
-        """At each call of a run: told in words with its sigma; wrapped from outside the host's sampler goes
-        on, as without us, and no number of its image is made up. How many runs."""
+        """Give NaN or an infinity at each call of a run; return the number of runs.
+
+        Our samplers raise an error that names the sigma. A wrapped host's sampler goes on, as it would alone,
+        and its image stays non-finite."""
         calls, runs = self.run(name)[1].calls, 0
         for how in HOWS.values():
             for at in range(1, calls + 1):
@@ -105,7 +109,7 @@ class Runs:
 
 
 def unfinished(folder: Path) -> int:
-    """How many files a stopped fit left: all of them whole, and called unfinished. Removes them."""
+    """Count the files that an interrupted fit left, all complete and marked unfinished, and remove them."""
     files = list(folder.iterdir())
     for file in files:
         assert load(file).spec.metrics["finished"] is False
@@ -114,7 +118,7 @@ def unfinished(folder: Path) -> int:
 
 
 def calls_of(target: Target, job: Job) -> int:
-    """Of the model, in a whole fit."""
+    """Return the number of the model's calls in a full fit."""
     with tempfile.TemporaryDirectory() as folder:
         model, raised, _ = fitted_with(target, job, Path(folder), 0)
     assert raised is None, raised
@@ -122,40 +126,43 @@ def calls_of(target: Target, job: Job) -> int:
 
 
 def fits_out_of_memory(name: str, every: int, first: int = 1) -> tuple[int, int]:
-    """Of a fit whose model runs out of memory at every such call: the error comes through, the best so far
-    loads, nothing is held. How many, and of them with something kept."""
-    target, kept, done = toy_target(), 0, 0
+    """Run out of memory at every such call of a fit; return the number of fits, and of those that saved a
+    result.
+
+    The error comes through, the best so far loads, and no tensor is held."""
+    target, saved, fits = toy_target(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         for at in range(first, calls_of(target, JOBS[name]) + 1, every):
-            with nothing_stays():
+            with assert_tensors_freed():
                 model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError) and outcome.interrupted, (name, at, raised)
                 assert unfinished(Path(folder)) == len(outcome.kept)
-                kept, done = kept + len(outcome.kept), done + 1
+                saved, fits = saved + len(outcome.kept), fits + 1
                 del model, raised, outcome
-    return done, kept
+    return fits, saved
 
 
 def demo_fit_out_of_memory(every: int, side: int) -> int:
-    """The same of the demo network, which is to have its own functions after it."""
-    target, job, done = demo_target(side), Job((2,), budget=1340), 0
+    """The same for the demo network, which must have its own functions afterwards."""
+    target, job, fits = demo_target(side), Job((2,), budget=1340), 0
     before = patches_on(target.model)
     with tempfile.TemporaryDirectory() as folder:
         for at in range(every, calls_of(target, job) + 1, every):
-            with nothing_stays():
+            with assert_tensors_freed():
                 model, raised, outcome = fitted_with(target, job, Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError)
                 del model, raised, outcome
             assert patches_on(target.model) == before
             unfinished(Path(folder))
-            done += 1
-    return done
+            fits += 1
+    return fits
 
 
 def fits_not_finite(name: str, every: int, first: int = 1) -> int:
-    """Of a fit whose model gives NaN, or a single infinity, at every such call: it stops and names the sigma.
-    How many."""
-    target, done = toy_target(), 0
+    """Give NaN or a single infinity at every such call of a fit; return the number of fits.
+
+    Each fit stops and names the sigma."""
+    target, fits = toy_target(), 0
     with tempfile.TemporaryDirectory() as folder:
         for at in range(first, calls_of(target, JOBS[name]) + 1, every):
             for how in HOWS.values():
@@ -163,88 +170,93 @@ def fits_not_finite(name: str, every: int, first: int = 1) -> int:
                 assert isinstance(raised, NotFiniteError), (name, how, at, raised)
                 assert f"at sigma={model.sigma:.5g}" in str(raised), (name, at, model.sigma, raised)
                 unfinished(Path(folder))
-                done += 1
-    return done
+                fits += 1
+    return fits
 
 
 def with_path() -> dict[str, str]:
-    """The environment of a process that finds this one's modules."""
+    """Return the environment of a process that finds this process's modules."""
     return os.environ | {"PYTHONPATH": f"{page.ROOT}{os.pathsep}{page.ROOT / 'tests'}"}
 
 
 def kills(saves: int, fits: int, side: int) -> dict[str, int]:
-    """trust.kills, in a process that has no other threads."""
+    """Run trust.kills, in a process without other threads."""
     command = [sys.executable, "-m", "trust.kills", str(saves), str(fits), str(side)]
-    done = subprocess.run(command, capture_output=True, text=True, env=with_path())
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run(command, capture_output=True, text=True, env=with_path())
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def on_a_small_disk() -> dict[str, int] | None:
-    """trust.disk; None where nothing may be mounted."""
+    """Run trust.disk; return None where nothing may be mounted."""
     with tempfile.TemporaryDirectory() as folder:
         command = disk.command(Path(folder))
         if command is None:
             return None
-        done = subprocess.run(command, capture_output=True, text=True, env=with_path())
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        process = subprocess.run(command, capture_output=True, text=True, env=with_path())
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)
 
 
-def counted(what: dict[str, int]) -> list[tuple[str, str]]:
-    return [(name, f"{number:,}") for name, number in what.items()]
+def counted(figures: dict[str, int]) -> list[tuple[str, str]]:
+    return [(name, f"{number:,}") for name, number in figures.items()]
 
 
 def faults() -> page.Part:
-    found, runs = on_a_small_disk(), Runs()
-    told = "full disk: saves, fits and an interrupted fit, told in words, nothing lost"
-    rows = {told: found["full"], "read-only disk: the same": found["read-only"]} if found else {}
+    disk_figures, runs = on_a_small_disk(), Runs()
+    full_disk = "full disk: saves, fits and an interrupted fit, each with a clear error and nothing lost"
+    rows = (
+        {full_disk: disk_figures["full"], "read-only disk: the same": disk_figures["read-only"]}
+        if disk_figures
+        else {}
+    )
     rows |= {
-        "sampling runs with NaN or an infinity at one call: each of our samplers says at which sigma": sum(
+        "sampling runs with NaN or an infinity at one call: each of our samplers names the sigma": sum(
             runs.not_finite(name) for name in SAMPLERS
         ),
-        "the same in a sampler that is wrapped: it goes on as its host has it, to no finite image": (
+        "the same in a wrapped sampler: it continues as in its host, and the image is not finite": (
             runs.not_finite("outside")
         ),
     }
     for name in JOBS:
-        rows[f"fits ({name}) with NaN or an infinity at one call: stopped, the sigma named"] = (
+        rows[f"fits ({name}) with NaN or an infinity at one call: stopped, with the sigma named"] = (
             fits_not_finite(name, 1)
         )
     about = (
-        "The disk is full or may only be read (a file system of its own); the model gives NaN, or a single "
+        "The disk is full or read-only (on a separate file system); the model gives NaN, or a "
+        "single infinite value, at one call of a run or a fit, for each call in turn."
     )
-    about += "infinite value, at one call of a run or a fit, each call in turn."
-    return page.Part("faults", "Disks and numbers", COMMAND, about, counted(rows))
+    return page.Part("faults", "Full disks and non-finite numbers", COMMAND, about, counted(rows))
 
 
 def killed() -> page.Part:
-    about = "SIGKILL at random moments to a process that saves one file over and over, and to one that fits "
-    about += f"the demo model (images of {SIDE} pixels) twice; afterwards all that is listed loads, old or "
-    about += (
-        "new, and the next save removes what lay beside. Pairs of processes that keep fits under one name "
+    about = (
+        "SIGKILL at random moments to a process that repeatedly saves one file, and to one that "
+        f"fits the demo model (images of {SIDE} pixels) twice. Afterwards every listed file loads, "
+        "old or new, and the next save removes temporary files. Pairs of processes save fits "
+        "under one name at once: the best one has that name, and those of another checkpoint get "
+        "numbered names."
     )
-    about += "at once: the best stays under it, those of another checkpoint stay beside it."
-    return page.Part("kills", "Killed, and at once", COMMAND, about, counted(kills(SAVES, FITS, SIDE)))
+    return page.Part(
+        "kills", "Killed and simultaneous processes", COMMAND, about, counted(kills(SAVES, FITS, SIDE))
+    )
 
 
 def memory() -> page.Part:
     runs = Runs()
-    rows = {"sampling runs of the demo network, of each sampler, at each call": sum(
+    rows = {"sampling runs of the demo network, for each sampler and call": sum(
         runs.out_of_memory(name) for name in Runs.names
     )}  # fmt: skip
     for name in JOBS:
-        done, kept = fits_out_of_memory(name, 1)
-        rows |= {f"fits ({name}), at each call": done, f"of them ({name}) with a best so far": kept}
+        fits, saved = fits_out_of_memory(name, 1)
+        rows |= {f"fits ({name}), at each call": fits, f"of these ({name}), with a best so far": saved}
     rows["fits of the demo network, at every fifth call"] = demo_fit_out_of_memory(5, SIDE)
     about = (
-        "The model raises torch.OutOfMemoryError at one call. It comes through as it is, no tensor is held "
+        "The model raises torch.OutOfMemoryError at one call. The error comes through unchanged; no "
+        "tensor is held afterwards (without a garbage collection); no hook, function or option is "
+        "left; and the next run gives the same image. In ComfyUI the same, with its own message: "
+        "tests/comfyui/test_faults.py."
     )
-    about += (
-        "by anyone after it (without a garbage collection), no hook, function or option is left, and the "
-    )
-    about += "next run gives the same image. In ComfyUI the same, under its own message: "
-    about += "tests/comfyui/test_faults.py."
     return page.Part("memory", "Out of memory", COMMAND, about, counted(rows))
 
 

@@ -1,8 +1,9 @@
-"""Thousands of broken predictor files, codes and folders, and hostile pickles: what they can do.
+"""Thousands of broken predictor files, codes and folders, and hostile pickles, and their effects.
 
     PYTHONPATH=.:tests python -m trust.fuzz [FILES] [PICKLES] [SEED]
 
-Each file is made from a good one by its number alone (broken.py): `one(good, NUMBER, FOLDER)` repeats it."""
+Each file is made from a valid one by its number (broken_files.py): `check_file(good, NUMBER, FOLDER, result)`
+repeats it."""
 
 import argparse
 import base64
@@ -27,7 +28,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from trust import broken, pickles
+from trust import broken_files as broken
+from trust import pickles
 from trust.page import Part, put
 
 from amed import SAMPLERS, Fitted, Library, PredictorError, load, save
@@ -40,35 +42,39 @@ from amed.files.store import as_json, described
 from amed.loop import Evaluation
 from amed.outside import Outside, Wrapped
 
-MOST, SECONDS, BATCH = 1500, 5.0, 200  # characters of a message, CPU of one file, files of a folder
+MOST, SECONDS, BATCH = (
+    1500,
+    5.0,
+    200,
+)  # limits: characters of a message, CPU seconds per file; files per folder
 OTHERS = {"sigmas", "weights", "offset", "alone", "levels", "g", "r", "c", "a", "tensor", "field"}
 WHOLE = "not a whole safetensors file"
 
 
 @dataclass
-class Found:
-    """What came of some files. faults: what must not be, with the number that repeats it."""
+class Findings:
+    """The results of some files."""
 
-    files: int = 0
-    outcomes: Counter = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-    slowest: float = 0.0
-    exact: int = 0
-    single: int = 0
+    files: int = 0  # files tried
+    outcomes: Counter = field(default_factory=Counter)  # number of files by outcome
+    faults: list[str] = field(default_factory=list)  # forbidden outcomes, with the number that repeats each
+    slowest: float = 0.0  # CPU seconds
+    exact: int = 0  # refusals that name exactly the changed field or tensor
+    single: int = 0  # refused files with a single change
 
 
 def denoiser(x: Tensor, sigma: Tensor, **_args) -> Tensor:
-    """That of a Gaussian of deviation 0.5."""
+    """The denoiser of a Gaussian of standard deviation 0.5."""
     return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2)).to(x.dtype)
 
 
 def evaluate(model, x, sigma, extra_args, wants) -> Evaluation:
-    seen = asked(model, x, sigma, extra_args, wants)
-    return replace(seen, bottleneck=x.new_ones(len(x), 8, 8, 8))
+    evaluation = asked(model, x, sigma, extra_args, wants)
+    return replace(evaluation, bottleneck=x.new_ones(len(x), 8, 8, 8))
 
 
 def sampled(fitted: Fitted) -> Tensor:
-    """The end of a run with a predictor. Raises ValueError for one that cannot be."""
+    """Return the end of a run with a predictor. Raises ValueError if the run is impossible."""
     channels = fitted.spec.channels or 3
     noise = torch.randn(2, min(channels, 64), 8, 8, generator=torch.Generator().manual_seed(0))
     x, sigmas = noise * fitted.spec.sigma_max, torch.cat([fitted.sigmas().float(), torch.zeros(1)])
@@ -85,7 +91,7 @@ def sampled(fitted: Fitted) -> Tensor:
 
 
 def faults_of_text(text: str, most: int = MOST) -> Iterator[str]:
-    """What is wrong with a text for people."""
+    """Yield what is wrong with a message."""
     if len(text) > most:
         yield f"{len(text)} characters"
     if CONTROL.search(text):
@@ -97,12 +103,12 @@ def faults_of_text(text: str, most: int = MOST) -> Iterator[str]:
 
 
 def use(fitted: Fitted, folder: Path) -> Iterator[str]:
-    """Everything that is done with a predictor that loads. Yields what is wrong."""
+    """Do everything that can be done with a loaded predictor; yield what is wrong."""
     yield from faults_of_text(fitted.label, 25_000)
     described(fitted).encode()
     json.dumps(as_json(fitted)).encode()
     again = load(save(folder / "again.safetensors", fitted))
-    same = again.spec == fitted.spec or "nan" in repr(fitted.spec.metrics)  # NaN is not itself
+    same = again.spec == fitted.spec or "nan" in repr(fitted.spec.metrics)  # NaN is not equal to itself
     if not (same and torch.equal(again.base, fitted.base)):
         yield "saved and loaded, it is another"
     code = code_of(fitted)
@@ -122,14 +128,14 @@ def use(fitted: Fitted, folder: Path) -> Iterator[str]:
             yield "its image is not finite, and nobody said so"
 
 
-def one(good: dict[str, bytes], number: int, folder: Path, found: Found) -> None:
-    """One broken file: loaded, and if it loads, used."""
+def check_file(good: dict[str, bytes], number: int, folder: Path, findings: Findings) -> None:
+    """Load a broken file, and use it if it loads."""
     file = broken.broken(good, random.Random(number))
     data, path = file.bytes(), folder / "broken.safetensors"
     path.write_bytes(data)
 
-    def fault(what: str) -> None:
-        found.faults.append(f"file {number} {file.changes}: {what}")
+    def fault(text: str) -> None:
+        findings.faults.append(f"file {number} {file.changes}: {text}")
 
     begun = time.process_time()
     fitted, outcome = None, "loads"
@@ -142,7 +148,7 @@ def one(good: dict[str, bytes], number: int, folder: Path, found: Found) -> None
             fault(f"message: {wrong}")
         if "broken.safetensors" not in text:
             fault(f"no file is named: {text[:200]}")
-        outcome = count_names(file, text, found, fault)
+        outcome = count_names(file, text, findings, fault)
     except BaseException as error:
         outcome = "crash"
         fault(f"{type(error).__name__}: {str(error)[:200]}")
@@ -156,29 +162,29 @@ def one(good: dict[str, bytes], number: int, folder: Path, found: Found) -> None
             fault(f"in use, {type(error).__name__}: {str(error)[:200]}")
     if took > SECONDS:
         fault(f"{took:.2f} s to load")
-    found.files, found.slowest = found.files + 1, max(found.slowest, took)
-    found.outcomes[outcome] += 1
+    findings.files, findings.slowest = findings.files + 1, max(findings.slowest, took)
+    findings.outcomes[outcome] += 1
 
 
-def count_names(file: broken.Draft, text: str, found: Found, fault: Callable[[str], None]) -> str:
-    """Whether a refusal says which field or tensor is at fault."""
+def count_names(file: broken.Draft, text: str, findings: Findings, fault: Callable[[str], None]) -> str:
+    """Count whether a refusal names the field or tensor at fault."""
     if WHOLE in text:
-        return "refused as no whole file"
+        return "refused as incomplete"
     if "not an AMED predictor" in text:
-        return "refused as no predictor"
+        return "refused as not a predictor"
     names = {*broken.FIELDS, *OTHERS, *filter(None, file.names())}
     if not any(name in text for name in names):
         fault(f"no field is named: {text[:200]}")
     changes = [change for change in file.changes if change[0] != "from"]
     if len(changes) == 1 and changes[0][0] in ("set_field", "number_field", "one_number"):
-        found.single += 1
-        found.exact += changes[0][1] in text
-    return "refused, a field or tensor named"
+        findings.single += 1
+        findings.exact += changes[0][1] in text
+    return "refused, with the field or tensor named"
 
 
 @contextmanager
 def alarm(seconds: int) -> Iterator[None]:
-    """TimeoutError for what hangs."""
+    """Raise TimeoutError in code that hangs."""
 
     def ring(*_args) -> None:
         raise TimeoutError(f"more than {seconds} s")
@@ -192,22 +198,22 @@ def alarm(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def files(count: int, seed: int, found: Found) -> None:
+def files(count: int, seed: int, findings: Findings) -> None:
     good = broken.seeds()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(seed, seed + count):
-            one(good, number, Path(folder), found)
+            check_file(good, number, Path(folder), findings)
 
 
 # --- folders -----------------------------------------------------------------------------------------------
 
 
-def folders(count: int, seed: int, found: Found) -> None:
-    """Broken files beside the good ones, `BATCH` at once, as nodes and the WebUI list them."""
+def folders(count: int, seed: int, findings: Findings) -> None:
+    """List `BATCH` broken files beside the valid ones, as nodes and the WebUI list them."""
     good = broken.seeds()
     for start in range(seed, seed + count, BATCH):
-        with tempfile.TemporaryDirectory() as made:
-            folder, library = Path(made) / "models", Library([Path(made) / "models"])
+        with tempfile.TemporaryDirectory() as temporary:
+            folder, library = Path(temporary) / "models", Library([Path(temporary) / "models"])
             (folder / "deep").mkdir(parents=True)
             for name, data in good.items():
                 (folder / "deep" / f"{name}.safetensors").write_bytes(data)
@@ -218,28 +224,28 @@ def folders(count: int, seed: int, found: Found) -> None:
                 path = folder / f"{number}.safetensors"
                 path.write_bytes(file.bytes())
                 wrong[path.name] = path
-            found.files += len(wrong)
-            found.outcomes["folders"] += 1
+            findings.files += len(wrong)
+            findings.outcomes["folders"] += 1
             try:
-                found.faults += listed(library, good, wrong, alone)
+                findings.faults += listed(library, good, wrong, alone)
             except BaseException as error:
-                found.faults.append(f"folder from {start}: {type(error).__name__}: {str(error)[:200]}")
+                findings.faults.append(f"folder from {start}: {type(error).__name__}: {str(error)[:200]}")
 
 
 def request_all(library: Library) -> dict[str, str]:
-    """What each good predictor's own request is answered with."""
+    """Return the answer to each valid predictor's own request."""
     answers = {}
     for name, fitted in library.named().items():
         spec = fitted.spec
-        who = Identity(spec.model_family, spec.model_fingerprint)
+        identity = Identity(spec.model_family, spec.model_fingerprint)
         sampler = "auto" if spec.of else spec.sampler
-        asked = Request(who, sampler, spec.guidance, fitted.nfe, of=spec.of)
-        answers[name] = choose(library, asked).fitted.name
+        request = Request(identity, sampler, spec.guidance, fitted.nfe, of=spec.of)
+        answers[name] = choose(library, request).fitted.name
     return answers
 
 
 def listed(library: Library, good: dict, wrong: dict[str, Path], alone: dict[str, str]) -> Iterator[str]:
-    """What is wrong with a list of good and broken files."""
+    """Return what is wrong with a list of valid and broken files."""
     named, problems = library.named(), library.problems()
     names = library.names()
     lost = {f"deep/{name}.safetensors" for name in good} - named.keys()
@@ -250,11 +256,11 @@ def listed(library: Library, good: dict, wrong: dict[str, Path], alone: dict[str
     for name in wrong.keys() - named.keys():
         if not any(name in problem for problem in problems):
             yield f"{name} is refused without a word"
-    told = {"predictors": {name: f.label for name, f in named.items()}, "broken": problems}
-    json.dumps(told, ensure_ascii=False).encode()  # as the WebUI's API sends it
+    listing = {"predictors": {name: f.label for name, f in named.items()}, "broken": problems}
+    json.dumps(listing, ensure_ascii=False).encode()  # in the form that the WebUI's API sends
     if request_all_of(library, alone) != alone.keys():
         yield "a good predictor can no longer be asked for by name"
-    for name in named:  # the best of any: broken numbers in a file's metrics must not break the choice
+    for name in named:  # any best file: broken numbers in a file's metrics must not break the choice
         fitted = named[name]
         choose(
             library,
@@ -266,11 +272,11 @@ def request_all_of(library: Library, alone: dict[str, str]) -> set[str]:
     return {name for name in alone if library.load(name).name == Path(name).name}
 
 
-def special(found: Found) -> None:
-    """What is named as a predictor and is no file of the folder."""
+def special(findings: Findings) -> None:
+    """Check paths named as predictors that are not files of the folder."""
     good = broken.seeds()["constants"]
-    with tempfile.TemporaryDirectory() as made:
-        top, folder = Path(made), Path(made) / "models"
+    with tempfile.TemporaryDirectory() as temporary:
+        top, folder = Path(temporary), Path(temporary) / "models"
         folder.mkdir()
         (folder / "good.safetensors").write_bytes(good)
         (top / "secret.safetensors").write_bytes(good)
@@ -280,21 +286,21 @@ def special(found: Found) -> None:
             named, problems = library.named(), library.problems()
         for name in refused:
             if name in named:
-                found.faults.append(f"{name} was taken")
+                findings.faults.append(f"{name} was taken")
             if not any(name in problem for problem in problems):
-                found.faults.append(f"{name} is refused without a word")
+                findings.faults.append(f"{name} is refused without a word")
         if "good.safetensors" not in named:
-            found.faults.append("the good one is lost")
+            findings.faults.append("the good one is lost")
         if "inside.safetensors" not in named:
-            found.faults.append("a link within the folder is lost")
-        told = json.dumps({"names": library.names(), "broken": problems}, ensure_ascii=False).encode()
-        found.faults += [f"special: {wrong}" for wrong in faults_of_text(told.decode(), 10**6)]
-        found.files += len(refused)
-        found.outcomes["not files of the folder"] += len(refused)
+            findings.faults.append("a link within the folder is lost")
+        listing = json.dumps({"names": library.names(), "broken": problems}, ensure_ascii=False).encode()
+        findings.faults += [f"special: {wrong}" for wrong in faults_of_text(listing.decode(), 10**6)]
+        findings.files += len(refused)
+        findings.outcomes["not files of the folder"] += len(refused)
 
 
 def odd_files(folder: Path, top: Path, good: bytes) -> list[str]:
-    """Their names."""
+    """Create them; return their names."""
 
     def at(name: str) -> Path:
         return folder / f"{name}.safetensors"
@@ -311,7 +317,7 @@ def odd_files(folder: Path, top: Path, good: bytes) -> list[str]:
     os.mkfifo(at("pipe"))
     door = socket.socket(socket.AF_UNIX)
     here = os.getcwd()
-    os.chdir(folder)  # a socket's path is short
+    os.chdir(folder)  # the path of a socket must be short
     door.bind("socket.safetensors")
     os.chdir(here)
     door.close()
@@ -319,14 +325,14 @@ def odd_files(folder: Path, top: Path, good: bytes) -> list[str]:
     for name, data in sizes.items():
         with at(name).open("wb") as file:
             file.write(data)
-            file.truncate(2**40)  # a terabyte, of which next to nothing is on the disk
+            file.truncate(2**40)  # a sparse file of a terabyte
     draft = broken.draft(good)
     draft.put("r", "F64", [2**36], b"")
     draft.header["r"]["data_offsets"] = [len(draft.data), len(draft.data) + 2**39]
-    whole = draft.bytes()
-    with at("whole").open("wb") as file:  # its header is right: half a terabyte of zeros
-        file.write(whole)
-        file.truncate(len(whole) + 2**39)
+    content = draft.bytes()
+    with at("whole").open("wb") as file:  # a valid header, and half a terabyte of zeros
+        file.write(content)
+        file.truncate(len(content) + 2**39)
     (folder / "linked").symlink_to(top, target_is_directory=True)
     with open(os.fsencode(folder) + b"/bytes\xff\xfe.safetensors", "wb") as file:
         file.write(b"x")
@@ -347,8 +353,8 @@ def odd_files(folder: Path, top: Path, good: bytes) -> list[str]:
     return [f"{name}.safetensors" for name in names]
 
 
-def unreadable(found: Found) -> None:
-    """Files and folders without permission, in a process that is not root's."""
+def unreadable(findings: Findings) -> None:
+    """Check files and folders without read permission, in a process that is not root's."""
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom amed import Library\n"
         "os.getuid() or os.setuid(65534)\n"
@@ -367,17 +373,17 @@ def unreadable(found: Found) -> None:
         here = os.environ | {"PYTHONPATH": str(broken.ROOT), "OMP_NUM_THREADS": "1"}
         ran = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, env=here)
         (Path(folder) / "closed").chmod(0o755)
-    found.files += 2
-    found.outcomes["without permission"] += 2
+    findings.files += 2
+    findings.outcomes["without permission"] += 2
     if ran.returncode:
-        found.faults.append(f"without permission: {ran.stderr[-400:]}")
+        findings.faults.append(f"without permission: {ran.stderr[-400:]}")
 
 
 # --- codes -------------------------------------------------------------------------------------------------
 
 
-def codes(count: int, seed: int, found: Found) -> None:
-    """Broken files as texts to paste, and texts that are broken themselves."""
+def codes(count: int, seed: int, findings: Findings) -> None:
+    """Check broken files as pasted codes, and damaged codes."""
     good = broken.seeds()
     for number in range(seed, seed + count):
         dice = random.Random(number)
@@ -392,23 +398,23 @@ def codes(count: int, seed: int, found: Found) -> None:
         try:
             from_code(text, "pasted")
         except PredictorError as error:
-            found.faults += [f"code {number}: {wrong}" for wrong in faults_of_text(str(error))]
+            findings.faults += [f"code {number}: {wrong}" for wrong in faults_of_text(str(error))]
         except BaseException as error:
-            found.faults.append(f"code {number}: {type(error).__name__}: {str(error)[:200]}")
+            findings.faults.append(f"code {number}: {type(error).__name__}: {str(error)[:200]}")
         if (took := time.process_time() - begun) > SECONDS:
-            found.faults.append(f"code {number}: {took:.2f} s")
-        found.slowest, found.files = max(found.slowest, took), found.files + 1
-    found.outcomes["codes"] += count
+            findings.faults.append(f"code {number}: {took:.2f} s")
+        findings.slowest, findings.files = max(findings.slowest, took), findings.files + 1
+    findings.outcomes["codes"] += count
 
 
-# --- what a broken file may not do to a fit ----------------------------------------------------------------
+# --- fits saved beside a broken file -----------------------------------------------------------------------
 
 
-def kept(count: int, seed: int, found: Found) -> None:
-    """A fit saved where a broken file lies: that one stays, the fit has a name of its own."""
+def check_saving(count: int, seed: int, findings: Findings) -> None:
+    """Save a fit where a broken file is: that file stays, and the fit gets another name."""
     good = broken.seeds()
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         (folder / "fit.safetensors").write_bytes(good["constants"])
         fitted = load(folder / "fit.safetensors")
         for number in range(seed, seed + count):
@@ -418,14 +424,14 @@ def kept(count: int, seed: int, found: Found) -> None:
             try:
                 saved, _ = keep(path, fitted)
             except BaseException as error:
-                found.faults.append(f"keep {number}: {type(error).__name__}: {str(error)[:200]}")
+                findings.faults.append(f"keep {number}: {type(error).__name__}: {str(error)[:200]}")
                 continue
             if saved == path and path.read_bytes() == data:
-                found.faults.append(f"keep {number}: nothing was saved")
+                findings.faults.append(f"keep {number}: nothing was saved")
             load(saved)
             for other in folder.glob("p*.safetensors"):
                 other.unlink()
-    found.outcomes["keep"] += count
+    findings.outcomes["keep"] += count
 
 
 def megabytes() -> float:
@@ -433,59 +439,60 @@ def megabytes() -> float:
 
 
 def main() -> int:
-    """0 where there was no fault."""
-    asked = argparse.ArgumentParser(prog="python -m trust.fuzz")
-    asked.add_argument("files", type=int, nargs="?", default=12_000)
-    asked.add_argument("pickles", type=int, nargs="?", default=1_500)
-    asked.add_argument("seed", type=int, nargs="?", default=0)
-    args = asked.parse_args()
+    """Return 0 if there was no fault."""
+    parser = argparse.ArgumentParser(prog="python -m trust.fuzz")
+    parser.add_argument("files", type=int, nargs="?", default=12_000)
+    parser.add_argument("pickles", type=int, nargs="?", default=1_500)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    files(20, args.seed, Found())  # what is imported and kept on first use is no growth
+    files(20, args.seed, Findings())  # imports and caches of the first use do not count as growth
     before, begun = megabytes(), time.monotonic()
-    found, lists, pasted = Found(), Found(), Found()
-    files(args.files, args.seed, found)
+    file_findings, lists, pasted = Findings(), Findings(), Findings()
+    files(args.files, args.seed, file_findings)
     grown = megabytes() - before
     folders(args.files // 10, args.seed, lists)
     beside = lists.files
     special(lists)
     unreadable(lists)
-    kept(args.files // 20, args.seed, lists)
+    check_saving(args.files // 20, args.seed, lists)
     codes(args.files // 5, args.seed, pasted)
     minutes = (time.monotonic() - begun) / 60
-    faults = [*found.faults, *lists.faults, *pasted.faults]
+    faults = [*file_findings.faults, *lists.faults, *pasted.faults]
     for text in faults[:40]:
         print("FAULT", text)
-    outcomes = ", ".join(f"{count:,} {what}" for what, count in found.outcomes.most_common())
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in file_findings.outcomes.most_common())
     rows = [
-        (f"files, made from {len(broken.seeds())} good ones", f"{found.files:,}"),
-        ("what came of them", outcomes),
+        (f"files, made from {len(broken.seeds())} valid ones", f"{file_findings.files:,}"),
+        ("outcomes", outcomes),
         (
-            "one field or number changed, and refused: the message names that very one",
-            f"{found.exact:,} of {found.single:,} (the others name what contradicts it)",
+            "refused with one changed field or number: the message names exactly that one",
+            f"{file_findings.exact:,} of {file_findings.single:,} (the others name what contradicts it)",
         ),
-        ("slowest to load", f"{found.slowest:.2f} s CPU"),
-        ("growth of peak memory over all of them", f"{grown:.0f} MB"),
-        ("more such files beside good ones, in lists", f"{beside:,} in {lists.outcomes['folders']} folders"),
+        ("slowest to load", f"{file_findings.slowest:.2f} s CPU"),
+        ("growth of peak memory over all files", f"{grown:.0f} MB"),
+        ("such files listed beside valid ones", f"{beside:,} in {lists.outcomes['folders']} folders"),
         (
-            "links out, pipes, sockets, devices, folders, sparse terabytes, named as predictors",
+            "links out of the folder, pipes, sockets, devices, folders and sparse terabytes with a "
+            "predictor's name",
             f"{lists.outcomes['not files of the folder']}, each refused by name",
         ),
-        ("fits saved where a broken file lies", f"{lists.outcomes['keep']:,}"),
-        ("such files as codes to paste", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
+        ("fits saved under the name of a broken file", f"{lists.outcomes['keep']:,}"),
+        ("such files pasted as codes", f"{pasted.files:,}, the slowest {pasted.slowest:.2f} s CPU"),
         (
-            "faults: a crash, a second, a refusal without a name, a black image, a good file lost",
+            "faults: a crash, more than a second, a refusal without a name, a black image, a lost valid file",
             f"{len(faults)}",
         ),
         ("seed, time", f"{args.seed}, {math.ceil(minutes)} minutes"),
     ]
     about = (
-        "Bundled predictor files and small ones of every other kind, changed in one to three places: bytes, "
-        "header, fields, types, shapes, numbers. Each is loaded; what loads is described, saved, pasted as a "
-        "code, and sampled with."
+        "Bundled predictor files, and small ones of every other kind, are changed in one to three "
+        "places: bytes, header, fields, types, shapes, numbers. Each file is loaded; if it loads, "
+        "it is described, saved, pasted as a code, and used for sampling."
     )
     put(Part("fuzz", "Broken predictor files", "make fuzz", about, rows))
-    print("\n".join(f"{what}: {figure}" for what, figure in rows))
+    print("\n".join(f"{outcome}: {figure}" for outcome, figure in rows))
     return bool(faults) | pickles.report(args.pickles, args.seed)
 
 

@@ -1,7 +1,8 @@
-"""Processes that are killed while they save and while they fit, and several that save at once: in processes
-of their own, forked from this one.
+"""Kill processes while they save and while they fit, and let several save at once; they are forked from this
+one.
 
-python -m trust.kills SAVES FITS [SIDE] prints what was found, as JSON; exit code 1 for a broken promise."""
+python -m trust.kills SAVES FITS [SIDE] prints the results as JSON; it exits with 1 if a promise was broken.
+"""
 
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from trust.failing import network, table, toy_target
+from trust.failing_models import network, table, toy_target
 
 from amed import Library, load, save
 from amed.files import store
@@ -24,11 +25,11 @@ from amed.files.keep import keep
 from amed.fit import Job, fit
 
 STRAY = ".*.safetensors.*.part"
-BUDGET = 1340  # evaluations of a fit at 2: the least there is
+BUDGET = 1340  # the smallest possible budget, for a fit at NFE 2
 
 
-def forked(work: Callable[[], None]) -> int:
-    """A process of its own that does this work; gives its id."""
+def fork(work: Callable[[], None]) -> int:
+    """Run this work in a new process; return its id."""
     child = os.fork()
     if child:
         return child
@@ -40,71 +41,76 @@ def forked(work: Callable[[], None]) -> int:
         os._exit(1)
 
 
-def waited(children: list[int]) -> list[int]:
-    """How each ended."""
+def wait_for(children: list[int]) -> list[int]:
+    """Wait; return how each process ended."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def shown(folder: Path) -> list[str]:
-    """What a list of predictors shows; all of it must load. Raises AssertionError."""
+def listed_names(folder: Path) -> list[str]:
+    """Return what a list of predictors shows. Raises AssertionError if one does not load."""
     library = Library([folder])
     assert library.problems() == [], library.problems()
     return library.names()
 
 
-def saving(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
-    """Kill a process that saves one of two predictors over the other, over and over."""
+def kill_saves(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
+    """Kill a process that repeatedly saves one of two predictors over the other."""
     both, path, strays = [network(1), network(2)], folder / "dear.safetensors", 0
-    whole, seen = {code_of(one) for one in both}, set()
+    codes, results = {code_of(candidate) for candidate in both}, set()
     save(path, both[0])
 
     def over_and_over():
         while True:
-            for one in both:
-                save(path, one)
+            for file in both:
+                save(path, file)
 
-    done = 0
-    while done < count or not strays:  # until one hit the middle of a file
-        done += 1
-        child = forked(over_and_over)
+    kills = 0
+    while kills < count or not strays:  # until a kill hit the middle of a file
+        kills += 1
+        child = fork(over_and_over)
         time.sleep(drawn.uniform(0.001, 0.06))
         os.kill(child, signal.SIGKILL)
-        assert waited([child]) == [-signal.SIGKILL]
-        assert shown(folder) == ["dear.safetensors"]
-        assert code_of(load(path)) in whole
-        seen.add(code_of(load(path)))
+        assert wait_for([child]) == [-signal.SIGKILL]
+        assert listed_names(folder) == ["dear.safetensors"]
+        assert code_of(load(path)) in codes
+        results.add(code_of(load(path)))
         strays = len(list(folder.glob(STRAY)))
-    for part in folder.glob(STRAY):  # an hour later
+    for part in folder.glob(STRAY):  # pretend that an hour has passed
         os.utime(part, (time.time() - store.LEFT - 1,) * 2)
     save(path, both[0])
     assert [p.name for p in folder.iterdir()] == ["dear.safetensors"]
-    return {"kills while saving": done, "of them in the middle of a file": strays, "old or new": len(seen)}
+    return {
+        "kills while saving": kills,
+        "of them in the middle of a file": strays,
+        "versions of the file seen (old, new)": len(results),
+    }
 
 
 def demo_target(side: int):
     """The demo network on images of this many pixels a side."""
     from demo import target as demo
 
-    made = demo.target(1.0)
+    target = demo.target(1.0)
 
     def draw(generator, count):
-        noise, args = made.draw(generator, count)
+        noise, args = target.draw(generator, count)
         return noise[..., :side, :side], args
 
-    return replace(made, draw=draw, features=None)
+    return replace(target, draw=draw, features=None)
 
 
-def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[str, int]:
-    """Kill a process that fits the demo model twice (side 0: a closed-form denoiser), at moments over all of
-    its time; its first file replaces one that is there."""
+def kill_fits(folder: Path, count: int, side: int, drawn: random.Random) -> dict[str, int]:
+    """Kill a process that fits the demo model twice (side 0: a closed-form denoiser), at random moments.
+
+    Its first file replaces an existing one."""
     target, job = demo_target(side) if side else toy_target(), Job((2, 3), budget=1560)
     work = folder / "work"
 
-    def whole(place: Path) -> None:
+    def fit_both(place: Path) -> None:
         fit(target, job, lambda nfe: place / f"mine-nfe{nfe}.safetensors", lambda progress: None)
 
     begin = time.monotonic()
-    assert waited([forked(lambda: whole(folder / "first"))]) == [0]
+    assert wait_for([fork(lambda: fit_both(folder / "first"))]) == [0]
     seconds = time.monotonic() - begin
     old = load(folder / "first" / "mine-nfe2.safetensors")
     old = replace(old, spec=replace(old.spec, metrics={**old.spec.metrics, "error": 1e6}))
@@ -114,73 +120,82 @@ def fitting(folder: Path, count: int, side: int, drawn: random.Random) -> dict[s
             file.unlink()
         place = save(work / "mine-nfe2.safetensors", old)
         before = place.read_bytes()
-        child = forked(lambda: whole(work))
+        child = fork(lambda: fit_both(work))
         time.sleep(drawn.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
-        if waited([child]) == [0]:  # it was faster than the first
+        if wait_for([child]) == [0]:  # the fit was faster than the first one
             seconds *= 0.9
             continue
-        names, replaced = shown(work), place.read_bytes() != before
+        names, replaced = listed_names(work), place.read_bytes() != before
         assert set(names) <= {"mine-nfe2.safetensors", "mine-nfe3.safetensors"}
         finished = load(place).spec.metrics
         assert not replaced or (finished["finished"] and finished["error"] < 1e6)
         counts["both" if len(names) == 2 else "replaced" if replaced else "kept"] += 1
     return {
         "kills while fitting": count,
-        "the old file was there as it was": counts["kept"],
-        "the first new one whole in its place": counts["replaced"],
-        "both new ones whole": counts["both"],
+        "the old file was unchanged": counts["kept"],
+        "the first new file was complete in its place": counts["replaced"],
+        "both new files were complete": counts["both"],
     }
 
 
-def at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
-    """Two processes keep fits under one name at the same moment: of one checkpoint, the best must stay under
-    it; of two checkpoints, both must stay."""
+def save_at_once(folder: Path, rounds: int, each: int = 6) -> dict[str, int]:
+    """Let two processes keep fits under one name at the same moment.
+
+    Of one checkpoint the best must be under that name; of two checkpoints both must be saved."""
     for number in range(rounds):
-        for what in ("one", "two"):
-            path, start = folder / what / f"{number}.safetensors", time.monotonic() + 0.05
+        for name in ("one", "two"):
+            path, start = folder / name / f"{number}.safetensors", time.monotonic() + 0.05
             path.parent.mkdir(parents=True, exist_ok=True)
 
-            def work(me: int, path: Path = path, start: float = start, what: str = what) -> None:
-                marks = ("f" * 16, "f" * 16 if what == "one" else "e" * 16)
+            def work(me: int, path: Path = path, start: float = start, name: str = name) -> None:
+                marks = ("f" * 16, "f" * 16 if name == "one" else "e" * 16)
                 errors = [0.1 + 0.01 * ((me + 2 * i) * 5 % 13) for i in range(each)]
                 fits = [table(error, marks[me]) for error in errors]
                 while time.monotonic() < start:
                     pass
-                for one in fits:
-                    keep(path, one)
+                for fitted in fits:
+                    keep(path, fitted)
 
-            assert waited([forked(lambda me=me: work(me)) for me in (0, 1)]) == [0, 0]
-            mine = [n for n in shown(path.parent) if n.split(".")[0].split("-")[0] == str(number)]
+            assert wait_for([fork(lambda me=me: work(me)) for me in (0, 1)]) == [0, 0]
+            mine = [n for n in listed_names(path.parent) if n.split(".")[0].split("-")[0] == str(number)]
             specs = [load(path.parent / n).spec for n in mine]
             best = {mark: min(s.metrics["error"] for s in specs if s.model_fingerprint == mark)
                     for mark in {s.model_fingerprint for s in specs}}  # fmt: skip
-            made = [[0.1 + 0.01 * ((me + 2 * i) * 5 % 13) for i in range(each)] for me in (0, 1)]
-            if what == "one":
-                assert best == {"f" * 16: min(sum(made, []))}, (best, made)
-                assert load(path).spec.metrics["error"] == min(sum(made, []))
+            all_errors = [[0.1 + 0.01 * ((me + 2 * i) * 5 % 13) for i in range(each)] for me in (0, 1)]
+            if name == "one":
+                assert best == {"f" * 16: min(sum(all_errors, []))}, (best, all_errors)
+                assert load(path).spec.metrics["error"] == min(sum(all_errors, []))
             else:
-                assert best == {"f" * 16: min(made[0]), "e" * 16: min(made[1])}, (best, made)
-    return {"pairs of processes that kept at once": 2 * rounds, "files kept by each": each}
+                assert best == {"f" * 16: min(all_errors[0]), "e" * 16: min(all_errors[1])}, (
+                    best,
+                    all_errors,
+                )
+    return {"pairs of processes that saved at once": 2 * rounds, "files saved by each": each}
 
 
 def fits_at_once(folder: Path) -> dict[str, int]:
-    """Two fits of two seeds into one name, in two processes: both there, or the better in place of the
-    other."""
+    """Run two fits with different seeds into one name, in two processes: both are saved, or only the better
+    one."""
     target, path = toy_target(), folder / "mine.safetensors"
 
     def work(seed: int) -> None:
         fit(target, Job((2,), budget=BUDGET, seed=seed), lambda nfe: path, lambda progress: None)
 
-    assert waited([forked(lambda seed=seed: work(seed)) for seed in (0, 1)]) == [0, 0]
+    assert wait_for([fork(lambda seed=seed: work(seed)) for seed in (0, 1)]) == [0, 0]
     alone = []
     for seed in (0, 1):
-        own = folder / f"alone-{seed}"
-        fit(target, Job((2,), budget=BUDGET, seed=seed), lambda nfe, own=own: own / "a.safetensors", lambda p: None)  # noqa: E501 # fmt: skip
-        alone.append(load(own / "a.safetensors").spec.metrics["error"])
-    there = [load(p).spec.metrics["error"] for p in sorted(folder.glob("mine*.safetensors"), key=len_of)]
-    assert there[0] == min(alone) and there in ([min(alone)], sorted(alone)), (there, alone)
-    return {"fits of two seeds at once into one name, files": len(there)}
+        alone_folder = folder / f"alone-{seed}"
+        fit(target, Job((2,), budget=BUDGET, seed=seed), lambda nfe, alone_folder=alone_folder: alone_folder / "a.safetensors", lambda p: None)  # noqa: E501 # fmt: skip
+        alone.append(load(alone_folder / "a.safetensors").spec.metrics["error"])
+    saved_errors = [
+        load(p).spec.metrics["error"] for p in sorted(folder.glob("mine*.safetensors"), key=len_of)
+    ]
+    assert saved_errors[0] == min(alone) and saved_errors in ([min(alone)], sorted(alone)), (
+        saved_errors,
+        alone,
+    )
+    return {"files after two fits with different seeds saved at once under one name": len(saved_errors)}
 
 
 def len_of(path: Path) -> int:
@@ -188,16 +203,16 @@ def len_of(path: Path) -> int:
 
 
 def run(saves: int, fits: int, side: int, seed: int = 0) -> dict[str, int]:
-    torch.set_num_threads(1)  # or a forked process would wait for threads it has not
+    torch.set_num_threads(1)  # otherwise a forked process would wait for threads that it does not have
     drawn = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         for name in ("saves", "fits", "keeps", "both"):
             (base / name).mkdir()
-        found = saving(base / "saves", saves, drawn)
-        found |= at_once(base / "keeps", max(5, saves))
-        found |= fits_at_once(base / "both")
-        return found | (fitting(base / "fits", fits, side, drawn) if fits else {})
+        saving_figures = kill_saves(base / "saves", saves, drawn)
+        saving_figures |= save_at_once(base / "keeps", max(5, saves))
+        saving_figures |= fits_at_once(base / "both")
+        return saving_figures | (kill_fits(base / "fits", fits, side, drawn) if fits else {})
 
 
 if __name__ == "__main__":

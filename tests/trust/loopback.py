@@ -1,6 +1,7 @@
-"""Refuses every address but this machine's own, and writes down who asked: the standard library alone, so
-that it can be a process's sitecustomize (tests/comfyui/test_network.py). AMED_NETWORK_LOG names the file;
-without it this is only a module."""
+"""Refuse every address except this machine's own, and log the caller.
+
+Uses only the standard library, so that it can be a process's sitecustomize (tests/comfyui/test_network.py).
+AMED_NETWORK_LOG names the log file; without it this is an ordinary module."""
 
 import os
 import sys
@@ -12,10 +13,10 @@ LOG = os.environ.get("AMED_NETWORK_LOG")
 
 
 def host_of(event: str, args: tuple) -> object:
-    """The address that an event asks for; None for one that asks for none."""
+    """Return the address that an audit event requests; None for an event without one."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         address = args[1]
-        return address[0] if isinstance(address, tuple) else None  # a path is a socket of this machine
+        return address[0] if isinstance(address, tuple) else None  # a path is a local socket
     if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"):
         return args[0]
     if event == "urllib.Request":
@@ -26,10 +27,7 @@ def host_of(event: str, args: tuple) -> object:
 def watch(event: str, args: tuple) -> None:
     if not event.startswith(("socket.", "urllib.", "subprocess.Popen", "os.system")):
         return
-    if event in (
-        "subprocess.Popen",
-        "os.system",
-    ):  # written down, not refused: a host may look at its hardware
+    if event in ("subprocess.Popen", "os.system"):  # logged, not refused: a host may inspect its hardware
         write("program", args[0])
         return
     host = host_of(event, args)
@@ -39,11 +37,11 @@ def watch(event: str, args: tuple) -> None:
         raise PermissionError(f"{event} to {host}: only this machine is allowed here")
 
 
-def write(kind: str, what: object) -> None:
-    """A line: what was asked for, and the files that led there."""
+def write(kind: str, request: object) -> None:
+    """Write a line: what was requested, and the files on the call stack."""
     files = dict.fromkeys(frame.filename for frame in traceback.extract_stack()[:-2])
     with open(LOG, "a") as log:
-        log.write(f"{kind}\t{what}\t{' '.join(files)}\n")
+        log.write(f"{kind}\t{request}\t{' '.join(files)}\n")
 
 
 if LOG:

@@ -1,8 +1,7 @@
-"""ComfyUI's features, one by one, with each kind of thing that is offered: docs/COMPATIBILITY.md, and its
-part of docs/TRUST.md.
+"""Run ComfyUI's features with each kind of predictor; write docs/COMPATIBILITY.md and its part of
+docs/TRUST.md.
 
-    PYTHONPATH=.:tests .venv/bin/python -m trust.matrix
-"""
+    PYTHONPATH=.:tests .venv/bin/python -m trust.matrix"""
 
 import os
 import sys

@@ -1,9 +1,9 @@
-"""The order of convergence that each recipe has, and the one that theory gives it, on a problem whose end is
-known (exact.py)."""
+"""The measured and the theoretical order of convergence of each recipe, on a problem whose end is known
+(exact_problem.py)."""
 
 import math
 
-from trust import exact
+from trust import exact_problem as exact
 
 from amed import Solver
 from amed.loop import Problem, State, loop
@@ -17,24 +17,26 @@ HALVED = "its third-order term, as the authors and every host have it, is half o
 
 
 def label(solver: Solver) -> str:
-    """As the page names it."""
-    said = [solver.name if solver.single_step else f"{solver.name}-{solver.max_order}"]
+    """Return the recipe's name on the page."""
+    words = [solver.name if solver.single_step else f"{solver.name}-{solver.max_order}"]
     if solver.name == "unipc":
-        said.append(solver.variant)
+        words.append(solver.variant)
     if solver.name == "dpmpp":
-        said.append("data" if solver.predict_x0 else "noise")
+        words.append("data" if solver.predict_x0 else "noise")
     if solver.recipe.lowers and not solver.lower_order_final:
-        said.append("full last step")
-    return ", ".join(said)
+        words.append("full last step")
+    return ", ".join(words)
 
 
 def theory(solver: Solver) -> tuple[int, int, str]:
-    """The order of a whole run on geometric steps; of its formula alone, on equal steps from an exact
-    history; why one of them is not the nominal one."""
+    """Return the order of a full run on geometric steps, that of the formula alone, and why one is not the
+    nominal one.
+
+    The formula alone runs on equal steps from an exact history."""
     p, lowered = solver.max_order, solver.recipe.lowers and solver.lower_order_final and solver.max_order > 1
     if solver.recipe.pair:
         return 2, 2, ""
-    if solver.name == "unipc":  # its corrector is of one order more
+    if solver.name == "unipc":  # its corrector has one order more
         if lowered:
             return 2, 2, LAST
         return min(p + 1, 3), p + 1, "its first step, corrected, is of second order" if p == 3 else ""
@@ -54,37 +56,38 @@ def equal(steps: int) -> list[float]:
 
 
 def slope(x, t: float, data: bool):
-    """What a row keeps of an evaluation."""
+    """Return what a row stores of an evaluation."""
     denoised = exact.denoiser(x, x.new_full((len(x),), t))
     return denoised if data else (x - denoised) / t
 
 
 def error(solver: Solver, times: list[float], known: bool = False) -> float:
-    """RMS distance of a run's end from the exact one. known: it starts with exact slopes in hand, as many as
-    its order asks for."""
-    rows, x, first = compiled(solver, times).rows, exact.starts(START), 0
+    """Return the RMS distance of a run's end from the exact one.
+
+    known: start with as many exact slopes as the solver's order needs."""
+    rows, x, first = compiled(solver, times).rows, exact.start_points(START), 0
     state = State(x)
     if known and not solver.single_step:
         first = solver.max_order - 1 + solver.recipe.corrects
-        on = [exact.carried(x, START, t) for t in times[: first + 1]]
+        on = [exact.exact_end(x, START, t) for t in times[: first + 1]]
         hand = tuple((slope(y, t, solver.predicts_data),) for y, t in zip(on[:first], times))
         state = State(on[first], hand, first)
     *_, end = loop(Problem(exact.denoiser), rows[first:], state)
-    return float((end.x - exact.carried(x, START, END)).square().mean().sqrt())
+    return float((end.x - exact.exact_end(x, START, END)).square().mean().sqrt())
 
 
-def as_run(solver: Solver, steps: int = 60) -> float:
-    """The order by which the error of whole runs falls where geometric steps are halved."""
+def order_of_runs(solver: Solver, steps: int = 60) -> float:
+    """Return the order by which the error of full runs falls when geometric steps are halved."""
     return math.log2(error(solver, geometric(steps)) / error(solver, geometric(2 * steps)))
 
 
-def alone(solver: Solver, steps: int = 80) -> float:
-    """The same of the formula alone, on equal steps from an exact history."""
+def order_of_formula(solver: Solver, steps: int = 80) -> float:
+    """Return the order of the formula alone, on equal steps from an exact history."""
     return math.log2(error(solver, equal(steps), True) / error(solver, equal(2 * steps), True))
 
 
-def whole_third_order(solver, x, h, s, order, c):
-    """dpmpp with Taylor's third-order term: what is half there, once more."""
+def full_third_order(solver, x, h, s, order, c):
+    """dpmpp with Taylor's full third-order term, of which dpmpp has half."""
     near = dpmpp(solver, x, h, s, order, c)
     if order < 3:
         return near

@@ -1,7 +1,6 @@
-"""docs/TRUST.md: what the long runs found. Each puts its own part here; the others stay as they are.
+"""docs/TRUST.md, the results of the long runs. Each run replaces its own part and leaves the others.
 
-put(Part("fuzz", "Broken predictor files", "make fuzz", "What is done.", [("files", "10,000")]))
-"""
+put(Part("fuzz", "Broken predictor files", "make fuzz", "What is done.", [("files", "10,000")]))"""
 
 import json
 import os
@@ -25,45 +24,44 @@ ORDER = (
 )
 HEAD = """# Trust
 
-What is thrown at AMED, and what came of it. Each part is made by the command it names, the quick form of each
-runs in `make test`. Written by the runs: not by hand.
+Stress tests of AMED and their results. Each part is written by the command that it names (do not edit it
+by hand); `make test` runs a quick form of each.
 """
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the page: its name in ORDER, a title, the command that made it, what it does in a sentence
-    or two, and rows of (what, figure)."""
+    """One part of the page."""
 
-    name: str
+    name: str  # its entry in ORDER
     title: str
-    command: str
-    about: str
-    rows: list[tuple[str, str]]
+    command: str  # command that makes the part, e.g. "make fuzz"
+    about: str  # what was done, in a sentence or two
+    rows: list[tuple[str, str]]  # (name, figure) of each result
 
 
 def put(part: Part) -> None:
-    """Write a part into docs/trust.json, and the page anew. Raises ValueError for a name that ORDER has
-    not."""
+    """Write a part into docs/trust.json, and rewrite the page. Raises ValueError if ORDER does not have its
+    name."""
     if part.name not in ORDER:
-        raise ValueError(f"part {part.name!r}: name it in ORDER, which has {', '.join(ORDER)}")
-    known = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
-    known[part.name] = {k: v for k, v in asdict(part).items() if k != "name"}
-    write(FIGURES, json.dumps({name: known[name] for name in ORDER if name in known}, indent=1) + "\n")
-    write(PAGE, page({name: Part(name, **known[name]) for name in ORDER if name in known}))
+        raise ValueError(f"unknown part {part.name!r}: add it to ORDER, which has {', '.join(ORDER)}")
+    figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
+    figures[part.name] = {k: v for k, v in asdict(part).items() if k != "name"}
+    write(FIGURES, json.dumps({name: figures[name] for name in ORDER if name in figures}, indent=1) + "\n")
+    write(PAGE, page({name: Part(name, **figures[name]) for name in ORDER if name in figures}))
 
 
 def page(parts: dict[str, Part]) -> str:
     text = [HEAD]
     for part in parts.values():
         text += [f"## {part.title}\n", f"{part.about} `{part.command}`\n", "| | |\n|---|---|"]
-        text += [f"| {what} | {figure} |" for what, figure in part.rows]
+        text += [f"| {name} | {figure} |" for name, figure in part.rows]
         text += [""]
     return "\n".join(text)
 
 
 def write(path: Path, text: str) -> None:
-    """As a whole or not at all."""
-    made = path.with_suffix(".part")
-    made.write_text(text)
-    os.replace(made, path)
+    """Replace a file as a whole."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,9 +1,10 @@
-"""Hostile pickles by a seed, and a process that hears of everything Python does while they are converted.
+"""Hostile pickles made by a seed, and a process whose audit hook records everything that Python does while
+they are converted.
 
     made = hostile(7, marker)  # name, bytes
     watched(folder)  # {file name: outcome}, from a process with an audit hook
 
-Each would leave `marker` behind, or take the machine's memory or time, if it were given its way."""
+If it succeeded, each would create `marker`, or exhaust the machine's memory or time."""
 
 import io
 import json
@@ -24,7 +25,11 @@ from pathlib import Path
 import torch
 from trust.page import ROOT, Part, put
 
-SECONDS, MEGABYTES, MOST = 5.0, 600, 2000  # of CPU for one file, of memory for all; characters of a message
+SECONDS, MEGABYTES, MOST = (
+    5.0,
+    600,
+    2000,
+)  # limits: CPU seconds per file, memory for all, characters of a message
 
 
 def text(value: str) -> bytes:
@@ -37,11 +42,11 @@ def number(value: int) -> bytes:
 
 
 def name(module: str, attribute: str, dice: random.Random) -> bytes:
-    """A global, in one of the ways there are."""
+    """Write a global, in one of the possible ways."""
     kind = dice.randrange(4)
     if kind == 0 and "\n" not in module + attribute:
         return b"c" + module.encode() + b"\n" + attribute.encode() + b"\n"
-    if kind == 1:  # through the memo
+    if kind == 1:  # by the memo
         return text(module) + b"q\x07" + text(attribute) + b"q\x08" + b"h\x07h\x08\x93"
     if kind == 2:
         raw = [part.encode() for part in (module, attribute)]
@@ -50,7 +55,7 @@ def name(module: str, attribute: str, dice: random.Random) -> bytes:
 
 
 def call(function: bytes, args: list[bytes], dice: random.Random) -> bytes:
-    """A call of it."""
+    """Write a call of a global."""
     packed = b"(" + b"".join(args) + b"t"
     kind = dice.randrange(5)
     if kind == 0:
@@ -156,7 +161,7 @@ _xxsubinterpreters: run_string ZERO SOURCE
 
 
 def targets(marker: str) -> list[tuple[str, str, list[bytes]]]:
-    """Functions that would do harm, and arguments with which they would show it."""
+    """Return functions that would do harm, with arguments that would show it."""
     words = {
         "TOUCH": text(f"touch {marker}"), "SOURCE": text(f"open({marker!r}, 'w').close()"),
         "PATH": text(marker),
@@ -165,28 +170,28 @@ def targets(marker: str) -> list[tuple[str, str, list[bytes]]]:
         "POPEN": b"csubprocess\nPopen\n", "SET": b"cbuiltins\nset\n",
         "ORDERED": b"ccollections\nOrderedDict\n",
     }  # fmt: skip
-    found = []
+    functions = []
     for line in HARM.split("\n")[1:-1]:
         module, _, calls = line.partition(": ")
         for function, *args in map(str.split, calls.split(", ")):
-            found.append((module, function, [words.get(arg, text(arg)) for arg in args]))
-    return found
+            functions.append((module, function, [words.get(arg, text(arg)) for arg in args]))
+    return functions
 
 
 def dressed(value: bytes, dice: random.Random) -> bytes:
-    """A value somewhere in what looks like the authors' file, or is one's start."""
+    """Put a value somewhere into what looks like the authors' file, or into its beginning."""
     kind = dice.randrange(7)
     if kind == 0:
         return value + b"."
     if kind == 1:
         return b"}" + text("model") + value + b"s."
-    if kind == 2:  # in the state of the model
+    if kind == 2:  # into the model's state
         state = b"}" + text("num_steps") + number(4) + b"s" + text("_parameters") + value + b"s"
         return b"}" + text("model") + persistent(state) + b"s."
     if kind == 3:
         return b"(" + text("loss_fn") + value + text("model") + b"}d."
     if kind == 4:
-        return value + b"0}."  # made, and dropped
+        return value + b"0}."  # made and dropped
     if kind == 5:
         return b"\x80\x04\x95" + struct.pack("<Q", len(value) + 1) + value + b"."
     return b"ctraining.networks\nx\n)\x81" + value + b"b."
@@ -198,8 +203,8 @@ def persistent(state: bytes) -> bytes:
 
 
 def model(changed: dict[str, bytes]) -> bytes:
-    """The authors' layout, with some values exchanged."""
-    own = {
+    """Write the authors' layout, with some values replaced."""
+    entries = {
         "num_steps": number(4),
         "sampler_stu": text("amed"),
         "schedule_type": text("time_uniform"),
@@ -210,18 +215,19 @@ def model(changed: dict[str, bytes]) -> bytes:
     return (
         b"}"
         + text("model")
-        + persistent(b"}(" + b"".join(text(k) + v for k, v in own.items()) + b"u")
+        + persistent(b"}(" + b"".join(text(k) + v for k, v in entries.items()) + b"u")
         + b"s."
     )
 
 
 def doubled(times: int) -> bytes:
-    """A list of the same list twice, and so on: small in memory, endless to write down or walk through."""
+    """Nest a list of the same list twice, and so on: small in memory, but endless to print or walk
+    through."""
     return text("x") + b"q\x00" + b"".join(b"0(h\x00h\x00lq\x00" for _ in range(times))
 
 
 def modules(times: int) -> bytes:
-    """The same of modules in modules."""
+    """The same for modules in modules."""
     return b"}q\x00" + b"".join(
         b"0}(" + text("_modules") + b"}(" + text("a") + b"h\x00" + text("b") + b"h\x00uuq\x00"
         for _ in range(times)
@@ -229,14 +235,14 @@ def modules(times: int) -> bytes:
 
 
 def tensor(size: bytes, stride: bytes, offset: bytes = b"K\x00") -> bytes:
-    """Of a small storage, with a shape that is not its own."""
+    """Write a tensor of a small storage, with a shape that does not fit."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # typed storages are old, as the authors' files are
+        warnings.simplefilter("ignore")  # typed storages are old, like the authors' files
         torch.save(torch.zeros(8).storage(), file, _use_new_zipfile_serialization=False)
     data = file.getvalue()
-    held = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(data)) + data + b"\x85R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + held + offset + size + stride + b"\x89}tR"
+    storage = b"ctorch.storage\n_load_from_bytes\nB" + struct.pack("<I", len(data)) + data + b"\x85R"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + size + stride + b"\x89}tR"
 
 
 def of_bytes(data: bytes) -> bytes:
@@ -244,22 +250,23 @@ def of_bytes(data: bytes) -> bytes:
 
 
 def packed(files: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", kind) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
         for inner, data in files.items():
             archive.writestr(inner, data)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def torch_zip(data: bytes, more: dict[str, bytes] | None = None, kind: int = zipfile.ZIP_STORED) -> bytes:
-    own = {"x/data.pkl": data, "x/byteorder": b"little", "x/version": b"3\n", "x/data/0": b"\0" * 32}
-    return packed(own | (more or {}), kind)
+    members = {"x/data.pkl": data, "x/byteorder": b"little", "x/version": b"3\n", "x/data/0": b"\0" * 32}
+    return packed(members | (more or {}), kind)
 
 
 def tar(marker: str, data: bytes) -> bytes:
-    """The oldest layout torch reads: it unpacks `storages` into a folder. With ways out of it."""
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w:") as archive:
+    """Write the oldest layout that torch reads, which unpacks `storages` into a folder; here with paths out
+    of it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:") as archive:
         for inner in ("storages", "tensors", "pickle", f"../../{marker}", marker):
             info = tarfile.TarInfo(inner)
             info.size = len(data)
@@ -267,11 +274,11 @@ def tar(marker: str, data: bytes) -> bytes:
         link = tarfile.TarInfo("link")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc"
         archive.addfile(link)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def bombs(dice: random.Random) -> bytes:
-    """Memory and time: memo indices, declared sizes, nesting, sharing, shapes, zips."""
+    """Use up memory and time: memo indices, declared sizes, nesting, sharing, shapes, zips."""
     huge = dice.choice([2**31 - 1, 2**31, 2**32 - 1, 2**28, 2**30])
     endless = 2 ** dice.choice([31, 33, 40, 62, 63])
     return dice.choice(
@@ -369,7 +376,7 @@ def bombs(dice: random.Random) -> bytes:
 
 
 def tricks(marker: str, dice: random.Random) -> bytes:
-    """What needs no global that is refused: changes of what is admitted, extensions, persistent ids."""
+    """Use no refused global: change admitted objects, extensions, persistent ids."""
     admitted = dice.choice(
         [
             b"ctorch._utils\n_rebuild_tensor_v2\n",
@@ -458,7 +465,7 @@ def tricks(marker: str, dice: random.Random) -> bytes:
 
 
 def archives(marker: str, value: bytes, dice: random.Random) -> bytes:
-    """Files of torch's other layouts."""
+    """Write files of torch's other layouts."""
     slips = [
         "../../" + marker,
         marker,
@@ -491,7 +498,7 @@ def archives(marker: str, value: bytes, dice: random.Random) -> bytes:
 
 
 def hostile(number: int, marker: str) -> tuple[str, bytes]:
-    """(kind, bytes) of a file."""
+    """Return (kind, bytes) of a file."""
     dice = random.Random(number)
     kind = dice.choices(
         ["call", "inst", "nested", "trick", "bomb", "archive", "damaged"], [8, 2, 2, 4, 5, 4, 2]
@@ -502,7 +509,7 @@ def hostile(number: int, marker: str) -> tuple[str, bytes]:
         return kind, dressed(value, dice)
     if kind == "inst":
         return kind, dressed(inst(module, attribute, args), dice)
-    if kind == "nested":  # a pickle in the bytes of a storage
+    if kind == "nested":  # a pickle inside the bytes of a storage
         return kind, dressed(of_bytes(dressed(value, dice)), dice)
     if kind == "trick":
         return kind, tricks(marker, dice)
@@ -595,20 +602,22 @@ print(json.dumps({"start": start, "results": results}))
 
 
 def watched(folder: Path, first: str = "") -> dict:
-    """Of each *.pkl in a folder: [outcome, what was heard, CPU seconds, MB at its end]. `warm*` come first.
-    first: Python to run before, as a control: what a reader without its guards would do is heard."""
+    """Convert each *.pkl in a folder; return [outcome, recorded events, CPU seconds, MB at the end] of each.
+
+    Files named `warm*` come first. first: Python code to run before; as a control it removes the reader's
+    guards, and the hook must then record something."""
     here = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as empty:
         run = [sys.executable, "-c", WATCHED, str(folder), first]
         ran = subprocess.run(run, capture_output=True, text=True, env=here, cwd=empty, timeout=3600)
-        left = os.listdir(empty)
+        remaining = os.listdir(empty)
     if ran.returncode:
         raise RuntimeError(f"the watched process ended with {ran.returncode}: {ran.stderr[-2000:]}")
-    return json.loads(ran.stdout.splitlines()[-1]) | {"left": left}
+    return json.loads(ran.stdout.splitlines()[-1]) | {"left": remaining}
 
 
 def warm(folder: Path) -> None:
-    """Files that torch itself reads, so that what it imports on first use is there."""
+    """Write files that torch itself reads, so that its imports on first use are done."""
     (folder / "warm1").write_bytes(torch_zip(b"\x80\x02}."))
     (folder / "warm2").write_bytes(b"}" + text("model") + tensor(b"K\x02\x85", b"K\x01\x85") + b"s.")
     file = io.BytesIO()
@@ -618,58 +627,59 @@ def warm(folder: Path) -> None:
 
 
 def faults(count: int, seed: int = 0) -> tuple[list[str], dict]:
-    """What is wrong with the converter under so many files, and figures."""
-    with tempfile.TemporaryDirectory() as made:
-        folder, kinds = Path(made) / "files", Counter()
+    """Return what is wrong with the converter under this many files, and figures."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, kinds = Path(temporary) / "files", Counter()
         folder.mkdir()
-        marker = Path(made) / "ran"
+        marker = Path(temporary) / "ran"
         warm(folder)
         for n in range(seed, seed + count):
             kind, data = hostile(n, str(marker))
             kinds[kind] += 1
             (folder / f"{n}-{kind}.pkl").write_bytes(data)
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        told = watched(folder)
-        found = [f"{path} was left" for path in told["left"]]
-        found += ["a marker was made: something ran"] * marker.exists()
-        found += ["files were touched"] * (before != {p.name: p.read_bytes() for p in folder.iterdir()})
-        found += [f"beside the files: {p}" for p in Path(made).iterdir() if p not in (folder, marker)]
-    results = told["results"]
-    for which, (outcome, heard, seconds, _) in results.items():
+        result = watched(folder)
+        problems = [f"{path} was left" for path in result["left"]]
+        problems += ["a marker was made: something ran"] * marker.exists()
+        problems += ["files were touched"] * (before != {p.name: p.read_bytes() for p in folder.iterdir()})
+        problems += [f"beside the files: {p}" for p in Path(temporary).iterdir() if p not in (folder, marker)]
+    results = result["results"]
+    for which, (outcome, events, seconds, _) in results.items():
         if outcome != "refused":
-            found.append(f"{which}: {outcome}")
-        found += [f"{which}: heard {what}" for what in heard]
+            problems.append(f"{which}: {outcome}")
+        problems += [f"{which}: heard {event}" for event in events]
         if seconds > SECONDS:
-            found.append(f"{which}: {seconds:.1f} s")
-    grown = max(row[3] for row in results.values()) - told["start"]
+            problems.append(f"{which}: {seconds:.1f} s")
+    grown = max(row[3] for row in results.values()) - result["start"]
     if grown > MEGABYTES:
         most = max(results, key=lambda k: results[k][3])
-        found.append(f"memory grew by {grown} MB, first by {most}")
+        problems.append(f"memory grew by {grown} MB, first by {most}")
     slowest = max(row[2] for row in results.values())
-    return found, {"files": len(results), "kinds": kinds, "slowest": slowest, "grown": grown}
+    return problems, {"files": len(results), "kinds": kinds, "slowest": slowest, "grown": grown}
 
 
 def report(count: int, seed: int = 0) -> int:
-    """Run, print, put the figures into the page; 0 where nothing was wrong."""
-    found, figures = faults(count, seed)
-    for line in found[:40]:
+    """Run, print, and write the figures into the page; return 0 if nothing was wrong."""
+    problems, figures = faults(count, seed)
+    for line in problems[:40]:
         print("FAULT", line)
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in figures["kinds"].most_common())
     rows = [
         ("files", f"{figures['files']:,}: {kinds}"),
         (
-            "code run, other files opened, modules imported, anything changed in the process",
-            f"{len([f for f in found if 'heard' in f or 'ran' in f or 'touched' in f])}",
+            "code executed, other files opened, modules imported, anything changed in the process",
+            f"{len([f for f in problems if 'heard' in f or 'ran' in f or 'touched' in f])}",
         ),
-        ("faults of any kind (not refused by name, a crash, too slow, too large)", f"{len(found)}"),
+        ("faults of any kind (not refused by name, a crash, too slow, too large)", f"{len(problems)}"),
         ("slowest", f"{figures['slowest']:.2f} s CPU"),
-        ("growth of peak memory over all of them", f"{figures['grown']} MB"),
+        ("growth of peak memory over all files", f"{figures['grown']} MB"),
     ]
     about = (
-        f"Pickles that would run {len(targets(''))} functions of Python, torch and numpy, change what is "
-        "admitted, declare sizes, nest, share, or hide in torch's zip and tar files, given to `amed "
-        "convert` in a process whose audit hook reports all that Python opens, imports, executes or starts."
+        f"Pickles that would call {len(targets(''))} functions of Python, torch and numpy, change "
+        "admitted objects, declare sizes, nest, share, or hide in torch's zip and tar files, are "
+        "given to `amed convert`, in a process whose audit hook records everything that Python "
+        "opens, imports, executes or starts."
     )
     put(Part("pickles", "Hostile pickles", "make fuzz", about, rows))
-    print("\n".join(f"{what}: {figure}" for what, figure in rows))
-    return bool(found)
+    print("\n".join(f"{row_name}: {figure}" for row_name, figure in rows))
+    return bool(problems)

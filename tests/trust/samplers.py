@@ -1,12 +1,12 @@
-"""Every sampler with every kind of predictor, on a model whose images do not depend on what else is in the
-batch: what the runs of numerics.py are made with."""
+"""Every sampler with every kind of predictor, on a model whose images do not depend on the rest of the batch;
+used by numerics.py."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from every_solver import EVERY
 from golden import Toy
-from solvers import EVERY
 from torch import Tensor
 from trust.orders import label
 
@@ -38,11 +38,11 @@ def constants() -> Constants:
 
 
 def table(parts: str, offset: bool = False, alone: tuple[int, ...] = ()) -> Multistep:
-    """iPNDM-3's weights, each part's bent a little in its own way."""
-    own = as_multistep(Solver("ipndm", 3), SIGMAS).weights
-    bent = own * (1 + 0.1 * drawn(7, *own.shape[:2], PARTS[parts].count))
+    """iPNDM-3's weights, slightly different in each part."""
+    weights = as_multistep(Solver("ipndm", 3), SIGMAS).weights
+    bent = weights * (1 + 0.1 * drawn(7, *weights.shape[:2], PARTS[parts].count))
     for n in alone:
-        bent[n, 0, 1:] = 0  # a spared pass has no newest difference
+        bent[n, 0, 1:] = 0  # a spared pass has no newest difference of guidance
     by = 0.02 * drawn(8, len(SIGMAS) - 1, 3) if offset else None
     return Multistep(SIGMAS, bent, 1 + 0.01 * drawn(9, len(SIGMAS) - 1).clamp(-2, 2), parts, by, alone)
 
@@ -54,8 +54,9 @@ def network() -> BottleneckPredictor:
 
 
 def cases() -> list[Case]:
-    """Each plain solver; each sampler with constants, and with the network; tables with every kind of part,
-    with offsets and with spared passes."""
+    """Return every plain solver, every sampler with constants and with the network, and tables of every kind.
+
+    The tables have every kind of part, offsets and spared passes."""
     both = (False, True)
     students = [(name, entry.solver) for name, entry in ENTRIES.items() if entry.solver.name != "multistep"]
     multi = Solver("multistep")
@@ -75,20 +76,20 @@ def cases() -> list[Case]:
 
 
 def by_image(height: int, width: int):
-    """An Evaluate that asks for each image alone, and has all that can be wanted: a bottleneck of 5 channels,
-    guidance at 2."""
+    """An Evaluate that evaluates each image separately, and can give everything: a bottleneck of 5 channels,
+    and guidance at 2."""
     ours, other = (Toy(drawn(seed, 4, 3, height, width)) for seed in (1, 2))
 
-    def one(x: Tensor, sigma: Tensor, wants: frozenset[str]) -> Evaluation:
+    def evaluate_image(x: Tensor, sigma: Tensor, wants: frozenset[str]) -> Evaluation:
         cond = ours(x, sigma)
         if "cond" in wants:
             return Evaluation(cond)
-        seen = torch.cat([x, cond[:, :2]], dim=1) / (1 + sigma**2).sqrt()
+        bottleneck = torch.cat([x, cond[:, :2]], dim=1) / (1 + sigma**2).sqrt()
         uncond = other(x, sigma)
-        return Evaluation(uncond + 2 * (cond - uncond), seen, cond, uncond)
+        return Evaluation(uncond + 2 * (cond - uncond), bottleneck, cond, uncond)
 
     def evaluate(model: Any, x: Tensor, sigma: Tensor, extra_args: Any, wants: frozenset[str]) -> Evaluation:
-        each = [one(x[i : i + 1], sigma[i : i + 1], wants) for i in range(len(x))]
+        each = [evaluate_image(x[i : i + 1], sigma[i : i + 1], wants) for i in range(len(x))]
         fields = zip(*((e.denoised, e.bottleneck, e.cond, e.uncond) for e in each))
         return Evaluation(*(None if v[0] is None else torch.cat(v) for v in fields))
 

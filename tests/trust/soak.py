@@ -1,7 +1,7 @@
-"""Many generations through one ComfyUI that is never restarted: does anything stay behind?
+"""Run many generations through one ComfyUI that is never restarted, and check that nothing is left behind.
 
 `run(server, Graph, count)` queues them; `python -m trust.soak` runs 500 (with `--control` as many of the
-host's own samplers alone, to compare with), and writes the part "soak" of docs/TRUST.md."""
+host's own samplers alone, for comparison), and writes the part "soak" of docs/TRUST.md."""
 
 import argparse
 import json
@@ -20,9 +20,9 @@ from demo.comfyui import ROOT, RunError, Server
 
 MAIN, WINDOW = 500, 50
 ROUND = 200  # generations between two fits
-LEAST = 1800  # evaluations of a fit: what NFE 4 needs
-SIZE = {"width": 16, "height": 16}  # of fits
-SWAPPED = "swapped.safetensors"  # a name whose file becomes another every few generations
+LEAST = 1800  # budget of a fit in evaluations: what NFE 4 needs
+SIZE = {"width": 16, "height": 16}  # image size for fits
+SWAPPED = "swapped.safetensors"  # a name whose file is swapped every few generations
 FIT, AROUND = "soak-nfe4-cfg1.safetensors", "soak-around-nfe4-cfg1.safetensors"
 FILES = ("amed-nfe5-cfg1", "multistep-nfe5-cfg1", "ipndm-nfe5-cfg1", "dpmpp-nfe5-cfg1")
 PLUGINS = ("amed_euler", "amed_dpm_2", "amed_ipndm", "amed_uni_pc", "amed_deis")
@@ -37,12 +37,12 @@ def loaded(g: Any, name: str) -> list:
 
 
 def table(g: Any, n: int) -> list:
-    """A bundled table, of all NFE and guidances."""
+    """A bundled table, of all NFE and guidance scales."""
     return g.amed(3 + n % 8, "auto", guidance=(1.0, 2.0, 4.0)[n % 3], seed=n)
 
 
 def network(g: Any, n: int) -> list:
-    """The paper's network: it reads the bottleneck."""
+    """The paper's network, which reads the bottleneck."""
     return g.amed((5, 7)[n % 2], "amed", guidance=(1.0, 2.0)[n // 2 % 2], seed=n)
 
 
@@ -52,7 +52,7 @@ def plugin(g: Any, n: int) -> list:
 
 
 def applied(g: Any, n: int) -> list:
-    """Apply AMED Predictor on the ordinary KSampler, with the file that is another each time."""
+    """Apply AMED Predictor with the ordinary KSampler, with the file that is swapped each time."""
     model = [g.add("AMEDApplyPredictor", model=g.model, predictor=loaded(g, SWAPPED)), 0]
     file = FILES[n // 10 % len(FILES)]
     sampler = f"amed_{file.split('-')[0]}".replace("amed_amed", "amed").replace("dpmpp", "dpmpp_2m")
@@ -60,31 +60,31 @@ def applied(g: Any, n: int) -> list:
 
 
 def around(g: Any, n: int) -> list:
-    """A sampler of the host's with a predictor around it."""
+    """A sampler of the host with a predictor around it."""
     model = [g.add("AMEDApplyPredictor", model=g.model, predictor=loaded(g, AROUND)), 0]
     return g.ksampler("euler", "amed", 4, seed=n, model=model)
 
 
 def modular(g: Any, n: int) -> list:
-    """AMED Sampler and AMED Scheduler on SamplerCustom."""
-    own = loaded(g, f"emoji32-{FILES[n // 10 % len(FILES)]}.safetensors")
-    sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=own)
-    times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=5, denoise=1.0, predictor=own)
+    """AMED Sampler and AMED Scheduler with SamplerCustom."""
+    predictor = loaded(g, f"emoji32-{FILES[n // 10 % len(FILES)]}.safetensors")
+    sampler = g.add("AMEDSampler", sampler="auto", if_missing="error", predictor=predictor)
+    times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=5, denoise=1.0, predictor=predictor)
     return g.custom(sampler, times, seed=n)
 
 
 def refitted(g: Any, n: int) -> list:
-    """What was fitted on the way, as long as it is there; auto where it was deleted."""
+    """The predictor fitted meanwhile, if it exists; auto chooses another one after it was deleted."""
     return g.amed(4, "auto", seed=n)
 
 
 def missing(g: Any, n: int) -> list:
-    """No predictor: the best plain solver."""
+    """No predictor, so the best plain solver runs."""
     return g.amed(11 + n % 5, "amed_deis", seed=n, if_missing="plain")
 
 
 def inpainted(g: Any, n: int) -> list:
-    """Half an image of an earlier one, from the middle of the schedule."""
+    """Half of an earlier image, from the middle of the schedule."""
     start = g.right_half_masked(g.ksampler("euler", "karras", 3, seed=n))
     return g.amed(5, "auto", seed=n, denoise=0.7, latent_image=start)
 
@@ -94,7 +94,7 @@ def hosts_own(g: Any, n: int) -> list:
 
 
 def hosts_any(g: Any, n: int) -> list:
-    """Of the control: none of ours."""
+    """The control's generations, without anything of this pack."""
     return g.ksampler(HOSTS[n % len(HOSTS)], "karras", 3 + n % 8, cfg=(1.0, 2.0)[n % 2], seed=n)
 
 
@@ -102,24 +102,25 @@ KINDS = (table, network, plugin, applied, around, modular, refitted, missing, in
 CONTROL = (hosts_any,)
 
 
-# --- what happens between ----------------------------------------------------------------------------------
+# --- events between generations ----------------------------------------------------------------------------
 
 
 def calibrate(g: Any, n: int, name: str, wrapped: bool = False) -> None:
-    more = {"wrapped": [g.add("KSamplerSelect", sampler_name="euler"), 0]} if wrapped else {}
-    asked = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
-             "evaluations": LEAST, "seed": n, "name": name}  # fmt: skip
-    g.add("AMEDCalibrate", **g.around() | asked | more)
+    growth_between = {"wrapped": [g.add("KSamplerSelect", sampler_name="euler"), 0]} if wrapped else {}
+    inputs = {"nfe": "4", "sampler": "amed_multistep", "guidance": 1.0, "budget": "custom",
+              "evaluations": LEAST, "seed": n, "name": name}  # fmt: skip
+    g.add("AMEDCalibrate", **g.around() | inputs | growth_between)
 
 
 @dataclass
 class Between:
-    """Predictors swapped, refitted and deleted, and a run that fails in the middle, at their places in a
-    round; `done` counts them."""
+    """Events between generations: predictors are swapped, refitted and deleted, and a run fails.
+
+    Each has its place in a round."""
 
     server: Server
     graph: Callable[..., Any]
-    done: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # number of events of each kind so far
 
     def __call__(self, n: int, round_: int) -> None:
         folder = self.server.base / "models" / "amed_predictors"
@@ -129,7 +130,7 @@ class Between:
             self.count("swapped")
         if n % round_ == 0:
             for name, wrapped in (("soak", False), ("soak-around", True)):
-                if n and wrapped != n // round_ % 2:  # at first both, then by turns
+                if n and wrapped != n // round_ % 2:  # both at first, then by turns
                     continue
                 g = self.graph(**SIZE)
                 calibrate(g, n, name, wrapped)
@@ -142,7 +143,7 @@ class Between:
             self.count("deleted")
 
     def fail(self, n: int) -> None:
-        """The MODEL raises after some evaluations."""
+        """Run a MODEL that raises after some evaluations."""
         g = self.graph()
         g.model = [g.add("TestModel", model=g.model, which="tired"), 0]
         g.show(g.ksampler("amed_ipndm", "amed", 30, seed=n))
@@ -151,24 +152,24 @@ class Between:
         except RunError:
             self.count("failed on purpose")
 
-    def count(self, what: str) -> None:
-        self.done[what] = self.done.get(what, 0) + 1
+    def count(self, event: str) -> None:
+        self.counts[event] = self.counts.get(event, 0) + 1
 
 
-# --- what is seen ------------------------------------------------------------------------------------------
+# --- inspecting the host -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Seen:
-    """After `count` generations: memory of the process in bytes, and what TestLeft sees inside."""
+class Look:
+    """The state of the server after some generations."""
 
-    count: int
-    memory: dict[str, int]
-    inside: dict[str, Any]
+    count: int  # generations so far
+    memory: dict[str, int]  # memory of the process in bytes: Rss, Pss, Uss
+    inside: dict[str, Any]  # what the node TestLeft finds inside the server
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Rss, Pss and Uss (pages of this process alone) in bytes, by /proc."""
+    """Return Rss, Pss and Uss (pages of this process alone) in bytes, from /proc."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
     uss = sizes["Private_Clean"] + sizes["Private_Dirty"]
@@ -176,15 +177,18 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the process, all threads: on a busy machine what a run costs, where the wall's clock shows others'
-    work too. In /proc/PID/schedstat's nanoseconds, thread by thread."""
+    """Return the CPU seconds of all threads of the process.
+
+    On a busy machine this shows what a run costs, while wall-clock time includes other work. It is the sum of
+    the nanoseconds in /proc/PID/task/*/schedstat."""
     threads = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((one / "schedstat").read_text().split()[0]) for one in threads) / 1e9
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
-def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
-    """Models unloaded and finished runs forgotten, as the host's API has it; then a look, and the memory. The
-    MODEL that is looked at is the one that every generation used: the host keeps it as node 1."""
+def look(server: Server, graph: Callable[..., Any], count: int) -> Look:
+    """Unload models and forget finished runs through the host's API, then inspect the host and its memory.
+
+    The inspected MODEL is the one that every generation used: the host caches it as node 1."""
     server.request("/history", {"clear": True})
     server.request("/free", {"unload_models": True})
     g = graph()
@@ -193,35 +197,36 @@ def look(server: Server, graph: Callable[..., Any], count: int) -> Seen:
     g = graph()
     node = g.add("TestLeft", model=g.model)
     inside = read(server, g, node)
-    return Seen(count, memory(server.process.pid), inside)
+    return Look(count, memory(server.process.pid), inside)
 
 
 def read(server: Server, g: Any, node: str) -> dict[str, Any]:
-    """What a TestLeft in a graph sees."""
+    """Return what a TestLeft in a graph finds."""
     return json.loads(server.run(g.nodes).text(node))
 
 
-def more(first: Seen, last: Seen) -> dict[str, tuple[int, int]]:
-    """What there is more of in the last look: kinds of tensors, classes of objects, lengths of lists."""
+def growth_between(first: Look, last: Look) -> dict[str, tuple[int, int]]:
+    """Return what the last look has more of: kinds of tensors, classes of objects, lengths of lists."""
     return {
-        f"{what}: {name}": (first.inside[what].get(name, 0), count)
-        for what in ("tensors", "ours", "lengths")
-        for name, count in last.inside[what].items()
-        if count > first.inside[what].get(name, 0)
+        f"{kind}: {name}": (first.inside[kind].get(name, 0), count)
+        for kind in ("tensors", "ours", "lengths")
+        for name, count in last.inside[kind].items()
+        if count > first.inside[kind].get(name, 0)
     }
 
 
 @dataclass
 class Soak:
-    """A run of it: looks, and of each generation its kind, wall-clock seconds and CPU seconds."""
+    """The results of a soak run."""
 
-    looks: list[Seen] = field(default_factory=list)
-    each: list[tuple[str, float, float]] = field(default_factory=list)
-    between: dict[str, int] = field(default_factory=dict)
+    looks: list[Look] = field(default_factory=list)
+    each: list[tuple[str, float, float]] = field(default_factory=list)  # kind, seconds, CPU seconds
+    between: dict[str, int] = field(default_factory=dict)  # number of events between generations
 
     def ratio(self, which: int, warm: int, window: int) -> float:
-        """Median of the last `window` generations over that of the first after the warm-up. which: 1 for
-        seconds, 2 for CPU seconds."""
+        """Return the median of the last `window` generations over that of the first ones after the warm-up.
+
+        which: 1 for wall-clock seconds, 2 for CPU seconds."""
         first, last = self.each[warm : warm + window], self.each[-window:]
         return statistics.median(e[which] for e in last) / statistics.median(e[which] for e in first)
 
@@ -235,9 +240,9 @@ def run(
     round_: int = ROUND,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Soak:
-    """`count` generations, kind by kind, and a look after each number of them in `at`."""
+    """Run `count` generations, kind by kind, and look after each number of them in `at`."""
     soak, between, pid = Soak(), Between(server, graph), server.process.pid
-    look(server, graph, 0)  # so that "replaced" is since here
+    look(server, graph, 0)  # "replaced" is relative to this first look
     for n in range(count):
         if kinds is KINDS:
             between(n, round_)
@@ -250,21 +255,21 @@ def run(
         if n + 1 in at:
             soak.looks.append(look(server, graph, n + 1))
             tell(f"{n + 1}: {soak.looks[-1].memory['Uss'] / 2**20:.1f} MiB, {soak.looks[-1].inside}")
-    soak.between = between.done
+    soak.between = between.counts
     return soak
 
 
 # --- the long run ------------------------------------------------------------------------------------------
 
 
-def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
-    """A run in a ComfyUI of its own."""
-    from comfyui.conftest import Graph, put_test_nodes, write_user_predictors
+def run_in_server(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
+    """Run in a separate ComfyUI."""
+    from comfyui.conftest import Graph, copy_test_nodes, write_user_predictors
 
     with tempfile.TemporaryDirectory(prefix="amed-soak-") as folder:
         base = Path(folder)
         write_user_predictors(base / "models" / "amed_predictors")
-        put_test_nodes(base)
+        copy_test_nodes(base)
         at, server = tuple(range(WINDOW, count + 1, WINDOW)), Server(base)
         server.start(timeout=1800)  # the machine may be busy
         try:
@@ -273,62 +278,66 @@ def served(kinds: tuple, count: int, tell: Callable[[str], None]) -> Soak:
             server.stop()
 
 
-def growth(soak: Soak, what: str = "Uss") -> float:
-    return soak.looks[-1].memory[what] / soak.looks[0].memory[what] - 1
+def growth(soak: Soak, measure: str = "Uss") -> float:
+    return soak.looks[-1].memory[measure] / soak.looks[0].memory[measure] - 1
 
 
-def told(soak: Soak, what: str) -> str:
-    first, last = (seen.memory[what] / 2**20 for seen in (soak.looks[0], soak.looks[-1]))
+def memory_text(soak: Soak, measure: str) -> str:
+    first, last = (look.memory[measure] / 2**20 for look in (soak.looks[0], soak.looks[-1]))
     return f"{first:.1f} MiB after {soak.looks[0].count}, {last:.1f} after {soak.looks[-1].count}: "\
            f"{100 * (last / first - 1):+.2f} %"  # fmt: skip
 
 
-def told_tensors(first: dict, last: dict) -> str:
-    counts = [sum(seen["tensors"].values()) for seen in (first, last)]
-    sizes = [seen["bytes"] for seen in (first, last)]
+def tensors_text(first: dict, last: dict) -> str:
+    counts = [sum(look["tensors"].values()) for look in (first, last)]
+    sizes = [look["bytes"] for look in (first, last)]
     return "{} and {}".format(*counts) + ", {:,} and {:,} bytes".format(*sizes)
 
 
 def part(ours: Soak, control: Soak | None = None) -> page.Part:
     first, last = ours.looks[0].inside, ours.looks[-1].inside
-    left = [*last["hooks"], *last["patches"], *last["replaced"]]
-    done = ", ".join(f"{count} {what}" for what, count in ours.between.items())
+    remaining = [*last["hooks"], *last["patches"], *last["replaced"]]
+    events = ", ".join(f"{count} {event}" for event, count in ours.between.items())
 
     def times(soak: Soak) -> str:
         wall, cpu = (soak.ratio(which, WINDOW, WINDOW) for which in (1, 2))
-        return f"{wall:.3f} by the clock, {cpu:.3f} in CPU time"
+        return f"{wall:.3f} wall-clock, {cpu:.3f} CPU time"
 
     rows = [
         ("ComfyUI", version(comfyui.find())),
         ("generations, of ten kinds", f"{len(ours.each)}"),
-        ("predictors between", done),
-        ("memory of the process alone (USS)", told(ours, "Uss")),
-        ("resident memory (RSS)", told(ours, "Rss")),
-        ("tensors alive", told_tensors(first, last)),
-        ("objects of ours alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
-        ("hooks, patches, wrappers or replaced functions left", ", ".join(left) or "none"),
-        (f"median time of the last {WINDOW} over that of the first {WINDOW} after {WINDOW}", times(ours)),
+        ("predictors changed meanwhile", events),
+        ("memory of the process alone (USS)", memory_text(ours, "Uss")),
+        ("resident memory (RSS)", memory_text(ours, "Rss")),
+        ("tensors alive", tensors_text(first, last)),
+        ("this pack's objects alive", f"{sum(first['ours'].values())} and {sum(last['ours'].values())}"),
+        ("hooks, patches, wrappers or replaced functions left", ", ".join(remaining) or "none"),
+        (
+            f"median time of the last {WINDOW} relative to that of the first {WINDOW} after {WINDOW}",
+            times(ours),
+        ),
     ]
     if control:
         rows += [
-            ("the host's own samplers alone: memory (USS)", told(control, "Uss")),
+            ("the host's own samplers alone: memory (USS)", memory_text(control, "Uss")),
             ("the host's own samplers alone: time", times(control)),
         ]  # fmt: skip
     about = (
-        f"{len(ours.each)} queued generations through one real ComfyUI: bundled tables, the paper's network, "
-        "plugin samplers, Apply AMED Predictor on KSampler, a sampler of the host's with a predictor around "
-        "it, SamplerCustom, inpainting, plain solvers, the host's own; predictors are swapped, refitted and "
-        "deleted between. Memory is read after the host's own unloading, a collection and a trim, with "
-        "the tables of the last 32 runs forgotten."
+        f"{len(ours.each)} queued generations in one real ComfyUI: bundled tables, the paper's "
+        "network, plugin samplers, Apply AMED Predictor with KSampler, a host's sampler with a "
+        "predictor around it, SamplerCustom, inpainting, plain solvers, the host's own samplers; "
+        "meanwhile predictors are swapped, refitted and deleted. Memory is read after the host "
+        "has unloaded its models, a garbage collection and a trim, with the tables of the last 32 "
+        "runs removed from the cache."
     )
     return page.Part("soak", "Hundreds of generations", "make soak", about, rows)
 
 
 def version(host: Path) -> str:
-    """As the host's comfyui_version.py says it."""
-    said = {}
-    exec((host / "comfyui_version.py").read_text(), said)
-    return said["__version__"]
+    """Return the version in the host's comfyui_version.py."""
+    names = {}
+    exec((host / "comfyui_version.py").read_text(), names)
+    return names["__version__"]
 
 
 def main() -> None:
@@ -340,16 +349,16 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="a JSON of every look and every time")
     options = parser.parse_args()
     say = lambda text: print(text, flush=True)  # noqa: E731
-    ours = served(KINDS, options.count, say)
-    control = served(CONTROL, options.count, say) if options.control else None
+    ours = run_in_server(KINDS, options.count, say)
+    control = run_in_server(CONTROL, options.count, say) if options.control else None
     if options.log:
         runs = {"ours": ours} | ({"control": control} if control else {})
         options.log.write_text(json.dumps({k: [v.each, [vars(s) for s in v.looks]] for k, v in runs.items()}))
-    made = part(ours, control)
-    for what, figure in made.rows:
-        say(f"{what}: {figure}")
+    soak_part = part(ours, control)
+    for row_name, figure in soak_part.rows:
+        say(f"{row_name}: {figure}")
     if options.count == MAIN:
-        page.put(made)
+        page.put(soak_part)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the pack is made of and what it reaches for: dependencies, licences, Python versions, the network.
+"""The pack's dependencies, licences, Python versions and network access.
 
-PYTHONPATH=.:tests python -m trust.supply       # seconds; writes its part of docs/TRUST.md
-"""
+PYTHONPATH=.:tests python -m trust.supply # seconds; writes its part of docs/TRUST.md"""
 
 import ast
 import importlib.util
@@ -34,59 +33,59 @@ OLDEST = (3, 10)
 
 
 def files(*within: str) -> list[Path]:
-    """Python files of folders, or the files themselves."""
-    found = [ROOT / name for name in within]
-    return sorted(f for top in found for f in ([top] if top.is_file() else top.rglob("*.py")))
+    """Return Python files in folders, or the named files themselves."""
+    paths = [ROOT / name for name in within]
+    return sorted(f for top in paths for f in ([top] if top.is_file() else top.rglob("*.py")))
 
 
 def requirements() -> dict[str, str]:
-    """Each requirement as it is written, and in which file."""
-    found = {}
+    """Return {requirement as written: its file}."""
+    result = {}
     for name in ("requirements.txt", "requirements-dev.txt"):
         for line in (ROOT / name).read_text().splitlines():
             if (line := line.partition("#")[0].strip()) and not line.startswith("-"):
-                found[line] = name
+                result[line] = name
     makefile = (ROOT / "Makefile").read_text()
-    return found | dict.fromkeys(re.findall(r"[\w.-]+==[\w.]+", makefile), "Makefile")
+    return result | dict.fromkeys(re.findall(r"[\w.-]+==[\w.]+", makefile), "Makefile")
 
 
-def stated() -> dict[str, str]:
-    """The same as SECURITY.md has it."""
+def stated_requirements() -> dict[str, str]:
+    """Return the same from SECURITY.md."""
     text = (ROOT / "SECURITY.md").read_text()
     return dict(re.findall(r"^\| `([^`]+)` \| ([^|]+?) \| [^|]+ \| [^|]+ \|$", text, re.M))
 
 
 def imported(file: Path) -> set[str]:
-    """Modules that a file imports from outside of its package, anywhere in it."""
-    found = set()
+    """Return modules that a file imports from outside its package, anywhere in it."""
+    modules = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module or "")
-    return found
+            modules.add(node.module or "")
+    return modules
 
 
-def odd(is_odd: Callable[[str], bool]) -> dict[str, set[str]]:
-    """Of what runs in a host, imported modules by file."""
-    found = {file: {m for m in imported(file) if is_odd(m.split(".")[0])} for file in files(*RUNS)}
-    return {str(file.relative_to(ROOT)): modules for file, modules in found.items() if modules}
+def unusual_imports(is_odd: Callable[[str], bool]) -> dict[str, set[str]]:
+    """Return imported modules by file, for the files that run in a host."""
+    by_file = {file: {m for m in imported(file) if is_odd(m.split(".")[0])} for file in files(*RUNS)}
+    return {str(file.relative_to(ROOT)): modules for file, modules in by_file.items() if modules}
 
 
-def unstated() -> dict[str, set[str]]:
-    """Modules that are neither the standard library's, nor ours, nor the host's, nor in requirements.txt."""
+def unstated_imports() -> dict[str, set[str]]:
+    """Return modules that are not of the standard library, this pack, the host or requirements.txt."""
     lines = [line for line, name in requirements().items() if name == "requirements.txt"]
     wanted = {re.match(r"\w+", line)[0] for line in lines}
-    return odd(lambda module: module not in wanted | sys.stdlib_module_names | OF_HOSTS | OURS)
+    return unusual_imports(lambda module: module not in wanted | sys.stdlib_module_names | OF_HOSTS | OURS)
 
 
-def reaching() -> dict[str, set[str]]:
-    """Modules that fetch."""
-    return odd(lambda module: module in FETCHES)
+def network_imports() -> dict[str, set[str]]:
+    """Return imports of modules that can access the network."""
+    return unusual_imports(lambda module: module in FETCHES)
 
 
 def too_new() -> dict[str, str]:
-    """Files that the oldest Python cannot parse."""
+    """Return files that the oldest supported Python cannot parse."""
     wrong = {}
     for file in files(*RUNS, "demo", "bench", "tests"):
         try:
@@ -96,7 +95,7 @@ def too_new() -> dict[str, str]:
     return wrong
 
 
-# --- a run that may reach nothing --------------------------------------------------------------------------
+# --- a run without network access --------------------------------------------------------------------------
 
 WORK = """
 import importlib, pathlib, pkgutil, sys
@@ -139,7 +138,7 @@ print("done", len(fitted), runs, len(outcome.kept))
 
 
 def pickle_in(folder: Path) -> Path:
-    """A weight file as the method's authors write theirs."""
+    """Write a weight file in the format of the method's authors."""
     where = importlib.util.spec_from_file_location("authors", ROOT / "tests" / "engine" / "test_convert.py")
     module = importlib.util.module_from_spec(where)
     where.loader.exec_module(module)
@@ -150,8 +149,8 @@ def pickle_in(folder: Path) -> Path:
     return folder / "amed-0.01.pkl"
 
 
-def watched(folder: Path) -> dict[str, str]:
-    """Of an environment whose processes may reach this machine alone; the log is folder/network.log."""
+def offline_environment(folder: Path) -> dict[str, str]:
+    """Return an environment whose processes may access only this machine; the log is folder/network.log."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     shutil.copy(Path(__file__).with_name("loopback.py"), site / "sitecustomize.py")
@@ -159,44 +158,50 @@ def watched(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": path, "AMED_NETWORK_LOG": str(folder / "network.log")}
 
 
-def asked(folder: Path) -> list[list[str]]:
-    """What the log has: kind, what was asked for, the files that led there; but for ldconfig, by which
-    torch's own import looks for libraries. Raises AssertionError where nothing watched."""
+def requested(folder: Path) -> list[list[str]]:
+    """Return the log's entries: kind, request, files on the call stack.
+
+    ldconfig, with which torch's import finds libraries, is left out. Raises AssertionError if there is no
+    log."""
     lines = [line.split("\t") for line in (folder / "network.log").read_text().splitlines()]
-    assert any(kind == "watching" for kind, *_ in lines), "nothing watched"
+    assert any(kind == "watching" for kind, *_ in lines), "the process did not load the hook: there is no log"
     theirs = [line for line in lines if line[1].endswith("ldconfig") and "/torch/__init__.py" in line[2]]
     return [line for line in lines if line[0] != "watching" and line not in theirs]
 
 
-def alone(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
-    """Run code in a process that may reach nothing; what it printed, and what it asked for. Raises
-    CalledProcessError."""
+def run_offline(folder: Path, code: str = WORK) -> tuple[str, list[list[str]]]:
+    """Run code in a process without network access; return its output, and what it requested.
+
+    Raises CalledProcessError."""
     arguments = [str(folder), str(pickle_in(folder))] if code is WORK else []
-    environment = os.environ | watched(folder) | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | offline_environment(folder) | {"OMP_NUM_THREADS": "1"}
     run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, check=True,
                          capture_output=True, text=True)  # fmt: skip
-    return run.stdout, asked(folder)
+    return run.stdout, requested(folder)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        said, sought = alone(Path(folder))
-    count, runs, kept = said.split()[-3:]
-    differ = set(stated().items()) ^ set(requirements().items())
+        output, sought = run_offline(Path(folder))
+    count, runs, saved = output.split()[-3:]
+    differ = set(stated_requirements().items()) ^ set(requirements().items())
     rows = [
         (f"each module of the engine imported, {count} predictor files read, {runs} sampled with, one fitted "
-         f"({kept} kept), one pickle converted: addresses asked for, programs started", str(len(sought))),
-        (f"modules that fetch, in {len(files(*RUNS))} files that run in a host", str(len(reaching()))),
-        ("modules there that no requirement names and no host brings", str(len(unstated()))),
+         f"({saved} kept), one pickle converted: addresses requested, programs started", str(len(sought))),
+        (f"modules with network access, in {len(files(*RUNS))} files that run in a host",
+         str(len(network_imports()))),
+        ("modules imported there that neither a requirement nor the host provides",
+         str(len(unstated_imports()))),
         ("requirements, each with range, licence and reason in SECURITY.md",
-         f"{len(stated())}, of which {len(differ)} differ from the files"),
+         f"{len(stated_requirements())}, of which {len(differ)} differ from the files"),
         ("files that Python 3.10 cannot parse", str(len(too_new()))),
         ("Python of this run", platform.python_version()),
     ]  # fmt: skip
     about = (
-        "What the pack is made of and reaches for; in a real ComfyUI, from its start through an example, by "
-        "tests/comfyui/test_network.py. Connections are refused by a hook of Python's own: it does not see "
-        "what a compiled library would do by itself. Licences, and which are unknown, stand in SECURITY.md."
+        "The pack's dependencies and network access; in a real ComfyUI, from its start through an "
+        "example, by tests/comfyui/test_network.py. Connections are refused by a Python hook, which "
+        "does not see those of compiled libraries. SECURITY.md lists the licences, and which are "
+        "unknown."
     )
     put(Part("supply", "Supply chain", "make supply", about, rows))
 

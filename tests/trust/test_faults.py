@@ -1,4 +1,4 @@
-"""The quick form of trust.faults: each promise, at fewer moments."""
+"""The quick form of trust.faults: the same promises, checked at fewer moments."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from trust import disk, faults
-from trust.failing import JOBS, network, table, toy_target
+from trust.failing_models import JOBS, network, table, toy_target
 
 from amed import Library, PredictorError, load, save
 from amed.files import alone, store
@@ -20,7 +20,7 @@ from amed.fit.samples import Samples
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The images are small."""
+    """One torch thread, because the images are small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,22 +35,22 @@ def runs():
 # --- the disk ----------------------------------------------------------------------------------------------
 
 
-def test_a_full_and_a_read_only_disk():
-    found = faults.on_a_small_disk()
-    if found is None:
+def test_saving_to_a_full_and_a_read_only_disk():
+    figures = faults.on_a_small_disk()
+    if figures is None:
         pytest.skip("no file system may be mounted here")
-    assert found == {"full": 5, "read-only": 3}
+    assert figures == {"full": 5, "read-only": 3}
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "chmod", "replace", "mkdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.EDQUOT])
-def test_any_call_of_the_system_may_fail(tmp_path, monkeypatch, call, number):
-    """The old file stays, nothing half is left, and the message says which file and what to do."""
+def test_any_system_call_of_a_save_may_fail(tmp_path, monkeypatch, call, number):
+    """The old file stays, no partial file is left, and the message names the file and what to do."""
     path = save(tmp_path / "dear.safetensors", network(1))
     before, real = path.read_bytes(), getattr(os, call)
 
     def failing(*args, **kwargs):
-        if call != "open" or args[1] & os.O_CREAT:  # what is only looked at is there
+        if call != "open" or args[1] & os.O_CREAT:  # files that are only read exist
             raise OSError(number, os.strerror(number))
         return real(*args, **kwargs)
 
@@ -63,24 +63,24 @@ def test_any_call_of_the_system_may_fail(tmp_path, monkeypatch, call, number):
     assert load(keep(path, network(2))[0]).spec.how == "seed 2"
 
 
-def test_a_write_that_is_cut_short(tmp_path):
-    """The system takes the first 4096 bytes, and no more."""
+def test_a_truncated_write_leaves_the_old_file(tmp_path):
+    """The system writes only the first 4096 bytes."""
     save(tmp_path / "dear.safetensors", network(1))
     code = (
-        "import resource, sys; from pathlib import Path; from trust.failing import network; "
+        "import resource, sys; from pathlib import Path; from trust.failing_models import network; "
         "from amed import save; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
         "save(Path(sys.argv[1]), network(2))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [faults.sys.executable, "-c", code, str(tmp_path / "dear.safetensors")],
         capture_output=True, text=True, env=faults.with_path(),
     )  # fmt: skip
-    assert "UnsavedError" in done.stderr and "File too large" in done.stderr
+    assert "UnsavedError" in process.stderr and "File too large" in process.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["dear.safetensors"]
     assert load(tmp_path / "dear.safetensors").spec.how == "seed 1"
 
 
-def test_a_file_that_was_replaced_within_one_tick_of_the_clock_is_read_again(tmp_path):
+def test_a_file_replaced_within_one_clock_tick_is_reread(tmp_path):
     library, path = Library([tmp_path]), save(tmp_path / "a.safetensors", network(1))
     os.utime(path, (1000, 1000))
     assert library.load("a.safetensors").spec.how == "seed 1"
@@ -92,12 +92,12 @@ def test_a_file_that_was_replaced_within_one_tick_of_the_clock_is_read_again(tmp
 # --- killed, and at once -----------------------------------------------------------------------------------
 
 
-def test_killed_at_random_moments():
-    found = faults.kills(8, 2, 0)
-    assert found["of them in the middle of a file"] >= 1, "no kill hit a save"
+def test_processes_killed_at_random_moments():
+    figures = faults.kills(8, 2, 0)
+    assert figures["of them in the middle of a file"] >= 1, "no kill hit the middle of a save"
 
 
-def test_threads_that_keep_at_once(tmp_path):
+def test_threads_that_save_at_once(tmp_path):
     path, begin = tmp_path / "a.safetensors", threading.Barrier(4)
 
     def work(mark):
@@ -113,7 +113,7 @@ def test_threads_that_keep_at_once(tmp_path):
     specs = [fitted.spec for fitted in Library([tmp_path]).fitted()]
     for mark in "abcd":
         errors = [s.metrics["error"] for s in specs if s.model_fingerprint == mark * 16]
-        assert min(errors) == 0.2 and len(errors) == 2  # 0.3 was replaced, 0.25 stands beside
+        assert min(errors) == 0.2 and len(errors) == 2  # 0.3 was replaced, 0.25 has a numbered name
 
 
 def test_two_fits_in_threads_into_one_name(tmp_path):
@@ -133,8 +133,8 @@ def test_two_fits_in_threads_into_one_name(tmp_path):
     }  # fmt: skip
 
 
-def test_a_holder_that_does_not_let_go_is_passed_over(tmp_path, monkeypatch):
-    """A process that was stopped in the middle of it must not stop every save after it."""
+def test_a_stuck_lock_is_ignored_after_a_while(tmp_path, monkeypatch):
+    """A process stopped while it holds the lock must not block every later save."""
     monkeypatch.setattr(alone, "WAIT", 0.1)
     handle = alone.opened(tmp_path)
     alone.take(handle)
@@ -160,8 +160,8 @@ def test_nan_at_each_call_of_a_run(runs, name):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_out_of_memory_in_a_fit(name):
-    done, _ = faults.fits_out_of_memory(name, 150, 100)
-    assert done >= 1
+    fits, _ = faults.fits_out_of_memory(name, 150, 100)
+    assert fits >= 1
 
 
 def test_out_of_memory_late_in_a_fit_keeps_the_best_so_far():
@@ -173,14 +173,14 @@ def test_nan_in_a_fit(name):
     assert faults.fits_not_finite(name, 150, 150) >= 2
 
 
-def test_a_rival_that_is_not_finite_loses_no_fit():
-    """The Fréchet distance of a host's sampler that gave NaN stopped the comparison, and nothing was kept."""
+def test_a_non_finite_rival_does_not_lose_the_fit():
+    """A host sampler's NaN used to stop the comparison by Fréchet distance, and nothing was saved."""
     ends = torch.zeros(4, 3, 8, 8)
     judge = Judge(None, Samples(ends, {}, ends), 4, features=lambda x: x.flatten(1)[:, :2])
     assert judge.distance(ends + 1) > 0 and judge.distance(ends * float("nan")) is None
 
 
-def test_a_stray_file_is_left_while_somebody_may_be_writing_it(tmp_path):
+def test_a_temporary_file_is_kept_while_it_may_be_in_use(tmp_path):
     part = tmp_path / ".a.safetensors.x.part"
     part.write_bytes(b"half")
     save(tmp_path / "b.safetensors", table())
@@ -190,7 +190,7 @@ def test_a_stray_file_is_left_while_somebody_may_be_writing_it(tmp_path):
     assert not part.exists()
 
 
-def test_a_machine_without_mounts_says_so(monkeypatch, tmp_path):
+def test_a_machine_without_mounts_is_reported(monkeypatch, tmp_path):
     def none(*args, **kwargs):
         raise FileNotFoundError("unshare")
 

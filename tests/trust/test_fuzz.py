@@ -1,11 +1,12 @@
-"""The quick form of fuzz.py and pickles.py, and that both can fail."""
+"""The quick form of fuzz.py and pickles.py, and a check that both can fail."""
 
 import random
 import warnings
 
 import pytest
 import torch
-from trust import broken, fuzz, pickles
+from trust import broken_files as broken
+from trust import fuzz, pickles
 
 from amed import Library, PredictorError, load
 from amed.files import spec, store
@@ -19,7 +20,7 @@ def good():
     return broken.seeds()
 
 
-def test_the_good_ones_load_and_run(good, tmp_path):
+def test_valid_files_load_and_run(good, tmp_path):
     kinds = set()
     for name, data in good.items():
         path = tmp_path / f"{name}.safetensors"
@@ -31,50 +32,52 @@ def test_the_good_ones_load_and_run(good, tmp_path):
 
 
 def test_the_same_number_gives_the_same_file(good):
-    made = [[broken.broken(good, random.Random(n)).bytes() for n in range(50)] for _ in range(2)]
-    assert made[0] == made[1] and len(set(made[0])) > 45
+    files = [[broken.broken(good, random.Random(n)).bytes() for n in range(50)] for _ in range(2)]
+    assert files[0] == files[1] and len(set(files[0])) > 45
 
 
-def test_every_change_is_made(good):
-    found = {name for n in range(400) for name, _ in broken.broken(good, random.Random(n)).changes}
-    assert broken.CHANGES.keys() <= found
+def test_every_kind_of_change_is_made(good):
+    changes = {name for n in range(400) for name, _ in broken.broken(good, random.Random(n)).changes}
+    assert broken.CHANGES.keys() <= changes
 
 
 def test_broken_files(good):
-    found = fuzz.Found()
-    fuzz.files(300, 10**6, found)
-    assert found.faults == [] and found.files == 300
-    assert found.outcomes["loads"] > 10 and found.outcomes["refused, a field or tensor named"] > 100
+    findings = fuzz.Findings()
+    fuzz.files(300, 10**6, findings)
+    assert findings.faults == [] and findings.files == 300
+    assert (
+        findings.outcomes["loads"] > 10 and findings.outcomes["refused, with the field or tensor named"] > 100
+    )
 
 
-def test_lists_with_broken_files_and_what_is_no_file():
-    found = fuzz.Found()
-    fuzz.folders(60, 2 * 10**6, found)
-    fuzz.special(found)
-    fuzz.kept(20, 3 * 10**6, found)
-    assert found.faults == []
+def test_lists_with_broken_files_and_non_files():
+    findings = fuzz.Findings()
+    fuzz.folders(60, 2 * 10**6, findings)
+    fuzz.special(findings)
+    fuzz.check_saving(20, 3 * 10**6, findings)
+    assert findings.faults == []
 
 
-def test_codes():
-    found = fuzz.Found()
-    fuzz.codes(150, 4 * 10**6, found)
-    assert found.faults == []
+def test_broken_codes():
+    findings = fuzz.Findings()
+    fuzz.codes(150, 4 * 10**6, findings)
+    assert findings.faults == []
 
 
-def test_the_fuzz_finds_what_is_taken_away(monkeypatch):
-    """With links followed, and errors and fields of any length, the same files are faults."""
+def test_the_fuzz_detects_removed_checks(monkeypatch):
+    """Without the checks for links, errors and field lengths, the same files count as faults."""
     monkeypatch.setattr(store, "brief", str)
     monkeypatch.setattr(spec, "LONGEST", 10**9)
     monkeypatch.setattr(Library, "leaves", lambda self, path: False)
-    found = fuzz.Found()
-    fuzz.special(found)
-    assert any("link out" in fault for fault in found.faults)
-    found = fuzz.Found()
-    fuzz.files(300, 10**6, found)
-    assert any("characters" in fault for fault in found.faults)
+    findings = fuzz.Findings()
+    fuzz.special(findings)
+    assert any("link out" in fault for fault in findings.faults)
+    findings = fuzz.Findings()
+    fuzz.files(300, 10**6, findings)
+    assert any("characters" in fault for fault in findings.faults)
 
 
-# --- what the fuzz found, each by itself -------------------------------------------------------------------
+# --- faults that the fuzz found, one by one ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_the_fuzz_finds_what_is_taken_away(monkeypatch):
         ("how", '"' + "x" * 50_000 + '"', "characters"),
     ],
 )
-def test_a_field_that_is_no_text_or_number_is_named(good, tmp_path, field, value, word):
+def test_a_field_of_the_wrong_type_is_named(good, tmp_path, field, value, word):
     file = broken.draft(good["constants"])
     file.meta[field] = value
     path = tmp_path / "bad.safetensors"
@@ -99,7 +102,7 @@ def test_a_field_that_is_no_text_or_number_is_named(good, tmp_path, field, value
     assert word in str(caught.value) and len(str(caught.value)) < 1000
 
 
-def test_a_rho_beyond_floats_makes_no_schedule(good, tmp_path):
+def test_a_too_large_rho_is_refused(good, tmp_path):
     file = broken.draft(good["polynomial"])
     file.meta["rho"] = "1e-300"
     (tmp_path / "bad.safetensors").write_bytes(file.bytes())
@@ -108,8 +111,8 @@ def test_a_rho_beyond_floats_makes_no_schedule(good, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["emoji32-dpmpp-nfe5-cfg2", "sd15-dpmpp-2m-nfe10", "polynomial"])
-def test_an_r_that_leaves_no_step_is_an_error_in_words(good, tmp_path, kind):
-    """Found by the long run, as a division by zero amid sampling: a network's sigmoid can come to 0."""
+def test_an_r_that_leaves_no_step_is_an_error(good, tmp_path, kind):
+    """A network's sigmoid can reach 0, which used to be a division by zero during sampling."""
     file = broken.draft(good[kind])
     name, value = ("fc_r.bias", -1e9) if "fc_r.bias" in file.names() else ("r", 1e-300)
     broken.put(file, name, torch.full_like(broken.values(file, name), value))
@@ -120,7 +123,7 @@ def test_an_r_that_leaves_no_step_is_an_error_in_words(good, tmp_path, kind):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
 @pytest.mark.parametrize("kind, tensor", [("emoji32-amed-nfe3-cfg1", "fc_r.weight"), ("constants", "sigmas")])
-def test_numbers_of_other_kinds_are_named(good, tmp_path, dtype, kind, tensor):
+def test_non_finite_numbers_are_named(good, tmp_path, dtype, kind, tensor):
     file = broken.draft(good[kind])
     broken.put(file, tensor, broken.values(file, tensor).to(dtype))
     (tmp_path / "bad.safetensors").write_bytes(file.bytes())
@@ -129,7 +132,7 @@ def test_numbers_of_other_kinds_are_named(good, tmp_path, dtype, kind, tensor):
 
 
 def test_a_network_of_mixed_precision_runs(good, tmp_path):
-    """Its layers are multiplied together: half precision in one of them was an error in the first run."""
+    """Half precision in one of its layers used to be an error in the first run."""
     file = broken.draft(good["emoji32-amed-nfe3-cfg1"])
     broken.put(file, "fc_r.weight", broken.values(file, "fc_r.weight").half())
     (tmp_path / "half.safetensors").write_bytes(file.bytes())
@@ -138,8 +141,8 @@ def test_a_network_of_mixed_precision_runs(good, tmp_path):
     assert fuzz.sampled(fitted).isfinite().all()
 
 
-def test_metrics_that_cannot_be_compared_lose(good, tmp_path):
-    """One file with an error of NaN, or of 400 digits, must neither be chosen nor break the choice."""
+def test_a_file_with_incomparable_metrics_is_not_chosen(good, tmp_path):
+    """A file with an error of NaN, or of 400 digits, must neither be chosen nor break the choice."""
     from amed.choose import Identity, Request, choose
 
     for name, value in {"a": "NaN", "b": "9" * 400, "c": "0.5"}.items():
@@ -149,8 +152,8 @@ def test_metrics_that_cannot_be_compared_lose(good, tmp_path):
     library = Library([tmp_path])
     nfe = library.load("c.safetensors").nfe
     assert choose(library, Request(Identity("", ""), "auto", 1.0, nfe)).fitted.name == "c.safetensors"
-    _, said = fuzz.keep(tmp_path / "b.safetensors", library.load("c.safetensors"))
-    assert "saved as b.safetensors" in said
+    _, remark = fuzz.keep(tmp_path / "b.safetensors", library.load("c.safetensors"))
+    assert "saved as b.safetensors" in remark
 
 
 def test_a_large_file_is_not_read(good, tmp_path):
@@ -162,8 +165,8 @@ def test_a_large_file_is_not_read(good, tmp_path):
         load(path)
 
 
-def test_a_link_within_the_folders_is_taken_and_one_out_of_them_named(good, tmp_path):
-    """The user's folder may link into another of the library's."""
+def test_links_within_the_folders_are_followed_and_others_named(good, tmp_path):
+    """The user's folder may link into another folder of the library."""
     for folder in ("user", "other", "elsewhere"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / f"{folder}.safetensors").write_bytes(good["constants"])
@@ -182,30 +185,33 @@ def test_a_link_within_the_folders_is_taken_and_one_out_of_them_named(good, tmp_
 def test_hostile_pickles():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found, figures = pickles.faults(200, 10**6)
-    assert found == [] and figures["files"] == 200
+        problems, figures = pickles.faults(200, 10**6)
+    assert problems == [] and figures["files"] == 200
 
 
-def test_the_hook_hears_what_would_run(tmp_path):
-    """The control: a reader that looks names up as pickle does makes a folder, and the hook says so."""
+def test_the_hook_records_executed_code(tmp_path):
+    """A reader that looks names up as pickle does creates a folder, and the hook must record it."""
     pickles.warm(tmp_path)
     (tmp_path / "0.pkl").write_bytes(b"cos\nmkdir\n" + pickles.text(str(tmp_path / "ran")) + b"\x85R.")
-    told = pickles.watched(tmp_path, "Reader.find_class = pickle._Unpickler.find_class")
-    outcome, heard, *_ = told["results"]["0.pkl"]
-    assert (tmp_path / "ran").is_dir() and any(event.startswith("os.mkdir") for event in heard), outcome
+    result = pickles.watched(tmp_path, "Reader.find_class = pickle._Unpickler.find_class")
+    outcome, events, *_ = result["results"]["0.pkl"]
+    assert (tmp_path / "ran").is_dir() and any(event.startswith("os.mkdir") for event in events), outcome
 
 
 @pytest.mark.parametrize(
     "data, word",
     [
-        (b"Nr\xff\xff\xff\x7f.", "no 'model'"),  # a memo of 34 GB, in the unpickler in C
+        (b"Nr\xff\xff\xff\x7f.", "no 'model'"),  # a memo of 34 GB, in the C unpickler
         (b"ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__)s\x86b.", "changes a function"),
         (b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.", "empty memory"),
         (
             pickles.model({"sampler_tea": pickles.doubled(60), "num_steps": pickles.number(10**9)}),
             "does not say num_steps",
         ),
-        (b"}" + pickles.text("model") + b"cbuiltins\nobject\n)\x81s.", "no 'model'"),  # never initialised
+        (
+            b"}" + pickles.text("model") + b"cbuiltins\nobject\n)\x81s.",
+            "no 'model'",
+        ),  # an object that is never initialised
         (pickles.model({"num_steps": pickles.number(10**5)}), "num_steps is 100000"),
         (pickles.model({"sampler_stu": b"]"}), "does not say sampler_stu"),
         (
@@ -218,7 +224,7 @@ def test_the_hook_hears_what_would_run(tmp_path):
         ),
     ],
 )
-def test_what_the_pickles_found(tmp_path, data, word):
+def test_faults_found_by_hostile_pickles(tmp_path, data, word):
     from predictors.authors import convert
 
     (tmp_path / "bad.pkl").write_bytes(data)

@@ -1,5 +1,6 @@
-"""No name leaves its folder: the doors of the engine, that all hosts go through. Theirs are tried in
-tests/webui/test_names.py and tests/comfyui/test_names.py."""
+"""No name leaves its folder: the engine's functions that make paths, which all hosts use.
+
+The hosts' own are tested in tests/webui/test_names.py and tests/comfyui/test_names.py."""
 
 import pathlib
 import re
@@ -7,7 +8,7 @@ import subprocess
 
 import pytest
 import torch
-from trust import names
+from trust import hostile_names as names
 
 from amed import Fitted, Library, PredictorError, Spec, save
 from amed.files.store import file_name, saved_as
@@ -21,7 +22,7 @@ def plain() -> Fitted:
 
 
 def inside(name: str) -> None:
-    """What any system's folder can have, and only there."""
+    """Check that every operating system can have this name, and only inside its folder."""
     for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
         path = kind("folder") / name
         assert path.parts == ("folder", name) and not kind(name).is_absolute(), name
@@ -30,11 +31,11 @@ def inside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*names.OUT, *names.DEVICES], ids=ascii)
-def test_what_is_no_name_is_refused(name):
+def test_an_invalid_name_is_refused(name):
     with pytest.raises(ValueError, match="no file name") as caught:
         file_name(name)
     assert len(str(caught.value)) < 800
-    if name not in names.DEVICES:  # of these saved_as makes another name
+    if name not in names.DEVICES:  # saved_as changes these names
         for passes in (None, 3):
             try:
                 inside(saved_as(name, 5, 1.0, passes))
@@ -42,20 +43,20 @@ def test_what_is_no_name_is_refused(name):
                 assert "no file name" in str(error)
 
 
-def test_what_is_taken_stays_inside():
-    taken = 0
-    for name in names.made(2000, 0):
+def test_an_accepted_name_stays_in_its_folder():
+    accepted = 0
+    for name in names.combined(2000, 0):
         try:
             inside(file_name(name))
             inside(saved_as(name, 5, 7.5))
-            taken += 1
+            accepted += 1
         except ValueError as error:
             assert "no file name" in str(error)
-    assert taken > 50
+    assert accepted > 50
 
 
 @pytest.mark.parametrize("name", names.GOOD)
-def test_names_that_people_give_are_taken(tmp_path, name):
+def test_ordinary_names_are_accepted(tmp_path, name):
     path = save(tmp_path / file_name(name), plain())
     inside(path.name)
     assert Library([tmp_path]).names() == [path.name]
@@ -76,21 +77,27 @@ def refused(name: str) -> bool:
     return False
 
 
-def test_a_library_gives_only_what_it_lists(tmp_path):
-    """By whatever name: the file beside the folder is a good one, which would load."""
+def test_a_library_gives_only_listed_files(tmp_path):
+    """By any name, although the file beside the folder is valid and would load."""
     folder = tmp_path / "models"
     save(folder / "deep" / "good.safetensors", plain())
     outside = save(tmp_path / "x.safetensors", plain())
-    asked = [*names.OUT, *names.made(200, 1), str(outside), "../x.safetensors", "deep/../../x.safetensors"]
+    requested = [
+        *names.OUT,
+        *names.combined(200, 1),
+        str(outside),
+        "../x.safetensors",
+        "deep/../../x.safetensors",
+    ]
     library = Library([folder])
     assert library.load("deep/good.safetensors").name == "good.safetensors"
-    for name in {*asked, *(f"{n}.safetensors" for n in asked)}:
+    for name in {*requested, *(f"{n}.safetensors" for n in requested)}:
         with pytest.raises(PredictorError):
             library.load(name)
 
 
-def test_a_name_in_the_way_is_not_followed(tmp_path):
-    """A link where a fit is saved is replaced, what it names stays as it was."""
+def test_a_link_in_the_way_is_not_followed(tmp_path):
+    """A link at the place of a saved fit is replaced, and its target stays unchanged."""
     target = tmp_path / "precious.txt"
     target.write_text("mine")
     (tmp_path / "models").mkdir()
@@ -100,8 +107,8 @@ def test_a_name_in_the_way_is_not_followed(tmp_path):
     assert target.read_text() == "mine" and link.is_file() and not link.is_symlink()
 
 
-def test_every_door_is_known():
-    """A new place that makes a path of a name has to be added here, and tried."""
+def test_every_place_that_makes_paths_is_known():
+    """A new place that makes a path from a name must be added here and tested."""
     root = pathlib.Path(__file__).parents[2]
     listed = subprocess.run(["git", "ls-files", "nodes", "webui", "hosts", "scripts"], cwd=root, text=True,
                             capture_output=True, check=True).stdout.split()  # fmt: skip
@@ -116,7 +123,7 @@ def test_every_door_is_known():
         "nodes/calibration.py: user_folder() /",  # saved_as
         "nodes/train_predictor.py: user_folder() /",  # saved_as
         "nodes/save_predictor.py: user_folder() /",  # file_name
-        "nodes/choice/workflow.py: library().load(",  # a name of the list
+        "nodes/choice/workflow.py: library().load(",  # a name from the list
         "nodes/compare.py: output_folder()",  # a number
         "nodes/host/folders.py: output_folder()",
         "nodes/host/folders.py: Path(",

@@ -1,12 +1,12 @@
-"""The quick form of numerics.py: every recipe's order, batches, rounding, any start; the hosts' own
+"""The quick form of numerics.py (every recipe's order, batches, rounding, any start), and the hosts'
 functions."""
 
 import kdiffusion
 import pytest
 import torch
+from every_solver import EVERY
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from solvers import EVERY
 from trust import numerics, orders, samplers
 
 import amed
@@ -20,17 +20,17 @@ CASES = samplers.cases()
 
 
 @pytest.mark.parametrize("solver", EVERY, ids=orders.label)
-def test_every_recipe_has_its_order(solver):
-    run, own, _ = orders.theory(solver)
-    assert orders.as_run(solver) == pytest.approx(run, abs=0.2)
-    assert orders.alone(solver) == pytest.approx(own, abs=0.2)
+def test_every_recipe_has_its_theoretical_order(solver):
+    run, formula_order, _ = orders.theory(solver)
+    assert orders.order_of_runs(solver) == pytest.approx(run, abs=0.2)
+    assert orders.order_of_formula(solver) == pytest.approx(formula_order, abs=0.2)
 
 
 @pytest.mark.parametrize("data", [True, False])
 def test_why_dpmpp_3_is_of_second_order(data, monkeypatch):
-    """With the whole of Taylor's third-order term it would be of third."""
-    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.whole_third_order, orders=3, lowers=True))
-    assert orders.alone(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
+    """With Taylor's full third-order term it would be of third order."""
+    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.full_third_order, orders=3, lowers=True))
+    assert orders.order_of_formula(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
 
 
 @EXAMPLES
@@ -42,16 +42,16 @@ def test_why_dpmpp_3_is_of_second_order(data, monkeypatch):
     seed=some.integers(0, 99),
 )
 def test_an_image_is_the_same_in_any_batch(case, size, order, cuts, seed):
-    """To the last bit: in another order, and in parts."""
+    """To the last bit, in another order and in parts."""
     x = samplers.drawn(seed, 6, 3, *size) * samplers.SIGMAS[0]
-    whole, order = samplers.run(case, x), torch.tensor(order)
-    assert torch.equal(samplers.run(case, x[order]), whole[order])
+    batch_end, order = samplers.run(case, x), torch.tensor(order)
+    assert torch.equal(samplers.run(case, x[order]), batch_end[order])
     parts = torch.tensor_split(x, sorted(cuts))
-    assert torch.equal(torch.cat([samplers.run(case, part) for part in parts]), whole)
+    assert torch.equal(torch.cat([samplers.run(case, part) for part in parts]), batch_end)
 
 
 def test_the_network_is_the_same_in_any_batch():
-    """All its samplers, one image alone beside seven."""
+    """All its samplers, for an image alone and beside seven others."""
     x = samplers.drawn(1, 7, 3, 8, 8) * samplers.SIGMAS[0]
     for case in CASES:
         if "network" in case.name:
@@ -60,9 +60,9 @@ def test_the_network_is_the_same_in_any_batch():
 
 @pytest.mark.parametrize("dtype", numerics.EPS, ids=str)
 def test_rounding_stays_within_its_bound(dtype):
-    found = {case.name: numerics.rounded(case, dtype) for case in CASES}
-    assert max(found.values()) < numerics.EPS[dtype] * torch.finfo(dtype).eps
-    assert min(found.values()) > torch.finfo(dtype).eps / 10  # it was rounded
+    distances = {case.name: numerics.rounding_error(case, dtype) for case in CASES}
+    assert max(distances.values()) < numerics.EPS[dtype] * torch.finfo(dtype).eps
+    assert min(distances.values()) > torch.finfo(dtype).eps / 10  # rounding did have an effect
 
 
 # --- img2img at any denoise
@@ -93,9 +93,10 @@ GUIDED = [amed.load(f) for f in numerics.PREDICTORS if "multistep-nfe5-cfg" in f
 
 @pytest.mark.parametrize("table", [*TABLES.values(), *GUIDED], ids=lambda fitted: fitted.name)
 def test_the_end_does_not_jump_where_the_start_passes_a_time(img2img, table):
-    """But for the 0.1% step that is left out there. Once it jumped by 0.16: weights on slopes that such a run
-    lacks went to its newest."""
-    for start in numerics.at_times(table):
+    """Except for the 0.1% step that is left out there.
+
+    It used to jump by 0.16, because weights on missing slopes went to the newest one."""
+    for start in numerics.starts_at_times(table):
         assert numerics.jump(table, img2img[0], start, *img2img[1:], by=1e-6) < numerics.JUMP
 
 
@@ -104,11 +105,11 @@ def test_the_end_does_not_jump_where_the_start_passes_a_time(img2img, table):
     nfe=some.sampled_from(list(TABLES)), share=some.floats(0.01, 0.985), by=some.sampled_from([1e-2, 1e-3])
 )
 def test_the_end_moves_no_faster_than_the_start(img2img, nfe, share, by):
-    """O(delta), anywhere between a table's ends; a time in between adds its jump."""
+    """O(delta) anywhere between a table's ends; a time in between adds its jump."""
     high, low = TABLES[nfe].sigmas()[[0, -2]].tolist()
     start = low * (high / low) ** share * 1.02
     moved = numerics.jump(TABLES[nfe], img2img[0], start, *img2img[1:], by=by / 2)
-    near = any(abs(start / t - 1) < by for t in numerics.at_times(TABLES[nfe]))
+    near = any(abs(start / t - 1) < by for t in numerics.starts_at_times(TABLES[nfe]))
     assert moved < numerics.SLOPE * by + near * numerics.JUMP
 
 
@@ -132,7 +133,7 @@ def test_the_end_moves_no_faster_than_the_start(img2img, nfe, share, by):
     ],
     ids=str,
 )
-def test_the_table_is_k_diffusions(solver, name, steps, ends_in_zero):
+def test_the_table_equals_k_diffusions(solver, name, steps, ends_in_zero):
     model = samplers.Toy(samplers.drawn(1, 4, 3, 8, 8))
     times = amed.schedules.make("polynomial", steps + 1, 0.02, 60)
     times = torch.cat([times, times.new_zeros(1)]) if ends_in_zero else times
@@ -142,24 +143,25 @@ def test_the_table_is_k_diffusions(solver, name, steps, ends_in_zero):
     assert torch.allclose(end.x, theirs, rtol=1e-10, atol=1e-10)
 
 
-def test_the_third_order_is_k_diffusions():
-    """Of DPM-Solver++ 3M each move of third order; the second move, on the way there, is the paper's 2M in
-    ours and not in theirs. Seen in coordinates: the model's answers are unit vectors."""
+def test_the_third_order_equals_k_diffusions():
+    """The third-order moves of DPM-Solver++ 3M, in coordinates: the model's answers are unit vectors.
+
+    The second move, at which the order is still lower, is the paper's 2M here, but not in k-diffusion."""
     steps = 6
     times = amed.schedules.make("polynomial", steps + 1, 0.02, 60)
-    unit, seen = torch.eye(steps + 1, dtype=torch.float64), []
+    unit, states = torch.eye(steps + 1, dtype=torch.float64), []
 
     def model(x, sigma):
-        seen.append(x.clone())
-        return unit[[len(seen)]]
+        states.append(x.clone())
+        return unit[[len(states)]]
 
     function = kdiffusion.sampling().sample_dpmpp_3m_sde
-    seen.append(function(model, unit[[0]], times, eta=0.0, noise_sampler=lambda *_: 0, disable=True))
+    states.append(function(model, unit[[0]], times, eta=0.0, noise_sampler=lambda *_: 0, disable=True))
     rows = compiled(Solver("dpmpp", 3, True, False), times.tolist()).rows
     alike = []
     for n, row in enumerate(rows):
         (of_x, newest), *older = row.weigh()
-        ours = (1 + of_x) * seen[n] + newest * unit[[n + 1]]
+        ours = (1 + of_x) * states[n] + newest * unit[[n + 1]]
         ours = ours + sum(w * unit[[n - k]] for k, (w,) in enumerate(older[:n]))
-        alike.append(torch.allclose(ours, seen[n + 1], rtol=1e-10, atol=1e-12))
+        alike.append(torch.allclose(ours, states[n + 1], rtol=1e-10, atol=1e-12))
     assert alike == [True, False, True, True, True, True]

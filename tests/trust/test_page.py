@@ -4,7 +4,7 @@ import pytest
 from trust import page
 
 
-def test_a_part_replaces_its_own_and_leaves_the_others(tmp_path, monkeypatch):
+def test_writing_a_part_leaves_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "FIGURES", tmp_path / "trust.json")
     monkeypatch.setattr(page, "PAGE", tmp_path / "TRUST.md")
     page.put(page.Part("soak", "Soak", "make soak", "About.", [("runs", "3")]))
@@ -17,7 +17,7 @@ def test_a_part_replaces_its_own_and_leaves_the_others(tmp_path, monkeypatch):
         page.put(page.Part("fuzzy", "", "", "", []))
 
 
-def test_the_page_is_what_its_figures_make():
+def test_the_page_agrees_with_its_figures():
     if page.FIGURES.is_file():
-        known = json.loads(page.FIGURES.read_text())
-        assert page.PAGE.read_text() == page.page({n: page.Part(n, **p) for n, p in known.items()})
+        figures = json.loads(page.FIGURES.read_text())
+        assert page.PAGE.read_text() == page.page({n: page.Part(n, **p) for n, p in figures.items()})

@@ -1,4 +1,4 @@
-"""The quick form of supply.py, and that its checks can fail."""
+"""The quick form of supply.py, and a check that it can fail."""
 
 import re
 import subprocess
@@ -7,16 +7,16 @@ import pytest
 from trust import supply
 
 
-def test_the_table_of_dependencies_is_the_files():
-    assert supply.stated() == supply.requirements()
+def test_the_table_of_dependencies_agrees_with_the_files():
+    assert supply.stated_requirements() == supply.requirements()
 
 
-def test_what_runs_in_a_host_imports_what_is_required_there():
-    assert supply.unstated() == {}
+def test_host_code_imports_only_stated_requirements():
+    assert supply.unstated_imports() == {}
 
 
-def test_nothing_that_runs_in_a_host_imports_what_fetches():
-    assert supply.reaching() == {}
+def test_host_code_imports_no_network_modules():
+    assert supply.network_imports() == {}
 
 
 def test_python_3_10_parses_every_file():
@@ -33,7 +33,7 @@ def test_ci_runs_the_oldest_python_and_a_newer_one():
 
 
 def test_every_licence_is_stated():
-    """Of code, data and model; and the licence of the code is the one that is there."""
+    """Licences of code, data and model; the code's is that of the LICENSE file."""
     text = (supply.ROOT / "SECURITY.md").read_text()
     assert "Apache License" in (supply.ROOT / "LICENSE").read_text()[:200]
     weights = list(supply.ROOT.glob("demo/*.safetensors"))
@@ -43,10 +43,10 @@ def test_every_licence_is_stated():
     assert "Apache License 2.0" in (supply.ROOT / "demo" / "README.md").read_text()
 
 
-def test_a_run_reaches_for_nothing(tmp_path):
+def test_a_run_accesses_no_network(tmp_path):
     """Every module, files, sampling, a fit, a converted pickle; and no program is started."""
-    said, sought = supply.alone(tmp_path)
-    assert said.startswith("done 43 11 ") and sought == []
+    output, sought = supply.run_offline(tmp_path)
+    assert output.startswith("done 43 11 ") and sought == []
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_a_run_reaches_for_nothing(tmp_path):
         "import urllib.request; urllib.request.urlopen('http://example.org/')",
     ],
 )
-def test_it_would_be_seen(tmp_path, code):
+def test_network_access_would_be_detected(tmp_path, code):
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        supply.alone(tmp_path, code)
+        supply.run_offline(tmp_path, code)
     assert "only this machine is allowed" in failed.value.stderr
-    assert [kind for kind, *_ in supply.asked(tmp_path)] == ["address"]
+    assert [kind for kind, *_ in supply.requested(tmp_path)] == ["address"]
 
 
-def test_loopback_and_this_machines_sockets_are_allowed(tmp_path):
+def test_loopback_and_local_sockets_are_allowed(tmp_path):
     code = (
         "import socket; s = socket.create_server(('127.0.0.1', 0)); socket.create_connection(s.getsockname())"
     )
-    assert supply.alone(tmp_path, code)[1] == []
+    assert supply.run_offline(tmp_path, code)[1] == []

@@ -1,4 +1,4 @@
-"""`amed_webui` as the door loads it, in a restated WebUI of either kind."""
+"""`amed_webui`, loaded as the extension's script loads it, in a fake WebUI of either kind."""
 
 import importlib
 import importlib.util
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_webui
 import pytest
-import restated
 import torch
 
 from amed.choose import Identity
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load_package() -> None:
-    """webui/ under the name the door gives it."""
+    """Import webui/ under the name that the extension gives it."""
     folders = [str(ROOT / "webui"), str(ROOT / "hosts")]
     spec = importlib.util.spec_from_file_location(
         "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=folders
@@ -38,9 +38,11 @@ def denoiser() -> demo.Denoiser:
 
 @pytest.fixture(params=["a1111", "forge"])
 def webui(request, tmp_path, denoiser):
-    """A host with AMED installed: `.script` ours, `.ui`, `.run`, `.calibrate`, `.host` our modules. Its
-    checkpoint is taken for a Stable Diffusion 1.5 that no predictor was fitted for."""
-    made = restated.install(request.param, tmp_path, denoiser)
+    """A fake host with AMED installed: `.script`, `.ui`, `.run`, `.calibrate` and `.host` are this pack's
+    modules.
+
+    Its checkpoint is taken for a Stable Diffusion 1.5 for which no predictor was fitted."""
+    installed = fake_webui.install(request.param, tmp_path, denoiser)
     load_package()
     door = importlib.import_module("amed_webui.door")
     script = door.install()()
@@ -50,19 +52,21 @@ def webui(request, tmp_path, denoiser):
     sys.modules["amed_webui.host"].read_identity = lambda model: unknown
     names = ("ui", "run", "calibrate", "host", "samplers", "evaluate")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
-    yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
-                          restated=restated, sampler_base=restated.KDiffusionSampler,
-                          Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
-    restated.remove()
+    yield SimpleNamespace(
+        **vars(installed), **modules, script=script, webui=installed, fake_webui=fake_webui,
+        generate=fake_webui.generate, sampler_base=fake_webui.KDiffusionSampler,
+        Processing=fake_webui.Processing, read_identity=read_identity,
+    )  # fmt: skip
+    fake_webui.remove()
     load_package()
 
 
 @pytest.fixture
 def small_latents(webui, monkeypatch):
-    """Samples of 8 x 8, as 64 pixels' latents are (in the restated host pixels are latents)."""
+    """Samples of 8 x 8, the latent size of 64 pixels (in the fake host pixels are latents)."""
     make = webui.generate.__globals__["torch"].randn
 
     def latents(count, channels, *size, generator):
         return make(count, channels, *(s // 8 if s == 64 else s for s in size), generator=generator)
 
-    monkeypatch.setattr(webui.restated, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))
+    monkeypatch.setattr(webui.fake_webui, "torch", SimpleNamespace(**{**vars(torch), "randn": latents}))

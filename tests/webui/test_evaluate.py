@@ -1,6 +1,6 @@
-"""Bottleneck and halves against the hosts' row orders, restated here from their denoisers.
+"""Bottleneck and halves against the hosts' row orders, reimplemented here from their denoisers.
 
-Every row carries who it is: image number + 10 * prompt number, 90 for the negative prompt."""
+Each row's value identifies it: image number + 10 * prompt number, 90 for the negative prompt."""
 
 from types import SimpleNamespace
 
@@ -13,25 +13,25 @@ NEGATIVE = 90
 
 
 class UNet(nn.Module):
-    """A middle block that gives back who each row is."""
+    """A middle block that returns each row's identifying value."""
 
     def __init__(self):
         super().__init__()
         self.middle_block = nn.Sequential(nn.Identity(), nn.Identity())
 
-    def forward(self, who, transformer_options=None):
-        return self.middle_block(who.view(-1, 1, 1, 1).float())
+    def forward(self, bottleneck_rows, transformer_options=None):
+        return self.middle_block(bottleneck_rows.view(-1, 1, 1, 1).float())
 
 
 class Wrapper(nn.Module):
-    """k-diffusion's: what a row denoises to says who it is, 1000 more."""
+    """k-diffusion's wrapper: a row denoises to its identifying value plus 1000."""
 
     def __init__(self, unet):
         super().__init__()
         self.unet = unet
 
-    def forward(self, who):
-        return self.unet(who) + 1000
+    def forward(self, bottleneck_rows):
+        return self.unet(bottleneck_rows) + 1000
 
 
 class A1111:
@@ -59,8 +59,9 @@ class A1111:
 
 
 class Forge:
-    """backend.sampling.sampling_function: chunks in reversed order, `at_once` of them a call, and what is
-    told of the halves; without guidance the negative one's are zeros."""
+    """backend.sampling.sampling_function: chunks in reversed order, `at_once` of them per call.
+
+    It passes on the halves; without guidance the negative half is zeros."""
 
     def __init__(self, unet, at_once=9, guided=True):
         self.unet, self.at_once, self.guided = unet, at_once, guided
@@ -77,9 +78,9 @@ class Forge:
             last_first = list(range(len(to_run)))[::-1]
             parts = next(i for i in range(1, len(to_run) + 1) if len(to_run) // i <= self.at_once)
             chosen = [to_run.pop(i) for i in last_first[: len(last_first) // parts]]
-            who = torch.cat([torch.arange(len(x)) * (kind == 0) + 10 * n for n, kind in chosen])
+            bottleneck_rows = torch.cat([torch.arange(len(x)) * (kind == 0) + 10 * n for n, kind in chosen])
             options = {"cond_or_uncond": [kind for _, kind in chosen]}
-            self.unet(who, transformer_options=options)
+            self.unet(bottleneck_rows, transformer_options=options)
         images = torch.arange(len(x)).view(-1, 1, 1, 1).float()
         mine, scale = images + 5 * (prompts - 1) + 1000, cond_scale if guided else 1.0
         negative = torch.full_like(images, NEGATIVE + 1000.0 if guided else 0.0)
@@ -90,15 +91,15 @@ class Forge:
         return args["denoised"]
 
 
-def ask(evaluate, host, images, prompts=1, wants=("bottleneck",), **more):
+def evaluation_of(evaluate, host, images, prompts=1, wants=("bottleneck",), **more):
     extra_args = {"cond": SimpleNamespace(batch=[[None] * prompts] * images), "uncond": [None] * images}
     extra_args |= more
     x = torch.zeros(images, 4, 8, 8)
     return evaluate(host, x, torch.ones(images), extra_args, frozenset(wants))
 
 
-def who(evaluate, host, images, prompts=1):
-    return flat(ask(evaluate, host, images, prompts).bottleneck)
+def bottleneck_rows(evaluate, host, images, prompts=1):
+    return flat(evaluation_of(evaluate, host, images, prompts).bottleneck)
 
 
 def flat(rows):
@@ -106,7 +107,7 @@ def flat(rows):
 
 
 def a1111_ways(test):
-    """Every way in which A1111 runs its rows."""
+    """Return every way in which A1111 runs its rows."""
     for name, values in {
         "skip_uncond": [True, False],
         "same_length": [True, False],
@@ -119,25 +120,27 @@ def a1111_ways(test):
 
 @pytest.mark.parametrize("images", [1, 2, 5])
 @a1111_ways
-def test_a1111(images, prompts, batched, same_length, skip_uncond):
+def test_the_bottleneck_in_a1111(images, prompts, batched, same_length, skip_uncond):
     unet = UNet()
     host = A1111(unet, batched, same_length, skip_uncond)
-    assert who(HostEvaluate(lambda: unet, PromptsFirst()), host, images, prompts) == list(range(images))
+    assert bottleneck_rows(HostEvaluate(lambda: unet, PromptsFirst()), host, images, prompts) == list(
+        range(images)
+    )
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])
 @pytest.mark.parametrize("prompts", [1, 2, 3])
 @pytest.mark.parametrize("at_once", [1, 2, 9])
 @pytest.mark.parametrize("guided", [True, False])
-def test_forge(images, prompts, at_once, guided):
+def test_the_bottleneck_in_forge(images, prompts, at_once, guided):
     unet = UNet()
     host = Forge(unet, at_once, guided)
-    assert who(HostEvaluate(lambda: unet, Chunks()), host, images, prompts) == list(range(images))
+    assert bottleneck_rows(HostEvaluate(lambda: unet, Chunks()), host, images, prompts) == list(range(images))
 
 
-def test_the_wrong_rule_would_be_seen():
+def test_the_wrong_row_order_would_be_detected():
     unet = UNet()
-    assert who(HostEvaluate(lambda: unet, PromptsFirst()), Forge(unet), 2) != [0, 1]
+    assert bottleneck_rows(HostEvaluate(lambda: unet, PromptsFirst()), Forge(unet), 2) != [0, 1]
 
 
 class Interrupted(BaseException):
@@ -152,18 +155,18 @@ def test_hooks_are_gone_after_an_interruption():
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        who(HostEvaluate(lambda: unet, PromptsFirst()), interrupted, 2)
+        bottleneck_rows(HostEvaluate(lambda: unet, PromptsFirst()), interrupted, 2)
     assert not unet._forward_pre_hooks and not unet.middle_block[-1]._forward_hooks
 
 
-def test_what_cannot_be_told_is_none_and_counted():
+def test_an_unknown_bottleneck_is_none_and_counted():
     unet = UNet()
     evaluate = HostEvaluate(lambda: unet, Chunks())
-    assert who(evaluate, A1111(unet), 2) is None and evaluate.failed == 1
+    assert bottleneck_rows(evaluate, A1111(unet), 2) is None and evaluate.failed == 1
     none = HostEvaluate(lambda: None, PromptsFirst())
-    assert who(none, A1111(unet), 2) is None and none.failed == 1
-    swapped = HostEvaluate(UNet, PromptsFirst())  # a refiner swaps the model inside the call
-    assert who(swapped, A1111(unet), 2) is None and swapped.failed == 1
+    assert bottleneck_rows(none, A1111(unet), 2) is None and none.failed == 1
+    swapped = HostEvaluate(UNet, PromptsFirst())  # a refiner swaps the model during the call
+    assert bottleneck_rows(swapped, A1111(unet), 2) is None and swapped.failed == 1
 
 
 # --- guidance's halves -------------------------------------------------------------------------------------
@@ -172,48 +175,47 @@ def test_what_cannot_be_told_is_none_and_counted():
 @pytest.mark.parametrize("images", [1, 3])
 @a1111_ways
 def test_halves_in_a1111(images, prompts, batched, same_length, skip_uncond):
-    """From the rows that run anyhow: of AND the mean, of a negative prompt that was left out nothing."""
+    """From the rows that run anyway: the mean for AND; None for a negative prompt that was left out."""
     unet = UNet()
     host = A1111(unet, batched, same_length, skip_uncond)
     evaluate = HostEvaluate(lambda: unet, PromptsFirst())
-    seen = ask(evaluate, host, images, prompts, ("halves",))
-    assert flat(seen.cond) == [1000 + i + 10 * (prompts - 1) / 2 for i in range(images)]
-    assert flat(seen.uncond) == (None if skip_uncond else [1000 + NEGATIVE] * images)
+    evaluation = evaluation_of(evaluate, host, images, prompts, ("halves",))
+    assert flat(evaluation.cond) == [1000 + i + 10 * (prompts - 1) / 2 for i in range(images)]
+    assert flat(evaluation.uncond) == (None if skip_uncond else [1000 + NEGATIVE] * images)
     assert evaluate.rows == images * (prompts + (not skip_uncond)) and evaluate.evaluations == 1
-    assert seen.bottleneck is None and evaluate.failed == 0 and not host.inner_model._forward_hooks
+    assert evaluation.bottleneck is None and evaluate.failed == 0 and not host.inner_model._forward_hooks
 
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("at_once", [1, 9])
 @pytest.mark.parametrize("guided", [True, False])
 def test_halves_in_forge(images, at_once, guided):
-    """As they are before other extensions' functions; these run as ever, and the options are the host's
-    again."""
+    """The halves before other extensions' functions, which run as usual; the options are restored."""
     unet = UNet()
     host = Forge(unet, at_once, guided)
     before, evaluate = dict(host.patcher.model_options), HostEvaluate(lambda: unet, Chunks())
-    seen = ask(evaluate, host, images, 1, ("halves", "bottleneck"))
-    assert flat(seen.cond) == [1000 + i for i in range(images)]
-    assert flat(seen.uncond) == ([1000 + NEGATIVE] * images if guided else None)
-    assert flat(seen.bottleneck) == list(range(images))
-    assert torch.equal(seen.denoised, -torch.zeros(images, 4, 8, 8))
+    evaluation = evaluation_of(evaluate, host, images, 1, ("halves", "bottleneck"))
+    assert flat(evaluation.cond) == [1000 + i for i in range(images)]
+    assert flat(evaluation.uncond) == ([1000 + NEGATIVE] * images if guided else None)
+    assert flat(evaluation.bottleneck) == list(range(images))
+    assert torch.equal(evaluation.denoised, -torch.zeros(images, 4, 8, 8))
     assert host.patcher.model_options == before and len(before["sampler_post_cfg_function"]) == 1
     assert evaluate.rows == images * (1 + guided)
 
 
 @pytest.mark.parametrize("order", [PromptsFirst(), Chunks()])
-def test_halves_of_weighted_prompts_and_what_is_asked_for(order):
-    """A1111 gives each prompt of AND its weight; nothing is listened to that nobody asked for."""
+def test_halves_of_weighted_prompts_are_captured_only_on_request(order):
+    """A1111 gives each prompt of AND its weight; outputs that nobody requested are not captured."""
     unet = UNet()
     host = A1111(unet) if isinstance(order, PromptsFirst) else Forge(unet)
-    seen = ask(HostEvaluate(lambda: unet, order), host, 2, 1, ())
-    assert seen.bottleneck is None and seen.cond is None and seen.uncond is None
+    evaluation = evaluation_of(HostEvaluate(lambda: unet, order), host, 2, 1, ())
+    assert evaluation.bottleneck is None and evaluation.cond is None and evaluation.uncond is None
     if isinstance(order, PromptsFirst):
         batch = [[SimpleNamespace(weight=1.0), SimpleNamespace(weight=3.0)]]
         extra_args = {"cond": SimpleNamespace(batch=batch), "uncond": [None]}
-        given = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
-        seen = HostEvaluate(lambda: unet, order)(host, *given)
-        assert flat(seen.cond) == [1000 + 7.5]
+        arguments = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
+        evaluation = HostEvaluate(lambda: unet, order)(host, *arguments)
+        assert flat(evaluation.cond) == [1000 + 7.5]
 
 
 def test_without_guidance_there_is_no_negative_half():
@@ -225,33 +227,35 @@ def test_without_guidance_there_is_no_negative_half():
         def __call__(self, x, sigma, cond, uncond, cond_scale):
             return super().__call__(x, sigma, cond, uncond)
 
-    given = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
-    seen = HostEvaluate(lambda: unet, PromptsFirst())(Scaled(unet), *given)
-    assert flat(seen.cond) == [1000] and seen.uncond is None
+    arguments = torch.zeros(1, 4, 8, 8), torch.ones(1), extra_args, frozenset({"halves"})
+    evaluation = HostEvaluate(lambda: unet, PromptsFirst())(Scaled(unet), *arguments)
+    assert flat(evaluation.cond) == [1000] and evaluation.uncond is None
 
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("kind", ["a1111", "a1111, halves apart", "forge", "forge, halves apart"])
 def test_the_prompts_half_alone(kind, images):
-    """In place of the whole, whatever the CFG scale: Forge spares the negative prompt, A1111 runs it in
-    vain. No half of guidance is taken for another."""
+    """Only the prompt's half is returned, at any CFG scale: Forge skips the negative prompt, A1111 runs it in
+    vain.
+
+    Neither half of guidance is mistaken for the other."""
     unet, forge, apart = UNet(), kind.startswith("forge"), kind.endswith("apart")
     host = Forge(unet, 1 if apart else 9) if forge else A1111(unet, not apart)
     if forge:
         host.patcher.model_options["sampler_post_cfg_function"].clear()
     evaluate = HostEvaluate(lambda: unet, Chunks() if forge else PromptsFirst())
-    whole = ask(evaluate, host, images, wants=("halves",), cond_scale=7.0)
+    both_halves = evaluation_of(evaluate, host, images, wants=("halves",), cond_scale=7.0)
     rows = evaluate.rows
-    alone = ask(evaluate, host, images, wants=("halves", "cond"), cond_scale=7.0)
-    assert flat(alone.denoised) == flat(whole.cond) == [1000 + i for i in range(images)]
-    assert flat(whole.denoised) == [1090 + 7 * (i - 90) for i in range(images)]
-    assert alone.uncond is None and flat(alone.cond) == flat(whole.cond)
+    alone = evaluation_of(evaluate, host, images, wants=("halves", "cond"), cond_scale=7.0)
+    assert flat(alone.denoised) == flat(both_halves.cond) == [1000 + i for i in range(images)]
+    assert flat(both_halves.denoised) == [1090 + 7 * (i - 90) for i in range(images)]
+    assert alone.uncond is None and flat(alone.cond) == flat(both_halves.cond)
     assert (rows, evaluate.rows - rows) == (2 * images, images if forge else 2 * images)
     assert evaluate.evaluations == 2
 
 
-def test_halves_are_none_where_they_cannot_be_had():
-    """An image-editing checkpoint's three rows, another sampler's model, a refiner in mid-call."""
+def test_halves_are_none_where_they_are_unavailable():
+    """For an image-editing checkpoint's three rows, another sampler's model, and a refiner in mid-call."""
     unet = UNet()
     host = A1111(unet)
 
@@ -260,27 +264,27 @@ def test_halves_are_none_where_they_cannot_be_had():
         return x
 
     three.inner_model = host.inner_model
-    seen = ask(HostEvaluate(lambda: unet, PromptsFirst()), three, 2, 1, ("halves",))
-    assert (seen.cond, seen.uncond) == (None, None)
+    evaluation = evaluation_of(HostEvaluate(lambda: unet, PromptsFirst()), three, 2, 1, ("halves",))
+    assert (evaluation.cond, evaluation.uncond) == (None, None)
 
     def bare(x, sigma, cond, uncond):
         return x
 
     for order in (PromptsFirst(), Chunks()):
-        seen = ask(HostEvaluate(lambda: unet, order), bare, 2, 1, ("halves",))
-        assert (seen.cond, seen.uncond) == (None, None) and seen.denoised is not None
+        evaluation = evaluation_of(HostEvaluate(lambda: unet, order), bare, 2, 1, ("halves",))
+        assert (evaluation.cond, evaluation.uncond) == (None, None) and evaluation.denoised is not None
 
 
-def test_options_are_the_hosts_after_an_interruption():
+def test_options_are_restored_after_an_interruption():
     unet = UNet()
     host = Forge(unet)
-    own, seen = host.patcher.model_options, []
+    host_options, calls = host.patcher.model_options, []
 
     def interrupted(x, sigma, cond, uncond):
-        seen.append(len(host.patcher.model_options["sampler_post_cfg_function"]))
+        calls.append(len(host.patcher.model_options["sampler_post_cfg_function"]))
         raise Interrupted
 
     interrupted.inner_model = host.inner_model
     with pytest.raises(Interrupted):
-        ask(HostEvaluate(lambda: unet, Chunks()), interrupted, 2, 1, ("halves",))
-    assert seen == [2] and host.patcher.model_options is own and not unet._forward_pre_hooks
+        evaluation_of(HostEvaluate(lambda: unet, Chunks()), interrupted, 2, 1, ("halves",))
+    assert calls == [2] and host.patcher.model_options is host_options and not unet._forward_pre_hooks

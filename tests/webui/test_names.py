@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from trust import names
+from trust import hostile_names as names
 
 QUICK = {
     "prompts": "0\n1",
@@ -15,11 +15,11 @@ QUICK = {
     "guidance": 2.0,
     "batch": 8,
 }
-SOME = [*names.OUT, *names.DEVICES, *names.made(100, 2)]
+SOME = [*names.OUT, *names.DEVICES, *names.combined(100, 2)]
 
 
 def secret(webui):
-    """A good file beside the folder, and the names that would reach it."""
+    """A valid file beside the folder, and names that would reach it."""
     folder = webui.host.user_folder()
     folder.mkdir(parents=True, exist_ok=True)
     good = webui.host.BUNDLED / "sd15-dpmpp-2m-nfe10.safetensors"
@@ -28,11 +28,11 @@ def secret(webui):
     return [str(beside), "../secret.safetensors", "x/../../secret.safetensors", "..\\secret.safetensors"]
 
 
-def test_a_generation_takes_only_what_is_listed(webui):
+def test_a_generation_uses_only_listed_predictors(webui):
     """The accordion and the API's script arguments."""
     line = webui.samplers.line_of("AMED Plugin DPM++ 2M")
     for name in [*secret(webui), *SOME]:
-        if name in ("", " "):  # left open
+        if name in ("", " "):  # an empty name means auto
             continue
         p = webui.Processing(sampler_name=line.label, cfg_scale=2.0)
         webui.script.process(p, name, 0, "error")
@@ -46,7 +46,7 @@ class Option:
         self.label, self.confirm = label, confirm
 
 
-def test_an_axis_of_a_plot_takes_only_what_is_listed(webui, monkeypatch):
+def test_a_plot_axis_uses_only_listed_predictors(webui, monkeypatch):
     plot = SimpleNamespace(AxisOption=Option, axis_options=[])
     monkeypatch.setattr(webui.host, "xyz_module", lambda: plot)
     webui.ui.add_axes()
@@ -56,7 +56,7 @@ def test_an_axis_of_a_plot_takes_only_what_is_listed(webui, monkeypatch):
             option.confirm(None, [name])
 
 
-def test_what_an_infotext_says_is_only_a_name(webui):
+def test_an_infotext_can_only_name_a_listed_predictor(webui):
     nfe = webui.ui.pasted_count
     for name in secret(webui):
         p = webui.Processing(sampler_name="AMED Plugin DPM++ 2M", cfg_scale=2.0)
@@ -69,7 +69,7 @@ def test_what_an_infotext_says_is_only_a_name(webui):
 
 
 @pytest.mark.parametrize("nfe", [float("inf"), float("nan"), "9" * 5000, "²", -1, 10**400, [], "x", 1e308])
-def test_a_number_that_is_none_is_an_error_in_words(webui, nfe):
+def test_an_invalid_number_is_an_error_with_a_message(webui, nfe):
     p = webui.Processing(sampler_name="AMED Multistep", cfg_scale=2.0)
     webui.script.process(p, "auto", nfe, "error")
     assert p.amed.error is None or "NFE" in str(p.amed.error)
@@ -77,7 +77,7 @@ def test_a_number_that_is_none_is_an_error_in_words(webui, nfe):
 
 
 @pytest.mark.parametrize("field", ["width", "height", "batch", "seed", "guidance", "nfe", "name", "budget"])
-def test_a_calibration_asked_for_with_nonsense_is_an_error_in_words(webui, field):
+def test_an_invalid_calibration_request_is_an_error_with_a_message(webui, field):
     for value in json.loads('[1e999, -1e999, NaN, null, [], {}, "", "x", "../x", true, [[1]]]'):
         try:
             form = webui.calibrate.Form.of({**QUICK, field: value})
@@ -88,13 +88,13 @@ def test_a_calibration_asked_for_with_nonsense_is_an_error_in_words(webui, field
 
 
 def test_a_calibration_is_saved_in_its_folder(webui):
-    """By the name that is given, or by the checkpoint's, which is a file's and may be anything."""
+    """Under the given name, or the checkpoint's, which comes from a file and may be anything."""
     form = webui.calibrate.Form.of({**QUICK, "width": 64, "height": 64})
     for name in SOME:
         for named, checkpoint in ((name, "c"), ("", name)):
-            given = webui.calibrate.Form(**{**vars(form), "name": named})
+            form_with_name = webui.calibrate.Form(**{**vars(form), "name": named})
             try:
-                file = given.file_name(5, checkpoint)
+                file = form_with_name.file_name(5, checkpoint)
             except ValueError as error:
                 assert "no file name" in str(error) and (named.strip() or "device" in str(error))
                 continue
@@ -103,7 +103,7 @@ def test_a_calibration_is_saved_in_its_folder(webui):
             assert not set("/\\:\0\n") & set(file) and len(file.encode()) < 230
 
 
-def test_a_file_beside_a_link_out_and_a_bad_one_are_listed_as_they_are(webui):
+def test_lists_show_good_files_and_name_links_and_broken_ones(webui):
     """GET /amed/predictors, and the page's dropdown."""
     secret(webui)
     folder = webui.host.user_folder()
@@ -115,13 +115,13 @@ def test_a_file_beside_a_link_out_and_a_bad_one_are_listed_as_they_are(webui):
         file.write(b"x")
     assert "mine.safetensors" in webui.ui.choices()
     assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.choices())
-    told = webui.ui.listed()
-    json.dumps(told, ensure_ascii=False).encode()
-    broken = " ".join(told["broken"])
+    listing = webui.ui.listed()
+    json.dumps(listing, ensure_ascii=False).encode()
+    broken = " ".join(listing["broken"])
     assert all(name in broken for name in ("link.safetensors", "gone.safetensors", "?.safetensors"))
 
 
-def test_a_name_is_no_html(webui):
-    """The line below the accordion is Markdown, in which HTML would run; names come with files."""
+def test_names_are_escaped_as_html(webui):
+    """The line below the accordion is Markdown, which may contain HTML, and names come with files."""
     shown = webui.ui.status("AMED Plugin DPM++ 2M", 10, 2.0, "<img src=x onerror=alert(1)>", 0)
     assert "<" not in shown and "&lt;img" in shown

@@ -1,4 +1,4 @@
-"""Generations in the restated hosts, with the demo model: what comes out, and what is said of it."""
+"""Generations in the fake hosts, with the demo model: the images, and the infotext."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,8 @@ MLP = "emoji32-amed-nfe5-cfg2.safetensors"
 
 @pytest.fixture
 def emoji(webui):
-    """The host's checkpoint is known for the demo model, which the bundled predictors are for."""
+    """A host whose checkpoint is recognised as the demo model, for which the bundled predictors were
+    fitted."""
     webui.host.read_identity = webui.read_identity
     webui.host.FAMILIES["is_sd1"] = "emoji32"
     return webui
@@ -40,13 +41,13 @@ def images(host, args=("auto", 0, "as in settings"), **settings):
 
 
 def direct(host, name, x, sigmas, **settings):
-    """The engine itself, on the host's own denoiser for category 3 without guidance."""
+    """Run the engine itself on the host's denoiser, for category 3 without guidance."""
     label = {"context": torch.full((len(x),), 3)}
     return SAMPLERS[name](wrapped(host), x, sigmas, label, None, True, **settings)
 
 
 def wrapped(host):
-    """The host's denoiser without guidance."""
+    """Return the host's denoiser without guidance."""
     return host.webui.sd_samplers.all_samplers_map["AMED"].constructor(host.checkpoint).model_wrap
 
 
@@ -54,15 +55,15 @@ def noise(count=1, size=32, seed=0):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def test_every_sampler_without_a_predictor_is_the_plain_solver(webui):
-    """As many evaluations as steps, the same image from all of them, and one line that says so."""
+def test_every_sampler_without_a_predictor_runs_the_plain_solver(webui):
+    """As many evaluations as steps, the same image from all samplers, and one line that says so."""
     outs = []
     for line in webui.samplers.LINES:
         out, p = images(webui, sampler_name=line.label, steps=4)
-        told = p.extra_generation_params
+        infotext = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
-        assert told["AMED predictor"] == "plain" and told["Schedule type"] == "AMED"
-        assert told["AMED evaluations"] == 4 == len(webui.checkpoint.network.calls)
+        assert infotext["AMED predictor"] == "plain" and infotext["Schedule type"] == "AMED"
+        assert infotext["AMED evaluations"] == 4 == len(webui.checkpoint.network.calls)
         assert [c["i"] for c in webui.webui.callbacks] == [0, 1, 2, 3]
         assert any("the plain solver ipndm-2 ran" in text for text in p.comments)
         webui.checkpoint.network.calls.clear()
@@ -73,25 +74,25 @@ def test_every_sampler_without_a_predictor_is_the_plain_solver(webui):
 @pytest.mark.parametrize("nfe", [2, 3, 8])
 def test_any_nfe_without_a_predictor(webui, nfe):
     _, p = images(webui, ("auto", nfe), sampler_name="AMED")
-    told = p.extra_generation_params
-    assert (told["AMED evaluations"], told["AMED predictor"], p.steps) == (nfe, "plain", nfe)
+    infotext = p.extra_generation_params
+    assert (infotext["AMED evaluations"], infotext["AMED predictor"], p.steps) == (nfe, "plain", nfe)
 
 
 def test_the_demo_models_best_plain_solver(emoji):
-    """What the bench found, its analytic first step with it, in one step more."""
+    """The benchmark's best solver, including its analytic first step, with one step more."""
     _, p = images(emoji, ("plain", 6), sampler_name="AMED")
-    told = p.extra_generation_params
-    assert (told["AMED evaluations"], told["AMED predictor"], p.steps) == (6, "plain", 7)
-    assert "AMED note" not in told  # it was asked for
+    infotext = p.extra_generation_params
+    assert (infotext["AMED evaluations"], infotext["AMED predictor"], p.steps) == (6, "plain", 7)
+    assert "AMED note" not in infotext  # if it was requested
 
 
 def test_every_sampler_untrained(webui):
     for line in webui.samplers.LINES:
         out, p = images(webui, ("auto", 0, "untrained"), sampler_name=line.label, steps=3)
-        told = p.extra_generation_params
+        infotext = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
-        assert told["AMED predictor"] == "untrained" and told["Schedule type"] == "AMED"
-        assert told["AMED evaluations"] == 3 * line.evaluations == len(webui.checkpoint.network.calls)
+        assert infotext["AMED predictor"] == "untrained" and infotext["Schedule type"] == "AMED"
+        assert infotext["AMED evaluations"] == 3 * line.evaluations == len(webui.checkpoint.network.calls)
         assert [c["i"] for c in webui.webui.callbacks] == [0, 1, 2]
         assert any("no predictor" in text for text in p.comments)
         webui.checkpoint.network.calls.clear()
@@ -101,9 +102,10 @@ def test_every_sampler_untrained(webui):
     ("AMED", "amed", 5), ("AMED Plugin DPM++ 2M", "amed_dpmpp_2m", 7), ("AMED Plugin iPNDM", "amed_ipndm", 3),
     ("AMED Multistep", "amed_multistep", 5),
 ])  # fmt: skip
-def test_the_host_changes_nothing(emoji, label, name, nfe):
-    """A generation is the engine's own result, at the evaluations that were asked for: bit for bit in Forge,
-    while A1111 runs the negative prompt along even where nothing is made of it."""
+def test_the_images_equal_the_engines(emoji, label, name, nfe):
+    """A generation equals the engine's result, at the requested evaluations; bit for bit in Forge.
+
+    A1111 also runs the negative prompt where nothing uses it."""
     out, p = images(emoji, ("auto", nfe), sampler_name=label)
     chosen = p.extra_generation_params["AMED predictor"]
     fitted = PREDICTORS.load(chosen)
@@ -124,14 +126,14 @@ def test_without_nfe_the_steps_decide(emoji):
 @pytest.mark.parametrize("batched", [True, False])
 @pytest.mark.parametrize("prompt", ["3", "3 AND 5"])
 def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
-    """The MLP is fed the first prompt's rows, whatever order and calls the host runs them in."""
+    """The network gets the first prompt's rows, in whatever order and calls the host runs them."""
     emoji.webui.batched = batched
     out, p = images(emoji, (MLP,), prompt=prompt, cfg_scale=2.0, batch_size=2)
     prompts = prompt.count("AND") + 1
     assert p.extra_generation_params["AMED evaluations"] == 5
     assert p.extra_generation_params["AMED network passes"] == 5 * (prompts + 1)
     assert "AMED note" not in p.extra_generation_params
-    if prompts == 1:  # which rows of several prompts is test_evaluate's
+    if prompts == 1:  # rows of several prompts are tested in test_evaluate
         fitted = PREDICTORS.load(MLP)
         sigmas = fitted.sigmas().float()
         args = {"cond": {"context": torch.tensor([3, 3])}, "uncond": {"context": torch.tensor([10, 10])}}
@@ -143,14 +145,15 @@ def test_guidance_and_the_conditional_bottleneck(emoji, batched, prompt):
 
 
 @pytest.fixture
-def by_halves(webui):
-    """Saves iPNDM-2 over 4 steps as two predictors: whole.safetensors, and halves.safetensors whose weights
-    on what guidance adds are 1.5 times those on the unconditional slope: at CFG scale 2 it does what the
-    other does at 3."""
+def save_plain_and_halves(webui):
+    """Save iPNDM-2 over 4 steps as whole.safetensors, and as halves.safetensors with changed weights.
+
+    Its weights on what guidance adds are 1.5 times those on the unconditional slope, so that at CFG scale 2
+    it equals the other at 3."""
     times = schedules.make("discrete", 5, *webui.host.sigma_range(wrapped(webui)))
-    whole = as_multistep(Solver("ipndm", 2), times)
-    weights = torch.cat([whole.weights, 1.5 * whole.weights], dim=-1)
-    for name, table in (("whole", whole), ("halves", Multistep(times, weights, parts="guidance"))):
+    plain_table = as_multistep(Solver("ipndm", 2), times)
+    weights = torch.cat([plain_table.weights, 1.5 * plain_table.weights], dim=-1)
+    for name, table in (("whole", plain_table), ("halves", Multistep(times, weights, parts="guidance"))):
         spec = Spec.on(Solver("multistep"), times, parts=table.parts, guidance=2.0, model_family="sd15")
         save(webui.host.user_folder() / f"{name}.safetensors", Fitted(spec, table, times))
     return webui
@@ -161,29 +164,31 @@ def by_halves(webui):
     {}, {"prompt": "3 AND 5", "batch_size": 2}, {"s_min_uncond": 3.0},
     {"image": torch.full((1, 3, 32, 32), 0.7)},
 ])  # fmt: skip
-def test_the_halves_of_guidance_have_weights_of_their_own(by_halves, batched, settings):
-    by_halves.webui.batched = batched
+def test_the_halves_of_guidance_have_weights_of_their_own(save_plain_and_halves, batched, settings):
+    save_plain_and_halves.webui.batched = batched
     settings = {"sampler_name": "AMED Multistep", "denoising_strength": 0.8, **settings}
     if "image" in settings:
         settings["mask"] = torch.zeros(1, 1, 32, 32)
         settings["mask"][..., :16] = 1
-    out, p = images(by_halves, ("halves.safetensors",), cfg_scale=2.0, **settings)
-    told = dict(p.extra_generation_params)
-    expected, p = images(by_halves, ("whole.safetensors",), cfg_scale=3.0, **settings)
+    out, p = images(save_plain_and_halves, ("halves.safetensors",), cfg_scale=2.0, **settings)
+    infotext = dict(p.extra_generation_params)
+    expected, p = images(save_plain_and_halves, ("whole.safetensors",), cfg_scale=3.0, **settings)
     assert torch.allclose(out, expected, atol=2e-3)
-    plain, _ = images(by_halves, ("whole.safetensors",), cfg_scale=2.0, **settings)
+    plain, _ = images(save_plain_and_halves, ("whole.safetensors",), cfg_scale=2.0, **settings)
     assert not torch.allclose(plain, expected, atol=5e-2)
-    costs = [told[f"AMED {what}"] for what in ("evaluations", "network passes")]
-    assert costs == [p.extra_generation_params[f"AMED {what}"] for what in ("evaluations", "network passes")]
-    assert no_hooks(by_halves.checkpoint.network) and no_hooks(wrapped(by_halves))
-    objects = getattr(by_halves.checkpoint, "forge_objects", None)
+    costs = [infotext[f"AMED {key}"] for key in ("evaluations", "network passes")]
+    assert costs == [p.extra_generation_params[f"AMED {key}"] for key in ("evaluations", "network passes")]
+    assert no_hooks(save_plain_and_halves.checkpoint.network) and no_hooks(wrapped(save_plain_and_halves))
+    objects = getattr(save_plain_and_halves.checkpoint, "forge_objects", None)
     assert objects is None or objects.unet.model_options == {}
 
 
 @pytest.fixture
-def spared(webui):
-    """Saves a table of 4 evaluations that takes what guidance adds from the second one on from there
-    (spared.safetensors), and the same without leaving a pass out (unspared.safetensors)."""
+def save_spared_and_unspared(webui):
+    """Save spared.safetensors, a table of 4 evaluations, and the same table without spared passes
+    (unspared.safetensors).
+
+    From the second evaluation on, both reuse what guidance added in the first."""
     times = schedules.make("discrete", 5, *webui.host.sigma_range(wrapped(webui)))
     weights = torch.zeros(4, 3, 2)
     weights[..., :2, 0] = as_multistep(Solver("ipndm", 2), times).weights[..., 0]
@@ -196,35 +201,39 @@ def spared(webui):
     return webui
 
 
-def test_a_pass_can_be_spared(spared):
+def test_a_pass_can_be_spared(save_spared_and_unspared):
     settings = {"sampler_name": "AMED Multistep", "cfg_scale": 2.0, "batch_size": 2}
-    out, p = images(spared, ("spared.safetensors",), **settings)
-    expected, full = images(spared, ("unspared.safetensors",), **settings)
+    out, p = images(save_spared_and_unspared, ("spared.safetensors",), **settings)
+    expected, full = images(save_spared_and_unspared, ("unspared.safetensors",), **settings)
     assert torch.allclose(out, expected, atol=1e-4)
-    told, all_of_them = p.extra_generation_params, full.extra_generation_params
-    assert told["AMED evaluations"] == all_of_them["AMED evaluations"] == 4
+    infotext, all_of_them = p.extra_generation_params, full.extra_generation_params
+    assert infotext["AMED evaluations"] == all_of_them["AMED evaluations"] == 4
     assert all_of_them["AMED network passes"] == 8
-    assert told["AMED network passes"] == (6 if spared.kind == "forge" else 8)  # A1111 runs it in vain
-    assert "AMED note" not in told
+    assert infotext["AMED network passes"] == (
+        6 if save_spared_and_unspared.kind == "forge" else 8
+    )  # A1111 runs the negative prompt in vain
+    assert "AMED note" not in infotext
 
 
-def test_where_guidance_stays_whole_it_is_not_taken_apart(spared):
-    objects = getattr(spared.checkpoint, "forge_objects", None)
+def test_guidance_is_not_split_where_the_host_forbids_it(save_spared_and_unspared):
+    objects = getattr(save_spared_and_unspared.checkpoint, "forge_objects", None)
     if objects is None:
         return  # A1111 has no such patches
     objects.unet.model_options["sampler_post_cfg_function"] = [lambda args: args["denoised"]]
     with pytest.raises(PredictorError, match="spared.safetensors .* takes the halves of guidance apart"):
-        images(spared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0)
+        images(
+            save_spared_and_unspared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0
+        )
 
 
-def test_without_guidance_the_halves_are_one(by_halves):
+def test_without_guidance_the_halves_are_equal(save_plain_and_halves):
     settings = {"sampler_name": "AMED Multistep", "cfg_scale": 1.0}
-    out, _ = images(by_halves, ("halves.safetensors",), **settings)
-    expected, _ = images(by_halves, ("whole.safetensors",), **settings)
+    out, _ = images(save_plain_and_halves, ("halves.safetensors",), **settings)
+    expected, _ = images(save_plain_and_halves, ("whole.safetensors",), **settings)
     assert torch.allclose(out, expected, atol=1e-4)
 
 
-def test_hooks_are_gone(emoji):
+def test_hooks_are_removed(emoji):
     images(emoji, (MLP,), cfg_scale=2.0)
     assert no_hooks(emoji.checkpoint.network)
 
@@ -234,26 +243,28 @@ def no_hooks(network):
 
 
 @pytest.mark.parametrize("button", ["interrupted", "skipped"])
-def test_interruption(emoji, button):
-    """It stops at the next evaluation; the host has its last latent, the model no hook."""
-    seen = []
+def test_an_interruption(emoji, button):
+    """The run stops at the next evaluation; the host has its last latent, and the model no hook."""
+    evaluations = []
 
     def interrupt(denoiser):
-        seen.append(denoiser.step)
-        if len(seen) == 3:
+        evaluations.append(denoiser.step)
+        if len(evaluations) == 3:
             setattr(emoji.webui.shared.state, button, True)
 
     emoji.webui.before_evaluation = interrupt
     out, p = images(emoji, (MLP,), cfg_scale=2.0)
-    assert len(seen) == 3 and out.isfinite().all() and no_hooks(emoji.checkpoint.network)
-    assert p.extra_generation_params["AMED evaluations"] == 4  # the fourth was asked for and refused
+    assert len(evaluations) == 3 and out.isfinite().all() and no_hooks(emoji.checkpoint.network)
+    assert (
+        p.extra_generation_params["AMED evaluations"] == 4
+    )  # the fourth evaluation was requested and refused
 
 
 def test_skipped_negative_rows(emoji):
-    """s_min_uncond leaves the negative rows of some evaluations out: the capture still finds the prompt's."""
+    """s_min_uncond leaves out the negative rows of some evaluations; the prompt's rows are still found."""
     _, p = images(emoji, (MLP,), cfg_scale=2.0, s_min_uncond=100.0)
-    told = p.extra_generation_params
-    assert told["AMED network passes"] == 5 + 3 and "AMED note" not in told
+    infotext = p.extra_generation_params
+    assert infotext["AMED network passes"] == 5 + 3 and "AMED note" not in infotext
 
 
 def test_a_model_without_a_middle_block(emoji):
@@ -265,10 +276,10 @@ def test_a_model_without_a_middle_block(emoji):
 
 
 def test_refiner(emoji, denoiser):
-    """The network is another one from some evaluation on: rows are counted and captured there."""
-    import restated
+    """The network changes at some evaluation; rows are counted and captured in the new one."""
+    import fake_webui
 
-    other = restated.Network(denoiser)
+    other = fake_webui.Network(denoiser)
 
     def swap(cfg):
         if cfg.step == 2:
@@ -289,11 +300,11 @@ def test_refiner(emoji, denoiser):
 def test_a_named_predictor_sets_the_steps(webui):
     _, p = images(webui, (MLP,))
     assert p.steps == 3 and p.extra_generation_params["AMED predictor"] == MLP
-    assert "emoji32" in p.extra_generation_params["AMED note"]  # this is sd15
+    assert "emoji32" in p.extra_generation_params["AMED note"]  # the host's checkpoint is an sd15
 
 
 def test_a_plain_solvers_file_runs_as_multistep(webui):
-    """What a calibration keeps where no fit won; Heun takes two evaluations a step."""
+    """A calibration saves such a file if no fit won; Heun takes two evaluations per step."""
     times = schedules.make("polynomial", 4, *webui.host.sigma_range(wrapped(webui)))
     spec = Spec.on(Solver("heun"), times, features="plain", model_family="sd15")
     save(webui.host.user_folder() / "heun.safetensors", Fitted(spec, None, times))
@@ -308,12 +319,12 @@ def test_a_plain_solvers_file_runs_as_multistep(webui):
 
 
 def test_one_step_of_another_schedule(emoji):
-    """One noise level and 0: the denoised image, whatever was named."""
+    """One noise level and 0 give the denoised image, whatever predictor was named."""
     for name in ("auto", MLP):
         out, p = images(emoji, (name,), scheduler="Karras", image=torch.zeros(1, 3, 32, 32), steps=3,
                         denoising_strength=0.1)  # fmt: skip
-        told = p.extra_generation_params
-        assert told["AMED evaluations"] == 1 and "AMED note" not in told and out.isfinite().all()
+        infotext = p.extra_generation_params
+        assert infotext["AMED evaluations"] == 1 and "AMED note" not in infotext and out.isfinite().all()
 
 
 @pytest.mark.parametrize("args, label, words", [
@@ -327,7 +338,7 @@ def test_one_step_of_another_schedule(emoji):
     (("auto", 6, "error"), "AMED", "no predictor for"),
     (("auto", 0, "error"), "AMED", "no predictor for"),
 ])  # fmt: skip
-def test_what_is_wrong_is_said_when_sampling_begins(webui, args, label, words):
+def test_errors_are_raised_when_sampling_begins(webui, args, label, words):
     """Never in `process`, whose exceptions the hosts only print."""
     p = webui.Processing(sampler_name=label)
     webui.script.process(p, *args)
@@ -355,9 +366,9 @@ def test_settings_and_plots(emoji):
 def test_untrained_on_demand(emoji):
     for nfe, label in ((5, "AMED"), (6, "AMED"), (5, "AMED Multistep")):
         _, p = images(emoji, ("untrained", nfe), sampler_name=label)
-        told = p.extra_generation_params
-        assert told["AMED evaluations"] == nfe and told["AMED predictor"] == "untrained"
-        assert "AMED note" not in told
+        infotext = p.extra_generation_params
+        assert infotext["AMED evaluations"] == nfe and infotext["AMED predictor"] == "untrained"
+        assert "AMED note" not in infotext
 
 
 def test_other_samplers_are_left_alone(webui):
@@ -367,7 +378,7 @@ def test_other_samplers_are_left_alone(webui):
 
 
 def test_without_the_script(emoji):
-    """A generation another extension started: the settings count."""
+    """For a generation started by another extension, the settings apply."""
     p = emoji.Processing(steps=3)
     emoji.generate(p, None)
     assert p.extra_generation_params["AMED evaluations"] == 5
@@ -376,13 +387,14 @@ def test_without_the_script(emoji):
 # --- schedules and passes ----------------------------------------------------------------------------------
 
 
-def test_another_schedule(emoji):
-    """No table is stretched onto it: the plain solver runs, and following the advice runs the predictor."""
+def test_another_schedule_runs_the_plain_solver(emoji):
+    """No table is stretched onto another schedule: the plain solver runs, and its advice runs the
+    predictor."""
     out, p = images(emoji, scheduler="Karras", steps=4)
-    told = p.extra_generation_params
-    advised = re.search(r"Choose the schedule type AMED or Automatic to run (\S+)\.$", told["AMED note"])
-    assert "the plain solver ipndm-3 ran" in told["AMED note"] and out.isfinite().all()
-    assert told["AMED predictor"] == "plain" and told["AMED evaluations"] == 4
+    infotext = p.extra_generation_params
+    advised = re.search(r"Choose the schedule type AMED or Automatic to run (\S+)\.$", infotext["AMED note"])
+    assert "the plain solver ipndm-3 ran" in infotext["AMED note"] and out.isfinite().all()
+    assert infotext["AMED predictor"] == "plain" and infotext["AMED evaluations"] == 4
     _, p = images(emoji, scheduler="AMED", steps=4)
     assert p.extra_generation_params["AMED predictor"] == advised[1]
     assert "AMED note" not in p.extra_generation_params
@@ -391,8 +403,8 @@ def test_another_schedule(emoji):
 def test_a_named_predictor_on_another_schedule(emoji):
     name = "emoji32-amed-nfe5-cfg1.safetensors"
     _, p = images(emoji, (name,), scheduler="Karras", steps=4)
-    told = p.extra_generation_params
-    assert "choose the AMED schedule" in told["AMED note"] and told["AMED predictor"] == name
+    infotext = p.extra_generation_params
+    assert "choose the AMED schedule" in infotext["AMED note"] and infotext["AMED predictor"] == name
 
 
 def test_our_schedule_for_other_samplers(webui):
@@ -413,13 +425,14 @@ def test_img2img(emoji):
     assert [c["sigma"] for c in emoji.webui.callbacks] == fitted.sigmas()[1:3].float().tolist()
 
 
-def test_the_nearest_predictor_is_for_lower_parts_alone(emoji):
-    """Steps that nobody fitted: img2img takes the nearest predictor, a whole generation the plain solver."""
+def test_only_img2img_uses_the_nearest_predictor(emoji):
+    """For an unfitted number of steps, img2img uses the nearest predictor, a full generation the plain
+    solver."""
     steps = {"steps": 7, "sampler_name": "AMED"}
     _, p = images(emoji, image=torch.zeros(1, 3, 32, 32), **steps)
-    told = p.extra_generation_params
-    assert told["AMED predictor"] == "emoji32-amed-nfe9-cfg1.safetensors"
-    assert "fitted for 5 steps, running 7" in told["AMED note"]
+    infotext = p.extra_generation_params
+    assert infotext["AMED predictor"] == "emoji32-amed-nfe9-cfg1.safetensors"
+    assert "fitted for 5 steps, running 7" in infotext["AMED note"]
     _, p = images(emoji, **steps)
     assert p.extra_generation_params["AMED predictor"] == "plain"
     _, p = images(emoji, image=torch.zeros(1, 3, 32, 32), **{**steps, "steps": 30})
@@ -429,7 +442,7 @@ def test_the_nearest_predictor_is_for_lower_parts_alone(emoji):
 
 
 def test_inpainting(emoji):
-    """The kept part stays as the host wants it: no analytic first step, which knows no mask."""
+    """The kept part is as the host wants it, and there is no analytic first step, which ignores the mask."""
     mask = torch.zeros(1, 1, 32, 32)
     mask[..., :16] = 1
     image = torch.full((1, 3, 32, 32), 0.7)
@@ -439,11 +452,11 @@ def test_inpainting(emoji):
 
 
 def test_hires_fix(emoji):
-    """The second pass has its own predictor and its own words; its steps are more than it runs."""
+    """The second pass has its own predictor and its own remark; its steps are more than it runs."""
     out, p = images(emoji, ("auto", 5), enable_hr=True, denoising_strength=0.7)
-    told = p.extra_generation_params
-    assert told["AMED evaluations"] == 5 and told["AMED hires evaluations"] == 6
-    assert told["AMED hires predictor"] == "emoji32-amed-nfe7-cfg1.safetensors"  # 4 steps, 3 of them run
+    infotext = p.extra_generation_params
+    assert infotext["AMED evaluations"] == 5 and infotext["AMED hires evaluations"] == 6
+    assert infotext["AMED hires predictor"] == "emoji32-amed-nfe7-cfg1.safetensors"  # 4 steps, of which 3 run
     assert out.isfinite().all()
     _, p = images(emoji, (MLP,), enable_hr=True, hr_sampler_name="AMED Multistep", denoising_strength=0.7)
     assert "multistep" in p.extra_generation_params["AMED hires predictor"]
@@ -459,22 +472,22 @@ def test_batches_and_odd_sizes(emoji):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(emoji, dtype):
-    """A host that samples in half precision: near what it gives in full."""
+    """A host that samples in half precision gives nearly the full-precision image."""
     full, _ = images(emoji, (MLP,), cfg_scale=2.0)
-    made = emoji.sampler_base.launch
+    original_launch = emoji.sampler_base.launch
 
     def launch(self, p, steps, x, sigmas, prompts, negative):
-        return made(self, p, steps, x.to(dtype), sigmas, prompts, negative)
+        return original_launch(self, p, steps, x.to(dtype), sigmas, prompts, negative)
 
     emoji.sampler_base.launch = launch
     try:
         out, _ = images(emoji, (MLP,), cfg_scale=2.0)
     finally:
-        emoji.sampler_base.launch = made
+        emoji.sampler_base.launch = original_launch
     assert out.dtype == dtype and (out.float() - full).pow(2).mean().sqrt() < 0.05
 
 
-def test_nan_is_named(webui):
+def test_the_error_for_nan_names_the_sigma(webui):
     def poison(x, t, context=None, transformer_options=None):
         return torch.full_like(x, float("nan"))
 

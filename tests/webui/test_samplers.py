@@ -1,4 +1,4 @@
-"""The dropdown, against the host's lists restated here (modules/sd_samplers*.py,
+"""The entries in the dropdown, with the hosts' lists reimplemented here (modules/sd_samplers*.py,
 modules/sd_schedulers.py)."""
 
 import inspect
@@ -29,7 +29,7 @@ class Scheduler:
 
 
 class KDiffusionSampler:
-    """Asks itself for noise levels, gives its function what its signature names."""
+    """Computes noise levels, and gives its function the arguments that its signature names."""
 
     def __init__(self, func, model):
         self.func, self.model = func, model
@@ -39,8 +39,8 @@ class KDiffusionSampler:
 
     def sample(self, p, x):
         wanted = inspect.signature(self.func).parameters
-        given = {"n": 5, "sigma_min": 0.1, "sigma_max": 9.0, "sigmas": self.get_sigmas(p, 3)}
-        extra = {k: v for k, v in given.items() if k in wanted}
+        arguments = {"n": 5, "sigma_min": 0.1, "sigma_max": 9.0, "sigmas": self.get_sigmas(p, 3)}
+        extra = {k: v for k, v in arguments.items() if k in wanted}
         return self.func(self.model, x, extra_args={}, disable=False, callback=lambda d: None, **extra)
 
 
@@ -81,11 +81,11 @@ def add(host, run=None, listed=None):
     def schedule_of(p):
         return p.scheduler
 
-    given = run or (lambda *a: None), times, schedule_of
-    add_samplers(host.samplers, host.common, host.kdiffusion, *given, listed)
+    arguments = run or (lambda *a: None), times, schedule_of
+    add_samplers(host.samplers, host.common, host.kdiffusion, *arguments, listed)
 
 
-def test_added_once_however_often(host):
+def test_samplers_are_added_only_once(host):
     add(host)
     add(host)
     names = [s.name for s in host.samplers.samplers]
@@ -94,15 +94,15 @@ def test_added_once_however_often(host):
     assert host.samplers.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
 
 
-def test_one_that_is_not_listed_is_hidden_but_known(host):
+def test_an_unlisted_sampler_is_hidden_but_usable(host):
     add(host, listed=["AMED"])
     shown = [s.name for s in host.samplers.samplers if s.name not in host.samplers.samplers_hidden]
     assert shown == ["Euler", "AMED"]
     assert host.samplers.samplers_map["amed_multistep"] == "AMED Multistep"
 
 
-def test_the_names_are_kept():
-    """Saved settings, infotexts and API calls name these: the old ones in the old order."""
+def test_sampler_names_do_not_change():
+    """Saved settings, infotexts and API calls use these names, so the old ones keep their order."""
     assert {line.label: line.aliases for line in LINES} == {
         "AMED": ("amed", "amed_solver"),
         "AMED Plugin Euler": ("amed_euler",),
@@ -131,8 +131,8 @@ SCHEDULES = (
 )  # fmt: skip
 
 
-def test_every_line_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
-    """The hosts cut such an end off, reForge in any case, and sample with something else."""
+def test_every_entry_is_an_engine_sampler_and_no_name_ends_in_a_schedule(host):
+    """Hosts cut off a schedule's name at the end (reForge in any case) and would use that schedule."""
     assert {line.sampler for line in LINES} == set(SAMPLERS)
     for line in LINES:
         for name in (line.label, *line.aliases):
@@ -140,11 +140,11 @@ def test_every_line_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(ho
         assert not line.label.endswith(SCHEDULES) or line.label == SCHEDULE_LABEL
 
 
-def test_the_host_calls_with_what_the_signature_names(host):
-    seen = []
+def test_the_host_passes_the_arguments_in_the_signature(host):
+    calls = []
 
     def run(line, sampler, model, x, sigmas, extra_args, callback, disable):
-        seen.append((line.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
+        calls.append((line.sampler, model, sigmas.tolist(), extra_args, disable, callable(callback)))
         return x + 1
 
     add(host, run)
@@ -153,14 +153,14 @@ def test_the_host_calls_with_what_the_signature_names(host):
     for scheduler in ("Automatic", "AMED"):
         end = data.constructor("model").sample(SimpleNamespace(scheduler=scheduler), torch.zeros(1))
         assert end.tolist() == [1.0]
-        assert seen.pop() == ("amed", "model", torch.linspace(2, 1, 4).tolist(), {}, False, True)
+        assert calls.pop() == ("amed", "model", torch.linspace(2, 1, 4).tolist(), {}, False, True)
     data.constructor("model").sample(SimpleNamespace(scheduler="Karras"), torch.zeros(1))
-    assert seen.pop()[2] == [9.0, 0.0]
+    assert calls.pop()[2] == [9.0, 0.0]
 
 
-def test_schedule(host):
-    add_schedule(host.schedules, lambda **told: told)
-    add_schedule(host.schedules, lambda **told: told)
+def test_the_schedule_entry(host):
+    add_schedule(host.schedules, lambda **levels: levels)
+    add_schedule(host.schedules, lambda **levels: levels)
     assert [s.name for s in host.schedules.schedulers] == ["automatic", "karras", "amed"]
     assert host.schedules.schedulers_map["AMED"] is host.schedules.schedulers_map["amed"]
     add(host)

@@ -1,5 +1,6 @@
-/* AMED on ComfyUI's page: what the numbers cost, a shorter predictor list, a way to Calibrate AMED, and the nodes'
-   texts. Everything here is an extra: on a page that it does not know it leaves the nodes as the page makes them. */
+/* Additions to AMED's nodes on ComfyUI's page: the cost of the settings, a shorter list of predictors, a button that adds
+   Calibrate AMED, and texts on the nodes. All are optional: on a page without the needed features the nodes stay as the
+   page makes them. */
 
 import { addButton } from "./calibrate.js";
 import { addCost, updateCost } from "./cost.js";
@@ -8,7 +9,7 @@ import { follow } from "./apply.js";
 import { readByName, writeNames } from "./saved.js";
 import { addText, listen, restore, show } from "./text.js";
 
-const MADE = {
+const EXTRAS = {
   AMEDKSampler: [addCost, addButton, (node) => shorten(node, "predictor")],
   AMEDApplyPredictor: [follow],
   AMEDCalibrate: [addCost],
@@ -16,23 +17,23 @@ const MADE = {
 };
 let warned = false;
 
-/** Run `extra`; what fails is left out, with one warning in all. */
+/** Run `extra`. If it fails, skip it; only the first failure gives a warning. */
 function gently(extra) {
   try {
     return extra();
   } catch (error) {
-    if (!warned) console.warn("AMED: this page lacks what an extra of the nodes needs, it is left out.", error);
+    if (!warned) console.warn("AMED: this page lacks a feature that an addition to the nodes needs; it is off.", error);
     warned = true;
   }
 }
 
-/** Call extras before and after a method of a node's class, which stays as it was. */
+/** Call extras before and after a method of a node's class, without changing the method itself. */
 function around(nodeType, method, before, after) {
-  const own = nodeType.prototype[method];
-  nodeType.prototype[method] = function (...given) {
-    if (before) gently(() => before(this, ...given));
-    const result = own?.apply(this, given);
-    if (after) gently(() => after(this, ...given));
+  const original = nodeType.prototype[method];
+  nodeType.prototype[method] = function (...args) {
+    if (before) gently(() => before(this, ...args));
+    const result = original?.apply(this, args);
+    if (after) gently(() => after(this, ...args));
     return result;
   };
 }
@@ -46,7 +47,7 @@ async function register() {
     setup: () => gently(() => listen(app, gently)),
     beforeRegisterNodeDef(nodeType, nodeData) {
       if (!nodeData?.name?.startsWith("AMED")) return;
-      const extras = MADE[nodeData.name] ?? [];
+      const extras = EXTRAS[nodeData.name] ?? [];
       for (const extra of extras) after(nodeType, "onNodeCreated", extra);
       if (extras.includes(addCost))
         for (const method of ["onConfigure", "onDrawBackground"]) after(nodeType, method, updateCost);

@@ -1,9 +1,9 @@
-/* Apply AMED Predictor: what a linked predictor decides cannot be typed. */
+/* Apply AMED Predictor: disables the inputs that a linked predictor replaces. */
 
-const VOID = ["sampler", "nfe", "guidance", "if_missing"];
+const REPLACED = ["sampler", "nfe", "guidance", "if_missing"];
 
-/** Gray out the widgets that a link makes void; they keep their values. */
+/** Disable the widgets that a linked predictor replaces; they keep their values. */
 export function follow(node) {
   const linked = node.inputs?.find((input) => input.name === "predictor")?.link != null;
-  for (const widget of node.widgets ?? []) if (VOID.includes(widget.name)) widget.disabled = linked;
+  for (const widget of node.widgets ?? []) if (REPLACED.includes(widget.name)) widget.disabled = linked;
 }

@@ -1,11 +1,11 @@
-/* A button on AMED KSampler: a Calibrate AMED beside it, wired to the same inputs. */
+/* A button on AMED KSampler that adds a Calibrate AMED beside it, connected to the same inputs. */
 
 const SHARED = ["model", "positive", "negative", "latent_image"];
 const GAP = 60;
 
-const widget = (node, name) => node.widgets?.find((one) => one.name === name);
+const widget = (node, name) => node.widgets?.find((candidate) => candidate.name === name);
 
-/** Wire an input of `to` to where the one of the same name of `from` comes from. */
+/** Connect an input of `to` to the origin of the input of the same name of `from`. */
 function share(from, to, name) {
   const graph = from.graph;
   const id = from.inputs.find((input) => input.name === name)?.link;
@@ -14,10 +14,10 @@ function share(from, to, name) {
   const origin = graph.getNodeById(link.origin_id);
   const slot = to.inputs.findIndex((input) => input.name === name);
   if (origin) origin.connect(link.origin_slot, to, slot);
-  else graph.inputNode?.slots?.[link.origin_slot]?.connect(to.inputs[slot], to); // from outside of a subgraph
+  else graph.inputNode?.slots?.[link.origin_slot]?.connect(to.inputs[slot], to); // the origin is outside the subgraph
 }
 
-/** The first free place for a node of `size` below, above, left or right of another; else under everything. */
+/** Return the first free position for a node of `size` below, above, left or right of another; else below all nodes. */
 function place(beside, size) {
   const [x, y] = beside.pos, [w, h] = beside.size, [width, height] = size;
   const others = beside.graph.nodes ?? beside.graph._nodes;
@@ -28,24 +28,25 @@ function place(beside, size) {
   return places.find(free) ?? [x, lowest + GAP];
 }
 
+/** Add a Calibrate AMED with this node's inputs and settings. */
 function calibrate(node, canvas) {
   const LiteGraph = window.LiteGraph, graph = node.graph;
-  const made = LiteGraph.createNode("AMEDCalibrate");
-  if (!made) return;
+  const added = LiteGraph.createNode("AMEDCalibrate");
+  if (!added) return;
   graph.beforeChange?.();
-  made.pos = place(node, made.size);
-  graph.add(made);
-  for (const name of SHARED) share(node, made, name);
-  widget(made, "nfe").value = String(widget(node, "nfe").value);
-  widget(made, "guidance").value = widget(node, "guidance").value;
+  added.pos = place(node, added.size);
+  graph.add(added);
+  for (const name of SHARED) share(node, added, name);
+  widget(added, "nfe").value = String(widget(node, "nfe").value);
+  widget(added, "guidance").value = widget(node, "guidance").value;
   const sampler = widget(node, "sampler").value;
-  if (sampler !== "auto") widget(made, "sampler").value = sampler;
+  if (sampler !== "auto") widget(added, "sampler").value = sampler;
   graph.afterChange?.();
-  canvas?.selectNodes?.([made]);
+  canvas?.selectNodes?.([added]);
   canvas?.setDirty?.(true, true);
 }
 
-/** Add the button; it is saved nowhere. */
+/** Add the button, which is not saved in workflows. */
 export function addButton(node) {
   const button = node.addWidget(
     "button",

@@ -1,43 +1,48 @@
-/* A line on AMED KSampler and Calibrate AMED: what the widgets' present values cost. */
+/* A line on AMED KSampler and Calibrate AMED with the cost of the current settings. */
 
 export const PRESETS = { quick: 2500, normal: 12000, thorough: 40000 }; // amed/fit/settings.py
-const LEAST = (nfe) => 900 + 220 * nfe; // its `smallest`
+const smallestBudget = (nfe) => 900 + 220 * nfe; // `smallest` in the same file
 
-/** The present value of a widget. */
+/** Return the current value of a widget. */
 const value = (node, name) => node.widgets.find((widget) => widget.name === name)?.value;
-const counted = (number) => number.toLocaleString("en");
-const many = (number, what) => `${counted(number)} ${what}${number === 1 ? "" : "s"}`;
+const formatted = (number) => number.toLocaleString("en");
+/** Return a number with its noun, e.g. "1 evaluation". */
+const plural = (number, noun) => `${formatted(number)} ${noun}${number === 1 ? "" : "s"}`;
 
-/** Guidance makes two passes of an evaluation. */
+/** Return the passes of some evaluations: two each with guidance, else one. */
 const passes = (evaluations, guidance) => evaluations * (Math.abs(guidance - 1) < 1e-9 ? 1 : 2);
 
+/** Return the line for AMED KSampler. */
 function sampling(node) {
   const nfe = value(node, "nfe");
-  const most = value(node, "denoise") < 1 ? "at most " : "";
-  return `${most}${many(nfe, "evaluation")}, ${many(passes(nfe, value(node, "guidance")), "pass").replace("passs", "passes")}`;
+  const prefix = value(node, "denoise") < 1 ? "at most " : "";
+  const passCount = plural(passes(nfe, value(node, "guidance")), "pass").replace("passs", "passes");
+  return `${prefix}${plural(nfe, "evaluation")}, ${passCount}`;
 }
 
+/** Return the line for Calibrate AMED. */
 function calibrating(node) {
   const budget = value(node, "budget");
-  const each = String(value(node, "nfe")).split(/[,\s]+/).filter(Boolean).map(Number);
-  if (!each.length || each.some((nfe) => !Number.isInteger(nfe) || nfe < 2)) return "nfe: numbers, as 5, 7, 9";
-  const cost = (nfe) => (budget in PRESETS ? Math.max(PRESETS[budget], LEAST(nfe)) : value(node, "evaluations"));
-  const all = [...new Set(each)].map(cost).reduce((sum, one) => sum + one, 0);
-  return `≈ ${counted(all)} evaluations, ${counted(passes(all, value(node, "guidance")))} passes`;
+  const nfes = String(value(node, "nfe")).split(/[,\s]+/).filter(Boolean).map(Number);
+  if (!nfes.length || nfes.some((nfe) => !Number.isInteger(nfe) || nfe < 2)) return "nfe: numbers, e.g. 5, 7, 9";
+  const cost = (nfe) =>
+    budget in PRESETS ? Math.max(PRESETS[budget], smallestBudget(nfe)) : value(node, "evaluations");
+  const total = [...new Set(nfes)].map(cost).reduce((sum, evaluations) => sum + evaluations, 0);
+  return `≈ ${formatted(total)} evaluations, ${formatted(passes(total, value(node, "guidance")))} passes`;
 }
 
 const NAME = "costs", HEIGHT = 24;
 
-/** What the line says, by the widgets' present values. */
+/** Update the line to the widgets' current values. */
 export function updateCost(node) {
   const line = node.widgets?.find((widget) => widget.name === NAME);
   const words = node.comfyClass === "AMEDCalibrate" ? calibrating(node) : sampling(node);
   if (line && line.value !== words) line.value = words;
 }
 
-/** Add the line; it is saved nowhere. */
+/** Add the line, which is not saved in workflows. */
 export function addCost(node) {
-  const given = [...node.widgets];
+  const inputWidgets = [...node.widgets];
   const element = document.createElement("div");
   element.style.cssText = "color: var(--descrip-text, #999); font: 12px/16px Inter, Arial, sans-serif;" +
     "text-align: center; white-space: nowrap; overflow: hidden; pointer-events: none;";
@@ -51,10 +56,10 @@ export function addCost(node) {
     getMaxHeight: () => HEIGHT,
   });
   line.serialize = false;
-  for (const widget of given) {
-    const own = widget.callback;
-    widget.callback = function (...said) {
-      const result = own?.apply(this, said);
+  for (const widget of inputWidgets) {
+    const original = widget.callback;
+    widget.callback = function (...args) {
+      const result = original?.apply(this, args);
       updateCost(node);
       return result;
     };

@@ -1,21 +1,21 @@
-/* The list of predictors without the demo model's, where no demo model is in the graph. */
+/* Hides the demo model's predictors from the lists where the graph has no demo model. */
 
 const DEMO = /^emoji32-/;
 
-/** All nodes of a workflow, those in subgraphs too. */
-function everywhere(graph) {
+/** Return all nodes of a workflow, including those in subgraphs. */
+function allNodes(graph) {
   const root = graph?.rootGraph ?? graph;
-  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((one) => one?.nodes ?? one?._nodes ?? []);
+  return [root, ...(root?.subgraphs?.values() ?? [])].flatMap((part) => part?.nodes ?? part?._nodes ?? []);
 }
 
-/** Shorten what a combo offers. What it is set to stays in the list, whatever it is; the server knows them all. */
+/** Shorten a combo's list. Its current value always stays in the list; the server accepts all predictors. */
 export function shorten(node, name) {
-  const widget = node.widgets.find((one) => one.name === name);
+  const widget = node.widgets.find((candidate) => candidate.name === name);
   let all = widget.options.values;
   if (!Array.isArray(all)) return;
   const offered = () => {
     if (!Array.isArray(all) || !node.graph) return all;
-    if (everywhere(node.graph).some((one) => one.type === "AMEDDemoModel")) return all;
+    if (allNodes(node.graph).some((other) => other.type === "AMEDDemoModel")) return all;
     return all.filter((value) => !DEMO.test(value) || value === widget.value);
   };
   Object.defineProperty(widget.options, "values", {

@@ -1,4 +1,4 @@
-"""ComfyUI's own page, in the Chromium of this machine, on the server of the tests around."""
+"""ComfyUI's own page, in this machine's Chromium, on the server of the other tests."""
 
 import warnings
 
@@ -9,19 +9,19 @@ from demo import browser
 
 @pytest.fixture(scope="module")
 def opened(server):
-    """One page for a module; skips, saying so, where there is no Chromium."""
+    """One page per module; without a Chromium the tests are skipped, with the reason."""
     reason = browser.missing()
     if reason:
-        told = f"{reason}: ComfyUI's page was NOT tested"
-        warnings.warn(told, stacklevel=1)
-        pytest.skip(told)
+        warning = f"{reason}: ComfyUI's page was NOT tested"
+        warnings.warn(warning, stacklevel=1)
+        pytest.skip(warning)
     with browser.Page(server) as page:
         yield page
 
 
 @pytest.fixture
 def page(opened):
-    """The page, which must have had nothing to complain of in this pack when a test is over."""
+    """The page, which must not have logged any error of this pack by the end of a test."""
     opened.complaints.clear()
     yield opened
     assert opened.of_ours() == []

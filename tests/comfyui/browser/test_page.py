@@ -1,5 +1,5 @@
-"""What an artist meets in ComfyUI's page: the example workflows, a run, texts on nodes, help, a fit that is
-stopped, and what web/js adds."""
+"""What an artist meets in ComfyUI's page: the example workflows, a run, texts on nodes, help, an interrupted
+fit, and the additions of web/js."""
 
 import json
 import time
@@ -21,7 +21,7 @@ def kinds(file):
 
 
 def first(*wanted, without=("AMEDCalibrate", "AMEDCompare")):
-    """The first example with these nodes, and none of those."""
+    """Return the first example that has these nodes and none of those."""
     return next(f for f in FILES if set(wanted) <= set(kinds(f)) and not set(without) & set(kinds(f)))
 
 
@@ -34,7 +34,7 @@ def saved_values(workflow):
 
 
 def shown_image(page):
-    """The first image that a node shows, as the page has loaded it: (node's id, width, height, its file)."""
+    """Return the first image on a node, as the page loaded it: (node id, width, height, file)."""
     page.tab.wait_for_function("app.graph.nodes.some(n => n.imgs?.[0]?.naturalWidth)")
     return page.tab.evaluate(
         """(() => {
@@ -52,22 +52,22 @@ def widget(node, name):
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_the_page_reads_every_value_as_it_was_meant(page, server, file):
-    """By place, as the file has them; by name, as our own reader has them; and Save writes the same again."""
+def test_the_page_reads_every_value_correctly(page, server, file):
+    """By position, as the file has them; by name, as our reader does; and saving writes the same values."""
     workflow, info = json.loads(file.read_text()), server.object_info()
     page.open(file)
     assert page.dialogs() == []
     read = {str(node["id"]): node for node in page.nodes()}
     again = saved_values(page.saved())
     for node in workflow["nodes"]:
-        there, values = read[str(node["id"])], node.get("widgets_values") or []
-        assert there["known"], f"{node['type']} is not known to the page"
-        saved = [w["value"] for w in there["widgets"] if w["saved"]]
+        shown_values, values = read[str(node["id"])], node.get("widgets_values") or []
+        assert shown_values["known"], f"the page does not know {node['type']}"
+        saved = [w["value"] for w in shown_values["widgets"] if w["saved"]]
         assert saved[: len(values)] == values and again[str(node["id"])][: len(values)] == values
         if node["type"] in info:
             specs = input_specs(info[node["type"]])
             for name, value in widget_values(node, info[node["type"]]).items():
-                assert widget(there, name)["value"] == value, (node["type"], name)
+                assert widget(shown_values, name)["value"] == value, (node["type"], name)
             later = set(list(specs)[-max(len(saved) - len(values), 0) :]) if len(saved) > len(values) else ()
             assert all(name in info[node["type"]]["input"].get("optional", {}) for name in later)
     assert len(page.saved()["links"]) == len(workflow["links"])
@@ -76,7 +76,7 @@ def test_the_page_reads_every_value_as_it_was_meant(page, server, file):
 # -- a run
 
 
-def test_run_gives_images_and_says_on_the_node_what_ran(page):
+def test_a_run_gives_images_and_a_report_on_the_node(page):
     page.open(START)
     before = page.saved()
     outputs = page.run()
@@ -85,30 +85,32 @@ def test_run_gives_images_and_says_on_the_node_what_ran(page):
     image = np.stack(page.server_images(outputs[str(node)]))
     assert image.std() > 10
     nfe = widget(page.node("AMEDKSampler"), "nfe")["value"]
-    said = page.text_on(page.node("AMEDKSampler")["id"])
-    assert f"evaluations counted: {nfe}, {nfe} network passes" in said
-    assert said.count("evaluations counted") == 1
-    assert saved_values(page.saved()) == saved_values(before), "a text on a node went into the workflow"
+    text = page.text_on(page.node("AMEDKSampler")["id"])
+    assert f"evaluations counted: {nfe}, {nfe} network passes" in text
+    assert text.count("evaluations counted") == 1
+    assert saved_values(page.saved()) == saved_values(before), "a text on a node was saved into the workflow"
 
 
 def test_a_changed_nfe_takes_effect(page):
     page.open(START)
     images = []
     for nfe in (5, 7):
-        page.change("AMEDKSampler", nfe=nfe, seed=41)  # one that no other test has left in the server's cache
+        page.change(
+            "AMEDKSampler", nfe=nfe, seed=41
+        )  # a value that no other test has left in the server's cache
         outputs = page.run()
         images.append(np.stack(page.server_images(outputs[str(shown_image(page)[0])])))
         assert f"evaluations counted: {nfe}" in page.text_on(page.node("AMEDKSampler")["id"])
     assert images[0].shape == images[1].shape and not np.array_equal(*images)
 
 
-def test_texts_can_be_read_on_the_nodes(page):
+def test_texts_on_nodes_are_readable(page):
     file = first("AMEDEvaluationsUsed", "KSampler")
     page.open(file)
     page.run()
     steps = widget(page.node("KSampler"), "steps")["value"]
     assert f"{steps} evaluations" in page.text_on(page.node("AMEDEvaluationsUsed")["id"])
-    page.open(START)  # another tab, and back
+    page.open(START)  # switch to another tab and back
     page.tab_of(file.stem)
     assert f"{steps} evaluations" in page.text_on(page.node("AMEDEvaluationsUsed")["id"])
 
@@ -121,8 +123,8 @@ def test_texts_can_be_read_on_the_nodes(page):
         "a.safetensors: error 0.1\nsaved as a.safetensors (unfinished) in /models/amed_predictors",
     ],
 )
-def test_a_text_that_an_older_page_saved_is_no_value(page, text):
-    """The page's own line for what a server sends was saved behind the values, where inputs are added."""
+def test_a_text_saved_by_an_older_page_is_not_read_as_a_value(page, text):
+    """The page's own line of text used to be saved behind the values, where new inputs are added."""
     page.open(START)
     values = page.tab.evaluate(
         """text => {
@@ -138,7 +140,7 @@ def test_a_text_that_an_older_page_saved_is_no_value(page, text):
     assert values[-1] == "its default" and len(values) == 9
 
 
-def test_a_linked_predictor_grays_out_what_it_decides(page):
+def test_a_linked_predictor_disables_the_inputs_it_replaces(page):
     page.open(next(file for file in FILES if file.stem.startswith("10")))
     disabled = """(() => {
         const node = app.graph.nodes.find(n => n.type === "AMEDApplyPredictor");
@@ -149,7 +151,7 @@ def test_a_linked_predictor_grays_out_what_it_decides(page):
     assert page.tab.evaluate(disabled % "true") == []
 
 
-def test_where_nothing_was_said_there_is_no_gap(page):
+def test_a_node_without_text_has_no_gap(page):
     page.open(START)
     page.box()
     with_box, without = page.tab.evaluate(
@@ -162,7 +164,7 @@ def test_where_nothing_was_said_there_is_no_gap(page):
     assert without <= with_box <= without + 8
 
 
-def test_predictor_info_can_be_read(page):
+def test_predictor_info_is_readable(page):
     page.open(START)
     page.tab.evaluate(
         """(() => {
@@ -179,8 +181,8 @@ def test_predictor_info_can_be_read(page):
     )
     page.box()
     page.run()
-    said = page.text_on(page.node("AMEDPredictorInfo")["id"])
-    assert "multistep" in said and len(said.splitlines()) > 3
+    text = page.text_on(page.node("AMEDPredictorInfo")["id"])
+    assert "multistep" in text and len(text.splitlines()) > 3
     assert "emoji32-multistep-nfe5-cfg1" in page.text_on(page.node("AMEDLoadPredictor")["id"])
 
 
@@ -198,7 +200,7 @@ def test_the_help_page_opens(page):
 # -- a fit
 
 
-# before the fit, a MODEL that waits at an evaluation
+# a MODEL that waits at an evaluation, inserted before the fit
 WAITS = """at => {
     const node = LiteGraph.createNode("TestStops"), named = name => w => w.name === name;
     app.graph.add(node);
@@ -210,8 +212,8 @@ WAITS = """at => {
 }"""
 
 
-def test_a_fit_that_is_stopped_says_what_was_saved(page, server):
-    """The MODEL waits late in the fit for the stop, which may come late too."""
+def test_an_interrupted_fit_says_what_was_saved(page, server):
+    """The MODEL waits late in the fit for the interruption, which may arrive late too."""
     page.open(FIT)
     page.change("AMEDDemoModel", width=16, height=16)
     page.tab.evaluate(WAITS, 1500)
@@ -242,7 +244,7 @@ def costs(page, kind, **values):
     return widget(page.node(kind), "costs")["value"]
 
 
-def test_a_line_says_what_it_costs(page):
+def test_a_line_shows_what_sampling_costs(page):
     page.open(START)
     page.box()
     assert costs(page, "AMEDKSampler", nfe=8, guidance=5.0) == "8 evaluations, 16 passes"
@@ -251,22 +253,22 @@ def test_a_line_says_what_it_costs(page):
     assert costs(page, "AMEDKSampler", nfe=8, denoise=0.5) == "at most 8 evaluations, 8 passes"
 
 
-def test_a_line_says_what_a_fit_costs(page):
+def test_a_line_shows_what_a_fit_costs(page):
     page.open(FIT)
     page.box()
     for budget, evaluations in PRESETS.items():
         for nfe in (5, 8):
             each = max(evaluations, smallest(nfe))
-            said = costs(page, "AMEDCalibrate", budget=budget, nfe=str(nfe), guidance=1.0)
-            assert said == f"≈ {each:,} evaluations, {each:,} passes"
+            line = costs(page, "AMEDCalibrate", budget=budget, nfe=str(nfe), guidance=1.0)
+            assert line == f"≈ {each:,} evaluations, {each:,} passes"
     three = f"≈ {3 * PRESETS['normal']:,} evaluations, {6 * PRESETS['normal']:,} passes"
     assert costs(page, "AMEDCalibrate", budget="normal", nfe="5, 7 9", guidance=4.0) == three
-    said = costs(page, "AMEDCalibrate", budget="custom", evaluations=3000, nfe="5", guidance=1.0)
-    assert said == "≈ 3,000 evaluations, 3,000 passes"
-    assert costs(page, "AMEDCalibrate", nfe="five") == "nfe: numbers, as 5, 7, 9"
+    line = costs(page, "AMEDCalibrate", budget="custom", evaluations=3000, nfe="5", guidance=1.0)
+    assert line == "≈ 3,000 evaluations, 3,000 passes"
+    assert costs(page, "AMEDCalibrate", nfe="five") == "nfe: numbers, e.g. 5, 7, 9"
 
 
-def test_the_demos_predictors_are_listed_with_the_demo_model_alone(page, server):
+def test_the_demos_predictors_are_listed_only_with_the_demo_model(page, server):
     everything = server.object_info()["AMEDKSampler"]["input"]["required"]["predictor"]
     everything = everything[1]["options"] if everything[0] == "COMBO" else everything[0]
     demos = [name for name in everything if name.startswith("emoji32-")]
@@ -277,29 +279,29 @@ def test_the_demos_predictors_are_listed_with_the_demo_model_alone(page, server)
     rest = [name for name in everything if name not in demos]
     assert widget(page.node("AMEDKSampler"), "predictor")["options"] == rest
     assert {"auto", "test_amed.safetensors"} <= set(rest)
-    page.change("AMEDKSampler", predictor=demos[0])  # what is set is offered and kept
+    page.change("AMEDKSampler", predictor=demos[0])  # the selected predictor is offered and kept
     node = page.node("AMEDKSampler")
     assert widget(node, "predictor")["value"] == demos[0]
     assert set(widget(node, "predictor")["options"]) == {*rest, demos[0]}
     assert demos[0] in saved_values(page.saved())[str(node["id"])]
-    page.tab.evaluate("app.refreshComboInNodes()")  # R in the page
+    page.tab.evaluate("app.refreshComboInNodes()")  # R in the page refreshes the lists
     node = page.node("AMEDKSampler")
     assert widget(node, "predictor")["value"] == demos[0]
     assert set(widget(node, "predictor")["options"]) == {*rest, demos[0]}
 
 
-def test_a_button_puts_calibrate_beside(page):
+def test_a_button_adds_calibrate_amed(page):
     page.open(START)
     page.change("AMEDKSampler", nfe=9, guidance=3.5)
     before, sampler = page.saved(), page.node("AMEDKSampler")
-    for _ in range(2):  # the second finds another free place
+    for _ in range(2):  # the second button press finds another free place
         page.press("AMEDKSampler", "Calibrate AMED for this model")
     saved = page.saved()
     links = {link[0]: link[1:3] for link in saved["links"]}
     inputs = {n["id"]: {i["name"]: links.get(i["link"]) for i in n["inputs"]} for n in saved["nodes"]}
-    made = [n for n in page.nodes() if n["type"] == "AMEDCalibrate"]
-    assert len(made) == 2
-    for node in made:
+    added = [n for n in page.nodes() if n["type"] == "AMEDCalibrate"]
+    assert len(added) == 2
+    for node in added:
         assert widget(node, "nfe")["value"] == "9" and widget(node, "guidance")["value"] == 3.5
         for name in ("model", "positive", "negative", "latent_image"):
             assert inputs[node["id"]][name] == inputs[sampler["id"]][name] is not None
@@ -309,8 +311,8 @@ def test_a_button_puts_calibrate_beside(page):
     assert saved_values(before).items() <= saved_values(saved).items()
 
 
-def test_nodes_2_shows_the_same(page):
-    """The page's other way to draw nodes."""
+def test_nodes_2_has_the_same_additions(page):
+    """The page's other way of drawing nodes."""
     page.open(START)
     before = saved_values(page.saved())
     page.setting("Comfy.VueNodes.Enabled", True)
@@ -346,18 +348,18 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("kind", STRANGE)
-def test_on_a_page_it_does_not_know_there_is_one_warning(opened, kind):
-    """The same files from another place, beside another scripts/app.js."""
+def test_an_unknown_page_gives_one_warning(opened, kind):
+    """The same files from another place, beside a different scripts/app.js."""
     place = f"{opened.url}/{kind.replace(' ', '-')}"
 
     def answer(route):
         name = route.request.url.removeprefix(place)
-        own = (
+        app_script = (
             STRANGE[kind]
             if name == "/scripts/app.js"
             else (ROOT / "web/js" / name.split("/")[-1]).read_text()
         )
-        route.fulfill(body=own, content_type="text/javascript")
+        route.fulfill(body=app_script, content_type="text/javascript")
 
     opened.tab.route(f"{place}/**", answer)
     opened.complaints.clear()

@@ -1,7 +1,7 @@
-"""Workflows that each version of this pack saved, opened in the page: each value is in the widget of its
-name.
+"""Workflows saved by each version of this pack, opened in the page: each value is in the widget of its name.
 
-saved/nodes-VERSION.workflow.json has every node of a version, no widget at its default (saved/make.py)."""
+saved/nodes-VERSION.workflow.json has every node of a version, with no widget at its default (saved/make.py).
+"""
 
 import json
 from pathlib import Path
@@ -18,18 +18,18 @@ DEFAULTS = """kinds => Object.fromEntries(kinds.map(kind => {
     const saved = (LiteGraph.createNode(kind).widgets ?? []).filter(w => w.serialize !== false);
     return [kind, saved.map(w => [w.name, w.value])];
 }))"""
-# what is set on a node, and what is sent to the server
+# values set on a node, and values sent to the server
 SENT = "app.graphToPrompt().then(({output}) => output)"
 
 
 def saved_by(version):
-    """(the workflow, each node's values by name, by the node's id)"""
+    """Return (the workflow, each node's values by name, keyed by node id)."""
     workflow = json.loads(SAVED[VERSIONS.index(version)].read_text())
     return workflow, workflow["extra"]["amed_test"]
 
 
 def check(page, values):
-    """Each widget of the open workflow has the value that was saved under its name, else its default."""
+    """Check that each widget of the open workflow has the value saved under its name, else its default."""
     nodes, sent = page.nodes(), page.tab.evaluate(SENT)
     defaults = page.tab.evaluate(DEFAULTS, [node["type"] for node in nodes])
     assert len(nodes) == len(values) >= 7
@@ -37,7 +37,7 @@ def check(page, values):
         saved = values[str(node["id"])]
         wanted = {name: saved.get(name, default) for name, default in defaults[node["type"]]}
         assert {w["name"]: w["value"] for w in node["widgets"] if w["saved"]} == wanted, node["type"]
-        assert set(saved) - set(wanted) <= {CONTROL}, "a widget is no longer there"
+        assert set(saved) - set(wanted) <= {CONTROL}, "a widget has disappeared"
         inputs = sent.get(str(node["id"]), {"inputs": wanted})["inputs"]
         assert {name: inputs[name] for name in wanted if name != CONTROL} == {
             name: value for name, value in wanted.items() if name != CONTROL
@@ -52,7 +52,7 @@ def test_each_value_is_in_the_widget_of_its_name(page, version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_saved_again_it_has_the_names_and_reads_the_same(page, version, tmp_path):
+def test_saving_again_adds_names_and_keeps_the_values(page, version, tmp_path):
     _, values = saved_by(version)
     page.open(SAVED[VERSIONS.index(version)])
     again = page.saved()
@@ -65,8 +65,8 @@ def test_saved_again_it_has_the_names_and_reads_the_same(page, version, tmp_path
     check(page, values)
 
 
-def test_an_image_has_them_too(page, tmp_path):
-    """An image that was saved with a workflow, dropped on the page."""
+def test_workflows_in_images_are_read_by_name(page, tmp_path):
+    """An image saved with a workflow, dropped on the page."""
     workflow, values = saved_by("nodes-0.1.0")
     page.tab.evaluate("app.graph.clear()")
     data, file = PngImagePlugin.PngInfo(), tmp_path / "made.png"
@@ -103,11 +103,11 @@ FIT = ["amed_ipndm", "5", 2.0, "custom", 3000, 7]  # of Calibrate AMED, up to th
     (["randomize", "mine", 9], {"name": "mine", "passes": 9}),  # 0.3.0 in a page that draws every seed
     (["mine", None, None, "any text of the page's own"], {"name": "mine", "passes": 0}),
     (["mine", "any text of the page's own"], {"name": "mine", "passes": 0}),
-    (["randomize"], {"name": "randomize", "passes": 0}),  # lost before: the node asks for it
+    (["randomize"], {"name": "randomize", "passes": 0}),  # lost by the older page: the node requires it
     (["fixed", 9], {"name": "fixed", "passes": 9}),
 ])  # fmt: skip
 @pytest.mark.parametrize("later", [[], [["added", "its default", 8]]], ids=["today", "with a later input"])
-def test_calibrations_without_names(page, rest, expected, later):
+def test_calibrations_saved_without_names(page, rest, expected, later):
     read = page.tab.evaluate(READ, ["AMEDCalibrate", [*FIT, *rest], {}, later])
     assert read["seed"] == 7 and read["evaluations"] == 3000 and read["nfe"] == "5"
     assert {name: read[name] for name in expected} == expected
@@ -116,7 +116,7 @@ def test_calibrations_without_names(page, rest, expected, later):
 
 
 @pytest.mark.parametrize("place", [0, 3, 8])
-def test_with_names_the_place_does_not_matter(page, place):
+def test_with_names_the_position_does_not_matter(page, place):
     """A later version may add an input anywhere, and another pack a widget."""
     names = ["passes", "name", "of another pack", "seed", "nfe"]
     values = [9, "mine", "theirs", 7, "5"]
@@ -128,14 +128,14 @@ def test_with_names_the_place_does_not_matter(page, place):
     }  # fmt: skip
 
 
-def test_a_seed_that_was_saved_without_a_control(page):
+def test_a_seed_saved_without_a_control(page):
     read = page.tab.evaluate(READ, ["AMEDKSampler", ["auto", "amed", 7, 6, 2.0, 0.5, "error"], {}, []])
     assert read[CONTROL] == "randomize" or read[CONTROL] == "fixed"
     assert (read["seed"], read["nfe"], read["denoise"], read["if_missing"]) == (7, 6, 0.5, "error")
 
 
 def test_opening_changes_nothing(page):
-    """A workflow of this version is not marked as changed by being opened."""
+    """A workflow of this version is not marked as changed by opening it."""
     page.open(SAVED[VERSIONS.index("nodes-0.3.0")])
     modified = f"(w => (w.changeTracker.checkState(), w.isModified))({ACTIVE})"
     assert not page.tab.evaluate(modified)

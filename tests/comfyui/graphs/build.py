@@ -1,4 +1,4 @@
-"""The graph of a recipe, in API format."""
+"""Build the graph of a recipe, in API format."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,29 +13,32 @@ WHOLE, LIST, NUMBERED, START = "whole", "list", "numbered", "start"
 
 @dataclass
 class Built:
-    """A graph, and what of it is looked at."""
+    """A graph, and the nodes whose output is checked."""
 
     nodes: dict[str, dict[str, Any]]
     sampled: Sampled
     saved: str = ""
-    """The SaveLatent."""
-    seen: str = ""
-    """What the network was asked: GraphSeen."""
+    """Id of the SaveLatent node."""
+    counts_node: str = ""
+    """Id of the GraphSeen node, which counts the network's calls."""
     after: str = ""
-    """What is left on the MODEL: GraphAfter."""
+    """Id of the GraphAfter node, which reports changes left on the MODEL."""
 
 
 def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
-    """variant: the whole batch; the same with its images numbered, whose noise the host then draws one by
-    one; each of its images in a list; one of them, by its number; or the LATENT before it is sampled. looks:
-    with the nodes that count and compare."""
+    """Build the graph of a recipe.
+
+    Args:
+        variant: the whole batch; the batch with numbered images, for which the host draws noise one by one;
+            each image in a list; one image, by its number; or the LATENT before sampling.
+        looks: whether to add the nodes that count and compare."""
     scene = Scene(recipe.base, recipe.settings)
     for name, inputs in recipe.ingredients:
         INGREDIENTS[name].put(scene, **inputs)
     around = {**scene.around(), "cfg": recipe["cfg"], "name": to_json(recipe)}
     if looks:
         scene.model = [scene.add("GraphBefore", **around), 0]
-    if fault := recipe.settings.get("fault"):  # of the tests of this folder
+    if fault := recipe.settings.get("fault"):  # set only by test_graphs.py
         scene.patch("GraphFault", which=fault)
     if variant == START:
         saved = scene.add("SaveLatent", samples=scene.latent, filename_prefix="graphs")
@@ -44,16 +47,16 @@ def build(recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Built:
         scene.latent = [scene.add("RebatchLatents", latents=scene.latent, batch_size=1), 0]
     elif variant != WHOLE:
         first, length = (0, 64) if variant == NUMBERED else (int(variant), 1)
-        one = {"samples": scene.latent, "batch_index": first, "length": length}
-        scene.latent = [scene.add("LatentFromBatch", **one), 0]
+        picked = {"samples": scene.latent, "batch_index": first, "length": length}
+        scene.latent = [scene.add("LatentFromBatch", **picked), 0]
     sampled = WAYS[recipe.way].put(scene, recipe.settings)
     built = Built(scene.nodes, sampled)
     if sampled.latent is not None:
         built.saved = scene.add("SaveLatent", samples=sampled.latent, filename_prefix="graphs")
     if looks:
-        done = sampled.latent or sampled.done
-        built.seen = scene.add("GraphSeen", name=WATCH, after=done)
-        waited = {**around, "after": [built.seen, 0]}
+        last_output = sampled.latent or sampled.finished
+        built.counts_node = scene.add("GraphSeen", name=WATCH, after=last_output)
+        waited = {**around, "after": [built.counts_node, 0]}
         waited["model"] = scene.nodes[scene.model[0]]["inputs"]["model"] if fault else scene.model
         built.after = scene.add("GraphAfter", **waited)
     return built

@@ -1,4 +1,4 @@
-"""What the host's own nodes put around a sampling, each with inputs drawn at random."""
+"""Nodes of the host around a sampling, each with inputs drawn at random."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,19 +16,19 @@ Drawn = dict[str, Any]
 class Ingredient:
     name: str
     group: str
-    """"model", "prompt" or "latent": what of a Scene it changes."""
+    """The part of a Scene that it changes: "model", "prompt" or "latent"."""
     put: Callable[..., None]
-    """put(scene, **inputs)."""
+    """put(scene, **inputs) adds it to the graph."""
     draw: Callable[[Random, Any], Drawn]
-    """Its inputs, for a recipe so far."""
+    """Draws its inputs, given the recipe so far."""
     bases: tuple[str, ...] = ALL
     kind: str = ""
-    """Of two of one kind a graph has one."""
+    """A graph has at most one ingredient of each kind."""
     often: int = 2
     joint: bool = False
-    """Whether it decides for a batch as a whole."""
+    """Whether its effect depends on the whole batch."""
     single: bool = False
-    """Whether the host has it for a batch of one only."""
+    """Whether the host supports it only for a batch of one."""
 
 
 INGREDIENTS: dict[str, Ingredient] = {}
@@ -53,7 +53,7 @@ def add(
 
 
 def on_model(node: str, draw: Callable[[Random, Any], Drawn] = nothing, **more: Any) -> None:
-    """One of the host's nodes from MODEL to MODEL."""
+    """Return an ingredient for a node of the host from MODEL to MODEL."""
     add(node, "model", lambda scene, **inputs: scene.patch(node, **inputs), draw, **more)
 
 
@@ -68,7 +68,7 @@ def merged(node: str) -> Callable[..., None]:
 
 
 def difference(scene: Scene, multiplier: float) -> None:
-    """A + m (B - C): what artists call an add-difference merge."""
+    """A + m (B - C), known as an add-difference merge."""
     apart = [
         scene.add(
             "ModelMergeSubtract",
@@ -112,10 +112,10 @@ def windows(rng: Random, recipe: Any) -> Drawn:
 
 
 def wan_windows(rng: Random, recipe: Any) -> Drawn:
-    """Counted in frames, of which four are one of the latent."""
-    own = windows(rng, recipe)
-    del own["dim"]
-    return own | {"context_length": rng.choice((5, 9)), "context_overlap": 4}
+    """Context windows counted in video frames, of which four are one latent frame."""
+    inputs = windows(rng, recipe)
+    del inputs["dim"]
+    return inputs | {"context_length": rng.choice((5, 9)), "context_overlap": 4}
 
 
 add("LoRA", "model", lora, share("strength", 1.0, 0.5), bases=UNET)
@@ -175,7 +175,7 @@ on_model(
     "APG",
     lambda rng, recipe: {"eta": 1.0, "norm_threshold": 5.0, "momentum": rng.choice((0.0, 0.5))},
     often=1,
-    joint=True,  # with momentum it remembers the sampling before, where that had one step
+    joint=True,  # with momentum it remembers the previous sampling, if that had one step
 )
 on_model("TCFG", often=1)
 on_model("Mahiro", often=1, joint=True)
@@ -203,7 +203,7 @@ on_model("SmallMemory", often=1)
 
 
 def hooked(scene: Scene, keyframes: bool, strength: float) -> None:
-    """A LoRA on the positive prompt alone, perhaps at another strength later on."""
+    """A LoRA on the positive prompt alone, possibly with another strength in later steps."""
     hook = [
         scene.add(
             "CreateHookLoraModelOnly", lora_name=f"graphs-{scene.base}.safetensors", strength_model=strength
@@ -267,8 +267,8 @@ def areas(scene: Scene, share: float) -> None:
 
 
 def masked_prompts(scene: Scene, bounds: str) -> None:
-    def side(prompt: Any, left: bool) -> list:
-        mask = scene.half_mask(left)
+    def side(prompt: Any, is_left: bool) -> list:
+        mask = scene.half_mask(is_left)
         return [
             scene.add(
                 "ConditioningSetMask", conditioning=prompt, mask=mask, strength=1.0, set_cond_area=bounds
@@ -303,7 +303,7 @@ def both(scene: Scene) -> None:
 
 
 def longer(scene: Scene) -> None:
-    """A negative prompt of so many more tokens that the host runs it in a call of its own."""
+    """A negative prompt of so many more tokens that the host evaluates it in a separate call."""
     if scene.base != "demo":
         scene.negative = scene.prompt(2, 7)
 
@@ -354,7 +354,7 @@ add("longer negative", "prompt", longer, bases=("sd15", "file"))
 
 
 def noise_mask(scene: Scene, kind: str) -> None:
-    """hard: the right half. grey: half strength everywhere. other: of another size than the image."""
+    """hard: the right half. grey: half strength everywhere. other: another size than the image's."""
     if kind == "grey":
         mask = [scene.add("SolidMask", value=0.5, width=scene.width, height=scene.height), 0]
     else:
@@ -363,7 +363,7 @@ def noise_mask(scene: Scene, kind: str) -> None:
 
 
 def started(scene: Scene) -> None:
-    """From an image, not from an empty LATENT."""
+    """Start from an image instead of an empty LATENT."""
     scene.latent = scene.euler(2)
 
 

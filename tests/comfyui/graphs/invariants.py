@@ -1,5 +1,7 @@
-"""What must hold of every graph that runs, or is refused: INVARIANTS, each a function of a Case that raises
-Broken. Invalid is raised for a graph that the host cannot run either."""
+"""INVARIANTS: what must hold for every graph that runs or is refused.
+
+Each is a function of a Case that raises Broken. It raises Invalid for a graph that the host itself cannot
+run."""
 
 import math
 import re
@@ -18,29 +20,30 @@ from .ways import HOST, HOSTS_OWN, WAYS
 
 
 class Broken(AssertionError):
-    """An invariant does not hold."""
+    """Raised if an invariant does not hold."""
 
 
 class Invalid(Exception):
-    """The host's own sampler cannot run the graph: it says nothing of ours."""
+    """Raised if the host's own sampler cannot run the graph either, so that it says nothing about this
+    pack."""
 
 
 class Case(Protocol):
-    """A recipe, and what its graph gave."""
+    """A recipe, and the results of its graph."""
 
     recipe: Recipe
-    whole: Run
+    batch_run: Run
     fits: list[Fitted]
     """Predictor files that the run wrote."""
 
     def run(self, variant: str = WHOLE, way: str = "", more: tuple = (), **settings: object) -> Run:
-        """Another run: of a variant, in another way, with more ingredients or with other settings."""
+        """Run again: another variant or way, more ingredients, or other settings."""
 
     def again(self) -> Run:
-        """The same graph once more."""
+        """Run the same graph once more."""
 
     def names(self) -> list[str]:
-        """The predictor files that are there."""
+        """Return the names of the existing predictor files."""
 
 
 # --- it runs, or says in one clear line why not ------------------------------------------------------------
@@ -56,19 +59,19 @@ LONGEST, LINES = 400, 4
 
 
 def unclear(text: str) -> str | None:
-    """Why a message is not a clear line for an artist; None if it is one."""
+    """Return why a message is not one clear line for an artist; None if it is."""
     lines = text.strip().splitlines()
     if not lines or len(lines[0].split()) < 5:
         return "it says too little"
-    if found := re.search(INTERNAL, text):
-        return f"it speaks of internals ({found[0]!r})"
+    if match := re.search(INTERNAL, text):
+        return f"it speaks of internals ({match[0]!r})"
     if len(lines) > LINES or max(map(len, lines)) > LONGEST:
         return "it is too long"
     return None
 
 
 def unclear_error(error: Error) -> str | None:
-    """As `unclear`, of an error that stopped a run: it must be ours, and meant."""
+    """Return why an error that stopped a run is unclear; it must be raised deliberately by this pack."""
     kind = error.kind.split(".")[-1]
     if kind not in TYPES:
         return f"it is a {kind}"
@@ -78,21 +81,21 @@ def unclear_error(error: Error) -> str | None:
 
 
 def runs_or_says_why(case: Case) -> None:
-    run = case.whole
+    run = case.batch_run
     if run.died:
         raise Broken(run.died)
     if run.error is None:
         return
     if run.error.node in ("GraphBefore", "GraphModel", "GraphWatch"):
         raise Invalid(run.error.message)
-    if not run.error.reached:  # a node of the host's before ours
+    if not run.error.reached:  # a node of the host that runs before ours
         raise Invalid(f"{run.error.node}: {run.error.message}")
     windows = case.recipe.has("ContextWindowsManual", "WanContextWindowsManual")
     if windows and "wrapped by a pack" in case.recipe.way and "No sample_sigmas matched" in run.error.message:
         raise Invalid("a pack that changes the noise level takes the host's own Euler from its windows too")
     kind = run.error.kind
-    planted = case.recipe.settings.get("fault")  # on the MODEL, so that the host fails too
-    if not planted and not run.error.ours and WAYS[case.recipe.way].images:  # perhaps at other steps
+    planted = case.recipe.settings.get("fault")  # on the MODEL, so the host fails too
+    if not planted and not run.error.ours and WAYS[case.recipe.way].images:  # possibly with other steps
         for steps in (4, 8, 16):
             theirs = case.run(WHOLE, HOSTS_OWN, hosts_steps=steps).error
             if theirs is not None and theirs.kind == kind:
@@ -102,12 +105,13 @@ def runs_or_says_why(case: Case) -> None:
 
 
 def images_are_whole(case: Case) -> None:
-    """Finite, not blank, one for each of the LATENT. (A grey mask on an empty one may keep all of it.)"""
-    kept = case.recipe.has("DifferentialDiffusion") and case.recipe.has("noise mask")
-    for latents in case.whole.latents:
+    """Images are finite, not blank, one per image of the LATENT. (A grey mask on an empty one may keep
+    everything.)"""
+    keeps_all = case.recipe.has("DifferentialDiffusion") and case.recipe.has("noise mask")
+    for latents in case.batch_run.latents:
         if not latents.isfinite().all():
             raise Broken("the image is not finite")
-        if float(latents.float().std()) < 1e-3 and not kept:
+        if float(latents.float().std()) < 1e-3 and not keeps_all:
             raise Broken("the image is blank")
 
 
@@ -119,49 +123,55 @@ USED = re.compile(r"(\d+) evaluations?, (\d+) rows")
 
 
 def reported(run: Run) -> list[tuple[int, int | None]]:
-    """Evaluations and passes an image of each run that was reported, in order."""
-    found = []
+    """Return the evaluations and passes per image of each reported run, in order."""
+    counts = []
     for node in run.sampled.runs:
         for text in run.texts(node):
             match = COUNTED.search(text) or BRIEF.search(text)
             if match:
-                found.append((int(match[1]), int(match[2]) if match[2] else None))
-    return found
+                counts.append((int(match[1]), int(match[2]) if match[2] else None))
+    return counts
 
 
 def counts_are_true(case: Case) -> None:
-    """What is reported is what was counted around the network."""
-    run = case.whole
-    if not run.sampled.runs or WAYS[case.recipe.way].fits or run.seen is None:
+    """Reported numbers equal those counted around the network."""
+    run = case.batch_run
+    if not run.sampled.runs or WAYS[case.recipe.way].fits or run.network_counts is None:
         return
-    told = reported(run)
-    if not told:
+    reports = reported(run)
+    if not reports:
         raise Broken(f"no report: {[run.texts(n) for n in run.sampled.runs]}")
-    evaluations = sum(one for one, _ in told)
-    if evaluations != run.seen["evaluations"]:
+    evaluations = sum(count for count, _ in reports)
+    if evaluations != run.network_counts["evaluations"]:
         raise Broken(
-            f"{evaluations} evaluations reported, {run.seen['evaluations']} counted around the network"
+            f"{evaluations} evaluations reported, {run.network_counts['evaluations']} counted at the network"
         )
     images = sum(len(latents) for latents in run.latents)
-    if len(told) == 1 and told[0][1] is not None and images:
-        passes = round(run.seen["rows"] / images)
-        if passes != told[0][1]:
-            raise Broken(f"{told[0][1]} passes an image reported, {passes} counted ({run.seen['rows']} rows)")
-    evaluations = run.seen["evaluations"]
+    if len(reports) == 1 and reports[0][1] is not None and images:
+        passes = round(run.network_counts["rows"] / images)
+        if passes != reports[0][1]:
+            raise Broken(
+                f"{reports[0][1]} passes per image reported, {passes} counted ({run.network_counts['rows']})"
+            )
+    evaluations = run.network_counts["evaluations"]
     for node in run.sampled.used:
         for text in run.texts(node):
             match = USED.search(text)
-            told = (int(match[1]), int(match[2])) if match else (0, 0)
-            # LazyCache answers before the evaluation is counted, EasyCache before the network is asked
-            fewer = case.recipe.has("LazyCache") and told[0] < evaluations
-            spared = case.recipe.has("EasyCache") and told[1] < run.seen["rows"]
-            if (told[1] != run.seen["rows"] and not spared) or (told[0] != evaluations and not fewer):
-                raise Broken(f"Evaluations Used says {text!r}, counted around the network: {run.seen}")
+            reports = (int(match[1]), int(match[2])) if match else (0, 0)
+            # LazyCache answers before the evaluation is counted, EasyCache before the network is called
+            fewer = case.recipe.has("LazyCache") and reports[0] < evaluations
+            spared = case.recipe.has("EasyCache") and reports[1] < run.network_counts["rows"]
+            if (reports[1] != run.network_counts["rows"] and not spared) or (
+                reports[0] != evaluations and not fewer
+            ):
+                raise Broken(
+                    f"Evaluations Used says {text!r}, counted around the network: {run.network_counts}"
+                )
 
 
 def takes_the_evaluations_asked_for(case: Case) -> None:
-    """AMED KSampler from noise: exactly nfe. A mask costs the analytic first step, which is none."""
-    recipe, run = case.recipe, case.whole
+    """AMED KSampler from noise takes exactly nfe evaluations; with a mask it has no analytic first step."""
+    recipe, run = case.recipe, case.batch_run
     if recipe.way not in ("AMED KSampler", "counted", "list of checkpoints") or recipe["denoise"] < 1.0:
         return
     for evaluations, _ in reported(run):
@@ -171,9 +181,9 @@ def takes_the_evaluations_asked_for(case: Case) -> None:
 
 
 def report_is_true(case: Case) -> None:
-    """The predictor it names is there, and the one that was asked for; nothing is from the workflow, which
-    carried nothing; no advice is already followed."""
-    recipe, run = case.recipe, case.whole
+    """The named predictor exists and is the requested one; nothing comes from the workflow, which carries
+    nothing; no advice is already followed."""
+    recipe, run = case.recipe, case.batch_run
     texts = [text for node in (*run.sampled.runs, *run.sampled.texts) for text in run.texts(node)]
     for text in texts:
         if "from the workflow" in text:
@@ -192,15 +202,15 @@ def report_is_true(case: Case) -> None:
                 continue
             if named[1] not in case.names():
                 raise Broken(f"there is no {named[1]}, which ran: {text!r}")
-            if (asked := recipe.settings.get("file")) and named[1] != asked:
-                raise Broken(f"{asked} was chosen, {named[1]} ran")
+            if (requested := recipe.settings.get("file")) and named[1] != requested:
+                raise Broken(f"{requested} was chosen, {named[1]} ran")
 
 
 def on_the_schedule(recipe: Recipe, match: re.Match[str]) -> bool:
-    """Whether "choose the amed schedule with N steps, or AMED Scheduler" is what runs."""
+    """Return whether a run already follows "choose the amed schedule with N steps, or AMED Scheduler"."""
     if recipe.way == "ordinary KSampler":
-        whole = recipe["scheduler"] == "amed" and recipe["denoise"] == 1.0
-        return whole and recipe["steps"] == int(match[1])
+        on_full_schedule = recipe["scheduler"] == "amed" and recipe["denoise"] == 1.0
+        return on_full_schedule and recipe["steps"] == int(match[1])
     return (
         recipe.way in ("SamplerCustom", "SamplerCustomAdvanced")
         and recipe["denoise"] == 1.0
@@ -219,46 +229,47 @@ ADVICE: tuple[tuple[str, Callable[[Recipe, re.Match[str]], bool]], ...] = (
 
 
 def no_text_speaks_of_internals(case: Case) -> None:
-    """The tables of Compare AMED and the texts of the other nodes."""
-    for node in case.whole.sampled.texts:
-        for text in case.whole.texts(node):
-            if found := re.search(INTERNAL, re.sub(r"-?inf\b", "nan", text)):
-                at = max(found.start() - 80, 0)
-                raise Broken(f"a text says {text[at : at + 200]!r} ({found[0]!r})")
+    """Check the tables of Compare AMED and the texts of the other nodes."""
+    for node in case.batch_run.sampled.texts:
+        for text in case.batch_run.texts(node):
+            if match := re.search(INTERNAL, re.sub(r"-?inf\b", "nan", text)):
+                at = max(match.start() - 80, 0)
+                raise Broken(f"a text says {text[at : at + 200]!r} ({match[0]!r})")
 
 
-# --- the same image, however it is asked for ---------------------------------------------------------------
+# --- the same image in every variant -----------------------------------------------------------------------
 
 SHARES = {"fp32": 2e-3, "bf16": 0.15, "fp16": 0.1}
 """Largest difference of two latents that are the same but for the order of sums, over their spread. Seen at
 most, in 31 graphs: 1e-4, 0.004 and 0.04 (guidance of 5 and UniPC carry a rounding of the network far)."""
 
 
-ALIKE = (
-    16  # torch draws the same noise for a batch and for its images where their elements are a multiple of it
-)
+ALIKE = 16  # torch draws the same noise for a batch and its images if their size is a multiple of this
 
 
-def away(one: Tensor, other: Tensor) -> float:
-    """The largest difference, over the spread of the other."""
-    if one.shape != other.shape:
+def relative_difference(first: Tensor, other: Tensor) -> float:
+    """Return the largest difference, relative to the other's spread."""
+    if first.shape != other.shape:
         return math.inf
-    return float((one.float() - other.float()).abs().max() / other.float().std().clamp(min=1e-9))
+    return float((first.float() - other.float()).abs().max() / other.float().std().clamp(min=1e-9))
 
 
-def share_of(recipe: Recipe) -> float:
-    """What two runs of a recipe may differ by."""
-    low = [one["dtype"] for name, one in recipe.ingredients if name == "SmallLatent"] + [recipe["dtype"]]
+def tolerance_of(recipe: Recipe) -> float:
+    """Return the relative difference that two runs of a recipe may have."""
+    low = [ingredient["dtype"] for name, ingredient in recipe.ingredients if name == "SmallLatent"] + [
+        recipe["dtype"]
+    ]
     return max(SHARES[dtype] for dtype in low)
 
 
 def same_alone_and_in_lists(case: Case) -> None:
-    """Each image of a batch is the one that its LATENT gives alone, and in a list; unless the host's own
-    Euler makes others of them too, where a feature looks at a batch as a whole."""
-    recipe, whole = case.recipe, case.whole
-    if not WAYS[recipe.way].images or recipe.joint or WAYS[recipe.way].fits or len(whole.latents) != 1:
+    """Each image of a batch equals the one that its LATENT gives alone and in a list.
+
+    Batches that the host's own Euler changes too are excepted: some features look at the whole batch."""
+    recipe, batch = case.recipe, case.batch_run
+    if not WAYS[recipe.way].images or recipe.joint or WAYS[recipe.way].fits or len(batch.latents) != 1:
         return
-    images, all_of = whole.latents[0], WHOLE
+    images, all_of = batch.latents[0], WHOLE
     if len(images) < 2:
         return
     if images[0].numel() % ALIKE or recipe.way == "upscale and refine":
@@ -270,12 +281,16 @@ def same_alone_and_in_lists(case: Case) -> None:
     for variant, expected in ((str(number), images[number:]), (LIST, images)):
         run = case.run(variant)
         if not run.latents:
-            said = run.died or (run.error.message if run.error else "no image")
-            raise Broken(f"the batch runs, {variant} does not: {said}"[:400])
-        share = share_of(recipe)
-        if away(torch.cat(run.latents), expected) > share:
+            problem = run.died or (run.error.message if run.error else "no image")
+            raise Broken(f"the batch runs, {variant} does not: {problem}"[:400])
+        share = tolerance_of(recipe)
+        if relative_difference(torch.cat(run.latents), expected) > share:
             theirs = case.run(all_of, HOSTS_OWN).latents, case.run(variant, HOSTS_OWN).latents
-            alike = theirs[0] and theirs[1] and away(torch.cat(theirs[1]), theirs[0][0][-len(expected) :])
+            alike = (
+                theirs[0]
+                and theirs[1]
+                and relative_difference(torch.cat(theirs[1]), theirs[0][0][-len(expected) :])
+            )
             share = max(share, 5 * alike) if alike and alike < share else math.inf
         case_of = "in a list" if variant == LIST else f"number {number} alone"
         compare(torch.cat(run.latents), expected, share, f"{case_of}: another image than in the batch")
@@ -284,9 +299,9 @@ def same_alone_and_in_lists(case: Case) -> None:
 
 
 def check_list_reports(case: Case, run: Run) -> None:
-    """Each item's report is what the batch's is."""
+    """Each item's report equals the batch's."""
     for node in run.sampled.runs:
-        first = [strip(text) for text in case.whole.texts(node) if COUNTED.search(text)]
+        first = [strip(text) for text in case.batch_run.texts(node) if COUNTED.search(text)]
         for text in run.texts(node):
             if COUNTED.search(text) and first and strip(text) != first[0]:
                 raise Broken(f"in a list an item's report is {text!r}, of the batch {first[0]!r}")
@@ -297,63 +312,75 @@ def strip(text: str) -> str:
 
 
 def list_of_checkpoints_is_each(case: Case) -> None:
-    """A list of two checkpoints: each image is the one that its checkpoint gives."""
-    if case.recipe.way != "list of checkpoints" or case.whole.error or len(case.whole.latents) != 2:
+    """In a list of two checkpoints each image equals the one of its checkpoint."""
+    if case.recipe.way != "list of checkpoints" or case.batch_run.error or len(case.batch_run.latents) != 2:
         return
-    texts = [t for n in case.whole.sampled.runs for t in case.whole.texts(n) if COUNTED.search(t)]
+    texts = [t for n in case.batch_run.sampled.runs for t in case.batch_run.texts(n) if COUNTED.search(t)]
     for number, which in enumerate(("first", "second")):
         run = case.run(which=which)
         if run.error or run.died or not run.latents:
             raise Broken(f"the list runs, {which} alone does not: {run.error and run.error.message}")
         alone = run.latents[0]
-        compare(case.whole.latents[number], alone, share_of(case.recipe), f"the {which} checkpoint in a list")
-        own = [t for n in run.sampled.runs for t in run.texts(n) if COUNTED.search(t)]
-        if len(texts) == 2 and own and strip(texts[number]) != strip(own[0]):
-            raise Broken(f"in a list the {which} checkpoint's report is {texts[number]!r}, alone {own[0]!r}")
+        compare(
+            case.batch_run.latents[number],
+            alone,
+            tolerance_of(case.recipe),
+            f"the {which} checkpoint in a list",
+        )
+        own_texts = [t for n in run.sampled.runs for t in run.texts(n) if COUNTED.search(t)]
+        if len(texts) == 2 and own_texts and strip(texts[number]) != strip(own_texts[0]):
+            raise Broken(
+                f"in a list the {which} checkpoint's report is {texts[number]!r}, alone {own_texts[0]!r}"
+            )
 
 
-def compare(made: Tensor, expected: Tensor, share: float, what: str) -> None:
-    if not (difference := away(made, expected)) <= share:
-        raise Broken(f"{what}: {difference:.3g} of its spread away (allowed {share:g})")
+def compare(image: Tensor, expected: Tensor, share: float, label: str) -> None:
+    if not (difference := relative_difference(image, expected)) <= share:
+        raise Broken(f"{label}: {difference:.3g} of its spread away (allowed {share:g})")
 
 
 def plain_is_the_hosts(case: Case) -> None:
-    """AMED Plain Solver gives what the host's sampler of that name gives on the same noise levels. With a
-    mask they end differently above 0: the host's leaves the last noise on what is kept."""
+    """AMED Plain Solver equals the host's sampler of that name on the same noise levels.
+
+    With a mask they end differently above 0: the host leaves the last noise on the kept part."""
     recipe = case.recipe
     if recipe.way != "AMED Plain Solver" or recipe["solver"] not in HOST:
         return
     run = (
-        Run(case.whole.sampled) if recipe.has("noise mask") and not recipe["zero"] else case.run(by_host=True)
+        Run(case.batch_run.sampled)
+        if recipe.has("noise mask") and not recipe["zero"]
+        else case.run(by_host=True)
     )
     if run.latents:
-        share = 5 * share_of(recipe)
-        compare(case.whole.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
+        share = 5 * tolerance_of(recipe)
+        compare(case.batch_run.latents[0], run.latents[0], share, f"not the host's {HOST[recipe['solver']]}")
 
 
 def masks_keep(case: Case) -> None:
-    """What a hard mask keeps is the start's: the left half but for its border."""
-    recipe, whole = case.recipe, case.whole
+    """The part kept by a hard mask equals the start: the left half, except for its border."""
+    recipe, batch = case.recipe, case.batch_run
     hard = any(name == "noise mask" and inputs["kind"] != "grey" for name, inputs in recipe.ingredients)
-    if not hard or len(whole.latents) != 1 or WAYS[recipe.way].empty or recipe.way == "upscale and refine":
+    if not hard or len(batch.latents) != 1 or WAYS[recipe.way].empty or recipe.way == "upscale and refine":
         return
     if recipe.base in ("wan", "flux") and not recipe.has("from an image"):
-        return  # an empty LATENT is 0 in their network's own space, and another number outside it
+        return  # an empty LATENT is 0 in their network's own space, and not 0 outside it
     start = case.run(START).latents
-    if not start or start[0].shape != whole.latents[0].shape:
+    if not start or start[0].shape != batch.latents[0].shape:
         return
     columns = start[0].shape[-1] // 2 - 1
-    made, kept = whole.latents[0][..., :columns], start[0][..., :columns]
-    difference = float((made.float() - kept.float()).abs().max() / whole.latents[0].float().std())
-    if not difference <= 5 * share_of(recipe):
+    result_part, start_part = batch.latents[0][..., :columns], start[0][..., :columns]
+    difference = float(
+        (result_part.float() - start_part.float()).abs().max() / batch.latents[0].float().std()
+    )
+    if not difference <= 5 * tolerance_of(recipe):
         raise Broken(f"what the mask keeps is {difference:.3g} of the image's spread away from the start")
 
 
-# --- what stays behind -------------------------------------------------------------------------------------
+# --- changes left behind -----------------------------------------------------------------------------------
 
 
 def nothing_is_left(case: Case) -> None:
-    after = case.whole.after
+    after = case.batch_run.after
     if after is None:
         return
     if after["changed"]:
@@ -365,10 +392,11 @@ def nothing_is_left(case: Case) -> None:
 
 
 def again_is_cached(case: Case) -> None:
-    """The same prompt a second time runs no node. After a fit the library is another one: then the third."""
+    """Running the same prompt again executes no node; after a fit, which changes the library, the third
+    run."""
     again = case.again()
     if case.recipe.way == "calibrate now" and not again.error:
-        if new := [one.name for one in case.fits[1:]]:
+        if new := [fit.name for fit in case.fits[1:]]:
             raise Broken(f"fitted again on the second run: {', '.join(new)}")
         again = case.again()
     elif WAYS[case.recipe.way].fits or case.recipe.way == "files":
@@ -382,13 +410,18 @@ def again_is_cached(case: Case) -> None:
 # --- fits --------------------------------------------------------------------------------------------------
 
 
-SCALES = {"sd15": 0.18215, "file": 0.18215, "flux": 0.3611}  # of a LATENT to what the network sees; else 1
-FAR = 1.2  # of the images' root mean square: farther from the reference than no sampling at all
+SCALES = {
+    "sd15": 0.18215,
+    "file": 0.18215,
+    "flux": 0.3611,
+}  # scale from a LATENT to the network's input; 1 for other bases
+FAR = 1.2  # share of the images' root mean square; beyond it no sampling at all is nearer to the reference
 
 
 def fits_are_sound(case: Case) -> None:
-    """A fit saves a finite error; one that is no better than no sampling at all is not what auto takes; the
-    plain solver that is kept is the best of its own list; the network answered every evaluation."""
+    """A fit saves a finite error, and auto does not choose one that is no better than no sampling.
+
+    A kept plain solver is the best of its list, and the network itself answers every evaluation."""
     if not WAYS[case.recipe.way].fits:
         return
     for fitted in case.fits:
@@ -400,23 +433,35 @@ def fits_are_sound(case: Case) -> None:
             raise Broken(f"{fitted.name} states the error {error}")
         if plain is not None and float(error) > float(plain) * 1.001:
             raise Broken(f"{fitted.name} states the error {error:.4g}, its best plain solver {plain:.4g}")
-        size = max((float(v.float().square().mean().sqrt()) for v in case.whole.latents), default=math.inf)
-        masked = case.recipe.has("noise mask")  # which a fit leaves out: the images are no measure of it
+        size = max(
+            (float(v.float().square().mean().sqrt()) for v in case.batch_run.latents), default=math.inf
+        )
+        masked = case.recipe.has("noise mask")  # left out of fits, so the images are no measure for it
         far = float(error) > FAR * size * SCALES.get(case.recipe.base, 1.0)
-        if far and not masked and taken(case, fitted):
+        if far and not masked and report_if_chosen(case, fitted):
             raise Broken(f"auto takes {fitted.name} with the error {error:.4g}: no sampling at all is nearer")
-    seen = case.whole.seen
+    counts = case.batch_run.network_counts
     cached = case.recipe.has("EasyCache", "LazyCache")
-    copied = case.recipe.way == "Train AMED Predictor"  # its network is a copy, which is not watched here
-    if seen and cached and not copied and not case.whole.error and seen["forwards"] < 0.98 * seen["calls"]:
-        skipped = seen["calls"] - seen["forwards"]
-        raise Broken(f"{skipped} of {seen['calls']} calls of the network were answered by a cache, unsaid")
+    copied = (
+        case.recipe.way == "Train AMED Predictor"
+    )  # its network is a copy, whose calls are not counted here
+    if (
+        counts
+        and cached
+        and not copied
+        and not case.batch_run.error
+        and counts["forwards"] < 0.98 * counts["calls"]
+    ):
+        skipped = counts["calls"] - counts["forwards"]
+        raise Broken(
+            f"{skipped} of {counts['calls']} calls of the network were answered by a cache, without a remark"
+        )
 
 
-def taken(case: Case, fitted: Fitted, *more: tuple[str, dict]) -> str | None:
-    """The report of AMED KSampler where it takes a file by itself; more: ingredients besides."""
-    asked = {"sampler": "auto", "file": "", "if_missing": "plain", "nfe": fitted.nfe, "denoise": 1.0}
-    run = case.run(way="AMED KSampler", more=more, workflow=False, **asked)
+def report_if_chosen(case: Case, fitted: Fitted, *more: tuple[str, dict]) -> str | None:
+    """Return the report of AMED KSampler if it chooses the file by itself. `more`: further ingredients."""
+    inputs = {"sampler": "auto", "file": "", "if_missing": "plain", "nfe": fitted.nfe, "denoise": 1.0}
+    run = case.run(way="AMED KSampler", more=more, workflow=False, **inputs)
     texts = [text for node in run.sampled.runs for text in run.texts(node)]
     return next((text for text in texts if f"predictor: {fitted.name}" in text), None)
 
@@ -425,18 +470,17 @@ MERGE, LORA = ("ModelMergeSimple", {"ratio": 0.3}), ("LoRA", {"strength": 0.5})
 
 
 def fits_are_for_their_checkpoint(case: Case) -> None:
-    """A merge is another checkpoint, for which a fit does not run without a word; with a LoRA it is the
-    same."""
+    """On a merge, which is another checkpoint, a fit runs only with a remark; with a LoRA it runs."""
     recipe = case.recipe
     if recipe.way != "Calibrate AMED" or recipe["wrapped"] or recipe.base not in ("sd15", "wan", "flux"):
         return
     for fitted in case.fits[:1]:
-        if not taken(case, fitted):
+        if not report_if_chosen(case, fitted):
             continue
-        merged = None if recipe.has(*MERGES) else taken(case, fitted, MERGE)
+        merged = None if recipe.has(*MERGES) else report_if_chosen(case, fitted, MERGE)
         if merged and "note:" not in merged:
             raise Broken(f"{fitted.name} of one checkpoint runs on a merge of two, without a word")
-        if recipe.base == "sd15" and not recipe.has("LoRA") and not taken(case, fitted, LORA):
+        if recipe.base == "sd15" and not recipe.has("LoRA") and not report_if_chosen(case, fitted, LORA):
             raise Broken(f"{fitted.name} is not found any more once there is a LoRA")
 
 
@@ -444,28 +488,32 @@ MERGES = ("ModelMergeSimple", "ModelMergeBlocks", "add difference")
 
 
 def pictures_are_sound(case: Case) -> None:
-    """Compare AMED: each sampler of ours takes the evaluations that were asked for, or a note says why not.
-    AMED Trajectory Plot: every evaluation asks the network (a cache answers within a run, not here)."""
-    recipe, run = case.recipe, case.whole
+    """In Compare AMED each of our samplers takes the requested evaluations, or a note says why not.
+
+    In AMED Trajectory Plot every evaluation calls the network (a cache answers within a run, but not here).
+    """
+    recipe, run = case.recipe, case.batch_run
     if recipe.way == "Compare AMED":
         for row in rows_of("\n".join(t for n in run.sampled.texts for t in run.texts(n))):
             took, ours = row["evaluations"], row["sampler"].startswith(("amed", "plain"))
             if took and ours and not row["note"] and not recipe.has("noise mask"):
                 fewer = recipe.has("EasyCache", "LazyCache") and float(took) < recipe["nfe"]
                 if float(took) != recipe["nfe"] and not fewer:
-                    raise Broken(f"{row['sampler']} took {took} evaluations of {recipe['nfe']}, unsaid")
+                    raise Broken(
+                        f"{row['sampler']} took {took} evaluations of {recipe['nfe']}, without a remark"
+                    )
             if not row["evaluations"] and (why := unclear(row["note"])):
                 raise Broken(f"{row['sampler']} gave no image, and says {row['note'][:200]!r} [{why}]")
     if recipe.way == "AMED Trajectory Plot" and not recipe.has("EasyCache", "LazyCache"):
-        seen = run.seen
-        if seen and seen["forwards"] < seen["calls"]:
+        counts = run.network_counts
+        if counts and counts["forwards"] < counts["calls"]:
             raise Broken(
-                f"{seen['calls'] - seen['forwards']} of {seen['calls']} calls of the network were not made"
+                f"{counts['calls'] - counts['forwards']} of {counts['calls']} network calls were not made"
             )
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
-    """The rows of a Markdown table, by its head."""
+    """Return the rows of a Markdown table, by its header."""
     lines = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
         for line in text.splitlines()

@@ -1,4 +1,4 @@
-"""What a random graph is made of, as plain data: drawn from a seed, written and read as JSON."""
+"""A random graph's recipe as plain data: drawn from a seed, written and read as JSON."""
 
 import json
 import random
@@ -19,7 +19,7 @@ SIZES = {
     "wan": ((64, 48), (48, 64)),
     "demo": ((32, 32), (16, 16), (40, 24)),
 }
-SINGLE = tuple(name for name, one in INGREDIENTS.items() if one.single)
+SINGLE = tuple(name for name, ingredient in INGREDIENTS.items() if ingredient.single)
 USUAL: dict[str, Any] = {"batch": 1, "dtype": "fp32", "cfg": 2.0, "noise": 3, "workflow": False}
 """What a setting is shrunk to."""
 
@@ -27,15 +27,15 @@ USUAL: dict[str, Any] = {"batch": 1, "dtype": "fp32", "cfg": 2.0, "noise": 3, "w
 @dataclass(frozen=True)
 class Recipe:
     seed: int
-    """That it was drawn from."""
+    """The seed that it was drawn from."""
     base: str
     """One of BASES."""
     way: str
-    """One of WAYS: how it is sampled."""
+    """One of WAYS, by which it is sampled."""
     settings: dict[str, Any]
-    """Of the model, the LATENT and the way."""
+    """Settings of the model, the LATENT and the way."""
     ingredients: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Names in INGREDIENTS and their inputs, in the order in which they are put into the graph."""
+    """Names in INGREDIENTS and their inputs, in the order in which they are added to the graph."""
 
     def __getitem__(self, name: str) -> Any:
         return self.settings[name]
@@ -45,18 +45,18 @@ class Recipe:
 
     @property
     def joint(self) -> bool:
-        """Whether an ingredient decides for a batch as a whole, so that an image is another one alone."""
+        """Whether an ingredient depends on the whole batch, so that an image changes when it is alone."""
         return any(INGREDIENTS[name].joint for name, _ in self.ingredients)
 
     def set(self, **settings: Any) -> "Recipe":
         return replace(self, settings=self.settings | settings)
 
     def without(self, index: int) -> "Recipe":
-        rest = [one for i, one in enumerate(self.ingredients) if i != index]
+        rest = [ingredient for i, ingredient in enumerate(self.ingredients) if i != index]
         return replace(self, ingredients=rest)
 
     def text(self) -> str:
-        """For people: in one line."""
+        """Return a readable line."""
         on = ", ".join(name for name, _ in self.ingredients) or "nothing"
         return f"seed {self.seed}: {self.way} on {self.base} with {on}; {self.settings}"
 
@@ -71,12 +71,12 @@ def from_json(text: str) -> Recipe:
 
 
 def draw(seed: int) -> Recipe:
-    """The recipe of a seed."""
+    """Return the recipe of a seed."""
     rng = random.Random(f"graphs {seed}")
-    way = pick(rng, {name: own.often for name, own in WAYS.items()})
+    way = pick(rng, {name: way_type.often for name, way_type in WAYS.items()})
     base = pick(rng, {name: often for name, often in BASES.items() if name in WAYS[way].bases})
     settings = common(rng, base) | WAYS[way].draw(rng, base)
-    if WAYS[way].slow:  # a CPU takes many times as long in the others
+    if WAYS[way].slow:  # other dtypes are many times slower on a CPU
         settings["dtype"] = "fp32"
     recipe = Recipe(seed, base, way, settings)
     for group, most in (("model", 4), ("prompt", 2), ("latent", 2)):
@@ -90,7 +90,7 @@ def pick(rng: random.Random, often: dict[str, int]) -> str:
 
 
 def common(rng: random.Random, base: str) -> dict[str, Any]:
-    """Settings that every recipe has."""
+    """Return the settings that every recipe has."""
     width, height = rng.choice(SIZES[base])
     dtypes = ("fp32", "fp32", "fp16", "bf16") if base in ("sd15", "wan") else ("fp32",)
     return {
@@ -107,17 +107,17 @@ def common(rng: random.Random, base: str) -> dict[str, Any]:
 
 
 def with_one_more(rng: random.Random, recipe: Recipe, group: str) -> Recipe:
-    """Another ingredient of a group, of a kind that is not there yet."""
-    taken = {INGREDIENTS[name].kind for name, _ in recipe.ingredients}
+    """Return the recipe with another ingredient, of a kind that it does not have yet."""
+    used_kinds = {INGREDIENTS[name].kind for name, _ in recipe.ingredients}
     fit = {
-        name: one.often
-        for name, one in INGREDIENTS.items()
-        if one.group == group
-        and recipe.base in one.bases
-        and one.kind not in taken
-        and not (one.single and recipe["batch"] > 1)
-        and not (one.kind == "batch" and recipe.has(*SINGLE))
-        and not (group == "latent" and WAYS[recipe.way].empty and one.kind == "image")
+        name: candidate.often
+        for name, candidate in INGREDIENTS.items()
+        if candidate.group == group
+        and recipe.base in candidate.bases
+        and candidate.kind not in used_kinds
+        and not (candidate.single and recipe["batch"] > 1)
+        and not (candidate.kind == "batch" and recipe.has(*SINGLE))
+        and not (group == "latent" and WAYS[recipe.way].empty and candidate.kind == "image")
     }
     if not fit:
         return recipe

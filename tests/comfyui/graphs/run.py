@@ -1,4 +1,4 @@
-"""A run of a graph, and what it gave: latents, texts, counts, the nodes that ran, or the error."""
+"""Run a graph; the result has latents, texts, counts, the nodes that ran, or the error."""
 
 import json
 import re
@@ -37,12 +37,13 @@ class Error:
 class Run:
     sampled: Sampled
     latents: list[Tensor] = field(default_factory=list)
-    """What was saved; several of a list."""
-    said: dict[str, list[str]] = field(default_factory=dict)
+    """The saved latents; several for a list."""
+    node_texts: dict[str, list[str]] = field(default_factory=dict)
     """Texts on nodes, by id."""
     executed: list[str] = field(default_factory=list)
     """Classes of the nodes that ran, not those from the cache."""
-    seen: dict[str, int] | None = None
+    network_counts: dict[str, int] | None = None
+    """What GraphSeen counted around the network."""
     after: dict[str, Any] | None = None
     error: Error | None = None
     died: str = ""
@@ -50,13 +51,14 @@ class Run:
     seconds: float = 0.0
 
     def texts(self, node: str) -> list[str]:
-        return self.said.get(node, [])
+        return self.node_texts.get(node, [])
 
 
 def run(server: Server, built: Built, workflow: bool, timeout: float) -> Run:
-    """Run a graph; nothing is raised for what goes wrong in it. workflow: with an empty one, as the page
-    sends the one that is open."""
-    made, told = Run(built.sampled), {}
+    """Run a graph; errors become part of the result.
+
+    workflow: send an empty one with the prompt, as the page sends the open workflow."""
+    result_run, sent_texts = Run(built.sampled), {}
     kinds = {name: node["class_type"] for name, node in built.nodes.items()}
 
     def event(kind: str, data: dict[str, Any]) -> None:
@@ -65,35 +67,37 @@ def run(server: Server, built: Built, workflow: bool, timeout: float) -> Run:
             if number == TEXT:
                 length = int.from_bytes(rest[:4], "big")
                 node, text = rest[4 : 4 + length].decode(), rest[4 + length :].decode()
-                told.setdefault(node, []).append(text)
+                sent_texts.setdefault(node, []).append(text)
         elif kind == "executing" and data.get("node"):
-            made.executed.append(kinds.get(str(data["node"]), str(data["node"])))
+            result_run.executed.append(kinds.get(str(data["node"]), str(data["node"])))
         elif kind == "execution_error":
-            made.error = error_of(data, built)
+            result_run.error = error_of(data, built)
 
     empty = {"nodes": [], "links": [], "version": 0.4, "extra": {}} if workflow else None
     try:
         result = server.run(built.nodes, event, timeout=timeout, workflow=empty)
     except GraphError as error:
-        made.error = Error("", str(error), "GraphError", "the host's check of inputs", ours=False)
+        result_run.error = Error("", str(error), "GraphError", "the host's check of inputs", ours=False)
     except Interrupted:
-        made.error = Error("", "interrupted", "Interrupted", ours=False)
+        result_run.error = Error("", "interrupted", "Interrupted", ours=False)
     except RunError as error:
-        made.error = made.error or Error(error.node, str(error), "unknown", ours=False)
+        result_run.error = result_run.error or Error(error.node, str(error), "unknown", ours=False)
     except ServerError as error:
         lines = str(error).splitlines()
-        made.died = " / ".join([lines[0], *lines[-2:]])[:400]
+        result_run.died = " / ".join([lines[0], *lines[-2:]])[:400]
     else:
-        made.seconds = result.seconds
+        result_run.seconds = result.seconds
         outputs = {node: [str(t) for t in ui.get("text", [])] for node, ui in result.outputs.items()}
-        made.said = {node: outputs.get(node) or told.get(node, []) for node in {*outputs, *told}}
+        result_run.node_texts = {
+            node: outputs.get(node) or sent_texts.get(node, []) for node in {*outputs, *sent_texts}
+        }
         files = result.files("latents", built.saved) if built.saved else []
-        made.latents = [load(server.view(entry))["latent_tensor"] for entry in files]
-        if built.seen:
-            made.seen = json.loads(result.text(built.seen) or "{}") or None
+        result_run.latents = [load(server.view(entry))["latent_tensor"] for entry in files]
+        if built.counts_node:
+            result_run.network_counts = json.loads(result.text(built.counts_node) or "{}") or None
         if built.after:
-            made.after = json.loads(result.text(built.after) or "{}") or None
-    return made
+            result_run.after = json.loads(result.text(built.after) or "{}") or None
+    return result_run
 
 
 def error_of(data: dict[str, Any], built: Built) -> Error:

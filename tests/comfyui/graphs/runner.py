@@ -1,4 +1,4 @@
-"""Runs recipes in a server, checks every invariant, and shrinks what fails."""
+"""Run recipes in a server, check every invariant, and shrink failures."""
 
 import re
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from .recipe import USUAL, Recipe, to_json
 from .run import Run, run
 from .ways import WAYS
 
-TIMEOUT, SLOW = 300.0, 1200.0  # seconds after which a run hangs; of a fit
-TRIALS = 14  # runs to shrink a failure
+TIMEOUT, SLOW = 300.0, 1200.0  # seconds until a run, or a fit, counts as hanging
+TRIALS = 14  # runs used to shrink a failure
 RUNS, REFUSED, INVALID, FAILED = "runs", "refused", "not a graph of the host's", "failed"
 
 
@@ -28,26 +28,26 @@ class Failure:
 
     @property
     def mechanism(self) -> str:
-        """What failures have in common: without numbers and names of files."""
+        """The failure's text without numbers and file names, which failures of one cause have in common."""
         words = re.sub(r"\S+\.safetensors|0x\w+", "FILE", self.text)
         return f"{self.invariant}: {re.sub(r'[0-9][0-9.e+-]*', '#', words)[:110]}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a recipe: RUNS, REFUSED (said: why), INVALID (said: why) or FAILED."""
+    """The outcome of a recipe."""
 
     recipe: Recipe
-    state: str
-    said: str = ""
+    state: str  # RUNS, REFUSED, INVALID or FAILED
+    reason: str = ""  # message of a refusal, or why the graph is invalid
     failures: tuple[Failure, ...] = ()
     runs: int = 1
 
 
 @dataclass
 class Runner:
-    """Runs graphs in a server that is started again where it dies or hangs; predictor files that a graph
-    writes are removed after it."""
+    """Runs graphs in a server, which it restarts if it dies or hangs, and removes predictor files that they
+    wrote."""
 
     server: Server
     runs: int = 0
@@ -61,12 +61,12 @@ class Runner:
 
     def graph(self, recipe: Recipe, variant: str = WHOLE, looks: bool = True) -> Run:
         self.runs += 1
-        made = run(self.server, build(recipe, variant, looks), recipe["workflow"],
-                   SLOW if WAYS[recipe.way].slow else TIMEOUT)  # fmt: skip
-        if made.died:
+        result = run(self.server, build(recipe, variant, looks), recipe["workflow"],
+                     SLOW if WAYS[recipe.way].slow else TIMEOUT)  # fmt: skip
+        if result.died:
             self.server.stop()
             self.server.start(timeout=600)
-        return made
+        return result
 
     def check(self, recipe: Recipe, invariants: tuple[Callable[..., None], ...] = INVARIANTS) -> Outcome:
         before, first = self.files(), self.runs
@@ -85,31 +85,31 @@ class Runner:
                 return Outcome(recipe, INVALID, str(why), runs=self.runs - first)
             except Broken as why:
                 failures.append(Failure(recipe, invariant.__name__, str(why)))
-            if case.whole.died or (case.whole.error and not failures and invariant is invariants[0]):
+            if case.batch_run.died or (case.batch_run.error and not failures and invariant is invariants[0]):
                 break
             if failures and invariant is invariants[0]:
                 break
-        error = case.whole.error
+        error = case.batch_run.error
         state = FAILED if failures else REFUSED if error else RUNS
-        said = error.message if error and not failures else ""
-        return Outcome(recipe, state, said, tuple(failures), self.runs - first)
+        reason = error.message if error and not failures else ""
+        return Outcome(recipe, state, reason, tuple(failures), self.runs - first)
 
     def shrink(self, failure: Failure, trials: int = TRIALS) -> Failure:
-        """The same failure with as few ingredients and as usual settings as can be found."""
-        index = [one.__name__ for one in INVARIANTS].index(failure.invariant)
+        """Return the same failure with as few ingredients and as many usual settings as can be found."""
+        index = [invariant.__name__ for invariant in INVARIANTS].index(failure.invariant)
         invariants = (INVARIANTS[0], INVARIANTS[index]) if index else INVARIANTS[:1]
         smallest, progress = failure, True
         while progress and trials > 0:
             progress = False
-            for recipe in smaller(smallest.recipe):
+            for recipe in smaller_recipes(smallest.recipe):
                 if trials <= 0:
                     break
                 trials -= 1
-                found = [
+                same_failures = [
                     f for f in self.check(recipe, invariants).failures if f.mechanism == failure.mechanism
                 ]
-                if found:
-                    smallest, progress = found[0], True
+                if same_failures:
+                    smallest, progress = same_failures[0], True
                     break
         return smallest
 
@@ -117,8 +117,8 @@ class Runner:
         return build(recipe).nodes
 
 
-def smaller(recipe: Recipe) -> list[Recipe]:
-    """Without one of its ingredients, or with one setting as usual."""
+def smaller_recipes(recipe: Recipe) -> list[Recipe]:
+    """Return the recipe without each of its ingredients, and with each setting as usual."""
     fewer = [recipe.without(i) for i in range(len(recipe.ingredients))]
     usual = [recipe.set(**{k: v}) for k, v in USUAL.items() if k in recipe.settings and recipe[k] != v]
     return fewer + usual
@@ -126,29 +126,29 @@ def smaller(recipe: Recipe) -> list[Recipe]:
 
 @dataclass
 class Running:
-    """A Case of invariants.py."""
+    """The Case of invariants.py for a Runner."""
 
     runner: Runner
     recipe: Recipe
     before: set[Path]
-    done: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
 
     @property
-    def whole(self) -> Run:
-        if WHOLE not in self.done:
-            self.done[WHOLE] = self.runner.graph(self.recipe)
-        return self.done[WHOLE]
+    def batch_run(self) -> Run:
+        if WHOLE not in self.runs:
+            self.runs[WHOLE] = self.runner.graph(self.recipe)
+        return self.runs[WHOLE]
 
     @property
     def fits(self) -> list[Fitted]:
-        self.whole  # noqa: B018 - what it writes
-        made = []
+        self.batch_run  # noqa: B018 - runs the graph, which writes the files
+        fitted = []
         for file in sorted(self.runner.files() - self.before, key=lambda file: file.stat().st_mtime):
             try:
-                made.append(load(file))
+                fitted.append(load(file))
             except PredictorError as error:
                 raise Broken(f"{file.name} was written and cannot be read: {error}") from error
-        return made
+        return fitted
 
     def run(self, variant: str = WHOLE, way: str = "", more: tuple = (), **settings: object) -> Run:
         ingredients = [*self.recipe.ingredients, *more]
@@ -165,7 +165,7 @@ class Running:
 
 
 def text_of(failure: Failure) -> str:
-    """For people: what failed, and how it is run again."""
+    """Return a readable text: what failed, and how to run it again."""
     return (
         f"{failure.invariant}: {failure.text}\n  {failure.recipe.text()}\n"
         f'  make graphs ARGS="--seed {failure.recipe.seed}", or the recipe: {to_json(failure.recipe)}'

@@ -1,4 +1,4 @@
-"""A graph that grows: MODEL, prompts and LATENT as they are so far, for a recipe's base."""
+"""A graph under construction: its MODEL, prompts and LATENT so far, for a recipe's base."""
 
 from typing import Any
 
@@ -8,7 +8,10 @@ WATCH = "graph"  # the name under which a graph's MODEL is counted
 FAMILIES = {"sd15": "sd15", "file": "sd15", "wan": "wan21_t2v", "demo": "emoji32", "flux": "flux"}
 CATEGORIES = ("Smileys & Emotion", "Animals & Nature")
 CHECKPOINT = "tiny_sd15.safetensors"
-WIDTHS = {"file": (768, 1280), "flux": (64, 64)}  # of prompts: tokens and pooled; else 64 and 1280
+WIDTHS = {
+    "file": (768, 1280),
+    "flux": (64, 64),
+}  # widths of a prompt's tokens and pooled output; 64 and 1280 for other bases
 
 
 class Scene(Graph):
@@ -27,7 +30,7 @@ class Scene(Graph):
         return self
 
     def checkpoint(self, number: int) -> list:
-        """A MODEL of this base; another number is another checkpoint, where the base has several."""
+        """Return a MODEL of this base; another number is another checkpoint, if the base has several."""
         if self.base == "demo":
             return [self.demo_model(), 0]
         if self.base == "file":
@@ -44,7 +47,7 @@ class Scene(Graph):
         )
 
     def prompt(self, number: int, repeats: int = 1) -> list:
-        """1 is the positive one, 2 the negative one, 3 another. repeats: of its tokens."""
+        """Return a prompt. 1: the positive one, 2: the negative one, 3: another. repeats: of its tokens."""
         if self.base == "demo":
             return [self.demo_model(number == 3), 2 if number == 2 else 1]
         width, pooled = WIDTHS.get(self.base, (64, 1280))
@@ -54,7 +57,7 @@ class Scene(Graph):
         return self.prompt(3)
 
     def empty(self) -> list:
-        """An empty LATENT of the recipe's size."""
+        """Return an empty LATENT of the recipe's size."""
         if self.base == "demo":
             return [self.demo_model(), 3]
         size = {"width": self.width, "height": self.height, "batch_size": self.settings["batch"]}
@@ -62,17 +65,17 @@ class Scene(Graph):
             return [self.add("EmptyHunyuanLatentVideo", length=self.settings["length"], **size), 0]
         return [self.add("EmptyLatentImage", **size), 0]
 
-    def half_mask(self, left: bool, factor: int = 1) -> list:
-        """A MASK of the left or right half, of `factor` times the image's size."""
+    def half_mask(self, is_left: bool, factor: int = 1) -> list:
+        """Return a MASK of the left or right half, of `factor` times the image's size."""
         width, height = self.width * factor, self.height * factor
-        whole = [self.add("SolidMask", value=0.0, width=width, height=height), 0]
+        full_mask = [self.add("SolidMask", value=0.0, width=width, height=height), 0]
         half = [self.add("SolidMask", value=1.0, width=width // 2, height=height), 0]
         return [
             self.add(
                 "MaskComposite",
-                destination=whole,
+                destination=full_mask,
                 source=half,
-                x=0 if left else width // 2,
+                x=0 if is_left else width // 2,
                 y=0,
                 operation="add",
             ),
@@ -80,7 +83,7 @@ class Scene(Graph):
         ]
 
     def euler(self, steps: int) -> list:
-        """A LATENT by the host's own sampler."""
+        """Return a LATENT sampled by the host's own sampler."""
         return self.ksampler("euler", "simple", steps, cfg=1.0, seed=5)
 
     def load(self, file: str) -> list:
@@ -95,7 +98,7 @@ class Scene(Graph):
         add_noise: bool = True,
         latent: list | None = None,
     ) -> str:
-        """A SamplerCustom; its id."""
+        """Add a SamplerCustom; return its id."""
         around = self.around() | ({} if latent is None else {"latent_image": latent})
         return self.add(
             "SamplerCustom",

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from comfyui.kinds import KINDS, WRAPPED, Kind
+from comfyui.predictor_kinds import KINDS, WRAPPED, Kind
 
 from amed import SAMPLERS
 
 from .scene import FAMILIES, Scene
 
 ALL = ("sd15", "demo", "wan", "flux", "file")
-FITTED = ("sd15", "wan", "file")  # bases that have files of comfyui.kinds
+FITTED = ("sd15", "wan", "file")  # bases for which comfyui.predictor_kinds writes files
 NO_DEMO = ("sd15", "wan", "flux", "file")
 FILES = {kind.file: kind for kind in KINDS if not kind.sampler and not kind.around}
 DEMO = {
@@ -39,22 +39,21 @@ HOST = {
 }
 """Plain solvers that the host has too, by its names."""
 PLAIN, HOSTS_OWN = "plain", "the host's own Euler"
-LEAST = {2: 1400, 3: 1600}  # evaluations of a fit, by those that it is for: about the least it takes
+LEAST = {2: 1400, 3: 1600}  # budget of a fit by NFE: about the least that it needs
 
 
 @dataclass
 class Sampled:
-    """What a way put into a graph."""
+    """The outputs that a way to sample added to a graph."""
 
     latent: list | None = None
-    """The LATENT it makes; None: none."""
+    """The sampled LATENT; None if the way gives none."""
     runs: list[str] = field(default_factory=list)
-    """Nodes on which a run is reported, in words: AMED KSampler, or the host's node with one of our
-    samplers."""
+    """Nodes that show a run's report: AMED KSampler, or the host's node with one of our samplers."""
     texts: list[str] = field(default_factory=list)
-    """Nodes that show a text of ours."""
-    done: list = field(default_factory=list)
-    """An output that is there once everything has run, where there is no LATENT."""
+    """Nodes that show another text of this pack."""
+    finished: list = field(default_factory=list)
+    """The last output to be ready, for ways without a LATENT."""
     used: list[str] = field(default_factory=list)
     """Nodes with a count of AMED Evaluations Used."""
 
@@ -63,35 +62,35 @@ class Sampled:
 class Way:
     name: str
     draw: Callable[[Random, str], dict[str, Any]]
-    """Settings, for a base."""
+    """Draws the settings for a base."""
     put: Callable[[Scene, dict[str, Any]], Sampled]
     bases: tuple[str, ...] = ALL
     often: int = 4
     slow: bool = False
-    """Whether it takes many seconds: a fit."""
+    """Whether a run takes many seconds, as a fit does."""
     fits: bool = False
     images: bool = True
-    """Whether it samples the LATENT's own images: the same image alone, in a batch and in a list."""
+    """Whether each image of the LATENT is sampled, equally alone, in a batch and in a list."""
     empty: bool = False
-    """Whether it takes of a LATENT only its size."""
+    """Whether only the size of the LATENT is used."""
 
 
 WAYS: dict[str, Way] = {}
 
 
 def way(name: str, draw: Callable[[Random, str], dict[str, Any]], **more: Any) -> Callable:
-    def kept(put: Callable[[Scene, dict[str, Any]], Sampled]) -> Callable:
+    def register(put: Callable[[Scene, dict[str, Any]], Sampled]) -> Callable:
         WAYS[name] = Way(name, draw, put, **more)
         return put
 
-    return kept
+    return register
 
 
-# --- what is drawn -----------------------------------------------------------------------------------------
+# --- drawing the settings ----------------------------------------------------------------------------------
 
 
 def file_of(rng: Random, base: str) -> dict[str, Any]:
-    """A predictor file, and its evaluations."""
+    """Draw a predictor file, and its evaluations."""
     if base == "demo":
         name = rng.choice(list(DEMO))
         return {"file": name, "nfe": DEMO[name][0]}
@@ -104,17 +103,18 @@ def denoised(rng: Random) -> dict[str, Any]:
 
 
 def looked_up(rng: Random, base: str) -> dict[str, Any]:
-    """Nothing linked: what the library has, or else `if_missing`."""
-    asked = {"sampler": rng.choice(("auto", "auto", *SAMPLERS)), "nfe": rng.randrange(2, 9), "file": ""}
-    return asked | {"if_missing": rng.choice((*[PLAIN] * 7, "untrained", "untrained", "error"))}
+    """Draw settings without a linked predictor: the library is searched, with `if_missing` as the
+    fallback."""
+    settings = {"sampler": rng.choice(("auto", "auto", *SAMPLERS)), "nfe": rng.randrange(2, 9), "file": ""}
+    return settings | {"if_missing": rng.choice((*[PLAIN] * 7, "untrained", "untrained", "error"))}
 
 
 def chosen(rng: Random, base: str) -> dict[str, Any]:
-    """A file by name, or what is looked up."""
-    own = looked_up(rng, base) | denoised(rng)
+    """Draw a file by name, or settings with which the library is searched."""
+    settings = looked_up(rng, base) | denoised(rng)
     if base in (*FITTED, "demo") and rng.random() < 0.5:
-        own |= file_of(rng, base) | {"sampler": "auto"}
-    return own
+        settings |= file_of(rng, base) | {"sampler": "auto"}
+    return settings
 
 
 def guided(rng: Random, base: str) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def applied(rng: Random, base: str) -> dict[str, Any]:
 def plain(rng: Random, base: str) -> dict[str, Any]:
     solver = rng.choice((*HOST, "iPNDM-2", "iPNDM-3", "UniPC", "DPM++ 3M"))
     nfe = rng.choice((2, 4, 6)) if solver in ("Heun", "DPM-Solver-2") else rng.randrange(2, 8)
-    # the host's own model_sampling tables are what "discrete" needs: not here
+    # "discrete" needs the host's model_sampling tables, which are missing here
     kind, rho = rng.choice((("polynomial", 7.0), ("time_uniform", 1.0), ("logsnr", 1.0)))
     return {"solver": solver, "nfe": nfe, "schedule": kind, "rho": rho, "zero": rng.random() < 0.5}
 
@@ -185,11 +185,11 @@ def compared(rng: Random, base: str) -> dict[str, Any]:
 
 
 def shown(rng: Random, base: str) -> dict[str, Any]:
-    own = {"nfe": rng.randrange(2, 7), "file": "", "reference": 20}
-    return own | (file_of(rng, base) if base != "flux" and rng.random() < 0.4 else {})
+    settings = {"nfe": rng.randrange(2, 7), "file": "", "reference": 20}
+    return settings | (file_of(rng, base) if base != "flux" and rng.random() < 0.4 else {})
 
 
-# --- what is put into the graph ----------------------------------------------------------------------------
+# --- adding nodes to the graph -----------------------------------------------------------------------------
 
 
 def amed_ksampler(scene: Scene, s: dict[str, Any], **other: Any) -> str:
@@ -283,7 +283,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 
 
 def with_predictor(scene: Scene, predictor: list) -> list:
-    """A MODEL that carries a predictor."""
+    """Return a MODEL with a predictor applied."""
     return [scene.add("AMEDApplyPredictor", model=scene.model, predictor=predictor), 0]
 
 
@@ -318,15 +318,20 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     bases=FITTED,
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    own = scene.load(f"small-{scene.family}-around.safetensors")
+    predictor = scene.load(f"small-{scene.family}-around.safetensors")
     if s["by"] == "Apply":
-        model = with_predictor(scene, own)
+        model = with_predictor(scene, predictor)
         node = scene.ksampler(WRAPPED, "amed", 4, s["cfg"], s["noise"], model=model)[0]
         return Sampled([node, 0], [node])
     host = [scene.add("KSamplerSelect", sampler_name=WRAPPED), 0]
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=own, wrapped=host), 0]
+    sampler = [
+        scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=predictor, wrapped=host),
+        0,
+    ]
     sigmas = [
-        scene.add("AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=own),
+        scene.add(
+            "AMEDScheduler", model=scene.model, sampler="auto", nfe=4, denoise=1.0, predictor=predictor
+        ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
@@ -363,8 +368,8 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 
 @way("AMED Plain Solver", plain, often=6)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = plain_sampler(scene, s)
-    sampler, sigmas = [made, 0], [made, 1]
+    node_id = plain_sampler(scene, s)
+    sampler, sigmas = [node_id, 0], [node_id, 1]
     if s.get("by_host"):
         sampler = [scene.add("KSamplerSelect", sampler_name=HOST[s["solver"]]), 0]
     if s["zero"]:
@@ -412,9 +417,9 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """A predictor loaded, described, saved under another name, loaded from its code and used."""
-    own = scene.load(s["file"])
-    info = scene.add("AMEDPredictorInfo", predictor=own)
-    scene.add("AMEDSavePredictor", predictor=own, name="graphs saved")
+    predictor = scene.load(s["file"])
+    info = scene.add("AMEDPredictorInfo", predictor=predictor)
+    scene.add("AMEDSavePredictor", predictor=predictor, name="graphs saved")
     pasted = [scene.add("AMEDLoadPredictor", name=s["file"], code=[info, 2]), 0]
     sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=pasted), 0]
     sigmas = [
@@ -432,7 +437,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     """And its predictor used at once."""
     host = {"wrapped": [scene.add("KSamplerSelect", sampler_name=s["wrapped"]), 0]} if s["wrapped"] else {}
-    made = scene.add(
+    node_id = scene.add(
         "AMEDCalibrate",
         sampler=s["sampler"],
         nfe=str(s["nfe"]),
@@ -445,15 +450,23 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         **host,
         **scene.around(),
     )
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0], **host), 0]
+    sampler = [
+        scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[node_id, 0], **host),
+        0,
+    ]
     sigmas = [
         scene.add(
-            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+            "AMEDScheduler",
+            model=scene.model,
+            sampler="auto",
+            nfe=s["nfe"],
+            denoise=1.0,
+            predictor=[node_id, 0],
         ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
-    return Sampled([node, 0], texts=[made])
+    return Sampled([node, 0], texts=[node_id])
 
 
 @way(
@@ -485,7 +498,7 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     empty=True,
 )
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add(
+    node_id = scene.add(
         "AMEDTrainPredictor",
         sampler=s["sampler"],
         nfe=s["nfe"],
@@ -498,20 +511,25 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         name="graphs trained",
         **scene.around(),
     )
-    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[made, 0]), 0]
+    sampler = [scene.add("AMEDSampler", sampler="auto", if_missing="error", predictor=[node_id, 0]), 0]
     sigmas = [
         scene.add(
-            "AMEDScheduler", model=scene.model, sampler="auto", nfe=s["nfe"], denoise=1.0, predictor=[made, 0]
+            "AMEDScheduler",
+            model=scene.model,
+            sampler="auto",
+            nfe=s["nfe"],
+            denoise=1.0,
+            predictor=[node_id, 0],
         ),
         0,
     ]
     node = scene.custom_run(sampler, sigmas, s["noise"], s["cfg"])
-    return Sampled([node, 0], texts=[made])
+    return Sampled([node, 0], texts=[node_id])
 
 
 @way("Compare AMED", compared, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
-    made = scene.add(
+    node_id = scene.add(
         "AMEDCompare",
         samplers=s["samplers"],
         nfe=str(s["nfe"]),
@@ -521,13 +539,13 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         reference=s["reference"],
         **scene.around(),
     )
-    return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], done=[made, 1])
+    return Sampled(texts=[scene.add("PreviewAny", source=[node_id, 1])], finished=[node_id, 1])
 
 
 @way("AMED Trajectory Plot", shown, empty=True, images=False)
 def _(scene: Scene, s: dict[str, Any]) -> Sampled:
     linked = {"predictor": scene.load(s["file"])} if s["file"] else {}
-    made = scene.add(
+    node_id = scene.add(
         "AMEDTrajectoryPlot",
         seed=s["noise"],
         nfe=s["nfe"],
@@ -536,4 +554,4 @@ def _(scene: Scene, s: dict[str, Any]) -> Sampled:
         **linked,
         **scene.around(),
     )
-    return Sampled(texts=[scene.add("PreviewAny", source=[made, 1])], done=[made, 1])
+    return Sampled(texts=[scene.add("PreviewAny", source=[node_id, 1])], finished=[node_id, 1])

@@ -1,10 +1,12 @@
-"""A WebUI's extension, for the tests of a real one: GET /failing?call=N has the U-Net raise OutOfMemoryError
-at its Nth call from now on (0: it does not), and tells how many hooks of others the U-Net has."""
+"""A WebUI extension for tests of a real host: GET /failing?call=N makes the U-Net run out of memory.
+
+It raises OutOfMemoryError at its Nth call from now on (0: never). The answer has the number of other hooks on
+the U-Net."""
 
 import torch
 from modules import script_callbacks, shared
 
-left, hook = 0, None
+calls_left, hook = 0, None
 
 
 def network():
@@ -14,17 +16,17 @@ def network():
 
 
 def called(module, inputs):
-    global left
-    left -= 1
-    if left == 0:
+    global calls_left
+    calls_left -= 1
+    if calls_left == 0:
         raise torch.OutOfMemoryError("Tried to allocate 1.00 GiB (made by a test)")
 
 
 def failing(call: int = 0) -> dict:
-    global left, hook
+    global calls_left, hook
     if hook is not None:
         hook.remove()
-    left, unet = call, network()
+    calls_left, unet = call, network()
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
     hook = unet.register_forward_pre_hook(called) if call else None
     return {"hooks": hooks}
