@@ -16,6 +16,7 @@ import torch
 from . import files
 from .choose import mismatches
 from .files import store
+from .files.description import as_json, described
 from .files.keep import keep
 from .fit import PRESETS, Job, Outcome, fit, plain, target
 from .fit import algorithm1 as training
@@ -149,7 +150,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_inspect(args: argparse.Namespace) -> None:
     for path in args.file:
         fitted = files.load(path)
-        print(json.dumps(store.as_json(fitted)) if args.json else f"{path}\n{store.described(fitted)}")
+        print(json.dumps(as_json(fitted)) if args.json else f"{path}\n{described(fitted)}")
 
 
 def run_convert(args: argparse.Namespace) -> None:

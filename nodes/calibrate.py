@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
-from ..amed.files.store import as_name, saved_as
+from ..amed.files.names import as_name, saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
 from .fitting import Prompts, fitted_on, target_of

@@ -4,8 +4,9 @@ from comfy_api.latest import io
 
 from ..amed import Fitted, save
 from ..amed.files.code import code_of
+from ..amed.files.fitted import values_of
+from ..amed.files.names import file_name
 from ..amed.files.spec import to_header
-from ..amed.files.store import file_name, values_of
 from ..hosts import report
 from ..hosts.parts import names_of, trimmed
 from .folders import user_folder

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
 from ..amed.choose import untrained
 from ..amed.files.keep import keep
-from ..amed.files.store import check_room, saved_as
+from ..amed.files.names import saved_as
+from ..amed.files.store import check_room
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from amed import Fitted, PredictorError, Spec, schedules
-from amed.files.store import brief, build
+from amed.files.errors import brief
+from amed.files.fitted import build
 
 LARGEST = 2 * 2**20  # bytes of a file, numbers in a tensor; the real have about a hundred, nine thousand
 MOST_STEPS, DEEPEST = 1000, 3  # noise levels; modules in modules

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amed.files.store import saved_as
+from amed.files.names import saved_as
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 

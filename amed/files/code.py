@@ -14,8 +14,9 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from .spec import PredictorError, from_header, to_header
-from .store import Fitted, brief, checked, tensors_of
+from .errors import PredictorError, brief
+from .fitted import Fitted, checked, tensors_of
+from .spec import from_header, to_header
 
 MARK = "amed1:"
 TEXT, BYTES = 200_000, 400_000  # most characters of a code, and bytes they unpack to: a network's are 38,000

@@ -4,10 +4,12 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from .alone import alone
 from .code import code_of
-from .spec import PredictorError, Spec, UnsavedError
-from .store import Fitted, load, save
+from .errors import PredictorError, UnsavedError
+from .fitted import Fitted
+from .lock import alone
+from .spec import Spec
+from .store import load, save
 
 
 def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:

@@ -28,15 +28,6 @@ LONGEST, DEEPEST = 10_000, 8  # characters of a field, and lists in lists: no fi
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal or an image's metadata may obey
 
 
-class PredictorError(ValueError):
-    """A predictor file that is missing, broken or not what was asked for. The message names file and
-    field."""
-
-
-class UnsavedError(PredictorError):
-    """A predictor file that the disk did not take: full, or not to be written to."""
-
-
 @dataclass(frozen=True)
 class Spec:
     """What a predictor file says of itself.

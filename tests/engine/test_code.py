@@ -13,7 +13,7 @@ import torch
 from amed import PredictorError, load
 from amed.files import code
 from amed.files.code import MARK, code_of, from_code
-from amed.files.store import tensors_of
+from amed.files.fitted import tensors_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "predictors"
 TABLE = FOLDER / "emoji32-multistep-nfe5-cfg1.safetensors"

@@ -30,7 +30,8 @@ from amed.__main__ import main
 from amed.choose import Identity, Request, choose, untrained
 from amed.constants import as_multistep
 from amed.evaluate import FromModule
-from amed.files.store import described, values_of
+from amed.files.description import described
+from amed.files.fitted import values_of
 from amed.fit import Calibration, Settings, Target, smallest
 from amed.fit.algorithm1 import Settings as Training
 from amed.fit.algorithm1 import plan, train

@@ -13,7 +13,7 @@ import amed
 from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
 from amed.choose import Identity, Request, choose
 from amed.evaluate import Guided, asked
-from amed.files import store
+from amed.files import description, store
 from amed.fit.measures import Counter
 from predictors import published
 
@@ -103,7 +103,7 @@ def test_what_is_not_known_survives(tmp_path):
     assert again.spec == fitted.spec and again.spec.unknown == unknown
     with store.safe_open(tmp_path / "q.safetensors", framework="pt") as file:
         assert unknown.items() <= file.metadata().items()
-    assert "tempo" in store.described(again) and store.as_json(again)["solver"] == "amed"
+    assert "tempo" in description.described(again) and description.as_json(again)["solver"] == "amed"
 
 
 FORMAT_1 = {  # every field it had, each needed

@@ -11,7 +11,7 @@ from amed import SAMPLERS, Constants, Fitted, Library, PredictorError, Solver, S
 from amed.choose import Identity, Request, choose
 from amed.constants import as_multistep
 from amed.files.keep import keep
-from amed.files.store import as_name, saved_as
+from amed.files.names import as_name, saved_as
 from amed.fit.target import seeded
 from amed.kdiffusion import solver_of
 from amed.outside import Outside

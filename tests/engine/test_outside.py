@@ -9,7 +9,7 @@ import torch
 from amed import Fitted, Spec, load, save, schedules
 from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
-from amed.files.store import described
+from amed.files.description import described
 from amed.fit import HostSampler, Job, Settings, Target, fit
 from amed.fit.measures import Counter
 from amed.fit.outer import lists_for, with_zero

@@ -34,9 +34,9 @@ from amed import SAMPLERS, Fitted, Library, PredictorError, load, save
 from amed.choose import Identity, Request, choose
 from amed.evaluate import Guided, asked
 from amed.files.code import MARK, code_of, from_code
+from amed.files.description import as_json, described
 from amed.files.keep import keep
 from amed.files.spec import CONTROL
-from amed.files.store import as_json, described
 from amed.loop import Evaluation
 from amed.outside import Outside, Wrapped
 

@@ -11,7 +11,7 @@ from trust import disk, faults
 from trust.failing import JOBS, network, table, toy_target
 
 from amed import Library, PredictorError, load, save
-from amed.files import alone, store
+from amed.files import lock, store
 from amed.files.keep import keep
 from amed.fit import Job, fit
 from amed.fit.compare import Judge
@@ -135,9 +135,9 @@ def test_two_fits_in_threads_into_one_name(tmp_path):
 
 def test_a_holder_that_does_not_let_go_is_passed_over(tmp_path, monkeypatch):
     """A process that was stopped in the middle of it must not stop every save after it."""
-    monkeypatch.setattr(alone, "WAIT", 0.1)
-    handle = alone.opened(tmp_path)
-    alone.take(handle)
+    monkeypatch.setattr(lock, "WAIT", 0.1)
+    handle = lock.opened(tmp_path)
+    lock.take(handle)
     try:
         saved, _ = keep(tmp_path / "a.safetensors", table())
     finally:

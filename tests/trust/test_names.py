@@ -10,7 +10,7 @@ import torch
 from trust import names
 
 from amed import Fitted, Library, PredictorError, Spec, save
-from amed.files.store import file_name, saved_as
+from amed.files.names import file_name, saved_as
 
 WINDOWS = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])", re.IGNORECASE)
 
