@@ -16,7 +16,7 @@ import torch
 from . import files
 from .choose import mismatches
 from .files import store
-from .files.description import as_json, described
+from .files.description import as_json, describe
 from .files.keep import keep
 from .fit import PRESETS, Job, Outcome, fit, plain, target
 from .fit import algorithm1 as training
@@ -68,7 +68,7 @@ def run_train(args: argparse.Namespace) -> None:
     made = target.load(args.model, args.guidance)
     if made.evaluate is None:
         raise ValueError("this model gives no bottleneck (Target.evaluate): calibrate a table instead")
-    store.check_room(args.out)
+    store.check_writable(args.out)
     planned = training.plan(args.sampler, args.nfe, args.extra, not made.flow)
     ends = made.sigma_min, made.sigma_max
     times = planned.teacher.times(args.schedule, planned.num_steps, *ends, args.rho)
@@ -150,7 +150,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_inspect(args: argparse.Namespace) -> None:
     for path in args.file:
         fitted = files.load(path)
-        print(json.dumps(as_json(fitted)) if args.json else f"{path}\n{described(fitted)}")
+        print(json.dumps(as_json(fitted)) if args.json else f"{path}\n{describe(fitted)}")
 
 
 def run_convert(args: argparse.Namespace) -> None:

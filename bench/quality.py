@@ -83,7 +83,7 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
     # a remembered evaluation contains neither the bottleneck nor the halves
-    noises.model.remembers = not (fitted.wants_bottleneck or fitted.halved)
+    noises.model.remembers = not (fitted.wants_bottleneck or fitted.wants_halves)
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         return sample(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
-from ..amed.files.names import as_name, saved_as
+from ..amed.files.names import fit_file_name, name_part
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
 from ..hosts import report
 from .fitting import Prompts, fitted_on, target_of
@@ -62,7 +62,7 @@ def calibrate(
     for what cannot be."""
 
     def path(nfe: int) -> Path:
-        return user_folder() / saved_as(name, nfe, job.guidance, job.passes)
+        return user_folder() / fit_file_name(name, nfe, job.guidance, job.passes)
 
     for nfe in job.nfe:  # before the MODEL is loaded
         path(nfe)
@@ -92,7 +92,7 @@ def calibrate_now(
     who = identity(model)
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
     whose, sampler = who.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
-    name = f"{as_name(who.family)}-{whose}-{sampler}"
+    name = f"{name_part(who.family)}-{whose}-{sampler}"
     return calibrate(model, prompts, job, name, node_id).kept[0]
 
 

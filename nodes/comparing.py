@@ -175,7 +175,7 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
     own = attached(scene.model.model_options)
     fits = own is not None and not own.spec.of and own.nfe == nfe and own.spec.answers(sampler)
     asked = request(scene.model, sampler, scene.guidance, nfe=nfe, fitted=own if fits else None)
-    if fits and own is not None and own.halved and not asked.halves:
+    if fits and own is not None and own.wants_halves and not asked.halves:
         asked = replace(asked, fitted=None)  # this MODEL does not allow what it carries
     remember(asked)
     try:

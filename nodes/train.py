@@ -14,8 +14,8 @@ from torch import Tensor
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
 from ..amed.choose import untrained
 from ..amed.files.keep import keep
-from ..amed.files.names import saved_as
-from ..amed.files.store import check_room
+from ..amed.files.names import fit_file_name
+from ..amed.files.store import check_writable
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
@@ -88,14 +88,14 @@ def trained(
 ) -> Trained:
     """Train on a copy of the MODEL and keep; interrupted, the best so far is kept too. Raises ValueError for
     numbers that do not go together, PredictorError for a model without a middle block."""
-    path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
+    path = user_folder() / fit_file_name(job.name, job.nfe, job.guidance)
     if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
         wrong = "a prompt carries hooks that change the network's weights while it samples"
         raise ValueError(f"{wrong}, and no gradient goes through that: take them off, or use Calibrate AMED")
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
-    check_room(path)
+    check_writable(path)
     show, outcome = progress_bar(node_id, settings.images), Trained()
 
     def work(denoiser: Prompted, device: torch.device) -> None:

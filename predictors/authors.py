@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from amed import Fitted, PredictorError, Spec, schedules
-from amed.files.errors import brief
-from amed.files.fitted import build
+from amed.files.errors import shortened
+from amed.files.fitted import build_predictor
 
 LARGEST = 2 * 2**20  # bytes of a file, numbers in a tensor; the real have about a hundred, nine thousand
 MOST_STEPS, DEEPEST = 1000, 3  # noise levels; modules in modules
@@ -164,7 +164,7 @@ def read(path: Path) -> Any:
         raise PredictorError(f"{path}: {error}") from None
     except Exception as error:  # a broken pickle can raise anything
         raise PredictorError(
-            f"{path}: not a predictor that can be read safely ({type(error).__name__}: {brief(error)})"
+            f"{path}: not a predictor that can be read safely ({type(error).__name__}: {shortened(error)})"
         ) from None
 
 
@@ -245,7 +245,7 @@ def convert(
             source=f"converted from {path.name} of the method's authors",
         )  # fmt: skip
         own = {name: value for name, value in parameters(model).items() if not name.startswith("map_noise")}
-        predictor = build(spec, {"sigmas": base, **own})
+        predictor = build_predictor(spec, {"sigmas": base, **own})
     except Exception as error:  # what it holds can be anything
-        raise PredictorError(f"{path}: {brief(error)}") from None
+        raise PredictorError(f"{path}: {shortened(error)}") from None
     return Fitted(spec, predictor, base, path.name)

@@ -1,5 +1,4 @@
-"""Predictor files: what they say of themselves, reading and writing, folders of them, and where they come
-from."""
+"""Predictor files: their header (`Spec`), loading and saving, and folders of them (`Library`)."""
 
 from .errors import PredictorError
 from .fitted import Fitted

@@ -1,23 +1,22 @@
-"""The errors of predictor files, and what their messages are made of."""
+"""The errors of predictor files, and helpers for their messages."""
 
 from pathlib import Path
 
 
 class PredictorError(ValueError):
-    """A predictor file that is missing, broken or not what was asked for. The message names file and
-    field."""
+    """A predictor that is missing, broken, unsuitable or cannot be saved; the message names its file."""
 
 
 class UnsavedError(PredictorError):
-    """A predictor file that the disk did not take: full, or not to be written to."""
+    """A predictor file that could not be written: the disk is full, or the folder is read-only."""
 
 
-def shown(path: str | Path) -> str:
-    """A path as text that can be printed and sent: the bytes of a file's name may be none."""
+def printable(path: str | Path) -> str:
+    """Return a path as text; bytes in a file name that are not valid text become "?"."""
     return str(path).encode("utf-8", "replace").decode()
 
 
-def brief(error: Exception, most: int = 600) -> str:
-    """What an error says, without all of the long list in it."""
+def shortened(error: Exception, most: int = 600) -> str:
+    """Return the message of an error, its middle replaced by "..." if it has more than `most` characters."""
     text = str(error)
     return text if len(text) <= most else f"{text[: most - 50]} ... {text[-40:]}"

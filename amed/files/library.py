@@ -1,10 +1,10 @@
-"""The predictors in some folders, by name."""
+"""`Library`, the predictor files of some folders by name."""
 
 import os
 import threading
 from pathlib import Path
 
-from .errors import PredictorError, shown
+from .errors import PredictorError, printable
 from .fitted import Fitted
 from .store import load
 
@@ -12,91 +12,102 @@ Stamp = tuple[int, int]
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What differs when a file was replaced: its time, and which it is, for the clock may stand for two."""
+    """Return a file's modification time in ns and its inode; (0, 0) if the file was deleted.
+
+    A replaced file has another stamp. The time alone is too coarse for two files saved at once."""
     try:
-        seen = path.stat()
-    except OSError:  # gone since it was listed
+        status = path.stat()
+    except OSError:
         return 0, 0
-    return seen.st_mtime_ns, seen.st_ino
+    return status.st_mtime_ns, status.st_ino
 
 
 class Library:
-    """The predictors in some folders (the user's first, then the bundled): by name. Threads may share one."""
+    """The predictor files of some folders, found by name and reloaded when they change. Thread-safe."""
 
     def __init__(self, folders: list[Path]):
-        self.folders = [Path(f) for f in folders]
-        self._cache: dict[Path, tuple[Stamp, Fitted | str]] = {}  # or why it does not load
-        self._lock = threading.RLock()  # held around every use of the cache
+        self.folders = [Path(f) for f in folders]  # the user's first, then the bundled ones
+        self._cache: dict[Path, tuple[Stamp, Fitted | str]] = {}  # the predictor, or the message of its error
+        self._lock = threading.RLock()  # protects the cache
 
     def paths(self) -> dict[str, Path]:
-        """name -> file; of two with the same name, the first folder's."""
+        """Return the path of each predictor file by name, e.g. "folder/mine.safetensors".
+
+        Of two files with the same name, the one in the earlier folder counts."""
         paths: dict[str, Path] = {}
         for folder in self.folders:
             for path in sorted(folder.rglob("*.safetensors")) if os.path.isdir(folder) else ():
-                paths.setdefault(shown(path.relative_to(folder).as_posix()), path)
-        there = set(paths.values())
+                paths.setdefault(printable(path.relative_to(folder).as_posix()), path)
+        existing = set(paths.values())
         with self._lock:
-            self._cache = {path: read for path, read in self._cache.items() if path in there}
+            self._cache = {path: entry for path, entry in self._cache.items() if path in existing}
         return paths
 
     def names(self) -> list[str]:
+        """Return the names of all predictor files, sorted."""
         return sorted(self.paths())
 
     def path(self, name: str) -> Path:
-        """Raises PredictorError naming what exists."""
+        """Return the path of the predictor file called `name`.
+
+        Raises:
+            PredictorError: if there is no such file; the message lists the names that exist.
+        """
         paths = self.paths()
         if name not in paths:
-            there = ", ".join(sorted(paths))
-            raise PredictorError(f"no predictor named {name!r} in {self.where()}; there are: {there}")
+            folders, names = " or ".join(map(str, self.folders)), ", ".join(sorted(paths)) or "none"
+            raise PredictorError(
+                f"no predictor named {name!r} in {folders}: choose one that exists there ({names})"
+            )
         return paths[name]
 
     def load(self, name: str) -> Fitted:
-        return self._read(self.path(name))
+        """Return the predictor called `name`. Raises PredictorError if it is missing or broken."""
+        return self._load(self.path(name))
 
     def problems(self) -> list[str]:
-        """What is wrong with the files that do not load."""
-        read = (self._try(path) for path in self.paths().values())
-        return [str(result) for result in read if isinstance(result, PredictorError)]
+        """Return an error message for each broken file."""
+        results = (self._try(path) for path in self.paths().values())
+        return [str(result) for result in results if isinstance(result, PredictorError)]
 
     def fitted(self) -> list[Fitted]:
-        """All that load, in the folders' order."""
+        """Return all predictors that can be loaded, in the order of the folders."""
         return list(self.named().values())
 
     def named(self) -> dict[str, Fitted]:
-        """name -> predictor, of all that load, in the folders' order."""
-        read = {name: self._try(path) for name, path in self.paths().items()}
-        return {name: result for name, result in read.items() if isinstance(result, Fitted)}
+        """Return all predictors that can be loaded by name, in the order of the folders."""
+        results = {name: self._try(path) for name, path in self.paths().items()}
+        return {name: result for name, result in results.items() if isinstance(result, Fitted)}
 
-    def where(self) -> str:
-        return " or ".join(str(f) for f in self.folders)
-
-    def leaves(self, path: Path) -> bool:
-        """Whether a file of these folders is a link to a place outside them. (No linked folder is
-        searched.)"""
+    def links_outside(self, path: Path) -> bool:
+        """Return whether a file in these folders is a link to a file outside them."""
         if not path.is_symlink():
             return False
         real = Path(os.path.realpath(path))
         return not any(real.is_relative_to(os.path.realpath(folder)) for folder in self.folders)
 
     def _try(self, path: Path) -> Fitted | PredictorError:
+        """Return the predictor in a file, or the error that prevented loading it."""
         try:
-            return self._read(path)
+            return self._load(path)
         except PredictorError as error:
             return error
 
-    def _read(self, path: Path) -> Fitted:
-        if self.leaves(path):
-            raise PredictorError(f"{shown(path)}: a link out of its folder: put the file itself there")
-        changed = stamp_of(path)
+    def _load(self, path: Path) -> Fitted:
+        """Return the predictor in a file, from the cache if the file has not changed since."""
+        if self.links_outside(path):
+            raise PredictorError(
+                f"{printable(path)}: a link to a place outside the predictor folders: "
+                "replace the link by the file itself"
+            )
+        stamp = stamp_of(path)
         with self._lock:
-            if path not in self._cache or self._cache[path][0] != changed:
+            if path not in self._cache or self._cache[path][0] != stamp:
                 try:
-                    self._cache[path] = changed, load(path)
+                    self._cache[path] = stamp, load(path)
                 except PredictorError as error:
-                    self._cache[path] = changed, str(error)
+                    self._cache[path] = stamp, str(error)
             result = self._cache[path][1]
-        if isinstance(
-            result, str
-        ):  # a new error each time: one that is kept keeps the frames it went through
+        if isinstance(result, str):  # a cached exception would keep alive the frames that it passed through
             raise PredictorError(result)
         return result

@@ -1,4 +1,4 @@
-"""One at a time in a folder, over threads and processes: for who looks first and then writes."""
+"""A lock on a folder, across threads and processes, so that nobody writes between a check and a write."""
 
 import errno
 import os
@@ -11,57 +11,68 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-WAIT, STEP = 10.0, 0.005  # seconds: until a holder that does not let go is passed over; between two tries
+TIMEOUT = 10.0  # seconds to wait for the lock, before going on without it
+INTERVAL = 0.005  # seconds between two attempts
 BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-_threads = threading.Lock()
+_threads = threading.Lock()  # for file systems without locks
 
-if sys.platform == "win32":  # which locks no folders: a file elsewhere stands for it
+if sys.platform == "win32":  # Windows cannot lock a folder: lock a temporary file named after it
     import msvcrt
 
-    def opened(folder: Path) -> int:
+    def open_folder(folder: Path) -> int:
+        """Return a file descriptor of the temporary file that stands for `folder`."""
         name = sha256(os.path.normcase(folder.resolve()).encode()).hexdigest()[:16]
         return os.open(Path(tempfile.gettempdir()) / f"amed-{name}.lock", os.O_RDWR | os.O_CREAT)
 
-    def take(handle: int) -> None:
+    def take_lock(handle: int) -> None:
+        """Lock a file descriptor. Raises OSError if another process holds the lock."""
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
 
 else:
     import fcntl
 
-    def opened(folder: Path) -> int:
+    def open_folder(folder: Path) -> int:
+        """Return a file descriptor of `folder`."""
         return os.open(folder, os.O_RDONLY)
 
-    def take(handle: int) -> None:
+    def take_lock(handle: int) -> None:
+        """Lock a file descriptor. Raises OSError if another process holds the lock."""
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder, made where it is not there. The lock is the system's: it ends with its process, however
-    that ends, and leaves no file in the folder. Where a file system has none, threads of this process alone
-    wait for each other."""
-    held = _threads.acquire(timeout=WAIT)
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder` during a `with` block; the folder is created if it does not exist.
+
+    The operating system releases the lock when its process ends, and no file is left in the folder. On a file
+    system without locks only the threads of this process wait for each other. After TIMEOUT the block runs
+    without the lock."""
+    acquired = _threads.acquire(timeout=TIMEOUT)
     handle = None
     try:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            handle = opened(folder)
-            wait_for(handle)
+            handle = open_folder(folder)
+            wait_for_lock(handle)
         yield
     finally:
         if handle is not None:
-            os.close(handle)  # which gives the lock back
-        if held:
+            os.close(handle)  # releases the lock
+        if acquired:
             _threads.release()
 
 
-def wait_for(handle: int) -> None:
-    """Take the lock, or leave it after WAIT. Raises OSError where there are no locks."""
-    end = time.monotonic() + WAIT
+def wait_for_lock(handle: int) -> None:
+    """Lock a file descriptor, waiting up to TIMEOUT seconds.
+
+    Raises:
+        OSError: if the lock is still held by then, or the file system has no locks.
+    """
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
-            return take(handle)
+            return take_lock(handle)
         except OSError as error:
-            if error.errno not in BUSY or time.monotonic() > end:
+            if error.errno not in BUSY or time.monotonic() > deadline:
                 raise
-        time.sleep(STEP)
+        time.sleep(INTERVAL)

@@ -1,28 +1,43 @@
-"""Names of predictor files."""
+"""File names of predictors."""
 
 import re
 
-LONGEST_NAME = 180  # bytes: file systems take 255, of which saving and numbering need some
-LONGEST_PART = 80  # bytes of a name that is made up of several
+MAX_NAME = 180  # bytes; file systems allow 255, and saving and numbering add some
+MAX_PART = 80  # bytes of each part of a generated name
 DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
 
 def file_name(name: str) -> str:
-    """A predictor's file name from what a user typed. Raises ValueError for what is no plain name."""
+    """Return the file name NAME.safetensors for a name that a user typed.
+
+    Raises:
+        ValueError: if the name cannot be a file name on every system.
+    """
     stem = name.strip().removesuffix(".safetensors")
     if not re.fullmatch(r"\w[\w .+-]*", stem):
-        raise ValueError(f"{name[:99]!r} is no file name: use letters, digits, spaces and . _ + -")
-    if DEVICES.fullmatch(stem) or len(stem.encode()) > LONGEST_NAME:
-        raise ValueError(f"{name[:99]!r} is no file name: too long, or Windows' name for a device")
+        raise ValueError(
+            f"{name[:99]!r} is not a valid file name: begin with a letter, a digit or _, and use only "
+            "letters, digits, spaces and . _ + -"
+        )
+    if len(stem.encode()) > MAX_NAME:
+        raise ValueError(f"{name[:99]!r} is not a valid file name: too long; shorten it")
+    if DEVICES.fullmatch(stem):
+        raise ValueError(
+            f"{name[:99]!r} is not a valid file name: Windows reserves it for a device; choose another"
+        )
     return f"{stem}.safetensors"
 
 
-def as_name(text: str, otherwise: str = "model") -> str:
-    """Any text as a part of a predictor's name: what a file name cannot hold becomes a hyphen."""
-    short = re.sub(r"[^\w+]+", "-", text).strip("-+").encode()[:LONGEST_PART]
-    return short.decode(errors="ignore") or otherwise
+def name_part(text: str, default: str = "model") -> str:
+    """Return `text` with hyphens for what a file name cannot hold; `default` if nothing else is left."""
+    short = re.sub(r"[^\w+]+", "-", text).strip("-+").encode()[:MAX_PART]
+    return short.decode(errors="ignore") or default
 
 
-def saved_as(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
-    """The file a fit is saved as. Raises ValueError for a name that is none."""
+def fit_file_name(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
+    """Return the file name of a fit, e.g. "NAME-nfe6-cfg4-passes10.safetensors".
+
+    Raises:
+        ValueError: if `name` is not a valid file name.
+    """
     return file_name(f"{name}-nfe{nfe}-cfg{guidance:g}" + (f"-passes{passes}" if passes else ""))

@@ -1,8 +1,9 @@
-"""Predictors in safetensors: everything about one stands in its header, and is checked when it is read.
+"""Load and save predictor files (safetensors).
 
-    fitted = load("predictors/emoji32-amed-nfe5.safetensors")
+    fitted = load("predictors/emoji32-amed-nfe5-cfg1.safetensors")
+    save("mine.safetensors", fitted)
 
-Nothing is ever unpickled, and a file is written to the side and moved into place."""
+Every field and tensor is checked when a file is loaded. Nothing is ever unpickled."""
 
 import os
 import tempfile
@@ -13,99 +14,113 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
 
-from .errors import PredictorError, UnsavedError, brief, shown
-from .fitted import Fitted, build, checked, checked_base, tensors_of
+from .errors import PredictorError, UnsavedError, printable, shortened
+from .fitted import Fitted, base_times, build_predictor, fitted_from, tensors_of
 from .spec import from_header, to_header
 
-ROOM = 64_000  # bytes that every predictor fits into: the paper's network has 38,000
-LEFT = 3600.0  # seconds after which nobody writes to a file at the side any more
-LARGEST = 4 * 2**20  # bytes of a file: a network's are 38,000, a table's of 200 steps a million
+MAX_BYTES = 4 * 2**20  # of a predictor file; the paper's network has 38,000, a table of 200 steps a million
+TRIAL_BYTES = 64_000  # written to test whether a predictor can be saved; more than a network or usual table
+ABANDONED = 3600.0  # seconds after which a temporary file belongs to a process that was killed
 
 
 def load(path: str | os.PathLike[str]) -> Fitted:
-    """Read and validate a predictor file. Raises PredictorError naming the file and the field."""
+    """Read and check a predictor file.
+
+    Raises:
+        PredictorError: if the file is missing or invalid; the message names the file and the field.
+    """
     path = Path(path)
-    place = shown(path)
+    place = printable(path)
+    if not os.path.lexists(path):
+        raise PredictorError(f"{place}: no such predictor file: choose another, or put the file there")
     if not os.path.isfile(path):
-        what = (
-            "no file, but a folder, a pipe or a broken link"
-            if os.path.lexists(path)
-            else "no such predictor file"
+        raise PredictorError(
+            f"{place}: not a file, but a folder, a pipe or a broken link: choose a predictor file"
         )
-        raise PredictorError(f"{place}: {what}")
     try:
-        if (size := path.stat().st_size) > LARGEST:
-            raise ValueError(f"{size} bytes are no predictor's (at most {LARGEST}): not an AMED predictor")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(
+                f"{size} bytes are too many for a predictor (at most {MAX_BYTES}), so this is not an AMED "
+                "predictor: choose another file"
+            )
         with safe_open(path, framework="pt") as file:
             spec = from_header(file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        return checked(spec, tensors, shown(path.name))
+        return fitted_from(spec, tensors, printable(path.name))
     except SafetensorError as error:
-        wrong = f"not a whole safetensors file ({error}); download or fit it again"
-        raise PredictorError(f"{place}: {wrong}") from None
+        raise PredictorError(
+            f"{place}: incomplete, or not a safetensors file ({error}): download or calibrate it again"
+        ) from None
     except (ValueError, OSError) as error:
-        raise PredictorError(f"{place}: {brief(error)}") from None
+        raise PredictorError(f"{place}: {shortened(error)}") from None
 
 
 def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
-    """Write a predictor file, to the side first and then moved into place; what is written loads again.
+    """Write a predictor to `path`, replacing a file there, and return the path.
 
-    Raises PredictorError when the predictor is inconsistent, UnsavedError (which is one) when it cannot be
-    written; what was there stays."""
+    A temporary file is written first and then renamed, so that an error leaves the old file unchanged.
+
+    Raises:
+        PredictorError: if the predictor contradicts its own header.
+        UnsavedError: if the file cannot be written.
+    """
     path, tensors = Path(path), tensors_of(fitted)
     try:
-        checked_base(fitted.spec, tensors)
-        build(fitted.spec, tensors)
+        base_times(fitted.spec, tensors)
+        build_predictor(fitted.spec, tensors)
     except ValueError as error:
-        raise PredictorError(f"{path}: not saved: {error}") from None
+        raise PredictorError(f"{path}: not saved, because it could not be loaded again: {error}") from None
     data = safetensors.torch.save(tensors, metadata=to_header(fitted.spec))
     try:
-        part = written(path, data)
+        temporary = write_temporary(path, data)
         try:
-            os.replace(part, path)
+            os.replace(temporary, path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise unsaved(path, error) from error
+        raise unsaved_error(path, error) from error
     return path
 
 
-def written(path: Path, data: bytes) -> Path:
-    """A file beside `path`, whole and on the disk, or none. Raises OSError."""
+def write_temporary(path: Path, data: bytes) -> Path:
+    """Write `data` to a new temporary file beside `path`, flushed to the disk, and return the temporary path.
+
+    Raises OSError if this fails; then no file is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tidy(path.parent)
+    remove_abandoned(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)
+        os.chmod(temporary, 0o644)
     except BaseException:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    return part
+    return temporary
 
 
-def tidy(folder: Path) -> None:
-    """Remove what was written to the side by those that were killed meanwhile. No list shows it."""
-    for part in folder.glob(".*.safetensors.*.part"):
+def remove_abandoned(folder: Path) -> None:
+    """Delete temporary files in `folder` that were left by killed processes."""
+    for temporary in folder.glob(".*.safetensors.*.part"):
         with suppress(OSError):
-            if time.time() - part.stat().st_mtime > LEFT:
-                part.unlink()
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
 
 
-def check_room(path: Path) -> None:
-    """Raise UnsavedError if no predictor could be written there: to be asked before a long work."""
+def check_writable(path: Path) -> None:
+    """Raise UnsavedError if no predictor can be written to `path`; call this before a long fit."""
     try:
-        written(path, bytes(ROOM)).unlink()
+        write_temporary(path, bytes(TRIAL_BYTES)).unlink()
     except OSError as error:
-        raise unsaved(path, error) from error
+        raise unsaved_error(path, error) from error
 
 
-def unsaved(path: Path, error: OSError) -> UnsavedError:
-    """What to raise for a file that the system did not take."""
-    todo = f"free some space in {path.parent}, or see to it that files can be written there"
-    return UnsavedError(f"{path}: not saved: {error.strerror or error}; {todo}")
+def unsaved_error(path: Path, error: OSError) -> UnsavedError:
+    """Return the error for a file that could not be written because of `error`."""
+    return UnsavedError(
+        f"{path}: not saved: {error.strerror or error}; free some space in {path.parent}, or make it writable"
+    )

@@ -59,18 +59,18 @@ def test_what_is_no_code_is_refused_in_a_line(monkeypatch):
     cases = {
         "": "begins with",
         "amed2:" + text[6:]: "begins with",
-        text[:-40]: "damaged|not whole",
+        text[:-40]: "damaged|incomplete",
         text[:200] + "!" + text[201:]: "damaged",
-        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "not a whole predictor",
-        packed(b"\xff" * 64): "not a whole predictor",
-        packed(b""): "not a whole predictor",
-        MARK + "A" * code.TEXT: "at most",
+        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "damaged",
+        packed(b"\xff" * 64): "damaged",
+        packed(b""): "damaged",
+        MARK + "A" * code.MAX_CHARACTERS: "at most",
         packed(bytes(50_000_000)): "unpacks to more",
-        packed(data_of(text)[:-8]): "not a whole predictor",
+        packed(data_of(text)[:-8]): "damaged",
         with_head(lambda head: head.pop("__metadata__")): "not an AMED predictor",
         with_head(lambda head: head["__metadata__"].update(amed_format="9")): "update AMED",
         with_head(lambda head: head["__metadata__"].update(num_steps="4")): "num_steps",
-        with_head(lambda head: head.update(__metadata__=3)): "not a whole predictor",
+        with_head(lambda head: head.update(__metadata__=3)): "damaged",
     }
     for bad, said in cases.items():
         with pytest.raises(PredictorError, match=said) as refused:

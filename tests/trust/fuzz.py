@@ -34,7 +34,7 @@ from amed import SAMPLERS, Fitted, Library, PredictorError, load, save
 from amed.choose import Identity, Request, choose
 from amed.evaluate import Guided, asked
 from amed.files.code import MARK, code_of, from_code
-from amed.files.description import as_json, described
+from amed.files.description import as_json, describe
 from amed.files.keep import keep
 from amed.files.spec import CONTROL
 from amed.loop import Evaluation
@@ -42,7 +42,7 @@ from amed.outside import Outside, Wrapped
 
 MOST, SECONDS, BATCH = 1500, 5.0, 200  # characters of a message, CPU of one file, files of a folder
 OTHERS = {"sigmas", "weights", "offset", "alone", "levels", "g", "r", "c", "a", "tensor", "field"}
-WHOLE = "not a whole safetensors file"
+WHOLE = "incomplete, or not a safetensors file"
 
 
 @dataclass
@@ -99,7 +99,7 @@ def faults_of_text(text: str, most: int = MOST) -> Iterator[str]:
 def use(fitted: Fitted, folder: Path) -> Iterator[str]:
     """Everything that is done with a predictor that loads. Yields what is wrong."""
     yield from faults_of_text(fitted.label, 25_000)
-    described(fitted).encode()
+    describe(fitted).encode()
     json.dumps(as_json(fitted)).encode()
     again = load(save(folder / "again.safetensors", fitted))
     same = again.spec == fitted.spec or "nan" in repr(fitted.spec.metrics)  # NaN is not itself

@@ -75,7 +75,7 @@ def saving(folder: Path, count: int, drawn: random.Random) -> dict[str, int]:
         seen.add(code_of(load(path)))
         strays = len(list(folder.glob(STRAY)))
     for part in folder.glob(STRAY):  # an hour later
-        os.utime(part, (time.time() - store.LEFT - 1,) * 2)
+        os.utime(part, (time.time() - store.ABANDONED - 1,) * 2)
     save(path, both[0])
     assert [p.name for p in folder.iterdir()] == ["dear.safetensors"]
     return {"kills while saving": done, "of them in the middle of a file": strays, "old or new": len(seen)}

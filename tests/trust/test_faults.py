@@ -135,9 +135,9 @@ def test_two_fits_in_threads_into_one_name(tmp_path):
 
 def test_a_holder_that_does_not_let_go_is_passed_over(tmp_path, monkeypatch):
     """A process that was stopped in the middle of it must not stop every save after it."""
-    monkeypatch.setattr(lock, "WAIT", 0.1)
-    handle = lock.opened(tmp_path)
-    lock.take(handle)
+    monkeypatch.setattr(lock, "TIMEOUT", 0.1)
+    handle = lock.open_folder(tmp_path)
+    lock.take_lock(handle)
     try:
         saved, _ = keep(tmp_path / "a.safetensors", table())
     finally:
@@ -185,7 +185,7 @@ def test_a_stray_file_is_left_while_somebody_may_be_writing_it(tmp_path):
     part.write_bytes(b"half")
     save(tmp_path / "b.safetensors", table())
     assert part.exists() and Library([tmp_path]).names() == ["b.safetensors"]
-    os.utime(part, (part.stat().st_mtime - store.LEFT - 1,) * 2)
+    os.utime(part, (part.stat().st_mtime - store.ABANDONED - 1,) * 2)
     save(tmp_path / "b.safetensors", table())
     assert not part.exists()
 

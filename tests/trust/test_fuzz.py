@@ -63,9 +63,9 @@ def test_codes():
 
 def test_the_fuzz_finds_what_is_taken_away(monkeypatch):
     """With links followed, and errors and fields of any length, the same files are faults."""
-    monkeypatch.setattr(store, "brief", str)
-    monkeypatch.setattr(spec, "LONGEST", 10**9)
-    monkeypatch.setattr(Library, "leaves", lambda self, path: False)
+    monkeypatch.setattr(store, "shortened", str)
+    monkeypatch.setattr(spec, "MAX_CHARACTERS", 10**9)
+    monkeypatch.setattr(Library, "links_outside", lambda self, path: False)
     found = fuzz.Found()
     fuzz.special(found)
     assert any("link out" in fault for fault in found.faults)
@@ -171,8 +171,8 @@ def test_a_link_within_the_folders_is_taken_and_one_out_of_them_named(good, tmp_
     (tmp_path / "user" / "far.safetensors").symlink_to(tmp_path / "elsewhere" / "elsewhere.safetensors")
     library = Library([tmp_path / "user", tmp_path / "other"])
     assert list(library.named()) == ["near.safetensors", "user.safetensors", "other.safetensors"]
-    assert "far.safetensors: a link out of its folder" in library.problems()[0]
-    with pytest.raises(PredictorError, match="a link out"):
+    assert "far.safetensors: a link to a place outside the predictor folders" in library.problems()[0]
+    with pytest.raises(PredictorError, match="a link to a place outside"):
         library.load("far.safetensors")
 
 

@@ -10,7 +10,7 @@ import torch
 from trust import names
 
 from amed import Fitted, Library, PredictorError, Spec, save
-from amed.files.names import file_name, saved_as
+from amed.files.names import file_name, fit_file_name
 
 WINDOWS = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])", re.IGNORECASE)
 
@@ -31,15 +31,15 @@ def inside(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*names.OUT, *names.DEVICES], ids=ascii)
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(ValueError, match="no file name") as caught:
+    with pytest.raises(ValueError, match="not a valid file name") as caught:
         file_name(name)
     assert len(str(caught.value)) < 800
-    if name not in names.DEVICES:  # of these saved_as makes another name
+    if name not in names.DEVICES:  # of these fit_file_name makes another name
         for passes in (None, 3):
             try:
-                inside(saved_as(name, 5, 1.0, passes))
+                inside(fit_file_name(name, 5, 1.0, passes))
             except ValueError as error:
-                assert "no file name" in str(error)
+                assert "not a valid file name" in str(error)
 
 
 def test_what_is_taken_stays_inside():
@@ -47,10 +47,10 @@ def test_what_is_taken_stays_inside():
     for name in names.made(2000, 0):
         try:
             inside(file_name(name))
-            inside(saved_as(name, 5, 7.5))
+            inside(fit_file_name(name, 5, 7.5))
             taken += 1
         except ValueError as error:
-            assert "no file name" in str(error)
+            assert "not a valid file name" in str(error)
     assert taken > 50
 
 
@@ -113,14 +113,14 @@ def test_every_door_is_known():
         for match in re.findall(used, (root / name).read_text())
     }
     assert doors == {
-        "nodes/calibrate.py: user_folder() /",  # saved_as
-        "nodes/train.py: user_folder() /",  # saved_as
+        "nodes/calibrate.py: user_folder() /",  # fit_file_name
+        "nodes/train.py: user_folder() /",  # fit_file_name
         "nodes/files.py: user_folder() /",  # file_name
         "nodes/carry.py: library().load(",  # a name of the list
         "nodes/compare_grid.py: output_folder()",  # a number
         "nodes/folders.py: output_folder()",
         "nodes/folders.py: Path(",
-        "webui/calibrate.py: user_folder() /",  # saved_as
+        "webui/calibrate.py: user_folder() /",  # fit_file_name
         "webui/host.py: Path(",
         "webui/run.py: library().load(",
         "webui/outside.py: library().load(",

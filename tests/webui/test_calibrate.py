@@ -121,7 +121,7 @@ def test_what_is_finished_is_not_lost(small):
 
     worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
     assert not worse.interrupted and file.read_bytes() == best and worse.saved == stopped.saved
-    assert f"{file.name} stays, its error is less" in worse.text
+    assert f"{file.name} stays, its error is lower" in worse.text
     assert load(worse.kept[0].path).spec.metrics["finished"]  # in place of the unfinished one
 
 
@@ -175,7 +175,7 @@ def test_what_cannot_be(webui, change, words):
 
 def test_a_bad_name_costs_nothing(webui):
     form = webui.calibrate.Form.of({**QUICK, "name": "../mine"})
-    with pytest.raises(ValueError, match="is no file name"):
+    with pytest.raises(ValueError, match="is not a valid file name"):
         webui.calibrate.started(form)
     assert webui.checkpoint.network.calls == []
 
@@ -183,4 +183,4 @@ def test_a_bad_name_costs_nothing(webui):
 def test_the_tab_says_what_went_wrong(webui):
     assert list(webui.ui.followed({"prompts": ""}))[0][0].startswith("prompts:")
     told = list(webui.ui.followed({**QUICK, "name": "a/b"}))
-    assert "is no file name" in told[-1][0] and told[-1][1] == []
+    assert "is not a valid file name" in told[-1][0] and told[-1][1] == []
