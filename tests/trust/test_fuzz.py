@@ -203,11 +203,11 @@ def test_the_hook_hears_what_would_run(tmp_path):
         (b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.", "empty memory"),
         (
             pickles.model({"sampler_tea": pickles.doubled(60), "num_steps": pickles.number(10**9)}),
-            "does not say num_steps",
+            "has no num_steps",
         ),
         (b"}" + pickles.text("model") + b"cbuiltins\nobject\n)\x81s.", "no 'model'"),  # never initialised
         (pickles.model({"num_steps": pickles.number(10**5)}), "num_steps is 100000"),
-        (pickles.model({"sampler_stu": b"]"}), "does not say sampler_stu"),
+        (pickles.model({"sampler_stu": b"]"}), "has no sampler_stu"),
         (
             pickles.model({"_modules": b"}" + pickles.text("a") + pickles.modules(60) + b"s"}),
             "larger than a predictor",
