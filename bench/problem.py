@@ -114,6 +114,9 @@ class Problem:
             each = (self.model.passes - passes) / len(ends[-1])
             costs.add((self.model.evaluations - evaluations, each))
         if len(costs) != 1:
-            raise RuntimeError(f"batches took different numbers of evaluations or passes: {sorted(costs)}")
+            raise RuntimeError(
+                f"the batches took different numbers of evaluations or passes ({sorted(costs)}): "
+                "choose a sampler of fixed cost"
+            )
         images, (nfe, passes) = torch.cat(ends), costs.pop()
         return Ends(image(images, end) if self.target.flow else images, nfe, int(passes))

@@ -120,7 +120,10 @@ def measure(plan: Plan, entry: Entry) -> Row:
         schedule = "fitted" if spec.schedule == "custom" else f"{spec.schedule} {spec.rho:g}"
         schedule += " + AFS" * spec.afs
     if (ends.nfe, ends.passes) != (entry.nfe, entry.passes):
-        raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations, {ends.passes} passes")
+        raise RuntimeError(
+            f"{entry.key} took {ends.nfe} evaluations and {ends.passes} passes, not {entry.nfe} and "
+            f"{entry.passes}: search the settings again with `make bench-search`"
+        )
     measures = ruler(plan, entry.guidance, entry.count, entry.flow)
     figures = measures.measure(ends.images.nan_to_num(0.0))
     row = Row(entry, solver, schedule, predictor, ends.nfe, ends.passes, figures)
@@ -148,7 +151,7 @@ def strip(images: Tensor, file: Path) -> None:
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the reference images of all noises, and those of the first ones with twice the evaluations.
+    """Return the reference images of all noises, and of the first noises with twice the evaluations.
 
     They are saved in bench/out; with `resume` those of an earlier run are used."""
     file = reference_file(guidance, flow)
