@@ -20,10 +20,7 @@ BLOCK, GROUP = 256, 16  # largest block of a quantised format, and fewest values
 LEVELS = 16  # of a 4-bit code book
 CERTAIN = 0.9  # steps of the quantiser from 0, beyond which a value has kept its sign
 MIN_SHARED = 256  # signs that two signatures must have in common to be compared
-OPPOSITE, SHARE = (
-    1,
-    0.0005,
-)  # opposite signs allowed for one checkpoint: a number plus a share of the common ones
+OPPOSITE, SHARE = 1, 0.0005  # opposite signs that one checkpoint may have: a number plus a share
 VERSION = "1."  # first characters of a signature
 
 
@@ -52,7 +49,7 @@ class Weight(Protocol):
 
 
 class Stored:
-    """A Weight of a tensor of floats, of codes, or of a class with its own `dequantize()`."""
+    """The `Weight` of a tensor: floats, codes, or a class with its own `dequantize()`."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor.detach()
@@ -187,7 +184,7 @@ def signature(weights: Named) -> str:
 
 @lru_cache(maxsize=1024)
 def signs_of(text: str) -> tuple[int, int, int] | None:
-    """Decode a signature: number of values, their signs as bits, and which signs are certain as bits.
+    """Decode a signature into its number of values, their signs, and which signs are certain (both as bits).
 
     None if the text is not a signature."""
     if not text.startswith(VERSION):

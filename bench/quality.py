@@ -163,8 +163,8 @@ def reference_images(
             for start in range(0, noises, CHUNK)
         ]
         which = "flow form" if flow else f"guidance {guidance:g}"
-        what = f"reference, 100 and 200 evaluations, {which}"
-        parts = dict(workers.each(what, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
+        title = f"reference, 100 and 200 evaluations, {which}"
+        parts = dict(workers.each(title, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
         images = {n: torch.cat([parts[job] for job in jobs if job[2] == n]) for n in (100, 200)}
         save_file({"images": images[100], "twice": images[200]}, file)
     known = load_file(file)
@@ -244,11 +244,11 @@ def save_row(row: Row) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Measure the `wanted` entries that have no row in `old` yet; return the rows of all of them."""
+def measured(plan: Plan, workers: Workers, title: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
+    """Measure the `wanted` entries without a row in `old`; return the rows of all wanted entries."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
-    for _, row in workers.each(what, measure, jobs, work=lambda job: job[1].work):
+    for _, row in workers.each(title, measure, jobs, work=lambda job: job[1].work):
         save_row(row)
         rows.append(row)
     return rows

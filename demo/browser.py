@@ -203,8 +203,8 @@ class Page(Chromium):
 
     def node(self, kind: str) -> dict:
         """Return the node of a class, of which the open workflow has one."""
-        (found,) = [node for node in self.nodes() if node["type"] == kind]
-        return found
+        (only,) = [node for node in self.nodes() if node["type"] == kind]
+        return only
 
     def saved(self) -> dict:
         """Return the workflow that Save would write."""

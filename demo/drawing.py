@@ -111,7 +111,7 @@ def place(columns: list[Column], object_info: dict) -> list[Node]:
 
 
 def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]:
-    """Return the page's nodes, and its links `[id, from node, output, to node, input, type]`.
+    """Return a workflow's nodes as the page saves them, and links `[id, from, output, to, input, type]`.
 
     Raises KeyError for an input or widget that the class does not have, ValueError for an unknown output."""
     numbers = {node.name: i for i, node in enumerate(nodes, 1)}

@@ -65,7 +65,7 @@ def _reconstructed(meta: Any) -> Record:
 
 
 def _storage(data: bytes) -> Any:
-    """Replace torch.storage._load_from_bytes."""
+    """Replace torch.storage._load_from_bytes: load tensors only."""
     if not isinstance(data, bytes):
         raise PredictorError(
             "a tensor's storage in the file is not bytes, so the file is damaged: download it again"
@@ -188,7 +188,8 @@ def read(path: Path) -> Any:
         data = path.read_bytes()
         return load_torch(data) if data.startswith(ZIP) else Reader(io.BytesIO(data)).load()
     except PredictorError as error:
-        raise PredictorError(f"{path}: {error}") from None
+        problem_and_remedy = str(error)
+        raise PredictorError(f"{path}: cannot be read: {problem_and_remedy}") from None
     except Exception as error:  # a broken pickle can raise anything
         raise PredictorError(
             f"{path}: damaged, or not an authors' predictor ({type(error).__name__}: {shortened(error)}): "
@@ -210,10 +211,10 @@ def settings_of(item: Any) -> dict[str, Any]:
 
 
 def parameters(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    """Return all tensors of a Record that stands for a torch module, by dotted name.
+    """Return the tensors of a torch module in a pickle (a Record) by dotted name.
 
     Raises:
-        ValueError: if it is larger than a predictor's network.
+        ValueError: if the module is larger than a predictor's network.
     """
     state, tensors = state_of(module), {}
     if depth > MAX_DEPTH or len(state.get("_modules") or ()) > MAX_MODULES:
@@ -300,5 +301,8 @@ def convert(
         weights = {name: v for name, v in parameters(model).items() if not name.startswith("map_noise")}
         predictor = build_predictor(spec, {"sigmas": base, **weights})
     except Exception as error:  # the settings can be anything
-        raise PredictorError(f"{path}: {shortened(error)}") from None
+        raise PredictorError(
+            f"{path}: cannot be converted ({shortened(error)}): check --sigma-min and --sigma-max, or choose "
+            "another file"
+        ) from None
     return Fitted(spec, predictor, base, path.name)

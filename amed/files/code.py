@@ -25,13 +25,13 @@ MAX_BYTES = 400_000  # of an unpacked code; the paper's network has 38,000
 
 
 def code_of(fitted: Fitted) -> str:
-    """Return a predictor as text; equal predictors give equal texts."""
+    """Return the code of a predictor, a text to paste; equal predictors give equal codes."""
     data = safetensors.torch.save(tensors_of(fitted), metadata=to_header(fitted.spec))
     return MARK + base64.urlsafe_b64encode(zlib.compress(with_sorted_header(data), 9)).decode()
 
 
 def from_code(text: str, name: str) -> Fitted:
-    """Return the predictor of a code.
+    """Load a predictor from its code.
 
     Args:
         text: the code; whitespace in it is ignored.
@@ -50,11 +50,12 @@ def from_code(text: str, name: str) -> Fitted:
             "copy the whole code again from AMED Predictor Info"
         ) from None
     except ValueError as error:
-        raise PredictorError(f"{name}: {shortened(error)}") from None
+        problem_and_remedy = shortened(error)
+        raise PredictorError(f"{name}: the code cannot be loaded: {problem_and_remedy}") from None
 
 
 def unpack(code: str) -> bytes:
-    """Return the safetensors file in a code without whitespace.
+    """Unpack a predictor's code, without whitespace, to the bytes of its safetensors file.
 
     Raises:
         ValueError: if the code is too long, damaged or incomplete.
@@ -103,7 +104,7 @@ def header_of(data: bytes) -> dict[str, Any]:
 
 
 def with_sorted_header(data: bytes) -> bytes:
-    """Return a safetensors file with its header's keys sorted; safetensors writes them in varying order."""
+    """Return a safetensors file with sorted header keys, because safetensors writes them in varying order."""
     end = 8 + int.from_bytes(data[:8], "little")
     head = json.dumps(header_of(data), sort_keys=True, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)

@@ -25,8 +25,8 @@ def describe(fitted: Fitted, part_weights: PartWeights | None = None) -> str:
     """Return the content of a predictor file as text: the header, then the constants of each interval.
 
     Args:
-        part_weights: names the weights of each part of a slope, which then have a line of their own;
-            default: all weights of an interval stand in one line.
+        part_weights: function (parts, weights `[slopes, parts]`) -> name and weights of each part, which
+            then has its own line; default: all weights of an interval are in one line.
     """
     spec, constants = fitted.spec, dict(constants_of(fitted))
     header = {name: text for name, text in to_header(spec).items() if text not in ('""', "{}", "[]")}

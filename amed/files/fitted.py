@@ -66,9 +66,9 @@ class Fitted:
         return self.base.clone()
 
     def to(self, device: torch.device | str) -> "Fitted":
-        """Return this predictor with its network on `device`; constants stay on the CPU.
+        """Return this predictor with its network copied to `device`; constants stay on the CPU.
 
-        A network is copied, because the original may belong to a Library."""
+        A copy, because the original may belong to a Library."""
         network = self.predictor
         if not isinstance(network, BottleneckPredictor):
             return self
@@ -96,13 +96,13 @@ def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
 
 
 def fitted_from(spec: Spec, tensors: dict[str, Tensor], name: str) -> Fitted:
-    """Return the predictor of a header and tensors.
+    """Build a `Fitted` from the header and the tensors of a predictor file.
 
     Args:
         name: file name of the predictor, for messages.
 
     Raises:
-        ValueError: if they contradict each other; the message names the field or tensor.
+        ValueError: if header and tensors contradict each other; the message names the field or tensor.
     """
     check_types(spec, tensors)
     spec, tensors = convert_factors(spec, tensors)
@@ -111,7 +111,7 @@ def fitted_from(spec: Spec, tensors: dict[str, Tensor], name: str) -> Fitted:
 
 
 def check_types(spec: Spec, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError if a tensor that this version uses is a scalar or has no floating-point values."""
+    """Raise ValueError if a known tensor of a predictor file is a scalar or not floating-point."""
     used = {"sigmas", "g", "weights", "offset", "alone", "levels", *PARAMETERS}
     for name, value in tensors.items():
         if name not in used and spec.features != "bottleneck":
@@ -144,10 +144,10 @@ def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[
 
 
 def base_times(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
-    """Return the base times `sigmas` of a file, float64 `[num_steps]`.
+    """Return the base times of a predictor file (its tensor `sigmas`), float64 `[num_steps]`.
 
     Raises:
-        ValueError: if they are missing or contradict the header.
+        ValueError: if the base times are missing or contradict the header.
     """
     require(tensors, {"sigmas"})
     base = schedules.checked(tensors["sigmas"])
@@ -180,7 +180,7 @@ def base_times(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def require(tensors: dict[str, Tensor], names: set[str]) -> None:
-    """Raise ValueError if one of the named tensors is missing."""
+    """Raise ValueError if a predictor file lacks one of the tensors called `names`."""
     if missing := names - tensors.keys():
         raise ValueError(
             f"tensor {min(missing)!r} is missing from the predictor: download or calibrate it again"
@@ -188,7 +188,7 @@ def require(tensors: dict[str, Tensor], names: set[str]) -> None:
 
 
 def build_predictor(spec: Spec, tensors: dict[str, Tensor]) -> Predictor | None:
-    """Return the predictor of a header and tensors; None for a plain solver.
+    """Build the predictor from the header and the tensors of its file; None for a plain solver.
 
     Raises:
         ValueError: if a tensor is missing or invalid; the message names the tensor.
@@ -214,7 +214,7 @@ def build_predictor(spec: Spec, tensors: dict[str, Tensor]) -> Predictor | None:
 
 
 def build_table(spec: Spec, tensors: dict[str, Tensor]) -> Multistep:
-    """Return the predictor of `amed_multistep`. Raises ValueError naming a missing or invalid tensor."""
+    """Build the table (`Multistep`) from a predictor file. Raises ValueError if a tensor is invalid."""
     require(tensors, {"weights", "a"})
     offset = tensors.get("offset") if spec.channels else None
     channels = 0 if offset is None else offset.shape[-1]
@@ -234,7 +234,7 @@ def build_table(spec: Spec, tensors: dict[str, Tensor]) -> Multistep:
 
 
 def build_network(spec: Spec, weights: dict[str, Tensor]) -> BottleneckPredictor:
-    """Return the paper's network with these weights, by name. Raises ValueError naming an invalid weight."""
+    """Build the paper's network from weights by name. Raises ValueError if one is missing or invalid."""
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
     expected = predictor.state_dict()
     double = all(value.dtype == torch.float64 for value in weights.values())

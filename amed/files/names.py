@@ -29,7 +29,11 @@ def file_name(name: str) -> str:
 
 
 def name_part(text: str, default: str = "model") -> str:
-    """Return `text` with hyphens for what a file name cannot hold; `default` if nothing else is left."""
+    """Return `text` as a part of a predictor's file name, e.g. "my-model" for "my/model".
+
+    Args:
+        default: returned if `text` has no character that is allowed in a file name.
+    """
     short = re.sub(r"[^\w+]+", "-", text).strip("-+").encode()[:MAX_PART]
     return short.decode(errors="ignore") or default
 

@@ -51,8 +51,13 @@ def load(path: str | os.PathLike[str]) -> Fitted:
         raise PredictorError(
             f"{place}: incomplete, or not a safetensors file ({error}): download or calibrate it again"
         ) from None
-    except (ValueError, OSError) as error:
-        raise PredictorError(f"{place}: {shortened(error)}") from None
+    except OSError as error:
+        raise PredictorError(
+            f"{place}: cannot be read ({error.strerror or error}): check the file's permissions"
+        ) from None
+    except ValueError as error:
+        problem_and_remedy = shortened(error)
+        raise PredictorError(f"{place}: cannot be loaded: {problem_and_remedy}") from None
 
 
 def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
@@ -69,7 +74,9 @@ def save(path: str | os.PathLike[str], fitted: Fitted) -> Path:
         base_times(fitted.spec, tensors)
         build_predictor(fitted.spec, tensors)
     except ValueError as error:
-        raise PredictorError(f"{path}: not saved, because it could not be loaded again: {error}") from None
+        raise PredictorError(
+            f"{path}: not saved, because the predictor contradicts itself ({error}): calibrate it again"
+        ) from None
     data = safetensors.torch.save(tensors, metadata=to_header(fitted.spec))
     try:
         temporary = write_temporary(path, data)
