@@ -57,9 +57,7 @@ class Spec:
     model_family: str = ""  # e.g. "sd15"; "": unknown
     model_fingerprint: str = ""  # of the checkpoint, see amed.fingerprint; "": unknown
     model_name: str = ""  # of the checkpoint, for people
-    features: str = (
-        "none"  # "none": constants; "bottleneck": the paper's network; "plain": nothing was learned
-    )
+    features: str = "none"  # "none": constants; "bottleneck": the paper's network; "plain": nothing learned
     scale_dir: float = 0.0  # the network's c lies in 1 ± scale_dir
     scale_time: float = 0.0  # the network's a lies in 1 ± scale_time
     how: str = ""  # how the predictor was made, in one sentence
@@ -228,7 +226,10 @@ def from_header(header: dict[str, str]) -> Spec:
         *(f"constant:{name}" for name in PARAMETERS),
     }  # fmt: skip
     if lacking := set(map(str, read_field(header, "requires", list, []))) - supported:
-        raise ValueError(f"field 'requires' names {', '.join(sorted(lacking))}: update AMED to use this file")
+        raise ValueError(
+            f"field 'requires' names {', '.join(sorted(lacking))}, which this version does not support: "
+            "update AMED to use the predictor"
+        )
     values, fields = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
     for name, f in fields.items():
         if name in header:
