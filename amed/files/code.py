@@ -46,7 +46,7 @@ def from_code(text: str, name: str) -> Fitted:
         return fitted_from(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
     except SafetensorError as error:
         raise PredictorError(
-            f"{name}: the predictor's code is damaged ({error}): "
+            f"{name}: the code does not hold a complete predictor ({error}): "
             "copy the whole code again from AMED Predictor Info"
         ) from None
     except ValueError as error:
@@ -98,7 +98,7 @@ def header_of(data: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         raise ValueError(
-            "the predictor's code is damaged: copy the whole code again from AMED Predictor Info"
+            "the code does not hold a complete predictor: copy the whole code again from AMED Predictor Info"
         )
     return header
 

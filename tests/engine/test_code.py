@@ -61,16 +61,16 @@ def test_what_is_no_code_is_refused_in_a_line(monkeypatch):
         "amed2:" + text[6:]: "begins with",
         text[:-40]: "damaged|incomplete",
         text[:200] + "!" + text[201:]: "damaged",
-        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "damaged",
-        packed(b"\xff" * 64): "damaged",
-        packed(b""): "damaged",
+        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "not hold a complete predictor",
+        packed(b"\xff" * 64): "not hold a complete predictor",
+        packed(b""): "not hold a complete predictor",
         MARK + "A" * code.MAX_CHARACTERS: "at most",
         packed(bytes(50_000_000)): "unpacks to more",
-        packed(data_of(text)[:-8]): "damaged",
+        packed(data_of(text)[:-8]): "not hold a complete predictor",
         with_head(lambda head: head.pop("__metadata__")): "not an AMED predictor",
         with_head(lambda head: head["__metadata__"].update(amed_format="9")): "update AMED",
         with_head(lambda head: head["__metadata__"].update(num_steps="4")): "num_steps",
-        with_head(lambda head: head.update(__metadata__=3)): "damaged",
+        with_head(lambda head: head.update(__metadata__=3)): "not hold a complete predictor",
     }
     for bad, said in cases.items():
         with pytest.raises(PredictorError, match=said) as refused:

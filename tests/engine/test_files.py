@@ -182,7 +182,7 @@ def test_factors_on_guidance_of_format_1_become_weights_of_its_part(tmp_path, af
 @pytest.mark.parametrize("g", [[1.0, 1.2], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
 def test_bad_factors_are_named(tmp_path, g):
     path = format_1(tmp_path / "g.safetensors", torch.tensor(g).double())
-    with pytest.raises(PredictorError, match=r"g\.safetensors: .*tensor 'g'"):
+    with pytest.raises(PredictorError, match=r"g\.safetensors: cannot be loaded: tensor 'g'"):
         store.load(path)
 
 
