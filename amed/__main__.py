@@ -1,10 +1,11 @@
-"""The command line: calibrate, train, evaluate, inspect, convert.
+"""The command line: calibrate, train, evaluate, inspect and convert predictors.
 
 python -m amed calibrate --nfe 5 --out my.safetensors
 """
 
 import argparse
 import dataclasses
+import importlib
 import json
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 from . import files
 from .choose import mismatches
 from .files import store
+from .files.description import as_json, describe
 from .files.keep import keep
 from .fit import PRESETS, Job, Outcome, fit, plain, target
 from .fit import algorithm1 as training
@@ -25,10 +27,11 @@ from .network import BottleneckPredictor
 from .recipes import Solver
 
 OTHER_NOISE = 2**40  # added to a seed: noise that no calibration draws
+CONVERTER = "predictors.authors", "convert"  # by name, like the demo model: the engine depends on neither
 
 
-def say(text: str, last: bool = False) -> None:
-    """One line on stderr, rewritten in place on a terminal."""
+def show(text: str, last: bool = False) -> None:
+    """Show a line on stderr. A terminal overwrites the line before; elsewhere only a `last` line is shown."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text[:110]}", end="\n" if last else "", file=sys.stderr, flush=True)
     elif last:
@@ -36,200 +39,251 @@ def say(text: str, last: bool = False) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
-    made, out = target.load(args.model, args.guidance), Path(args.out)
-    if args.features and made.features is None:
-        raise ValueError("--features: this model has none (Target.features)")
+    """Calibrate predictors for each number of evaluations, save them, and print their errors."""
+    model, out = target.load(args.model, args.guidance), Path(args.out)
+    if args.features and model.features is None:
+        raise ValueError(
+            f"--features cannot be used, because the model {args.model} has no Target.features: leave it out"
+        )
     if args.scale_guidance:
-        say("--scale-guidance: not fitted any more (it brought nothing)", last=True)
-    made = made if args.features else dataclasses.replace(made, features=None)
+        show("--scale-guidance has no effect any more: it did not improve the results", last=True)
+    model = model if args.features else dataclasses.replace(model, features=None)
     start = files.load(args.start) if args.start else None
     job = Job(tuple(args.nfe), args.sampler, args.guidance, args.budget, args.seed, passes=args.passes)
 
-    def path(nfe: int) -> Path:
+    def path_for(nfe: int) -> Path:
         name = f"{out.stem}-nfe{nfe}{out.suffix or '.safetensors'}" if len(args.nfe) > 1 else out.name
         return out.with_name(name)
 
     outcome, begin = Outcome(), time.perf_counter()
     try:
-        fit(made, job, path, lambda p: say(f"{p.evaluations:6d} of {p.budget}  {p.text}"), outcome, start)
+        fit(
+            model,
+            job,
+            path_for,
+            lambda p: show(f"{p.evaluations:6d} of {p.budget}  {p.text}"),
+            outcome,
+            start,
+        )
     finally:
-        for kept in outcome.kept:
-            print(kept.result.text)
-            for row in kept.result.rows:
+        for saved in outcome.kept:
+            print(saved.result.text)
+            for row in saved.result.rows:
                 print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
-            print(f"{kept.text}\n{kept.path}")
+            print(f"{saved.text}\n{saved.path}")
         if outcome.kept:
-            say(f"{time.perf_counter() - begin:.0f} s; measure it on more noise: python -m amed evaluate "
-                f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
+            show(f"{time.perf_counter() - begin:.0f} s; to measure on more noise: python -m amed evaluate "
+                 f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> None:
-    made = target.load(args.model, args.guidance)
-    if made.evaluate is None:
-        raise ValueError("this model gives no bottleneck (Target.evaluate): calibrate a table instead")
-    store.check_room(args.out)
-    planned = training.plan(args.sampler, args.nfe, args.extra, not made.flow)
-    ends = made.sigma_min, made.sigma_max
-    times = planned.teacher.times(args.schedule, planned.num_steps, *ends, args.rho)
+    """Train the paper's network (Algorithm 1), save it, and print the path of its file."""
+    model = target.load(args.model, args.guidance)
+    if model.evaluate is None:
+        raise ValueError(
+            f"the model {args.model} has no Target.evaluate, so the network cannot be trained: use calibrate"
+        )
+    store.check_writable(args.out)
+    plan = training.plan(args.sampler, args.nfe, args.extra, not model.flow)
+    ends = model.sigma_min, model.sigma_max
+    times = plan.teacher.times(args.schedule, plan.num_steps, *ends, args.rho)
     torch.manual_seed(args.seed % 2**64)
     predictor = BottleneckPredictor(0.01, 0.0)
 
     def draw(generator: torch.Generator, count: int) -> tuple[torch.Tensor, dict[str, Any]]:
-        noise, extra = made.draw(generator, count)
-        return noise * made.sigma_max, extra
+        noise, extra = model.draw(generator, count)
+        return noise * model.sigma_max, extra
 
     settings = training.Settings(args.images, args.batch, seed=args.seed, checkpointing=args.checkpointing)
-    steps = training.train(made.model, planned.solver, predictor, times, draw, planned.teacher, settings,
-                           afs=planned.afs, evaluate=made.evaluate)  # fmt: skip
+    steps = training.train(model.model, plan.solver, predictor, times, draw, plan.teacher, settings,
+                           afs=plan.afs, evaluate=model.evaluate)  # fmt: skip
     best = float("nan")
     for step in steps:
         best = step.best
-        say(f"{step.images:6d} of {args.images} images  loss {step.loss:.4f}  held out {step.held_out:.4f}")
-    how = f"Algorithm 1: {args.images} images, batch {args.batch}, {planned.teacher.solver.name} teacher, "
-    spec = made.spec(planned.solver, times[:: args.extra + 1], args.guidance, schedule=args.schedule,
-                     rho=args.rho, afs=planned.afs, features="bottleneck", scale_dir=predictor.scale_dir,
-                     how=f"{how}M={args.extra}", metrics={"error": best})  # fmt: skip
-    saved, text = keep(args.out, files.Fitted(spec, predictor.eval(), times[:: args.extra + 1]))
-    say(f"held-out error {best:.4f}; {text}", last=True)
-    print(saved)
+        show(f"{step.images:6d} of {args.images} images  loss {step.loss:.4f}  held out {step.held_out:.4f}")
+    how = f"Algorithm 1: {args.images} images, batch {args.batch}, {plan.teacher.solver.name} teacher, "
+    spec = model.spec(plan.solver, times[:: args.extra + 1], args.guidance, schedule=args.schedule,
+                      rho=args.rho, afs=plan.afs, features="bottleneck", scale_dir=predictor.scale_dir,
+                      how=f"{how}M={args.extra}", metrics={"error": best})  # fmt: skip
+    saved_path, text = keep(args.out, files.Fitted(spec, predictor.eval(), times[:: args.extra + 1]))
+    show(f"held-out error {best:.4f}; {text}", last=True)
+    print(saved_path)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
+    """Print a table of the errors of each predictor, and of each plain solver at its best schedule."""
     fits = [files.load(path) for path in args.file]
     scales = {fitted.spec.guidance for fitted in fits}
     if len(scales) > 1:
-        several = ", ".join(f"{s:g}" for s in sorted(scales))
-        raise ValueError(f"these files are for guidance {several}: one at a time")
+        listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
+        raise ValueError(
+            f"the files are for different guidance scales ({listed}): evaluate those of one scale at a time"
+        )
     guidance = scales.pop()
-    made = target.load(args.model, guidance)
+    model = target.load(args.model, guidance)
     for fitted in fits:
-        for remark in mismatches(fitted, made.identity, guidance):
-            say(f"note: {fitted.name}: {remark}", last=True)
-    x, extra = made.draw(target.seeded(OTHER_NOISE + args.seed), args.noises)
+        for remark in mismatches(fitted, model.identity, guidance):
+            show(f"note: {fitted.name}: {remark}", last=True)
+    noise, extra = model.draw(target.seeded(OTHER_NOISE + args.seed), args.noises)
     few, everything, rows = slice(0, min(16, args.noises)), slice(None), list[dict[str, Any]]()
 
-    def ends(text: str, part: slice, *how: Any, **options: Any) -> tuple[torch.Tensor, int, float]:
-        begin, own = time.perf_counter(), cut(extra, part)
-        images, nfe = run(made.model, x[part], how[0], how[1], own, batch=args.batch, **options,
-                          done=lambda n: say(f"{text}: {n}"))  # fmt: skip
+    def sample(
+        label: str, part: slice, sigmas: torch.Tensor, solver: Solver, **options: Any
+    ) -> tuple[torch.Tensor, int, float]:
+        """Return the images of a part of the noise, the evaluations per image, and the seconds it took."""
+        begin = time.perf_counter()
+        options |= {"batch": args.batch, "done": lambda n: show(f"{label}: {n}")}
+        images, nfe = run(model.model, noise[part], sigmas, solver, cut(extra, part), **options)
         return images, nfe, time.perf_counter() - begin
 
-    def row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
-        error = round(rmse(images, truth), 5)
+    def add_row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
+        """Add the errors of these images to the table."""
+        error = round(rmse(images, reference), 5)
         row = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance, "rmse_ref": error}
-        if made.features:
-            row["fd_ref"] = round(frechet(*(Statistics.of(made.features(v)) for v in (images, truth))), 5)
+        if model.features:
+            statistics = (Statistics.of(model.features(v)) for v in (images, reference))
+            row["fd_ref"] = round(frechet(*statistics), 5)
         rows.append(row | {"seconds": round(seconds, 2)})
 
-    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max)
-    truth = ends("reference", everything, fine.sigmas(), fine.solver)[0]
+    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, model.sigma_min, model.sigma_max)
+    reference = sample("reference", everything, fine.sigmas(), fine.solver)[0]
+    options = {"evaluate": model.evaluate} if model.evaluate else {}
     for path, fitted in zip(args.file, fits):
-        asks = {"evaluate": made.evaluate} if made.evaluate else {}
-        how = fitted.sigmas(), fitted.spec.student
-        row(path.stem, fitted.spec.schedule, *ends(path.name, everything, *how, predictor=fitted.predictor,
-                                                   afs=fitted.spec.afs, **asks))  # fmt: skip
+        spec = fitted.spec
+        result = sample(path.name, everything, fitted.sigmas(), spec.student, predictor=fitted.predictor,
+                        afs=spec.afs, **options)  # fmt: skip
+        add_row(path.stem, spec.schedule, *result)
     for nfe in sorted({fitted.nfe for fitted in fits}):
         best: dict[str, tuple[float, plain.Setting]] = {}
-        for one in plain.settings_for(made, nfe):
-            images = ends(f"{one.name} at {nfe}", few, one.sigmas(), one.solver, afs=one.afs)[0]
-            tried = rmse(images, truth[few]), one
-            best[one.name] = min(best.get(one.name, tried), tried, key=lambda b: b[0])
-        for name, (_, one) in best.items():
-            row(name, one.schedule, *ends(name, everything, one.sigmas(), one.solver, afs=one.afs))
-    say(f"{args.noises} noises, seed {args.seed}", last=True)
+        for setting in plain.settings_for(model, nfe):
+            label, name = f"{setting.name} at {nfe}", setting.name
+            images = sample(label, few, setting.sigmas(), setting.solver, afs=setting.afs)[0]
+            candidate = rmse(images, reference[few]), setting
+            best[name] = min(best.get(name, candidate), candidate, key=lambda pair: pair[0])
+        for name, (_, setting) in best.items():
+            result = sample(name, everything, setting.sigmas(), setting.solver, afs=setting.afs)
+            add_row(name, setting.schedule, *result)
+    show(f"{args.noises} noises, seed {args.seed}", last=True)
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
-    for line in rows:
-        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in line.values()) + " |")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")
     if args.json:
-        part_file = args.json.with_suffix(".part")
-        part_file.write_text(json.dumps(rows, indent=1) + "\n")
-        part_file.replace(args.json)
+        temporary = args.json.with_suffix(".part")
+        temporary.write_text(json.dumps(rows, indent=1) + "\n")
+        temporary.replace(args.json)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
+    """Print the content of predictor files, as text or as JSON."""
     for path in args.file:
         fitted = files.load(path)
-        print(json.dumps(store.as_json(fitted)) if args.json else f"{path}\n{store.described(fitted)}")
+        print(json.dumps(as_json(fitted)) if args.json else f"{path}\n{describe(fitted)}")
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    from predictors import authors  # what reads a pickle is no part of the engine
-
+    """Convert a predictor of the method's authors to a predictor file, and print its path and label."""
+    module, function = CONVERTER
+    try:
+        convert = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"convert needs {module} ({error}): run it in the folder of the AMED repository"
+        ) from error
     ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
-    fitted = authors.convert(args.source, **ends, model_family=args.family, model_name=args.name)
+    fitted = convert(args.source, **ends, model_family=args.family, model_name=args.name)
     print(files.save(args.out, fitted), fitted.label)
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; each command stores its function as `run`."""
     top = argparse.ArgumentParser(prog="python -m amed", description="Fit, measure and read AMED predictors.")
-    top.add_argument("--threads", type=int, help="of torch; small networks are fastest with one")
+    top.add_argument("--threads", type=int, help="number of torch's threads; 1 is fastest for small networks")
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name: str, work: Any, text: str, guidance: bool | None = None) -> Any:
-        added = commands.add_parser(name, help=text, description=text)
-        added.set_defaults(run=work)
-        if guidance is not None:
-            added.add_argument("--model", default=target.DEMO, help="module:function giving an "
-                               "amed.fit.target.Target (default: the demo model)")  # fmt: skip
-            added.add_argument("--seed", type=int, default=0)
-        if guidance:
-            added.add_argument("--guidance", type=float, default=1.0, help="guidance scale (default 1: none)")
-        return added.add_argument
+        """Add a command and return its `add_argument`.
 
-    add = command("calibrate", run_calibrate, "fit constants to a model by forward evaluations only", True)
-    add("--nfe", type=int, nargs="+", required=True, help="evaluations; several share their references")
-    add("--out", type=Path, required=True, help="file to write (-nfeN added for several; a finished better "
-        "one is never replaced)")  # fmt: skip
-    add("--sampler", choices=list(SAMPLERS), default="amed_multistep")
-    add("--budget", default="normal", help=f"{', '.join(PRESETS)} or a number of evaluations")
-    add("--passes", type=int, help="of the network for an image, under guidance: fewer than two an "
-        "evaluation leave the negative half out of some")  # fmt: skip
-    add("--start", type=Path, help="a file fitted before, to go on from (use another --seed)")
-    add("--features", action="store_true", help="let a feature distance choose too, where the model has one")
+        Args:
+            guidance: True: add --model, --seed and --guidance; False: the first two; None: none of them.
+        """
+        subparser = commands.add_parser(name, help=text, description=text)
+        subparser.set_defaults(run=work)
+        if guidance is not None:
+            subparser.add_argument("--model", default=target.DEMO, help="module:function that returns an "
+                                   "amed.fit.target.Target (default: the demo model)")  # fmt: skip
+            subparser.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+        if guidance:
+            subparser.add_argument("--guidance", type=float, default=1.0,
+                                   help="guidance scale (default 1: no guidance)")  # fmt: skip
+        return subparser.add_argument
+
+    add = command("calibrate", run_calibrate, "fit constants to a model with forward evaluations only", True)
+    add("--nfe", type=int, nargs="+", required=True, help="evaluations per image; several numbers give a "
+        "file each and share their references")  # fmt: skip
+    add("--out", type=Path, required=True, help="file to write (for several numbers of evaluations -nfeN is "
+        "added); a better finished file is not replaced")  # fmt: skip
+    add("--sampler", choices=list(SAMPLERS), default="amed_multistep", help="sampler to calibrate")
+    add("--budget", default="normal", help=f"{', '.join(PRESETS)}, or a number of evaluations")
+    add("--passes", type=int, help="passes through the network per image, under guidance; with fewer than "
+        "two per evaluation some evaluations skip the negative prompt")  # fmt: skip
+    add("--start", type=Path, help="predictor file to resume from (use another --seed)")
+    add("--features", action="store_true", help="also use the model's feature distance to choose a result")
     add("--scale-guidance", action="store_true", help=argparse.SUPPRESS)
 
-    add = command("train", run_train, "train the paper's network by gradient (Algorithm 1)", True)
-    add("--nfe", type=int, required=True)
-    add("--out", type=Path, required=True)
-    add("--sampler", choices=[s for s in SAMPLERS if s != "amed_multistep"], default="amed")
-    add("--images", type=int, default=800)
-    add("--batch", type=int, default=16)
-    add("--schedule", choices=["polynomial", "logsnr", "time_uniform"], default="time_uniform")
-    add("--rho", type=float, default=1.0)
-    add("--extra", type=int, default=1, help="M: the teacher's points inside each interval")
-    add("--checkpointing", action="store_true", help="less memory, more time")
+    add = command("train", run_train, "train the paper's network by gradient descent (Algorithm 1)", True)
+    add("--nfe", type=int, required=True, help="evaluations per image")
+    add("--out", type=Path, required=True, help="file to write; a better finished file is not replaced")
+    add("--sampler", choices=[s for s in SAMPLERS if s != "amed_multistep"], default="amed",
+        help="sampler to train for")  # fmt: skip
+    add("--images", type=int, default=800, help="training images (default 800)")
+    add("--batch", type=int, default=16, help="images per batch (default 16)")
+    add("--schedule", choices=["polynomial", "logsnr", "time_uniform"], default="time_uniform",
+        help="schedule of the noise levels (default time_uniform)")  # fmt: skip
+    add("--rho", type=float, default=1.0, help="exponent of the schedule (default 1)")
+    add("--extra", type=int, default=1, help="M, the teacher's points inside each interval (default 1)")
+    add("--checkpointing", action="store_true", help="use less memory and more time")
 
     text = "measure predictors beside every plain solver at its best schedule"
     add = command("evaluate", run_evaluate, text, False)
-    add("file", type=Path, nargs="+")
-    add("--noises", type=int, default=128)
-    add("--batch", type=int, default=64)
-    add("--json", type=Path, help="write the rows here")
+    add("file", type=Path, nargs="+", help="predictor files")
+    add("--noises", type=int, default=128, help="number of noises (default 128)")
+    add("--batch", type=int, default=64, help="images per batch (default 64)")
+    add("--json", type=Path, help="also write the rows to this JSON file")
 
-    add = command("inspect", run_inspect, "print a predictor file as a table")
-    add("file", type=Path, nargs="+")
-    add("--json", action="store_true")
+    add = command("inspect", run_inspect, "print the content of predictor files")
+    add("file", type=Path, nargs="+", help="predictor files")
+    add("--json", action="store_true", help="print JSON instead of text")
 
-    text = "turn one of the authors' pickles into safetensors; nothing in it is run"
+    text = "convert a pickle of the method's authors to safetensors; nothing in the pickle is executed"
     add = command("convert", run_convert, text)
-    add("source", type=Path)
-    add("out", type=Path)
-    add("--sigma-min", type=float)
-    add("--sigma-max", type=float)
-    add("--family", default="", help="model family, for matching")
-    add("--name", default="", help="model name, for people")
+    add("source", type=Path, help="pickle to read")
+    add("out", type=Path, help="file to write")
+    add("--sigma-min", type=float, help="last noise level (default: the pickle's, else 0.002)")
+    add("--sigma-max", type=float, help="first noise level (default: the pickle's, else 80)")
+    add("--family", default="", help="model family, e.g. sd15, used to find the predictor")
+    add("--name", default="", help="model name to show")
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 done, 1 an error told in one line, 2 wrong usage, 130 stopped."""
+    """Run the command line.
+
+    Args:
+        argv: the arguments; default: those of the process.
+
+    Returns:
+        The exit code: 0, 1 after an error (printed in one line), or 130 after an interrupt.
+
+    Raises:
+        SystemExit: for --help (code 0) and wrong usage (code 2).
+    """
     args = parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
         args.run(args)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -123,7 +123,8 @@ def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
     """What is said of predictors for this checkpoint and so many evaluations that cannot be used here."""
     apart = [
         f for f in library.fitted()
-        if f.halved and not request.halves and f.nfe == fitted.nfe and request.model.same(f.spec.identity)
+        if f.wants_halves and not request.halves
+        and f.nfe == fitted.nfe and request.model.same(f.spec.identity)
     ]  # fmt: skip
     return [f"{f.label} left out: it takes guidance apart, which {PATCHED}" for f in apart[:1]]
 
@@ -132,7 +133,7 @@ def agree(fitted: Fitted, request: Request) -> None:
     """Raises PredictorError where a predictor that was named is not for the sampler or the evaluations, or
     takes guidance apart where that cannot be."""
     sampler, nfe = fitted.spec.sampler, fitted.nfe
-    if fitted.halved and not request.halves:
+    if fitted.wants_halves and not request.halves:
         wrong = f"takes the halves of guidance apart, which {PATCHED}"
         raise PredictorError(f"{fitted.label} {wrong}: take it off, or choose another predictor")
     if fitted.spec.of != request.of:
@@ -172,7 +173,7 @@ def usable(library: Library, request: Request) -> list[Fitted]:
     """The library's for our samplers, or for the host's that is asked for, but for those that take guidance
     apart where that cannot be, and those whose own fit found them no better than no sampling."""
     mine = [f for f in library.fitted() if f.spec.of == request.of and f.spec.usable]
-    return [f for f in mine if request.halves or not f.halved]
+    return [f for f in mine if request.halves or not f.wants_halves]
 
 
 def by_nfe(library: Library, mine: list[Fitted], request: Request, nfe: int | None) -> Fitted:
@@ -232,11 +233,11 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
 
     nearest = min(map(distance, fits))
     alike = [f for f in fits if distance(f) == nearest]
-    both = {f.name: f.spec.stated("rmse_ref") * max(f.spec.stated("fd_ref"), 0.0) ** 0.5 for f in alike}
+    both = {f.name: f.spec.metric("rmse_ref") * max(f.spec.metric("fd_ref"), 0.0) ** 0.5 for f in alike}
     if all(value < math.inf for value in both.values()):
         return min(alike, key=lambda f: both[f.name])
-    by = "rmse_ref" if any(f.spec.stated("rmse_ref") < math.inf for f in alike) else "fd_ref"
-    return min(alike, key=lambda f: f.spec.stated(by))
+    by = "rmse_ref" if any(f.spec.metric("rmse_ref") < math.inf for f in alike) else "fd_ref"
+    return min(alike, key=lambda f: f.spec.metric(by))
 
 
 def near(library: Library, request: Request) -> Fitted | None:

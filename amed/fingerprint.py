@@ -1,6 +1,6 @@
-"""Which checkpoint is this? A fingerprint for names, and a signature that survives quantisation.
+"""The identity of a checkpoint: a hash of its weights, and a signature that quantisation does not change.
 
-Two checkpoints are compared by `Identity.same`, and nowhere else."""
+Use `Identity.same` to compare two checkpoints."""
 
 import base64
 import binascii
@@ -14,35 +14,42 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-PARAMETERS, VALUES = 16, 4096  # matrices of a fingerprint, and values of each
-MATRICES, RUNS, LENGTH = 32, 128, 32  # matrices of a signature, runs in all of them, values of a run
-ALIGNED, GROUP = 256, 16  # quantised formats have blocks of at most 256 values, and at least 16 on one grid
-LEVELS = 16  # a 4-bit code book's
-SURE = 0.9  # of a quantiser's step: what is further from 0 has kept its sign
-SHARED = 256  # values that both signatures must be sure of
-OPPOSITE, SHARE = 1, 0.0005  # so many signs of one checkpoint may differ, and such a share of the shared
-FIRST = "1."  # how a signature of this kind begins
+PARAMETERS, VALUES = 16, 4096  # of a fingerprint: matrices, and values of each
+MATRICES, RUNS, LENGTH = 32, 128, 32  # of a signature: matrices, runs of values in all, values of a run
+BLOCK, GROUP = 256, 16  # largest block of a quantised format, and fewest values that share a grid
+LEVELS = 16  # of a 4-bit code book
+CERTAIN = 0.9  # steps of the quantiser from 0, beyond which a value has kept its sign
+MIN_SHARED = 256  # signs that two signatures must have in common to be compared
+OPPOSITE, SHARE = 1, 0.0005  # opposite signs that one checkpoint may have: a number plus a share
+VERSION = "1."  # first characters of a signature
 
 
 class Weight(Protocol):
-    """A weight as the network uses it, however it is stored."""
+    """A weight of a network, independent of how it is stored."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The logical shape."""
+        """The shape of the weight that the network uses."""
 
     @property
     def packed(self) -> bool:
-        """Whether the values are only codes of an unknown format."""
+        """Whether the format is unknown, so that `read` returns codes instead of values."""
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
-        """Runs of `count` values of the flattened weight, and how far each may be from the unquantised
-        weight: float32 `[len(starts), count]` on the CPU."""
+        """Return runs of consecutive values of the flattened weight.
+
+        Args:
+            starts: index of the first value of each run.
+            count: values per run.
+
+        Returns:
+            The values, and for each the step of its quantiser: how far it may be from the unquantised weight.
+            Both float32 `[len(starts), count]` on the CPU.
+        """
 
 
 class Stored:
-    """A Weight for a tensor: of floating-point numbers, of a class with its own `dequantize()`, or of
-    codes."""
+    """The `Weight` of a tensor: floats, codes, or a class with its own `dequantize()`."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor.detach()
@@ -51,14 +58,16 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
         return tuple(self.tensor.shape)
 
     def whole(self) -> Tensor:
-        """All values; those of an unknown format are centred on 0."""
+        """Return all values of the tensor, dequantised; bytes of an unknown format are centred on 0."""
         values: Tensor = self.tensor.dequantize() if self.quantised else self.tensor
         return values.float() - 127.5 if values.dtype == torch.uint8 else values
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
+        """Return runs of `count` values from each of `starts`, and the quantiser's step for each value."""
         stored = self.whole().flatten()
         values = torch.stack([stored[start : start + count] for start in starts]).float().cpu()
         steps = step_of(values)
@@ -72,17 +81,16 @@ Named = Iterable[tuple[str, Tensor | Weight]]
 
 
 def step_of(runs: Tensor) -> Tensor:
-    """The step of the quantiser that runs `[n, count]` of values have been through, for each value; 0 where
-    they have been through none.
+    """Return the step of the quantiser for each value of `runs` `[n, count]`; 0 for values not quantised.
 
-    Values on an even grid (Q4_0, Q4_K ...) are whole multiples of its step apart, in groups of 16 at the
-    least. Values of a code book (IQ4_NL, NF4 ...) are few: its least gap stands for the step. A group of
-    equal values says nothing: infinite."""
+    Values on an even grid (Q4_0, Q4_K, ...) differ by multiples of its step, in groups of at least 16. For a
+    code book (IQ4_NL, NF4, ...), which has few distinct values, the smallest gap counts as the step. For a
+    group of equal values, which do not reveal the step, it is infinity."""
     groups = runs.reshape(-1, GROUP) if runs.shape[-1] % GROUP == 0 else runs
     ordered, gaps = gaps_of(groups)
     least = gaps.amin(-1, keepdim=True) if gaps.shape[-1] else torch.full_like(ordered[:, :1], torch.inf)
     step = torch.zeros_like(least)
-    for divisor in (3, 2, 1):  # no two values may be neighbours on the grid
+    for divisor in (3, 2, 1):  # the smallest gap may span several steps
         multiples = (ordered - ordered[:, :1]) / (least / divisor)
         even = (multiples - multiples.round()).abs().amax(-1, keepdim=True) < 0.1
         step = torch.where(even, least / divisor, step)
@@ -93,34 +101,46 @@ def step_of(runs: Tensor) -> Tensor:
 
 
 def gaps_of(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Values in order, and the gaps between them; infinite between equal ones."""
+    """Return the values of each group sorted, and the gaps between them; a gap of 0 becomes infinity."""
     ordered = groups.sort(dim=-1).values
     gaps, least = ordered.diff(dim=-1), 1e-6 * ordered.abs().amax(-1, keepdim=True)
     return ordered, torch.where(gaps > least, gaps, torch.inf)
 
 
 def matrices_of(weights: Named) -> list[Weight]:
-    """The weights of two dimensions and more, by name. Raises ValueError where there is none."""
+    """Return the weights with two or more dimensions, sorted by name. Raises ValueError if there are none."""
     stored = [(n, Stored(w) if isinstance(w, Tensor) else w) for n, w in weights]
     matrices = [(n, w) for n, w in stored if len(w.shape) >= 2 and numel(w) > 0]
     if not matrices:
-        raise ValueError("the network has no weight matrix to take a fingerprint of")
+        raise ValueError(
+            "the network has no weight matrix, so its checkpoint cannot be identified: choose another model"
+        )
     return [w for _, w in sorted(matrices, key=lambda item: item[0])]
 
 
 def numel(weight: Weight) -> int:
+    """Return the number of values of a weight."""
     return int(torch.Size(weight.shape).numel())
 
 
 def fingerprint(weights: Named) -> str:
-    """16 hexadecimal digits for a network's (name, weight) pairs, such as `unet.named_parameters()`.
+    """Return a hash of a network's weights, 16 hexadecimal digits.
 
-    Hashes shapes and signs of the first 4096 values of 16 matrices spread over the sorted names: signs are
-    the same in float32, float16 and bfloat16, and any training flips some. Names serve for the order alone,
-    so a common prefix does not matter. Raises ValueError where there is no matrix to look at."""
+    It covers the shapes, and the signs of the first 4096 values, of 16 matrices spread over the sorted names.
+    Signs are equal in float32, float16 and bfloat16, and any training flips some. Names only determine the
+    order, so a common prefix has no effect.
+
+    Args:
+        weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
+
+    Raises:
+        ValueError: if the network has no weight matrix that can be read.
+    """
     matrices = [w for w in matrices_of(weights) if not w.packed]
     if not matrices:
-        raise ValueError("the network has no weight matrix to take a fingerprint of")
+        raise ValueError(
+            "the network has no weight matrix, so its checkpoint cannot be identified: choose another model"
+        )
     count = min(PARAMETERS, len(matrices))
     hash_ = hashlib.sha256()
     for i in range(count):
@@ -131,87 +151,110 @@ def fingerprint(weights: Named) -> str:
 
 
 def signature(weights: Named) -> str:
-    """A text for a network's (name, weight) pairs, to be compared by distance (about 700 characters).
+    """Return a text of about 700 characters that identifies a network's weights in any precision.
 
-    Signs of 4096 values: 4 runs of 32 from each of 32 matrices spread over the sorted names. A sign is left
-    out where the weight is 0, or so near it that quantisation may have turned it. Raises ValueError where
-    there is no matrix to look at."""
+    It contains the signs of 4096 values: 4 runs of 32 from each of 32 matrices spread over the sorted names.
+    A sign is left out if the value is so close to 0 that quantisation may have changed it. `alike` compares
+    two signatures.
+
+    Args:
+        weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
+
+    Raises:
+        ValueError: if the network has no weight matrix.
+    """
     matrices = matrices_of(weights)
     count = min(MATRICES, len(matrices))
     each = RUNS // count
-    signs, sure = torch.zeros(2, count, each, LENGTH, dtype=torch.bool)
+    signs, certain = torch.zeros(2, count, each, LENGTH, dtype=torch.bool)
     for i in range(count):
         weight = matrices[i * len(matrices) // count]
         length = min(LENGTH, numel(weight))
-        places = (numel(weight) - length) // ALIGNED + 1
-        starts = [k * places // each * ALIGNED for k in range(each)] if places >= each else None
-        starts = [k * ALIGNED for k in range(places)] if starts is None else starts
+        places = (numel(weight) - length) // BLOCK + 1
+        starts = [k * places // each * BLOCK for k in range(each)] if places >= each else None
+        starts = [k * BLOCK for k in range(places)] if starts is None else starts
         values, steps = weight.read(starts, length)
         signs[i, : len(starts), :length] = values > 0
-        sure[i, : len(starts), :length] = values.isfinite() & (values.abs() > SURE * steps)
-    bits = torch.stack([signs & sure, sure]).reshape(-1, 8).int() @ (2 ** torch.arange(8, dtype=torch.int))
-    return FIRST + base64.urlsafe_b64encode(zlib.compress(bytes(bits.tolist()), 9)).decode()
+        certain[i, : len(starts), :length] = values.isfinite() & (values.abs() > CERTAIN * steps)
+    bits = torch.stack([signs & certain, certain]).reshape(-1, 8).int() @ (
+        2 ** torch.arange(8, dtype=torch.int)
+    )
+    return VERSION + base64.urlsafe_b64encode(zlib.compress(bytes(bits.tolist()), 9)).decode()
 
 
 @lru_cache(maxsize=1024)
 def signs_of(text: str) -> tuple[int, int, int] | None:
-    """A signature's number of values, signs, and which are sure, as bits; None for what is no signature."""
-    if not text.startswith(FIRST):
+    """Decode a signature into its number of values, their signs, and which signs are certain (both as bits).
+
+    None if the text is not a signature."""
+    if not text.startswith(VERSION):
         return None
     try:
-        packed = base64.b64decode(text[len(FIRST) :], altchars=b"-_", validate=True)
-        opened = zlib.decompressobj()
-        data = opened.decompress(packed, RUNS * LENGTH)
+        packed = base64.b64decode(text[len(VERSION) :], altchars=b"-_", validate=True)
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(packed, RUNS * LENGTH)
     except (binascii.Error, ValueError, zlib.error):
         return None
-    if not opened.eof or not data:
+    if not decompressor.eof or not data:
         return None
     half = len(data) // 2
     return 8 * half, int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
 
 
-def distance(one: str, other: str) -> tuple[int, int] | None:
-    """How many signs of two signatures are opposite, and how many both are sure of; None where one of them
-    is no signature."""
-    a, b = signs_of(one), signs_of(other)
+def distance(first: str, second: str) -> tuple[int, int] | None:
+    """Return how many signs of two signatures are opposite, and how many are certain in both.
+
+    None if one of the texts is not a signature."""
+    a, b = signs_of(first), signs_of(second)
     if a is None or b is None:
         return None
-    if a[0] != b[0]:  # of another architecture
+    if a[0] != b[0]:  # different architectures: all signs count as opposite
         return max(a[0], b[0]), max(a[0], b[0])
     shared = a[2] & b[2]
     return ((a[1] ^ b[1]) & shared).bit_count(), shared.bit_count()
 
 
-def alike(one: str, other: str) -> bool | None:
-    """Whether two signatures are of one checkpoint; None where that cannot be told."""
-    counted = distance(one, other)
-    if counted is None or counted[1] < SHARED:
+def alike(first: str, second: str) -> bool | None:
+    """Return whether two signatures belong to the same checkpoint; None if they cannot be compared."""
+    counts = distance(first, second)
+    if counts is None or counts[1] < MIN_SHARED:
         return None
-    return counted[0] <= OPPOSITE + SHARE * counted[1]
+    opposite, shared = counts
+    return opposite <= OPPOSITE + SHARE * shared
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A checkpoint."""
+    """The identity of a checkpoint: its family, and the hash and signature of its weights."""
 
-    family: str  # "sd15", "sdxl", ...
-    fingerprint: str  # 16 digits; "" where weights are not readable
-    signature: str = ""  # "" where it is not known, as in older files
-    merge: bool = field(default=False, compare=False)  # whether it was merged in the graph that runs it
+    family: str  # e.g. "sd15" or "sdxl"; "": unknown
+    fingerprint: str  # see `fingerprint`; "": the weights cannot be read
+    signature: str = ""  # see `signature`; "": unknown, e.g. in older files
+    merge: bool = field(default=False, compare=False)  # the checkpoint is a merge made in the running graph
 
     @property
     def known(self) -> bool:
-        """Whether it can be told from another."""
+        """Whether the checkpoint can be distinguished from others of its family."""
         return bool(self.fingerprint or self.signature)
 
     def same(self, other: "Identity") -> bool:
-        """Whether both are one checkpoint, in whatever precision: by the signatures, and where one has none
-        by the fingerprints. False where that cannot be told."""
-        near = alike(self.signature, other.signature)
-        return bool(self.fingerprint) and self.fingerprint == other.fingerprint if near is None else near
+        """Return whether both are the same checkpoint, in any precision; False if this cannot be determined.
+
+        Signatures are compared, or fingerprints if a signature is missing."""
+        same = alike(self.signature, other.signature)
+        return bool(self.fingerprint) and self.fingerprint == other.fingerprint if same is None else same
 
 
 def identity_of(family: str, weights: Named, merge: bool = False) -> Identity:
-    """The identity of a network by its (name, weight) pairs. Raises ValueError for one without a matrix."""
+    """Return the identity of a network.
+
+    Args:
+        family: e.g. "sd15".
+        weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
+        merge: whether the network is a merge made in the running graph.
+
+    Raises:
+        ValueError: if the network has no weight matrix.
+    """
     named = list(weights)
     return Identity(family, fingerprint(named), signature(named), merge)

@@ -47,7 +47,7 @@ def above_reference(measured: Measured, measure: str, reference: Measured | None
 
 
 def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
-    """Compare a row of ours with the best other solver of its cell.
+    """Compare one of our rows with the best other solver of its cell.
 
     Both rows were resampled with the same noises, so the ratios of the resamples are paired."""
     nfe, guidance = our_row.entry.cell, our_row.entry.guidance
@@ -97,7 +97,7 @@ def rank(values: list[float]) -> Tensor:
 
 
 def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
-    """Return (NFE, guidance, Spearman's rank correlation of the two Fréchet distances over all rows)."""
+    """Return (NFE, guidance, Spearman's rank correlation of both Fréchet distances) for each cell."""
     ranks = []
     for guidance, nfe in cells(rows):
         cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]

@@ -59,9 +59,9 @@ def k_diffusion_sampling() -> ModuleType:
 
 
 def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
-    """Return name -> (sampler it is compared with, run(model, x)); each takes NFE evaluations.
+    """Return the samplers to time, by name: the sampler each is compared with, and run(model, x).
 
-    `channels` is the number of channels of the latent."""
+    Each run takes NFE evaluations. `channels` is the number of channels of the latent."""
     sampling = k_diffusion_sampling()
 
     def k_diffusion_run(function: Callable, steps: int) -> Callable[..., Tensor]:

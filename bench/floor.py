@@ -73,7 +73,7 @@ def line(kind: str, row: Row, evaluations: int | None = None) -> dict[str, Any]:
 
 
 def enough(guidance: float) -> bool:
-    """Return whether an earlier run has saved a reference of `NOISES` noises."""
+    """Return whether bench/out has reference images of at least NOISES noises for a guidance scale."""
     file = reference_file(guidance)
     return file.is_file() and len(load_file(file)["images"]) >= NOISES
 

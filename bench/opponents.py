@@ -84,7 +84,9 @@ class Setting:
         for variant in host.VARIANTS:
             if (variant.solver, variant.options) == (setting["solver"], setting["options"]):
                 return cls(variant, setting["schedule"], setting["steps"], setting["afs"])
-        raise ValueError(f"no sampler of bench.host has these settings: {setting}")
+        raise ValueError(
+            f"no sampler of bench.host has these settings ({setting}): search again with `make bench-search`"
+        )
 
 
 def candidates(nfe: int) -> Iterator[Setting]:

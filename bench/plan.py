@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def cell(self) -> int:
-        """NFE under which it is listed: that of solvers with as many network passes."""
+        """The NFE under which the row is listed: that of a solver with as many network passes."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property

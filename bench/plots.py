@@ -20,7 +20,7 @@ COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS
 
 
 def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
-    """Return name -> evaluations -> value of a measure, for the lines of a plot.
+    """Return the lines of a plot, {name: {evaluations: value of a measure}}.
 
     There is a line for each other solver at its best settings, each kind of calibrated table, the best
     AMED-Plugin, and AMED-Solver. A table that skips passes is placed at the evaluations of equal cost."""

@@ -82,14 +82,14 @@ class Problem:
         return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":
-        """Return the same problem with the noises from `start` to `stop` only."""
+        """Return this problem with only its noises from `start` to `stop`."""
         part, rows = object.__new__(Problem), slice(start, stop)
         noise = self.noise[rows]
         part.__dict__ = {**self.__dict__, "count": len(noise), "noise": noise, "args": cut(self.args, rows)}
         return part
 
     def first(self, count: int) -> "Problem":
-        """Return the same problem with its first `count` noises only."""
+        """Return this problem with only its first `count` noises."""
         return self.part(0, count)
 
     def run(
@@ -114,6 +114,9 @@ class Problem:
             each = (self.model.passes - passes) / len(ends[-1])
             costs.add((self.model.evaluations - evaluations, each))
         if len(costs) != 1:
-            raise RuntimeError(f"batches took different numbers of evaluations or passes: {sorted(costs)}")
+            raise RuntimeError(
+                f"the batches took different numbers of evaluations or passes ({sorted(costs)}): "
+                "choose a sampler of fixed cost"
+            )
         images, (nfe, passes) = torch.cat(ends), costs.pop()
         return Ends(image(images, end) if self.target.flow else images, nfe, int(passes))

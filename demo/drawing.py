@@ -111,7 +111,7 @@ def place(columns: list[Column], object_info: dict) -> list[Node]:
 
 
 def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]:
-    """Return the page's nodes, and its links `[id, from node, output, to node, input, type]`.
+    """Return a workflow's nodes as the page saves them, and links `[id, from, output, to, input, type]`.
 
     Raises KeyError for an input or widget that the class does not have, ValueError for an unknown output."""
     numbers = {node.name: i for i, node in enumerate(nodes, 1)}
@@ -122,7 +122,7 @@ def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]
         slots, fields = sockets(info), widgets(info)
         unknown = [*(k for k in node.links if k not in slots), *(k for k in node.values if k not in fields)]
         if unknown:
-            raise KeyError(f"{node.kind} has no {', '.join(unknown)}")
+            raise KeyError(f"the node class {node.kind} has no input {', '.join(unknown)}: correct its name")
         inputs = [{"name": name, "type": kind, "link": None} for name, kind in slots.items()]
         optional = info["input"].get("optional", {})
         for slot, entry in enumerate(inputs):

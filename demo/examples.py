@@ -56,8 +56,8 @@ def card(images: list[Image.Image]) -> Image.Image:
 
 def write_card(server: Server, name: str) -> None:
     """Run a workflow and write its card, from the different images of the largest size that it shows."""
-    found = server.run_workflow(WORKFLOWS / f"{name}.json").images()
-    images = {image.tobytes(): Image.fromarray(image) for image in found}.values()
+    shown = server.run_workflow(WORKFLOWS / f"{name}.json").images()
+    images = {image.tobytes(): Image.fromarray(image) for image in shown}.values()
     largest = max(math.prod(image.size) for image in images)
     path = WORKFLOWS / f"{name}.jpg"
     card([image for image in images if math.prod(image.size) == largest]).save(path, quality=88)

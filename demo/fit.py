@@ -1,21 +1,17 @@
 """Fit the demo model's bundled predictors by Algorithm 1: `python -m demo.fit`.
 
-    python -m demo.fit                                # everything: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
-    python -m demo.fit --nfe 5 --guidance 1           # a part of it; rows of other parts are kept
+    python -m demo.fit [--nfe 5] [--guidance 1]    # default: 3 solvers x NFE 3 5 7 9 x guidance 1 and 2
 
 For each NFE and guidance:
 
-1. Every plain solver is searched over its settings (amed.fit.plain), and the best of each kind is measured on
-   256 noises.
+1. The best settings of each plain solver are searched (amed.fit.plain) and measured on 256 noises.
 2. A plugin starts as its plain solver at that solver's best schedule with AFS, AMED-Solver from its two best
    schedules with constant mid points. `coarse` then improves these constants by forward evaluations.
-3. Algorithm 1 trains the network from there. The state with the least error times root Fréchet distance is
-   taken, on noises used for nothing else. The start is among the states: Algorithm 1 fits each interval by
-   itself, and often cannot improve the final image of a good start.
+3. Algorithm 1 trains the network from there. The state with the lowest error times root Fréchet distance, on
+   noises used for nothing else, is chosen; it may be the start, because training often cannot improve it.
 4. A file is written only if its Fréchet distance, and its error times the root of it, are below those of its
    plain solver at that solver's best setting (for AMED-Solver: the best of DPM-Solver-2, Heun and Euler).
-
-All rows are written to predictors/measured.json."""
+   All rows are written to predictors/measured.json."""
 
 import argparse
 import hashlib

@@ -142,7 +142,8 @@ def sampled(
         progress(offset + batch)
     if len(counts) != 1:
         raise RuntimeError(
-            f"{entry.solver}: the batches took different numbers of evaluations: {sorted(counts)}"
+            f"{entry.solver}: the batches took different numbers of evaluations ({sorted(counts)}): "
+            "check its workflow"
         )
     return torch.cat(images), counts.pop(), seconds, predictor
 

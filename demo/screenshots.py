@@ -38,7 +38,7 @@ def example(*wanted: str, without: tuple[str, ...] = ("AMEDCalibrate", "AMEDComp
     for file in sorted(WORKFLOWS.glob("*.json")):
         if set(wanted) <= kinds(file) and not set(without) & kinds(file):
             return file
-    raise PageError(f"no example has the nodes {', '.join(wanted)}")
+    raise PageError(f"no example has the nodes {', '.join(wanted)}: add one to demo/gallery.py")
 
 
 def shot(page: Page, box: dict[str, float] | None = None) -> Image.Image:

@@ -46,7 +46,7 @@ def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
     times = setting.sigmas()
     if len(times) % 2 == 0:
         raise ValueError(
-            f"{len(times)} times cannot be split into base and mid times: an odd number is needed"
+            f"{len(times)} times cannot be split into base and mid times: give an odd number of times"
         )
     base = times[::2]
     return base, torch.log(times[1::2] / base[:-1]) / torch.log(base[1:] / base[:-1])

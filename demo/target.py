@@ -37,17 +37,17 @@ def draw_at(guidance: float) -> Draw:
 def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
     """Return the demo model at a guidance scale as a Target; its `model` is an amed.evaluate.Guided."""
     guided = Guided(demo.load_denoiser(weights, dtype), guidance)
-    who = identity_of(NAME, guided.named_parameters())
+    identity = identity_of(NAME, guided.named_parameters())
     return Target(
         guided,
         draw_at(guidance),
         demo.SIGMA_MIN,
         demo.SIGMA_MAX,
         "edm",
-        who.family,
-        who.fingerprint,
+        identity.family,
+        identity.fingerprint,
         "AMED demo model",
         evaluate=FromModule(guided.model.inner_model.middle_block),
         features=Features(),
-        signature=who.signature,
+        signature=identity.signature,
     )

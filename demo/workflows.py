@@ -44,12 +44,12 @@ def input_specs(info: dict) -> dict[str, list]:
 
 
 def widget_values(node: dict, info: dict) -> dict[str, object]:
-    """Return `widgets_values` by name. Optional inputs that were added after the workflow was saved have no
-    value and keep their defaults, as in the page.
+    """Return a saved node's `widgets_values` by name.
 
-    Nodes of this pack are read as web/js/saved.js reads them, in every order in which a version saved them.
-    Raises ValueError when the values are not those of the node's widgets: another number, or something else
-    where a seed's "randomize", "fixed" ... belongs."""
+    Optional inputs that were added after the workflow was saved have no value and keep their defaults, as in
+    the page. Nodes of this pack are read as web/js/saved.js reads them, in any order that a version wrote.
+
+    Raises ValueError if the number of values is wrong, or a seed is not followed by one of CONTROLS."""
     specs, values = input_specs(info), node.get("widgets_values") or []
     written, ours = node.get("properties", {}).get(NAMES), node["type"].startswith("AMED")
     if ours and written and len(written) == len(values):
@@ -74,17 +74,22 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
     if len(values) != len(names):
         wanted = [name or "an upload button" for name in names]
         raise ValueError(
-            f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}"
+            f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}; "
+            "save the workflow again in ComfyUI's page"
         )
     for name, value in zip(names, values, strict=True):
         if name == CONTROL and value not in CONTROLS:
-            raise ValueError(f"{where} has {value!r} where {CONTROL} belongs: its values are shifted")
+            raise ValueError(
+                f"{where} has {value!r} where {CONTROL} belongs, so its widget values are shifted: save the "
+                "workflow again in ComfyUI's page"
+            )
     return {name: value for name, value in zip(names, values) if name in specs and value is not None}
 
 
 def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -> list[str]:
-    """Return the names of a node's widgets as the page orders them: CONTROL behind an input where `control`
-    says so, "" for an upload button."""
+    """Return the names of a node's widgets in the page's order.
+
+    CONTROL follows each input for which `control(name, spec)` is true; "" stands for an upload button."""
     names = []
     for name, spec in specs.items():
         if is_widget(spec):
@@ -97,7 +102,7 @@ def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -
 
 
 def could_be(name: str, value: object, specs: dict[str, list]) -> bool:
-    """Whether a value can be that of the widget `name`."""
+    """Return whether a value is possible for the widget `name`."""
     if name == CONTROL:
         return value in CONTROLS
     kind = kind_of(specs[name])[0]
@@ -123,13 +128,17 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
         if kind in ONLY_FOR_PEOPLE:
             continue
         if kind not in object_info:
-            raise ValueError(f"{where} is unknown to this ComfyUI")
+            raise ValueError(f"{where} is unknown to this ComfyUI: update ComfyUI, or install the node")
         if node.get("mode", 0) == BYPASS:
-            raise ValueError(f"{where} is bypassed: only ComfyUI's page can run that")
+            raise ValueError(
+                f"{where} is bypassed, which only ComfyUI's page can run: remove the node or enable it"
+            )
         specs, inputs = input_specs(object_info[kind]), widget_values(node, object_info[kind])
         for slot in node.get("inputs", []):
             if slot["name"] not in specs:
-                raise ValueError(f"{where} has no input {slot['name']!r}; it has: {', '.join(specs)}")
+                raise ValueError(
+                    f"{where} has no input {slot['name']!r}: link one that exists ({', '.join(specs)})"
+                )
             if slot.get("link") is None:
                 continue
             _, source, output, _, _, _ = links[slot["link"]]
@@ -137,12 +146,12 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
                 continue
             if output >= len(object_info[nodes[source]["type"]]["output"]):
                 raise ValueError(
-                    f"{where}: its {slot['name']} is linked from output {output} of node {source} "
-                    f"({nodes[source]['type']}), which has fewer outputs"
+                    f"input {slot['name']} of {where} is linked to output {output} of node {source} "
+                    f"({nodes[source]['type']}), which has fewer outputs: link it again"
                 )
             inputs[slot["name"]] = [str(source), output]
         missing = [name for name in object_info[kind]["input"].get("required", {}) if name not in inputs]
         if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}")
+            raise ValueError(f"{where} has no value for {', '.join(missing)}: link or set these inputs")
         graph[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return graph

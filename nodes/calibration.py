@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..amed.choose import AUTO
-from ..amed.files.store import as_name, saved_as
+from ..amed.files.names import fit_file_name, name_part
 from ..amed.fit import Job, Kept, Outcome, Progress, fit
 from ..hosts import report
 from .host.fitting import Prompts, prompted_denoiser, target_of
@@ -76,7 +76,7 @@ def calibrate(
         ValueError: for a job that is not possible with this MODEL."""
 
     def path(nfe: int) -> Path:
-        return user_folder() / saved_as(name, nfe, job.guidance, job.passes)
+        return user_folder() / fit_file_name(name, nfe, job.guidance, job.passes)
 
     for nfe in job.nfe:  # raises for a wrong name before the MODEL is loaded
         path(nfe)
@@ -110,7 +110,7 @@ def calibrate_now(
     model_identity = identity(model)
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
     checkpoint, sampler = model_identity.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
-    name = f"{as_name(model_identity.family)}-{checkpoint}-{sampler}"
+    name = f"{name_part(model_identity.family)}-{checkpoint}-{sampler}"
     return calibrate(model, prompts, job, name, node_id).kept[0]
 
 

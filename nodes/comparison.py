@@ -128,7 +128,7 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
         applied is not None and not applied.spec.of and applied.nfe == nfe and applied.spec.answers(sampler)
     )
     wanted = request(scene.model, sampler, scene.guidance, nfe=nfe, fitted=applied if fits else None)
-    if fits and applied is not None and applied.halved and not wanted.halves:
+    if fits and applied is not None and applied.wants_halves and not wanted.halves:
         wanted = replace(wanted, fitted=None)  # this MODEL does not allow to use the halves of guidance
     remember(wanted)
     try:

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..amed import save
-from ..amed.files.store import file_name
+from ..amed.files.names import file_name
 from .host.folders import user_folder
 from .host.running import text_ui
 from .schema import Predictor, schema

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..amed import SAMPLERS, BottleneckPredictor, Fitted, PredictorError, Spec, sample
 from ..amed.choose import untrained
 from ..amed.files.keep import keep
-from ..amed.files.store import check_room, saved_as
+from ..amed.files.names import fit_file_name
+from ..amed.files.store import check_writable
 from ..amed.fit import Target
 from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
@@ -87,7 +88,7 @@ def train_and_save(
     Raises:
         ValueError: if sampler and nfe do not fit together, or a prompt changes the network's weights.
         PredictorError: for a model without a middle block."""
-    path = user_folder() / saved_as(job.name, job.nfe, job.guidance)
+    path = user_folder() / fit_file_name(job.name, job.nfe, job.guidance)
     if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
         raise ValueError(
             "a prompt has hooks that change the network's weights during sampling, which gradients cannot "
@@ -96,7 +97,7 @@ def train_and_save(
     model_sampling = sampling_of(model)
     planned = plan(job.sampler, job.nfe, job.extra, may_afs=not is_flow(model_sampling))
     times = base_times(model_sampling, planned.points)
-    check_room(path)
+    check_writable(path)
     show, training = progress_bar(node_id, settings.images), Training()
 
     def work(denoiser: PromptedDenoiser, device: torch.device) -> None:

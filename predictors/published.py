@@ -1,4 +1,4 @@
-"""The published Stable Diffusion 1.5 values, as a predictor file.
+"""Write the constants that the authors published for Stable Diffusion 1.5 as a predictor file.
 
 python -m predictors.published predictors/sd15-dpmpp-2m-nfe10.safetensors
 """
@@ -11,15 +11,16 @@ from torch import Tensor
 from amed import Constants, Fitted, Spec, save, schedules
 
 SOURCE = "zju-pi/diff-sampler, amed-solver-main/example.ipynb (Zhou et al. 2024), with a zero bottleneck"
-TIMESTEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73, 0)  # even: base points, odd: learned mid points
-SCALE_DIR = (0.9974, 0.9904, 0.9910, 0.9905, 0.9904)
-SCALE_TIME = (0.9872, 1.0152, 1.0186, 0.9934, 0.9731)
+# entries 0, 2, ...: base times; entries 1, 3, ...: learned mid times
+TIMESTEPS = (999, 885, 799, 705, 599, 492, 400, 329, 200, 73, 0)
+SCALE_DIR = (0.9974, 0.9904, 0.9910, 0.9905, 0.9904)  # c of each interval
+SCALE_TIME = (0.9872, 1.0152, 1.0186, 0.9934, 0.9731)  # a of each interval
 
 
 def sd15_timesteps() -> list[int]:
-    """The integer timesteps the model is called at: at a mid point, its sigma times its time scale, taken to
-    the nearest timestep that lies strictly between its neighbours. 11 entries, the last the end (never
-    called)."""
+    """Return the integer timesteps at which the model is called; the last of the 11 is the end of the run.
+
+    At a mid time it is the timestep nearest to sigma times a, strictly between its neighbours."""
     table, steps = schedules.sd_sigmas(), list(TIMESTEPS)
     for i, scale in enumerate(SCALE_TIME):
         high, low = TIMESTEPS[2 * i], TIMESTEPS[2 * i + 2]
@@ -29,10 +30,12 @@ def sd15_timesteps() -> list[int]:
 
 
 def sd15() -> Fitted:
-    """DPM-Solver++ 2M (data prediction) for SD 1.5 at guidance 7.5: 5 intervals, 10 evaluations."""
+    """Return the published predictor: DPM-Solver++ 2M (data prediction) for Stable Diffusion 1.5.
+
+    It has 5 intervals and 10 evaluations, and is for guidance scale 7.5."""
     table = schedules.sd_sigmas()
     times: Tensor = table[torch.tensor(TIMESTEPS)]
-    base, mid, called = times[::2], times[1::2], table[torch.tensor(sd15_timesteps())][1::2]
+    base, mid, sigma_model = times[::2], times[1::2], table[torch.tensor(sd15_timesteps())][1::2]
     r = (mid / base[:-1]).log() / (base[1:] / base[:-1]).log()
     spec = Spec(
         solver="dpmpp",
@@ -50,7 +53,7 @@ def sd15() -> Fitted:
         how="published constants",
         source=SOURCE,
     )
-    constants = Constants(base, True, r=r, c=torch.tensor(SCALE_DIR), a=called / mid)
+    constants = Constants(base, True, r=r, c=torch.tensor(SCALE_DIR), a=sigma_model / mid)
     return Fitted(spec, constants, base)
 
 

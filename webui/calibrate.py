@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amed.files.store import saved_as
+from amed.files.names import fit_file_name
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 
@@ -94,7 +94,7 @@ class Form:
         sampler = self.sampler if self.wrapped else self.ours.sampler.removeprefix("amed_")
         own = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")  # what a file name can hold
         own = own.encode()[:LONGEST].decode(errors="ignore")
-        return saved_as(self.name.strip() or own, nfe, self.guidance)
+        return fit_file_name(self.name.strip() or own, nfe, self.guidance)
 
 
 def choices() -> list[str]:

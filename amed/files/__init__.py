@@ -1,7 +1,9 @@
-"""Predictor files: what they say of themselves, reading and writing, folders of them, and where they come
-from."""
+"""Predictor files: their header (`Spec`), loading and saving, and folders of them (`Library`)."""
 
-from .spec import PredictorError, Spec
-from .store import Fitted, Library, load, save
+from .errors import PredictorError
+from .fitted import Fitted
+from .library import Library
+from .spec import Spec
+from .store import load, save
 
 __all__ = ["Fitted", "Library", "PredictorError", "Spec", "load", "save"]

@@ -1,9 +1,10 @@
-"""A predictor as a text that can be pasted, and put into an image's metadata.
+"""A predictor as text, to paste into a node or to store in an image's metadata.
 
-    from_code(code_of(fitted), "pasted")
+    text = code_of(fitted)
+    fitted = from_code(text, "pasted")
 
-"amed1:", then base64 (url-safe) of the zlib-compressed bytes of its safetensors file. A code is not trusted:
-its sizes are bounded, and what is in it is checked as a file is."""
+The text is "amed1:" and the predictor's safetensors file, compressed with zlib, in URL-safe base64. Its size
+is bounded, and its content is checked like that of a file."""
 
 import base64
 import binascii
@@ -14,65 +15,96 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 
-from .spec import PredictorError, from_header, to_header
-from .store import Fitted, brief, checked, tensors_of
+from .errors import PredictorError, shortened
+from .fitted import Fitted, fitted_from, tensors_of
+from .spec import from_header, to_header
 
 MARK = "amed1:"
-TEXT, BYTES = 200_000, 400_000  # most characters of a code, and bytes they unpack to: a network's are 38,000
-AGAIN = "copy the whole code again (AMED Predictor Info gives it)"
+MAX_CHARACTERS = 200_000  # of a code
+MAX_BYTES = 400_000  # of an unpacked code; the paper's network has 38,000
 
 
 def code_of(fitted: Fitted) -> str:
-    """A predictor as text; the same predictor gives the same text."""
+    """Return the code of a predictor, a text to paste; equal predictors give equal codes."""
     data = safetensors.torch.save(tensors_of(fitted), metadata=to_header(fitted.spec))
-    return MARK + base64.urlsafe_b64encode(zlib.compress(in_order(data), 9)).decode()
+    return MARK + base64.urlsafe_b64encode(zlib.compress(with_sorted_header(data), 9)).decode()
 
 
 def from_code(text: str, name: str) -> Fitted:
-    """The predictor of a code, whitespace anywhere in it forgiven; `name` is what it is called from then on.
-    Raises PredictorError saying what is wrong."""
+    """Load a predictor from its code.
+
+    Args:
+        text: the code; whitespace in it is ignored.
+        name: name of the predictor, for messages.
+
+    Raises:
+        PredictorError: if the code is damaged, or its predictor is invalid.
+    """
     try:
-        data = unpacked("".join(text.split()))
-        tensors = safetensors.torch.load(data)  # sees to it, too, that the header is what it should be
-        return checked(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
+        data = unpack("".join(text.split()))
+        tensors = safetensors.torch.load(data)  # checks the header's syntax, too
+        return fitted_from(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
     except SafetensorError as error:
-        raise PredictorError(f"{name}: not a whole predictor ({error}); {AGAIN}") from None
+        raise PredictorError(
+            f"{name}: the code does not hold a complete predictor ({error}): "
+            "copy the whole code again from AMED Predictor Info"
+        ) from None
     except ValueError as error:
-        raise PredictorError(f"{name}: {brief(error)}") from None
+        problem_and_remedy = shortened(error)
+        raise PredictorError(f"{name}: the code cannot be loaded: {problem_and_remedy}") from None
 
 
-def unpacked(code: str) -> bytes:
-    """The bytes in a code without whitespace. Raises ValueError."""
+def unpack(code: str) -> bytes:
+    """Unpack a predictor's code, without whitespace, to the bytes of its safetensors file.
+
+    Raises:
+        ValueError: if the code is too long, damaged or incomplete.
+    """
     if not code.startswith(MARK):
-        raise ValueError(f"a predictor's code begins with {MARK!r}, not with {code[:12]!r}; {AGAIN}")
-    if len(code) > TEXT:
-        raise ValueError(f"a predictor's code has at most {TEXT} characters, this one has {len(code)}")
+        raise ValueError(
+            f"the code of a predictor begins with {MARK!r}, not with {code[:12]!r}: "
+            "copy the whole code again from AMED Predictor Info"
+        )
+    if len(code) > MAX_CHARACTERS:
+        raise ValueError(
+            f"the code of a predictor has at most {MAX_CHARACTERS} characters, this one has {len(code)}: "
+            "copy the code again, or use the predictor's file"
+        )
     try:
         packed = base64.b64decode(code[len(MARK) :], altchars=b"-_", validate=True)
-        opened = zlib.decompressobj()
-        data = opened.decompress(packed, BYTES + 1)
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(packed, MAX_BYTES + 1)
     except (binascii.Error, zlib.error):
-        raise ValueError(f"this code is damaged; {AGAIN}") from None
-    if len(data) > BYTES:
-        raise ValueError(f"this code unpacks to more than {BYTES} bytes: it is no predictor")
-    if not opened.eof or opened.unused_data:
-        raise ValueError(f"this code is not whole; {AGAIN}")
+        raise ValueError(
+            "the predictor's code is damaged: copy the whole code again from AMED Predictor Info"
+        ) from None
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"the predictor's code unpacks to more than {MAX_BYTES} bytes: copy the code again, or use the "
+            "predictor's file"
+        )
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError(
+            "the predictor's code is incomplete: copy the whole code again from AMED Predictor Info"
+        )
     return data
 
 
 def header_of(data: bytes) -> dict[str, Any]:
-    """The JSON at the head of a safetensors file. Raises ValueError."""
+    """Return the JSON object at the start of a safetensors file. Raises ValueError if there is none."""
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
-        raise ValueError(f"not a whole predictor; {AGAIN}")
+        raise ValueError(
+            "the code does not hold a complete predictor: copy the whole code again from AMED Predictor Info"
+        )
     return header
 
 
-def in_order(data: bytes) -> bytes:
-    """The same safetensors file with its header's entries in order: how they come differs from run to run."""
+def with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with sorted header keys, because safetensors writes them in varying order."""
     end = 8 + int.from_bytes(data[:8], "little")
     head = json.dumps(header_of(data), sort_keys=True, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)

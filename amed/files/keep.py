@@ -1,72 +1,88 @@
-"""Keeping a fit: what is finished is never replaced by what is worse or unfinished."""
+"""`keep`, which saves a fit without losing a better or finished one."""
 
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-from .alone import alone
 from .code import code_of
-from .spec import PredictorError, Spec, UnsavedError
-from .store import Fitted, load, save
+from .errors import PredictorError, UnsavedError
+from .fitted import Fitted
+from .lock import folder_lock
+from .spec import Spec
+from .store import load, save
 
 
 def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
-    """Save a fit as `path`, or under a numbered name (NAME-2 ...) where that holds something that must not be
-    lost. Returns where it was saved, and a sentence that says so.
+    """Save a fit as `path`, or under a numbered name (NAME-2, ...) if the file there must not be replaced.
 
-    A file is replaced by a fit for the same sampler, evaluations, guidance scale and checkpoint that is
-    finished and not worse by the error that both state; an unfinished one, and one that is not usable, also
-    by any that is. Of several at once, in other threads or processes too, each sees what the one before
-    saved.
+    A file is replaced only by a fit for the same sampler, nfe, guidance scale and checkpoint. A finished file
+    is replaced by a finished fit whose stated error is not larger; an unfinished one by any finished fit; one
+    that is worse than no sampling by any usable fit. Threads and processes may call this at the same time.
 
-    Raises UnsavedError where it cannot be written: what was there stays, and the message has the predictor as
-    a text (files.code)."""
+    Args:
+        finished: whether the fit ran to its end.
+
+    Returns:
+        The path of the saved file, and a sentence that names it and the files that were not replaced.
+
+    Raises:
+        UnsavedError: if the file cannot be written; the message contains the predictor's code.
+    """
     spec = replace(fitted.spec, metrics={**fitted.spec.metrics, "finished": finished})
     fitted, remarks = replace(fitted, spec=spec), []
     try:
-        with alone(path.parent):
+        with folder_lock(path.parent):
             for number in count(1):
                 place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-                reason = stays(place, spec)
+                reason = reason_to_preserve(place, spec)
                 if reason is None:
                     break
                 remarks.append(f"{place.name} stays, {reason}")
-            saved = save(place, fitted)
+            saved_path = save(place, fitted)
     except UnsavedError as error:
-        raise UnsavedError(f"{error}. It is not lost, this is its code: {code_of(fitted)}") from error
+        raise UnsavedError(
+            f"{error}. The predictor is not lost: paste its code into Load AMED Predictor; "
+            f"this is its code: {code_of(fitted)}"
+        ) from error
     state = "" if finished else " (unfinished)"
-    return saved, "; ".join([*remarks, f"saved as {saved.name}{state} in {saved.parent}"])
+    return saved_path, "; ".join([*remarks, f"saved as {saved_path.name}{state} in {saved_path.parent}"])
 
 
-def sampler_asked(spec: Spec) -> str:
-    """The sampler a fit was asked for; "" where its file does not say."""
+def requested_sampler(spec: Spec) -> str:
+    """Return the sampler that a fit was requested for; "" if an older file does not state it."""
     return spec.sampler if spec.learned else spec.fitted_for
 
 
-def stays(path: Path, new: Spec) -> str | None:
-    """Why a file must not be replaced by a fit; None if it may be, or is not there."""
+def reason_to_preserve(path: Path, new: Spec) -> str | None:
+    """Return why a new fit must not replace the file at `path`; None if it may, or if there is no file."""
     if not path.exists():
         return None
     try:
         old = load(path).spec
     except PredictorError:
         return "it cannot be read"
-    of = {"sampler": "sampler", "of": "sampler", "nfe": "number of evaluations", "guidance": "guidance scale"}
-    for name, text in of.items():
-        alike = getattr(old, name) == getattr(new, name)
+    labels = {
+        "sampler": "sampler",
+        "of": "sampler",
+        "nfe": "number of evaluations",
+        "guidance": "guidance scale",
+    }
+    for name, label in labels.items():
+        equal = getattr(old, name) == getattr(new, name)
         if name == "sampler" and not (old.learned and new.learned):
-            # an older version did not say for which sampler a plain solver was kept: it stands for any
-            alike = "" in (sampler_asked(old), sampler_asked(new)) or sampler_asked(old) == sampler_asked(new)
-        if not alike:
-            return f"it is for another {text}"
+            # an older version did not state the requested sampler of a plain solver: "" matches every sampler
+            samplers = {requested_sampler(old), requested_sampler(new)}
+            equal = "" in samplers or len(samplers) == 1
+        if not equal:
+            return f"it is for another {label}"
     if not old.identity.same(new.identity) and (old.identity.known or new.identity.known):
         return "it is for another checkpoint"
     if old.usable != new.usable:
         return "this fit is not usable" if old.usable else None
-    was, now = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
-    before, after = (spec.stated("error") for spec in (old, new))  # on the noise that their fits held out
-    if was and not now:
+    old_finished, new_finished = (bool(spec.metrics.get("finished", True)) for spec in (old, new))
+    old_error, new_error = (spec.metric("error") for spec in (old, new))  # each on noise held out of its fit
+    if old_finished and not new_finished:
         return "it is finished"
-    if was == now and after > before:
-        return f"its error is less ({before:.4g}, not {after:.4g})"
+    if old_finished == new_finished and new_error > old_error:
+        return f"its error is lower ({old_error:.4g}, not {new_error:.4g})"
     return None

@@ -1,7 +1,8 @@
-"""What a predictor file says of itself, and its header.
+"""`Spec`, the content of a predictor file's header, and its conversion from and to that header.
 
-Format 2: a field that is absent has its default, one that is not known is kept, and `requires` names what a
-reader must be able to do. Format 1 loads too: it had every field, and factors on the guidance scale (`g`)."""
+A predictor file is a safetensors file whose header maps strings to strings; each value is JSON. In format 2
+an absent field has its default, an unknown field is kept, and `requires` lists what a reader must support.
+Format 1 can be read too: all its fields were mandatory, and its tensor `g` scaled the guidance."""
 
 import dataclasses
 import json
@@ -23,76 +24,59 @@ from ..recipes import MULTISTEP, Solver
 FORMAT, READABLE = "2", ("1", "2")
 PREDICTION_TYPES = ("eps", "v", "edm", "flow", "x0")
 FEATURES = ("none", "bottleneck", "plain")
-HIGHEST = 1e9  # noise level: float32 has room for what a run makes of it
-LONGEST, DEEPEST = 10_000, 8  # characters of a field, and lists in lists: no fit writes a tenth of either
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal or an image's metadata may obey
-
-
-class PredictorError(ValueError):
-    """A predictor file that is missing, broken or not what was asked for. The message names file and
-    field."""
-
-
-class UnsavedError(PredictorError):
-    """A predictor file that the disk did not take: full, or not to be written to."""
+MAX_SIGMA = 1e9  # float32 can hold what a run computes from noise levels below this
+MAX_CHARACTERS = 10_000  # of a field; no fit writes a tenth of it
+MAX_DEPTH = 8  # of lists and objects inside each other; no fit writes more than one
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a terminal could execute these
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What a predictor file says of itself.
+    """The header of a predictor file: solver, noise levels, checkpoint, and how the predictor was made.
 
-    solver, max_order, predict_x0, lower_order_final, variant: the student, as in amed.recipes.Solver.
-    thresholding: dynamic, for pixel models. scales_timestep: a scales only the timestep a VP model is told,
-    its input unchanged, as the published SD 1.5 run does. parts: how slopes are split (amed.parts), "" for
-    not. num_steps, schedule, rho, sigma_min, sigma_max: its N base times; schedule is one of schedules.KINDS,
-    or "custom" where the file's `sigmas` tensor is the only description. afs: analytic first step.
-    prediction_type: one of PREDICTION_TYPES. guidance: the guidance scale it was fitted at, 1 for none.
-    model_family, model_fingerprint, model_name: for whom; empty where unknown. model_signature: as
-    amed.fingerprint.signature gives it, to know the checkpoint in another precision. features: "bottleneck"
-    for the MLP, "none" for constants, "plain" for a solver that learned nothing. scale_dir, scale_time: the
-    MLP's ranges. channels: of its offsets, 0 for none. of, calls: of a solver "outside", the host's sampler
-    that it is wrapped around and its evaluations. how: one sentence, how it was made. source: where its
-    numbers come from, if published. metrics: measured. unknown: fields of a newer version, as they were read.
+    Raises:
+        ValueError: if a field has an invalid value; the message names the field.
+    """
 
-    Raises ValueError naming the field that will not do."""
-
+    # the solver, as in amed.recipes.Solver; "outside": the host's sampler `of` with AMED-Plugin around it
     solver: str
-    num_steps: int
-    schedule: str
-    sigma_min: float
-    sigma_max: float
-    rho: float = 1.0
-    afs: bool = False
-    max_order: int = 1
-    predict_x0: bool = False
-    lower_order_final: bool = True
-    thresholding: bool = False
+    num_steps: int  # number N of base times, at least 2
+    schedule: str  # one of schedules.KINDS, or "custom": only the file's tensor `sigmas` describes it
+    sigma_min: float  # last base time
+    sigma_max: float  # first base time
+    rho: float = 1.0  # exponent of the schedule
+    afs: bool = False  # analytic first step: no evaluation at sigma_max
+    max_order: int = 1  # of the solver
+    predict_x0: bool = False  # the solver predicts data (denoised), not noise
+    lower_order_final: bool = True  # the solver lowers its order in the last steps
+    thresholding: bool = False  # dynamic thresholding, for pixel-space models
+    # `a` scales only the timestep that a VP model is given, not the model's input (published SD 1.5 table)
     scales_timestep: bool = False
-    prediction_type: str = "eps"
-    guidance: float = 1.0
-    model_family: str = ""
-    model_fingerprint: str = ""
-    model_name: str = ""
-    features: str = "none"
-    scale_dir: float = 0.0
-    scale_time: float = 0.0
-    how: str = ""
-    source: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    variant: str = "bh1"
-    parts: str = ""
-    channels: int = 0
-    of: str = ""
-    calls: int = 0
-    model_signature: str = ""
-    fitted_for: str = ""  # the sampler a fit was asked for, where it kept a plain solver instead
-    unknown: dict[str, str] = field(default_factory=dict)
+    prediction_type: str = "eps"  # of the model; one of PREDICTION_TYPES
+    guidance: float = 1.0  # guidance scale of the fit; 1: no guidance
+    model_family: str = ""  # e.g. "sd15"; "": unknown
+    model_fingerprint: str = ""  # of the checkpoint, see amed.fingerprint; "": unknown
+    model_name: str = ""  # of the checkpoint, for people
+    features: str = "none"  # "none": constants; "bottleneck": the paper's network; "plain": nothing learned
+    scale_dir: float = 0.0  # the network's c lies in 1 ± scale_dir
+    scale_time: float = 0.0  # the network's a lies in 1 ± scale_time
+    how: str = ""  # how the predictor was made, in one sentence
+    source: str = ""  # where published numbers come from
+    metrics: dict[str, Any] = field(default_factory=dict)  # measured values by name, e.g. "error"
+    variant: str = "bh1"  # of UniPC
+    parts: str = ""  # how slopes are split, a key of amed.parts.PARTS; "": not split
+    channels: int = 0  # of the offsets; 0: no offsets
+    of: str = ""  # for "outside": name of the host's sampler
+    calls: int = 0  # for "outside": evaluations of a run
+    model_signature: str = ""  # identifies the checkpoint in any precision (amed.fingerprint.signature)
+    fitted_for: str = ""  # the sampler that was requested, where the fit saved a plain solver instead
+    unknown: dict[str, str] = field(default_factory=dict)  # fields of a newer version, as read
 
     def __post_init__(self) -> None:
         multistep, outside = self.solver == MULTISTEP, self.solver == OUTSIDE
         choices = {"schedule": (*schedules.KINDS, "custom"), "prediction_type": PREDICTION_TYPES,
                    "features": FEATURES, "parts": tuple(PARTS)}  # fmt: skip
-        for name, right, expected in (
+        for name, valid, expected in (
             *((k, getattr(self, k) in v, f"one of {', '.join(v)}") for k, v in choices.items()),
             ("num_steps", self.num_steps >= 2, "at least 2"),
             (
@@ -100,53 +84,73 @@ class Spec:
                 0 < self.sigma_min < self.sigma_max,
                 f"above 0, below sigma_max = {self.sigma_max}",
             ),
-            ("sigma_max", self.sigma_max < HIGHEST, f"below {HIGHEST:g}"),
+            ("sigma_max", self.sigma_max < MAX_SIGMA, f"below {MAX_SIGMA:g}"),
             ("rho", self.rho > 0, "above 0"),
             ("guidance", math.isfinite(self.guidance), "finite"),
             ("scale_dir", 0 <= self.scale_dir < 1, "in [0, 1)"),
             ("scale_time", 0 <= self.scale_time < 1, "in [0, 1)"),
-            ("features", not (multistep or outside) or self.features == "none", f"none, for {self.solver}"),
-            ("of", bool(self.of) == outside, "a sampler's name, for outside alone"),
-            ("calls", (self.calls > 0) == outside, "a number of evaluations, for outside alone"),
-            ("parts", multistep or not self.parts, "none, but for multistep"),
-            ("channels", self.channels == 0 or (multistep and self.channels > 0), "0, but for multistep"),
-        ):
-            if not right:
-                raise ValueError(f"{name} is {getattr(self, name)!r}: expected {expected}")
+            ("features", not (multistep or outside) or self.features == "none", f"'none' for {self.solver}"),
+            ("of", bool(self.of) == outside, "a sampler's name for solver 'outside', else ''"),
+            ("calls", (self.calls > 0) == outside, "above 0 for solver 'outside', else 0"),
+            ("parts", multistep or not self.parts, "'' unless the solver is multistep"),
+            ("channels", self.channels == 0 or (multistep and self.channels > 0),
+             "0, or above 0 if the solver is multistep"),
+        ):  # fmt: skip
+            if not valid:
+                raise ValueError(
+                    f"field {name!r} of the predictor is {getattr(self, name)!r}, but must be {expected}: "
+                    "download or calibrate the predictor again"
+                )
         if outside:
             return
         try:
             _ = self.student, self.sampler
         except ValueError as error:
-            which = next((n for n in ("solver", "variant") if n in str(error)), "max_order")
-            raise ValueError(f"{which} is {getattr(self, which)}: {error}") from None
+            name = next((n for n in ("solver", "variant") if n in str(error)), "max_order")
+            raise ValueError(
+                f"field {name!r} of the predictor is {getattr(self, name)!r}, which does not work ({error}): "
+                "download or calibrate the predictor again"
+            ) from None
 
     @classmethod
     def on(cls, solver: Solver | str, times: Tensor, **fields: Any) -> "Spec":
-        """For a solver (or a name, where that is all) over `times`, falling `[N]`; `fields`: the others."""
-        own: dict[str, Any] = {"solver": solver}
+        """Return the Spec of a solver on given base times.
+
+        Args:
+            solver: a Solver, or the name of one that has no other options.
+            times: base times, falling `[N]`; the schedule is "custom" unless `fields` names another.
+            fields: the other fields of the Spec.
+        """
+        values: dict[str, Any] = {"solver": solver}
         if isinstance(solver, Solver):
-            own = dataclasses.asdict(solver)
-            own["solver"] = own.pop("name")
-        own |= {"num_steps": len(times), "schedule": "custom"}
-        own |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
-        return cls(**{**own, **fields})
+            values = dataclasses.asdict(solver)
+            values["solver"] = values.pop("name")
+        values |= {"num_steps": len(times), "schedule": "custom"}
+        values |= {"sigma_min": float(times[-1]), "sigma_max": float(times[0])}
+        return cls(**{**values, **fields})
 
     @property
     def identity(self) -> Identity:
-        """The checkpoint it was fitted for."""
+        """The identity of the checkpoint that the predictor was fitted to."""
         return Identity(self.model_family, self.model_fingerprint, self.model_signature)
 
     @property
     def student(self) -> Solver:
-        """The solver that runs it. Raises ValueError for one that is the host's own."""
+        """The AMED solver that runs the predictor.
+
+        Raises:
+            ValueError: if the predictor is for a sampler of the host.
+        """
         if self.solver == OUTSIDE:
-            raise ValueError(f"this predictor is for the host's sampler {self.of}, not for one of ours")
+            raise ValueError(
+                f"this predictor was fitted for the host's sampler {self.of}, not for an AMED sampler: "
+                f"choose the sampler {self.of}, or another predictor"
+            )
         names = (f.name for f in dataclasses.fields(Solver) if f.name != "name")
         return Solver(self.solver, **{name: getattr(self, name) for name in names})
 
-    def stated(self, name: str) -> float:
-        """A number of its metrics; infinite where it states none that can be compared."""
+    def metric(self, name: str) -> float:
+        """Return a value of `metrics` as a finite float; infinity if it is absent or not a finite number."""
         value = self.metrics.get(name)
         try:
             number = float(value) if isinstance(value, int | float) else math.inf
@@ -156,107 +160,139 @@ class Spec:
 
     @property
     def usable(self) -> bool:
-        """Whether its fit was worth keeping; of what an older version saved, always."""
+        """Whether the fit was better than no sampling at all; True if the file does not state it."""
         return self.metrics.get("usable") is not False
 
     @property
     def learned(self) -> bool:
-        """Whether anything was fitted."""
+        """Whether the file has learned constants or a network; False for a plain solver."""
         return self.features != "plain"
 
     @property
     def sampler(self) -> str:
-        """The sampler that runs it: a plain solver is a table like any other; "outside" for the host's
-        own."""
+        """The AMED sampler that runs the predictor ("amed_multistep" for a plain solver), or "outside"."""
         if self.solver == OUTSIDE:
             return OUTSIDE
         return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
 
     def answers(self, sampler: str) -> bool:
-        """Whether a run of a sampler may take this file: it is that sampler's, or what a fit for it kept."""
+        """Return whether `sampler` may use the predictor; "auto" always may."""
         return sampler in ("auto", self.sampler, self.fitted_for)
 
     @property
     def nfe(self) -> int:
-        """Evaluations from sigma_max to sigma_min; one more if a host goes on to 0. Guidance may double the
-        network passes."""
+        """Evaluations of the model from sigma_max to sigma_min; one more if the host continues to sigma 0."""
         return self.calls or self.student.evaluations(self.num_steps, self.afs, self.learned)
 
     @property
     def requires(self) -> list[str]:
-        """What a reader must be able to do."""
+        """Names of the features that a program must support to run the predictor."""
         if self.solver == OUTSIDE:
             return [OUTSIDE]
-        own = self.student.recipe.constants if self.features == "none" and self.solver != MULTISTEP else ()
-        constants = [f"constant:{name}" for name in own if name not in AMED]
+        recipe = self.features == "none" and self.solver != MULTISTEP
+        names = self.student.recipe.constants if recipe else ()
+        constants = [f"constant:{name}" for name in names if name not in AMED]
         parts = [f"parts:{self.parts}"] * bool(self.parts) + ["offset"] * bool(self.channels)
         return parts + ["plain"] * (not self.learned) + constants
 
 
 def to_header(spec: Spec) -> dict[str, str]:
-    """A string-to-string safetensors header: one key a field, JSON values."""
+    """Return the safetensors header of a Spec: a key for each field, with its value as JSON."""
     fields = dataclasses.asdict(spec)
-    own = {"amed_format": FORMAT, "requires": json.dumps(spec.requires)}
-    if not spec.fitted_for:  # so that other files stay byte for byte what they were
+    if not spec.fitted_for:  # left out, so that other files stay byte for byte as they were before this field
         del fields["fitted_for"]
-    return {**fields.pop("unknown"), **own, **{k: json.dumps(v) for k, v in fields.items()}}
+    first = {"amed_format": FORMAT, "requires": json.dumps(spec.requires)}
+    return {**fields.pop("unknown"), **first, **{k: json.dumps(v) for k, v in fields.items()}}
 
 
 def from_header(header: dict[str, str]) -> Spec:
-    """The inverse. Raises ValueError naming the field that is missing, unreadable or of the wrong type, or
-    what this version cannot do."""
+    """Return the Spec of a safetensors header.
+
+    Raises:
+        ValueError: if a field is missing, unreadable or of the wrong type, or if this version lacks a feature
+            that the file requires; the message names the field.
+    """
     if "amed_format" not in header:
-        raise ValueError("field 'amed_format' is missing: this is not an AMED predictor")
+        raise ValueError(
+            "field 'amed_format' is missing, so this is not an AMED predictor: choose a file that AMED saved"
+        )
     if (version := header["amed_format"]) not in READABLE:
-        reads = f"this version reads {', '.join(READABLE)}; update AMED"
-        raise ValueError(f"field 'amed_format' is {version!r}: {reads}")
-    able = {
-        "plain",
-        "offset",
-        OUTSIDE,
-        *(f"parts:{name}" for name in PARTS),
+        raise ValueError(
+            f"field 'amed_format' is {version!r}, but this version of AMED only reads formats "
+            f"{', '.join(READABLE)}: update AMED to use the predictor"
+        )
+    supported = {
+        "plain", "offset", OUTSIDE, *(f"parts:{name}" for name in PARTS),
         *(f"constant:{name}" for name in PARAMETERS),
-    }
-    if lacking := set(map(str, read(header, "requires", list, []))) - able:
-        raise ValueError(f"field 'requires' names {', '.join(sorted(lacking))}: update AMED to use this file")
-    values, known = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
-    for name, f in known.items():
+    }  # fmt: skip
+    if lacking := set(map(str, read_field(header, "requires", list, []))) - supported:
+        raise ValueError(
+            f"field 'requires' names {', '.join(sorted(lacking))}, which this version does not support: "
+            "update AMED to use the predictor"
+        )
+    values, fields = {}, {f.name: f for f in dataclasses.fields(Spec) if f.name != "unknown"}
+    for name, f in fields.items():
         if name in header:
             kind: Any = (int, float) if f.type is float else get_origin(f.type) or f.type
-            values[name] = read(header, name, kind)
+            values[name] = read_field(header, name, kind)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"field {name!r} is missing")
-    own = {*known, "amed_format", "requires"}
-    return Spec(**values, unknown={k: v for k, v in header.items() if k not in own})
+            raise ValueError(
+                f"field {name!r} is missing from the header: download or calibrate the predictor again"
+            )
+    known = {*fields, "amed_format", "requires"}
+    return Spec(**values, unknown={k: v for k, v in header.items() if k not in known})
 
 
-def read(header: dict[str, str], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-    """A field's value. Raises ValueError."""
+def read_field(header: dict[str, str], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """Return the value of a header field; `default` if the field is absent.
+
+    Args:
+        kind: the type, or types, that the value must have.
+
+    Raises:
+        ValueError: if the field is too long, not JSON, of the wrong type, nested too deep, or has control
+            characters.
+    """
     if name not in header:
         return default
     text = header[name]
-    if len(text) > LONGEST:
-        raise ValueError(f"field {name!r} has {len(text)} characters: at most {LONGEST}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"field {name!r} has {len(text)} characters, at most {MAX_CHARACTERS} are allowed: "
+            "download or calibrate the predictor again"
+        )
     try:
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is in no text
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError):
-        raise ValueError(f"field {name!r} is not readable: {text!r}") from None
+        raise ValueError(
+            f"field {name!r} is not valid JSON ({text!r}): download or calibrate the predictor again"
+        ) from None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"field {name!r} is {value!r}: wrong type")
+        raise ValueError(
+            f"field {name!r} has the wrong type ({value!r}): download or calibrate the predictor again"
+        )
     if isinstance(value, str) and CONTROL.search(value):
-        raise ValueError(f"field {name!r} is {value!r}: no control characters")
-    if nested(value):
-        raise ValueError(f"field {name!r} is nested more than {DEEPEST} deep")
+        raise ValueError(
+            f"field {name!r} has control characters ({value!r}): download or calibrate the predictor again"
+        )
+    if is_too_deep(value):
+        raise ValueError(
+            f"field {name!r} is nested more than {MAX_DEPTH} levels deep: "
+            "download or calibrate the predictor again"
+        )
     if isinstance(kind, tuple) and isinstance(value, int):
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"field {name!r} is a number of {len(text)} digits: expected a float") from None
+            raise ValueError(
+                f"field {name!r} is too large for a float ({len(text)} digits): "
+                "download or calibrate the predictor again"
+            ) from None
     return value
 
 
-def nested(value: Any, depth: int = 0) -> bool:
-    """Whether lists and objects stand more than DEEPEST deep in each other."""
+def is_too_deep(value: Any, depth: int = 0) -> bool:
+    """Return whether lists and objects are nested more than MAX_DEPTH levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return depth > DEEPEST or any(nested(v, depth + 1) for v in inner)
+    return depth > MAX_DEPTH or any(is_too_deep(v, depth + 1) for v in inner)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..files import Fitted
 from ..files.keep import keep
-from ..files.store import check_room
+from ..files.store import check_writable
 from .calibration import Calibration
 from .compare import Result
 from .outer import HostSampler
@@ -85,7 +85,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     for place in places:
-        check_room(place)
+        check_writable(place)
     total, before = sum(one.budget for one in settings), 0
 
     def heard(progress: Progress) -> None:

@@ -170,7 +170,7 @@ def test_predictor_info_and_save_predictor(server, graph):
     copy, source = (load(folder(server) / f"{n}.safetensors") for n in ("a copy", "test_amed_multistep"))
     assert (copy.predictor.weights == source.predictor.weights).all()
     g.nodes[saved]["inputs"]["name"] = "../../elsewhere"
-    with pytest.raises(RunError, match="no file name"):
+    with pytest.raises(RunError, match="not a valid file name"):
         server.run(g.nodes)
 
 

@@ -375,7 +375,7 @@ def test_predictor_of_another_sampler_is_refused(server, graph):
 def test_broken_predictor_is_named(server, graph):
     g = graph()
     g.show(g.amed(predictor="test_broken.safetensors"))
-    with pytest.raises(RunError, match="test_broken.safetensors: not a whole safetensors file"):
+    with pytest.raises(RunError, match="test_broken.safetensors: incomplete, or not a safetensors file"):
         server.run(g.nodes)
 
 

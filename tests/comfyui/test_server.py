@@ -16,7 +16,7 @@ def test_a_death_at_start_shows_the_log(server, tmp_path):
 
 
 def test_no_comfyui_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr("demo.comfyui.LOCAL", tmp_path)
+    monkeypatch.setattr("demo.install.LOCAL", tmp_path)
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(ServerError, match="python -m demo.comfyui install"):
         Server(tmp_path).start()

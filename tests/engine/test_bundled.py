@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import amed
 from amed.evaluate import FromModule, Guided
-from amed.files.store import tensors_of
+from amed.files.fitted import tensors_of
 from demo.model import UNCONDITIONAL, load_denoiser
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import torch
 from amed import PredictorError, load
 from amed.files import code
 from amed.files.code import MARK, code_of, from_code
-from amed.files.store import tensors_of
+from amed.files.fitted import tensors_of
 
 FOLDER = Path(__file__).resolve().parents[2] / "predictors"
 TABLE = FOLDER / "emoji32-multistep-nfe5-cfg1.safetensors"
@@ -59,18 +59,18 @@ def test_an_invalid_code_is_refused_in_one_line(monkeypatch):
     cases = {
         "": "begins with",
         "amed2:" + text[6:]: "begins with",
-        text[:-40]: "damaged|not whole",
+        text[:-40]: "damaged|incomplete",
         text[:200] + "!" + text[201:]: "damaged",
-        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "not a whole predictor",
-        packed(b"\xff" * 64): "not a whole predictor",
-        packed(b""): "not a whole predictor",
-        MARK + "A" * code.TEXT: "at most",
+        packed(b"\x10\0\0\0\0\0\0\0{not a header"): "not hold a complete predictor",
+        packed(b"\xff" * 64): "not hold a complete predictor",
+        packed(b""): "not hold a complete predictor",
+        MARK + "A" * code.MAX_CHARACTERS: "at most",
         packed(bytes(50_000_000)): "unpacks to more",
-        packed(data_of(text)[:-8]): "not a whole predictor",
+        packed(data_of(text)[:-8]): "not hold a complete predictor",
         with_head(lambda head: head.pop("__metadata__")): "not an AMED predictor",
         with_head(lambda head: head["__metadata__"].update(amed_format="9")): "update AMED",
         with_head(lambda head: head["__metadata__"].update(num_steps="4")): "num_steps",
-        with_head(lambda head: head.update(__metadata__=3)): "not a whole predictor",
+        with_head(lambda head: head.update(__metadata__=3)): "not hold a complete predictor",
     }
     for bad, expected in cases.items():
         with pytest.raises(PredictorError, match=expected) as refused:

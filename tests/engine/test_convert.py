@@ -209,5 +209,5 @@ def test_a_too_large_or_missing_file_is_refused(tmp_path):
     big = tmp_path / "big.pkl"
     with big.open("wb") as file:
         file.truncate(65 * 2**20)
-    with pytest.raises(PredictorError, match="no predictor"):
+    with pytest.raises(PredictorError, match="too many for an authors' predictor"):
         convert(big)

@@ -32,7 +32,8 @@ from amed.__main__ import main
 from amed.choose import Identity, Request, choose, untrained
 from amed.constants import as_multistep
 from amed.evaluate import FromModule
-from amed.files.store import described, values_of
+from amed.files.description import describe
+from amed.files.fitted import constants_of
 from amed.fit import Calibration, Settings, Target, smallest
 from amed.fit.algorithm1 import Settings as Training
 from amed.fit.algorithm1 import plan, train
@@ -232,11 +233,11 @@ def test_a_constant_is_in_files(constant, toy, noise, tmp_path, capsys, monkeypa
     constants = Constants(SIGMAS, names=NAMES, r=R, c=C, a=A, b=b)
     path = save(tmp_path / "b.safetensors", Fitted(Spec.on(Solver("amed"), SIGMAS), constants, SIGMAS))
     fitted = load(path)
-    assert requires(path) == '["constant:b"]' and values_of(fitted)["b"].tolist() == b
+    assert requires(path) == '["constant:b"]' and constants_of(fitted)["b"].tolist() == b
     ends = [SAMPLERS["amed"](toy, noise * 40, SIGMAS, disable=True, predictor=p) for p in (fitted, constants)]
     assert torch.equal(*ends)
-    assert "r, c, a, b" in described(fitted) and re.search(
-        r"0\.3000, 0\.9000, 1\.0100, 0\.1000", described(fitted)
+    assert "r, c, a, b" in describe(fitted) and re.search(
+        r"0\.3000, 0\.9000, 1\.0100, 0\.1000", describe(fitted)
     )
     assert main(["inspect", str(path)]) == 0 and "r, c, a, b" in capsys.readouterr().out
     with pytest.raises(PredictorError, match=r"b is not finite|b must lie between -1 and 1"):
@@ -343,7 +344,7 @@ def test_parts_have_weights_of_their_own(low, toy, noise, tmp_path):
     assert torch.allclose(end, x, rtol=1e-10, atol=1e-10)
     below = torch.tensor([9.0, 1.0, 0.2, 0.0]).double()  # another list too
     assert SAMPLERS["amed_multistep"](toy, noise * 9, below, disable=True, predictor=fitted).isfinite().all()
-    assert "weights" in described(fitted) and 'parts: "low"' in described(fitted)
+    assert "weights" in describe(fitted) and 'parts: "low"' in describe(fitted)
     with pytest.MonkeyPatch.context() as before:
         before.delitem(parts.PARTS, "low")
         with pytest.raises(PredictorError, match=r"low\.safetensors.*requires.*parts:low.*update"):

@@ -13,7 +13,7 @@ import amed
 from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
 from amed.choose import Identity, Request, choose
 from amed.evaluate import Guided, asked
-from amed.files import store
+from amed.files import description, store
 from amed.fit.measures import Counter
 from predictors import published
 
@@ -85,7 +85,7 @@ def test_requirements_for_a_reader_are_named(tmp_path, lacking):
     path = store.save(tmp_path / "newer.safetensors", table())
     rewrite(path, {"requires": json.dumps(["plain", lacking])})
     with pytest.raises(
-        PredictorError, match=rf"newer\.safetensors: .*'requires' names {lacking}: update AMED"
+        PredictorError, match=rf"newer\.safetensors: .*'requires' names {lacking}, .*: update AMED"
     ):
         store.load(path)
     rewrite(path, {"requires": json.dumps(["plain"])})
@@ -102,7 +102,7 @@ def test_unknown_fields_are_kept(tmp_path):
     assert again.spec == fitted.spec and again.spec.unknown == unknown
     with store.safe_open(tmp_path / "q.safetensors", framework="pt") as file:
         assert unknown.items() <= file.metadata().items()
-    assert "tempo" in store.described(again) and store.as_json(again)["solver"] == "amed"
+    assert "tempo" in description.describe(again) and description.as_json(again)["solver"] == "amed"
 
 
 FORMAT_1 = {  # every field of format 1, all required
@@ -181,13 +181,13 @@ def test_format_1_guidance_factors_become_weights_of_the_guidance_part(tmp_path,
 @pytest.mark.parametrize("g", [[1.0, 1.2], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0]])
 def test_bad_factors_are_named(tmp_path, g):
     path = format_1(tmp_path / "g.safetensors", torch.tensor(g).double())
-    with pytest.raises(PredictorError, match=r"g\.safetensors: tensor 'g'"):
+    with pytest.raises(PredictorError, match=r"g\.safetensors: cannot be loaded: tensor 'g'"):
         store.load(path)
 
 
 def test_a_student_that_no_sampler_runs_is_refused(tmp_path):
     """Heun has no mid time to learn; such a file used to break every listing of its library."""
-    with pytest.raises(ValueError, match="solver is heun: no sampler runs"):
+    with pytest.raises(ValueError, match="field 'solver' of the predictor is 'heun'.*no sampler runs"):
         table(solver="heun")
     path = store.save(tmp_path / "p.safetensors", table())
     rewrite(path, {"solver": '"heun"'})
@@ -270,7 +270,7 @@ def test_foreign_and_truncated_files_are_refused(tmp_path, content):
         store.load(path)
     complete = store.save(tmp_path / "y.safetensors", table()).read_bytes()
     path.write_bytes(complete[:-9])
-    with pytest.raises(PredictorError, match="whole"):
+    with pytest.raises(PredictorError, match="incomplete"):
         store.load(path)
     with pytest.raises(PredictorError, match="no such"):
         store.load(tmp_path / "none.safetensors")

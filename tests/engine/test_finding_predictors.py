@@ -11,7 +11,7 @@ from amed import SAMPLERS, Constants, Fitted, Library, PredictorError, Solver, S
 from amed.choose import Identity, Request, choose
 from amed.constants import as_multistep
 from amed.files.keep import keep
-from amed.files.store import as_name, saved_as
+from amed.files.names import fit_file_name, name_part
 from amed.fit.target import seeded
 from amed.kdiffusion import solver_of
 from amed.outside import Outside
@@ -106,7 +106,7 @@ def test_a_host_samplers_predictor_is_refused_with_a_message(name):
     "family", ["sd15", "a/b\\c:d", "", ".hidden", "con", "nul.x", "x" * 300, "é" * 200, "-"]
 )
 def test_any_family_makes_a_file_name(family):
-    assert saved_as(f"{as_name(family)}-unknown-multistep", 12, 7.5)
+    assert fit_file_name(f"{name_part(family)}-unknown-multistep", 12, 7.5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from amed import Fitted, Spec, load, save, schedules
 from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
-from amed.files.store import described
+from amed.files.description import describe
 from amed.fit import HostSampler, Job, Settings, Target, fit
 from amed.fit.measures import Counter
 from amed.fit.outer import lists_for, with_zero
@@ -269,7 +269,7 @@ def test_fit_save_and_choose_through_the_driver(target, tmp_path):
     assert "euler + AMED-Plugin" in outcome.text and "euler, karras" in outcome.text
     again = load(tmp_path / "mine.safetensors")
     assert again.label.startswith("mine.safetensors (AMED-Plugin on the host's euler, 4 evaluations")
-    assert "asked at sigma: c, a" in described(again) and again.spec.requires == ["outside"]
+    assert "sigma of the call: c, a" in describe(again) and again.spec.requires == ["outside"]
     library, identity = Library([tmp_path]), Identity("toy", "f" * 16)
     with pytest.raises(PredictorError, match="no predictor for"):
         choose(library, Request(identity, nfe=4))  # never for a sampler of this pack
@@ -311,7 +311,7 @@ def test_a_broken_files_error_says_what_is_wrong(tmp_path):
             save(tmp_path / "x.safetensors", dataclasses.replace(good, spec=Spec(**{**spec, **wrong})))
     with pytest.raises(ValueError, match="c must have one value a call"):
         Outside(TIMES, TIMES, torch.ones(3))
-    with pytest.raises(ValueError, match="not for one of ours"):
+    with pytest.raises(ValueError, match="not for an AMED sampler"):
         _ = good.spec.student
 
 

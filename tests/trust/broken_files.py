@@ -20,8 +20,8 @@ from trust.page import ROOT
 
 from amed import Constants, Fitted, Multistep, Solver, Spec, schedules
 from amed.constants import as_multistep
+from amed.files.fitted import tensors_of
 from amed.files.spec import to_header
-from amed.files.store import tensors_of
 from amed.outside import Outside
 
 BUNDLED = ROOT / "predictors"

@@ -36,9 +36,9 @@ from amed import SAMPLERS, Fitted, Library, PredictorError, load, save
 from amed.choose import Identity, Request, choose
 from amed.evaluate import Guided, asked
 from amed.files.code import MARK, code_of, from_code
+from amed.files.description import as_json, describe
 from amed.files.keep import keep
 from amed.files.spec import CONTROL
-from amed.files.store import as_json, described
 from amed.loop import Evaluation
 from amed.outside import Outside, Wrapped
 
@@ -48,7 +48,7 @@ MOST, SECONDS, BATCH = (
     200,
 )  # limits: characters of a message, CPU seconds per file; files per folder
 OTHERS = {"sigmas", "weights", "offset", "alone", "levels", "g", "r", "c", "a", "tensor", "field"}
-WHOLE = "not a whole safetensors file"
+WHOLE = "incomplete, or not a safetensors file"
 
 
 @dataclass
@@ -105,7 +105,7 @@ def faults_of_text(text: str, most: int = MOST) -> Iterator[str]:
 def use(fitted: Fitted, folder: Path) -> Iterator[str]:
     """Do everything that can be done with a loaded predictor; yield what is wrong."""
     yield from faults_of_text(fitted.label, 25_000)
-    described(fitted).encode()
+    describe(fitted).encode()
     json.dumps(as_json(fitted)).encode()
     again = load(save(folder / "again.safetensors", fitted))
     same = again.spec == fitted.spec or "nan" in repr(fitted.spec.metrics)  # NaN is not equal to itself

@@ -76,7 +76,7 @@ def kill_saves(folder: Path, count: int, drawn: random.Random) -> dict[str, int]
         results.add(code_of(load(path)))
         strays = len(list(folder.glob(STRAY)))
     for part in folder.glob(STRAY):  # pretend that an hour has passed
-        os.utime(part, (time.time() - store.LEFT - 1,) * 2)
+        os.utime(part, (time.time() - store.ABANDONED - 1,) * 2)
     save(path, both[0])
     assert [p.name for p in folder.iterdir()] == ["dear.safetensors"]
     return {

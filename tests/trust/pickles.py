@@ -532,7 +532,7 @@ warnings.simplefilter("ignore")
 import torch
 torch.set_num_threads(1)
 from amed import PredictorError
-from predictors.authors import PLAIN, Reader, convert
+from predictors.authors import ADMITTED, Reader, convert
 
 folder = Path(sys.argv[1])
 exec(sys.argv[2])
@@ -558,7 +558,7 @@ def megabytes():
 
 def state():
     # what stays of a file in this process
-    own = [v for v in PLAIN.values() if hasattr(v, "__dict__")]
+    own = [v for v in ADMITTED.values() if hasattr(v, "__dict__")]
     defaults = [(getattr(v, "__defaults__", 0), getattr(v, "__kwdefaults__", 0)) for v in own]
     return repr([sorted(vars(v)) for v in own]), repr(defaults), len(os.listdir("."))
 

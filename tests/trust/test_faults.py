@@ -11,7 +11,7 @@ from trust import disk, faults
 from trust.failing_models import JOBS, network, table, toy_target
 
 from amed import Library, PredictorError, load, save
-from amed.files import alone, store
+from amed.files import lock, store
 from amed.files.keep import keep
 from amed.fit import Job, fit
 from amed.fit.compare import Judge
@@ -135,9 +135,9 @@ def test_two_fits_in_threads_into_one_name(tmp_path):
 
 def test_a_stuck_lock_is_ignored_after_a_while(tmp_path, monkeypatch):
     """A process stopped while it holds the lock must not block every later save."""
-    monkeypatch.setattr(alone, "WAIT", 0.1)
-    handle = alone.opened(tmp_path)
-    alone.take(handle)
+    monkeypatch.setattr(lock, "TIMEOUT", 0.1)
+    handle = lock.open_folder(tmp_path)
+    lock.take_lock(handle)
     try:
         saved, _ = keep(tmp_path / "a.safetensors", table())
     finally:
@@ -185,7 +185,7 @@ def test_a_temporary_file_is_kept_while_it_may_be_in_use(tmp_path):
     part.write_bytes(b"half")
     save(tmp_path / "b.safetensors", table())
     assert part.exists() and Library([tmp_path]).names() == ["b.safetensors"]
-    os.utime(part, (part.stat().st_mtime - store.LEFT - 1,) * 2)
+    os.utime(part, (part.stat().st_mtime - store.ABANDONED - 1,) * 2)
     save(tmp_path / "b.safetensors", table())
     assert not part.exists()
 

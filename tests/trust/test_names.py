@@ -11,7 +11,7 @@ import torch
 from trust import hostile_names as names
 
 from amed import Fitted, Library, PredictorError, Spec, save
-from amed.files.store import file_name, saved_as
+from amed.files.names import file_name, fit_file_name
 
 WINDOWS = re.compile(r"(con|prn|aux|nul|com[1-9¹²³]|lpt[1-9¹²³])", re.IGNORECASE)
 
@@ -32,15 +32,15 @@ def inside(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*names.OUT, *names.DEVICES], ids=ascii)
 def test_an_invalid_name_is_refused(name):
-    with pytest.raises(ValueError, match="no file name") as caught:
+    with pytest.raises(ValueError, match="not a valid file name") as caught:
         file_name(name)
     assert len(str(caught.value)) < 800
-    if name not in names.DEVICES:  # saved_as changes these names
+    if name not in names.DEVICES:  # fit_file_name changes these names
         for passes in (None, 3):
             try:
-                inside(saved_as(name, 5, 1.0, passes))
+                inside(fit_file_name(name, 5, 1.0, passes))
             except ValueError as error:
-                assert "no file name" in str(error)
+                assert "not a valid file name" in str(error)
 
 
 def test_an_accepted_name_stays_in_its_folder():
@@ -48,10 +48,10 @@ def test_an_accepted_name_stays_in_its_folder():
     for name in names.combined(2000, 0):
         try:
             inside(file_name(name))
-            inside(saved_as(name, 5, 7.5))
+            inside(fit_file_name(name, 5, 7.5))
             accepted += 1
         except ValueError as error:
-            assert "no file name" in str(error)
+            assert "not a valid file name" in str(error)
     assert accepted > 50
 
 
@@ -120,14 +120,14 @@ def test_every_place_that_makes_paths_is_known():
         for match in re.findall(used, (root / name).read_text())
     }
     assert doors == {
-        "nodes/calibration.py: user_folder() /",  # saved_as
-        "nodes/train_predictor.py: user_folder() /",  # saved_as
+        "nodes/calibration.py: user_folder() /",  # fit_file_name
+        "nodes/train_predictor.py: user_folder() /",  # fit_file_name
         "nodes/save_predictor.py: user_folder() /",  # file_name
         "nodes/choice/workflow.py: library().load(",  # a name from the list
         "nodes/compare.py: output_folder()",  # a number
         "nodes/host/folders.py: output_folder()",
         "nodes/host/folders.py: Path(",
-        "webui/calibrate.py: user_folder() /",  # saved_as
+        "webui/calibrate.py: user_folder() /",  # fit_file_name
         "webui/host.py: Path(",
         "webui/run.py: library().load(",
         "webui/outside.py: library().load(",

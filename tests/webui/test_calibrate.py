@@ -129,7 +129,7 @@ def test_a_finished_file_is_not_replaced_by_a_worse_one(small):
 
     worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
     assert not worse.interrupted and file.read_bytes() == best and worse.saved == stopped.saved
-    assert f"{file.name} stays, its error is less" in worse.text
+    assert f"{file.name} stays, its error is lower" in worse.text
     assert load(worse.kept[0].path).spec.metrics["finished"]  # replaces the unfinished one
 
 
@@ -182,7 +182,7 @@ def test_impossible_settings_are_errors(webui, change, words):
 
 def test_a_bad_name_is_refused_before_any_work(webui):
     form = webui.calibrate.Form.of({**QUICK, "name": "../mine"})
-    with pytest.raises(ValueError, match="is no file name"):
+    with pytest.raises(ValueError, match="is not a valid file name"):
         webui.calibrate.started(form)
     assert webui.checkpoint.network.calls == []
 
@@ -190,4 +190,4 @@ def test_a_bad_name_is_refused_before_any_work(webui):
 def test_the_tab_shows_the_error(webui):
     assert list(webui.ui.followed({"prompts": ""}))[0][0].startswith("prompts:")
     updates = list(webui.ui.followed({**QUICK, "name": "a/b"}))
-    assert "is no file name" in updates[-1][0] and updates[-1][1] == []
+    assert "is not a valid file name" in updates[-1][0] and updates[-1][1] == []
