@@ -16,7 +16,7 @@ from ..amed import SAMPLERS
 from ..amed.choose import AUTO
 from ..amed.files.store import as_name, saved_as
 from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
-from ..hosts import report
+from ..pictures import report
 from .fitting import Prompts, fitted_on, target_of
 from .folders import user_folder
 from .model import identity, preview_pixels, sampling_of, whole_guidance

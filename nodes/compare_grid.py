@@ -11,8 +11,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..amed.fit import numbers
-from ..hosts import grid
-from ..hosts.report import as_image, left
+from ..pictures import grid
+from ..pictures.report import as_image, left
 from .comparing import REFERENCE, Entry, Measured, Scene, compare, entries
 from .counting import counting
 from .folders import output_folder

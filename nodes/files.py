@@ -6,8 +6,8 @@ from ..amed import Fitted, save
 from ..amed.files.code import code_of
 from ..amed.files.spec import to_header
 from ..amed.files.store import file_name, values_of
-from ..hosts import report
-from ..hosts.parts import names_of, trimmed
+from ..pictures import report
+from ..pictures.parts import names_of, trimmed
 from .folders import user_folder
 from .running import face
 from .schema import Predictor, schema

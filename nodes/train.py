@@ -20,7 +20,7 @@ from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
-from ..hosts import report
+from ..pictures import report
 from .fitting import Prompted, Prompts, changes_weights, fitted_on, frozen_copy, target_of, trainable
 from .folders import user_folder
 from .model import base_times, is_flow, preview_pixels, sampling_of

@@ -16,9 +16,9 @@ from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
-from ..hosts import plane as drawing
-from ..hosts.parts import names_of, trimmed
-from ..hosts.report import as_image
+from ..pictures import plane as drawing
+from ..pictures.parts import names_of, trimmed
+from ..pictures.report import as_image
 from .choosing import plain_choice, reference_setting, request
 from .fitting import Prompts, evaluate_prompted, fitted_on
 from .folders import library

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from amed_pictures import report
 from PIL import Image
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from amed.files.store import saved_as
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 
-from . import host, outside, report
+from . import host, host_samplers
 from .evaluate import HostEvaluate
 from .run import Wish
 from .samplers import LABELS, Line, label_of, line_of
@@ -62,7 +63,7 @@ class Form:
             form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not a calibration: {error}") from None
-        if line_of(form.sampler) is None and form.sampler not in outside.labels():
+        if line_of(form.sampler) is None and form.sampler not in host_samplers.labels():
             raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
         for what in ("width", "height"):
             if not 64 <= getattr(form, what) <= 4096 or getattr(form, what) % 8:
@@ -79,7 +80,7 @@ class Form:
 
     @property
     def wrapped(self) -> bool:
-        """Whether a sampler of the host's is fitted, from outside."""
+        """Whether a sampler of the host's is fitted, from host_samplers."""
         return line_of(self.sampler) is None
 
     def job(self) -> Job:
@@ -99,7 +100,7 @@ class Form:
 
 def choices() -> list[str]:
     """What can be fitted: our samplers, and the host's own."""
-    return [*LABELS, *outside.labels()]
+    return [*LABELS, *host_samplers.labels()]
 
 
 class OfPrompts:
@@ -168,7 +169,7 @@ def work(form: Form, checkpoint: Any, outcome: Calibrated) -> Callable[..., Tens
             with suppress(host.Interrupted):
                 job = form.job()
                 if form.wrapped:
-                    job = replace(job, host=outside.host_sampler(form.sampler, denoiser))
+                    job = replace(job, host=host_samplers.host_sampler(form.sampler, denoiser))
                 fit(target, job, lambda nfe: host.user_folder() / names[nfe], tell, outcome)
         finally:
             for kept in outcome.kept:

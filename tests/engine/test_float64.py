@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
-ROOMS = ("amed", "nodes", "webui", "hosts", "scripts")
+ROOMS = ("amed", "nodes", "webui", "pictures", "scripts")
 HELPER = "amed/double.py"
 NAMES = {"float64", "double", "complex128", "cdouble", "DoubleTensor"}
 # what makes a tensor (or array) of numbers that lie on no device, where none is named

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hosts import grid, pen, plane
+from pictures import grid, pen, plane
 
 SAMPLES = (torch.linspace(0, 255, 8 * 3 * 32 * 24).view(8, 3, 32, 24)).byte()
 LONG = "a_sampler_with_a_name_far_too_long_for_the_place_it_has, on a schedule that has one too"

@@ -42,7 +42,7 @@ from amed.fit.samples import in_batches, joined, per_sample
 from amed.kdiffusion import ENTRIES, sample
 from amed.loop import Problem, dynamic_threshold
 from amed.outside import Asking, Outside, Wrapped
-from hosts import grid, report
+from pictures import grid, report
 
 DEVICE = no_double.there()
 PREDICTORS = Path(__file__).parents[2] / "predictors"

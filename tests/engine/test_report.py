@@ -12,7 +12,7 @@ from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
 from amed.fit.look import Look
 from amed.parts import PARTS
-from hosts import parts, report
+from pictures import parts, report
 
 SAMPLES = torch.linspace(-1, 1, 6 * 3 * 32 * 24).view(6, 3, 32, 24)
 LONG = "DPM-Solver++ 3M of a very long name, polynomial 7 + AFS, as usually set by its host"

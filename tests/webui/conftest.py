@@ -1,4 +1,4 @@
-"""`amed_webui` as the door loads it, in a restated WebUI of either kind."""
+"""`amed_webui` as scripts/amed_webui.py loads it, in a restated WebUI of either kind."""
 
 import importlib
 import importlib.util
@@ -16,18 +16,19 @@ from demo import model as demo
 ROOT = Path(__file__).parents[2]
 
 
-def load_package() -> None:
-    """webui/ under the name the door gives it."""
-    folders = [str(ROOT / "webui"), str(ROOT / "hosts")]
+def load_package(name: str, folder: str) -> None:
+    """Load a folder of the repository as the package `name`, as scripts/amed_webui.py does."""
+    path = ROOT / folder
     spec = importlib.util.spec_from_file_location(
-        "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=folders
+        name, path / "__init__.py", submodule_search_locations=[str(path)]
     )
-    sys.modules["amed_webui"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["amed_webui"])
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
+load_package("amed_pictures", "pictures")
 if "amed_webui" not in sys.modules:
-    load_package()
+    load_package("amed_webui", "webui")
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +42,20 @@ def webui(request, tmp_path, denoiser):
     """A host with AMED installed: `.script` ours, `.ui`, `.run`, `.calibrate`, `.host` our modules. Its
     checkpoint is taken for a Stable Diffusion 1.5 that no predictor was fitted for."""
     made = restated.install(request.param, tmp_path, denoiser)
-    load_package()
-    door = importlib.import_module("amed_webui.door")
-    script = door.install()()
+    load_package("amed_webui", "webui")
+    extension = importlib.import_module("amed_webui.extension")
+    script = extension.install()()
     script.is_img2img = False
     read_identity = sys.modules["amed_webui.host"].read_identity
     unknown = Identity("sd15", "0123456789abcdef")
     sys.modules["amed_webui.host"].read_identity = lambda model: unknown
-    names = ("ui", "run", "calibrate", "host", "samplers", "evaluate")
+    names = ("ui", "tab", "run", "calibrate", "host", "samplers", "evaluate")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
     yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=restated.generate,
                           restated=restated, sampler_base=restated.KDiffusionSampler,
                           Processing=restated.Processing, read_identity=read_identity)  # fmt: skip
     restated.remove()
-    load_package()
+    load_package("amed_webui", "webui")
 
 
 @pytest.fixture

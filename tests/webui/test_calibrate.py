@@ -181,6 +181,6 @@ def test_a_bad_name_costs_nothing(webui):
 
 
 def test_the_tab_says_what_went_wrong(webui):
-    assert list(webui.ui.followed({"prompts": ""}))[0][0].startswith("prompts:")
-    told = list(webui.ui.followed({**QUICK, "name": "a/b"}))
+    assert list(webui.tab.followed({"prompts": ""}))[0][0].startswith("prompts:")
+    told = list(webui.tab.followed({**QUICK, "name": "a/b"}))
     assert "is no file name" in told[-1][0] and told[-1][1] == []

@@ -115,7 +115,7 @@ def test_a_file_beside_a_link_out_and_a_bad_one_are_listed_as_they_are(webui):
         file.write(b"x")
     assert "mine.safetensors" in webui.ui.choices()
     assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.choices())
-    told = webui.ui.listed()
+    told = webui.tab.listed()
     json.dumps(told, ensure_ascii=False).encode()
     broken = " ".join(told["broken"])
     assert all(name in broken for name in ("link.safetensors", "gone.safetensors", "?.safetensors"))

@@ -53,7 +53,7 @@ def test_fitted_and_run_when_that_very_sampler_is_chosen(webui, sampler, name, s
     said = p.extra_generation_params
     assert (said["AMED predictor"], said["AMED evaluations"]) == (file, evaluations)
     assert said["Schedule type"] == "AMED" and "AMED note" not in said
-    outside = importlib.import_module("amed_webui.outside")
+    outside = importlib.import_module("amed_webui.host_samplers")
     assert f"**{evaluations}** evaluations ({steps} steps), {file}" in outside_status(webui, sampler, file)
 
     plain, p = run("auto", steps=steps)

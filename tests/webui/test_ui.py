@@ -23,7 +23,7 @@ def test_installed(webui):
 
 def test_reloading_the_scripts_adds_nothing_twice(webui):
     lists, before = webui.webui.sd_samplers, len(webui.webui.sd_samplers.all_samplers)
-    door = sys.modules["amed_webui.door"]
+    door = sys.modules["amed_webui.extension"]
     webui.webui.shared.opts.data["amed_samplers"] = ["AMED"]
     door.install()
     assert len(lists.all_samplers) == before
@@ -121,7 +121,7 @@ def test_a_failure_at_load_is_one_readable_line(tmp_path):
     done = run_door(tmp_path)  # no WebUI here
     assert done.returncode == 0 and done.stderr == ""
     first, last = done.stdout.splitlines()
-    assert first.startswith("AMED: not loaded, the WebUI goes on without it: ModuleNotFoundError")
+    assert first.startswith("AMED: not loaded, the WebUI starts without it: ModuleNotFoundError")
     assert last == "went on False"
 
 

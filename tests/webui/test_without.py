@@ -133,7 +133,7 @@ CASES = {
     ),
     "p.sampler.func": Case(
         lambda w, put: None,
-        lambda w: w.run and sys.modules["amed_webui.outside"].put_around(
+        lambda w: w.run and sys.modules["amed_webui.host_samplers"].put_around(
             asked(w, amed_outside=object(), sampler=object())), None,
         covers=("sampler", "func"),
     ),

@@ -2,7 +2,7 @@
 
 from modules import script_callbacks, scripts
 
-from . import host, run, ui
+from . import host, run, tab, ui
 
 
 def install() -> type:
@@ -10,8 +10,8 @@ def install() -> type:
     ui.add_settings()
     host.register(run.run, run.times, host.setting("amed_samplers", None))
     script_callbacks.on_model_loaded(host.identity)  # before any LoRA changes its weights
-    script_callbacks.on_ui_tabs(ui.tab)
-    script_callbacks.on_app_started(ui.add_api)
+    script_callbacks.on_ui_tabs(tab.tab)
+    script_callbacks.on_app_started(tab.add_api)
 
     class AmedScript(ui.Accordion, scripts.Script):
         """AMED's accordion."""
