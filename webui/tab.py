@@ -1,4 +1,4 @@
-"""The AMED tab, which calibrates, and the HTTP API."""
+"""The AMED tab, which runs calibrations, and the HTTP API."""
 
 import base64
 import io
@@ -15,13 +15,13 @@ from . import calibrate, host
 
 
 def tab() -> list[tuple[Any, str, str]]:
-    """The AMED tab: Calibrate."""
+    """Build the AMED tab; returns (page, title, id) in a list, as the WebUI expects it."""
     default = calibrate.Form([""])
     with gr.Blocks(analytics_enabled=False) as page:
         gr.Markdown(
-            "Fit AMED to the loaded checkpoint: a few dozen constants, by sampling only, saved in "
-            "`models/AMED` and found by *auto* from then on. Give prompts, size and CFG scale of the kind "
-            "you use."
+            "Fit AMED to the loaded checkpoint. This fits a few dozen numbers by sampling, and saves them as "
+            "a predictor in `models/AMED`, where *auto* finds it. Use prompts, a size and a CFG scale like "
+            "those of your images."
         )
         with gr.Row():
             with gr.Column():
@@ -39,7 +39,7 @@ def tab() -> list[tuple[Any, str, str]]:
                 with gr.Row():
                     counts = ", ".join(f"{count:,}" for count in PRESETS.values())
                     budget = gr.Dropdown(
-                        list(PRESETS), value="quick", label="Budget", info=f"evaluations: {counts}"
+                        list(PRESETS), value="quick", label="Budget", info=f"evaluations per NFE: {counts}"
                     )
                     batch = gr.Slider(1, 16, value=default.batch, step=1, label="Images at once")
                     seed = gr.Number(0, precision=0, label="Seed")
@@ -56,74 +56,78 @@ def tab() -> list[tuple[Any, str, str]]:
         }  # fmt: skip
 
         def follow(*values: Any) -> Iterator[tuple[str, list]]:
-            yield from followed(dict(zip(fields, values)))
+            yield from calibration_updates(dict(zip(fields, values)))
 
         def wait(*values: Any) -> tuple[str, list]:
-            return list(followed(dict(zip(fields, values))))[-1]
+            return list(calibration_updates(dict(zip(fields, values))))[-1]
 
-        # a page without Gradio's queue refuses to start if it has an answer in parts
-        click = follow if host.has_queue() else wait
+        # without Gradio's queue a page with a generator as callback does not start
+        click = follow if host.has_gradio_queue() else wait
         start.click(click, inputs=list(fields.values()), outputs=[text, pictures])
         stop.click(host.interrupt, inputs=[], outputs=[])
     return [(page, "AMED", "amed")]
 
 
-def followed(filled: dict[str, Any]) -> Iterator[tuple[str, list]]:
-    """A calibration's text and pictures, as it goes on."""
+def calibration_updates(fields: dict[str, Any]) -> Iterator[tuple[str, list]]:
+    """Run a calibration in a thread; yield its progress, and at the end its result, as (text, pictures).
+
+    Args:
+        fields: the fields of the tab, by the names of calibrate.Form's."""
     try:
-        form = calibrate.Form.of(filled)
+        form = calibrate.Form.of(fields)
     except ValueError as error:
         yield str(error), []
         return
-    end: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            end["outcome"] = calibrate.started(form)
+            result["outcome"] = calibrate.calibrate_in_queue(form)
         except Exception as error:
-            end["error"] = error
+            result["error"] = error
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     while thread.is_alive():
         yield host.progress_text() or "waiting", []
         time.sleep(0.5)
-    if "error" in end:
-        yield f"{type(end['error']).__name__}: {end['error']}", []
+    if "error" in result:
+        yield f"{type(result['error']).__name__}: {result['error']}", []
         return
-    yield end["outcome"].text, end["outcome"].pictures
+    yield result["outcome"].text, result["outcome"].pictures
 
 
-def listed() -> dict[str, Any]:
-    """The predictors there are, in words, and what is wrong with others."""
+def list_predictors() -> dict[str, Any]:
+    """Return the description of each predictor by name, and the problems of files that cannot be read."""
     library = host.library()
     labels = {name: fitted.label for name, fitted in library.named().items()}
     return {"predictors": labels, "broken": library.problems()}
 
 
 def add_api(_page: Any, app: Any) -> None:
-    """GET /amed/predictors, POST /amed/calibrate (the tab's fields); the host's progress and interrupt
-    serve."""
+    """Add GET /amed/predictors and POST /amed/calibrate, which takes the tab's fields as JSON.
+
+    The WebUI's own API gives the progress of a calibration and interrupts it."""
     from fastapi import Body, HTTPException
 
-    def fit(filled: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
+    def fit(fields: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI requires a call here)
         try:
-            outcome = calibrate.started(calibrate.Form.of(filled))
+            outcome = calibrate.calibrate_in_queue(calibrate.Form.of(fields))
         except ValueError as error:
             raise HTTPException(status_code=422, detail=str(error)) from None
         return {
             "saved": outcome.saved,
             "text": outcome.text,
             "interrupted": outcome.interrupted,
-            "images": [encoded(picture) for picture in outcome.pictures],
+            "images": [png_base64(picture) for picture in outcome.pictures],
         }
 
-    app.add_api_route("/amed/predictors", listed, methods=["GET"])
+    app.add_api_route("/amed/predictors", list_predictors, methods=["GET"])
     app.add_api_route("/amed/calibrate", fit, methods=["POST"])
 
 
-def encoded(picture: Any) -> str:
-    """PNG in base64, as the host's API gives images."""
+def png_base64(picture: Any) -> str:
+    """Encode a PIL image as a PNG in base64, like the images of the WebUI's API."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -23,7 +23,7 @@ def test_it_is_saved_and_found(small):
     seen = []
     state = webui.webui.shared.state
     webui.webui.before_evaluation = lambda cfg: seen.append((state.job, state.sampling_step, state.textinfo))
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(told))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(told))
     webui.webui.before_evaluation = None
     assert outcome.saved == ["emoji-multistep-nfe3-cfg2.safetensors"] and not outcome.interrupted
     fitted = load(webui.host.user_folder() / outcome.saved[0])
@@ -54,7 +54,7 @@ def test_each_sample_is_guided_by_its_own_prompt(small):
     told = {}
 
     def keep(model, x, sigmas, extra_args, callback):
-        ask = webui.calibrate.OfPrompts(model, extra_args)
+        ask = webui.calibrate.PromptDenoiser(model, extra_args)
         told["mixed"] = ask(x[[0, 0, 0]], sigmas[:1].expand(3), torch.tensor([1, 0, 1]))
         told["alone"] = [ask(x[:1], sigmas[:1], torch.tensor([i])) for i in (1, 0)]
         told["steps"] = model.step
@@ -63,7 +63,7 @@ def test_each_sample_is_guided_by_its_own_prompt(small):
         told["seen"] = ask.evaluate(ask, x[[0, 0]], sigmas[:1].expand(2), prompt, wants)
         return x
 
-    p.amed = webui.run.Wish(calibrate=keep)
+    p.amed = webui.run.GenerationSettings(calibrate=keep)
     webui.generate(p, None)
     assert torch.allclose(told["mixed"][:1], told["alone"][0], atol=1e-4)
     assert torch.allclose(told["mixed"][1:2], told["alone"][1], atol=1e-4)
@@ -84,7 +84,7 @@ def interrupted(webui, filled, when):
             state.interrupt()
 
     webui.webui.before_evaluation = interrupt
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     webui.webui.before_evaluation = None
     assert when(len(seen), state.textinfo) and outcome.interrupted and "Interrupted" in outcome.text
     assert not state.interrupted  # the next generation runs
@@ -108,7 +108,7 @@ def test_what_is_finished_is_not_lost(small):
     """An interrupted calibration, and one that came out worse, leave a finished file of the same name alone,
     and say so."""
     webui, filled = small
-    first = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    first = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     file = webui.host.user_folder() / first.saved[0]
     fitted = load(file)
     better = {**fitted.spec.metrics, "error": 1e-6}
@@ -119,7 +119,7 @@ def test_what_is_finished_is_not_lost(small):
     assert file.read_bytes() == best and stopped.saved == ["emoji-multistep-nfe3-cfg2-2.safetensors"]
     assert f"{file.name} stays, it is finished" in stopped.text and "(unfinished)" in stopped.text
 
-    worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    worse = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     assert not worse.interrupted and file.read_bytes() == best and worse.saved == stopped.saved
     assert f"{file.name} stays, its error is less" in worse.text
     assert load(worse.kept[0].path).spec.metrics["finished"]  # in place of the unfinished one
@@ -149,7 +149,7 @@ def test_the_new_samplers(small, sampler, solver):
     """Calibrated, and found."""
     webui, filled = small
     filled = {**filled, "sampler": sampler, "nfe": "2", "budget": smallest(2)}
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     fitted = load(outcome.kept[0].path)
     if outcome.kept[0].result.improved:
         assert (fitted.nfe, fitted.spec.solver) == (2, solver)
@@ -163,10 +163,10 @@ def test_the_new_samplers(small, sampler, solver):
 
 @pytest.mark.parametrize("change, words", [
     ({"prompts": " \n"}, "1 to 8"), ({"prompts": "a\n" * 9}, "1 to 8"), ({"nfe": "five"}, "nfe is 'five'"),
-    ({"nfe": "1"}, "nfe is"), ({"width": 100}, "by eights"), ({"height": 8}, "64 to 4096"),
+    ({"nfe": "1"}, "nfe is"), ({"width": 100}, "multiple of 8"), ({"height": 8}, "64 to 4096"),
     ({"sampler": "Euler a"}, "choose one of AMED"), ({"budget": "big"}, "quick"),
     ({"guidance": -1}, "above 0"),
-    ({"colour": "red"}, "no such field: colour"), ({"batch": "x"}, "not a calibration"),
+    ({"colour": "red"}, "unknown fields: colour"), ({"batch": "x"}, "a calibration field has a wrong value"),
 ])  # fmt: skip
 def test_what_cannot_be(webui, change, words):
     with pytest.raises(ValueError, match=words):
@@ -176,11 +176,11 @@ def test_what_cannot_be(webui, change, words):
 def test_a_bad_name_costs_nothing(webui):
     form = webui.calibrate.Form.of({**QUICK, "name": "../mine"})
     with pytest.raises(ValueError, match="is no file name"):
-        webui.calibrate.started(form)
+        webui.calibrate.calibrate_in_queue(form)
     assert webui.checkpoint.network.calls == []
 
 
 def test_the_tab_says_what_went_wrong(webui):
-    assert list(webui.tab.followed({"prompts": ""}))[0][0].startswith("prompts:")
-    told = list(webui.tab.followed({**QUICK, "name": "a/b"}))
+    assert list(webui.tab.calibration_updates({"prompts": ""}))[0][0].startswith("prompts:")
+    told = list(webui.tab.calibration_updates({**QUICK, "name": "a/b"}))
     assert "is no file name" in told[-1][0] and told[-1][1] == []

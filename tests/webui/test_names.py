@@ -30,7 +30,7 @@ def secret(webui):
 
 def test_a_generation_takes_only_what_is_listed(webui):
     """The accordion and the API's script arguments."""
-    line = webui.samplers.line_of("AMED Plugin DPM++ 2M")
+    line = webui.samplers.entry_of("AMED Plugin DPM++ 2M")
     for name in [*secret(webui), *SOME]:
         if name in ("", " "):  # left open
             continue
@@ -38,7 +38,7 @@ def test_a_generation_takes_only_what_is_listed(webui):
         webui.script.process(p, name, 0, "error")
         assert "no predictor named" in str(p.amed.error), name
         with pytest.raises(ValueError, match="no predictor named"):
-            webui.run.named(name, line)
+            webui.run.load_predictor(name, line)
 
 
 class Option:
@@ -113,9 +113,9 @@ def test_a_file_beside_a_link_out_and_a_bad_one_are_listed_as_they_are(webui):
     (folder / "<img src=x onerror=alert(1)>.safetensors").write_bytes(b"x")
     with open(bytes(folder) + b"/\xff.safetensors", "wb") as file:
         file.write(b"x")
-    assert "mine.safetensors" in webui.ui.choices()
-    assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.choices())
-    told = webui.tab.listed()
+    assert "mine.safetensors" in webui.ui.predictor_choices()
+    assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.predictor_choices())
+    told = webui.tab.list_predictors()
     json.dumps(told, ensure_ascii=False).encode()
     broken = " ".join(told["broken"])
     assert all(name in broken for name in ("link.safetensors", "gone.safetensors", "?.safetensors"))

@@ -54,7 +54,7 @@ def move(webui, monkeypatch):
 def every(webui):
     """Images by what made them."""
     made = {}
-    for line in webui.samplers.LINES:
+    for line in webui.samplers.ENTRIES:
         for name in ("Automatic", "Karras"):
             made[line.label, name] = images(webui, sampler_name=line.label, steps=4, scheduler=name)[0]
         made[line.label, "below"] = images(
@@ -82,7 +82,7 @@ def test_fits(webui, move, small_latents, sampler):
     errors = []
     for step in (lambda: None, move):
         step()
-        outcome = webui.calibrate.started(webui.calibrate.Form.of(told | {"sampler": sampler}))
+        outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(told | {"sampler": sampler}))
         (file,) = outcome.saved
         path = webui.host.user_folder() / file
         spec = load(path).spec

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("small_latents")
 
 
 def fitted_around(webui, sampler, **more):
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(TOLD | {"sampler": sampler} | more))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(TOLD | {"sampler": sampler} | more))
     return outcome, load(webui.host.user_folder() / outcome.saved[0])
 
 
@@ -77,7 +77,7 @@ def test_the_hosts_own_schedules_are_tried(webui):
 
     listed.schedulers.append(listed.Scheduler("fails", "Fails", fails, need_inner_model=True))
     try:
-        found = webui.host.schedules_of(wrap, 5)
+        found = webui.host.host_schedules(wrap, 5)
     finally:
         listed.schedulers.pop()
     assert set(found) == {"Karras"} and len(found["Karras"]) == 6

@@ -57,7 +57,7 @@ def noise(count=1, size=32, seed=0):
 def test_every_sampler_without_a_predictor_is_the_plain_solver(webui):
     """As many evaluations as steps, the same image from all of them, and one line that says so."""
     outs = []
-    for line in webui.samplers.LINES:
+    for line in webui.samplers.ENTRIES:
         out, p = images(webui, sampler_name=line.label, steps=4)
         told = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
@@ -86,7 +86,7 @@ def test_the_demo_models_best_plain_solver(emoji):
 
 
 def test_every_sampler_untrained(webui):
-    for line in webui.samplers.LINES:
+    for line in webui.samplers.ENTRIES:
         out, p = images(webui, ("auto", 0, "untrained"), sampler_name=line.label, steps=3)
         told = p.extra_generation_params
         assert out.isfinite().all() and out.std() > 0.05
@@ -412,7 +412,7 @@ def test_a_named_predictor_on_another_schedule(emoji):
 def test_our_schedule_for_other_samplers(webui):
     wrap = wrapped(webui)
     for n in (1, 2, 7):
-        sigmas = webui.host.schedule(n, float(wrap.sigmas[0]), float(wrap.sigmas[-1]), wrap, "cpu")
+        sigmas = webui.host.schedule_sigmas(n, float(wrap.sigmas[0]), float(wrap.sigmas[-1]), wrap, "cpu")
         assert len(sigmas) == n + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
         assert float(sigmas[0]) == pytest.approx(float(wrap.sigmas[-1]))
 

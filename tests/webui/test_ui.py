@@ -63,7 +63,7 @@ def test_axes(webui):
     (("AMED", 20, 7, "untrained", 0), ["**40** evaluations (20 steps)", "80 network passes", "untrained"]),
     (("AMED Multistep", 6, 1, "auto", 0), ["**6** evaluations (6 steps)", "plain solver"]),
     (("AMED Plugin UniPC", 4, 1, "untrained", 0), ["**8** evaluations (4 steps)", "untrained"]),
-    (("AMED Plugin DEIS", 4, 1, "auto", 5), ["**5** evaluations (5 steps)", "the AMED tab fits one"]),
+    (("AMED Plugin DEIS", 4, 1, "auto", 5), ["**5** evaluations (5 steps)", "fit one in the AMED tab"]),
     (("AMED Plugin DEIS", 4, 1, "plain", 5), ["**5** evaluations (5 steps)", "plain solver."]),
     (("AMED", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0),
      ["**5** evaluations (3 steps)", "10 network passes", "fitted at guidance 1, CFG scale is 2"]),

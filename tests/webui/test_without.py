@@ -96,7 +96,8 @@ CASES = {
     ),
     "unet.model_options": Case(
         lambda w, put: None,
-        lambda w: w.host.whole_guidance(SimpleNamespace(forge_objects=SimpleNamespace(unet=object()))), False,
+        lambda w: w.host.guidance_is_patched(SimpleNamespace(forge_objects=SimpleNamespace(unet=object()))),
+        False,
         covers=("model_options",),
     ),
     "unet.model.predictor": Case(
@@ -114,7 +115,7 @@ CASES = {
         covers=("modules_forge", "run_and_wait_result"),
     ),
     "no_gradio_queue": Case(
-        lambda w, put: None, lambda w: w.host.has_queue(), True, covers=("no_gradio_queue",),
+        lambda w, put: None, lambda w: w.host.has_gradio_queue(), True, covers=("no_gradio_queue",),
     ),
     "the X/Y/Z plot": Case(
         lambda w, put: put(w.scripts, "scripts_data", [SimpleNamespace(module=object())]),
@@ -126,15 +127,15 @@ CASES = {
         covers=("scheduler", "sampler_noise_scheduler_override", "is_hr_pass"),
     ),
     "p.init_images": Case(
-        lambda w, put: None, lambda w: w.host.starts_below(asked(w)), False, covers=("init_images",),
+        lambda w, put: None, lambda w: w.host.runs_lower_part(asked(w)), False, covers=("init_images",),
     ),
     "p.hr_cfg": Case(
         lambda w, put: None, lambda w: w.host.guidance(asked(w, is_hr_pass=True)), 7.0, covers=("hr_cfg",),
     ),
     "p.sampler.func": Case(
         lambda w, put: None,
-        lambda w: w.run and sys.modules["amed_webui.host_samplers"].put_around(
-            asked(w, amed_outside=object(), sampler=object())), None,
+        lambda w: w.run and sys.modules["amed_webui.host_samplers"].wrap_sampler(
+            asked(w, amed_wrapper=object(), sampler=object())), None,
         covers=("sampler", "func"),
     ),
     "middle_block": Case(
@@ -142,7 +143,7 @@ CASES = {
     ),
     "denoiser.mask": Case(
         lambda w, put: None,
-        lambda w: evaluate().blended(object(), torch.ones(1), torch.ones(1)).item(), 1.0,
+        lambda w: evaluate().apply_mask(object(), torch.ones(1), torch.ones(1)).item(), 1.0,
         covers=("mask", "mask_before_denoising"),
     ),
     "denoiser.inner_model": Case(
@@ -156,7 +157,7 @@ CASES = {
         lambda w, put: None, lambda w: weightless(), 1.5, covers=("weight",),
     ),
 }  # fmt: skip
-OURS = {"amed", "amed_choice", "amed_nfe", "amed_outside", "amed_predictor", "hr_sampler_name"}
+OURS = {"amed", "amed_choice", "amed_nfe", "amed_wrapper", "amed_predictor", "hr_sampler_name"}
 
 
 def evaluate() -> Any:
@@ -167,18 +168,18 @@ def halves_of(denoiser: Any) -> list:
     """Of either order."""
     found = set()
     for order in (evaluate().PromptsFirst(), evaluate().Chunks()):
-        heard = evaluate().Heard()
-        with order.listening(denoiser, heard):
+        recording = evaluate().Recording()
+        with order.recording_halves(denoiser, recording):
             pass
-        found.add(order.halves(heard, 1, {}))
+        found.add(order.halves(recording, 1, {}))
     return list(*found)
 
 
 def weightless() -> float:
     """The mean of two prompts' rows, 1 and 2, whose prompts have no weight."""
-    heard = evaluate().Heard(denoised=[torch.tensor([[1.0], [2.0]])])
+    recording = evaluate().Recording(denoised=[torch.tensor([[1.0], [2.0]])])
     told = {"cond": SimpleNamespace(batch=[[object(), object()]])}
-    return float(evaluate().PromptsFirst().halves(heard, 1, told)[0])
+    return float(evaluate().PromptsFirst().halves(recording, 1, told)[0])
 
 
 def sampled(webui: Any) -> tuple[torch.Tensor, Any]:
