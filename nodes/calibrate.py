@@ -50,7 +50,7 @@ class Shown:
         self.bar(progress.evaluations, report.live(progress, look, shown))
         if self.node_id:
             share = progress.evaluations / progress.budget
-            show_text(self.node_id, f"{share:.0%} done{report.left(progress.seconds)}: {progress.text}")
+            show_text(self.node_id, f"{share:.0%} done{report.time_left(progress.seconds)}: {progress.text}")
 
 
 def calibrate(
@@ -169,7 +169,7 @@ def pixels_of(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:
 
 def reports(pixels: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
     """The pictures of calibrations, as an IMAGE."""
-    images = [report.as_image(report.picture(result, pictures(pixels, result))) for result in results]
+    images = [report.as_image(report.calibration(result, pictures(pixels, result))) for result in results]
     high = max(image.shape[1] for image in images)
     return torch.cat(
         [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
@@ -183,7 +183,7 @@ def pictures(pixels: Callable[[Tensor], Tensor], result: Result) -> dict[str, to
         "fit": "AMED" if result.improved else "kept",
         "plain": f"best plain\n{result.rows[1].solver}",
     }
-    return {label: pixels(result.images[name][: report.SAMPLES]) for name, label in labels.items()}
+    return {label: pixels(result.images[name][: report.MAX_SAMPLES]) for name, label in labels.items()}
 
 
 NODES = [Calibrate]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..amed.fit import numbers
 from ..pictures import grid
-from ..pictures.report import as_image, left
+from ..pictures.report import as_image, time_left
 from .comparing import REFERENCE, Entry, Measured, Scene, compare, entries
 from .counting import counting
 from .folders import output_folder
@@ -51,7 +51,7 @@ class Progress:
         if now - self.told > TELL:
             self.told = now
             rest = (now - self.begin) / self.done * (self.total - self.done) if self.done else math.nan
-            self.tell(f"evaluation {self.done + 1} of {self.total}{left(rest)}")
+            self.tell(f"evaluation {self.done + 1} of {self.total}{time_left(rest)}")
             self.bar(self.done)
         self.done += 1
 
@@ -115,15 +115,15 @@ def drawn(scene: Scene, rows: list[Measured], sharp: float) -> Image.Image:
     return grid.picture("Samplers compared", under, [str(s) for s in scene.seeds], made, sharp)
 
 
-def line_of(row: Measured, above: str, best: bool) -> grid.Row:
+def line_of(row: Measured, above: str, best: bool) -> grid.SamplerRow:
     """A row of the grid."""
     name = row.entry.sampler
     if row.pixels is None:
-        return grid.Row(name, tuple(filter(None, [row.entry.scheduler])), why=row.note, above=above)
+        return grid.SamplerRow(name, tuple(filter(None, [row.entry.scheduler])), note=row.note, heading=above)
     each = f"{row.evaluations:g} evaluations, {row.passes:g} passes"
     details = (row.setting, each, f"{seconds(row.seconds)} an image")
     distance = None if math.isnan(row.distance) else row.distance
-    return grid.Row(name, details, row.pixels, row.note, distance, best, above)
+    return grid.SamplerRow(name, details, row.pixels, row.note, distance, best, above)
 
 
 def seconds(value: float) -> str:
@@ -234,7 +234,7 @@ class Compare(io.ComfyNode):
         text = summary(rows)
         logging.info("Compare AMED: %s", text.replace("\n", "; "))
         progress.tell(text)
-        table = f"{text}\n\n{grid.table(list(HEAD), [cells(row) for row in rows])}"
+        table = f"{text}\n\n{grid.markdown_table(list(HEAD), [cells(row) for row in rows])}"
         return io.NodeOutput(image, table, as_csv(scene, rows), ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod

@@ -16,7 +16,7 @@ from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
-from ..pictures import plane as drawing
+from ..pictures import trajectory as drawing
 from ..pictures.parts import names_of, trimmed
 from ..pictures.report import as_image
 from .choosing import plain_choice, reference_setting, request
@@ -145,7 +145,7 @@ def drawn(all_of: list[Walked], points: list[Tensor], under: str) -> Image.Image
     for one, at in zip(all_of, points):
         mids = (*(not row.opens for row in one.walk.table.rows), False)
         said = "" if one is all_of[0] else f"its end {one.away(all_of[0]):.3f} away"
-        runs.append(drawing.Run(one.job.name, one.walk.times, at, mids, said))
+        runs.append(drawing.SolverPath(one.job.name, one.walk.times, at, mids, said))
     learned = all_of[1]
     shares = learned.shares
     names = names_of(getattr(learned.job.predictor, "parts", ""), shares.shape[-1])

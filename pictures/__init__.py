@@ -1,4 +1,4 @@
-"""Pictures that both graphical hosts show (drawn with Pillow, which the engine does not need).
+"""Pictures that the ComfyUI nodes and the WebUI extension show, drawn with Pillow.
 
-ComfyUI's nodes import this package as `..hosts`; the WebUI loads the folder into its own package
-(scripts/amed_webui.py). Therefore nothing here imports `amed`."""
+ComfyUI imports this package relative to its nodes (`..pictures`), the WebUI as `amed_pictures` (see
+scripts/amed_webui.py). Modules here import only each other, never `amed`, whose name depends on the host."""

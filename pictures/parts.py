@@ -1,8 +1,8 @@
-"""Names of the parts of a slope (amed.parts), for pictures and texts."""
+"""Names for the parts into which a predictor splits slopes (see amed.parts), for pictures and texts."""
 
 BANDS = ("finest", "finer", "coarser", "coarsest")
 ADDED = "what guidance adds"
-NAMES = {
+NAMES = {  # kind of split, as in a predictor file's field `parts` -> name of each part
     "": ("the slopes so far",),
     "guidance": ("the slopes without guidance", ADDED),
     "halves": ("the prompt's slopes", ADDED),
@@ -12,7 +12,7 @@ NAMES = {
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Return the name of each of `count` parts; "part 1", "part 2", ... for an unknown kind of `parts`."""
+    """Return the names of the `count` parts of a split; "part 1", "part 2", ... if its kind is unknown."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 
 

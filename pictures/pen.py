@@ -1,19 +1,23 @@
 """Drawing and writing in units of 1/500 of the picture's width.
 
-The hosts show a picture about 500 pixels wide, so text of size 11 in these units is readable there."""
+ComfyUI and the WebUI show a picture about 500 pixels wide, so text of size 11 in these units is readable."""
 
 from PIL import Image, ImageDraw
 
 from .report import font
 
 INK, SOFT, FAINT, BACK = (24, 27, 33), (92, 98, 110), (216, 219, 226), (255, 255, 255)
-GOOD, BAD = (0, 114, 178), (176, 58, 20)  # blue and red of Okabe and Ito's palette for the colour-blind
+# RGB colours; blue and red are distinguishable to the colour-blind (Okabe and Ito's palette)
+GOOD, BAD = (0, 114, 178), (176, 58, 20)
 WIDTH, EDGE = 500, 10  # width of a picture and its margin, in units
-SMALL = 0.7  # the smallest share of its size to which text is shrunk to fit
+MIN_SHRINK = 0.7  # text is shrunk to this share of its font size at most, to fit into its place
 
 
 class Pen:
-    """Draws on a picture in units of 1/500 of its width; `unit` is the number of pixels per unit."""
+    """Draws on a picture in units of 1/500 of its width.
+
+    Args:
+        unit: number of pixels per unit."""
 
     def __init__(self, image: Image.Image, unit: float):
         self.draw, self.unit = ImageDraw.Draw(image), unit
@@ -22,15 +26,17 @@ class Pen:
         """Fill a rectangle."""
         self.draw.rectangle([round(v * self.unit) for v in (left, top, right, bottom)], colour)
 
-    def line(self, places: list[tuple[float, float]], colour: tuple[int, ...], width: float) -> None:
+    def line(self, points: list[tuple[float, float]], colour: tuple[int, ...], width: float) -> None:
         """Draw a curve through points, `width` units thick."""
-        joined = [(x * self.unit, y * self.unit) for x, y in places]
-        self.draw.line(joined, colour, max(1, round(width * self.unit)), joint="curve")
+        points = [(x * self.unit, y * self.unit) for x, y in points]
+        self.draw.line(points, colour, max(1, round(width * self.unit)), joint="curve")
 
-    def dot(self, at: tuple[float, float], size: float, colour: tuple[int, ...], hollow: bool = False,
+    def dot(self, center: tuple[float, float], size: float, colour: tuple[int, ...], hollow: bool = False,
             square: bool = False) -> None:  # fmt: skip
-        """Draw a circle or a square of radius `size` around a point; a hollow one is only an outline."""
-        box = [(v + side * size) * self.unit for side in (-1, 1) for v in at]
+        """Draw a disc of radius `size`, or a square with sides of twice that, around a point.
+
+        With `hollow` only its outline is drawn."""
+        box = [(v + side * size) * self.unit for side in (-1, 1) for v in center]
         draw = self.draw.rectangle if square else self.draw.ellipse
         draw(box, BACK if hollow else colour, colour, max(1, round(1.6 * self.unit)))
 
@@ -40,14 +46,15 @@ class Pen:
         """Write text and return the height it takes.
 
         Args:
-            at: the upper left corner, or the middle of the upper edge with `middle`.
-            width: where the text is wider, it is made smaller, broken and at last cut (see `fitted`);
-                0 for any width.
+            at: the upper left corner of the text, or with `middle` the middle of its upper edge.
+            size: font size, in units.
+            width: largest width, in units; wider text is shrunk, broken and at last cut (see `fit_text`).
+                0: unlimited.
             lines: largest number of lines.
-            halo: whether to outline the letters in white, for text above other drawings."""
-        size, broken = fitted(text, size, width, lines) if width else (size, [text])
+            halo: whether to outline the letters in white, for text on top of other drawings."""
+        size, broken = fit_text(text, size, width, lines) if width else (size, [text])
         for i, line in enumerate(broken):
-            left = at[0] - (wide(line, size) / 2 if middle else 0)
+            left = at[0] - (text_width(line, size) / 2 if middle else 0)
             place = left * self.unit, (at[1] + 1.2 * i * size) * self.unit
             edge = round(2 * self.unit) if halo else 0
             self.draw.text(
@@ -56,39 +63,47 @@ class Pen:
         return 1.2 * size * len(broken)
 
 
-def wide(text: str, size: float) -> float:
+def text_width(text: str, size: float) -> float:
     """Return the width of text at a font size, in the unit of `size`."""
     left, _, right, _ = font(40).getbbox(text)
     return 1.03 * (right - left) * size / 40  # 3 % for rounding small letters to pixels
 
 
-def fitted(text: str, size: float, width: float, lines: int) -> tuple[float, list[str]]:
+def fit_text(text: str, size: float, width: float, lines: int) -> tuple[float, list[str]]:
     """Fit text into a width and a number of lines.
 
-    Returns the font size (between `SMALL` times `size` and `size`) and the lines; where the text is still too
-    long, the last line ends in "..."."""
-    for smaller in (size, (1 + SMALL) / 2 * size, SMALL * size):
-        broken = wrapped(text, smaller, width)
+    Args:
+        size: font size.
+        width: largest width of a line, in the unit of `size`.
+        lines: largest number of lines.
+
+    Returns:
+        The font size, from `MIN_SHRINK * size` to `size`, and the lines. If the text is too long even at the
+        smallest size, the last line ends in "..."."""
+    for smaller in (size, (1 + MIN_SHRINK) / 2 * size, MIN_SHRINK * size):
+        broken = wrap_text(text, smaller, width)
         if len(broken) <= lines:
             return smaller, broken
     last = broken[lines - 1]
-    while last and wide(last + "...", smaller) > width:
+    while last and text_width(last + "...", smaller) > width:
         last = last[:-1]
     return smaller, [*broken[: lines - 1], last + "..."]
 
 
-def wrapped(text: str, size: float, width: float) -> list[str]:
+def wrap_text(text: str, size: float, width: float) -> list[str]:
     """Break text into lines of a width: at spaces, or within a word that is wider than the line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
-        if wide(joined, size) <= width:
+        if text_width(joined, size) <= width:
             lines[-1] = joined
             continue
         lines += [word] if lines[-1] else []
         lines[-1] = word
-        while wide(lines[-1], size) > width and len(lines[-1]) > 1:
-            cut = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or wide(word[:n], size) <= width)
+        while text_width(lines[-1], size) > width and len(lines[-1]) > 1:
+            cut = next(
+                n for n in range(len(word) - 1, 0, -1) if n == 1 or text_width(word[:n], size) <= width
+            )
             lines[-1], word = word[:cut], word[cut:]
             lines.append(word)
     return lines

@@ -222,7 +222,7 @@ def report_picture(result: Result) -> Image.Image:
     plain_name = f"best plain\n{result.rows[1].solver}"
     labels = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": plain_name}
     samples = {label: result.images[name][:4] for name, label in labels.items()}
-    return report.picture(result, {label: host.decode(latents) for label, latents in samples.items()})
+    return report.calibration(result, {label: host.decode(latents) for label, latents in samples.items()})
 
 
 def calibrate_in_queue(form: Form) -> CalibrationOutcome:

@@ -352,9 +352,9 @@ def test_measures():
     end, count = run(Guided(Model(DEVICE), 2.0), x, TIMES, Solver("euler"), args, batch=2)
     assert count == 4 and end.device.type == no_double.NAME
     pictures = {"fit": end, "reference": end}
-    assert report.grid(pictures).width and report.strip(pictures).width
+    assert report.sample_rows(pictures).width and report.first_samples(pictures).width
     tile = ((end.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-    assert grid.picture("A", "b", ["1"], [grid.Row("amed", pictures=tile)]).width
+    assert grid.picture("A", "b", ["1"], [grid.SamplerRow("amed", pictures=tile)]).width
 
 
 @pytest.mark.parametrize("solver", [Solver("ipndm", 3), Solver("deis", 3), Solver("amed")], ids=str)
@@ -414,7 +414,7 @@ def test_calibration(asked_for):
             look = progress.look()
         results.append(calibration.result())
         assert report.live(progress, look, look.images).width
-        assert report.picture(results[-1], results[-1].images).width
+        assert report.calibration(results[-1], results[-1].images).width
     here, there = (result.fitted.spec.metrics for result in results)
     assert there["evaluations"] == here["evaluations"]
     assert there["error"] == pytest.approx(here["error"], rel=1e-3)

@@ -47,9 +47,9 @@ def test_samples_of_few_pixels_are_enlarged_as_they_are():
 @pytest.mark.parametrize("improved", [True, False])
 def test_a_report_is_of_few_large_things(improved):
     pictures = {"reference": SAMPLES, "AMED": SAMPLES[:3], f"best plain\n{LONG}": SAMPLES}
-    made = report.picture(result(improved, solver=LONG), pictures)
-    assert made.width == report.WIDE and made.height < 1.4 * made.width
-    assert not inked(made, (report.WIDE - 4, 0, report.WIDE, made.height))  # no text is cut by the edge
+    made = report.calibration(result(improved, solver=LONG), pictures)
+    assert made.width == report.WIDTH and made.height < 1.4 * made.width
+    assert not inked(made, (report.WIDTH - 4, 0, report.WIDTH, made.height))  # no text is cut by the edge
 
 
 def test_what_is_shown_grows_as_a_fit_goes_on():
@@ -63,7 +63,7 @@ def test_what_is_shown_grows_as_a_fit_goes_on():
 
 
 def test_the_time_left_is_said_as_people_say_it():
-    said = [report.left(seconds) for seconds in (math.nan, 1.0, 43.0, 150.0, 9000.0)]
+    said = [report.time_left(seconds) for seconds in (math.nan, 1.0, 43.0, 150.0, 9000.0)]
     assert said == ["", ", about 5 s left", ", about 45 s left", ", about 2 min left", ", about 2.5 h left"]
 
 
@@ -91,9 +91,14 @@ def test_every_part_has_a_name():
 )  # fmt: skip
 def test_a_tables_weights_are_plotted_by_their_parts(name, channels, alone, plots):
     made = report.constants(table(name, channels, alone))
-    assert made.size == (report.WIDE, plots * report.HIGH)
+    assert made.size == (report.WIDTH, plots * report.PLOT_HEIGHT)
     for n in range(plots):
-        box = (report.EDGE, n * report.HIGH + 70, report.WIDE - report.EDGE, (n + 1) * report.HIGH - 60)
+        box = (
+            report.EDGE,
+            n * report.PLOT_HEIGHT + 70,
+            report.WIDTH - report.EDGE,
+            (n + 1) * report.PLOT_HEIGHT - 60,
+        )
         seen = {tuple(v) for v in np.asarray(made.crop(box)).reshape(-1, 3)[::7].tolist()}
         assert seen & set(report.COLOURS)
 
@@ -104,5 +109,5 @@ def test_a_report_says_how_many_passes_were_spared(monkeypatch):
     one = result()
     for fitted in (table("halves", 0, (2, 3)), table("halves")):
         one.fitted = fitted
-        report.picture(one, {"reference": SAMPLES})
+        report.calibration(one, {"reference": SAMPLES})
     assert said == ["error 0.070 at 5 evaluations in 6 passes", "error 0.070 at 5 evaluations"]
