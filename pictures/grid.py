@@ -53,7 +53,7 @@ class Layout:
         return cls(column, (column - GAP) * height / width, full)
 
     def samples_left(self, columns: int) -> float:
-        """Return the x at which the first column of samples begins."""
+        """Return the x, in units, at which the first column of samples begins."""
         return WIDTH - EDGE - self.column * columns
 
     def height(self, row: SamplerRow, columns: int) -> float:
@@ -115,7 +115,7 @@ def picture(
 
 
 def draw_label(pen: Pen, row: SamplerRow, top: float, width: float, full_distance: float) -> None:
-    """Draw a row's label: its name, its details, and the distance as a number and a bar."""
+    """Draw the label of a sampler's row: its name, its details, and its distance as a number and a bar."""
     pen.write((EDGE, top), row.name, NAME_SIZE, GOOD if row.nearest else INK, width)
     y = top + 20
     for line in row.details:

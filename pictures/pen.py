@@ -23,7 +23,7 @@ class Pen:
         self.draw, self.unit = ImageDraw.Draw(image), unit
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: tuple[int, ...]) -> None:
-        """Fill a rectangle."""
+        """Draw a filled rectangle."""
         self.draw.rectangle([round(v * self.unit) for v in (left, top, right, bottom)], colour)
 
     def line(self, points: list[tuple[float, float]], colour: tuple[int, ...], width: float) -> None:
@@ -91,7 +91,7 @@ def fit_text(text: str, size: float, width: float, lines: int) -> tuple[float, l
 
 
 def wrap_text(text: str, size: float, width: float) -> list[str]:
-    """Break text into lines of a width: at spaces, or within a word that is wider than the line."""
+    """Break text into lines of at most `width`: at spaces, or within a word that is wider than a line."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()

@@ -81,7 +81,7 @@ class Panel:
             write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the position of a point of the plot, in pixels."""
+        """Convert a point (x, y) of the plot's axes to pixel coordinates of its image."""
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)

@@ -44,11 +44,11 @@ class Form:
     name: str = ""  # name of the saved files; "": made from the checkpoint and the sampler
 
     @classmethod
-    def of(cls, filled: dict[str, Any]) -> "Form":
+    def of(cls, given: dict[str, Any]) -> "Form":
         """Check the fields of the tab, or of the API's JSON; absent fields have their defaults.
 
         Raises ValueError, with the field's name, for a value that is not possible."""
-        fields = dict(filled)
+        fields = dict(given)
         prompts = fields.pop("prompts", DEFAULT_PROMPTS)
         lines = prompts.splitlines() if isinstance(prompts, str) else prompts
         lines = [str(line).strip() for line in lines if str(line).strip()]
@@ -62,10 +62,15 @@ class Form:
             raise ValueError(
                 f"unknown fields: {', '.join(sorted(unknown))}. Use prompts, nfe, {', '.join(known)}"
             )
-        try:
-            form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"a calibration field has a wrong value ({error}): correct it") from None
+        values = {}
+        for field_name, value in fields.items():
+            kind = known[field_name]
+            try:
+                values[field_name] = kind(value)
+            except (TypeError, ValueError, OverflowError):
+                number = "whole number" if kind is int else "number"
+                raise ValueError(f"{field_name} is {value!r}: give a {number}") from None
+        form = cls(lines, nfe=parts, **values)
         if entry_of(form.sampler) is None and form.sampler not in host_samplers.labels():
             raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
         for side, pixels in (("width", form.width), ("height", form.height)):
@@ -132,7 +137,11 @@ class PromptDenoiser:
     def evaluate(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
-        """Evaluate `model`, which is this object or calls it; `extra_args` has the key "prompt"."""
+        """Evaluate samples with different prompts, as amed.loop.Evaluate.
+
+        Args:
+            model: this object, or a wrapper that calls it.
+            extra_args: `extra_args["prompt"]` `[B]` has the number of each sample's prompt."""
         args = host.args_for_prompts(self.extra_args, extra_args["prompt"].tolist())
         return self.host.record(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
 
@@ -218,7 +227,7 @@ def calibrate(form: Form) -> CalibrationOutcome:
 
 
 def report_picture(result: Result) -> Image.Image:
-    """Draw the report of one fit, with decoded samples."""
+    """Draw the report of one fit, with samples decoded by the checkpoint's VAE."""
     plain_name = f"best plain\n{result.rows[1].solver}"
     labels = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": plain_name}
     samples = {label: result.images[name][:4] for name, label in labels.items()}

@@ -61,7 +61,8 @@ class RowOrder(Protocol):
         the rows cannot be assigned to images."""
 
     def recording_halves(self, denoiser: Any, recording: Recording) -> AbstractContextManager[None]:
-        """Return a context in which `recording.denoised` receives what `halves` needs."""
+        """Return a context manager that records the denoised images of the prompts and of the negative prompt
+        in `recording.denoised`."""
 
     def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
         """Return the denoised images `[count, ...]` of the prompts and of the negative prompt.
@@ -129,7 +130,9 @@ class Chunks:
     """The row order of Forge and reForge: chunks of one row per image."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """Return the rows of the last prompt chunk, which is the first prompt's: the order is reversed."""
+        """Return the middle block's output for the last prompt chunk, `[count, C, H, W]`.
+
+        Chunks run in reversed order, so it belongs to the first prompt."""
         for call in reversed(calls):
             chunks = call.chunks or []
             if len(call.output) != count * len(chunks):

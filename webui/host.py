@@ -274,7 +274,7 @@ def guidance(p: Any) -> float:
 
 
 def noise_scale(model: Any, sigma: float) -> float:
-    """Return the factor by which the WebUI's initial noise differs from unit noise times sigma."""
+    """Return the standard deviation of the WebUI's initial noise, divided by its noise level `sigma`."""
     rescaled = setting("sgm_noise_multiplier", False) and prediction_type(model) != "flow"
     return (1 + sigma**-2) ** 0.5 if rescaled else 1.0
 

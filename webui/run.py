@@ -137,7 +137,7 @@ def prepare(p: Any, entry: SamplerEntry, settings: GenerationSettings) -> None:
 def preview_choice(
     entry: SamplerEntry, settings: GenerationSettings, identity: Identity, guidance: float, steps: int = 0
 ) -> Choice:
-    """Return what a generation will run, before its noise levels are known.
+    """Choose the predictor of a generation before its noise levels are known.
 
     Where no predictor is found, the noise levels of the returned choice are placeholders; only their number
     is right. `steps` counts only if neither an NFE nor a file is given. Raises PredictorError."""
@@ -184,7 +184,7 @@ def choose_for_pass(
     times: int | Tensor,
     schedule: Callable[[int], Tensor],
 ) -> Choice:
-    """Return what a pass of a generation runs.
+    """Choose the predictor and the noise levels of one pass of a generation.
 
     Args:
         times: the noise levels above 0 (falling), or only their number.
@@ -227,7 +227,7 @@ def choose_for_pass(
 
 
 def other_levels_remark(fitted: Fitted) -> str:
-    """Return the remark for a run on other noise levels than those a predictor was fitted on."""
+    """Return the remark for a run whose noise levels are not those a predictor was fitted on."""
     return f"{fitted.name} was fitted on other noise levels than these: choose the AMED schedule"
 
 
@@ -235,7 +235,7 @@ def schedule_advice(request: Request) -> str:
     """Return the advice for a plain solver on a schedule that the user chose: how to run a predictor instead.
 
     Args:
-        request: of the pass, with its noise levels."""
+        request: the Request of the pass, with its noise levels as `times`."""
     schedule = f"the schedule type {SCHEDULE_LABEL} or Automatic"
     try:
         choice = choose(host.library(), replace(request, times=request.count + 1, if_missing=ERROR))
@@ -245,7 +245,7 @@ def schedule_advice(request: Request) -> str:
 
 
 def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
-    """Return remarks of amed.choose as the infotext has them."""
+    """Shorten remarks of amed.choose for the infotext."""
     return tuple(remark.replace("untrained, as asked: ", "untrained: ") for remark in remarks)
 
 

@@ -73,8 +73,8 @@ def sampler_class(
 
     Args:
         base: the WebUI's KDiffusionSampler.
-        sample: runs the sampler.
-        sigmas: gives the noise levels where the schedule type is one of `AUTOMATIC`.
+        sample: runs the sampler, as a `SampleFunction`.
+        sigmas: returns the noise levels, as a `SigmasFunction`, if the schedule type is one of `AUTOMATIC`.
         schedule_of: returns the schedule type of a processing object."""
 
     class AmedSampler(base):

@@ -263,7 +263,7 @@ def add_axes() -> None:
     def check_names(p: Any, xs: list[str]) -> None:
         for x in xs:
             if x not in (AUTO, *WITHOUT_FILE, *host.library().names()):
-                raise RuntimeError(f"Unknown AMED predictor {x}: choose one of the AMED predictor dropdown")
+                raise RuntimeError(f"Unknown AMED predictor {x}: choose one of the AMED accordion's list")
 
     module.axis_options += [
         module.AxisOption(

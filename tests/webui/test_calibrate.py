@@ -166,7 +166,7 @@ def test_the_new_samplers(small, sampler, solver):
     ({"nfe": "1"}, "nfe is"), ({"width": 100}, "multiple of 8"), ({"height": 8}, "64 to 4096"),
     ({"sampler": "Euler a"}, "choose one of AMED"), ({"budget": "big"}, "quick"),
     ({"guidance": -1}, "above 0"),
-    ({"colour": "red"}, "unknown fields: colour"), ({"batch": "x"}, "a calibration field has a wrong value"),
+    ({"colour": "red"}, "unknown fields: colour"), ({"batch": "x"}, "batch is 'x'"),
 ])  # fmt: skip
 def test_what_cannot_be(webui, change, words):
     with pytest.raises(ValueError, match=words):
