@@ -39,8 +39,11 @@ def denoiser() -> demo.Denoiser:
 
 @pytest.fixture(params=["a1111", "forge"])
 def webui(request, tmp_path, denoiser):
-    """A host with AMED installed: `.script` ours, `.ui`, `.run`, `.calibrate`, `.host` our modules. Its
-    checkpoint is taken for a Stable Diffusion 1.5 that no predictor was fitted for."""
+    """A restated WebUI with AMED installed.
+
+    Its checkpoint counts as a Stable Diffusion 1.5 for which no predictor was fitted.
+
+    `.script` is AMED's script; `.ui`, `.run` and so on are the modules of webui/."""
     made = restated.install(request.param, tmp_path, denoiser)
     load_package("amed_webui", "webui")
     extension = importlib.import_module("amed_webui.extension")
@@ -59,8 +62,16 @@ def webui(request, tmp_path, denoiser):
 
 
 @pytest.fixture
+def emoji(webui):
+    """`webui`, whose checkpoint is recognised as the demo model, which has bundled predictors."""
+    webui.host.read_identity = webui.read_identity
+    webui.host.FAMILIES["is_sd1"] = "emoji32"
+    return webui
+
+
+@pytest.fixture
 def small_latents(webui, monkeypatch):
-    """Samples of 8 x 8, as 64 pixels' latents are (in the restated host pixels are latents)."""
+    """Gives images of 64 pixels samples of 8 x 8, like latents; otherwise both have the same size here."""
     make = webui.generate.__globals__["torch"].randn
 
     def latents(count, channels, *size, generator):

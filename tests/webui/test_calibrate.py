@@ -1,4 +1,4 @@
-"""Calibrating inside the restated hosts: what the AMED tab and its API do."""
+"""Calibration in the restated WebUIs, as the AMED tab and its API run it."""
 
 from dataclasses import replace
 
@@ -48,7 +48,7 @@ def test_it_is_saved_and_found(small):
 
 
 def test_each_sample_is_guided_by_its_own_prompt(small):
-    """A batch of several prompts is what each alone would be."""
+    """In a batch with several prompts, each sample is as it would be without the others."""
     webui, _ = small
     p = webui.Processing(prompt=["3", "5"], cfg_scale=2.0, batch_size=2, height=64, width=64, steps=2)
     told = {}
@@ -99,14 +99,13 @@ def test_interruption_keeps_what_there_is(small, after, saved):
     assert [path.name for path in webui.host.user_folder().glob("*")] == outcome.saved
 
 
-# hosts do not differ in these, which take long
+# slow tests in which the kinds of WebUI do not differ
 in_one = pytest.mark.parametrize("webui", ["a1111"], indirect=True)
 
 
 @in_one
 def test_what_is_finished_is_not_lost(small):
-    """An interrupted calibration, and one that came out worse, leave a finished file of the same name alone,
-    and say so."""
+    """An interrupted or a worse calibration never replaces a finished file of the same name, and says so."""
     webui, filled = small
     first = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     file = webui.host.user_folder() / first.saved[0]
@@ -127,8 +126,7 @@ def test_what_is_finished_is_not_lost(small):
 
 @in_one
 def test_several_numbers_of_evaluations(small):
-    """One job: its progress goes on from one to the next, and an interruption keeps what was finished
-    before."""
+    """Several NFEs are one job with one progress; an interruption keeps the predictors finished before."""
     webui, filled = small
     filled = {**filled, "nfe": "2, 3", "budget": smallest(3)}
 
@@ -146,7 +144,7 @@ def test_several_numbers_of_evaluations(small):
 @in_one
 @pytest.mark.parametrize("sampler, solver", [("AMED Plugin UniPC", "unipc"), ("AMED Plugin DEIS", "deis")])
 def test_the_new_samplers(small, sampler, solver):
-    """Calibrated, and found."""
+    """UniPC and DEIS can be calibrated, and their predictors are found."""
     webui, filled = small
     filled = {**filled, "sampler": sampler, "nfe": "2", "budget": smallest(2)}
     outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))

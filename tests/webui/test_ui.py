@@ -1,4 +1,4 @@
-"""The accordion's texts, the settings, the axes, the lists and the door."""
+"""The status line, the settings page, the X/Y/Z axes, the WebUI's lists, and the loading of the extension."""
 
 import subprocess
 import sys
@@ -23,9 +23,9 @@ def test_installed(webui):
 
 def test_reloading_the_scripts_adds_nothing_twice(webui):
     lists, before = webui.webui.sd_samplers, len(webui.webui.sd_samplers.all_samplers)
-    door = sys.modules["amed_webui.extension"]
+    extension = sys.modules["amed_webui.extension"]
     webui.webui.shared.opts.data["amed_samplers"] = ["AMED"]
-    door.install()
+    extension.install()
     assert len(lists.all_samplers) == before
     assert "AMED Multistep" in lists.samplers_hidden and "AMED" not in lists.samplers_hidden
     assert len([s for s in webui.webui.sd_schedulers.schedulers if s.name == "amed"]) == 1
@@ -81,7 +81,7 @@ def test_status_before_a_checkpoint_is_loaded(webui):
 
 
 def test_identity_is_read_once_before_any_lora(webui, tmp_path):
-    """A host changes weights in place for a LoRA: the checkpoint stays the same one."""
+    """A host applies a LoRA to the weights in place; the checkpoint's identity must not change."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"x")
     webui.host.read_identity = webui.read_identity
@@ -98,11 +98,11 @@ def test_identity_is_read_once_before_any_lora(webui, tmp_path):
         weight.copy_(kept)
 
 
-# --- the door ----------------------------------------------------------------------------------------------
+# --- loading -----------------------------------------------------------------------------------------------
 
 
-def run_door(folder: Path, code: str = "") -> subprocess.CompletedProcess:
-    """The script loaded as a host does it: by path, named after its file."""
+def run_script(folder: Path, code: str = "") -> subprocess.CompletedProcess:
+    """Load scripts/amed_webui.py by its path, as a host does, in another process."""
     load = f"""
 import sys
 {code}
@@ -118,7 +118,7 @@ print("went on", hasattr(module, "AmedScript"))
 
 
 def test_a_failure_at_load_is_one_readable_line(tmp_path):
-    done = run_door(tmp_path)  # no WebUI here
+    done = run_script(tmp_path)  # no WebUI here
     assert done.returncode == 0 and done.stderr == ""
     first, last = done.stdout.splitlines()
     assert first.startswith("AMED: not loaded, the WebUI starts without it: ModuleNotFoundError")
@@ -128,14 +128,13 @@ def test_a_failure_at_load_is_one_readable_line(tmp_path):
 def test_another_package_of_our_name(tmp_path):
     (tmp_path / "amed").mkdir()
     (tmp_path / "amed" / "__init__.py").touch()
-    done = run_door(tmp_path, "sys.path.insert(0, ''); import amed")
+    done = run_script(tmp_path, "sys.path.insert(0, ''); import amed")
     assert "another package is called amed" in done.stdout and "went on False" in done.stdout
 
 
 @pytest.mark.parametrize("how", ["webui", "by hand"])
 def test_install_py(tmp_path, how):
-    """As a WebUI runs it at every start, and by hand: nothing to do, wherever it is called from, and nothing
-    imported that would take time."""
+    """install.py has nothing to do, from any folder, and imports nothing that takes time."""
     import os
 
     env = dict(os.environ, PYTHONPATH=str(tmp_path)) if how == "webui" else dict(os.environ)
@@ -149,8 +148,8 @@ assert {{m.split(".")[0] for m in sys.modules}}.isdisjoint({{"torch", "numpy", "
 
 
 def test_predictors_are_read_while_the_host_loads_a_checkpoint(monkeypatch):
-    """A1111 changes torch's classes while its loading thread makes a network without memory; the page and the
-    API may ask for predictors at that moment."""
+    """A1111 patches torch's classes while a thread loads a checkpoint; the page and the API may list
+    predictors at that moment."""
     import torch
     from torch import nn
 

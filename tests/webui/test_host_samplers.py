@@ -1,4 +1,4 @@
-"""The hosts' own samplers with a predictor around them, in the restated hosts."""
+"""Predictors for the WebUI's own samplers, in the restated WebUIs."""
 
 import importlib
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def test_the_tab_offers_those_that_draw_no_noise(webui):
 
 
 def test_where_the_host_names_only_the_functions(webui, monkeypatch):
-    """reForge takes `sampling` out of its library, which has another name there."""
+    """reForge has no `k_diffusion` in that module; it imports `sampling` itself."""
     listing = importlib.import_module("modules.sd_samplers_kdiffusion")
     before = webui.host.sampler_functions()
     monkeypatch.setattr(listing, "sampling", listing.k_diffusion.sampling, raising=False)
@@ -67,7 +67,7 @@ def test_fitted_and_run_when_that_very_sampler_is_chosen(webui, sampler, name, s
 
 
 def test_the_hosts_own_schedules_are_tried(webui):
-    """By label, for its model; not ours, and not one that this model or number of steps cannot have."""
+    """The host's schedules are tried by label, except AMED's and those that fail for the model."""
     listed = importlib.import_module("modules.sd_schedulers")
     wrap = SimpleNamespace(sigmas=torch.linspace(0.03, 14.6, 1000))
 
