@@ -145,7 +145,7 @@ def drawn(all_of: list[Walked], points: list[Tensor], under: str) -> Image.Image
     for one, at in zip(all_of, points):
         mids = (*(not row.opens for row in one.walk.table.rows), False)
         said = "" if one is all_of[0] else f"its end {one.away(all_of[0]):.3f} away"
-        runs.append(drawing.SolverPath(one.job.name, one.walk.times, at, mids, said))
+        runs.append(drawing.SolverRun(one.job.name, one.walk.times, at, mids, said))
     learned = all_of[1]
     shares = learned.shares
     names = names_of(getattr(learned.job.predictor, "parts", ""), shares.shape[-1])

@@ -22,7 +22,7 @@ TICKS = (1000, 300, 100, 30, 10, 3, 1, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 
 @dataclass(frozen=True)
-class SolverPath:
+class SolverRun:
     """The trajectory of one solver from noise to image, in N steps."""
 
     name: str
@@ -35,8 +35,8 @@ class SolverPath:
 def picture(
     title: str,
     subtitle: str,
-    reference: SolverPath,
-    runs: list[SolverPath],
+    reference: SolverRun,
+    runs: list[SolverRun],
     weights: dict[str, Tensor],
     scale: float = 3.0,
 ) -> Image.Image:
@@ -68,7 +68,7 @@ def colour(number: int) -> tuple[int, ...]:
     return GOOD if number == 0 else BAD
 
 
-def draw_legend(pen: Pen, y: float, reference: SolverPath, runs: list[SolverPath]) -> float:
+def draw_legend(pen: Pen, y: float, reference: SolverRun, runs: list[SolverRun]) -> float:
     """Draw the legend: the name, colour and remark of each run; return the y below it."""
     x = EDGE
     share = (WIDTH - 2 * EDGE) / (1 + len(runs))
@@ -83,7 +83,7 @@ def draw_legend(pen: Pen, y: float, reference: SolverPath, runs: list[SolverPath
     return y + LEGEND_HEIGHT
 
 
-def draw_paths(pen: Pen, top: float, reference: SolverPath, runs: list[SolverPath]) -> None:
+def draw_paths(pen: Pen, top: float, reference: SolverRun, runs: list[SolverRun]) -> None:
     """Draw the trajectories in their plane, with the noise on the left; each axis has its own scale.
 
     The axes are mirrored where necessary, so that the reference goes right and bends up."""
@@ -123,7 +123,7 @@ def draw_numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
             pen.write((x, y - NUMBER_GAP - 7), str(step), 12, GOOD, middle=True, halo=True)
 
 
-def draw_levels(pen: Pen, y: float, runs: list[SolverPath]) -> float:
+def draw_levels(pen: Pen, y: float, runs: list[SolverRun]) -> float:
     """Draw the noise levels of each run's steps on a logarithmic scale; return the y below it."""
     hollow = "; hollow: learned mid times" if any(any(run.mids) for run in runs) else ""
     pen.write((EDGE, y), f"noise levels (sigma) of the moves{hollow}", 13, INK)

@@ -86,7 +86,7 @@ def arc(count, bend=1.0, turn=1.0):
 def run(name, count, **changed):
     times = torch.logspace(math.log10(80), math.log10(0.002), count).tolist()
     usual = {"points": arc(count), "mids": tuple(n % 2 == 1 for n in range(count))}
-    return trajectory.SolverPath(name, times, remark="its end 0.100 away", **usual | changed)
+    return trajectory.SolverRun(name, times, remark="its end 0.100 away", **usual | changed)
 
 
 @pytest.mark.parametrize(("moves", "lags"), [(3, 1), (6, 4), (30, 12)])
