@@ -154,9 +154,11 @@ def find(library: Library, request: Request) -> Fitted:
     if request.times is None:
         return by_nfe(library, mine, request, request.nfe)
     times = request.times if isinstance(request.times, Tensor) else torch.empty(0)
-    # what a fit for this sampler kept instead takes other evaluations a step: it serves on its own levels
-    mine = [f for f in mine if request.sampler in (AUTO, f.spec.sampler) or same_times(times, f.base)]
     family, count = request.model.family, request.count
+    # A plain solver that a fit for this sampler saved takes another number of evaluations per step. It is
+    # used on its own noise levels, or as the last resort where only their number is given, and it matches.
+    saved_plain = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
+    mine = [f for f in mine if request.sampler in (AUTO, f.spec.sampler) or same_times(times, f.base)]
     fits = [f for f in mine if f.spec.num_steps == count and f.spec.model_family == family]
     own = [f for f in fits if same_times(times, f.base)]
     if own or (fits and not request.exact):
@@ -166,7 +168,12 @@ def find(library: Library, request: Request) -> Fitted:
         nfe = solver_of(request.sampler).evaluations(count, False, True)
     if request.exact:
         raise none_for(library, request, nfe)
-    return by_nfe(library, mine, request, nfe)
+    try:
+        return by_nfe(library, mine, request, nfe)
+    except PredictorError:
+        if isinstance(request.times, int) and saved_plain:
+            return best(saved_plain, request)
+        raise
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..amed import SAMPLERS
 from ..amed.fit import PRESETS, Job, Result, numbers
-from ..hosts import report
+from ..pictures import report
 from .calibration import BATCH, calibrate, rgb_converter
 from .host.fitting import Prompts
 from .host.running import text_ui
@@ -92,7 +92,7 @@ class Calibrate(io.ComfyNode):
 
 def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
     """Return the reports of calibrations as an IMAGE `[n, H, W, 3]`, padded to the same height."""
-    images = [report.as_image(report.picture(result, sample_rows(to_rgb, result))) for result in results]
+    images = [report.as_image(report.calibration(result, sample_rows(to_rgb, result))) for result in results]
     high = max(image.shape[1] for image in images)
     return torch.cat(
         [torch.nn.functional.pad(i, (0, 0, 0, 0, 0, high - i.shape[1]), value=1.0) for i in images]
@@ -107,4 +107,4 @@ def sample_rows(to_rgb: Callable[[Tensor], Tensor], result: Result) -> dict[str,
         "fit": "AMED" if result.improved else "kept",
         "plain": f"best plain\n{result.rows[1].solver}",
     }
-    return {label: to_rgb(result.images[name][: report.SAMPLES]) for name, label in labels.items()}
+    return {label: to_rgb(result.images[name][: report.MAX_SAMPLES]) for name, label in labels.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..amed.choose import AUTO
 from ..amed.files.names import fit_file_name, name_part
 from ..amed.fit import Job, Kept, Outcome, Progress, fit
-from ..hosts import report
+from ..pictures import report
 from .host.fitting import Prompts, prompted_denoiser, target_of
 from .host.folders import user_folder
 from .host.hooks import whole_guidance
@@ -53,7 +53,7 @@ class ProgressDisplay:
         self.bar(progress.evaluations, report.live(progress, look, images))
         if self.node_id:
             share = progress.evaluations / progress.budget
-            show_text(self.node_id, f"{share:.0%} done{report.left(progress.seconds)}: {progress.text}")
+            show_text(self.node_id, f"{share:.0%} done{report.time_left(progress.seconds)}: {progress.text}")
 
 
 def calibrate(

@@ -11,8 +11,8 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..amed.fit import numbers
-from ..hosts import grid
-from ..hosts.report import as_image, left
+from ..pictures import grid
+from ..pictures.report import as_image, time_left
 from .choice.fingerprint import fingerprint
 from .comparison import Measured, Scene, compare
 from .host.counting import counting
@@ -55,7 +55,7 @@ class Progress:
         if now - self.shown_at > INTERVAL:
             self.shown_at = now
             rest = (now - self.begin) / self.done * (self.total - self.done) if self.done else math.nan
-            self.show(f"evaluation {self.done + 1} of {self.total}{left(rest)}")
+            self.show(f"evaluation {self.done + 1} of {self.total}{time_left(rest)}")
             self.bar(self.done)
         self.done += 1
 
@@ -126,7 +126,7 @@ def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
     return grid.picture("Samplers compared", caption, [str(s) for s in scene.seeds], grid_rows, scale)
 
 
-def grid_row(row: Measured, above: str, best: bool) -> grid.Row:
+def grid_row(row: Measured, above: str, best: bool) -> grid.SamplerRow:
     """Return a measured row as a row of the drawn grid.
 
     Args:
@@ -135,11 +135,11 @@ def grid_row(row: Measured, above: str, best: bool) -> grid.Row:
         best: whether it is marked as the nearest to the reference."""
     name = row.entry.sampler
     if row.pixels is None:
-        return grid.Row(name, tuple(filter(None, [row.entry.scheduler])), why=row.note, above=above)
+        return grid.SamplerRow(name, tuple(filter(None, [row.entry.scheduler])), note=row.note, heading=above)
     counts = f"{row.evaluations:g} evaluations, {row.passes:g} passes"
     details = (row.setting, counts, f"{seconds_text(row.seconds)} an image")
     distance = None if math.isnan(row.distance) else row.distance
-    return grid.Row(name, details, row.pixels, row.note, distance, best, above)
+    return grid.SamplerRow(name, details, row.pixels, row.note, distance, best, above)
 
 
 def seconds_text(value: float) -> str:
@@ -260,7 +260,7 @@ class Compare(io.ComfyNode):
         text = summary(rows)
         logging.info("Compare AMED: %s", text.replace("\n", "; "))
         progress.show(text)
-        table = f"{text}\n\n{grid.table(list(HEAD), [cells(row) for row in rows])}"
+        table = f"{text}\n\n{grid.markdown_table(list(HEAD), [cells(row) for row in rows])}"
         return io.NodeOutput(image, table, as_csv(scene, rows), ui=ui.PreviewImage(image, cls=cls))
 
     @classmethod

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..amed.files.code import code_of
 from ..amed.files.description import describe
-from ..hosts import report
-from ..hosts.parts import names_of, trimmed
+from ..pictures import report
+from ..pictures.parts import names_of, trimmed
 from .host.running import text_ui
 from .schema import Predictor, schema
 

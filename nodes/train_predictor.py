@@ -21,7 +21,7 @@ from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
-from ..hosts import report
+from ..pictures import report
 from .host.fitting import PromptedDenoiser, Prompts, prompted_denoiser, target_of
 from .host.folders import user_folder
 from .host.model import base_times, is_flow, preview_pixels, sampling_of

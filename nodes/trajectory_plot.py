@@ -16,9 +16,9 @@ from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem, Thresholded
-from ..hosts import plane as drawing
-from ..hosts.parts import names_of, trimmed
-from ..hosts.report import as_image
+from ..pictures import trajectory as drawing
+from ..pictures.parts import names_of, trimmed
+from ..pictures.report import as_image
 from .choice.fingerprint import fingerprint, remember
 from .host.fitting import Prompts, evaluate_prompted, prompted_denoiser
 from .host.folders import library
@@ -161,7 +161,7 @@ def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> 
     for trajectory, states in zip(trajectories, points):
         mids = (*(not row.opens for row in trajectory.walk.table.rows), False)
         distance = "" if trajectory is reference else f"its end {trajectory.distance(reference):.3f} away"
-        runs.append(drawing.Run(trajectory.job.name, trajectory.walk.times, states, mids, distance))
+        runs.append(drawing.SolverRun(trajectory.job.name, trajectory.walk.times, states, mids, distance))
     shares = learned.shares
     names = names_of(getattr(learned.job.predictor, "parts", ""), shares.shape[-1])
     weights = {f"weights of each move on {name}": shares[..., part] for part, name in enumerate(names)}

@@ -1,2 +1,3 @@
-"""Stable Diffusion WebUI (AUTOMATIC1111, Forge, reForge): loaded by path from scripts/amed_webui.py, as
-`amed_webui`; nothing here is imported by ComfyUI."""
+"""AMED for Stable Diffusion WebUI (AUTOMATIC1111, Forge, reForge).
+
+scripts/amed_webui.py loads this folder as the package `amed_webui`. ComfyUI imports nothing from it."""

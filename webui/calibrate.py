@@ -1,5 +1,6 @@
-"""Calibrate: a predictor for the loaded checkpoint, fitted inside the host's own sampling by forward
-evaluations only, saved under models/AMED and found by "auto" from then on."""
+"""Calibration: fits a predictor to the loaded checkpoint during a generation of the WebUI.
+
+It needs only evaluations of the model. The predictor is saved in models/AMED, where "auto" finds it."""
 
 import re
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from amed_pictures import report
 from PIL import Image
 from torch import Tensor
 
@@ -15,118 +17,142 @@ from amed.files.names import fit_file_name
 from amed.fit import Job, Outcome, Progress, Result, Target, fit, numbers
 from amed.loop import Denoiser, Evaluation
 
-from . import host, outside, report
+from . import host, host_samplers
 from .evaluate import HostEvaluate
-from .run import Wish
-from .samplers import LABELS, Line, label_of, line_of
+from .run import GenerationSettings
+from .samplers import LABELS, SamplerEntry, entry_of, label_of
 
 DEFAULT_PROMPTS = "a portrait photo of a woman\na landscape with mountains, oil painting\na red sports car"
-MOST, LONGEST = 8, 120  # prompts; bytes of a checkpoint's name in a file's
+MAX_PROMPTS = 8
+MAX_NAME_BYTES = 120  # length of a file name that is made from the checkpoint's
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is calibrated, for the loaded checkpoint: prompts (best of the kind you use), size in pixels,
-    sampler label, numbers of evaluations, CFG scale, budget of each, batch of the network, seed, name to save
-    under ("" for the checkpoint's)."""
+    """The fields of the AMED tab, and of POST /amed/calibrate."""
 
-    prompts: list[str]
-    negative: str = ""
-    width: int = 512
-    height: int = 512
-    sampler: str = label_of("amed_multistep")
-    nfe: tuple[int, ...] = (5,)
-    guidance: float = 7.0
-    budget: str | int = "quick"
-    batch: int = 4
+    prompts: list[str]  # 1 to 8 prompts
+    negative: str = ""  # negative prompt
+    width: int = 512  # pixels, a multiple of 8
+    height: int = 512  # pixels, a multiple of 8
+    sampler: str = label_of("amed_multistep")  # label: an AMED sampler or one of the WebUI's
+    nfe: tuple[int, ...] = (5,)  # evaluations per image; one predictor is fitted for each number
+    guidance: float = 7.0  # CFG scale
+    budget: str | int = "quick"  # evaluations that each fit may use, or a name of amed.fit.PRESETS
+    batch: int = 4  # images per evaluation
     seed: int = 0
-    name: str = ""
+    name: str = ""  # name of the saved files; "": made from the checkpoint and the sampler
 
     @classmethod
-    def of(cls, filled: dict[str, Any]) -> "Form":
-        """From the tab, or the API's JSON. Raises ValueError naming the field that will not do."""
-        fields = dict(filled)
+    def of(cls, given: dict[str, Any]) -> "Form":
+        """Check the fields of the tab, or of the API's JSON; absent fields have their defaults.
+
+        Raises ValueError, with the field's name, for a value that is not possible."""
+        fields = dict(given)
         prompts = fields.pop("prompts", DEFAULT_PROMPTS)
         lines = prompts.splitlines() if isinstance(prompts, str) else prompts
         lines = [str(line).strip() for line in lines if str(line).strip()]
-        if not 1 <= len(lines) <= MOST:
-            raise ValueError(f"prompts: give 1 to {MOST}, a line each; these are {len(lines)}")
+        if not 1 <= len(lines) <= MAX_PROMPTS:
+            raise ValueError(f"prompts: give 1 to {MAX_PROMPTS}, one per line (got {len(lines)})")
         nfe = fields.pop("nfe", "5")
         parts = numbers(" ".join(map(str, nfe)) if isinstance(nfe, list | tuple) else str(nfe))
         known = {"negative": str, "width": int, "height": int, "sampler": str, "guidance": float,
                  "budget": str, "batch": int, "seed": int, "name": str}  # fmt: skip
         if unknown := set(fields) - set(known):
-            raise ValueError(f"no such field: {', '.join(sorted(unknown))}; there are prompts, nfe, "
-                             + ", ".join(known))  # fmt: skip
-        try:
-            form = cls(lines, nfe=parts, **{k: known[k](v) for k, v in fields.items()})
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not a calibration: {error}") from None
-        if line_of(form.sampler) is None and form.sampler not in outside.labels():
+            raise ValueError(
+                f"unknown fields: {', '.join(sorted(unknown))}. Use prompts, nfe, {', '.join(known)}"
+            )
+        values = {}
+        for field_name, value in fields.items():
+            kind = known[field_name]
+            try:
+                values[field_name] = kind(value)
+            except (TypeError, ValueError, OverflowError):
+                number = "whole number" if kind is int else "number"
+                raise ValueError(f"{field_name} is {value!r}: give a {number}") from None
+        form = cls(lines, nfe=parts, **values)
+        if entry_of(form.sampler) is None and form.sampler not in host_samplers.labels():
             raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
-        for what in ("width", "height"):
-            if not 64 <= getattr(form, what) <= 4096 or getattr(form, what) % 8:
-                raise ValueError(f"{what} is {getattr(form, what)}: 64 to 4096 pixels, by eights")
+        for side, pixels in (("width", form.width), ("height", form.height)):
+            if not 64 <= pixels <= 4096 or pixels % 8:
+                raise ValueError(f"{side} is {pixels}: give a multiple of 8 pixels from 64 to 4096")
         if not 0 < form.guidance <= 100 or not 1 <= form.batch <= 64:
-            raise ValueError("guidance must be above 0 and at most 100, batch 1 to 64")
+            raise ValueError(
+                f"guidance is {form.guidance:g} and batch {form.batch}: give a guidance above 0 and at most "
+                "100, and a batch of 1 to 64"
+            )
         form.job()
         return form
 
     @property
-    def ours(self) -> Line:
-        """The line that is fitted, or one of ours to sample with where it is a sampler of the host's."""
-        return line_of(self.sampler) or line_of(label_of("amed_multistep"))
+    def entry(self) -> SamplerEntry:
+        """The AMED sampler that is fitted; AMED Multistep if one of the WebUI's own samplers is."""
+        return entry_of(self.sampler) or entry_of(label_of("amed_multistep"))
 
     @property
-    def wrapped(self) -> bool:
-        """Whether a sampler of the host's is fitted, from outside."""
-        return line_of(self.sampler) is None
+    def is_host_sampler(self) -> bool:
+        """Whether one of the WebUI's own samplers is fitted."""
+        return entry_of(self.sampler) is None
 
     def job(self) -> Job:
-        """What amed.fit is asked for. Raises ValueError for what cannot be."""
-        job = Job(self.nfe, self.ours.sampler, self.guidance, self.budget, self.seed, self.batch)
+        """Return the job for amed.fit. Raises ValueError if no fit with these fields is possible."""
+        job = Job(self.nfe, self.entry.sampler, self.guidance, self.budget, self.seed, self.batch)
         job.settings()
         return job
 
     def file_name(self, nfe: int, checkpoint: str) -> str:
-        """The file a fit is saved as: under the name given, or the checkpoint's and the sampler's. Raises
-        ValueError for a name that is none."""
-        sampler = self.sampler if self.wrapped else self.ours.sampler.removeprefix("amed_")
-        own = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")  # what a file name can hold
-        own = own.encode()[:LONGEST].decode(errors="ignore")
-        return fit_file_name(self.name.strip() or own, nfe, self.guidance)
+        """Return the name of the predictor file for one number of evaluations.
+
+        It begins with the form's name, or with those of the checkpoint and the sampler. Raises ValueError if
+        the form's name is not a valid file name."""
+        sampler = self.sampler if self.is_host_sampler else self.entry.sampler.removeprefix("amed_")
+        default = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")
+        default = default.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        return fit_file_name(self.name.strip() or default, nfe, self.guidance)
 
 
 def choices() -> list[str]:
-    """What can be fitted: our samplers, and the host's own."""
-    return [*LABELS, *outside.labels()]
+    """Return the labels of all samplers that can be fitted: AMED's, then the WebUI's own."""
+    return [*LABELS, *host_samplers.labels()]
 
 
-class OfPrompts:
-    """The host's denoiser for samples of several prompts: `ask(x, sigma, prompt=)`, `prompt` `[B]` the
-    number of each sample's prompt; and amed.loop.Evaluate for it, or for what calls it."""
+class PromptDenoiser:
+    """The WebUI's denoiser for samples with different prompts.
+
+    It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` selects a prompt of the batch
+    for each sample. `evaluate` is its amed.loop.Evaluate.
+
+    Args:
+        denoiser: the WebUI's CFGDenoiser.
+        extra_args: its arguments for a batch with one sample per prompt."""
 
     def __init__(self, denoiser: Any, extra_args: dict[str, Any]):
         self.denoiser, self.extra_args = denoiser, extra_args
         self.host = HostEvaluate(host.current_network, host.row_order())
 
     def __call__(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        self.denoiser.step = 0  # prompts with a schedule count steps: here all are as at the start
-        return self.denoiser(x, sigma, **host.of_prompts(self.extra_args, prompt.tolist()))
+        self.denoiser.step = 0  # scheduled prompts ([a:b:0.5]) change with the step: use them as at the start
+        return self.denoiser(x, sigma, **host.args_for_prompts(self.extra_args, prompt.tolist()))
 
     def evaluate(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
-        args = host.of_prompts(self.extra_args, extra_args["prompt"].tolist())
-        return self.host.listened(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
+        """Evaluate samples with different prompts, as amed.loop.Evaluate.
+
+        Args:
+            model: this object, or a wrapper that calls it.
+            extra_args: `extra_args["prompt"]` `[B]` has the number of each sample's prompt."""
+        args = host.args_for_prompts(self.extra_args, extra_args["prompt"].tolist())
+        return self.host.record(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
 
 
-def target_of(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
-    """What is fitted to: the host's denoiser on noise like x `[B, C, H, W]`, each sample with one of the
-    prompts."""
+def make_target(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
+    """Return what amed.fit fits to: the WebUI's denoiser, on noise shaped like x `[B, C, H, W]`.
+
+    Each sample has one of the form's prompts, drawn at random."""
     low, high = host.sigma_range(denoiser.inner_model)
-    scale, who = host.noise_scale(checkpoint, high), host.identity(checkpoint)
-    ask = OfPrompts(denoiser, extra_args)
+    scale, identity = host.noise_scale(checkpoint, high), host.identity(checkpoint)
+    model = PromptDenoiser(denoiser, extra_args)
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         noise = torch.randn(count, *x.shape[1:], generator=generator) * scale
@@ -134,77 +160,81 @@ def target_of(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args:
         return noise.to(x.device), {"prompt": prompt}
 
     return Target(
-        ask, draw, low, high, host.prediction_type(checkpoint), who.family, who.fingerprint,
-        host.checkpoint_name(checkpoint), ask.evaluate, signature=who.signature,
+        model, draw, low, high, host.prediction_type(checkpoint), identity.family, identity.fingerprint,
+        host.checkpoint_name(checkpoint), model.evaluate, signature=identity.signature,
     )  # fmt: skip
 
 
 @dataclass
-class Calibrated(Outcome):
-    """What came of it, with a picture of each fit."""
+class CalibrationOutcome(Outcome):
+    """The results of a calibration."""
 
-    pictures: list[Image.Image] = field(default_factory=list)
+    pictures: list[Image.Image] = field(default_factory=list)  # the report of each fit
 
     @property
     def saved(self) -> list[str]:
-        """The files' names."""
-        return [kept.path.name for kept in self.kept]
+        """The names of the saved files."""
+        return [saved.path.name for saved in self.kept]
 
 
-def tell(progress: Progress) -> None:
-    """A job's progress, where the host shows its own."""
+def show_progress(progress: Progress) -> None:
+    """Show the progress of a fit in the WebUI's progress bar."""
     text = f"AMED, {progress.nfe} evaluations: {progress.text}"
-    host.tell_progress(progress.evaluations, progress.budget, text)
+    host.set_progress(progress.evaluations, progress.budget, text)
 
 
-def work(form: Form, checkpoint: Any, outcome: Calibrated) -> Callable[..., Tensor]:
-    """What a Wish runs in place of sampling. An interruption keeps what was finished and the best so far."""
+def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Callable[..., Tensor]:
+    """Return the function that fits in place of sampling (`GenerationSettings.calibrate`).
+
+    It adds its results to `outcome`. After an interruption, the finished fits and the best unfinished one are
+    saved. Raises ValueError if the form's name is not a valid file name."""
     name = host.checkpoint_name(checkpoint)
-    names = {nfe: form.file_name(nfe, name) for nfe in form.nfe}  # before any work is done
+    names = {nfe: form.file_name(nfe, name) for nfe in form.nfe}  # raises before any evaluation is made
 
     def calibrate(denoiser: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any) -> Tensor:
-        target = target_of(form, checkpoint, denoiser, x, extra_args)
+        target = make_target(form, checkpoint, denoiser, x, extra_args)
         try:
             with suppress(host.Interrupted):
                 job = form.job()
-                if form.wrapped:
-                    job = replace(job, host=outside.host_sampler(form.sampler, denoiser))
-                fit(target, job, lambda nfe: host.user_folder() / names[nfe], tell, outcome)
+                if form.is_host_sampler:
+                    job = replace(job, host=host_samplers.host_sampler(form.sampler, denoiser))
+                fit(target, job, lambda nfe: host.user_folder() / names[nfe], show_progress, outcome)
         finally:
-            for kept in outcome.kept:
-                host.warn(f"{kept.result.text}; {kept.text}")
+            for saved in outcome.kept:
+                host.warn(f"{saved.result.text}; {saved.text}")
         return torch.zeros_like(x)
 
     return calibrate
 
 
-def calibrate(form: Form) -> Calibrated:
-    """Fit, compare and save each number of evaluations. To be called where the host generates (its queue, its
-    thread)."""
-    outcome, checkpoint = Calibrated(), host.checkpoint()
-    wish = Wish(calibrate=work(form, checkpoint, outcome))
+def calibrate(form: Form) -> CalibrationOutcome:
+    """Fit, compare and save a predictor for each number of evaluations.
+
+    Must run in the WebUI's queue and on its thread for generations (see `calibrate_in_queue`)."""
+    outcome, checkpoint = CalibrationOutcome(), host.checkpoint()
+    settings = GenerationSettings(calibrate=fit_function(form, checkpoint, outcome))
     host.generate(
-        form.ours.label,
+        form.entry.label,
         form.prompts,
         form.negative,
         (form.width, form.height),
         form.guidance,
-        form.seed % 2**32,  # the host adds to it; what is fitted to is drawn from the whole seed
-        wish,
+        form.seed % 2**32,  # the WebUI's limit; the fit draws its noise with the whole seed
+        settings,
     )
-    outcome.pictures = [picture(kept.result) for kept in outcome.kept]
+    outcome.pictures = [report_picture(saved.result) for saved in outcome.kept]
     return outcome
 
 
-def picture(result: Result) -> Image.Image:
-    """The report, with decoded samples."""
+def report_picture(result: Result) -> Image.Image:
+    """Draw the report of one fit, with samples decoded by the checkpoint's VAE."""
     plain_name = f"best plain\n{result.rows[1].solver}"
-    named = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": plain_name}
-    shown = {label: result.images[name][:4] for name, label in named.items()}
-    return report.picture(result, {label: host.pixels(latents) for label, latents in shown.items()})
+    labels = {"reference": "reference", "fit": "AMED" if result.improved else "kept", "plain": plain_name}
+    samples = {label: result.images[name][:4] for name, label in labels.items()}
+    return report.calibration(result, {label: host.decode(latents) for label, latents in samples.items()})
 
 
-def started(form: Form) -> Calibrated:
-    """`calibrate`, queued like a generation."""
-    with host.the_gpu("AMED calibration"):
+def calibrate_in_queue(form: Form) -> CalibrationOutcome:
+    """Wait for the WebUI's queue like a generation, then calibrate."""
+    with host.gpu_queue("AMED calibration"):
         return host.on_main_thread(calibrate, form)

@@ -1,20 +1,24 @@
-"""How a WebUI's denoiser is asked (amed.loop.Evaluate): evaluations and network rows counted, and where they
-are wanted the conditional rows of the U-Net's middle block, and guidance's halves.
+"""Evaluates a WebUI's denoiser for AMED (see amed.loop.Evaluate).
 
-A denoiser call of a WebUI is one or several calls of its network, with the rows of prompt and negative prompt
-in an order of the host's own:
+Each evaluation counts the rows that pass through the network. On request it also returns the output of the
+U-Net's middle block for each image's prompt (the bottleneck), and the denoised images of the prompt and of
+the negative prompt (the halves of guidance).
 
-- A1111 (modules/sd_samplers_cfg_denoiser.py, 1.10.1): all prompt rows first, image by image, several for an
-  image whose prompt has AND; then the negative ones; together or cut into calls in that order; without the
-  negative ones where `s_min_uncond` or `skip_early_cond` leaves them out. All of them go through
-  `CFGDenoiser.inner_model`, whose outputs are the halves; the one evaluation in which a refiner takes over
-  has none.
-- Forge (backend/sampling/sampling_function.py) and reForge (ldm_patched/modules/samplers.py): one chunk of
-  all images for each prompt of AND and for the negative one, in reversed order,
-  `transformer_options["cond_or_uncond"]` with 0 for prompts; without the negative one at CFG scale 1. The
-  functions in `model_options["sampler_post_cfg_function"]` of the U-Net's patcher are given the halves.
+One call of a WebUI's denoiser makes one or several calls of its network. The order of the rows in these
+calls depends on the WebUI:
 
-All is listened to by hooks and options of that one evaluation; no pass is run for it, and nothing stays."""
+- A1111 (modules/sd_samplers_cfg_denoiser.py, 1.10.1): first the rows of all prompts, image by image (an image
+  whose prompt contains AND has several), then those of the negative prompts. They run together or cut into
+  several calls in that order. `s_min_uncond` and `skip_early_cond` leave the negative rows out. All rows pass
+  through `CFGDenoiser.inner_model`, whose outputs are the halves, except in the evaluation in which a
+  refiner takes over.
+- Forge (backend/sampling/sampling_function.py) and reForge (ldm_patched/modules/samplers.py): one chunk with
+  a row per image for each prompt of AND and for the negative prompt, in reversed order;
+  `transformer_options["cond_or_uncond"]` has a 0 for each prompt chunk and a 1 for the negative one. At CFG
+  scale 1 the negative chunk is left out. The functions in `model_options["sampler_post_cfg_function"]` of the
+  U-Net's patcher receive the halves.
+
+Everything is read with hooks and options that are removed after the evaluation; no additional pass is run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -26,100 +30,109 @@ from torch import Tensor, nn
 
 from amed.loop import Denoiser, Evaluation
 
-Half = Tensor | None
+Half = Tensor | None  # denoised images [B, ...] of one half of guidance; None where it is not available
 
 
 @dataclass
-class Call:
-    """One call of the network: its rows, what its chunks are (0 a prompt, 1 the negative one) if the host
-    says so, and its middle block's output `[R, C, H, W]` if that was listened to."""
+class NetworkCall:
+    """One recorded call of the network."""
 
-    rows: int
-    chunks: list[int] | None = None
-    output: Tensor | None = None
+    rows: int  # rows of the call's input
+    chunks: list[int] | None = None  # kind of each chunk: 0 prompt, 1 negative prompt; None if not stated
+    output: Tensor | None = None  # output of the middle block [rows, C, H, W]; None if not recorded
 
 
 @dataclass
-class Heard:
-    """What was listened to in one evaluation: the network's calls, and denoised rows as the host has them."""
+class Recording:
+    """What was recorded during one evaluation of the denoiser."""
 
-    calls: list[Call] = field(default_factory=list)
+    calls: list[NetworkCall] = field(default_factory=list)  # in the order in which they ran
+    # A1111: the denoised rows of each call; Forge: one pair (prompt, negative prompt) of denoised images
     denoised: list[Any] = field(default_factory=list)
 
 
-class Order(Protocol):
-    """In what order, and where, a host's rows are to be had. count: images; extra_args: the host's."""
+class RowOrder(Protocol):
+    """How to find each image's rows among those that a WebUI passes through its network.
 
-    def bottleneck(self, calls: list[Call], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """Of each image the row of its first prompt, `[count, C, H, W]`; None if they cannot be told
-        apart."""
+    In all methods `count` is the number of images and `extra_args` the arguments of the WebUI's denoiser."""
 
-    def listening(self, denoiser: Any, heard: Heard) -> AbstractContextManager[None]:
-        """While it lasts, `heard.denoised` gets what `halves` needs."""
+    def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
+        """Return the middle block's output for the first prompt of each image, `[count, C, H, W]`; None if
+        the rows cannot be assigned to images."""
 
-    def halves(self, heard: Heard, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
-        """What the prompts (of several by AND the weighted mean) and the negative prompt denoise to, `[count,
-        ...]`; None for what did not run or cannot be told apart."""
+    def recording_halves(self, denoiser: Any, recording: Recording) -> AbstractContextManager[None]:
+        """Return a context manager that records the denoised images of the prompts and of the negative prompt
+        in `recording.denoised`."""
+
+    def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
+        """Return the denoised images `[count, ...]` of the prompts and of the negative prompt.
+
+        Several prompts joined by AND give their weighted mean. A half is None if it did not run or its rows
+        cannot be assigned to images."""
 
 
 def prompts_of(extra_args: dict[str, Any], count: int) -> list[list[Any]] | None:
-    """Each image's prompts (prompt_parser.MulticondLearnedConditioning); None if there are not as many."""
+    """Return the prompts of each of `count` images, from the WebUI's MulticondLearnedConditioning; None if it
+    has another number of images."""
     prompts = getattr(extra_args.get("cond"), "batch", None)
     prompts = [[None]] * count if prompts is None else prompts
     return prompts if len(prompts) == count else None
 
 
 class PromptsFirst:
-    """A1111's Order."""
+    """The row order of A1111: all prompts, then all negative prompts."""
 
-    def bottleneck(self, calls: list[Call], count: int, extra_args: dict[str, Any]) -> Tensor | None:
+    def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
         prompts = prompts_of(extra_args, count)
         if prompts is None or len({call.output.shape[1:] for call in calls}) != 1:
             return None
-        rows = [sum(map(len, prompts[:i])) for i in range(count)]
+        first_rows = [sum(map(len, prompts[:i])) for i in range(count)]
         outputs = torch.cat([call.output for call in calls])
-        return outputs[rows] if len(outputs) > rows[-1] else None
+        return outputs[first_rows] if len(outputs) > first_rows[-1] else None
 
     @contextmanager
-    def listening(self, denoiser: Any, heard: Heard) -> Iterator[None]:
+    def recording_halves(self, denoiser: Any, recording: Recording) -> Iterator[None]:
         inner = getattr(denoiser, "inner_model", None)  # k-diffusion's wrapper; a refiner may replace it
         if not isinstance(inner, nn.Module):
             yield
             return
-        handle = inner.register_forward_hook(lambda _module, _args, output: heard.denoised.append(output))
+        handle = inner.register_forward_hook(lambda _module, _args, output: recording.denoised.append(output))
         try:
             yield
         finally:
             handle.remove()
 
-    def halves(self, heard: Heard, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
+    def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
         prompts = prompts_of(extra_args, count)
-        if prompts is None or not heard.denoised:
+        if prompts is None or not recording.denoised:
             return None, None
-        rows = torch.cat(heard.denoised)
+        rows = torch.cat(recording.denoised)
         ends = [sum(map(len, prompts[: i + 1])) for i in range(count)]
-        if len(rows) not in (ends[-1], ends[-1] + count):  # an image-editing checkpoint's third row
+        if len(rows) not in (ends[-1], ends[-1] + count):  # an image-editing checkpoint has a third row
             return None, None
         means = [
-            weighted(rows[end - len(image) : end], [getattr(one, "weight", 1.0) for one in image])
+            weighted_mean(rows[end - len(image) : end], [getattr(prompt, "weight", 1.0) for prompt in image])
             for end, image in zip(ends, prompts)
         ]
-        guided = len(rows) > ends[-1] and extra_args.get("cond_scale") != 1  # which runs, but is left out
+        # at CFG scale 1 the negative rows run, but A1111 does not use them
+        guided = len(rows) > ends[-1] and extra_args.get("cond_scale") != 1
         return torch.stack(means), rows[ends[-1] :] if guided else None
 
 
-def weighted(rows: Tensor, weights: list[float]) -> Tensor:
-    """The weighted mean of rows `[n, ...]`; of one it is the row itself."""
+def weighted_mean(rows: Tensor, weights: list[float]) -> Tensor:
+    """Return the weighted mean of rows `[n, ...]`; a single row is returned unchanged."""
     if len(rows) == 1:
         return rows[0]
     return sum(weight * row for weight, row in zip(weights, rows)) / sum(weights)
 
 
 class Chunks:
-    """Forge's and reForge's Order."""
+    """The row order of Forge and reForge: chunks of one row per image."""
 
-    def bottleneck(self, calls: list[Call], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """The last prompt chunk, which is the first prompt's, as they run in reversed order."""
+    def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
+        """Return the middle block's output for the last prompt chunk, `[count, C, H, W]`.
+
+        Chunks run in reversed order, so it belongs to the first prompt."""
         for call in reversed(calls):
             chunks = call.chunks or []
             if len(call.output) != count * len(chunks):
@@ -130,109 +143,120 @@ class Chunks:
         return None
 
     @contextmanager
-    def listening(self, denoiser: Any, heard: Heard) -> Iterator[None]:
+    def recording_halves(self, denoiser: Any, recording: Recording) -> Iterator[None]:
         checkpoint = getattr(getattr(denoiser, "inner_model", None), "inner_model", None)
         patcher = getattr(getattr(checkpoint, "forge_objects", None), "unet", None)
         if patcher is None:
             yield
             return
 
-        def listen(args: dict[str, Any]) -> Tensor:
-            heard.denoised.append((args["cond_denoised"], args["uncond_denoised"]))
+        def record(args: dict[str, Any]) -> Tensor:
+            recording.denoised.append((args["cond_denoised"], args["uncond_denoised"]))
             return args["denoised"]
 
-        own, name = patcher.model_options, "sampler_post_cfg_function"
-        ours = patcher.model_options = {**own, name: [listen, *own.get(name, [])]}
+        before, name = patcher.model_options, "sampler_post_cfg_function"
+        during = patcher.model_options = {**before, name: [record, *before.get(name, [])]}
         try:
             yield
         finally:
-            if patcher.model_options is ours:
-                patcher.model_options = own
+            if patcher.model_options is during:
+                patcher.model_options = before
 
-    def halves(self, heard: Heard, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
-        if not heard.denoised:
+    def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
+        if not recording.denoised:
             return None, None
-        cond, uncond = heard.denoised[0]
-        ran = any(1 in (call.chunks or []) for call in heard.calls)  # else Forge's are zeros
-        return cond, uncond if ran else None
+        cond, uncond = recording.denoised[0]
+        uncond_ran = any(1 in (call.chunks or []) for call in recording.calls)  # otherwise Forge gives zeros
+        return cond, uncond if uncond_ran else None
 
 
 class HostEvaluate:
-    """amed.loop.Evaluate on a host's CFGDenoiser.
+    """The Evaluate (see amed.loop) of a WebUI's CFGDenoiser.
 
-    network: the module now in use (a refiner may have replaced it), None for a model that has none. Counted
-    are `evaluations`, `rows` through the network (None: it cannot be seen), and `failed`: the evaluations
-    whose bottleneck was wanted and not to be had. These get None, which a predictor takes as zeros."""
+    Args:
+        network: returns the network in use now (a refiner may replace it during a run), or None if the model
+            has none.
+        order: the row order of the WebUI."""
 
-    def __init__(self, network: Callable[[], nn.Module | None], order: Order):
+    def __init__(self, network: Callable[[], nn.Module | None], order: RowOrder):
         self.network, self.order = network, order
-        self.evaluations, self.failed = 0, 0
-        self.rows: int | None = None
+        self.evaluations = 0  # evaluations of the denoiser so far
+        # evaluations whose bottleneck could not be read; they return None, which a predictor takes as zeros
+        self.failed = 0
+        self.rows: int | None = None  # rows through the network so far; None if they cannot be counted
 
     def __call__(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
-        if "cond" in wants:  # Forge leaves the negative prompt out at scale 1, A1111 runs it in vain
+        if "cond" in wants:  # at scale 1 Forge skips the negative prompt; A1111 runs it, without effect
             extra_args = {**extra_args, "cond_scale": 1.0}
-        return self.listened(lambda: model(x, sigma, **extra_args), model, len(x), extra_args, wants)
+        return self.record(lambda: model(x, sigma, **extra_args), model, len(x), extra_args, wants)
 
-    def listened(
+    def record(
         self,
-        ask: Callable[[], Tensor],
+        denoise: Callable[[], Tensor],
         denoiser: Any,
         count: int,
         extra_args: dict[str, Any],
         wants: frozenset[str],
     ) -> Evaluation:
-        """What `ask` gives, a call of `denoiser` for `count` images with the host's `extra_args`."""
+        """Run one evaluation and record what `wants` names.
+
+        Args:
+            denoise: calls `denoiser` and returns the denoised images.
+            denoiser: the WebUI's CFGDenoiser.
+            count: number of images.
+            extra_args: the arguments with which `denoise` calls the denoiser.
+            wants: names of additional outputs, as in amed.loop.Evaluate."""
         self.evaluations += 1
-        heard, network = Heard(), self.network()
+        recording, network = Recording(), self.network()
         middle = getattr(network, "middle_block", None) if "bottleneck" in wants else None
-        with ExitStack() as hooks:  # an interruption is a BaseException
+        with ExitStack() as hooks:  # removes them after an interruption too, which is a BaseException
             if network is not None:
-                enter = network.register_forward_pre_hook(self.entered(heard), with_kwargs=True)
-                hooks.callback(enter.remove)
+                hook = self.count_rows(recording)
+                hooks.callback(network.register_forward_pre_hook(hook, with_kwargs=True).remove)
             if middle is not None:
-                hooks.callback(middle[-1].register_forward_hook(middle_left(heard)).remove)
+                hooks.callback(middle[-1].register_forward_hook(record_bottleneck(recording)).remove)
             if "halves" in wants:
-                hooks.enter_context(self.order.listening(denoiser, heard))
-            denoised = ask()
+                hooks.enter_context(self.order.recording_halves(denoiser, recording))
+            denoised = denoise()
         bottleneck, halves = None, (None, None)
         if "bottleneck" in wants:
-            calls = [call for call in heard.calls if call.output is not None]
+            calls = [call for call in recording.calls if call.output is not None]
             bottleneck = self.order.bottleneck(calls, count, extra_args) if calls else None
             self.failed += bottleneck is None
         if "halves" in wants:
-            halves = self.order.halves(heard, count, extra_args)
-        return Evaluation(denoised, bottleneck, *(blended(denoiser, half, denoised) for half in halves))
+            halves = self.order.halves(recording, count, extra_args)
+        return Evaluation(denoised, bottleneck, *(apply_mask(denoiser, half, denoised) for half in halves))
 
-    def entered(self, heard: Heard) -> Callable[..., None]:
-        """A hook before the network's forward: its rows, counted."""
+    def count_rows(self, recording: Recording) -> Callable[..., None]:
+        """Make a pre-hook of the network that adds each call to `recording` and its rows to `self.rows`."""
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs.get("x")
             rows = len(x) if isinstance(x, Tensor) else 0
             options = kwargs.get("transformer_options") or {}
-            heard.calls.append(Call(rows, options.get("cond_or_uncond")))
+            recording.calls.append(NetworkCall(rows, options.get("cond_or_uncond")))
             self.rows = (self.rows or 0) + rows
 
         return hook
 
 
-def middle_left(heard: Heard) -> Callable[..., None]:
-    """A hook after the middle block's last module."""
+def record_bottleneck(recording: Recording) -> Callable[..., None]:
+    """Make a hook of the middle block's last module that adds its output to the newest recorded call."""
 
     def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
-        if not heard.calls:
-            heard.calls.append(Call(len(output)))
-        heard.calls[-1].output = output.detach()
+        if not recording.calls:
+            recording.calls.append(NetworkCall(len(output)))
+        recording.calls[-1].output = output.detach()
 
     return hook
 
 
-def blended(denoiser: Any, half: Half, denoised: Tensor) -> Half:
-    """A half as the host returns the whole: inpainting puts the kept part back (CFGDenoiser's
-    `apply_blend`)."""
+def apply_mask(denoiser: Any, half: Half, denoised: Tensor) -> Half:
+    """Return one half of guidance with the unmasked part of the image restored when inpainting.
+
+    The WebUI does the same to `denoised` (`CFGDenoiser.apply_blend`)."""
     mask = getattr(denoiser, "mask", None)
     if half is None or mask is None or getattr(denoiser, "mask_before_denoising", False):
         return None if half is None else half.to(denoised)

@@ -1,8 +1,7 @@
-"""The only file that touches a WebUI's insides (`modules.*`): AUTOMATIC1111 1.10, Forge and reForge.
+"""Access to the WebUI: the only file that imports its `modules`.
 
-What differs between them is asked for, never their names: a model with `forge_objects` is Forge's or
-reForge's. Nothing of the host is replaced, only added to.
-"""
+Written for AUTOMATIC1111 1.10, Forge and reForge, which are told apart by their features, not by their
+names: a checkpoint with `forge_objects` is Forge's or reForge's. Nothing of the WebUI is replaced."""
 
 import inspect
 import os
@@ -28,73 +27,83 @@ from amed.choose import Identity
 from amed.fingerprint import identity_of
 
 from . import samplers
-from .evaluate import Chunks, Order, PromptsFirst
+from .evaluate import Chunks, PromptsFirst, RowOrder
 
-FOLDER = "AMED"  # in the host's models folder
+FOLDER = "AMED"  # name of the folder for predictors, in the WebUI's models folder
 BUNDLED = Path(__file__).resolve().parent.parent / "predictors"
-FAMILIES = {"is_sdxl": "sdxl", "is_sd3": "sd3", "is_sd2": "sd20", "is_sd1": "sd15"}
+FAMILIES = {"is_sdxl": "sdxl", "is_sd3": "sd3", "is_sd2": "sd20", "is_sd1": "sd15"}  # flag -> model family
 Interrupted = sd_samplers_common.InterruptedException  # a BaseException
 AlwaysVisible = scripts.AlwaysVisible
 
 _library = Library([])
-_identities: dict[tuple, Identity] = {}
+_identities: dict[tuple, Identity] = {}  # (checkpoint file, its modification time) -> identity
 
 
 def warn(text: str) -> None:
-    """A line in the console."""
+    """Print a line to the console."""
     print(f"AMED: {text}")
 
 
-def register(run: Callable, times: Callable, listed: list[str] | None) -> None:
-    """Our samplers and schedule into the host's lists."""
+def register(sample: Callable, sigmas: Callable, listed: list[str] | None) -> None:
+    """Add AMED's samplers and schedule to the WebUI's lists (see samplers.add_samplers)."""
     samplers.add_samplers(
-        sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, run, times, schedule_of, listed
+        sd_samplers, sd_samplers_common, sd_samplers_kdiffusion, sample, sigmas, schedule_of, listed
     )
-    samplers.add_schedule(sd_schedulers, schedule)
+    samplers.add_schedule(sd_schedulers, schedule_sigmas)
 
 
 def sampler_functions() -> dict[str, tuple[str, Callable]]:
-    """The host's own samplers over a list of noise levels, by label: a name that other hosts know too
-    (k-diffusion's), and the function. Not those that say they draw noise."""
-    found = {}
+    """Return the WebUI's own samplers that run over a list of noise levels and add no noise.
+
+    Returns:
+        label -> (k-diffusion's name, which other hosts use too; the sampling function)."""
+    functions = {}
     library = getattr(sd_samplers_kdiffusion, "k_diffusion", sd_samplers_kdiffusion)
-    sampling = getattr(library, "sampling", None)  # in reForge its own name in that module
-    for label, named, _aliases, options in getattr(sd_samplers_kdiffusion, "samplers_k_diffusion", ()):
-        function = named if callable(named) else getattr(sampling, named, None)
+    sampling = getattr(library, "sampling", None)  # reForge has it in sd_samplers_kdiffusion itself
+    entries = getattr(sd_samplers_kdiffusion, "samplers_k_diffusion", ())
+    for label, function_or_name, _aliases, options in entries:
+        by_name = not callable(function_or_name)
+        function = getattr(sampling, function_or_name, None) if by_name else function_or_name
         noisy = options.get("brownian_noise") or options.get("uses_ensd")
         if function is not None and not noisy and "sigmas" in inspect.signature(function).parameters:
-            found[label] = getattr(function, "__name__", label).removeprefix("sample_"), function
-    return found
+            name = getattr(function, "__name__", label).removeprefix("sample_")
+            functions[label] = name, function
+    return functions
 
 
 # --- folders and settings ----------------------------------------------------------------------------------
 
 
 def user_folder() -> Path:
-    """Where new predictors are saved."""
+    """Return the folder in which new predictors are saved."""
     return Path(paths.models_path) / FOLDER
 
 
 def library() -> Library:
-    """The user's predictors (models/AMED), then the bundled."""
+    """Return the library of predictors: the user's folder (models/AMED), then the bundled files."""
     _library.folders = [user_folder(), BUNDLED]
     return _library
 
 
-def offered() -> list[str]:
-    """Names of the user's predictors and of the bundled for models that a WebUI has: not the demo model's."""
-    ours, families = Library([user_folder()]).names(), ("", *FAMILIES.values())
+def listed_predictors() -> list[str]:
+    """Return the names of the user's predictors, and of the bundled ones for model families of the WebUI (the
+    demo model's are left out)."""
+    of_user, families = Library([user_folder()]).names(), ("", *FAMILIES.values())
     named = library().named().items()
-    return [name for name, fitted in named if name in ours or fitted.spec.model_family in families]
+    return [name for name, fitted in named if name in of_user or fitted.spec.model_family in families]
 
 
 def setting(name: str, default: Any) -> Any:
-    """A value of the settings page, `default` as long as there is none."""
+    """Return a value of the settings page, or `default` if it was never set."""
     return shared.opts.data.get(name, default)
 
 
 def add_settings(section: tuple[str, str], options: dict[str, tuple]) -> None:
-    """name -> (default, label, component, its arguments), as the host's OptionInfo has it."""
+    """Add a section to the settings page.
+
+    Args:
+        section: id and title.
+        options: name -> (default, label, component, component arguments), as in the WebUI's OptionInfo."""
     for name, (default, label, component, arguments) in options.items():
         info = shared.OptionInfo(default, label, component, arguments, section=section)
         shared.opts.add_option(name, info)
@@ -104,32 +113,33 @@ def add_settings(section: tuple[str, str], options: dict[str, tuple]) -> None:
 
 
 def loaded_model() -> Any:
-    """The checkpoint in memory, None before one is loaded: asking must not load it."""
+    """Return the checkpoint in memory; None before one is loaded. Never loads a checkpoint."""
     return sd_models.model_data.sd_model
 
 
 def checkpoint() -> Any:
-    """The chosen checkpoint, loaded if it is not."""
+    """Return the selected checkpoint; load it if necessary."""
     if hasattr(sd_models, "forge_model_reload"):
         sd_models.forge_model_reload()
     return shared.sd_model
 
 
 def network(model: Any) -> nn.Module | None:
-    """A checkpoint's denoising network: a U-Net, or a transformer in Forge."""
+    """Return a checkpoint's denoising network: a U-Net, or in Forge perhaps a transformer."""
     if hasattr(model, "forge_objects"):
         return getattr(getattr(model.forge_objects.unet, "model", None), "diffusion_model", None)
     return getattr(getattr(model, "model", None), "diffusion_model", None)
 
 
 def current_network() -> nn.Module | None:
-    """The network in use now: a refiner may have replaced the one a run began with."""
+    """Return the network in use now; a refiner may have replaced the one with which the run began."""
     return network(loaded_model())
 
 
-def whole_guidance(model: Any) -> bool:
-    """Whether something works on guidance's result or its halves together, as Forge's patches can (a latent
-    modifier, PAG, SAG): with it the halves are not to be taken apart."""
+def guidance_is_patched(model: Any) -> bool:
+    """Return whether a patch of Forge (e.g. a latent modifier, PAG or SAG) changes the result of guidance.
+
+    A predictor must not give the halves of guidance separate weights then."""
     options = getattr(getattr(getattr(model, "forge_objects", None), "unet", None), "model_options", {})
     names = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
              "sampler_calc_cond_batch_function")  # fmt: skip
@@ -137,17 +147,19 @@ def whole_guidance(model: Any) -> bool:
 
 
 def is_forge() -> bool:
-    """Whether the loaded checkpoint is Forge's or reForge's."""
+    """Return whether the loaded checkpoint is one of Forge or reForge."""
     return hasattr(loaded_model(), "forge_objects")
 
 
-def row_order() -> Order:
-    """In what order the network's rows come (evaluate.py)."""
+def row_order() -> RowOrder:
+    """Return the order in which the rows of an evaluation pass through the loaded network."""
     return Chunks() if is_forge() else PromptsFirst()
 
 
 def identity(model: Any) -> Identity:
-    """Of a checkpoint; read once for each file, when it is loaded and no LoRA has changed its weights yet."""
+    """Return a checkpoint's identity.
+
+    It is read only once per file, when the checkpoint is loaded and no LoRA has changed its weights yet."""
     info = getattr(model, "sd_checkpoint_info", None)
     file = getattr(info, "filename", None)
     stamp = os.path.getmtime(file) if file and os.path.isfile(file) else id(model)
@@ -158,22 +170,24 @@ def identity(model: Any) -> Identity:
 
 
 def read_identity(model: Any) -> Identity:
+    """Compute a checkpoint's identity from its weights; without a fingerprint if they cannot be read."""
     family = next((name for flag, name in FAMILIES.items() if getattr(model, flag, False)), None)
     family = family or type(model).__name__.lower()
     try:
         return identity_of(family, network(model).named_parameters())
-    except Exception as error:  # quantised weights of a kind we do not know
+    except Exception as error:  # e.g. an unknown kind of quantised weights
         warn(f"cannot tell this checkpoint from others ({error})")
         return Identity(family, "")
 
 
 def checkpoint_name(model: Any) -> str:
+    """Return the name of a checkpoint's file; "checkpoint" if it is not known."""
     info = getattr(model, "sd_checkpoint_info", None)
     return getattr(info, "model_name", "") or getattr(info, "name", "") or "checkpoint"
 
 
 def prediction_type(model: Any) -> str:
-    """As amed.files.spec.PREDICTION_TYPES has it."""
+    """Return what a checkpoint's network predicts: one of amed.files.spec.PREDICTION_TYPES."""
     objects = getattr(model, "forge_objects", None)
     predictor = getattr(getattr(getattr(objects, "unet", None), "model", None), "predictor", None)
     kinds = {"v_prediction": "v", "const": "flow", "edm": "edm"}
@@ -188,47 +202,48 @@ def prediction_type(model: Any) -> str:
 
 
 def sigma_range(model_wrap: Any) -> tuple[float, float]:
-    """sigma_min and sigma_max of a denoiser."""
+    """Return sigma_min and sigma_max of the WebUI's denoiser wrapper."""
     return float(model_wrap.sigmas[0]), float(model_wrap.sigmas[-1])
 
 
-def base_times(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
-    """The `AMED` schedule, float64 `[count]`: uniform in the model's own time."""
+def amed_sigmas(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
+    """Return `count` noise levels from `high` to `low`, uniform in the model's own time (float64)."""
     if count < 2:
         return torch.tensor([high], dtype=torch.float64)
     return schedules.make("discrete", count, low, high, table=model_wrap.sigmas)
 
 
-def schedule(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> Tensor:
-    """The AMED entry of the schedule list, for samplers that are not ours: n noise levels and 0."""
-    times = base_times(inner_model, n, float(sigma_min), float(sigma_max))
-    return torch.cat([times.float(), torch.zeros(1)]).to(device)
+def schedule_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> Tensor:
+    """Return the noise levels `[n + 1]`, ending in 0, of the schedule AMED for the WebUI's own samplers."""
+    sigmas = amed_sigmas(inner_model, n, float(sigma_min), float(sigma_max))
+    return torch.cat([sigmas.float(), torch.zeros(1)]).to(device)
 
 
-def schedules_of(model_wrap: Any, steps: int) -> dict[str, Tensor]:
-    """The host's schedules, other extensions' among them, of so many steps, by label: those that can be had
-    for this model."""
+def host_schedules(model_wrap: Any, steps: int) -> dict[str, Tensor]:
+    """Return the noise levels of `steps` steps of each schedule in the WebUI's list, by label.
+
+    Includes the schedules of other extensions. Those that fail for this model are left out."""
     low, high = sigma_range(model_wrap)
-    found = {}
-    for one in sd_schedulers.schedulers:
-        told = {"inner_model": model_wrap} if one.need_inner_model else {}
+    sigmas = {}
+    for entry in sd_schedulers.schedulers:
+        model = {"inner_model": model_wrap} if entry.need_inner_model else {}
         with suppress(Exception):  # some are for other models, or for more steps
-            if one.function is not None and one.name != samplers.SCHEDULE:
-                found[one.label] = one.function(
-                    n=steps, sigma_min=low, sigma_max=high, device=torch.device("cpu"), **told
+            if entry.function is not None and entry.name != samplers.SCHEDULE:
+                sigmas[entry.label] = entry.function(
+                    n=steps, sigma_min=low, sigma_max=high, device=torch.device("cpu"), **model
                 )
-    return found
+    return sigmas
 
 
 def schedule_of(p: Any) -> str:
-    """The chosen schedule's label or name; "" where another extension gives the noise levels itself."""
+    """Return the selected schedule's label or name; "" if another extension gives the noise levels."""
     if getattr(p, "sampler_noise_scheduler_override", None):
         return ""
     return (p.hr_scheduler if is_hires(p) else getattr(p, "scheduler", None)) or "Automatic"
 
 
-def tell_schedule(p: Any, label: str) -> None:
-    """The schedule in the infotext, as the host writes its own."""
+def set_schedule_in_infotext(p: Any, label: str) -> None:
+    """Write the schedule type to the infotext, under the keys that the WebUI uses."""
     infotext = p.extra_generation_params
     if not is_hires(p):
         infotext["Schedule type"] = label
@@ -237,37 +252,42 @@ def tell_schedule(p: Any, label: str) -> None:
 
 
 def is_hires(p: Any) -> bool:
-    """Whether this is the second pass of hires fix."""
+    """Return whether this is the second pass of hires fix."""
     return bool(getattr(p, "is_hr_pass", False))
 
 
-def passes_each(scale: float) -> int:
-    """Network passes of an evaluation, for planning: A1111 runs the negative prompt even at CFG 1."""
+def passes_per_evaluation(scale: float) -> int:
+    """Return the expected network passes per evaluation; A1111 runs two even at CFG scale 1."""
     return 1 if scale == 1 and is_forge() else 2
 
 
-def starts_below(p: Any) -> bool:
-    """Whether this pass runs the lower part of its schedule only: hires fix's second, and img2img."""
+def runs_lower_part(p: Any) -> bool:
+    """Return whether a pass runs only the lower part of its schedule: img2img, and the second pass of hires
+    fix."""
     return is_hires(p) or bool(getattr(p, "init_images", None))
 
 
 def guidance(p: Any) -> float:
-    """The CFG scale of this pass."""
+    """Return the CFG scale of the current pass."""
     scale = getattr(p, "hr_cfg", None) if is_hires(p) else None
     return float(p.cfg_scale if scale is None else scale)
 
 
 def noise_scale(model: Any, sigma: float) -> float:
-    """What the host multiplies unit noise with at the first noise level, over that level."""
-    more = setting("sgm_noise_multiplier", False) and prediction_type(model) != "flow"
-    return (1 + sigma**-2) ** 0.5 if more else 1.0
+    """Return the standard deviation of the WebUI's initial noise, divided by its noise level `sigma`."""
+    rescaled = setting("sgm_noise_multiplier", False) and prediction_type(model) != "flow"
+    return (1 + sigma**-2) ** 0.5 if rescaled else 1.0
 
 
 # --- during sampling ---------------------------------------------------------------------------------------
 
 
-def of_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-    """A denoiser's arguments for samples of which each has one of the batch's prompts, by number."""
+def args_for_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
+    """Return the denoiser's arguments for samples that each use one prompt of the batch.
+
+    Args:
+        extra_args: the arguments for the whole batch of prompts.
+        numbers: for each sample the number of its prompt in the batch."""
     cond, uncond, image = (extra_args.get(k) for k in ("cond", "uncond", "image_cond"))
     chosen = dict(extra_args)
     chosen["cond"] = type(cond)(shape=(len(numbers),), batch=[cond.batch[i] for i in numbers])
@@ -278,28 +298,30 @@ def of_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]
     return chosen
 
 
-def tell_progress(done: int, total: int, text: str) -> None:
-    """What the progress bar and the API show."""
+def set_progress(done: int, total: int, text: str) -> None:
+    """Set what the progress bar and the API show."""
     shared.state.sampling_step, shared.state.sampling_steps = done, total
     shared.state.textinfo = text
 
 
-def has_queue() -> bool:
-    """Whether the page can show what is not finished."""
+def has_gradio_queue() -> bool:
+    """Return whether the page can show partial results, which needs Gradio's queue."""
     return not getattr(shared.cmd_opts, "no_gradio_queue", False)
 
 
 def progress_text() -> str:
+    """Return the text beside the progress bar."""
     return shared.state.textinfo or ""
 
 
 def interrupt() -> None:
+    """Interrupt the running job, as the WebUI's Interrupt button does."""
     shared.state.interrupt()
 
 
 @contextmanager
-def the_gpu(job: str):
-    """The host's own queue: one at a time, with a job in the progress bar."""
+def gpu_queue(job: str):
+    """Wait for the WebUI's queue, then show `job` in the progress bar until the context ends."""
     with call_queue.queue_lock:
         shared.state.begin(job=job)
         try:
@@ -310,64 +332,56 @@ def the_gpu(job: str):
 
 
 def on_main_thread(function: Callable, *args: Any) -> Any:
-    """Forge keeps its models on one thread; elsewhere any will do. An exception comes through."""
+    """Call a function on the thread on which Forge keeps its models, elsewhere on the current one.
+
+    Returns its result and raises its exceptions."""
     try:
         from modules_forge import main_thread
     except ImportError:
         return function(*args)
     if not hasattr(main_thread, "run_and_wait_result"):
         return function(*args)
-    end: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
 
     def work() -> None:
         try:
-            end["result"] = function(*args)
-        except BaseException as error:  # the host would only print it
-            end["error"] = error
+            outcome["result"] = function(*args)
+        except BaseException as error:  # Forge would only print it
+            outcome["error"] = error
 
     main_thread.run_and_wait_result(work)
-    if "error" in end:
-        raise end["error"]
-    return end["result"]
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
 
 
-def generate(
-    sampler: str,
-    prompts: list[str],
-    negative: str,
-    size: tuple[int, int],
-    guidance: float,
-    seed: int,
-    wish: Any,
-) -> Any:
-    """txt2img of a batch with one image a prompt, nothing saved and no other extension's scripts: `wish`
-    becomes `p.amed`. The host's Processed."""
+def generate(sampler: str, prompts: list[str], negative: str, size: tuple[int, int], guidance: float,
+             seed: int, settings: Any) -> Any:  # fmt: skip
+    """Run txt2img with one image per prompt, without other extensions' scripts; no image is saved.
+
+    Args:
+        sampler: label of the sampler.
+        size: width and height in pixels.
+        settings: run.GenerationSettings, stored as `p.amed`.
+
+    Returns:
+        The WebUI's Processed object."""
     p = processing.StableDiffusionProcessingTxt2Img(
-        sd_model=shared.sd_model,
-        prompt=prompts,
-        negative_prompt=[negative] * len(prompts),
-        batch_size=len(prompts),
-        n_iter=1,
-        width=size[0],
-        height=size[1],
-        steps=2,
-        cfg_scale=guidance,
-        sampler_name=sampler,
-        seed=seed,
-        do_not_save_samples=True,
-        do_not_save_grid=True,
-    )
+        sd_model=shared.sd_model, sampler_name=sampler, steps=2, cfg_scale=guidance, seed=seed,
+        prompt=prompts, negative_prompt=[negative] * len(prompts), batch_size=len(prompts), n_iter=1,
+        width=size[0], height=size[1], do_not_save_samples=True, do_not_save_grid=True,
+    )  # fmt: skip
     p.scheduler = "Automatic"
-    p.scripts, p.amed = scripts.ScriptRunner(), wish  # an empty one: reForge looks into it
+    p.scripts, p.amed = scripts.ScriptRunner(), settings  # an empty runner: reForge reads its attributes
     try:
         return processing.process_images(p)
     finally:
         p.close()
 
 
-def pixels(latents: Tensor) -> Tensor:
-    """Images `[n, 3, H, W]` in [-1, 1] of latents `[n, C, h, w]`, by the checkpoint's own VAE, one by one."""
-    images = [sd_samplers_common.samples_to_images_tensor(one[None], 0)[0] for one in latents]
+def decode(latents: Tensor) -> Tensor:
+    """Decode latents `[n, C, h, w]` one by one with the VAE; returns images `[n, 3, H, W]` in [-1, 1]."""
+    images = [sd_samplers_common.samples_to_images_tensor(latent[None], 0)[0] for latent in latents]
     return torch.stack([image.detach().float().cpu() for image in images])
 
 
@@ -375,7 +389,7 @@ def pixels(latents: Tensor) -> Tensor:
 
 
 def xyz_module() -> Any:
-    """The host's X/Y/Z plot script, None where it is missing."""
+    """Return the module of the WebUI's X/Y/Z plot script; None if it is missing."""
     for data in scripts.scripts_data:
         if hasattr(data.module, "AxisOption") and hasattr(data.module, "axis_options"):
             return data.module

@@ -1,7 +1,7 @@
-"""What happens during generation: which predictor, at which noise levels, sampled and said in the infotext.
+"""Generation with an AMED sampler: which predictor runs, at which noise levels, and what the infotext says.
 
-amed.choose decides. A generation's settings are a `Wish` on the processing object (`p.amed`); no state is
-kept elsewhere."""
+The predictor is chosen by amed.choose. The settings of a generation are a `GenerationSettings` on the WebUI's
+processing object (`p.amed`); nothing is stored elsewhere."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,38 +28,46 @@ from amed.double import as_double
 
 from . import host
 from .evaluate import HostEvaluate
-from .samplers import SCHEDULE_LABEL, Line, label_of
+from .samplers import SCHEDULE_LABEL, SamplerEntry, label_of
 
 SETTINGS, ERROR = "as in settings", "error"
 FALLBACKS = (PLAIN, UNTRAINED, ERROR)
-MADE = {PLAIN: plain_for, UNTRAINED: untrained_for}  # what needs no file
+WITHOUT_FILE = {PLAIN: plain_for, UNTRAINED: untrained_for}  # what a user may choose in place of a file
 ADVICE = (
     "Fit one in the AMED tab (some minutes, once), or set 'Where no predictor fits' to plain in the AMED "
     "accordion."
 )
-# on the demo model, 3 to 10 steps, these were best on Karras's noise levels and the others in uniform time
+# samplers that, untrained, were best on Karras's noise levels (demo model, 3 to 10 steps); the others were
+# best uniform in the model's time
 ON_KARRAS = ("amed", "amed_dpm_2", "amed_dpmpp_2m", "amed_dpmpp_3m", "amed_uni_pc")
 
 
 @dataclass
-class Wish:
-    """What a generation asks for. predictor: auto, plain, untrained or a name; nfe: evaluations, 0 for as
-    many as the steps take; fallback: one of FALLBACKS. prepared: the choice that the steps were set
-    by; error: what is wrong with these, raised when sampling begins. calibrate: what to do instead, see
-    calibrate.py."""
+class GenerationSettings:
+    """The AMED settings of one generation."""
 
-    predictor: str = AUTO
-    nfe: int = 0
-    fallback: str = PLAIN
-    prepared: Choice | None = None
-    error: Exception | None = None
-    calibrate: Callable | None = None
-    reports: list[Report] = field(default_factory=list)
+    predictor: str = AUTO  # "auto", "plain", "untrained" or the name of a predictor file
+    nfe: int = 0  # model evaluations per image; 0: as many as the steps take
+    fallback: str = PLAIN  # what runs if there is no predictor: one of FALLBACKS
+    prepared: Choice | None = None  # the choice by which the number of steps was set
+    error: Exception | None = None  # what is wrong with the settings; raised when sampling begins
+    calibrate: Callable | None = None  # runs in place of sampling (see calibrate.py)
+    reports: list[Report] = field(default_factory=list)  # one per pass
 
     @classmethod
-    def of(cls, p: Any, predictor: Any = AUTO, nfe: Any = 0, fallback: Any = SETTINGS) -> "Wish":
-        """From the accordion (or API) and, where it leaves things open, the settings page. An X/Y/Z plot's
-        `p.amed_predictor` and `p.amed_nfe` come first. Raises ValueError for what is no choice."""
+    def of(
+        cls, p: Any, predictor: Any = AUTO, nfe: Any = 0, fallback: Any = SETTINGS
+    ) -> "GenerationSettings":
+        """Combine the settings of an X/Y/Z plot, of the accordion (or API) and of the settings page.
+
+        Args:
+            p: the processing object. Its `amed_predictor` and `amed_nfe`, which the X/Y/Z plot sets, come
+                before the other arguments.
+            predictor, nfe, fallback: from the accordion or the API. "auto", 0 and "as in settings" leave the
+                value to the settings page.
+
+        Raises:
+            ValueError: if `nfe` or `fallback` has no valid value."""
         predictor = getattr(p, "amed_predictor", None) or (predictor if predictor != AUTO else None)
         predictor = predictor or host.setting("amed_predictor", AUTO) or AUTO
         given = getattr(p, "amed_nfe", None) or nfe or host.setting("amed_nfe", 0) or 0
@@ -78,113 +86,156 @@ class Wish:
         return cls(str(predictor), count, fallback)
 
     @property
-    def named(self) -> bool:
-        return self.predictor != AUTO and self.predictor not in MADE
+    def names_a_file(self) -> bool:
+        """Whether a predictor file was chosen by name."""
+        return self.predictor != AUTO and self.predictor not in WITHOUT_FILE
 
-    def request(self, line: Line, who: Identity, scale: float, **more: Any) -> Request:
-        """What amed.choose is asked; `more`: its other fields."""
+    def request(self, entry: SamplerEntry, identity: Identity, guidance: float, **fields: Any) -> Request:
+        """Make the request to amed.choose; `fields` are further fields of the Request."""
         return Request(
-            who, line.sampler, scale, self.nfe or None, if_missing=self.fallback, advice=ADVICE, **more
+            identity,
+            entry.sampler,
+            guidance,
+            self.nfe or None,
+            if_missing=self.fallback,
+            advice=ADVICE,
+            **fields,
         )
 
 
-def wish_of(p: Any) -> Wish:
-    """A generation's wish; the settings' where no script of ours has run (other extensions' generations).
-    Raises what is wrong with it."""
-    wish = getattr(p, "amed", None)
-    if wish is None:
-        wish = p.amed = Wish.of(p)
-    if wish.error is not None:
-        raise wish.error
-    return wish
+def settings_of(p: Any) -> GenerationSettings:
+    """Return the settings of a generation.
+
+    Where AMED's script did not run (generations of other extensions), they come from the settings page.
+    Raises the error that the script stored in them."""
+    settings = getattr(p, "amed", None)
+    if settings is None:
+        settings = p.amed = GenerationSettings.of(p)
+    if settings.error is not None:
+        raise settings.error
+    return settings
 
 
 # --- which predictor, which noise levels -------------------------------------------------------------------
 
 
-def prepare(p: Any, line: Line, wish: Wish) -> None:
-    """Before a generation: its NFE, or its predictor's, become its number of steps. Raises PredictorError
-    or ValueError."""
-    if not (wish.nfe or wish.named):
+def prepare(p: Any, entry: SamplerEntry, settings: GenerationSettings) -> None:
+    """Before a generation, set its number of steps to that of the given NFE or of the named predictor.
+
+    Raises PredictorError or ValueError if no such run is possible."""
+    if not (settings.nfe or settings.names_a_file):
         return
-    choice = foreseen(line, wish, host.identity(p.sd_model), host.guidance(p))
-    if wish.nfe not in (0, choice.fitted.nfe):
+    choice = preview_choice(entry, settings, host.identity(p.sd_model), host.guidance(p))
+    if settings.nfe not in (0, choice.fitted.nfe):
         raise PredictorError(
-            f"{choice.fitted.label} takes {choice.fitted.nfe} evaluations, not {wish.nfe}: set NFE to 0 or "
-            f"{choice.fitted.nfe}, or choose another predictor"
+            f"{choice.fitted.label} takes {choice.fitted.nfe} evaluations, not {settings.nfe}: set NFE to 0 "
+            f"or {choice.fitted.nfe}, or choose another predictor"
         )
-    wish.prepared, p.steps = choice, len(choice.sigmas) - 1
+    settings.prepared, p.steps = choice, len(choice.sigmas) - 1
 
 
-def foreseen(line: Line, wish: Wish, who: Identity, scale: float, steps: int = 0) -> Choice:
-    """What a generation takes, by its predictor, its NFE or else its steps; where nothing was fitted the
-    noise levels are not yet its own. Raises PredictorError."""
-    request = wish.request(line, who, scale, schedule=lambda count: schedules.logsnr(count, 0.03, 15.0))
-    if wish.named:
-        return choose(host.library(), replace(request, nfe=None, fitted=named(wish.predictor, line)))
-    if not wish.nfe:
+def preview_choice(
+    entry: SamplerEntry, settings: GenerationSettings, identity: Identity, guidance: float, steps: int = 0
+) -> Choice:
+    """Choose the predictor of a generation before its noise levels are known.
+
+    Where no predictor is found, the noise levels of the returned choice are placeholders; only their number
+    is right. `steps` counts only if neither an NFE nor a file is given. Raises PredictorError."""
+    request = settings.request(
+        entry, identity, guidance, schedule=lambda count: schedules.logsnr(count, 0.03, 15.0)
+    )
+    if settings.names_a_file:
+        fitted = load_predictor(settings.predictor, entry)
+        return choose(host.library(), replace(request, nfe=None, fitted=fitted))
+    if not settings.nfe:
         request = replace(request, times=steps + 1)
-    return made(wish.predictor, request) if wish.predictor in MADE else choose(host.library(), request)
+    if settings.predictor in WITHOUT_FILE:
+        return choice_without_file(settings.predictor, request)
+    return choose(host.library(), request)
 
 
-def named(name: str, line: Line) -> Fitted:
-    """The library's predictor of that name, if it is this sampler's. Raises PredictorError."""
+def load_predictor(name: str, entry: SamplerEntry) -> Fitted:
+    """Return the predictor of that name from the library.
+
+    Raises PredictorError if there is none, or if it was fitted for another sampler."""
     fitted = host.library().load(name)
-    if not fitted.spec.answers(line.sampler):
-        whose = fitted.spec.of or label_of(fitted.spec.sampler)
+    if not fitted.spec.answers(entry.sampler):
+        fitted_sampler = fitted.spec.of or label_of(fitted.spec.sampler)
         raise PredictorError(
-            f"{fitted.label} was fitted for {whose}, not for {line.label}: choose "
+            f"{fitted.label} was fitted for {fitted_sampler}, not for {entry.label}: choose "
             "that sampler, or another predictor"
         )
     return fitted
 
 
-def made(kind: str, request: Request, remarks: tuple[str, ...] = ()) -> Choice:
-    """The plain or the untrained solver, whatever files there are."""
-    fitted = MADE[kind](request)
-    return replace(
-        choose(host.library(), replace(request, sampler=AUTO, nfe=None, fitted=fitted)), remarks=remarks
-    )
+def choice_without_file(kind: str, request: Request, remarks: tuple[str, ...] = ()) -> Choice:
+    """Return the plain or the untrained solver for a request, with these remarks.
+
+    `kind` is "plain" or "untrained"."""
+    fitted = WITHOUT_FILE[kind](request)
+    choice = choose(host.library(), replace(request, sampler=AUTO, nfe=None, fitted=fitted))
+    return replace(choice, remarks=remarks)
 
 
-def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable[[int], Tensor]) -> Choice:
-    """What a pass takes for these noise levels, or for so many. `schedule(count)`: the untrained solver's.
-    Raises PredictorError."""
-    request = wish.request(
-        line, host.identity(p.sd_model), host.guidance(p), times=times, below=host.starts_below(p),
+def choose_for_pass(
+    entry: SamplerEntry,
+    settings: GenerationSettings,
+    p: Any,
+    times: int | Tensor,
+    schedule: Callable[[int], Tensor],
+) -> Choice:
+    """Choose the predictor and the noise levels of one pass of a generation.
+
+    Args:
+        times: the noise levels above 0 (falling), or only their number.
+        schedule: `schedule(count)` returns the noise levels of a solver without a predictor.
+
+    Raises:
+        PredictorError: if there is no predictor and the fallback is "error", or if the named predictor cannot
+            be used."""
+    request = settings.request(
+        entry, host.identity(p.sd_model), host.guidance(p), times=times, below=host.runs_lower_part(p),
         schedule=schedule, afs=host.prediction_type(p.sd_model) != "flow",
-        halves=not host.whole_guidance(p.sd_model),
+        halves=not host.guidance_is_patched(p.sd_model),
     )  # fmt: skip
-    first, fitted = not host.is_hires(p), None
-    prepared = wish.prepared if first else None
-    if wish.predictor in MADE or request.count < 2:  # one level and 0: there is nothing to choose
-        return made(wish.predictor if wish.predictor in MADE else UNTRAINED, request)
-    if (
-        isinstance(times, Tensor) and not wish.named
-    ):  # another schedule than ours: no table is stretched onto it
+    first_pass, fitted = not host.is_hires(p), None
+    prepared = settings.prepared if first_pass else None
+    if settings.predictor in WITHOUT_FILE:
+        return choice_without_file(settings.predictor, request)
+    if request.count < 2:  # one noise level and 0: every solver returns the denoised image
+        return choice_without_file(UNTRAINED, request)
+    if isinstance(times, Tensor) and not settings.names_a_file:
+        # the user chose another schedule: no predictor is interpolated onto it
         if prepared is not None and not same_times(times, prepared.fitted.base):
             prepared = None
-        request = replace(request, nfe=None, exact=True, advice=how_to_fit(request))
-    if wish.named and (first or host.library().load(wish.predictor).spec.answers(line.sampler)):
-        fitted = named(wish.predictor, line)
-    elif prepared is not None and prepared.fitted.name in MADE:
-        return made(prepared.fitted.name, request, worded(prepared.remarks))
+        request = replace(request, nfe=None, exact=True, advice=schedule_advice(request))
+    if settings.names_a_file and (
+        first_pass or host.library().load(settings.predictor).spec.answers(entry.sampler)
+    ):
+        fitted = load_predictor(settings.predictor, entry)
+    elif prepared is not None and prepared.fitted.name in WITHOUT_FILE:
+        return choice_without_file(prepared.fitted.name, request, infotext_remarks(prepared.remarks))
     elif prepared is not None and within_reach(prepared.fitted, request.count):
         fitted = prepared.fitted
     if fitted is not None:
         request = replace(request, fitted=fitted, nfe=None)
     choice = choose(host.library(), request)
-    remarks = worded(choice.remarks)
-    if choice.grid != "own" and choice.fitted.name not in MADE:
-        name = choice.fitted.name
-        said = f"these noise levels are not those {name} was fitted on: choose the AMED schedule"
-        remarks = (said, *remarks)
+    remarks = infotext_remarks(choice.remarks)
+    if choice.grid != "own" and choice.fitted.name not in WITHOUT_FILE:
+        remarks = (other_levels_remark(choice.fitted), *remarks)
     return replace(choice, remarks=remarks)
 
 
-def how_to_fit(request: Request) -> str:
-    """What to do for a predictor in place of a plain solver on another schedule: choose ours, where the
-    library has one for as many steps, else fit one first. request: with the noise levels above 0."""
+def other_levels_remark(fitted: Fitted) -> str:
+    """Return the remark for a run whose noise levels are not those a predictor was fitted on."""
+    return f"{fitted.name} was fitted on other noise levels than these: choose the AMED schedule"
+
+
+def schedule_advice(request: Request) -> str:
+    """Return the advice for a plain solver on a schedule that the user chose: how to run a predictor instead.
+
+    Args:
+        request: the Request of the pass, with its noise levels as `times`."""
     schedule = f"the schedule type {SCHEDULE_LABEL} or Automatic"
     try:
         choice = choose(host.library(), replace(request, times=request.count + 1, if_missing=ERROR))
@@ -193,33 +244,32 @@ def how_to_fit(request: Request) -> str:
     return f"Choose {schedule} to run {choice.fitted.name}."
 
 
-def worded(remarks: tuple[str, ...]) -> tuple[str, ...]:
-    """As they stand in an infotext."""
+def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
+    """Shorten remarks of amed.choose for the infotext."""
     return tuple(remark.replace("untrained, as asked: ", "untrained: ") for remark in remarks)
 
 
-def times(line: Line, sampler: Any, p: Any, steps: int) -> Tensor:
-    """The noise levels of a pass with `steps` steps, `[steps + 1]`; the choice stays with the host's sampler
-    object."""
+def sigmas(entry: SamplerEntry, sampler: Any, p: Any, steps: int) -> Tensor:
+    """Return the noise levels `[steps + 1]` of a pass, and store its choice in `sampler.amed_choice`."""
     low, high = host.sigma_range(sampler.model_wrap)
-    host.tell_schedule(p, SCHEDULE_LABEL)
-    wish = wish_of(p)
-    untrained = UNTRAINED in (wish.predictor, wish.fallback)
+    host.set_schedule_in_infotext(p, SCHEDULE_LABEL)
+    settings = settings_of(p)
+    untrained = UNTRAINED in (settings.predictor, settings.fallback)
 
     def schedule(count: int) -> Tensor:
-        if untrained and line.sampler in ON_KARRAS and count > 1:
+        if untrained and entry.sampler in ON_KARRAS and count > 1:
             return schedules.make("polynomial", count, low, high)
-        return host.base_times(sampler.model_wrap, count, low, high)
+        return host.amed_sigmas(sampler.model_wrap, count, low, high)
 
-    sampler.amed_choice = plan(line, wish, p, steps + 1, schedule)
+    sampler.amed_choice = choose_for_pass(entry, settings, p, steps + 1, schedule)
     return sampler.amed_choice.sigmas.float()
 
 
 # --- sampling ----------------------------------------------------------------------------------------------
 
 
-def run(
-    line: Line,
+def sample(
+    entry: SamplerEntry,
     sampler: Any,
     model: Any,
     x: Tensor,
@@ -228,18 +278,25 @@ def run(
     callback: Callable | None,
     disable: bool | None,
 ) -> Tensor:
-    """A sampler of the dropdown: the engine's, with the chosen predictor, asking the host and counting."""
+    """Sample one pass with an AMED sampler and report it in the infotext.
+
+    Args:
+        sampler: the WebUI's sampler object.
+        model: its CFGDenoiser.
+        x: noise, or a noisy image, `[B, C, H, W]`.
+        sigmas: falling noise levels.
+        extra_args, callback, disable: as for a k-diffusion sampler."""
     p, extra_args = model.p, extra_args or {}
-    wish = wish_of(p)
-    if wish.calibrate is not None:
-        return wish.calibrate(model, x, sigmas, extra_args, callback)
+    settings = settings_of(p)
+    if settings.calibrate is not None:
+        return settings.calibrate(model, x, sigmas, extra_args, callback)
     if len(sigmas) < 2:
         return x
     choice = getattr(sampler, "amed_choice", None)
-    if choice is None:  # noise levels that were not ours to choose (another schedule)
-        given = as_double(sigmas)
-        given = given[given > 0]
-        choice = plan(line, wish, p, given, lambda count: given)
+    if choice is None:  # the noise levels are those of another schedule type
+        levels = as_double(sigmas)
+        levels = levels[levels > 0]
+        choice = choose_for_pass(entry, settings, p, levels, lambda count: levels)
     masked = getattr(model, "mask", None) is not None
     evaluate = HostEvaluate(host.current_network, host.row_order())
     try:
@@ -262,25 +319,27 @@ def run(
                 "evaluations: zeros in its place"
             )
         report = Report(evaluate.evaluations, evaluate.rows, len(x), choice.fitted, remarks)
-        wish.reports.append(report)
-        tell(p, report)
+        settings.reports.append(report)
+        write_infotext(p, report)
 
 
-def tell(p: Any, report: Report) -> None:
-    """A pass, in the infotext (the second pass of hires fix under names of its own) and below the image."""
-    infotext, kind = p.extra_generation_params, "AMED hires" if host.is_hires(p) else "AMED"
+def write_infotext(p: Any, report: Report) -> None:
+    """Write the report of a pass to the infotext, and its remarks below the image.
+
+    The second pass of hires fix has its own keys, which begin with "AMED hires"."""
+    infotext, prefix = p.extra_generation_params, "AMED hires" if host.is_hires(p) else "AMED"
     name = report.fitted.name
-    infotext[f"{kind} predictor"] = name if name in MADE else name_of(report.fitted)
-    infotext[f"{kind} evaluations"] = report.evaluations
+    infotext[f"{prefix} predictor"] = name if name in WITHOUT_FILE else library_name(report.fitted)
+    infotext[f"{prefix} evaluations"] = report.evaluations
     if report.passes is not None:
-        infotext[f"{kind} network passes"] = report.passes
-    infotext.pop(f"{kind} note", None)
+        infotext[f"{prefix} network passes"] = report.passes
+    infotext.pop(f"{prefix} note", None)
     if report.remarks:
-        infotext[f"{kind} note"] = "; ".join(report.remarks)
+        infotext[f"{prefix} note"] = "; ".join(report.remarks)
         for remark in report.remarks:
-            p.comment(f"{kind}: {remark}")
+            p.comment(f"{prefix}: {remark}")
 
 
-def name_of(fitted: Fitted) -> str:
-    """The name the library knows it by (a file may lie in a subfolder)."""
+def library_name(fitted: Fitted) -> str:
+    """Return a predictor's name in the library, which includes the subfolder; else the name of its file."""
     return next((n for n, other in host.library().named().items() if other.base is fitted.base), fitted.name)

@@ -1,11 +1,14 @@
-"""The dropdown: our samplers and schedule among the host's.
+"""AMED's samplers and schedule in the WebUI's dropdown lists.
 
-Contracts: `SamplerData(name, constructor, aliases, options)` of modules/sd_samplers_common.py, the lists of
-modules/sd_samplers.py (read through `set_samplers`), `Scheduler` of modules/sd_schedulers.py (a map by name
-and label is looked at), `KDiffusionSampler(function, model)` of modules/sd_samplers_kdiffusion.py, which asks
-itself for the noise levels and calls the function with what its signature names: k-diffusion's own six.
-get_sampler_and_scheduler of modules/sd_samplers.py cuts a scheduler's label, name or alias off the end of a
-sampler's name (" DDIM"; reForge in any case): no label of ours may end in one."""
+Interfaces of the WebUI that this file relies on:
+
+- modules/sd_samplers_common.py: `SamplerData(name, constructor, aliases, options)`.
+- modules/sd_samplers.py: the list and map of samplers; `set_samplers` derives the other lists from them.
+  get_sampler_and_scheduler cuts a schedule's label, name or alias (e.g. " DDIM") off the end of a sampler's
+  name, in reForge always. No label here may end in one.
+- modules/sd_schedulers.py: `Scheduler`, and a map of schedules by name and by label.
+- modules/sd_samplers_kdiffusion.py: `KDiffusionSampler(function, model)` calls its own `get_sigmas`, then the
+  function with those of k-diffusion's six arguments that the function's signature names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,48 +20,62 @@ from amed import kdiffusion
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of the dropdown. sampler: its name in amed.kdiffusion. evaluations: of the model, a step."""
+class SamplerEntry:
+    """An AMED sampler in the WebUI's sampler dropdown."""
 
-    label: str
-    sampler: str
-    aliases: tuple[str, ...]
-    evaluations: int
+    label: str  # shown in the dropdown and written to the infotext
+    sampler: str  # the sampler's name in amed.kdiffusion.ENTRIES
+    aliases: tuple[str, ...]  # other names by which the API finds it
+    evaluations: int  # model evaluations per step
 
 
-ALIASES = {"amed": ("amed_solver",)}  # beside the sampler's own name
-LINES = tuple(
-    Line(entry.label, name, (name, *ALIASES.get(name, ())), entry.solver.each(learned=True))
+ALIASES = {"amed": ("amed_solver",)}  # sampler name -> aliases besides that name
+ENTRIES = tuple(
+    SamplerEntry(entry.label, name, (name, *ALIASES.get(name, ())), entry.solver.each(learned=True))
     for name, entry in kdiffusion.ENTRIES.items()
 )
-LABELS = tuple(line.label for line in LINES)
+LABELS = tuple(entry.label for entry in ENTRIES)
 SCHEDULE, SCHEDULE_LABEL = "amed", "AMED"
-AUTOMATIC = ("Automatic", "automatic", SCHEDULE, SCHEDULE_LABEL)  # with a sampler of ours
+# schedule types with which an AMED sampler runs on its predictor's noise levels
+AUTOMATIC = ("Automatic", "automatic", SCHEDULE, SCHEDULE_LABEL)
 
-# run(line, sampler, model, x, sigmas, extra_args, callback, disable); sampler: the host's object
-Run = Callable[..., Tensor]
-Times = Callable[..., Tensor]  # times(line, sampler, p, steps): the noise levels of so many steps
+# (entry, host_sampler, model, x, sigmas, extra_args, callback, disable) -> samples
+SampleFunction = Callable[..., Tensor]
+# (entry, host_sampler, p, steps) -> noise levels [steps + 1]
+SigmasFunction = Callable[..., Tensor]
 
 
-def line_of(label: str | None) -> Line | None:
-    """The line with a sampler's label, None if it is not ours."""
-    return next((line for line in LINES if line.label == label), None)
+def entry_of(label: str | None) -> SamplerEntry | None:
+    """Return the AMED sampler with this dropdown label; None if the label is not one of AMED's."""
+    return next((entry for entry in ENTRIES if entry.label == label), None)
 
 
 def label_of(sampler: str) -> str:
-    """What a sampler of the engine is called here."""
+    """Return the dropdown label of a sampler name of amed.kdiffusion."""
     return kdiffusion.ENTRIES[sampler].label
 
 
-def options(line: Line) -> dict[str, Any]:
-    """What the host should know: "Automatic" takes our schedule, and a step may cost two evaluations.
-    Scalars, for the API tells them."""
-    own: dict[str, Any] = {"scheduler": SCHEDULE}
-    return own | {"second_order": True} if line.evaluations == 2 else own
+def sampler_options(entry: SamplerEntry) -> dict[str, Any]:
+    """Return the options of the WebUI's SamplerData: the schedule that "Automatic" stands for, and whether a
+    step takes two evaluations. Values are scalars, because the WebUI's API returns them as JSON."""
+    schedule: dict[str, Any] = {"scheduler": SCHEDULE}
+    return schedule | {"second_order": True} if entry.evaluations == 2 else schedule
 
 
-def sampler_class(base: type, line: Line, run: Run, times: Times, schedule_of: Callable[[Any], str]) -> type:
-    """The host's sampler with one line's noise levels, where the schedule is left to us, and steps."""
+def sampler_class(
+    base: type,
+    entry: SamplerEntry,
+    sample: SampleFunction,
+    sigmas: SigmasFunction,
+    schedule_of: Callable[[Any], str],
+) -> type:
+    """Make a subclass of the WebUI's sampler that runs an AMED sampler.
+
+    Args:
+        base: the WebUI's KDiffusionSampler.
+        sample: runs the sampler, as a `SampleFunction`.
+        sigmas: returns the noise levels, as a `SigmasFunction`, if the schedule type is one of `AUTOMATIC`.
+        schedule_of: returns the schedule type of a processing object."""
 
     class AmedSampler(base):
         def __init__(self, model: Any):
@@ -67,10 +84,10 @@ def sampler_class(base: type, line: Line, run: Run, times: Times, schedule_of: C
         def get_sigmas(self, p: Any, steps: int) -> Tensor:
             if schedule_of(p) not in AUTOMATIC:
                 return super().get_sigmas(p, steps)
-            return times(line, self, p, steps)
+            return sigmas(entry, self, p, steps)
 
         def integrate(self, model, x, sigmas, extra_args=None, callback=None, disable=None):
-            return run(line, self, model, x, sigmas, extra_args, callback, disable)
+            return sample(entry, self, model, x, sigmas, extra_args, callback, disable)
 
     return AmedSampler
 
@@ -79,32 +96,41 @@ def add_samplers(
     sd_samplers: Any,
     common: Any,
     sd_samplers_kdiffusion: Any,
-    run: Run,
-    times: Times,
+    sample: SampleFunction,
+    sigmas: SigmasFunction,
     schedule_of: Callable[[Any], str],
     listed: list[str] | None = None,
 ) -> None:
-    """Put LINES into the host's lists, in place of any of the same name: so it may be done again on a
-    reload of the scripts. Those whose label is not `listed` are found by name but not shown."""
-    ours = [
+    """Add the AMED samplers to the WebUI's lists, replacing any of the same label.
+
+    May be called again when the WebUI reloads its scripts.
+
+    Args:
+        sd_samplers, common, sd_samplers_kdiffusion: the WebUI's modules (`common`: sd_samplers_common).
+        sample, sigmas, schedule_of: see `sampler_class`.
+        listed: labels to show in the dropdown; the others can only be chosen by name. None: show all."""
+    added = [
         common.SamplerData(
-            line.label,
-            sampler_class(sd_samplers_kdiffusion.KDiffusionSampler, line, run, times, schedule_of),
-            list(line.aliases),
-            options(line),
+            entry.label,
+            sampler_class(sd_samplers_kdiffusion.KDiffusionSampler, entry, sample, sigmas, schedule_of),
+            list(entry.aliases),
+            sampler_options(entry),
         )
-        for line in LINES
+        for entry in ENTRIES
     ]
-    sd_samplers.all_samplers[:] = [s for s in sd_samplers.all_samplers if s.name not in LABELS] + ours
-    sd_samplers.all_samplers_map.update({sampler.name: sampler for sampler in ours})
+    sd_samplers.all_samplers[:] = [s for s in sd_samplers.all_samplers if s.name not in LABELS] + added
+    sd_samplers.all_samplers_map.update({sampler.name: sampler for sampler in added})
     sd_samplers.set_samplers()
     if listed is not None:
         sd_samplers.samplers_hidden.update(set(LABELS) - set(listed))
 
 
 def add_schedule(sd_schedulers: Any, sigmas: Callable[..., Tensor]) -> None:
-    """Our schedule, once: `sigmas(n, sigma_min, sigma_max, inner_model, device)` gives n steps' noise
-    levels."""
-    ours = sd_schedulers.Scheduler(SCHEDULE, SCHEDULE_LABEL, sigmas, need_inner_model=True)
-    sd_schedulers.schedulers[:] = [s for s in sd_schedulers.schedulers if s.name != SCHEDULE] + [ours]
-    sd_schedulers.schedulers_map.update({SCHEDULE: ours, SCHEDULE_LABEL: ours})
+    """Add the AMED schedule to the WebUI's list, replacing an earlier one.
+
+    Args:
+        sd_schedulers: the WebUI's module.
+        sigmas: `sigmas(n, sigma_min, sigma_max, inner_model, device)` returns the noise levels of n steps."""
+    schedule = sd_schedulers.Scheduler(SCHEDULE, SCHEDULE_LABEL, sigmas, need_inner_model=True)
+    sd_schedulers.schedulers[:] = [s for s in sd_schedulers.schedulers if s.name != SCHEDULE] + [schedule]
+    sd_schedulers.schedulers_map.update({SCHEDULE: schedule, SCHEDULE_LABEL: schedule})

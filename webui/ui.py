@@ -1,12 +1,7 @@
-"""What people see: the accordion, the settings page, the X/Y/Z axes, the AMED tab, and the tab's API."""
+"""The accordion, the settings page and the axes of the X/Y/Z plot."""
 
-import base64
 import html
-import io
 import re
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,31 +9,32 @@ import gradio as gr
 
 from amed import PredictorError
 from amed.choose import AUTO, PLAIN, Choice, Identity
-from amed.fit import PRESETS
 
-from . import calibrate, host, outside, run
-from .run import FALLBACKS, MADE, SETTINGS, Wish
-from .samplers import LABELS, Line, line_of
+from . import host, host_samplers, run
+from .run import FALLBACKS, SETTINGS, WITHOUT_FILE, GenerationSettings
+from .samplers import LABELS, SamplerEntry, entry_of
 
-SECTION = ("amed", "AMED")
+SECTION = ("amed", "AMED")  # id and title on the settings page
 OTHER_SAMPLER = "Choose one of the AMED samplers to use this."
 
 
 # --- settings ----------------------------------------------------------------------------------------------
 
 
-def choices() -> list[str]:
-    """What to choose from: the user's predictors, and the bundled that are for models of a WebUI."""
-    return [AUTO, *MADE, *host.offered()]
+def predictor_choices() -> list[str]:
+    """Return the choices for "AMED predictor": auto, plain, untrained, then the names of files."""
+    return [AUTO, *WITHOUT_FILE, *host.listed_predictors()]
 
 
 def add_settings() -> None:
-    """The settings page; each is also an API override_settings."""
+    """Add AMED's section to the settings page. The API accepts each setting in override_settings."""
     listed = "Samplers to list (the others stay reachable by name; Reload UI to see it)"
     host.add_settings(
         SECTION,
         {
-            "amed_predictor": (AUTO, "Default predictor", gr.Dropdown, lambda: {"choices": choices()}),
+            "amed_predictor": (
+                AUTO, "Default predictor", gr.Dropdown, lambda: {"choices": predictor_choices()},
+            ),
             "amed_nfe": (
                 0, "Default NFE (evaluations; 0: as many as the steps take)", gr.Slider,
                 {"minimum": 0, "maximum": 30, "step": 1},
@@ -56,72 +52,92 @@ def add_settings() -> None:
 
 
 def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> str:
-    """What these settings will run, in one line of Markdown. Names in it are a file's, and no HTML."""
-    line = line_of(label)
-    if line is None:
-        return html.escape(status_outside(label, predictor), quote=False)
-    wish, steps, scale = Wish.of(None, predictor, nfe), int(steps or 1), float(guidance or 1)
-    choice, note = foreseen(line, wish, steps, scale)
-    at, fit = choice.fitted.spec.guidance, ""
-    if choice.fitted.name not in MADE:
-        what = choice.fitted.name
-        fit = f"; fitted at guidance {at:g}" + (f", CFG scale is {scale:g}" if abs(at - scale) > 0.01 else "")
-    elif wish.predictor in MADE or host.loaded_model() is not None:
-        what = f"{choice.fitted.name} solver"
+    """Describe what the current settings will run, in one line of Markdown.
+
+    Text from files (e.g. a predictor's name) is escaped, because Gradio renders HTML in Markdown.
+
+    Args:
+        label: label of the selected sampler.
+        steps, guidance: the WebUI's Steps and CFG scale.
+        predictor, nfe: values of the accordion."""
+    entry = entry_of(label)
+    if entry is None:
+        return html.escape(host_sampler_status(label, predictor), quote=False)
+    settings = GenerationSettings.of(None, predictor, nfe)
+    steps, scale = int(steps or 1), float(guidance or 1)
+    choice, note = preview(entry, settings, steps, scale)
+    fitted_at, fit = choice.fitted.spec.guidance, ""
+    if choice.fitted.name not in WITHOUT_FILE:
+        solver = choice.fitted.name
+        fit = f"; fitted at guidance {fitted_at:g}"
+        fit += f", CFG scale is {scale:g}" if abs(fitted_at - scale) > 0.01 else ""
+    elif settings.predictor in WITHOUT_FILE or host.loaded_model() is not None:
+        solver = f"{choice.fitted.name} solver"
     else:
-        what = "no checkpoint is loaded yet"
+        solver = "no checkpoint is loaded yet"
     count, steps = choice.fitted.nfe, len(choice.sigmas) - 1
-    passes = count * host.passes_each(scale)
-    what, note = (html.escape(text, quote=False) for text in (what, f" {note}" if note else ""))
-    return f"**{count}** evaluations ({steps} steps), {passes} network passes an image — {what}{fit}.{note}"
+    passes = count * host.passes_per_evaluation(scale)
+    solver, note = (html.escape(text, quote=False) for text in (solver, f" {note}" if note else ""))
+    cost = f"**{count}** evaluations ({steps} steps), {passes} network passes per image"
+    return f"{cost} — {solver}{fit}.{note}"
 
 
-def status_outside(label: str, predictor: str) -> str:
-    """The same for a sampler of the host's own."""
-    wish = Wish.of(None, predictor, 0)
+def host_sampler_status(label: str, predictor: str) -> str:
+    """Describe what will run with one of the WebUI's own samplers, in one line of text."""
+    settings = GenerationSettings.of(None, predictor, 0)
     try:
-        fitted = outside.named(wish.predictor, label) if wish.named else None
+        named = settings.names_a_file
+        fitted = host_samplers.load_predictor(settings.predictor, label) if named else None
     except PredictorError as error:
         return str(error)
     if fitted is None:
         return OTHER_SAMPLER
-    steps, at = len(fitted.base), fitted.spec.guidance
-    return f"**{fitted.nfe}** evaluations ({steps} steps), {fitted.name}; fitted at guidance {at:g}."
+    steps, guidance = len(fitted.base), fitted.spec.guidance
+    return f"**{fitted.nfe}** evaluations ({steps} steps), {fitted.name}; fitted at guidance {guidance:g}."
 
 
-def foreseen(line: Line, wish: Wish, steps: int, scale: float) -> tuple[Choice, str]:
-    """What a generation with these settings would take, and why it is a solver without a predictor where
-    nobody asked for that."""
+def preview(
+    entry: SamplerEntry, settings: GenerationSettings, steps: int, guidance: float
+) -> tuple[Choice, str]:
+    """Return what a generation with these settings would run, and a note if no predictor was found for it."""
     model, note = host.loaded_model(), ""
-    if model is not None or wish.named:
-        who = Identity("", "") if model is None else host.identity(model)
+    if model is not None or settings.names_a_file:
+        identity = Identity("", "") if model is None else host.identity(model)
+        strict = replace(settings, fallback=run.ERROR)
         try:
-            return run.foreseen(line, replace(wish, fallback=run.ERROR), who, scale, steps), ""
+            return run.preview_choice(entry, strict, identity, guidance, steps), ""
         except PredictorError as error:
-            none = "No predictor was fitted for these yet: the AMED tab fits one."
-            note = str(error).splitlines()[0] if wish.named else none
-    kind = wish.fallback if wish.fallback in MADE else PLAIN
-    return run.foreseen(line, replace(wish, predictor=kind), Identity("", ""), scale, steps), note
+            note = "No predictor was fitted for these settings yet: fit one in the AMED tab."
+            if settings.names_a_file:
+                note = str(error).splitlines()[0]
+    kind = settings.fallback if settings.fallback in WITHOUT_FILE else PLAIN
+    solver = replace(settings, predictor=kind)
+    return run.preview_choice(entry, solver, Identity("", ""), guidance, steps), note
 
 
 def pasted_count(text: str) -> int:
-    """The number of evaluations in an infotext; 0 for what is none."""
+    """Return the number of evaluations that an infotext states; 0 if the text is not a number."""
     return int(text) if re.fullmatch("[0-9]{1,3}", text) else 0
 
 
 def refresh_button(dropdown: Any, elem_id: str) -> None:
+    """Add a button that reads the predictor folders again and updates the dropdown."""
     button = gr.Button("↻", elem_id=elem_id, min_width=40, scale=0)
-    button.click(lambda: gr.update(choices=choices()), inputs=[], outputs=[dropdown])
+    button.click(lambda: gr.update(choices=predictor_choices()), inputs=[], outputs=[dropdown])
 
 
 class Accordion:
-    """The script's half that has a face; scripts/amed_webui.py mixes it with the host's Script."""
+    """The AMED accordion below the WebUI's settings, as the methods of a WebUI script.
 
+    extension.py combines it with the WebUI's Script, whose documentation describes each method (modules/
+    scripts.py)."""
+
+    # end of the elem_id of a component of the WebUI -> its key in `host_components`
     watched = {"sampling": "sampler", "steps": "steps", "cfg_scale": "guidance"}
 
     def __init__(self):
-        self.host_components: dict[str, Any] = {}
-        self.bound = False
+        self.host_components: dict[str, Any] = {}  # the WebUI's components that the status line reads
+        self.bound = False  # whether the status line follows the components
         add_axes()
 
     def title(self) -> str:
@@ -141,7 +157,11 @@ class Accordion:
         with gr.Accordion("AMED", open=False, elem_id=f"{tab}_amed"):
             with gr.Row():
                 predictor = gr.Dropdown(
-                    choices(), value=AUTO, label="AMED predictor", elem_id=f"{tab}_amed_predictor", scale=4
+                    predictor_choices(),
+                    value=AUTO,
+                    label="AMED predictor",
+                    elem_id=f"{tab}_amed_predictor",
+                    scale=4,
                 )
                 refresh_button(predictor, f"{tab}_amed_refresh")
             with gr.Row():
@@ -154,7 +174,7 @@ class Accordion:
                     elem_id=f"{tab}_amed_fallback",
                 )  # fmt: skip
             shown = gr.Markdown(OTHER_SAMPLER, elem_id=f"{tab}_amed_status")
-        if not self.bound:  # the API calls this again for the defaults, in a page of its own
+        if not self.bound:  # the API calls ui() again, outside the page, to read the defaults
             self.bound = True
             self.bind(predictor, nfe, shown)
         self.infotext_fields = [
@@ -166,198 +186,88 @@ class Accordion:
         return [predictor, nfe, fallback]
 
     def bind(self, predictor: Any, nfe: Any, shown: Any) -> None:
-        """Tell what will run whenever something of it changes; NFE and a named predictor move the steps."""
-        theirs = [self.host_components.get(role) for role in self.watched.values()]
-        if None in theirs:
+        """Update the status line when an input changes, and Steps when NFE or the predictor changes.
+
+        Args:
+            predictor, nfe: components of the accordion.
+            shown: the component of the status line."""
+        host_inputs = [self.host_components.get(role) for role in self.watched.values()]
+        if None in host_inputs:
             return
-        inputs = [*theirs, predictor, nfe]
+        inputs = [*host_inputs, predictor, nfe]
         for component in inputs:
             component.change(status, inputs=inputs, outputs=[shown], show_progress="hidden")
 
         def steps_of(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> Any:
-            line, wish = line_of(label), Wish.of(None, predictor, nfe)
-            if line is None or not (wish.nfe or wish.named):
+            entry, settings = entry_of(label), GenerationSettings.of(None, predictor, nfe)
+            if entry is None or not (settings.nfe or settings.names_a_file):
                 return gr.update()
-            choice, _ = foreseen(line, wish, int(steps), float(guidance))
-            if choice.fitted.name in MADE and not wish.nfe:
+            choice, _ = preview(entry, settings, int(steps), float(guidance))
+            if choice.fitted.name in WITHOUT_FILE and not settings.nfe:
                 return gr.update()
             return gr.update(value=len(choice.sigmas) - 1)
 
         for component in (predictor, nfe):
-            component.change(steps_of, inputs=inputs, outputs=[theirs[1]], show_progress="hidden")
+            component.change(steps_of, inputs=inputs, outputs=[host_inputs[1]], show_progress="hidden")
 
     def process(
         self, p: Any, predictor: Any = AUTO, nfe: Any = 0, fallback: Any = SETTINGS, *_more: Any
     ) -> None:
-        """Before a generation. What is wrong is kept for the sampler to raise: the host only prints what a
-        script raises here."""
-        line, hires = line_of(p.sampler_name), line_of(getattr(p, "hr_sampler_name", None))
-        if line is None and hires is None:
+        """Prepare a generation.
+
+        An error is stored in `p.amed` for the sampler to raise, because the WebUI only prints exceptions of
+        this method."""
+        entry, hires = entry_of(p.sampler_name), entry_of(getattr(p, "hr_sampler_name", None))
+        if entry is None and hires is None:
             p.amed = None
             try:
-                wish = Wish.of(p, predictor)
-                if wish.named:
-                    outside.prepare(p, wish.predictor)
-            except ValueError as error:  # PredictorError is one; the host's sampler runs as it is
+                settings = GenerationSettings.of(p, predictor)
+                if settings.names_a_file:
+                    host_samplers.prepare(p, settings.predictor)
+            except ValueError as error:  # includes PredictorError; the sampler then runs unchanged
                 p.comment(f"AMED: {error}")
             return
         try:
-            p.amed = Wish.of(p, predictor, nfe, fallback)
+            p.amed = GenerationSettings.of(p, predictor, nfe, fallback)
         except ValueError as error:
-            p.amed = Wish(error=error)
+            p.amed = GenerationSettings(error=error)
             return
-        if line is None:
+        if entry is None:
             return
         if p.amed.nfe:
             p.extra_generation_params["AMED NFE"] = p.amed.nfe
         if fallback not in (None, "", SETTINGS):
             p.extra_generation_params["AMED fallback"] = p.amed.fallback
         try:
-            run.prepare(p, line, p.amed)
-        except ValueError as error:  # PredictorError is one
+            run.prepare(p, entry, p.amed)
+        except ValueError as error:  # includes PredictorError
             p.amed.error = error
 
     def process_before_every_sampling(self, p: Any, *_args: Any, **_more: Any) -> None:
-        """Just before a pass samples."""
-        outside.put_around(p)
+        """Wrap the WebUI's own sampler just before a pass samples."""
+        host_samplers.wrap_sampler(p)
 
 
 # --- X/Y/Z plot --------------------------------------------------------------------------------------------
 
 
 def add_axes() -> None:
-    """Predictor and NFE as axes, once."""
+    """Add the axes [AMED] Predictor and [AMED] NFE to the X/Y/Z plot, unless it has them already."""
     module = host.xyz_module()
     if module is None or any(option.label == "[AMED] NFE" for option in module.axis_options):
         return
 
-    def apply(name: str) -> Any:
-        return lambda p, x, xs: setattr(p, name, x)
+    def setter(attribute: str) -> Any:
+        return lambda p, x, xs: setattr(p, attribute, x)
 
-    def known(p: Any, xs: list[str]) -> None:
+    def check_names(p: Any, xs: list[str]) -> None:
         for x in xs:
-            if x not in (AUTO, *MADE, *host.library().names()):
-                raise RuntimeError(f"Unknown AMED predictor: {x}")
+            if x not in (AUTO, *WITHOUT_FILE, *host.library().names()):
+                raise RuntimeError(f"Unknown AMED predictor {x}: choose one of the AMED accordion's list")
 
     module.axis_options += [
-        module.AxisOption("[AMED] Predictor", str, apply("amed_predictor"), confirm=known, choices=choices),
-        module.AxisOption("[AMED] NFE", int, apply("amed_nfe")),
+        module.AxisOption(
+            "[AMED] Predictor", str, setter("amed_predictor"), confirm=check_names, choices=predictor_choices
+        ),
+        module.AxisOption("[AMED] NFE", int, setter("amed_nfe")),
     ]
-
-
-# --- the tab -----------------------------------------------------------------------------------------------
-
-
-def tab() -> list[tuple[Any, str, str]]:
-    """The AMED tab: Calibrate."""
-    default = calibrate.Form([""])
-    with gr.Blocks(analytics_enabled=False) as page:
-        gr.Markdown(
-            "Fit AMED to the loaded checkpoint: a few dozen constants, by sampling only, saved in "
-            "`models/AMED` and found by *auto* from then on. Give prompts, size and CFG scale of the kind "
-            "you use."
-        )
-        with gr.Row():
-            with gr.Column():
-                prompts = gr.Textbox(
-                    calibrate.DEFAULT_PROMPTS, lines=4, label="Prompts, a line each (1 to 8)"
-                )
-                negative = gr.Textbox("", label="Negative prompt")
-                with gr.Row():
-                    width = gr.Slider(64, 2048, value=default.width, step=8, label="Width")
-                    height = gr.Slider(64, 2048, value=default.height, step=8, label="Height")
-                    guidance = gr.Slider(1, 30, value=default.guidance, step=0.5, label="CFG scale")
-                with gr.Row():
-                    sampler = gr.Dropdown(calibrate.choices(), value=default.sampler, label="Sampler")
-                    nfe = gr.Textbox("5", label="NFE: evaluations, one or several (5, 7, 9)")
-                with gr.Row():
-                    counts = ", ".join(f"{count:,}" for count in PRESETS.values())
-                    budget = gr.Dropdown(
-                        list(PRESETS), value="quick", label="Budget", info=f"evaluations: {counts}"
-                    )
-                    batch = gr.Slider(1, 16, value=default.batch, step=1, label="Images at once")
-                    seed = gr.Number(0, precision=0, label="Seed")
-                name = gr.Textbox("", label="Name to save under (empty: the checkpoint's)")
-                with gr.Row():
-                    start = gr.Button("Calibrate", variant="primary", elem_id="amed_calibrate")
-                    stop = gr.Button("Interrupt", elem_id="amed_interrupt")
-            with gr.Column():
-                text = gr.Textbox("", lines=12, label="Result", interactive=False, elem_id="amed_result")
-                pictures = gr.Gallery(label="Report", columns=1, object_fit="contain", elem_id="amed_report")
-        fields = {
-            "prompts": prompts, "negative": negative, "width": width, "height": height, "guidance": guidance,
-            "sampler": sampler, "nfe": nfe, "budget": budget, "batch": batch, "seed": seed, "name": name,
-        }  # fmt: skip
-
-        def follow(*values: Any) -> Iterator[tuple[str, list]]:
-            yield from followed(dict(zip(fields, values)))
-
-        def wait(*values: Any) -> tuple[str, list]:
-            return list(followed(dict(zip(fields, values))))[-1]
-
-        # a page without Gradio's queue refuses to start if it has an answer in parts
-        click = follow if host.has_queue() else wait
-        start.click(click, inputs=list(fields.values()), outputs=[text, pictures])
-        stop.click(host.interrupt, inputs=[], outputs=[])
-    return [(page, "AMED", "amed")]
-
-
-def followed(filled: dict[str, Any]) -> Iterator[tuple[str, list]]:
-    """A calibration's text and pictures, as it goes on."""
-    try:
-        form = calibrate.Form.of(filled)
-    except ValueError as error:
-        yield str(error), []
-        return
-    end: dict[str, Any] = {}
-
-    def work() -> None:
-        try:
-            end["outcome"] = calibrate.started(form)
-        except Exception as error:
-            end["error"] = error
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        yield host.progress_text() or "waiting", []
-        time.sleep(0.5)
-    if "error" in end:
-        yield f"{type(end['error']).__name__}: {end['error']}", []
-        return
-    yield end["outcome"].text, end["outcome"].pictures
-
-
-def listed() -> dict[str, Any]:
-    """The predictors there are, in words, and what is wrong with others."""
-    library = host.library()
-    labels = {name: fitted.label for name, fitted in library.named().items()}
-    return {"predictors": labels, "broken": library.problems()}
-
-
-def add_api(_page: Any, app: Any) -> None:
-    """GET /amed/predictors, POST /amed/calibrate (the tab's fields); the host's progress and interrupt
-    serve."""
-    from fastapi import Body, HTTPException
-
-    def fit(filled: dict = Body(...)) -> dict[str, Any]:  # noqa: B008 (FastAPI's way)
-        try:
-            outcome = calibrate.started(calibrate.Form.of(filled))
-        except ValueError as error:
-            raise HTTPException(status_code=422, detail=str(error)) from None
-        return {
-            "saved": outcome.saved,
-            "text": outcome.text,
-            "interrupted": outcome.interrupted,
-            "images": [encoded(picture) for picture in outcome.pictures],
-        }
-
-    app.add_api_route("/amed/predictors", listed, methods=["GET"])
-    app.add_api_route("/amed/calibrate", fit, methods=["POST"])
-
-
-def encoded(picture: Any) -> str:
-    """PNG in base64, as the host's API gives images."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
-ROOMS = ("amed", "nodes", "webui", "hosts", "scripts")
+ROOMS = ("amed", "nodes", "webui", "pictures", "scripts")
 HELPER = "amed/double.py"
 NAMES = {"float64", "double", "complex128", "cdouble", "DoubleTensor"}
 # functions that create a tensor or array on the CPU if no device is given

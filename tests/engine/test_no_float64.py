@@ -42,7 +42,7 @@ from amed.fit.samples import in_batches, joined, per_sample
 from amed.kdiffusion import ENTRIES, sample
 from amed.loop import Problem, dynamic_threshold
 from amed.outside import Asking, Outside, Wrapped
-from hosts import grid, report
+from pictures import grid, report
 
 DEVICE = no_float64.device()
 PREDICTORS = Path(__file__).parents[2] / "predictors"
@@ -359,9 +359,9 @@ def test_measures():
     end, count = run(Guided(Model(DEVICE), 2.0), x, TIMES, Solver("euler"), args, batch=2)
     assert count == 4 and end.device.type == no_float64.NAME
     pictures = {"fit": end, "reference": end}
-    assert report.grid(pictures).width and report.strip(pictures).width
+    assert report.sample_rows(pictures).width and report.first_samples(pictures).width
     tile = ((end.clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-    assert grid.picture("A", "b", ["1"], [grid.Row("amed", pictures=tile)]).width
+    assert grid.picture("A", "b", ["1"], [grid.SamplerRow("amed", pictures=tile)]).width
 
 
 @pytest.mark.parametrize("solver", [Solver("ipndm", 3), Solver("deis", 3), Solver("amed")], ids=str)
@@ -421,7 +421,7 @@ def test_calibration(asked_for):
             look = progress.look()
         results.append(calibration.result())
         assert report.live(progress, look, look.images).width
-        assert report.picture(results[-1], results[-1].images).width
+        assert report.calibration(results[-1], results[-1].images).width
     on_cpu, on_device = (result.fitted.spec.metrics for result in results)
     assert on_device["evaluations"] == on_cpu["evaluations"]
     assert on_device["error"] == pytest.approx(on_cpu["error"], rel=1e-3)

@@ -12,7 +12,7 @@ from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
 from amed.fit.look import Look
 from amed.parts import PARTS
-from hosts import parts, report
+from pictures import parts, report
 
 SAMPLES = torch.linspace(-1, 1, 6 * 3 * 32 * 24).view(6, 3, 32, 24)
 LONG = "DPM-Solver++ 3M of a very long name, polynomial 7 + AFS, as usually set by its host"
@@ -47,10 +47,10 @@ def test_small_samples_are_enlarged_without_smoothing():
 @pytest.mark.parametrize("improved", [True, False])
 def test_a_report_consists_of_a_few_large_elements(improved):
     pictures = {"reference": SAMPLES, "AMED": SAMPLES[:3], f"best plain\n{LONG}": SAMPLES}
-    image = report.picture(result(improved, solver=LONG), pictures)
-    assert image.width == report.WIDE and image.height < 1.4 * image.width
+    image = report.calibration(result(improved, solver=LONG), pictures)
+    assert image.width == report.WIDTH and image.height < 1.4 * image.width
     assert not is_drawn(
-        image, (report.WIDE - 4, 0, report.WIDE, image.height)
+        image, (report.WIDTH - 4, 0, report.WIDTH, image.height)
     )  # no text is cut off at the edge
 
 
@@ -68,7 +68,7 @@ def test_the_live_picture_grows_during_a_fit():
 
 
 def test_the_remaining_time_is_readable():
-    texts = [report.left(seconds) for seconds in (math.nan, 1.0, 43.0, 150.0, 9000.0)]
+    texts = [report.time_left(seconds) for seconds in (math.nan, 1.0, 43.0, 150.0, 9000.0)]
     assert texts == ["", ", about 5 s left", ", about 45 s left", ", about 2 min left", ", about 2.5 h left"]
 
 
@@ -96,9 +96,14 @@ def test_every_part_has_a_name():
 )  # fmt: skip
 def test_a_tables_weights_are_plotted_by_part(name, channels, alone, plots):
     image = report.constants(table(name, channels, alone))
-    assert image.size == (report.WIDE, plots * report.HIGH)
+    assert image.size == (report.WIDTH, plots * report.PLOT_HEIGHT)
     for n in range(plots):
-        box = (report.EDGE, n * report.HIGH + 70, report.WIDE - report.EDGE, (n + 1) * report.HIGH - 60)
+        box = (
+            report.EDGE,
+            n * report.PLOT_HEIGHT + 70,
+            report.WIDTH - report.EDGE,
+            (n + 1) * report.PLOT_HEIGHT - 60,
+        )
         colours = {tuple(v) for v in np.asarray(image.crop(box)).reshape(-1, 3)[::7].tolist()}
         assert colours & set(report.COLOURS)
 
@@ -109,5 +114,5 @@ def test_a_report_states_the_spared_passes(monkeypatch):
     fit_result = result()
     for fitted in (table("halves", 0, (2, 3)), table("halves")):
         fit_result.fitted = fitted
-        report.picture(fit_result, {"reference": SAMPLES})
+        report.calibration(fit_result, {"reference": SAMPLES})
     assert texts == ["error 0.070 at 5 evaluations in 6 passes", "error 0.070 at 5 evaluations"]

@@ -18,7 +18,7 @@ from pathlib import Path
 from trust.page import ROOT, Part, put
 
 RUNS = (
-    *("__init__.py", "install.py", "amed", "hosts", "nodes", "webui", "scripts", "predictors"),
+    *("__init__.py", "install.py", "amed", "pictures", "nodes", "webui", "scripts", "predictors"),
     "demo/model.py",
 )
 OF_HOSTS = {
@@ -27,7 +27,7 @@ OF_HOSTS = {
     *("latent_preview", "node_helpers", "nodes", "server"),
     *("modules", "backend", "ldm_patched", "modules_forge", "launch"),
 }
-OURS = {"amed", "hosts", "nodes", "webui", "scripts", "predictors", "demo", "amed_webui"}
+OURS = {"amed", "pictures", "nodes", "webui", "scripts", "predictors", "demo", "amed_webui", "amed_pictures"}
 FETCHES = {"ftplib", "http", "httpx", "requests", "smtplib", "socket", "urllib", "urllib3", "websocket"}
 OLDEST = (3, 10)
 
@@ -100,7 +100,7 @@ def too_new() -> dict[str, str]:
 WORK = """
 import importlib, pathlib, pkgutil, sys
 import torch
-import amed, hosts, predictors
+import amed, pictures, predictors
 from amed import Solver, SAMPLERS, load, save
 from amed.evaluate import FromModule, Guided
 from amed.files.code import code_of, from_code
@@ -109,7 +109,7 @@ from demo.model import UNCONDITIONAL, load_denoiser
 from predictors import published
 from predictors.authors import convert
 
-for package in (amed, hosts, predictors):
+for package in (amed, pictures, predictors):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

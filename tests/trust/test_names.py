@@ -110,7 +110,7 @@ def test_a_link_in_the_way_is_not_followed(tmp_path):
 def test_every_place_that_makes_paths_is_known():
     """A new place that makes a path from a name must be added here and tested."""
     root = pathlib.Path(__file__).parents[2]
-    listed = subprocess.run(["git", "ls-files", "nodes", "webui", "hosts", "scripts"], cwd=root, text=True,
+    listed = subprocess.run(["git", "ls-files", "nodes", "webui", "pictures", "scripts"], cwd=root, text=True,
                             capture_output=True, check=True).stdout.split()  # fmt: skip
     used = r"user_folder\(\) /|library\(\)\.load\(|output_folder\(\)|Path\(|\bopen\("
     doors = {
@@ -130,6 +130,6 @@ def test_every_place_that_makes_paths_is_known():
         "webui/calibrate.py: user_folder() /",  # fit_file_name
         "webui/host.py: Path(",
         "webui/run.py: library().load(",
-        "webui/outside.py: library().load(",
+        "webui/host_samplers.py: library().load(",
         "scripts/amed_webui.py: Path(",
     }

@@ -1,4 +1,4 @@
-"""`amed_webui`, loaded as the extension's script loads it, in a fake WebUI of either kind."""
+"""`amed_webui` as scripts/amed_webui.py loads it, in a fake WebUI of either kind."""
 
 import importlib
 import importlib.util
@@ -16,18 +16,19 @@ from demo import model as demo
 ROOT = Path(__file__).parents[2]
 
 
-def load_package() -> None:
-    """Import webui/ under the name that the extension gives it."""
-    folders = [str(ROOT / "webui"), str(ROOT / "hosts")]
+def load_package(name: str, folder: str) -> None:
+    """Load a folder of the repository as the package `name`, as scripts/amed_webui.py does."""
+    path = ROOT / folder
     spec = importlib.util.spec_from_file_location(
-        "amed_webui", ROOT / "webui" / "__init__.py", submodule_search_locations=folders
+        name, path / "__init__.py", submodule_search_locations=[str(path)]
     )
-    sys.modules["amed_webui"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["amed_webui"])
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
 
 
+load_package("amed_pictures", "pictures")
 if "amed_webui" not in sys.modules:
-    load_package()
+    load_package("amed_webui", "webui")
 
 
 @pytest.fixture(scope="session")
@@ -38,32 +39,39 @@ def denoiser() -> demo.Denoiser:
 
 @pytest.fixture(params=["a1111", "forge"])
 def webui(request, tmp_path, denoiser):
-    """A fake host with AMED installed: `.script`, `.ui`, `.run`, `.calibrate` and `.host` are this pack's
-    modules.
+    """A fake WebUI with AMED installed.
 
-    Its checkpoint is taken for a Stable Diffusion 1.5 for which no predictor was fitted."""
-    installed = fake_webui.install(request.param, tmp_path, denoiser)
-    load_package()
-    door = importlib.import_module("amed_webui.door")
-    script = door.install()()
+    Its checkpoint counts as a Stable Diffusion 1.5 for which no predictor was fitted.
+
+    `.script` is AMED's script; `.ui`, `.run` and so on are the modules of webui/."""
+    made = fake_webui.install(request.param, tmp_path, denoiser)
+    load_package("amed_webui", "webui")
+    extension = importlib.import_module("amed_webui.extension")
+    script = extension.install()()
     script.is_img2img = False
     read_identity = sys.modules["amed_webui.host"].read_identity
     unknown = Identity("sd15", "0123456789abcdef")
     sys.modules["amed_webui.host"].read_identity = lambda model: unknown
-    names = ("ui", "run", "calibrate", "host", "samplers", "evaluate")
+    names = ("ui", "tab", "run", "calibrate", "host", "samplers", "evaluate")
     modules = {name: importlib.import_module(f"amed_webui.{name}") for name in names}
-    yield SimpleNamespace(
-        **vars(installed), **modules, script=script, webui=installed, fake_webui=fake_webui,
-        generate=fake_webui.generate, sampler_base=fake_webui.KDiffusionSampler,
-        Processing=fake_webui.Processing, read_identity=read_identity,
-    )  # fmt: skip
+    yield SimpleNamespace(**vars(made), **modules, script=script, webui=made, generate=fake_webui.generate,
+                          fake_webui=fake_webui, sampler_base=fake_webui.KDiffusionSampler,
+                          Processing=fake_webui.Processing, read_identity=read_identity)  # fmt: skip
     fake_webui.remove()
-    load_package()
+    load_package("amed_webui", "webui")
+
+
+@pytest.fixture
+def emoji(webui):
+    """`webui`, whose checkpoint is recognised as the demo model, which has bundled predictors."""
+    webui.host.read_identity = webui.read_identity
+    webui.host.FAMILIES["is_sd1"] = "emoji32"
+    return webui
 
 
 @pytest.fixture
 def small_latents(webui, monkeypatch):
-    """Samples of 8 x 8, the latent size of 64 pixels (in the fake host pixels are latents)."""
+    """Gives images of 64 pixels samples of 8 x 8, like latents; otherwise both have the same size here."""
     make = webui.generate.__globals__["torch"].randn
 
     def latents(count, channels, *size, generator):

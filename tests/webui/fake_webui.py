@@ -1,16 +1,15 @@
-"""A WebUI small enough for tests: its interface to extensions, as AUTOMATIC1111 1.10.1 and Forge behave,
-around k-diffusion's real denoiser wrapper and the demo model with a thousand steps.
+"""A small WebUI for tests: the interfaces of AUTOMATIC1111 1.10.1 and Forge that AMED uses, reimplemented
+around k-diffusion's real denoiser wrapper. Its checkpoint is the demo model, seen as one of a thousand steps.
 
 `install(kind)` puts it in place of the packages `modules` and `gradio`. The kinds "a1111" and "forge" differ
-in the place of the network, and in the order and the calls in which its rows come.
+in where the network is, and in the order and the calls in which rows pass through it.
 
-A prompt is a category's number ("3"), "a AND b" is two of them, "" is none."""
+A prompt is the number of a category ("3"), two of them ("3 AND 5") or "" for no category."""
 
 import inspect
 import sys
 import threading
 import types
-from collections import namedtuple
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,107 +17,22 @@ from typing import Any
 
 import kdiffusion
 import torch
+from fake_types import (
+    Checkpoint,
+    InterruptedException,
+    Multicond,
+    Network,
+    OptionInfo,
+    Options,
+    SamplerData,
+    Scheduler,
+    State,
+)
 from torch import Tensor, nn
 
-from amed.schedules import sd_sigmas
 from demo import model as demo
 
 external = kdiffusion.external()
-
-
-class InterruptedException(BaseException):
-    pass
-
-
-class SamplerData(namedtuple("SamplerData", ["name", "constructor", "aliases", "options"])):
-    def total_steps(self, steps: int) -> int:
-        return steps * 2 if self.options.get("second_order", False) else steps
-
-
-@dataclass
-class Scheduler:
-    name: str
-    label: str
-    function: Any
-    default_rho: float = -1
-    need_inner_model: bool = False
-    aliases: list | None = None
-
-
-class Options:
-    def __init__(self):
-        self.__dict__.update(data={}, data_labels={})
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.data:
-            return self.data[name]
-        raise AttributeError(name)
-
-    def add_option(self, name: str, info: Any) -> None:
-        self.data_labels[name] = info
-        self.data.setdefault(name, info.default)
-
-
-class OptionInfo:
-    def __init__(self, default, label, component, component_args, section):
-        self.default, self.label, self.component = default, label, component
-        self.component_args, self.section = component_args, section
-
-
-class State(SimpleNamespace):
-    def begin(self, job: str = "") -> None:
-        self.job, self.interrupted, self.skipped = job, False, False
-
-    def end(self) -> None:
-        self.job = ""
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-
-
-class Network(nn.Module):
-    """The demo model with Stable Diffusion's interface: eps of x / sqrt(sigma^2 + 1) at a fractional step."""
-
-    def __init__(self, denoiser: demo.Denoiser):
-        super().__init__()
-        self.denoiser, self.middle_block = denoiser, denoiser.inner_model.middle_block
-        self.register_buffer("log_sigmas", sd_sigmas().log().float(), persistent=False)
-        self.calls: list[int] = []
-
-    def forward(self, x, t, context=None, transformer_options=None):
-        self.calls.append(len(x))
-        low, share = t.floor().long().clamp(max=998), t.frac()
-        sigma = torch.lerp(self.log_sigmas[low], self.log_sigmas[low + 1], share).exp()
-        noised = x * (sigma**2 + 1).sqrt().view(-1, 1, 1, 1)
-        return (noised - self.denoiser(noised, sigma, context)) / sigma.view(-1, 1, 1, 1)
-
-
-class Checkpoint:
-    """shared.sd_model, for either kind of host."""
-
-    parameterization = "eps"
-    is_sd1, is_sd2, is_sdxl, is_sd3 = True, False, False, False
-
-    def __init__(self, kind: str, network: Network, name: str):
-        self.alphas_cumprod = 1 / (1 + sd_sigmas().float() ** 2)
-        self.sd_checkpoint_info = SimpleNamespace(filename=None, model_name=name)
-        self.network = network
-        if kind == "forge":
-            model = SimpleNamespace(diffusion_model=network)
-            self.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=model, model_options={}))
-        else:
-            self.model = SimpleNamespace(diffusion_model=network)
-
-    def apply_model(self, x, t, context, transformer_options=None):
-        return self.network(x, t, context=context, transformer_options=transformer_options)
-
-
-@dataclass
-class Multicond:
-    """prompt_parser.MulticondLearnedConditioning: the prompts of each image."""
-
-    shape: tuple
-    batch: list
 
 
 def label(prompt: str) -> int:
@@ -126,7 +40,7 @@ def label(prompt: str) -> int:
 
 
 class CFGDenoiser(nn.Module):
-    """The model that a sampler is given."""
+    """The model that a sampler receives."""
 
     def __init__(self, sampler: Any):
         super().__init__()
@@ -147,21 +61,21 @@ class CFGDenoiser(nn.Module):
         if host.before_evaluation is not None:
             host.before_evaluation(self)
         assert image_cond.shape[0] == len(x) == len(cond.batch) == len(uncond)
-        prompts = [[label(prompt) for prompt in image] for image in cond.batch]
-        negative = [label(prompt) for prompt in uncond]
+        prompts = [[label(one) for one in image] for image in cond.batch]
+        negative = [label(one) for one in uncond]
         skip = bool(self.step % 2) and s_min_uncond > 0 and float(sigma[0]) < s_min_uncond
         run, forge = (self.by_chunks, True) if host.kind == "forge" else (self.in_order, False)
-        alone = skip or (forge and cond_scale == 1)
-        of_prompt, of_negative = run(x, sigma, prompts, negative, alone)
+        prompts_only = skip or (forge and cond_scale == 1)
+        of_prompt, of_negative = run(x, sigma, prompts, negative, prompts_only)
         denoised = of_negative.clone()
-        for mine in of_prompt:
-            denoised = denoised + (mine - of_negative) * (1.0 if skip else cond_scale) / len(of_prompt)
-        if forge:  # Forge: without guidance the negative half is zeros
-            cond_info = {"denoised": denoised, "cond_denoised": sum(of_prompt) / len(of_prompt)}
-            cond_info["uncond_denoised"] = torch.zeros_like(x) if alone else of_negative
+        for half in of_prompt:
+            denoised = denoised + (half - of_negative) * (1.0 if skip else cond_scale) / len(of_prompt)
+        if forge:  # without a negative chunk the negative half is zeros
+            args = {"denoised": denoised, "cond_denoised": sum(of_prompt) / len(of_prompt)}
+            args["uncond_denoised"] = torch.zeros_like(x) if prompts_only else of_negative
             patcher = self.inner_model.inner_model.forge_objects.unet
             for function in patcher.model_options.get("sampler_post_cfg_function", []):
-                denoised = cond_info["denoised"] = function(cond_info)
+                denoised = args["denoised"] = function(args)
         if self.mask is not None:
             denoised = denoised * self.nmask + self.init_latent * self.mask
         self.sampler.last_latent = denoised
@@ -169,23 +83,21 @@ class CFGDenoiser(nn.Module):
         return denoised
 
     def in_order(self, x, sigma, prompts, negative, skip):
-        """A1111's order of rows: all prompts of the first image, of the second, ..., then the negative
-        ones."""
-        rows = [(i, prompt) for i, image in enumerate(prompts) for prompt in image]
+        """A1111: all prompts of the first image, of the second ..., then the negative ones."""
+        rows = [(i, category) for i, image in enumerate(prompts) for category in image]
         rows += [] if skip else list(enumerate(negative))
         size = len(rows) if HOST.batched else len(x)
         outs = []
         for start in range(0, len(rows), size):
             which = [i for i, _ in rows[start : start + size]]
-            labels = torch.tensor([prompt for _, prompt in rows[start : start + size]])
+            labels = torch.tensor([category for _, category in rows[start : start + size]])
             outs.append(self.inner_model(x[which], sigma[which], context=labels))
         out, count = torch.cat(outs), len(prompts[0])
         of_prompt = [out[n : len(x) * count : count] for n in range(count)]
         return of_prompt, of_prompt[0] if skip else out[-len(x) :]
 
     def by_chunks(self, x, sigma, prompts, negative, skip):
-        """Forge's order: for each prompt a chunk of all images, and one for the negative prompt, the last
-        first."""
+        """Forge: one chunk of all images per prompt and one for the negative prompt, in reversed order."""
         chunks = [([image[n] for image in prompts], 0) for n in range(len(prompts[0]))]
         chunks += [] if skip else [(negative, 1)]
         chunks.reverse()
@@ -193,21 +105,19 @@ class CFGDenoiser(nn.Module):
         outs = []
         for start in range(0, len(chunks), size):
             part = chunks[start : start + size]
-            chunk_options = {"cond_or_uncond": [kind for _, kind in part]}
-            labels = torch.tensor([prompt_label for row, _ in part for prompt_label in row])
-            again = x.repeat(len(part), 1, 1, 1), sigma.repeat(len(part))
-            outs += self.inner_model(*again, context=labels, transformer_options=chunk_options).chunk(
-                len(part)
-            )
+            options = {"cond_or_uncond": [kind for _, kind in part]}
+            labels = torch.tensor([category for row, _ in part for category in row])
+            repeated = x.repeat(len(part), 1, 1, 1), sigma.repeat(len(part))
+            outs += self.inner_model(*repeated, context=labels, transformer_options=options).chunk(len(part))
         outs.reverse()
         return outs[: len(prompts[0])], outs[0] if skip else outs[-1]
 
 
 class KDiffusionSampler:
-    """Computes noise levels, and calls its function with the arguments that its signature names."""
+    """The base class of samplers: calls its function with the arguments that the signature names."""
 
     def __init__(self, function: Any, model: Any, options: dict | None = None):
-        assert {function: 1}  # used as a dictionary key
+        assert {function: 1}  # looked up in a dictionary
         self.func, self.options, self.config, self.last_latent = function, options or {}, None, None
         self.model_wrap_cfg = CFGDenoiser(self)
         self.model_wrap = self.model_wrap_cfg.inner_model
@@ -232,7 +142,7 @@ class KDiffusionSampler:
         cfg.p, cfg.step, cfg.total_steps = p, 0, self.config.total_steps(steps)
         cfg.mask, cfg.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
         HOST.shared.state.sampling_steps = steps
-        batch = [[part.strip() for part in prompt.split("AND")] for prompt in prompts]
+        batch = [[one.strip() for one in prompt.split("AND")] for prompt in prompts]
         extra_args = {
             "cond": Multicond((len(batch),), batch),
             "uncond": list(negative),
@@ -267,7 +177,7 @@ class KDiffusionSampler:
 
 @dataclass
 class Processing:
-    """A generation of one batch; `image` makes it img2img, `enable_hr` adds the second pass of hires fix."""
+    """A generation of one batch: img2img with an `image`, with `enable_hr` in the two passes of hires fix."""
 
     sd_model: Any = None
     prompt: Any = "3"
@@ -308,7 +218,7 @@ class Processing:
 
 
 def generate(p: Processing, script: Any = None, args: tuple = ()) -> Tensor:
-    """Run process_images: the script's `process`, then the pass or passes. Returns images `[n, 3, H, W]`."""
+    """process_images: run the script's `process`, then the passes; return images `[n, 3, H, W]`."""
     HOST.callbacks.clear()
     if script is not None:
         script.process(p, *args)
@@ -323,12 +233,12 @@ def generate(p: Processing, script: Any = None, args: tuple = ()) -> Tensor:
 
     def sampler(name: str) -> Any:
         config = HOST.sd_samplers.all_samplers_map[name]
-        instance = config.constructor(p.sd_model)
-        instance.config = config
-        p.sampler = instance
+        made = config.constructor(p.sd_model)
+        made.config = config
+        p.sampler = made
         if script is not None:
             script.process_before_every_sampling(p, *args)
-        return instance
+        return made
 
     with torch.no_grad():
         if p.image is not None:
@@ -348,14 +258,14 @@ HOST: Any = None
 
 
 def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
-    """Install the fake host in sys.modules."""
+    """Put the modules that an extension imports into sys.modules, and return the WebUI."""
     global HOST
 
     def module(name: str, **names: Any) -> types.ModuleType:
-        new_module = types.ModuleType(name)
-        new_module.__dict__.update(names)
-        sys.modules[name] = new_module
-        return new_module
+        made = types.ModuleType(name)
+        made.__dict__.update(names)
+        sys.modules[name] = made
+        return made
 
     state = State(interrupted=False, skipped=False, sampling_step=0, sampling_steps=0, textinfo=None, job="")
     checkpoint = Checkpoint(kind, Network(denoiser), "emoji")
@@ -381,13 +291,13 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
         ("Euler a", "sample_euler_ancestral", ["k_euler_a"], {"uses_ensd": True}),
         ("DPM fast", "sample_dpm_fast", ["k_dpm_fast"], {}),
     ]
-    host_samplers = [
+    own = [
         SamplerData(label, lambda model, name=name: KDiffusionSampler(getattr(functions, name), model), *more)
         for label, name, *more in lines
     ]
     samplers = module(
-        "modules.sd_samplers", all_samplers=host_samplers,
-        all_samplers_map={one.name: one for one in host_samplers}, samplers_map={}, samplers_hidden=set(),
+        "modules.sd_samplers", all_samplers=own, all_samplers_map={one.name: one for one in own},
+        samplers_map={}, samplers_hidden=set(),
     )  # fmt: skip
 
     def set_samplers() -> None:
@@ -441,7 +351,7 @@ def install(kind: str, folder: Path, denoiser: demo.Denoiser) -> Any:
     )
     package.__path__ = []
     gradio = module("gradio")
-    gradio.__getattr__ = lambda name: name  # the page itself is tested only in real hosts
+    gradio.__getattr__ = lambda name: name  # the page itself is tested in the real hosts
     HOST = SimpleNamespace(
         kind=kind, shared=shared, sd_samplers=samplers, sd_schedulers=schedulers, scripts=scripts,
         registered=callbacks, callbacks=[], batched=True, before_evaluation=None, checkpoint=checkpoint,
@@ -454,7 +364,7 @@ def karras(n: int, sigma_min: float, sigma_max: float, device: Any) -> Tensor:
 
 
 def remove() -> None:
-    """Remove everything that `install` added, and modules that imported it, from sys.modules."""
+    """Remove the modules of `install`, and the extension that imported them, from sys.modules."""
     for name in list(sys.modules):
         if name in ("modules", "gradio") or name.startswith(("modules.", "amed_webui")):
             del sys.modules[name]

@@ -1,4 +1,4 @@
-"""Calibrating in the fake hosts: the AMED tab and its API."""
+"""Calibration in the fake WebUIs, as the AMED tab and its API run it."""
 
 from dataclasses import replace
 
@@ -16,16 +16,14 @@ def small(webui, small_latents):
     return webui, QUICK
 
 
-def test_a_calibration_is_saved_and_found(small):
-    webui, result_text = small
+def test_it_is_saved_and_found(small):
+    webui, told = small
     budget = 2500
-    result_text = {**result_text, "budget": budget}
-    messages = []
+    told = {**told, "budget": budget}
+    seen = []
     state = webui.webui.shared.state
-    webui.webui.before_evaluation = lambda cfg: messages.append(
-        (state.job, state.sampling_step, state.textinfo)
-    )
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(result_text))
+    webui.webui.before_evaluation = lambda cfg: seen.append((state.job, state.sampling_step, state.textinfo))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(told))
     webui.webui.before_evaluation = None
     assert outcome.saved == ["emoji-multistep-nfe3-cfg2.safetensors"] and not outcome.interrupted
     fitted = load(webui.host.user_folder() / outcome.saved[0])
@@ -39,9 +37,9 @@ def test_a_calibration_is_saved_and_found(small):
     assert "of the best plain solver" in outcome.text or "is kept" in outcome.text
     assert f"saved as {outcome.saved[0]} in {webui.host.user_folder()}" in outcome.text
     assert outcome.pictures[0].width > 400
-    steps = [step for _, step, _ in messages]
-    assert messages[1][0] == "AMED calibration" and steps == sorted(steps) and steps[-1] > 0.9 * budget
-    assert "references" in messages[60][2] and state.job == ""
+    steps = [step for _, step, _ in seen]
+    assert seen[1][0] == "AMED calibration" and steps == sorted(steps) and steps[-1] > 0.9 * budget
+    assert "references" in seen[60][2] and state.job == ""
 
     p = webui.Processing(sampler_name="AMED Multistep", cfg_scale=2.0, prompt="3")
     webui.generate(p, webui.script, ("auto", 3))
@@ -50,73 +48,66 @@ def test_a_calibration_is_saved_and_found(small):
 
 
 def test_each_sample_is_guided_by_its_own_prompt(small):
-    """A batch of several prompts gives what each prompt gives alone."""
+    """In a batch with several prompts, each sample is as it would be without the others."""
     webui, _ = small
     p = webui.Processing(prompt=["3", "5"], cfg_scale=2.0, batch_size=2, height=64, width=64, steps=2)
-    recorded = {}
+    told = {}
 
     def keep(model, x, sigmas, extra_args, callback):
-        evaluate = webui.calibrate.OfPrompts(model, extra_args)
-        recorded["mixed"] = evaluate(x[[0, 0, 0]], sigmas[:1].expand(3), torch.tensor([1, 0, 1]))
-        recorded["alone"] = [evaluate(x[:1], sigmas[:1], torch.tensor([i])) for i in (1, 0)]
-        recorded["steps"] = model.step
+        ask = webui.calibrate.PromptDenoiser(model, extra_args)
+        told["mixed"] = ask(x[[0, 0, 0]], sigmas[:1].expand(3), torch.tensor([1, 0, 1]))
+        told["alone"] = [ask(x[:1], sigmas[:1], torch.tensor([i])) for i in (1, 0)]
+        told["steps"] = model.step
         prompt = {"prompt": torch.tensor([1, 0])}
         wants = frozenset({"bottleneck", "halves"})
-        recorded["seen"] = evaluate.evaluate(evaluate, x[[0, 0]], sigmas[:1].expand(2), prompt, wants)
+        told["seen"] = ask.evaluate(ask, x[[0, 0]], sigmas[:1].expand(2), prompt, wants)
         return x
 
-    p.amed = webui.run.Wish(calibrate=keep)
+    p.amed = webui.run.GenerationSettings(calibrate=keep)
     webui.generate(p, None)
-    assert torch.allclose(recorded["mixed"][:1], recorded["alone"][0], atol=1e-4)
-    assert torch.allclose(recorded["mixed"][1:2], recorded["alone"][1], atol=1e-4)
-    assert torch.equal(recorded["mixed"][0], recorded["mixed"][2]) and recorded["steps"] == 1
-    assert not torch.allclose(recorded["alone"][0], recorded["alone"][1], atol=1e-2)
-    evaluation = recorded["seen"]  # and the other outputs that a fit may request
-    assert torch.allclose(
-        evaluation.denoised, evaluation.uncond + 2 * (evaluation.cond - evaluation.uncond), atol=1e-4
-    )
-    assert (
-        torch.allclose(evaluation.denoised, recorded["mixed"][:2], atol=1e-4)
-        and len(evaluation.bottleneck) == 2
-    )
+    assert torch.allclose(told["mixed"][:1], told["alone"][0], atol=1e-4)
+    assert torch.allclose(told["mixed"][1:2], told["alone"][1], atol=1e-4)
+    assert torch.equal(told["mixed"][0], told["mixed"][2]) and told["steps"] == 1
+    assert not torch.allclose(told["alone"][0], told["alone"][1], atol=1e-2)
+    seen = told["seen"]  # and what a fit may ask of it besides
+    assert torch.allclose(seen.denoised, seen.uncond + 2 * (seen.cond - seen.uncond), atol=1e-4)
+    assert torch.allclose(seen.denoised, told["mixed"][:2], atol=1e-4) and len(seen.bottleneck) == 2
 
 
 def interrupted(webui, filled, when):
-    """Run a calibration that is interrupted once `when(number of evaluations, text of the progress)` is
-    true."""
-    texts, state = [], webui.webui.shared.state
+    """A calibration that is interrupted as soon as `when(number of evaluations, the progress's text)`."""
+    seen, state = [], webui.webui.shared.state
 
     def interrupt(cfg):
-        texts.append(state.sampling_step)
-        if when(len(texts), state.textinfo or ""):
+        seen.append(state.sampling_step)
+        if when(len(seen), state.textinfo or ""):
             state.interrupt()
 
     webui.webui.before_evaluation = interrupt
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     webui.webui.before_evaluation = None
-    assert when(len(texts), state.textinfo) and outcome.interrupted and "Interrupted" in outcome.text
-    assert not state.interrupted  # the next generation works
-    return outcome, texts
+    assert when(len(seen), state.textinfo) and outcome.interrupted and "Interrupted" in outcome.text
+    assert not state.interrupted  # the next generation runs
+    return outcome, seen
 
 
 @pytest.mark.parametrize("after, saved", [(20, 0), (400, 1)])
-def test_an_interruption_keeps_the_best_so_far(small, after, saved):
+def test_interruption_keeps_what_there_is(small, after, saved):
     webui, filled = small
-    outcome, texts = interrupted(webui, {**filled, "name": "mine"}, lambda count, text: count == after)
-    assert len(texts) == after and len(outcome.saved) == saved
+    outcome, seen = interrupted(webui, {**filled, "name": "mine"}, lambda count, text: count == after)
+    assert len(seen) == after and len(outcome.saved) == saved
     assert [path.name for path in webui.host.user_folder().glob("*")] == outcome.saved
 
 
-# these take long, and do not differ between hosts
+# slow tests in which the kinds of WebUI do not differ
 in_one = pytest.mark.parametrize("webui", ["a1111"], indirect=True)
 
 
 @in_one
-def test_a_finished_file_is_not_replaced_by_a_worse_one(small):
-    """An interrupted or a worse calibration does not replace a finished file of the same name, and says
-    so."""
+def test_what_is_finished_is_not_lost(small):
+    """An interrupted or a worse calibration never replaces a finished file of the same name, and says so."""
     webui, filled = small
-    first = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    first = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     file = webui.host.user_folder() / first.saved[0]
     fitted = load(file)
     better = {**fitted.spec.metrics, "error": 1e-6}
@@ -127,15 +118,15 @@ def test_a_finished_file_is_not_replaced_by_a_worse_one(small):
     assert file.read_bytes() == best and stopped.saved == ["emoji-multistep-nfe3-cfg2-2.safetensors"]
     assert f"{file.name} stays, it is finished" in stopped.text and "(unfinished)" in stopped.text
 
-    worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    worse = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     assert not worse.interrupted and file.read_bytes() == best and worse.saved == stopped.saved
     assert f"{file.name} stays, its error is lower" in worse.text
-    assert load(worse.kept[0].path).spec.metrics["finished"]  # replaces the unfinished one
+    assert load(worse.kept[0].path).spec.metrics["finished"]  # in place of the unfinished one
 
 
 @in_one
-def test_several_nfe_in_one_job(small):
-    """One job: progress continues across numbers; an interruption keeps the finished ones."""
+def test_several_numbers_of_evaluations(small):
+    """Several NFEs are one job with one progress; an interruption keeps the predictors finished before."""
     webui, filled = small
     filled = {**filled, "nfe": "2, 3", "budget": smallest(3)}
 
@@ -152,11 +143,11 @@ def test_several_nfe_in_one_job(small):
 
 @in_one
 @pytest.mark.parametrize("sampler, solver", [("AMED Plugin UniPC", "unipc"), ("AMED Plugin DEIS", "deis")])
-def test_unipc_and_deis_can_be_calibrated(small, sampler, solver):
-    """They are calibrated, and the predictors are found."""
+def test_the_new_samplers(small, sampler, solver):
+    """UniPC and DEIS can be calibrated, and their predictors are found."""
     webui, filled = small
     filled = {**filled, "sampler": sampler, "nfe": "2", "budget": smallest(2)}
-    outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
+    outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(filled))
     fitted = load(outcome.kept[0].path)
     if outcome.kept[0].result.improved:
         assert (fitted.nfe, fitted.spec.solver) == (2, solver)
@@ -170,24 +161,24 @@ def test_unipc_and_deis_can_be_calibrated(small, sampler, solver):
 
 @pytest.mark.parametrize("change, words", [
     ({"prompts": " \n"}, "1 to 8"), ({"prompts": "a\n" * 9}, "1 to 8"), ({"nfe": "five"}, "nfe is 'five'"),
-    ({"nfe": "1"}, "nfe is"), ({"width": 100}, "by eights"), ({"height": 8}, "64 to 4096"),
+    ({"nfe": "1"}, "nfe is"), ({"width": 100}, "multiple of 8"), ({"height": 8}, "64 to 4096"),
     ({"sampler": "Euler a"}, "choose one of AMED"), ({"budget": "big"}, "quick"),
     ({"guidance": -1}, "above 0"),
-    ({"colour": "red"}, "no such field: colour"), ({"batch": "x"}, "not a calibration"),
+    ({"colour": "red"}, "unknown fields: colour"), ({"batch": "x"}, "batch is 'x'"),
 ])  # fmt: skip
-def test_impossible_settings_are_errors(webui, change, words):
+def test_what_cannot_be(webui, change, words):
     with pytest.raises(ValueError, match=words):
         webui.calibrate.Form.of({**QUICK, **change})
 
 
-def test_a_bad_name_is_refused_before_any_work(webui):
+def test_a_bad_name_costs_nothing(webui):
     form = webui.calibrate.Form.of({**QUICK, "name": "../mine"})
     with pytest.raises(ValueError, match="is not a valid file name"):
-        webui.calibrate.started(form)
+        webui.calibrate.calibrate_in_queue(form)
     assert webui.checkpoint.network.calls == []
 
 
-def test_the_tab_shows_the_error(webui):
-    assert list(webui.ui.followed({"prompts": ""}))[0][0].startswith("prompts:")
-    updates = list(webui.ui.followed({**QUICK, "name": "a/b"}))
-    assert "is not a valid file name" in updates[-1][0] and updates[-1][1] == []
+def test_the_tab_says_what_went_wrong(webui):
+    assert list(webui.tab.calibration_updates({"prompts": ""}))[0][0].startswith("prompts:")
+    told = list(webui.tab.calibration_updates({**QUICK, "name": "a/b"}))
+    assert "is not a valid file name" in told[-1][0] and told[-1][1] == []

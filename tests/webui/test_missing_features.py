@@ -1,4 +1,4 @@
-"""Take each optional feature of a WebUI that host.py and evaluate.py use away from the fake hosts once: at
+"""Each thing of a WebUI that host.py and evaluate.py can do without, taken from the fake hosts once: at
 most one line, that feature off, the rest working."""
 
 import sys
@@ -16,16 +16,19 @@ GONE = object()
 
 @dataclass(frozen=True)
 class Case:
-    """A missing feature of the host, and what is expected without it."""
+    """take(webui, put): take it away, by `put(owner, name, value)`. feature(webui): what one has of it; now:
+    that without it, was: with it, None for not asked. said: words of the one line, "" for none, where what is
+    left is right as it is. same: whether the image stays. on: the kinds of host that have it. covers: names
+    by which the adapter asks for it."""
 
-    take: Callable[[Any, Callable], None]  # take(webui, put) removes the feature by put(owner, name, value)
-    feature: Callable[[Any], Any]  # feature(webui) returns what the user gets from the feature
-    now: Any  # result without the feature
-    was: Any = None  # result with the feature; None: not checked
-    said: str = ""  # words of the single warning; "": no warning, because the result is still correct
-    same: bool = True  # whether the image stays the same
-    on: tuple[str, ...] = ("a1111", "forge")  # kinds of host that have the feature
-    covers: tuple[str, ...] = ()  # names by which the adapter asks for the feature
+    take: Callable[[Any, Callable], None]
+    feature: Callable[[Any], Any]
+    now: Any
+    was: Any = None
+    said: str = ""
+    same: bool = True
+    on: tuple[str, ...] = ("a1111", "forge")
+    covers: tuple[str, ...] = ()
 
 
 def kdiffusion() -> Any:
@@ -36,15 +39,15 @@ def checkpoint(webui: Any) -> Any:
     return webui.shared.sd_model
 
 
-def generation(webui: Any, **lacks: Any) -> SimpleNamespace:
-    """Return a generation as another extension might make it, with some attributes missing."""
+def asked(webui: Any, **lacks: Any) -> SimpleNamespace:
+    """A generation as another extension may have it, with less."""
     return SimpleNamespace(cfg_scale=7.0, scheduler="Karras", extra_generation_params={}, **lacks)
 
 
 def of_checkpoint(name: str) -> Callable[[Any, Callable], None]:
     def take(webui: Any, put: Callable) -> None:
-        loaded = checkpoint(webui)
-        put(loaded if name in vars(loaded) else type(loaded), name, GONE)
+        own = checkpoint(webui)
+        put(own if name in vars(own) else type(own), name, GONE)
 
     return take
 
@@ -93,7 +96,8 @@ CASES = {
     ),
     "unet.model_options": Case(
         lambda w, put: None,
-        lambda w: w.host.whole_guidance(SimpleNamespace(forge_objects=SimpleNamespace(unet=object()))), False,
+        lambda w: w.host.guidance_is_patched(SimpleNamespace(forge_objects=SimpleNamespace(unet=object()))),
+        False,
         covers=("model_options",),
     ),
     "unet.model.predictor": Case(
@@ -111,7 +115,7 @@ CASES = {
         covers=("modules_forge", "run_and_wait_result"),
     ),
     "no_gradio_queue": Case(
-        lambda w, put: None, lambda w: w.host.has_queue(), True, covers=("no_gradio_queue",),
+        lambda w, put: None, lambda w: w.host.has_gradio_queue(), True, covers=("no_gradio_queue",),
     ),
     "the X/Y/Z plot": Case(
         lambda w, put: put(w.scripts, "scripts_data", [SimpleNamespace(module=object())]),
@@ -123,16 +127,15 @@ CASES = {
         covers=("scheduler", "sampler_noise_scheduler_override", "is_hr_pass"),
     ),
     "p.init_images": Case(
-        lambda w, put: None, lambda w: w.host.starts_below(generation(w)), False, covers=("init_images",),
+        lambda w, put: None, lambda w: w.host.runs_lower_part(asked(w)), False, covers=("init_images",),
     ),
     "p.hr_cfg": Case(
-        lambda w, put: None, lambda w: w.host.guidance(generation(w, is_hr_pass=True)), 7.0,
-        covers=("hr_cfg",),
+        lambda w, put: None, lambda w: w.host.guidance(asked(w, is_hr_pass=True)), 7.0, covers=("hr_cfg",),
     ),
     "p.sampler.func": Case(
         lambda w, put: None,
-        lambda w: w.run and sys.modules["amed_webui.outside"].put_around(
-            generation(w, amed_outside=object(), sampler=object())), None,
+        lambda w: w.run and sys.modules["amed_webui.host_samplers"].wrap_sampler(
+            asked(w, amed_wrapper=object(), sampler=object())), None,
         covers=("sampler", "func"),
     ),
     "middle_block": Case(
@@ -140,7 +143,7 @@ CASES = {
     ),
     "denoiser.mask": Case(
         lambda w, put: None,
-        lambda w: evaluate().blended(object(), torch.ones(1), torch.ones(1)).item(), 1.0,
+        lambda w: evaluate().apply_mask(object(), torch.ones(1), torch.ones(1)).item(), 1.0,
         covers=("mask", "mask_before_denoising"),
     ),
     "denoiser.inner_model": Case(
@@ -154,7 +157,7 @@ CASES = {
         lambda w, put: None, lambda w: weightless(), 1.5, covers=("weight",),
     ),
 }  # fmt: skip
-OURS = {"amed", "amed_choice", "amed_nfe", "amed_outside", "amed_predictor", "hr_sampler_name"}
+OURS = {"amed", "amed_choice", "amed_nfe", "amed_wrapper", "amed_predictor", "hr_sampler_name"}
 
 
 def evaluate() -> Any:
@@ -162,25 +165,25 @@ def evaluate() -> Any:
 
 
 def halves_of(denoiser: Any) -> list:
-    """Return which halves are found, for either row order."""
-    halves = set()
+    """Of either order."""
+    found = set()
     for order in (evaluate().PromptsFirst(), evaluate().Chunks()):
-        heard = evaluate().Heard()
-        with order.listening(denoiser, heard):
+        recording = evaluate().Recording()
+        with order.recording_halves(denoiser, recording):
             pass
-        halves.add(order.halves(heard, 1, {}))
-    return list(*halves)
+        found.add(order.halves(recording, 1, {}))
+    return list(*found)
 
 
 def weightless() -> float:
-    """Return the mean of the rows 1 and 2 of two prompts that have no weights."""
-    heard = evaluate().Heard(denoised=[torch.tensor([[1.0], [2.0]])])
-    args = {"cond": SimpleNamespace(batch=[[object(), object()]])}
-    return float(evaluate().PromptsFirst().halves(heard, 1, args)[0])
+    """The mean of two prompts' rows, 1 and 2, whose prompts have no weight."""
+    recording = evaluate().Recording(denoised=[torch.tensor([[1.0], [2.0]])])
+    told = {"cond": SimpleNamespace(batch=[[object(), object()]])}
+    return float(evaluate().PromptsFirst().halves(recording, 1, told)[0])
 
 
 def sampled(webui: Any) -> tuple[torch.Tensor, Any]:
-    """Run a generation with the paper's network, which uses the bottleneck, under guidance."""
+    """A generation with the paper's network, one that looks at the bottleneck, under guidance."""
     p = webui.Processing(sampler_name="AMED Plugin iPNDM", cfg_scale=2.0, prompt="3")
     args = ("emoji32-ipndm-nfe5-cfg2.safetensors", 0, "error")
     return webui.generate(p, webui.script, args), p
@@ -190,15 +193,15 @@ def infotext(webui: Any) -> str:
     return str(sampled(webui)[1].extra_generation_params.get("AMED note", ""))
 
 
-def test_every_optional_name_is_covered():
-    names = optional_names_in("webui")
+def test_nothing_that_is_asked_for_is_left_out():
+    found = optional_names_in("webui")
     covered = {name for case in CASES.values() for name in case.covers}
-    assert len(names) > 25 and names - OURS == covered
+    assert len(found) > 25 and found - OURS == covered
 
 
 @pytest.fixture
 def put(monkeypatch):
-    """`put(owner, name, value)` changes an attribute, or an entry of a dict, for this test."""
+    """`put(owner, name, value)`: an attribute, or an entry of a dict, for this test."""
 
     def change(owner: Any, name: str, value: Any) -> None:
         if isinstance(owner, dict):
@@ -212,7 +215,7 @@ def put(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_extension_works_without_the_feature(webui, put, name, capsys):
+def test_without_it(webui, put, name, capsys):
     case, mine = CASES[name], webui.host.read_identity
     put(webui.host, "read_identity", lambda model: replace(mine(model), family="emoji32", fingerprint=""))
     if webui.webui.kind not in case.on:

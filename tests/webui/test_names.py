@@ -30,7 +30,7 @@ def secret(webui):
 
 def test_a_generation_uses_only_listed_predictors(webui):
     """The accordion and the API's script arguments."""
-    line = webui.samplers.line_of("AMED Plugin DPM++ 2M")
+    line = webui.samplers.entry_of("AMED Plugin DPM++ 2M")
     for name in [*secret(webui), *SOME]:
         if name in ("", " "):  # an empty name means auto
             continue
@@ -38,7 +38,7 @@ def test_a_generation_uses_only_listed_predictors(webui):
         webui.script.process(p, name, 0, "error")
         assert "no predictor named" in str(p.amed.error), name
         with pytest.raises(ValueError, match="no predictor named"):
-            webui.run.named(name, line)
+            webui.run.load_predictor(name, line)
 
 
 class Option:
@@ -96,7 +96,7 @@ def test_a_calibration_is_saved_in_its_folder(webui):
             try:
                 file = form_with_name.file_name(5, checkpoint)
             except ValueError as error:
-                assert "not a valid file name" in str(error) and (named.strip() or "device" in str(error))
+                assert "no file name" in str(error) and (named.strip() or "device" in str(error))
                 continue
             path = webui.host.user_folder() / file
             assert path.parent == webui.host.user_folder() and path.suffix == ".safetensors"
@@ -113,11 +113,11 @@ def test_lists_show_good_files_and_name_links_and_broken_ones(webui):
     (folder / "<img src=x onerror=alert(1)>.safetensors").write_bytes(b"x")
     with open(bytes(folder) + b"/\xff.safetensors", "wb") as file:
         file.write(b"x")
-    assert "mine.safetensors" in webui.ui.choices()
-    assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.choices())
-    listing = webui.ui.listed()
-    json.dumps(listing, ensure_ascii=False).encode()
-    broken = " ".join(listing["broken"])
+    assert "mine.safetensors" in webui.ui.predictor_choices()
+    assert not {"link.safetensors", "gone.safetensors"} & set(webui.ui.predictor_choices())
+    told = webui.tab.list_predictors()
+    json.dumps(told, ensure_ascii=False).encode()
+    broken = " ".join(told["broken"])
     assert all(name in broken for name in ("link.safetensors", "gone.safetensors", "?.safetensors"))
 
 

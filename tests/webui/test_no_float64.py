@@ -1,4 +1,4 @@
-"""The fake WebUIs on a device without float64 (tests/no_float64.py): the schedule, the samplers and fits."""
+"""The fake WebUIs on a device without float64 (tests/no_float64.py): the schedule, the samplers, fits."""
 
 import copy
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ def images(webui, args=("auto", 0, "as in settings"), **settings):
 
 @pytest.fixture
 def move(webui, monkeypatch):
-    """`move()` makes the host sample on that device, with its lists of noise levels there too."""
+    """`move()`: from now on the host samples on that device, its lists of noise levels too."""
     webui.host.read_identity = webui.read_identity
     webui.host.FAMILIES["is_sd1"] = "emoji32"
 
@@ -40,8 +40,8 @@ def move(webui, monkeypatch):
         )
         holder.diffusion_model = network
         wrapper = fake_webui.external.CompVisDenoiser
-        cpu_wrapper = SimpleNamespace(CompVisDenoiser=lambda model: wrapper(model).to(device))
-        monkeypatch.setattr(fake_webui, "external", cpu_wrapper)
+        own = SimpleNamespace(CompVisDenoiser=lambda model: wrapper(model).to(device))
+        monkeypatch.setattr(fake_webui, "external", own)
 
         def on_device(self, p, steps, x, sigmas, prompts, negative):
             return launch(self, p, steps, x.to(device), sigmas.to(device), prompts, negative)
@@ -51,49 +51,45 @@ def move(webui, monkeypatch):
     return moved
 
 
-def images_by_sampler(webui):
-    """Return the images of every sampler, by name."""
-    images_by_name = {}
-    for line in webui.samplers.LINES:
+def every(webui):
+    """Images by what made them."""
+    made = {}
+    for line in webui.samplers.ENTRIES:
         for name in ("Automatic", "Karras"):
-            images_by_name[line.label, name] = images(
-                webui, sampler_name=line.label, steps=4, scheduler=name
-            )[0]
-        images_by_name[line.label, "below"] = images(
+            made[line.label, name] = images(webui, sampler_name=line.label, steps=4, scheduler=name)[0]
+        made[line.label, "below"] = images(
             webui, sampler_name=line.label, steps=6, image=torch.zeros(1, 3, 16, 16), denoising_strength=0.6
         )[0]
-        images_by_name[line.label, "untrained"] = images(
-            webui, ("untrained", 0), sampler_name=line.label, steps=4
-        )[0]
-    images_by_name["network"] = images(webui, (MLP,), sampler_name="AMED")[0]
-    images_by_name["theirs on ours"] = images(webui, sampler_name="Euler", steps=5, scheduler="AMED")[0]
-    images_by_name["by nfe"] = images(webui, ("auto", 6), sampler_name="AMED Multistep")[0]
-    return images_by_name
+        made[line.label, "untrained"] = images(webui, ("untrained", 0), sampler_name=line.label, steps=4)[0]
+    made["network"] = images(webui, (MLP,), sampler_name="AMED")[0]
+    made["theirs on ours"] = images(webui, sampler_name="Euler", steps=5, scheduler="AMED")[0]
+    made["by nfe"] = images(webui, ("auto", 6), sampler_name="AMED Multistep")[0]
+    return made
 
 
 def test_every_sampler_and_the_schedule(webui, move):
-    on_cpu = images_by_sampler(webui)
+    here = every(webui)
     move()
-    on_device = images_by_sampler(webui)
-    for name, image in on_cpu.items():
-        assert image.std() > 0.01 and (image - on_device[name]).abs().max() < 2e-4, name
+    there = every(webui)
+    for name, image in here.items():
+        assert image.std() > 0.01 and (image - there[name]).abs().max() < 2e-4, name
 
 
 @pytest.mark.parametrize("sampler", ["AMED Multistep", "AMED", "DPM++ 2M"])
-def test_a_fit_in_the_tab(webui, move, small_latents, sampler):
-    """A predictor is fitted in the tab, then run."""
-    form = {"prompts": "3\n5", "width": 64, "height": 64, "guidance": 2.0, "nfe": "4", "budget": 2000}
+def test_fits(webui, move, small_latents, sampler):
+    """Fitted in the tab; then run."""
+    told = {"prompts": "3\n5", "width": 64, "height": 64, "guidance": 2.0, "nfe": "4", "budget": 2000}
     errors = []
     for step in (lambda: None, move):
         step()
-        outcome = webui.calibrate.started(webui.calibrate.Form.of(form | {"sampler": sampler}))
+        outcome = webui.calibrate.calibrate_in_queue(webui.calibrate.Form.of(told | {"sampler": sampler}))
         (file,) = outcome.saved
         path = webui.host.user_folder() / file
         spec = load(path).spec
         errors.append(spec.metrics["error"])
         label = (
             sampler if spec.of else webui.samplers.label_of(spec.sampler)
-        )  # the fit may have saved a plain solver
+        )  # a plain one may have been kept
         image, p = images(webui, (file, 0), sampler_name=label)
         assert p.extra_generation_params["AMED predictor"] == file and image.isfinite().all()
         path.unlink()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from amed_webui.samplers import LINES, SCHEDULE_LABEL, add_samplers, add_schedule
+from amed_webui.samplers import ENTRIES, SCHEDULE_LABEL, add_samplers, add_schedule
 
 from amed import SAMPLERS
 
@@ -89,7 +89,7 @@ def test_samplers_are_added_only_once(host):
     add(host)
     add(host)
     names = [s.name for s in host.samplers.samplers]
-    assert names == ["Euler", *(e.label for e in LINES)]
+    assert names == ["Euler", *(e.label for e in ENTRIES)]
     assert set(host.samplers.all_samplers_map) == set(names)
     assert host.samplers.samplers_map["amed_ipndm"] == "AMED Plugin iPNDM"
 
@@ -101,9 +101,9 @@ def test_an_unlisted_sampler_is_hidden_but_usable(host):
     assert host.samplers.samplers_map["amed_multistep"] == "AMED Multistep"
 
 
-def test_sampler_names_do_not_change():
-    """Saved settings, infotexts and API calls use these names, so the old ones keep their order."""
-    assert {line.label: line.aliases for line in LINES} == {
+def test_the_names_are_kept():
+    """Saved settings, infotexts and API calls name these: the old ones in the old order."""
+    assert {line.label: line.aliases for line in ENTRIES} == {
         "AMED": ("amed", "amed_solver"),
         "AMED Plugin Euler": ("amed_euler",),
         "AMED Plugin DPM2": ("amed_dpm_2",),
@@ -114,10 +114,10 @@ def test_sampler_names_do_not_change():
         "AMED Plugin DEIS": ("amed_deis",),
         "AMED Multistep": ("amed_multistep",),
     }
-    old = [line.label for line in LINES if not line.label.endswith(("UniPC", "DEIS"))]
+    old = [line.label for line in ENTRIES if not line.label.endswith(("UniPC", "DEIS"))]
     assert old == ["AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M",
                    "AMED Plugin DPM++ 3M", "AMED Plugin iPNDM", "AMED Multistep"]  # fmt: skip
-    assert [line.evaluations for line in LINES] == [2] * 8 + [1]
+    assert [line.evaluations for line in ENTRIES] == [2] * 8 + [1]
 
 
 # labels, names and aliases of the schedules of A1111, Forge and reForge
@@ -131,10 +131,10 @@ SCHEDULES = (
 )  # fmt: skip
 
 
-def test_every_entry_is_an_engine_sampler_and_no_name_ends_in_a_schedule(host):
-    """Hosts cut off a schedule's name at the end (reForge in any case) and would use that schedule."""
-    assert {line.sampler for line in LINES} == set(SAMPLERS)
-    for line in LINES:
+def test_every_line_is_a_sampler_of_the_engine_and_no_name_ends_in_a_schedule(host):
+    """The hosts cut such an end off, reForge in any case, and sample with something else."""
+    assert {line.sampler for line in ENTRIES} == set(SAMPLERS)
+    for line in ENTRIES:
         for name in (line.label, *line.aliases):
             assert not any(name.lower().endswith(" " + schedule.lower()) for schedule in SCHEDULES)
         assert not line.label.endswith(SCHEDULES) or line.label == SCHEDULE_LABEL

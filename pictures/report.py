@@ -1,7 +1,7 @@
 """The pictures of a calibration and of a training, finished or in progress.
 
-The hosts show them about 300 pixels wide, so each has few things, drawn large. A `result` is an
-amed.fit.Result, `fitted` an amed.Fitted."""
+ComfyUI and the WebUI show them about 300 pixels wide; therefore each shows only a few things, drawn large.
+Lengths are in pixels."""
 
 import math
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from .parts import names_of
 
 INK, FAINT, BACK = (30, 32, 38), (205, 208, 214), (255, 255, 255)
 COLOURS = ((214, 90, 49), (42, 111, 176), (70, 140, 80), (140, 90, 170), (190, 150, 40), (90, 150, 160))
-WIDE, HIGH, EDGE = 820, 460, 16  # width of a picture, height of a plot, margin, in pixels
-SAMPLES, ROWS = 4, 4  # largest number of samples in a row, and of rows in the table of errors
-LINES = 4  # largest number of lines in a plot of weights
-NAMES = 168  # width of the name to the left of a row of samples
-DONE = "done"  # the text of a fit's last Progress
-SMALL = 128  # samples up to this many pixels are enlarged without smoothing
+WIDTH, PLOT_HEIGHT, EDGE = 820, 460, 16  # width of a picture, height of a plot, margin
+MAX_SAMPLES, MAX_ROWS = 4, 4  # largest number of samples in a row, and of rows in the table of errors
+MAX_LINES = 4  # largest number of lines in a plot of weights
+NAME_WIDTH = 168  # width of the name to the left of a row of samples
+DONE = "done"  # text of the last Progress of a fit
+UNSMOOTHED = 128  # samples of at most this side length are enlarged without smoothing
 
 
 @lru_cache(maxsize=64)
@@ -35,35 +35,41 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, colour: tuple[int, ...], size: int,
           across: float, down: float, width: float = math.inf) -> None:  # fmt: skip
-    """Write text so that the point `across` and `down` of its box (each 0 to 1) lies at `at`.
+    """Write text at a position.
 
-    Text wider than `width` is made smaller, and at last cut. (Pillow's anchors need a TrueType font, which
-    its default font is only since version 10.1.)"""
-    while (box := measured(draw, text, size))[2] - box[0] > width and len(text) > 1:
+    Args:
+        at: position of the anchor.
+        size: font size.
+        across, down: the anchor, as shares of the text's width and height: (0, 0) is its upper left corner,
+            (1, 1) the lower right one. (Pillow's own anchors need a TrueType font, which its default font is
+            only since version 10.1.)
+        width: wider text is made smaller, and at last cut."""
+    while (box := bounding_box(draw, text, size))[2] - box[0] > width and len(text) > 1:
         size, text = (size - 2, text) if size > 22 else (size, text[:-2].rstrip(" .,+") + "…")
     left, top, right, bottom = box
     place = at[0] - left - across * (right - left), at[1] - top - down * (bottom - top)
     draw.multiline_text(place, text, colour, font(size))
 
 
-def measured(draw: ImageDraw.ImageDraw, text: str, size: int) -> tuple[float, float, float, float]:
-    """Return the bounding box of text written at (0, 0)."""
+def bounding_box(draw: ImageDraw.ImageDraw, text: str, size: int) -> tuple[float, float, float, float]:
+    """Return the bounding box (left, top, right, bottom) of text written at (0, 0)."""
     return draw.multiline_textbbox((0, 0), text, font=font(size))
 
 
 class Panel:
-    """A plot in an image of its own, with a title and two axes.
+    """A plot with a title and two axes, in the attribute `image`.
 
     Args:
-        x, y: lowest and highest value of each axis; x from left to right, so (high, low) draws it reversed.
+        x: the values at the left and the right end of the x axis.
+        y: the values at the lower and the upper end of the y axis.
         log_x: whether the x axis is logarithmic."""
 
     def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], log_x: bool = False):
-        self.image, self.log_x = Image.new("RGB", (WIDE, HIGH), BACK), log_x
+        self.image, self.log_x = Image.new("RGB", (WIDTH, PLOT_HEIGHT), BACK), log_x
         self.draw = ImageDraw.Draw(self.image)
         self.x, self.y = x, (y[0], y[1] if y[1] > y[0] else y[0] + 1)
-        write(self.draw, (EDGE, 12), title, INK, 32, 0, 0, WIDE - 2 * EDGE)
-        left, top, right, bottom = self.box = 110, 66, WIDE - 40, HIGH - 56
+        write(self.draw, (EDGE, 12), title, INK, 32, 0, 0, WIDTH - 2 * EDGE)
+        left, top, right, bottom = self.box = 110, 66, WIDTH - 40, PLOT_HEIGHT - 56
         self.draw.line([(left, top), (left, bottom), (right, bottom)], FAINT, 2)
         for share in (0, 0.5, 1):
             value = self.y[0] + share * (self.y[1] - self.y[0])
@@ -75,7 +81,7 @@ class Panel:
             write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return the position of a point of the plot, in pixels."""
+        """Convert a point (x, y) of the plot's axes to pixel coordinates of its image."""
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
@@ -85,14 +91,14 @@ class Panel:
     def line(
         self, points: list[tuple[float, float]], colour: tuple[int, ...], name: str = "", row: int = 0
     ) -> None:
-        """Draw points joined by lines; `name` is written in the upper right corner, in line `row`."""
-        joined(self.draw, [self.at(*point) for point in points], colour)
+        """Draw points (x, y) joined by lines, and write `name` as line `row` of the legend."""
+        draw_curve(self.draw, [self.at(*point) for point in points], colour)
         if name:
             write(self.draw, (self.box[2] - 6, self.box[1] + 6 + 32 * row), name, colour, 28, 1, 0)
 
 
-def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour: tuple[int, ...]) -> None:
-    """Draw a line through points, with a dot at each."""
+def draw_curve(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour: tuple[int, ...]) -> None:
+    """Draw a line through points given in pixels, with a dot at each."""
     if len(places) > 1:
         draw.line(places, colour, 5)
     for x, y in places:
@@ -102,20 +108,21 @@ def joined(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], colour:
 def constants(fitted: Any) -> Image.Image:
     """Plot a predictor's fitted numbers over the noise level.
 
-    One curve per constant; for a table the weights of the newest slopes, or of each part of the newest slope,
-    and the offsets of each channel."""
+    There is one curve per constant. For a predictor of AMED Multistep, which is a table of weights, there is
+    one per weight of the newest slopes (or per part of the newest slope), and one per channel of the offsets.
+
+    Args:
+        fitted: an amed.Fitted."""
     values, starts = getattr(fitted.predictor, "values", {}), fitted.base[:-1].tolist()
     if not values:
-        what = (
-            "a network: its r, c, a depend on the image" if fitted.wants_bottleneck else "nothing was fitted"
-        )
-        return Panel(what, (0, 1), (0, 1)).image
+        network = "a network: its r, c, a depend on the image"
+        return Panel(network if fitted.wants_bottleneck else "nothing was fitted", (0, 1), (0, 1)).image
     if "weights" not in values:
         lines = {name: list(zip(starts, column.tolist())) for name, column in values.items()}
         return curves("constants over the noise level (sigma)", lines)
     weights, skipped = values["weights"], fitted.predictor.alone
     if weights.ndim == 2:
-        columns = [list(zip(starts, column))[k:] for k, column in enumerate(weights.T[:LINES].tolist())]
+        columns = [list(zip(starts, column))[k:] for k, column in enumerate(weights.T[:MAX_LINES].tolist())]
         names = [f"weight, {k} back" if k else "weight, newest" for k in range(len(columns))]
         pages = [curves("weights over the noise level (sigma)", dict(zip(names, columns)))]
     else:
@@ -125,18 +132,18 @@ def constants(fitted: Any) -> Image.Image:
             lines[name] = [(starts[n], float(weights[n, 0, k])) for n in steps]
         note = f"; one pass at {', '.join(f'{starts[n]:.3g}' for n in skipped)}" if skipped else ""
         pages = [
-            curves(f"newest weights over sigma{note}", dict(list(lines.items())[at : at + LINES]))
-            for at in range(0, count, LINES)
+            curves(f"newest weights over sigma{note}", dict(list(lines.items())[at : at + MAX_LINES]))
+            for at in range(0, count, MAX_LINES)
         ]
     if "offset" in values:
         every = values["offset"].T.tolist()
         lines = {f"channel {c}": list(zip(starts, column)) for c, column in enumerate(every, 1)}
         pages.append(curves("offsets over the noise level (sigma)", lines))
-    return stacked(pages)
+    return stack(pages)
 
 
 def curves(title: str, lines: dict[str, list[tuple[float, float]]]) -> Image.Image:
-    """Plot lines of points (sigma, value); named where there are no more lines than colours."""
+    """Plot named lines of points (sigma, value). Names are left out if there are more lines than colours."""
     points = [point for line in lines.values() for point in line]
     starts, every = [t for t, _ in points], [v for _, v in points]
     low, high = min(0.0, *every), max(every)
@@ -151,11 +158,11 @@ def curves(title: str, lines: dict[str, list[tuple[float, float]]]) -> Image.Ima
 
 
 def headline(big: str, small: str) -> Image.Image:
-    """Return a heading: one very large line above a smaller one."""
-    image = Image.new("RGB", (WIDE, 136), BACK)
+    """Draw a heading: one very large line of text above a smaller one."""
+    image = Image.new("RGB", (WIDTH, 136), BACK)
     draw = ImageDraw.Draw(image)
-    write(draw, (EDGE, 20), big, INK, 60, 0, 0, WIDE - 2 * EDGE)
-    write(draw, (EDGE, 94), small, INK, 34, 0, 0, WIDE - 2 * EDGE)
+    write(draw, (EDGE, 20), big, INK, 60, 0, 0, WIDTH - 2 * EDGE)
+    write(draw, (EDGE, 94), small, INK, 34, 0, 0, WIDTH - 2 * EDGE)
     return image
 
 
@@ -164,46 +171,53 @@ def tile(sample: Tensor, side: int) -> Image.Image:
     values = ((sample.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(values)
     size = tuple(max(1, round(n * side / max(image.size))) for n in image.size)
-    way = Image.Resampling.NEAREST if max(image.size) <= SMALL else Image.Resampling.LANCZOS
+    way = Image.Resampling.NEAREST if max(image.size) <= UNSMOOTHED else Image.Resampling.LANCZOS
     return image.resize(size, way)
 
 
-def grid(pictures: dict[str, Tensor], highest: int = SAMPLES) -> Image.Image:
-    """Return rows of samples `[n, 3, H, W]` in [-1, 1], each row with its name on the left."""
+def sample_rows(pictures: dict[str, Tensor], highest: int = MAX_SAMPLES) -> Image.Image:
+    """Draw one row of samples per name, with the name on the left.
+
+    Args:
+        pictures: name -> samples `[n, 3, H, W]` in [-1, 1].
+        highest: largest number of samples in a row."""
     count = min(highest, *(len(p) for p in pictures.values()))
-    side = (WIDE - 2 * EDGE - NAMES) // max(count, 4) - 8  # one to three samples are as large as four
+    side = (WIDTH - 2 * EDGE - NAME_WIDTH) // max(count, 4) - 8  # one to three samples are as large as four
     rows = [[tile(sample, side) for sample in samples[:count]] for samples in pictures.values()]
     high = [max(t.height for t in row) + 8 for row in rows]
-    image = Image.new("RGB", (WIDE, sum(high) + 12), BACK)
+    image = Image.new("RGB", (WIDTH, sum(high) + 12), BACK)
     draw, top = ImageDraw.Draw(image), 0
     for name, row, step in zip(pictures, rows, high):
         for i, line in enumerate(name.splitlines()):
-            write(draw, (EDGE, top + step // 2 - 20 + 34 * i), line, INK, 30, 0, 0.5, NAMES - 8)
+            write(draw, (EDGE, top + step // 2 - 20 + 34 * i), line, INK, 30, 0, 0.5, NAME_WIDTH - 8)
         for i, picture in enumerate(row):
-            image.paste(picture, (EDGE + NAMES + i * (side + 8), top))
+            image.paste(picture, (EDGE + NAME_WIDTH + i * (side + 8), top))
         top += step
     return image
 
 
-def table(rows: Sequence[Any]) -> Image.Image:
-    """Draw the errors of a calibration and of the best plain solvers, `ROWS` at most, each with a bar."""
-    rows = rows[:ROWS]
-    image = Image.new("RGB", (WIDE, 56 + 68 * len(rows)), BACK)
+def error_bars(rows: Sequence[Any]) -> Image.Image:
+    """Draw the error of a calibrated predictor and of the best plain solvers as bars.
+
+    Args:
+        rows: `rows` of an amed.fit.Result; only the first `MAX_ROWS` are drawn."""
+    rows = rows[:MAX_ROWS]
+    image = Image.new("RGB", (WIDTH, 56 + 68 * len(rows)), BACK)
     draw = ImageDraw.Draw(image)
     write(draw, (EDGE, 10), "error to the reference", INK, 32, 0, 0)
     highest = max((row.error for row in rows if math.isfinite(row.error)), default=1.0) or 1.0
     for i, row in enumerate(rows):
         top, known = 56 + 68 * i, math.isfinite(row.error)
         name = row.solver if i == 0 else f"{row.solver}, {row.schedule}"
-        write(draw, (EDGE, top), name, INK, 30, 0, 0, WIDE - 170)
-        write(draw, (WIDE - EDGE, top), f"{row.error:.3f}" if known else "not finite", INK, 34, 1, 0)
-        length = (WIDE - 2 * EDGE) * (min(row.error / highest, 1.0) if known else 1.0)
+        write(draw, (EDGE, top), name, INK, 30, 0, 0, WIDTH - 170)
+        write(draw, (WIDTH - EDGE, top), f"{row.error:.3f}" if known else "not finite", INK, 34, 1, 0)
+        length = (WIDTH - 2 * EDGE) * (min(row.error / highest, 1.0) if known else 1.0)
         draw.rectangle([EDGE, top + 38, EDGE + max(length, 2), top + 54], COLOURS[min(i, 1)])
     return image
 
 
-def stacked(parts: Sequence[Image.Image]) -> Image.Image:
-    """Join images from top to bottom."""
+def stack(parts: Sequence[Image.Image]) -> Image.Image:
+    """Return one image that contains all parts, from top to bottom."""
     whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), BACK)
     top = 0
     for part in parts:
@@ -215,75 +229,75 @@ def stacked(parts: Sequence[Image.Image]) -> Image.Image:
 # --- pages -------------------------------------------------------------------------------------------------
 
 
-def picture(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """Draw the report of a finished calibration: its gain, its samples and the table of errors.
+def calibration(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
+    """Draw the report of a finished calibration: its error, its samples, and the errors of plain solvers.
 
     Args:
         result: an amed.fit.Result.
-        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name of a row."""
+        pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
     first, best = result.rows[:2]
     comparison = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
     if not result.improved:
         comparison = "the best plain solver is kept: the fit did not beat it"
-    spared = getattr(result.fitted.predictor, "alone", ())
-    passes = f" in {result.fitted.passes} passes" if spared else ""
+    skips_passes = bool(getattr(result.fitted.predictor, "alone", ()))
+    passes = f" in {result.fitted.passes} passes" if skips_passes else ""
     big = f"error {first.error:.3f} at {first.nfe} evaluations{passes}"
-    return stacked([headline(big, comparison), grid(pictures), table(result.rows)])
+    return stack([headline(big, comparison), sample_rows(pictures), error_bars(result.rows)])
 
 
-def training(progress: list[tuple[int, list[float], float]], untrained: float, pictures: dict[str, Tensor]
-             ) -> Image.Image:  # fmt: skip
+def training(measurements: list[tuple[int, list[float], float]], untrained: float,
+             pictures: dict[str, Tensor]) -> Image.Image:  # fmt: skip
     """Draw the report of a training: samples, and the held-out error beside that of the untrained solver.
 
     Args:
-        progress: (images seen, losses per interval, held-out error) at each measurement.
+        measurements: (images seen, losses per interval, held-out error) of each measurement.
         untrained: held-out error before training.
-        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name of a row."""
-    last = float(progress[-1][0])
-    held = [(float(n), e) for n, _, e in progress]
-    best = min(e for _, e in held)
+        pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
+    last = float(measurements[-1][0])
+    errors = [(float(n), e) for n, _, e in measurements]
+    best = min(e for _, e in errors)
     top = headline(f"error {best:.3f}", f"to the teacher on held-out noise; untrained {untrained:.3f}")
-    error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in held))))
+    error = Panel("held-out error over images", (0, last), (0, 1.1 * max(untrained, *(e for _, e in errors))))
     error.line([(0.0, untrained), (last, untrained)], COLOURS[1], "untrained")
-    error.line(held, COLOURS[0], "network", 1)
-    return stacked([top, grid(pictures), error.image])
+    error.line(errors, COLOURS[0], "network", 1)
+    return stack([top, sample_rows(pictures), error.image])
 
 
 def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
     """Draw a calibration in progress: its error relative to the best plain solver, and the time left.
 
     Args:
-        progress: an amed.fit Progress.
-        look: its amed.fit Look, i.e. the best fit and the best plain solver so far.
-        pictures: samples `[n, 3, H, W]` in [-1, 1] for each name; the first of each is shown."""
-    image = Image.new("RGB", (WIDE, 232), BACK)
+        progress: an amed.fit.Progress.
+        look: its amed.fit.Look: the best fit and the best plain solver so far.
+        pictures: name -> samples `[n, 3, H, W]` in [-1, 1], of which the first is shown."""
+    image = Image.new("RGB", (WIDTH, 232), BACK)
     draw = ImageDraw.Draw(image)
     finished = progress.text == DONE
     share = 1.0 if finished else progress.evaluations / max(progress.budget, 1)
-    draw.rectangle([0, 0, WIDE, 20], FAINT)
-    draw.rectangle([0, 0, WIDE * share, 20], COLOURS[0])
+    draw.rectangle([0, 0, WIDTH, 20], FAINT)
+    draw.rectangle([0, 0, WIDTH * share, 20], COLOURS[0])
     if math.isfinite(look.error):
         big, small = f"{look.ratio:.2f}", f"of the best plain\nsolver's error\n({look.solver})"
         write(draw, (EDGE, 42), big, COLOURS[0] if look.ratio < 1 else INK, 118, 0, 0)
-        write(draw, (310, 42), small, INK, 34, 0, 0, WIDE - 310 - EDGE)
+        write(draw, (310, 42), small, INK, 34, 0, 0, WIDTH - 310 - EDGE)
     else:
         big = {"reference": "making references", "search": "trying plain solvers"}
-        write(draw, (EDGE, 48), big.get(progress.stage, "fitting"), INK, 64, 0, 0, WIDE - 2 * EDGE)
+        write(draw, (EDGE, 48), big.get(progress.stage, "fitting"), INK, 64, 0, 0, WIDTH - 2 * EDGE)
         if math.isfinite(look.plain):
-            write(draw, (EDGE, 122), f"to beat: {look.solver}", INK, 36, 0, 0, WIDE - 2 * EDGE)
-    status = "done" if finished else f"{100 * share:.0f} % done{left(progress.seconds)}"
+            write(draw, (EDGE, 122), f"to beat: {look.solver}", INK, 36, 0, 0, WIDTH - 2 * EDGE)
+    status = "done" if finished else f"{100 * share:.0f} % done{time_left(progress.seconds)}"
     status = f"{progress.nfe} evaluations: {status}"
-    write(draw, (EDGE, 182), status, INK, 38, 0, 0, WIDE - 2 * EDGE)
+    write(draw, (EDGE, 182), status, INK, 38, 0, 0, WIDTH - 2 * EDGE)
     parts = [image]
     if len(look.curve) > 1:
         parts.append(error_curve(look.curve))
     if pictures:
-        parts.append(strip(pictures))
-    return stacked(parts)
+        parts.append(first_samples(pictures))
+    return stack(parts)
 
 
-def left(seconds: float) -> str:
-    """Return ", about 3 min left" for a number of seconds; "" if it is not finite."""
+def time_left(seconds: float) -> str:
+    """Return a text such as ", about 3 min left"; "" if the number of seconds is not finite."""
     if not math.isfinite(seconds):
         return ""
     if seconds < 100:
@@ -293,29 +307,32 @@ def left(seconds: float) -> str:
 
 
 def error_curve(curve: Sequence[tuple[int, float]]) -> Image.Image:
-    """Plot the errors so far, `(evaluations, error / error of the best plain solver)`."""
-    image = Image.new("RGB", (WIDE, 190), BACK)
+    """Plot the error of a running calibration.
+
+    Args:
+        curve: points (evaluations so far, error relative to that of the best plain solver)."""
+    image = Image.new("RGB", (WIDTH, 190), BACK)
     draw = ImageDraw.Draw(image)
     first, last = curve[0][0], max(curve[-1][0], curve[0][0] + 1)
     high = max(1.1, min(2.0, max(e for _, e in curve)))
 
     def at(n: float, e: float) -> tuple[float, float]:
-        return EDGE + 8 + (n - first) / (last - first) * (WIDE - 2 * EDGE - 16), 174 - 160 * min(
+        return EDGE + 8 + (n - first) / (last - first) * (WIDTH - 2 * EDGE - 16), 174 - 160 * min(
             e, high
         ) / high
 
     draw.line([at(first, 1), at(last, 1)], COLOURS[1], 5)
     draw.line([at(first, 0), at(last, 0)], FAINT, 3)
-    write(draw, (WIDE - EDGE, at(last, 1)[1] + 8), "best plain", COLOURS[1], 28, 1, 0)
-    joined(draw, [at(n, e) for n, e in curve], COLOURS[0])
+    write(draw, (WIDTH - EDGE, at(last, 1)[1] + 8), "best plain", COLOURS[1], 28, 1, 0)
+    draw_curve(draw, [at(n, e) for n, e in curve], COLOURS[0])
     return image
 
 
-def strip(pictures: dict[str, Tensor]) -> Image.Image:
-    """Return the first sample of each of `pictures`, side by side under their names."""
-    side = (WIDE - 2 * EDGE - 2 * 12) // 3
+def first_samples(pictures: dict[str, Tensor]) -> Image.Image:
+    """Draw the first sample of each entry of `pictures` (name -> samples), side by side under their names."""
+    side = (WIDTH - 2 * EDGE - 2 * 12) // 3
     tiles = [tile(samples[0], side) for samples in pictures.values()]
-    image = Image.new("RGB", (WIDE, 50 + max(t.height for t in tiles) + 12), BACK)
+    image = Image.new("RGB", (WIDTH, 50 + max(t.height for t in tiles) + 12), BACK)
     draw = ImageDraw.Draw(image)
     for i, (name, picture) in enumerate(zip(pictures, tiles)):
         write(draw, (EDGE + i * (side + 12), 8), name, INK, 34, 0, 0, side)

@@ -1,8 +1,8 @@
-"""Names of the parts of a slope (amed.parts), for pictures and texts."""
+"""Names for the parts into which a predictor splits slopes (see amed.parts), for pictures and texts."""
 
 BANDS = ("finest", "finer", "coarser", "coarsest")
 ADDED = "what guidance adds"
-NAMES = {
+NAMES = {  # kind of split, as in a predictor file's field `parts` -> name of each part
     "": ("the slopes so far",),
     "guidance": ("the slopes without guidance", ADDED),
     "halves": ("the prompt's slopes", ADDED),
@@ -12,11 +12,15 @@ NAMES = {
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Return the name of each of `count` parts; "part 1", "part 2", ... for an unknown kind of `parts`."""
+    """Return display names for the parts into which a predictor splits a slope.
+
+    Args:
+        parts: kind of split, as in the predictor file; an unknown kind gives "part 1", "part 2", ...
+        count: number of parts, used for an unknown kind."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 
 
 def trimmed(weights: list[float]) -> list[float]:
-    """Return the weights without the zeros at their end; at least one weight remains."""
+    """Return the weights without trailing zeros; at least one weight remains."""
     last = max((n for n, w in enumerate(weights) if w != 0), default=0)
     return weights[: last + 1]
