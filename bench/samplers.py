@@ -18,10 +18,10 @@ from torch import Tensor
 
 from amed import schedules
 from amed.fit import HostSampler, Settings, budget_of
+from amed.fit.host_calibration import OuterCalibration
+from amed.fit.host_sampler import with_zero
 from amed.fit.measures import Statistics, frechet, rmse, run
-from amed.fit.outer import with_zero
-from amed.fit.outside import OuterCalibration
-from amed.fit.plain import SCHEDULES
+from amed.fit.plain_solvers import SCHEDULES
 from amed.outside import Wrapped
 from demo.target import target
 

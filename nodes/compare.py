@@ -4,7 +4,7 @@ MODEL."""
 from comfy_api.latest import io
 
 from ..amed import schedules
-from ..amed.fit import plain
+from ..amed.fit import plain_solvers
 from .counting import Tally, count_of, counting, read_count, used
 from .model import sampling_of, sigma_range
 from .register import as_sampler
@@ -28,7 +28,7 @@ class PlainSolver(io.ComfyNode):
                 io.Model.Input("model", tooltip="for its noise levels"),
                 io.Combo.Input(
                     "solver",
-                    options=list(plain.SOLVERS),
+                    options=list(plain_solvers.SOLVERS),
                     default="iPNDM-3",
                     tooltip="iPNDM-2 is the safe one under guidance",
                 ),
@@ -62,7 +62,9 @@ class PlainSolver(io.ComfyNode):
     @classmethod
     def execute(cls, model, solver, nfe, schedule, rho, afs):
         low, high = sigma_range(sampling_of(model))
-        settings = plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
+        settings = plain_solvers.candidates(
+            nfe, low, high, {solver: plain_solvers.SOLVERS[solver]}, ((schedule, rho),)
+        )
         setting = next((s for s in settings if s.afs == afs), None)
         if setting is None:
             raise ValueError(

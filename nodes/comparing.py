@@ -14,7 +14,7 @@ from torch import Tensor
 from ..amed import SAMPLERS, PredictorError
 from ..amed.choose import AUTO, Choice, choose, usable
 from ..amed.fit.measures import rmse
-from ..amed.fit.plain import Setting
+from ..amed.fit.plain_solvers import Setting
 from .choosing import plain_choice, reference_setting, request
 from .counting import COUNT, bare, counting, read_count
 from .folders import library

@@ -4,7 +4,7 @@ driver `fit`), and the paper's Algorithm 1."""
 from .calibration import Calibration
 from .compare import Result, Row
 from .driver import Job, Kept, Outcome, fit
-from .outer import HostSampler
+from .host_sampler import HostSampler
 from .samples import References
 from .settings import PRESETS, Progress, Settings, budget_of, numbers, smallest
 from .stages import references_for

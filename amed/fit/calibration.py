@@ -21,19 +21,19 @@ from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
 from ..loop import plain
-from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
-from .forms import Form, Runner
 from .greedy import greedy_table
-from .look import Look
 from .measures import rmse
+from .parametrisation import Form, Runner
 from .polish import DAMPINGS, PATIENCE, Fit
+from .preview import Look
 from .samples import References, in_batches
 from .search import Search, search, small_calls
 from .settings import SAMPLES, Progress, Settings
 from .stages import Stages
-from .tables import Tables
+from .table_search import Tables
 from .target import Target
+from .variable_projection import LAGS, ClosedForm
 
 
 class Calibration(Stages):

@@ -13,9 +13,9 @@ from ..files import Fitted
 from ..kdiffusion import sample
 from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Solver
-from . import plain as solvers
+from . import plain_solvers
+from .host_sampler import Listed
 from .measures import Statistics, frechet, rmse
-from .outer import Listed
 from .samples import Samples, in_batches, per_sample, robust
 from .target import Rival, Target
 
@@ -50,7 +50,7 @@ class Result:
 
     fitted: Fitted
     improved: bool
-    best_plain: solvers.Setting | Listed
+    best_plain: plain_solvers.Setting | Listed
     rows: list[Row]
     history: list[tuple[int, float]]
     images: dict[str, Tensor]
@@ -114,7 +114,7 @@ class Judge:
     features: Callable[[Tensor], Tensor] | None = None
     evaluate: Evaluate = plain
 
-    def plain(self, setting: solvers.Setting, samples: Samples | None = None) -> Tensor:
+    def plain(self, setting: plain_solvers.Setting, samples: Samples | None = None) -> Tensor:
         """End states of a plain setting."""
         on, sigmas = samples or self.held_out, setting.sigmas()
         x = on.noise * sigmas[0].to(on.noise)

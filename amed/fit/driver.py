@@ -9,8 +9,8 @@ from ..files.keep import keep
 from ..files.store import check_room
 from .calibration import Calibration
 from .compare import Result
-from .outer import HostSampler
-from .outside import OuterCalibration
+from .host_calibration import OuterCalibration
+from .host_sampler import HostSampler
 from .settings import Progress, Settings, budget_of, smallest
 from .stages import Stages, references_for
 from .target import CachedError, Target

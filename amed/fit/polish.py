@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..double import as_double
 from ..loop import Denoiser
-from .forms import Form, Runner
+from .parametrisation import Form, Runner
 from .samples import Samples, per_sample, robust
 
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)

@@ -12,7 +12,7 @@ from ..double import as_double
 from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
 from ..recipes import Solver
 from .measures import Counter, cut
-from .plain import Setting
+from .plain_solvers import Setting
 from .target import Target, seeded
 
 BLOCK = 8  # samples drawn at once

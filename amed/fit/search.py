@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .compare import Judge
-from .plain import Setting, settings_for
+from .plain_solvers import Setting, settings_for
 from .samples import References, per_sample, robust
 from .settings import Settings
 from .target import Target

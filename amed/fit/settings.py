@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..kdiffusion import ENTRIES
-from .look import Look
+from .preview import Look
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 SAMPLES = 16  # in an iteration of the polish

@@ -5,8 +5,8 @@ from time import perf_counter
 from typing import Any
 
 from .compare import Result
-from .look import WHOLE, Look, Pace
 from .measures import Counter
+from .preview import WHOLE, Look, Pace
 from .samples import References
 from .settings import Progress, Settings
 from .target import Target

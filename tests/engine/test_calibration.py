@@ -6,9 +6,9 @@ from golden import Toy
 
 from amed import Constants, Solver, load, save, schedules
 from amed.constants import as_multistep
-from amed.fit import Calibration, Settings, Target, plain, references_for, smallest
-from amed.fit.forms import Form, Runner
+from amed.fit import Calibration, Settings, Target, plain_solvers, references_for, smallest
 from amed.fit.measures import Counter, rmse, run
+from amed.fit.parametrisation import Form, Runner
 from amed.loop import NotFiniteError
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
@@ -102,7 +102,7 @@ def test_calibration_beats_every_plain_solver_within_its_budget(model):
     end, nfe = run(model, fresh, fitted.sigmas(), spec.student, **own)
     errors = [
         rmse(run(model, fresh, s.sigmas(), s.solver, afs=s.afs)[0], truth)
-        for s in plain.candidates(5, 0.01, 40)
+        for s in plain_solvers.candidates(5, 0.01, 40)
     ]
     assert nfe == 5 == fitted.nfe
     assert rmse(end, truth) < min(errors)

@@ -8,7 +8,7 @@ import torch
 from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
 from amed.fingerprint import signature
-from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain, smallest, target
+from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain_solvers, smallest, target
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS
 from amed.recipes import RECIPES
@@ -37,7 +37,7 @@ def path_in(folder):
 
 def fitted(toy_target, *, error=0.1, finished=None, **spec):
     """A file of some fit, with an error."""
-    result = plain.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
+    result = plain_solvers.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
     more = {"features": "plain", "schedule": "polynomial", "rho": 7.0, "metrics": {"error": error}}
     made = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
     made = dataclasses.replace(made, **spec)
@@ -167,7 +167,7 @@ def test_a_better_fit_replaces_the_plain_solver_that_was_kept_in_its_place(toy_t
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(plain, "SOLVERS", {name: plain.SOLVERS[name] for name in names})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {name: plain_solvers.SOLVERS[name] for name in names})
 
 
 @pytest.mark.parametrize("names", [("Heun",), ("Heun", "DPM-Solver-2")])
@@ -196,7 +196,7 @@ def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, na
 def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
     """A new entry of the plain solvers broke every calibration."""
     monkeypatch.setitem(RECIPES, "ralston", dataclasses.replace(RECIPES["dpm_2"], r=2 / 3))
-    monkeypatch.setattr(plain, "SOLVERS", {"Ralston": Solver("ralston"), **plain.SOLVERS})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {"Ralston": Solver("ralston"), **plain_solvers.SOLVERS})
     calibration = Calibration(toy_target, Settings(6, budget=12_000))
     list(calibration.run())
     assert any(setting.name == "Ralston" for setting in calibration.search.ranking)
@@ -206,8 +206,10 @@ def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
 def test_flow_models_get_their_schedules_and_no_plain_solver_starts_analytically(toy_target):
     """A table with its offset may."""
     flow = dataclasses.replace(toy_target, prediction_type="flow")
-    kinds = {(s.kind, s.rho) for s in plain.settings_for(flow, 5)}
-    assert kinds == set(plain.FLOW_SCHEDULES) and not any(s.afs for s in plain.settings_for(flow, 5))
+    kinds = {(s.kind, s.rho) for s in plain_solvers.settings_for(flow, 5)}
+    assert kinds == set(plain_solvers.FLOW_SCHEDULES) and not any(
+        s.afs for s in plain_solvers.settings_for(flow, 5)
+    )
     calibration = Calibration(flow, Settings(5, budget=2500))
     list(calibration.run())
     spec, best = calibration.result().fitted.spec, calibration.search.best
@@ -255,5 +257,7 @@ def test_kept_by_both_errors(toy_target):
 
 
 def test_schedules_differ_by_model_kind():
-    assert set(plain.SCHEDULES) != set(plain.FLOW_SCHEDULES)
-    assert all(kind in schedules.KINDS for kind, _ in (*plain.SCHEDULES, *plain.FLOW_SCHEDULES))
+    assert set(plain_solvers.SCHEDULES) != set(plain_solvers.FLOW_SCHEDULES)
+    assert all(
+        kind in schedules.KINDS for kind, _ in (*plain_solvers.SCHEDULES, *plain_solvers.FLOW_SCHEDULES)
+    )

@@ -34,10 +34,10 @@ from amed.files.store import described, values_of
 from amed.fit import Calibration, Settings, Target, smallest
 from amed.fit.algorithm1 import Settings as Training
 from amed.fit.algorithm1 import plan, train
-from amed.fit.closed import ClosedForm, Shape
-from amed.fit.forms import Form, Runner
 from amed.fit.measures import Counter, rmse
+from amed.fit.parametrisation import Form, Runner
 from amed.fit.samples import Path, Samples
+from amed.fit.variable_projection import ClosedForm, Shape
 from amed.kdiffusion import ENTRIES, SAMPLERS, Entry
 from amed.parameters import Parameter
 from amed.parts import Parts

@@ -35,10 +35,10 @@ from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
 from amed.fit.compare import usual
 from amed.fit.greedy import greedy_table
+from amed.fit.host_calibration import OuterCalibration
 from amed.fit.measures import Statistics, frechet, rmse, run
-from amed.fit.outside import OuterCalibration
-from amed.fit.plane import Plane, trajectory_pca, walk
 from amed.fit.samples import in_batches, joined, per_sample
+from amed.geometry import Plane, trajectory_pca, walk
 from amed.kdiffusion import ENTRIES, sample
 from amed.loop import Problem, dynamic_threshold
 from amed.outside import Asking, Outside, Wrapped

@@ -11,9 +11,9 @@ from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
 from amed.files.store import described
 from amed.fit import HostSampler, Job, Settings, Target, fit
+from amed.fit.host_calibration import OuterCalibration
+from amed.fit.host_sampler import lists_for, with_zero
 from amed.fit.measures import Counter
-from amed.fit.outer import lists_for, with_zero
-from amed.fit.outside import OuterCalibration
 from amed.fit.samples import Samples
 from amed.outside import Asking, Memo, Outside, Wrapped
 

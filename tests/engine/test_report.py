@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
-from amed.fit.look import Look
+from amed.fit.preview import Look
 from amed.parts import PARTS
 from hosts import parts, report
 

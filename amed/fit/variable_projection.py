@@ -28,8 +28,8 @@ from ..parameters import PARAMETERS
 from ..parts import PARTS, Parts
 from ..recipes import Solver
 from ..table import Row, Weights
-from .forms import ordered
-from .plain import Setting
+from .parametrisation import ordered
+from .plain_solvers import Setting
 from .samples import Path, Samples, in_batches, per_sample, robust
 
 LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing

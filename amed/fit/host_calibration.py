@@ -13,16 +13,16 @@ from ..files import Fitted
 from ..kdiffusion import solver_of
 from ..loop import plain
 from ..outside import OUTSIDE
-from .closed import LAGS, ClosedForm, Shape
 from .compare import Judge, Result
-from .forms import Form, Runner
-from .look import Look
-from .outer import HostSampler, Listed, OuterFit, lists_for
+from .host_sampler import HostSampler, Listed, OuterFit, lists_for
+from .parametrisation import Form, Runner
+from .preview import Look
 from .samples import References, in_batches, per_sample, robust
 from .settings import Progress, Settings
 from .stages import Stages
-from .tables import fitting
+from .table_search import fitting
 from .target import Target
+from .variable_projection import LAGS, ClosedForm, Shape
 
 TRIED = 4  # samples that each schedule is tried on
 FINALISTS = 2  # schedules that are tried on the held-out ones

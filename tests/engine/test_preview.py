@@ -7,8 +7,8 @@ import torch
 from golden import Toy
 
 from amed.fit import Calibration, Job, Settings, Target, fit
-from amed.fit.look import Pace
 from amed.fit.measures import Counter
+from amed.fit.preview import Pace
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from itertools import combinations
 
 from torch import Tensor
 
-from .closed import Candidate, ClosedForm, Shape
-from .plain import Setting
+from .plain_solvers import Setting
 from .search import USUAL
 from .settings import Settings
+from .variable_projection import Candidate, ClosedForm, Shape
 
 SHAPES = (  # starts are compared, and times refined, with the first
     Shape("bands", True, 1e-4),

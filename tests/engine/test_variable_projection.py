@@ -6,10 +6,10 @@ import torch
 from amed import Solver, sample, schedules
 from amed.constants import as_multistep
 from amed.fit import References, Settings, Target, references_for
-from amed.fit.closed import Candidate, ClosedForm, Shape, best_weights
 from amed.fit.measures import Counter, rmse
-from amed.fit.plain import Setting
+from amed.fit.plain_solvers import Setting
 from amed.fit.samples import Path, Samples
+from amed.fit.variable_projection import Candidate, ClosedForm, Shape, best_weights
 from amed.loop import Problem, states
 
 GRID = schedules.make("time_uniform", 6, 0.01, 40.0)

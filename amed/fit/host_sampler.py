@@ -19,8 +19,8 @@ from ..loop import Denoiser, check
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
 from ..table import Number
-from .forms import ordered
-from .plain import FLOW_SCHEDULES, SCHEDULES
+from .parametrisation import ordered
+from .plain_solvers import FLOW_SCHEDULES, SCHEDULES
 from .samples import Samples, per_sample, robust
 from .target import Target
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..constants import Multistep, shares_of
-from ..double import as_double
-from ..loop import Problem, State, loop, parts_of, rows_of
-from ..recipes import Solver
-from ..table import Row, Table
+from .constants import Multistep, shares_of
+from .double import as_double
+from .loop import Problem, State, loop, parts_of, rows_of
+from .recipes import Solver
+from .table import Row, Table
 
 ROUNDING = 1e-5  # of a weight, where a network gave float32
 
