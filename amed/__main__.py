@@ -53,14 +53,14 @@ def run_calibrate(args: argparse.Namespace) -> None:
     try:
         fit(made, job, path, lambda p: say(f"{p.evaluations:6d} of {p.budget}  {p.text}"), outcome, start)
     finally:
-        for kept in outcome.kept:
+        for kept in outcome.fits:
             print(kept.result.text)
             for row in kept.result.rows:
                 print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
             print(f"{kept.text}\n{kept.path}")
-        if outcome.kept:
+        if outcome.fits:
             say(f"{time.perf_counter() - begin:.0f} s; measure it on more noise: python -m amed evaluate "
-                f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
+                f"--model {args.model} {outcome.fits[-1].path}", last=True)  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> None:

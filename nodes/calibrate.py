@@ -15,7 +15,7 @@ from torch import Tensor
 from ..amed import SAMPLERS
 from ..amed.choose import AUTO
 from ..amed.files.store import as_name, saved_as
-from ..amed.fit import PRESETS, Job, Kept, Outcome, Progress, Result, fit, numbers
+from ..amed.fit import PRESETS, Job, Outcome, Progress, Result, SavedFit, fit, numbers
 from ..hosts import report
 from .fitting import Prompts, fitted_on, target_of
 from .folders import user_folder
@@ -44,7 +44,7 @@ class Shown:
             self.bar(progress.evaluations)
             return
         self.stage, self.drawn = stage, now
-        look = progress.look()
+        look = progress.preview()
         names = {"reference": "reference", "plain": "best plain", "fit": "AMED so far"}
         shown = {names[k]: self.pixels(v[:1]) for k, v in look.images.items()}
         self.bar(progress.evaluations, report.live(progress, look, shown))
@@ -86,14 +86,14 @@ def calibrate(
 
 def calibrate_now(
     model: Any, prompts: Prompts, sampler: str, nfe: int, guidance: float, node_id: str | None
-) -> Kept:
+) -> SavedFit:
     """A quick calibration because there is none yet; saved under the checkpoint's own name, found the next
     time."""
     who = identity(model)
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
     whose, sampler = who.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
     name = f"{as_name(who.family)}-{whose}-{sampler}"
-    return calibrate(model, prompts, job, name, node_id).kept[0]
+    return calibrate(model, prompts, job, name, node_id).fits[0]
 
 
 class Calibrate(io.ComfyNode):
@@ -155,9 +155,9 @@ class Calibrate(io.ComfyNode):
         outcome = calibrate(
             model, prompts, job, checked_name(name), cls.hidden.unique_id, more.get("wrapped")
         )
-        images = reports(pixels_of(model, prompts), [kept.result for kept in outcome.kept])
+        images = reports(pixels_of(model, prompts), [kept.result for kept in outcome.fits])
         return io.NodeOutput(
-            outcome.kept[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)
+            outcome.fits[0].fitted, images, outcome.text, ui=face(cls.hidden.unique_id, outcome.text)
         )
 
 

@@ -24,16 +24,16 @@ from ..loop import plain
 from .compare import Judge, Result, usual
 from .greedy import greedy_table
 from .measures import rmse
-from .parametrisation import Form, Runner
+from .parametrisation import Parametrisation, Runner
 from .polish import DAMPINGS, PATIENCE, Fit
-from .preview import Look
+from .preview import Preview
 from .samples import References, in_batches
 from .search import Search, search, small_calls
 from .settings import SAMPLES, Progress, Settings
 from .stages import Stages
-from .table_search import Tables
+from .table_search import TableSearch
 from .target import Target
-from .variable_projection import LAGS, ClosedForm
+from .variable_projection import LAGS, VariableProjection
 
 
 class Calibration(Stages):
@@ -94,19 +94,19 @@ class Calibration(Stages):
         yield from self._told("fit", self._polish())
         yield self._progress("fit", "done")
 
-    def look(self) -> Look:
+    def preview(self) -> Preview:
         images = {}
         if len(self.references.ends) * self.references.block >= self.references.held_out:
             images["reference"] = self.references.take(0, self.references.held_out).end
         if self.search is None:
-            return Look(images=images)
+            return Preview(images=images)
         judge, kept, fit = self.search.judge, self.search.best, self.best
         images["plain"] = self.search.ends[kept]
         error, plain = float("nan"), judge.error(images["plain"])
         if fit is not None and fit.end is not None:
             images["fit"], error = fit.end, judge.error(fit.end)
         curve = tuple((n, e / max(plain, 1e-12)) for n, e in self.history)
-        return Look(error, plain, f"{kept.name} on {kept.schedule}", curve, images)
+        return Preview(error, plain, f"{kept.name} on {kept.schedule}", curve, images)
 
     def _rivals(self) -> Iterator[str]:
         """The solvers as a host sets them, on the held-out samples."""
@@ -133,7 +133,8 @@ class Calibration(Stages):
 
     def _fit(self, name: str, constants: Multistep | Constants, afs: bool) -> Fit:
         """A new fit at its start."""
-        self.fits.append(Fit.at(name, Form(solver_of(self.settings.sampler), constants, afs, LAGS)))
+        solver = solver_of(self.settings.sampler)
+        self.fits.append(Fit.at(name, Parametrisation(solver, constants, afs, LAGS)))
         return self.fits[-1]
 
     def _open(self, name: str, constants: Multistep | Constants, afs: bool) -> str:
@@ -158,9 +159,9 @@ class Calibration(Stages):
         yield from self.references.make(held_out + count)
         samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
         ask = self.target.evaluate or plain
-        stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
+        stage = VariableProjection(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
         starts, flow = known.schedules(settings), self.target.flow
-        search = Tables(stage, settings, starts, lambda: self.left, flow)
+        search = TableSearch(stage, settings, starts, lambda: self.left, flow)
         made = search.run()
         judged: float | None = None
         while True:
@@ -203,7 +204,7 @@ class Calibration(Stages):
             fit = self.best
             if fit and len(fit.recent) >= count and self.left >= self.references.held_out * self.settings.nfe:
                 mean = torch.stack(fit.recent[-count:]).mean(dim=0)
-                self._judge(fit, fit.form.bounded(mean, mean))
+                self._judge(fit, fit.parametrisation.bounded(mean, mean))
 
     def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[str]:
         """One iteration on `count` samples from the `first` on."""
@@ -215,7 +216,8 @@ class Calibration(Stages):
 
     def _judge(self, fit: Fit, values: Tensor, remember: bool = False) -> float:
         judge = self.searched.judge
-        runner = Runner(self.model, fit.form, in_batches(self.settings.batch, self.target.evaluate or plain))
+        evaluate = in_batches(self.settings.batch, self.target.evaluate or plain)
+        runner = Runner(self.model, fit.parametrisation, evaluate)
         end = runner.end(values, judge.held_out.noise, judge.held_out.args)
         score = judge.score(end)
         fit.judged(values, end, score)
@@ -225,7 +227,7 @@ class Calibration(Stages):
 
     def _affordable(self, fit: Fit) -> int:
         """How many samples the next iteration can have, the comparison after it included."""
-        run, derivatives = Runner(self.model, fit.form).evaluations()
+        run, derivatives = Runner(self.model, fit.parametrisation).evaluations()
         block, made = self.references.block, len(self.references.ends)
 
         def cost(count: int) -> int:
@@ -242,10 +244,11 @@ class Calibration(Stages):
         improved = fit is not None and fit.best is not None and fit.held_out < judge.score(plain_end)
         if fit is not None and fit.best is not None and fit.end is not None and improved:
             end, name, how = fit.end, settings.sampler, f"calibrated: {fit.name}"
-            if not torch.equal(fit.best, fit.form.vector()):
+            if not torch.equal(fit.best, fit.parametrisation.vector()):
                 how = f"calibrated jointly on the end state, from {fit.name}"
-            solver, constants = fit.form.solver, fit.form.build(fit.best)
-            sigmas, own = constants.sigmas, {"afs": fit.form.afs, "parts": getattr(constants, "parts", "")}
+            solver, constants = fit.parametrisation.solver, fit.parametrisation.build(fit.best)
+            sigmas = constants.sigmas
+            own = {"afs": fit.parametrisation.afs, "parts": getattr(constants, "parts", "")}
             offset = getattr(constants, "offset", None)
             own["channels"] = 0 if offset is None else offset.shape[1]
         else:  # its solver's own table

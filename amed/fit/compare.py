@@ -14,7 +14,7 @@ from ..kdiffusion import sample
 from ..loop import Denoiser, Evaluate, plain
 from ..recipes import Solver
 from . import plain_solvers
-from .host_sampler import Listed
+from .host_sampler import HostSchedule
 from .measures import Statistics, frechet, rmse
 from .samples import Samples, in_batches, per_sample, robust
 from .target import Rival, Target
@@ -50,7 +50,7 @@ class Result:
 
     fitted: Fitted
     improved: bool
-    best_plain: plain_solvers.Setting | Listed
+    best_plain: plain_solvers.Setting | HostSchedule
     rows: list[Row]
     history: list[tuple[int, float]]
     images: dict[str, Tensor]

@@ -9,9 +9,9 @@ from ..files.keep import keep
 from ..files.store import check_room
 from .calibration import Calibration
 from .compare import Result
-from .host_calibration import OuterCalibration
+from .host_calibration import HostCalibration
 from .host_sampler import HostSampler
-from .settings import Progress, Settings, budget_of, smallest
+from .settings import Progress, Settings, budget_of, smallest_budget
 from .stages import Stages, references_for
 from .target import CachedError, Target
 
@@ -35,9 +35,9 @@ class Job:
     def settings(self) -> list[Settings]:
         """One a fit. Raises ValueError for what cannot be; of a budget that is too small, all it takes."""
         budgets = [(nfe, budget_of(self.budget, nfe)) for nfe in self.nfe]
-        short = [nfe for nfe, own in budgets if own < smallest(nfe)]
+        short = [nfe for nfe, own in budgets if own < smallest_budget(nfe)]
         if short:
-            least = ", ".join(f"{smallest(nfe):,} for nfe {nfe}" for nfe in short)
+            least = ", ".join(f"{smallest_budget(nfe):,} for nfe {nfe}" for nfe in short)
             wrong = f"the budget is {budgets[0][1]:,} evaluations for each fit, but it takes at least {least}"
             raise ValueError(f"{wrong}: raise the budget, or set it to quick")
         own = self.sampler, self.guidance, self.seed, self.batch, self.passes
@@ -45,7 +45,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedFit:
     """A fit that was saved: its result, the predictor named as its file, where, and the sentence that says
     so."""
 
@@ -59,15 +59,15 @@ class Kept:
 class Outcome:
     """What came of a job."""
 
-    kept: list[Kept] = field(default_factory=list)
+    fits: list[SavedFit] = field(default_factory=list)
     interrupted: bool = False
 
     @property
     def text(self) -> str:
         """For people."""
-        texts = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.kept]
+        texts = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.fits]
         if self.interrupted:
-            best = "the best so far is kept." if self.kept else "too early: nothing was saved."
+            best = "the best so far is kept." if self.fits else "too early: nothing was saved."
             texts.append(f"Interrupted: {best}")
         return "\n\n".join(texts)
 
@@ -100,7 +100,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
         calibration: Stages = (
             Calibration(target, one, references, start, heard)
             if job.host is None
-            else OuterCalibration(target, one, job.host, references, heard)
+            else HostCalibration(target, one, job.host, references, heard)
         )
         finished = cached = False
         try:
@@ -117,6 +117,6 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
                 result = calibration.result()
                 saved, text = keep(place, result.fitted, finished)
                 fitted = replace(result.fitted, name=saved.name)
-                outcome.kept.append(Kept(replace(result, fitted=fitted), fitted, saved, text))
+                outcome.fits.append(SavedFit(replace(result, fitted=fitted), fitted, saved, text))
         before += one.budget
     return outcome

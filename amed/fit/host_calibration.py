@@ -14,15 +14,15 @@ from ..kdiffusion import solver_of
 from ..loop import plain
 from ..outside import OUTSIDE
 from .compare import Judge, Result
-from .host_sampler import HostSampler, Listed, OuterFit, lists_for
-from .parametrisation import Form, Runner
-from .preview import Look
+from .host_sampler import HostFit, HostSampler, HostSchedule, host_schedules
+from .parametrisation import Parametrisation, Runner
+from .preview import Preview
 from .samples import References, in_batches, per_sample, robust
 from .settings import Progress, Settings
 from .stages import Stages
 from .table_search import fitting
 from .target import Target
-from .variable_projection import LAGS, ClosedForm, Shape
+from .variable_projection import LAGS, Shape, VariableProjection
 
 TRIED = 4  # samples that each schedule is tried on
 FINALISTS = 2  # schedules that are tried on the held-out ones
@@ -35,13 +35,13 @@ class Tried:
     """Constants with their held-out end states and score."""
 
     name: str
-    fit: OuterFit
+    fit: HostFit
     values: Tensor
     end: Tensor
     score: float
 
 
-class OuterCalibration(Stages):
+class HostCalibration(Stages):
     """One fit of a host's sampler at as many evaluations as it can take up to `settings.nfe`; arguments as
     Calibration's.
 
@@ -81,14 +81,14 @@ class OuterCalibration(Stages):
         yield from self._told("compare", self._beside())
         yield self._progress("fit", "done")
 
-    def _open(self, listed: Listed, with_a: bool = True) -> OuterFit:
+    def _open(self, listed: HostSchedule, with_a: bool = True) -> HostFit:
         batch = self.settings.batch
-        return OuterFit(self.model, self.sampler, listed, self.target.sigma_min, batch, with_a)
+        return HostFit(self.model, self.sampler, listed, self.target.sigma_min, batch, with_a)
 
     def _schedules(self, judge: Judge) -> Iterator[str]:
         """The sampler on all its schedules; the best are judged."""
         first, noise = self.references.held_out, judge.held_out.noise[:1]
-        lists = lists_for(self.sampler, self.target, self.settings.nfe, noise)
+        lists = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
         yield from self.references.make(first + TRIED)
         samples = self.references.take(first, TRIED)
         errors = []
@@ -117,7 +117,7 @@ class OuterCalibration(Stages):
         count, ends = len(kept.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
         for number in range(count + 1, max(count - 2, 1), -1):
             sigmas = schedules.make("polynomial", number, *ends)
-            fit = self._open(Listed("karras", sigmas, kept.fit.start.levels))
+            fit = self._open(HostSchedule("karras", sigmas, kept.fit.start.levels))
             if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == kept.fit.start.nfe:
                 self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
                 break
@@ -165,30 +165,30 @@ class OuterCalibration(Stages):
             return
         samples, path = self.references.take(first, count), self.references.path(first, count)
         ask = self.target.evaluate or plain
-        stage = ClosedForm(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
+        stage = VariableProjection(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
         sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
         (shape,) = fitting((BESIDE,), samples.noise)
         table = stage.run(sigmas, True, shape).table
-        form = Form(solver_of("amed_multistep"), table, True, LAGS)
+        form = Parametrisation(solver_of("amed_multistep"), table, True, LAGS)
         runner = Runner(self.model, form, in_batches(self.settings.batch, ask))
         self.rivals["AMED multistep, closed form"] = runner.end(
             form.vector(), judge.held_out.noise, judge.held_out.args
         )
         yield "AMED multistep beside it"
 
-    def look(self) -> Look:
+    def preview(self) -> Preview:
         images = {}
         if self.judge is not None:
             images["reference"] = self.judge.held_out.end
         if self.plain is None or self.judge is None:
-            return Look(images=images)
+            return Preview(images=images)
         judge, kept, best = self.judge, self.plain, self.best
         images["plain"], plain = kept.end, judge.error(kept.end)
         error = math.nan
         if best is not None:
             images["fit"], error = best.end, judge.error(best.end)
         curve = tuple((n, e / max(plain, 1e-12)) for n, e in self.history)
-        return Look(error, plain, f"{self.sampler.name} on {kept.name}", curve, images)
+        return Preview(error, plain, f"{self.sampler.name} on {kept.name}", curve, images)
 
     def result(self) -> Result:
         judge, kept = self._searched()

@@ -39,7 +39,7 @@ class HostSampler:
     run: Callable[[Denoiser, Tensor, Tensor, dict[str, Any]], Tensor]
     schedules: Callable[[int], dict[str, Tensor]] | None = None
 
-    def calls(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
+    def call_levels(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
         """The noise levels at which it asks a model for an answer, on a list `sigmas` `[n + 1]` with its 0;
         `noise` `[B, ...]`; `real`: the model, for its attributes; it is not asked. Raises ValueError for a
         sampler that draws noise: two runs then end apart, or two equal samples of a run where its seed is
@@ -91,7 +91,7 @@ class _Free:
 
 
 @dataclass(frozen=True)
-class Listed:
+class HostSchedule:
     """A schedule for a sampler: its name, noise levels `[n]` (float64, falling, positive), and the levels at
     which the sampler then asks."""
 
@@ -104,13 +104,13 @@ class Listed:
         return len(self.levels)
 
 
-def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[Listed]:
+def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[HostSchedule]:
     """The schedules that a sampler is tried on, each of as many evaluations: the most that are not above
     `nfe`: ours, then the host's own that are not among them, each twice: down to the model's lowest level
     and on to 0, or to 0 instead of it. Raises ValueError for a sampler that draws noise, or takes no number
     of them near `nfe`."""
 
-    def made(count: int) -> list[Listed]:
+    def made(count: int) -> list[HostSchedule]:
         found = []
         for kind, rho in FLOW_SCHEDULES if target.flow else SCHEDULES:
             for longer in (0, 1):
@@ -120,11 +120,11 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
                 usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
                 name = f"{kind}{'' if usual else f' {rho:g}'}{', no last level' * longer}"
                 own = whole[:count]
-                levels = sampler.calls(noise, with_zero(own), target.model)
-                found.append(Listed(name, own, tuple(levels)))
+                levels = sampler.call_levels(noise, with_zero(own), target.model)
+                found.append(HostSchedule(name, own, tuple(levels)))
         return found
 
-    def hosts(count: int, taken: int, found: list[Listed]) -> list[Listed]:
+    def hosts(count: int, taken: int, found: list[HostSchedule]) -> list[HostSchedule]:
         if sampler.schedules is None:
             return found
         for longer in (0, 1):
@@ -135,14 +135,14 @@ def lists_for(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> 
                     continue  # some end above 0, or have a level twice
                 if any(len(own) == len(one.sigmas) and same_times(own, one.sigmas) for one in found):
                     continue
-                levels = sampler.calls(noise, with_zero(own), target.model)
-                found = [*found, Listed(name, own, tuple(levels))] if len(levels) == taken else found
+                levels = sampler.call_levels(noise, with_zero(own), target.model)
+                found = [*found, HostSchedule(name, own, tuple(levels))] if len(levels) == taken else found
         return found
 
     more = set[int]()
     for count in range(max(nfe, 2), 1, -1):
         first = schedules.make("polynomial", count + 1, target.sigma_min, target.sigma_max)[:count]
-        taken = len(sampler.calls(noise, with_zero(first), target.model))
+        taken = len(sampler.call_levels(noise, with_zero(first), target.model))
         more |= {taken} if taken > nfe else set()
         if 0 < taken <= nfe:
             if taken < nfe / 2:
@@ -158,13 +158,13 @@ def with_zero(sigmas: Tensor) -> Tensor:
 
 
 @dataclass
-class OuterFit:
+class HostFit:
     """The constants of a sampler on a list of noise levels, as a vector: log of the inner and the last times,
     c of each call, log a of each (with_a)."""
 
     model: Denoiser
     sampler: HostSampler
-    start: Listed
+    start: HostSchedule
     low: float
     batch: int
     with_a: bool = True
@@ -190,7 +190,7 @@ class OuterFit:
     def levels(self, values: Tensor, noise: Tensor) -> list[float]:
         """Those at which the sampler asks: another number of them where it adds or drops a level by what its
         list is."""
-        return self.sampler.calls(noise, with_zero(self.parts(values)[0]), self.model)
+        return self.sampler.call_levels(noise, with_zero(self.parts(values)[0]), self.model)
 
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,

@@ -38,7 +38,7 @@ class Constant:
         return PARAMETERS[self.kind]
 
 
-class Form:
+class Parametrisation:
     """Which constants of a student are fitted: inner times, and weights on at most `lags` slopes and a
     (multistep), or a recipe's constants of each interval. The last time is not: nothing is evaluated there.
     The weights of a slope's bands move together: there are too many of them for finite differences.
@@ -126,18 +126,18 @@ def ordered(ends: Tensor, times: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs a form's student on unit noise."""
+    """Runs a parametrisation's student on unit noise."""
 
     model: Denoiser
-    form: Form
+    parametrisation: Parametrisation
     evaluate: Evaluate = plain
 
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
     ) -> Iterator[State]:
         """From the start, or from a state: every slope is kept, for other values may weigh it."""
-        predictor = self.form.build(values)
-        rows = [replace(row, needed=None) for row in self.form.run_of(predictor).rows]
+        predictor = self.parametrisation.build(values)
+        rows = [replace(row, needed=None) for row in self.parametrisation.run_of(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
         rows = list(placed(rows, state.x))
         problem = Problem(self.model, args, self.evaluate, noise.dtype, parts_of(predictor))
@@ -164,6 +164,6 @@ class Runner:
 
     def evaluations(self) -> tuple[int, int]:
         """What one sample costs: a run, and a run with all derivatives."""
-        counts = [not row.analytic for row in self.form.run_of(self.form.start).rows]
+        counts = [not row.analytic for row in self.parametrisation.run_of(self.parametrisation.start).rows]
         run = sum(counts)
-        return run, run + sum(sum(counts[c.start + c.looked :]) for c in self.form.constants)
+        return run, run + sum(sum(counts[c.start + c.looked :]) for c in self.parametrisation.constants)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..double import as_double
 from ..loop import Denoiser
-from .parametrisation import Form, Runner
+from .parametrisation import Parametrisation, Runner
 from .samples import Samples, per_sample, robust
 
 DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
@@ -26,11 +26,11 @@ PATIENCE = 6  # iterations without a better held-out error before the fit stops
 
 @dataclass
 class Fit:
-    """One fit under way: its form, current values, the matrix J^T W J of all iterations (older ones count
-    less), and the best state by held-out score, with its end states."""
+    """One fit under way: its parametrisation, current values, the matrix J^T W J of all iterations (older
+    ones count less), and the best state by held-out score, with its end states."""
 
     name: str
-    form: Form
+    parametrisation: Parametrisation
     values: Tensor
     matrix: Tensor | None = None
     iterations: int = 0
@@ -41,8 +41,8 @@ class Fit:
     waited: int = 0
 
     @classmethod
-    def at(cls, name: str, form: Form) -> "Fit":
-        return cls(name, form, form.vector())
+    def at(cls, name: str, parametrisation: Parametrisation) -> "Fit":
+        return cls(name, parametrisation, parametrisation.vector())
 
     def judged(self, values: Tensor, end: Tensor, score: float) -> None:
         """Remember values if their end states score better than any before."""
@@ -55,14 +55,14 @@ class Fit:
         matrix = torch.zeros(len(vector), len(vector)) if self.matrix is None else self.matrix
         scales = matrix.diagonal()
         damped = matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
-        return self.form.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
+        return self.parametrisation.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
         """Derivatives on the samples, and the best of the dampings.
 
         The normal equations are streamed: memory holds P + 1 end states of one batch. The finite differences
         of the first iteration are twice as wide."""
-        runner, wide = Runner(model, self.form), 1 if self.iterations else 2
+        runner, wide = Runner(model, self.parametrisation), 1 if self.iterations else 2
         parts, size = list(samples.batches(batch)), len(self.values)
         matrix, vector = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
         for part in parts:
@@ -70,7 +70,7 @@ class Fit:
             end = states[-1].x
             weight = (1 / (1 + per_sample(end, part.end) / scale)).sqrt().to(end)[:, None]  # Cauchy's
             rows = []
-            for i, c in enumerate(self.form.constants):
+            for i, c in enumerate(self.parametrisation.constants):
                 moved = self.values.clone()
                 moved[i] += wide * c.step
                 change = runner.again(moved, part.noise, part.args, states, c) - end

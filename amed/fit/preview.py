@@ -10,7 +10,7 @@ WHOLE = 4  # a call with fewer samples than this is a small one, whose samples c
 
 
 @dataclass(frozen=True)
-class Look:
+class Preview:
     """The best fit so far against the best plain solver, on the held-out samples; nan and None for what
     there is not yet.
 

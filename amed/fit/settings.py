@@ -5,14 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..kdiffusion import ENTRIES
-from .preview import Look
+from .preview import Preview
 
 PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
 SAMPLES = 16  # in an iteration of the polish
 LARGE, HUGE = 8_000, 30_000  # evaluations from which references, searches and closed forms get more
 
 
-def smallest(nfe: int) -> int:
+def smallest_budget(nfe: int) -> int:
     """The least budget that allows references, a search, weights in closed form and a comparison."""
     return 900 + 220 * nfe
 
@@ -20,7 +20,7 @@ def smallest(nfe: int) -> int:
 def budget_of(budget: str | int, nfe: int) -> int:
     """A preset's evaluations, raised to the least for this nfe; a number as it is. Raises ValueError."""
     if budget in PRESETS:
-        return max(PRESETS[str(budget)], smallest(nfe))
+        return max(PRESETS[str(budget)], smallest_budget(nfe))
     try:
         return int(budget)
     except ValueError:
@@ -58,7 +58,7 @@ class Settings:
             raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
         if self.sampler not in ENTRIES:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(ENTRIES)}")
-        if self.budget < (least := smallest(self.nfe)):
+        if self.budget < (least := smallest_budget(self.nfe)):
             raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {least}")
 
         if self.passes is not None:
@@ -110,7 +110,7 @@ class Progress:
     """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`;
     `held_out`: error of the best held-out state so far (nan before there is one); `nfe`: which fit of a
     job; `seconds`: how long the rest will take, by the speed so far (nan before the first evaluation);
-    `look()`: what there is to see, worked out when it is called."""
+    `preview()`: what there is to see, worked out when it is called."""
 
     stage: str
     text: str
@@ -119,4 +119,4 @@ class Progress:
     held_out: float = float("nan")
     nfe: int = 0
     seconds: float = float("nan")
-    look: Callable[[], Look] = field(default=Look, compare=False, repr=False)
+    preview: Callable[[], Preview] = field(default=Preview, compare=False, repr=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from .compare import Result
 from .measures import Counter
-from .preview import WHOLE, Look, Pace
+from .preview import WHOLE, Pace, Preview
 from .samples import References
 from .settings import Progress, Settings
 from .target import Target
@@ -64,7 +64,7 @@ class Stages:
         """The best so far. Raises RuntimeError before there is one."""
         raise NotImplementedError
 
-    def look(self) -> Look:
+    def preview(self) -> Preview:
         """What there is to see so far."""
         raise NotImplementedError
 
@@ -91,7 +91,7 @@ class Stages:
         budget, nfe = self.settings.budget, self.settings.nfe
         seconds = self.pace.left(max(self.left, 0), self.small)
         spent = min(self.evaluations, budget)
-        return Progress(stage, text, spent, budget, self.score, nfe, seconds, self.look)
+        return Progress(stage, text, spent, budget, self.score, nfe, seconds, self.preview)
 
     def _made(self, rows: int) -> None:
         self.made += rows

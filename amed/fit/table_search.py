@@ -13,7 +13,7 @@ from torch import Tensor
 from .plain_solvers import Setting
 from .search import USUAL
 from .settings import Settings
-from .variable_projection import Candidate, ClosedForm, Shape
+from .variable_projection import Candidate, Shape, VariableProjection
 
 SHAPES = (  # starts are compared, and times refined, with the first
     Shape("bands", True, 1e-4),
@@ -33,17 +33,17 @@ Judged = Generator[str | Candidate, float | None, None]
 
 
 @dataclass
-class Tables:
+class TableSearch:
     """`run()` yields what it is doing, and tables; it is sent the held-out score of each table. left: how
     many evaluations there are still."""
 
-    stage: ClosedForm
+    stage: VariableProjection
     settings: Settings
     starts: list[Setting]
     left: Callable[[], int]
     flow: bool = False  # where no plain solver begins analytically, a table with its offset may
 
-    def some(self, count: int, round: int = 0) -> ClosedForm:
+    def some(self, count: int, round: int = 0) -> VariableProjection:
         """The stage on `count` samples, others in each round."""
         first = round * count % max(len(self.stage.samples) - count + 1, 1)
         rows = slice(first, first + count)
@@ -93,7 +93,7 @@ class Tables:
                 score = yield self.stage.candidate(start.run.sigmas, start.afs, own, name)
                 scores[one] = min(scores.get(one, float("inf")), score or 0.0)
 
-    def patterns(self, few: ClosedForm, start: Candidate) -> Generator[str, None, list[Candidate]]:
+    def patterns(self, few: VariableProjection, start: Candidate) -> Generator[str, None, list[Candidate]]:
         """Which steps leave the unconditional half out, best first: of all ways to spare so many among the
         last ones. (Among the first they cost far more than they save.)"""
         spared, steps = self.settings.spared, len(start.run.sigmas) - 1

@@ -95,7 +95,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class ClosedForm:
+class VariableProjection:
     """Fits weights on at most `lags` slopes, and times, to samples whose reference trajectories are known.
     `scale`: of the robust error."""
 

@@ -8,7 +8,7 @@ import torch
 from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
 from amed.fingerprint import signature
-from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain_solvers, smallest, target
+from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain_solvers, smallest_budget, target
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS
 from amed.recipes import RECIPES
@@ -49,9 +49,9 @@ def fitted(toy_target, *, error=0.1, finished=None, **spec):
 def test_several_nfe_in_one_job(toy_target, tmp_path):
     seen = []
     outcome = fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), seen.append)
-    assert [kept.path.name for kept in outcome.kept] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
-    assert [load(kept.path).nfe for kept in outcome.kept] == [4, 5] and not outcome.interrupted
-    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.kept)
+    assert [kept.path.name for kept in outcome.fits] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [4, 5] and not outcome.interrupted
+    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.fits)
     counts = [p.evaluations for p in seen]
     assert counts == sorted(counts) and counts[-1] <= 5000 and {p.budget for p in seen} == {5000}
     assert {p.nfe for p in seen} == {4, 5}
@@ -63,7 +63,7 @@ def test_nfes_whose_budgets_hold_out_different_numbers_of_samples(toy_target, tm
     job = Job((6, 7), budget="normal")
     assert len({settings.held_out for settings in job.settings()}) == 2
     outcome = fit(toy_target, job, path_in(tmp_path), lambda progress: None)
-    assert [load(kept.path).nfe for kept in outcome.kept] == [6, 7]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [6, 7]
 
 
 def test_a_bad_number_is_said_before_any_work(toy_target, tmp_path):
@@ -90,17 +90,17 @@ def test_interrupted_the_best_so_far_is_kept_as_unfinished(toy_target, tmp_path)
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), stop_at(0.9), outcome)
-    assert outcome.interrupted and len(outcome.kept) == 2
-    first, second = (load(kept.path).spec.metrics for kept in outcome.kept)
+    assert outcome.interrupted and len(outcome.fits) == 2
+    first, second = (load(kept.path).spec.metrics for kept in outcome.fits)
     assert first["finished"] and not second["finished"]
-    assert "unfinished" in outcome.kept[1].text and "the best so far is kept" in outcome.text
+    assert "unfinished" in outcome.fits[1].text and "the best so far is kept" in outcome.text
 
 
 def test_interrupted_before_there_is_anything(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=2500), path_in(tmp_path), stop_at(0), outcome)
-    assert outcome.kept == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
+    assert outcome.fits == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
 
 
 def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
@@ -110,7 +110,7 @@ def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=6000, seed=1), path_in(tmp_path), stop_at(0.5), outcome)
     assert whole.kept[0].path.read_bytes() == before
-    assert outcome.kept[0].path.name == "my-nfe5-2.safetensors"
+    assert outcome.fits[0].path.name == "my-nfe5-2.safetensors"
     assert "my-nfe5.safetensors stays, it is finished" in outcome.text
 
 
@@ -174,7 +174,7 @@ def only(monkeypatch, *names):
 def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, names):
     """Its result raised: Heun evaluates twice at one noise level, which no list of falling times holds."""
     only(monkeypatch, *names)
-    calibration = Calibration(toy_target, Settings(6, budget=smallest(6)))
+    calibration = Calibration(toy_target, Settings(6, budget=smallest_budget(6)))
     list(calibration.run())
     calibration.fits.clear()  # no fit wins
     result = calibration.result()
