@@ -5,7 +5,7 @@ Nothing of a run can be re-used but its beginning: up to the first call that a c
 what it asked before, and is answered from memory."""
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..loop import Denoiser, check
 from ..outside import Memo, Outside, Wrapped
 from ..parameters import PARAMETERS
 from ..table import Number
+from .gauss_newton import DAMPINGS, NormalEquations
 from .parametrisation import ordered
 from .plain_solvers import FLOW_SCHEDULES, SCHEDULES
 from .samples import Samples, per_sample, robust
@@ -26,7 +27,6 @@ from .target import Target
 
 WIDE = 0.4  # secants of times, in shares of the gap to the nearer neighbour
 STEPS = {"c": 0.05, "a": 0.1}  # secants of the others
-DAMPINGS = (5e-2, 5e-1, 5.0)
 ALIKE = 1e-3  # two equal samples of a batch end so near each other, in shares of the deviation
 
 
@@ -244,27 +244,23 @@ class HostFit:
         self, values: Tensor, samples: Samples, scale: float
     ) -> Generator[str, None, tuple[float, Tensor]]:
         """One iteration from `values`: the best loss on the samples, and where; yields what it is doing."""
-        parts = list(samples.batches(self.batch))
-        memos = [Memo(self.model) for _ in parts]
+        memos = [Memo(self.model) for _ in samples.batches(self.batch)]
         end = self.end(values, samples, memos, keep=True)
-        best = robust(per_sample(end, samples.end), scale), values
-        weight = (1 / (1 + per_sample(end, samples.end) / scale)).sqrt().to(end)[:, None]
-        residual = ((end - samples.end.to(end)).flatten(1) * weight).flatten()
-        rows, steps = [], self.steps(values)
-        for i, step in enumerate(steps.tolist()):
-            moved = values.clone()
-            moved[i] += step
-            change = self.end(moved, samples, memos) - end
-            rows.append((change.flatten(1) * weight / step).flatten())
-            yield f"{self.sampler.name}: derivative {i + 1} of {len(steps)}"
-        jacobian = torch.stack(rows)
-        matrix, vector = (as_double(jacobian @ v) for v in (jacobian.T, residual))
-        for damping in DAMPINGS:
-            pull = torch.diag(damping * matrix.diagonal() + 1e-30)
-            tried = self.bounded(values, values - torch.linalg.solve(matrix + pull, vector))
-            if len(self.levels(tried, samples.noise[:1])) != self.start.nfe:
-                continue
-            loss = robust(per_sample(self.end(tried, samples), samples.end), scale)
-            best = min(best, (loss, tried), key=lambda one: one[0])
-            yield f"{self.sampler.name}: damping {damping:g}: {loss:.4f}"
-        return best
+        equations = NormalEquations(len(values))
+
+        def moved() -> Iterator[tuple[Tensor, float]]:
+            for i, step in enumerate(self.steps(values).tolist()):
+                changed = values.clone()
+                changed[i] += step
+                yield self.end(changed, samples, memos), step
+
+        def attempt(step: Tensor) -> tuple[float, Tensor] | None:
+            trial = self.bounded(values, values - step)
+            if len(self.levels(trial, samples.noise[:1])) != self.start.nfe:
+                return None
+            return robust(per_sample(self.end(trial, samples), samples.end), scale), trial
+
+        yield from equations.add(self.sampler.name, end, samples.end, scale, moved())
+        tried = yield from equations.trials(self.sampler.name, attempt)
+        start = robust(per_sample(end, samples.end), scale), values
+        return min([start, *tried], key=lambda trial: trial[0])

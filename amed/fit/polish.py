@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..double import as_double
-from ..loop import Denoiser
+from ..loop import Denoiser, State
+from .gauss_newton import NormalEquations
 from .parametrisation import Parametrisation, Runner
 from .samples import Samples, per_sample, robust
 
-DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)
+DAMPINGS = (1e-5, 1e-3, 1e-2, 1e-1)  # smaller than elsewhere: the matrix is of several iterations
+FLOOR = 1e-9  # see NormalEquations.step
 FORGET = 0.9  # what an iteration's matrix still counts for in the next
 PATIENCE = 6  # iterations without a better held-out error before the fit stops
 
@@ -50,44 +51,32 @@ class Fit:
         if score < self.held_out:
             self.best, self.end, self.held_out, self.waited = values.clone(), end, score, 0
 
-    def step(self, vector: Tensor, damping: float) -> Tensor:
-        """Where J^T W r = `vector` leads, damped along each constant's own scale."""
-        matrix = torch.zeros(len(vector), len(vector)) if self.matrix is None else self.matrix
-        scales = matrix.diagonal()
-        damped = matrix + torch.diag(damping * scales + 1e-9 * scales.max() + 1e-30)
-        return self.parametrisation.bounded(self.values, self.values - torch.linalg.solve(damped, vector))
-
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
         """Derivatives on the samples, and the best of the dampings.
 
-        The normal equations are streamed: memory holds P + 1 end states of one batch. The finite differences
-        of the first iteration are twice as wide."""
+        The finite differences of the first iteration are twice as wide."""
         runner, wide = Runner(model, self.parametrisation), 1 if self.iterations else 2
-        parts, size = list(samples.batches(batch)), len(self.values)
-        matrix, vector = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-        for part in parts:
+        batches, constants = list(samples.batches(batch)), self.parametrisation.constants
+        equations = NormalEquations(len(constants))
+
+        def moved(part: Samples, states: list[State]) -> Iterator[tuple[Tensor, float]]:
+            for i, c in enumerate(constants):
+                values = self.values.clone()
+                values[i] += wide * c.step
+                yield runner.again(values, part.noise, part.args, states, c), wide * c.step
+
+        def attempt(step: Tensor) -> tuple[float, Tensor]:
+            values = self.parametrisation.bounded(self.values, self.values - step)
+            errors = [per_sample(runner.end(values, p.noise, p.args), p.end) for p in batches]
+            return robust(torch.cat(errors), scale), values
+
+        for part in batches:
             states = runner.states(self.values, part.noise, part.args)
-            end = states[-1].x
-            weight = (1 / (1 + per_sample(end, part.end) / scale)).sqrt().to(end)[:, None]  # Cauchy's
-            rows = []
-            for i, c in enumerate(self.parametrisation.constants):
-                moved = self.values.clone()
-                moved[i] += wide * c.step
-                change = runner.again(moved, part.noise, part.args, states, c) - end
-                rows.append((change.flatten(1) * weight / (wide * c.step)).flatten())
-                if i % 4 == 0:
-                    yield f"{self.name}: derivative {i + 1} of {size}"
-            jacobian = torch.stack(rows)
-            residual = ((end - part.end.to(end)).flatten(1) * weight).flatten()
-            matrix += as_double(jacobian @ jacobian.T)
-            vector += as_double(jacobian @ residual)
-        self.matrix = matrix if self.matrix is None else FORGET * self.matrix + matrix
-        tried = []
-        for damping in DAMPINGS:
-            values = self.step(vector, damping)
-            errors = [per_sample(runner.end(values, p.noise, p.args), p.end) for p in parts]
-            tried.append((robust(torch.cat(errors), scale), values))
-            yield f"{self.name}: damping {damping:g}"
-        self.values = min(tried, key=lambda t: t[0])[1]
+            yield from equations.add(self.name, states[-1].x, part.end, scale, moved(part, states))
+        if self.matrix is not None:
+            equations.matrix = FORGET * self.matrix + equations.matrix
+        self.matrix = equations.matrix
+        tried = yield from equations.trials(self.name, attempt, DAMPINGS, FLOOR)
+        self.values = min(tried, key=lambda trial: trial[0])[1]
         self.recent.append(self.values)
         self.iterations += 1

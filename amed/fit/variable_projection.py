@@ -28,6 +28,7 @@ from ..parameters import PARAMETERS
 from ..parts import PARTS, Parts
 from ..recipes import Solver
 from ..table import Row, Weights
+from .gauss_newton import DAMPINGS, NormalEquations
 from .parametrisation import ordered
 from .plain_solvers import Setting
 from .samples import Path, Samples, in_batches, per_sample, robust
@@ -35,7 +36,6 @@ from .samples import Path, Samples, in_batches, per_sample, robust
 LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
 ROUNDS = 3  # of reweighting
 SIMPLER = 0.1  # how strongly the simpler table itself is pulled, in shares of the ridge
-DAMPINGS = (5e-2, 5e-1, 5.0)
 
 
 @dataclass(frozen=True)
@@ -206,26 +206,25 @@ class VariableProjection:
 
         wide: derivatives are secants, over this share of the gap to the nearer of a time's neighbours. Images
         that jump make the loss rough: narrow ones see nothing else, and lead nowhere from NFE 7 on."""
-        run, best, name = start.run, start, f"{start.name.removesuffix(', times refined')}, times refined"
-        weight = (1 / (1 + per_sample(run.end, self.samples.end) / self.scale)).sqrt().to(run.end)[:, None]
-        residual = ((run.end - self.samples.end.to(run.end)).flatten(1) * weight).flatten()
-        logs, rows, reach = run.sigmas.log(), [], PARAMETERS["t"].reach
-        for n in range(1, len(logs) - 1):
-            sigmas, step = run.sigmas.clone(), wide * float((-logs.diff())[n - 1 : n + 1].min())
-            sigmas[n] *= math.exp(step)
-            moved = self.run(sigmas, start.afs, run.shape, run, n - 1)
-            rows.append(((moved.end - run.end).flatten(1) * weight / step).flatten())
-            yield f"{start.name}: time {n} of {len(logs) - 2}"
-        jacobian = torch.stack(rows)
-        matrix, vector = (as_double(jacobian @ v) for v in (jacobian.T, residual))
-        for damping in DAMPINGS:
-            move = torch.linalg.solve(matrix + torch.diag(damping * matrix.diagonal() + 1e-30), vector)
+        run, name = start.run, f"{start.name.removesuffix(', times refined')}, times refined"
+        logs, reach = run.sigmas.log(), PARAMETERS["t"].reach
+        equations = NormalEquations(len(logs) - 2)
+
+        def moved() -> Iterator[tuple[Tensor, float]]:
+            for n in range(1, len(logs) - 1):
+                sigmas, step = run.sigmas.clone(), wide * float((-logs.diff())[n - 1 : n + 1].min())
+                sigmas[n] *= math.exp(step)
+                yield self.run(sigmas, start.afs, run.shape, run, n - 1).end, step
+
+        def attempt(step: Tensor) -> tuple[float, Candidate]:
             sigmas = run.sigmas.clone()
-            sigmas[1:-1] = ordered(logs, logs[1:-1] - move.clamp(-reach, reach)).exp()
+            sigmas[1:-1] = ordered(logs, logs[1:-1] - step.clamp(-reach, reach)).exp()
             refined = self.candidate(sigmas, start.afs, run.shape, name, True)
-            best = min(best, refined, key=lambda c: c.loss)
-            yield f"{name}, damping {damping:g}: {refined.loss:.4f}"
-        return best
+            return refined.loss, refined
+
+        yield from equations.add(start.name, run.end, self.samples.end, self.scale, moved())
+        tried = yield from equations.trials(name, attempt)
+        return min([start, *(candidate for _, candidate in tried)], key=lambda c: c.loss)
 
 
 def alike(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
