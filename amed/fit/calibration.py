@@ -20,20 +20,19 @@ from .. import schedules
 from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
-from ..loop import plain
 from .compare import Judge, Result, usual
 from .greedy import greedy_table
 from .measures import rmse
 from .parametrisation import Parametrisation, Runner
 from .polish import DAMPINGS, PATIENCE, Fit
 from .preview import Preview
-from .samples import References, in_batches
+from .samples import References
 from .search import Search, search, small_calls
 from .settings import SAMPLES, Progress, Settings
 from .stages import Stages
 from .table_search import TableSearch
 from .target import Target
-from .variable_projection import LAGS, VariableProjection
+from .variable_projection import LAGS
 
 
 class Calibration(Stages):
@@ -100,13 +99,9 @@ class Calibration(Stages):
             images["reference"] = self.references.take(0, self.references.held_out).end
         if self.search is None:
             return Preview(images=images)
-        judge, kept, fit = self.search.judge, self.search.best, self.best
-        images["plain"] = self.search.ends[kept]
-        error, plain = float("nan"), judge.error(images["plain"])
-        if fit is not None and fit.end is not None:
-            images["fit"], error = fit.end, judge.error(fit.end)
-        curve = tuple((n, e / max(plain, 1e-12)) for n, e in self.history)
-        return Preview(error, plain, f"{kept.name} on {kept.schedule}", curve, images)
+        best, fit = self.search.best, None if self.best is None else self.best.end
+        solver = f"{best.name} on {best.schedule}"
+        return self._preview(self.search.judge, solver, self.search.ends[best], fit)
 
     def _rivals(self) -> Iterator[str]:
         """The solvers as a host sets them, on the held-out samples."""
@@ -157,9 +152,7 @@ class Calibration(Stages):
         settings, known, held_out = self.settings, self.searched, self.references.held_out
         count = min(settings.traced, self.references.traced)  # shared ones may have been made for fewer
         yield from self.references.make(held_out + count)
-        samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
-        ask = self.target.evaluate or plain
-        stage = VariableProjection(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
+        stage = self._projection(known.judge, count)
         starts, flow = known.schedules(settings), self.target.flow
         search = TableSearch(stage, settings, starts, lambda: self.left, flow)
         made = search.run()
@@ -216,9 +209,7 @@ class Calibration(Stages):
 
     def _judge(self, fit: Fit, values: Tensor, remember: bool = False) -> float:
         judge = self.searched.judge
-        evaluate = in_batches(self.settings.batch, self.target.evaluate or plain)
-        runner = Runner(self.model, fit.parametrisation, evaluate)
-        end = runner.end(values, judge.held_out.noise, judge.held_out.args)
+        end = self._held_out(judge, fit.parametrisation, values)
         score = judge.score(end)
         fit.judged(values, end, score)
         if remember:
@@ -228,12 +219,10 @@ class Calibration(Stages):
     def _affordable(self, fit: Fit) -> int:
         """How many samples the next iteration can have, the comparison after it included."""
         run, derivatives = Runner(self.model, fit.parametrisation).evaluations()
-        block, made = self.references.block, len(self.references.ends)
 
         def cost(count: int) -> int:
-            blocks = max(0, -(-(self.used + count) // block) - made)
-            references = blocks * block * self.references.evaluations
-            return count * (derivatives + len(DAMPINGS) * run) + references + self.references.held_out * run
+            each, references = derivatives + len(DAMPINGS) * run, self.references.cost(self.used + count)
+            return count * each + references + self.references.held_out * run
 
         return next((count for count in range(SAMPLES, SAMPLES // 2 - 1, -1) if cost(count) <= self.left), 0)
 
@@ -261,13 +250,7 @@ class Calibration(Stages):
         rows = [judge.row(name, "its own", own_nfe, scale, end)]
         rows.append(judge.row(kept.name, kept.schedule, settings.plain_nfe, scale, plain_end))
         rows += [judge.row(n, "as usually set", settings.plain_nfe, scale, v) for n, v in self.rivals.items()]
-        first, best = rows[0].as_dict(), rows[1].as_dict()
-        metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
-        metrics |= {"plain": kept.name, "plain_schedule": kept.schedule}
-        metrics |= {f"plain_{k}": best[k] for k in ("error", "rmse_ref", "fd_ref") if k in best}
-        metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
-        metrics |= {"passes": settings.passes} if settings.passes and improved else {}
-        metrics |= judge.verdict(end)
+        metrics = judge.metrics(rows, end, self.evaluations, settings.passes if improved else None)
         how = f"{how}; {self.evaluations} evaluations, seed {settings.seed}"
         spec = self.target.spec(solver, sigmas, settings.guidance, how=how, metrics=metrics, **own)
         fitted = Fitted(spec, constants, sigmas)

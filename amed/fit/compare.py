@@ -133,6 +133,18 @@ class Judge:
         """For a file's metrics, as `verdict` has it, by the robust error."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
+    def metrics(
+        self, rows: list[Row], end: Tensor, evaluations: int, passes: int | None = None
+    ) -> dict[str, Any]:
+        """For a file."""
+        first, plain = rows[0].as_dict(), rows[1].as_dict()
+        metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
+        metrics |= {"plain": rows[1].solver, "plain_schedule": rows[1].schedule}
+        metrics |= {f"plain_{k}": plain[k] for k in ("error", "rmse_ref", "fd_ref") if k in plain}
+        metrics |= {"noises": len(self.held_out), "evaluations": evaluations}
+        metrics |= {"passes": passes} if passes else {}
+        return metrics | self.verdict(end)
+
     def distance(self, end: Tensor) -> float | None:
         """Fréchet distance; None without features, and for a rival whose end is not finite."""
         if self.features is None or not end.isfinite().all():

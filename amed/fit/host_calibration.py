@@ -11,18 +11,17 @@ from torch import Tensor
 from .. import schedules
 from ..files import Fitted
 from ..kdiffusion import solver_of
-from ..loop import plain
 from ..outside import OUTSIDE
 from .compare import Judge, Result
 from .host_sampler import HostFit, HostSampler, HostSchedule, host_schedules
-from .parametrisation import Parametrisation, Runner
+from .parametrisation import Parametrisation
 from .preview import Preview
-from .samples import References, in_batches, per_sample, robust
+from .samples import References, per_sample, robust, scale_of
 from .settings import Progress, Settings
 from .stages import Stages
 from .table_search import fitting
 from .target import Target
-from .variable_projection import LAGS, Shape, VariableProjection
+from .variable_projection import LAGS, Shape
 
 TRIED = 4  # samples that each schedule is tried on
 FINALISTS = 2  # schedules that are tried on the held-out ones
@@ -96,11 +95,11 @@ class HostCalibration(Stages):
             fit = self._open(listed)
             errors.append(per_sample(fit.end(fit.vector(), samples), samples.end))
             yield f"{self.sampler.name} on {listed.schedule}: {i + 1} of {len(lists)}"
-        scale = 0.5 * float(min(e.median() for e in errors)) + 1e-12
+        scale = scale_of(errors)
         order = sorted(range(len(lists)), key=lambda i: robust(errors[i], scale))
         fits = [self._open(lists[i]) for i in order[:FINALISTS]]
         ends = [fit.end(fit.vector(), judge.held_out) for fit in fits]
-        scale = 0.5 * float(min(per_sample(end, judge.held_out.end).median() for end in ends)) + 1e-12
+        scale = scale_of(per_sample(end, judge.held_out.end) for end in ends)
         self.judge = judge = replace(judge, scale=scale)
         tried = [Tried(f.start.schedule, f, f.vector(), e, judge.score(e)) for f, e in zip(fits, ends)]
         self.plain = min(tried, key=lambda one: one.score)
@@ -136,7 +135,7 @@ class HostCalibration(Stages):
             if count < 2 * FEWEST and fit.with_a and not self.fitted:  # fewer constants on more samples
                 fit, values = self._open(fit.start, with_a=False), values[:-nfe]
                 count = min(MOST, self.references.traced, left // fit.cost())
-            while count >= FEWEST and count * fit.cost() + self._references(first + count) > left:
+            while count >= FEWEST and count * fit.cost() + self.references.cost(first + count) > left:
                 count -= 1
             if count < FEWEST:
                 return
@@ -151,11 +150,6 @@ class HostCalibration(Stages):
             self.history.append((self.evaluations, judge.error(end)))
             yield f"{self.sampler.name}: error {loss:.4f}, held out {judge.error(end):.4f}"
 
-    def _references(self, count: int) -> int:
-        """Evaluations that are still to be spent until there are so many."""
-        block, made = self.references.block, len(self.references.ends)
-        return max(0, -(-count // block) - made) * block * self.references.evaluations
-
     def _beside(self) -> Iterator[str]:
         """Our own multistep solver with weights in closed form, on the samples there are."""
         judge, first, nfe = self._searched()[0], self.references.held_out, self.settings.nfe
@@ -163,17 +157,12 @@ class HostCalibration(Stages):
         count = min(SOME, there, self.references.traced, self.left // nfe - first)
         if count < FEWEST or self.target.flow or self.settings.nfe < 2:
             return
-        samples, path = self.references.take(first, count), self.references.path(first, count)
-        ask = self.target.evaluate or plain
-        stage = VariableProjection(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
+        stage = self._projection(judge, count)
         sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
-        (shape,) = fitting((BESIDE,), samples.noise)
+        (shape,) = fitting((BESIDE,), stage.samples.noise)
         table = stage.run(sigmas, True, shape).table
         form = Parametrisation(solver_of("amed_multistep"), table, True, LAGS)
-        runner = Runner(self.model, form, in_batches(self.settings.batch, ask))
-        self.rivals["AMED multistep, closed form"] = runner.end(
-            form.vector(), judge.held_out.noise, judge.held_out.args
-        )
+        self.rivals["AMED multistep, closed form"] = self._held_out(judge, form, form.vector())
         yield "AMED multistep beside it"
 
     def preview(self) -> Preview:
@@ -182,13 +171,8 @@ class HostCalibration(Stages):
             images["reference"] = self.judge.held_out.end
         if self.plain is None or self.judge is None:
             return Preview(images=images)
-        judge, kept, best = self.judge, self.plain, self.best
-        images["plain"], plain = kept.end, judge.error(kept.end)
-        error = math.nan
-        if best is not None:
-            images["fit"], error = best.end, judge.error(best.end)
-        curve = tuple((n, e / max(plain, 1e-12)) for n, e in self.history)
-        return Preview(error, plain, f"{self.sampler.name} on {kept.name}", curve, images)
+        fit = None if self.best is None else self.best.end
+        return self._preview(self.judge, f"{self.sampler.name} on {self.plain.name}", self.plain.end, fit)
 
     def result(self) -> Result:
         judge, kept = self._searched()
@@ -203,12 +187,7 @@ class HostCalibration(Stages):
             rows.append(
                 judge.row(label, "as usually set" if "karras" in label else "its own", nfe, scale, end)
             )
-        first, second = rows[0].as_dict(), rows[1].as_dict()
-        metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
-        metrics |= {"plain": name, "plain_schedule": kept.name}
-        metrics |= {f"plain_{k}": second[k] for k in ("error", "rmse_ref", "fd_ref") if k in second}
-        metrics |= {"noises": len(judge.held_out), "evaluations": self.evaluations}
-        metrics |= judge.verdict(used.end)
+        metrics = judge.metrics(rows, used.end, self.evaluations)
         made = (
             f"fitted to {name} from outside, {used.name}"
             if improved

@@ -21,7 +21,7 @@ from ..parameters import PARAMETERS
 from ..table import Number
 from .gauss_newton import DAMPINGS, NormalEquations
 from .parametrisation import ordered
-from .plain_solvers import FLOW_SCHEDULES, SCHEDULES
+from .plain_solvers import FLOW_SCHEDULES, SCHEDULES, schedule_name
 from .samples import Samples, per_sample, robust
 from .target import Target
 
@@ -117,8 +117,7 @@ def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor
                 if count + longer < 2:
                     continue
                 whole = schedules.make(kind, count + longer, target.sigma_min, target.sigma_max, rho)
-                usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
-                name = f"{kind}{'' if usual else f' {rho:g}'}{', no last level' * longer}"
+                name = f"{schedule_name(kind, rho)}{', no last level' * longer}"
                 own = whole[:count]
                 levels = sampler.call_levels(noise, with_zero(own), target.model)
                 found.append(HostSchedule(name, own, tuple(levels)))

@@ -35,6 +35,12 @@ def name_of(solver: Solver) -> str:
     return next((name for name, own in SOLVERS.items() if own == solver), solver.name)
 
 
+def schedule_name(kind: str, rho: float) -> str:
+    """Return a schedule's name for people, with rho where it is not the usual one, e.g. "polynomial 7"."""
+    usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
+    return kind if usual else f"{kind} {rho:g}"
+
+
 @dataclass(frozen=True)
 class Setting:
     """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max
@@ -51,8 +57,7 @@ class Setting:
     @property
     def schedule(self) -> str:
         """The schedule and AFS, for people."""
-        usual = schedules.DEFAULT_RHO[self.kind] == self.rho and self.kind != "polynomial"
-        return f"{self.kind}{'' if usual else f' {self.rho:g}'}{' + AFS' if self.afs else ''}"
+        return f"{schedule_name(self.kind, self.rho)}{' + AFS' if self.afs else ''}"
 
     @property
     def name(self) -> str:

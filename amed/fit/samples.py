@@ -1,7 +1,7 @@
 """Samples to fit to: noise, and where a converged run of the model takes it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,11 @@ class References:
             self.ends.append(path[-1].to(noise))
             yield f"{len(self.ends) * self.block} references"
 
+    def cost(self, count: int) -> int:
+        """Return the evaluations still needed until `count` samples are made."""
+        blocks = max(0, -(-count // self.block) - len(self.ends))
+        return blocks * self.block * self.evaluations
+
     def path(self, first: int, count: int) -> Path:
         """The whole trajectories of samples that were made, of those that are traced."""
         blocks = range(first // self.block, -(-(first + count) // self.block))
@@ -142,6 +147,11 @@ def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
 def per_sample(end: Tensor, target: Tensor) -> Tensor:
     """Mean squared difference of each sample, float64 `[n]` on the CPU."""
     return (as_double(end) - as_double(target)).square().flatten(1).mean(dim=1)
+
+
+def scale_of(errors: Iterable[Tensor]) -> float:
+    """Return the scale of `robust` for solvers' squared errors (each `[n]`): half the least median."""
+    return 0.5 * float(min(error.median() for error in errors)) + 1e-12
 
 
 def robust(errors: Tensor, scale: float) -> float:

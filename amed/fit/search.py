@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .compare import Judge
 from .plain_solvers import Setting, settings_for
-from .samples import References, per_sample, robust
+from .samples import References, per_sample, robust, scale_of
 from .settings import Settings
 from .target import Target
 
@@ -70,9 +70,6 @@ def search(
     def loss(setting: Setting) -> float:
         return robust(torch.cat(errors[setting]), scale)
 
-    def half_median(of: list[Setting]) -> float:
-        return 0.5 * float(min(torch.cat(errors[s]).median() for s in of)) + 1e-12
-
     for rung, (keep, count) in enumerate(((len(left), unit), (SECOND, 2 * unit))):
         left = left[:keep]
         yield from references.make(first + count)
@@ -81,14 +78,14 @@ def search(
         for i, setting in enumerate(left):
             errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
             yield f"plain solvers, round {rung + 1}: {i + 1} of {len(left)}"
-        scale = half_median(left)
+        scale = scale_of(torch.cat(errors[s]) for s in left)
         left.sort(key=loss)
     finalists, ends = left[: settings.sized(2, 2, 3)], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
         ends[setting] = judge.plain(setting)
         errors[setting].append(per_sample(ends[setting], judge.held_out.end))
         yield f"plain solvers, last round: {i + 1} of {len(finalists)}"
-    scale = half_median(finalists)
+    scale = scale_of(torch.cat(errors[s]) for s in finalists)
     finalists.sort(key=loss)
     judge = replace(judge, scale=scale)
     best = min(finalists, key=lambda s: judge.score(ends[s]))

@@ -1,15 +1,21 @@
 """What every fit does beside fitting: it counts evaluations, shares references, and says how far it is."""
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from time import perf_counter
 from typing import Any
 
-from .compare import Result
+from torch import Tensor
+
+from ..loop import plain
+from .compare import Judge, Result
 from .measures import Counter
+from .parametrisation import Parametrisation, Runner
 from .preview import WHOLE, Pace, Preview
-from .samples import References
+from .samples import References, in_batches
 from .settings import Progress, Settings
 from .target import Target
+from .variable_projection import VariableProjection
 
 
 def references_for(target: Target, settings: Settings) -> References:
@@ -67,6 +73,27 @@ class Stages:
     def preview(self) -> Preview:
         """What there is to see so far."""
         raise NotImplementedError
+
+    def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
+        """Return a preview of the plain solver and the best fit, on the held-out samples."""
+        error, best = math.nan if fit_end is None else judge.error(fit_end), judge.error(plain_end)
+        images = {"reference": judge.held_out.end, "plain": plain_end}
+        if fit_end is not None:
+            images["fit"] = fit_end
+        curve = tuple((n, e / max(best, 1e-12)) for n, e in self.history)
+        return Preview(error, best, solver, curve, images)
+
+    def _projection(self, judge: Judge, count: int) -> VariableProjection:
+        """Variable projection on the first `count` samples after the held-out ones; they must be made."""
+        first, ask = self.references.held_out, self.target.evaluate or plain
+        samples, path = self.references.take(first, count), self.references.path(first, count)
+        return VariableProjection(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
+
+    def _held_out(self, judge: Judge, parametrisation: Parametrisation, values: Tensor) -> Tensor:
+        """End states on the held-out samples with the constants `values`."""
+        evaluate = in_batches(self.settings.batch, self.target.evaluate or plain)
+        runner = Runner(self.model, parametrisation, evaluate)
+        return runner.end(values, judge.held_out.noise, judge.held_out.args)
 
     def close(self) -> None:
         """Let go of whoever hears of evaluations: a circle, in which the images would stay until Python looks
