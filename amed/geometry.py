@@ -1,6 +1,6 @@
-"""The plane a trajectory keeps to (Zhou et al. 2024, fig. 4), and what a solver does on its way.
+"""The plane that a trajectory stays close to (Zhou et al. 2024, fig. 4), and the path that a solver takes.
 
-plane = Plane.of(walk(problem, Solver("ipndm", 3), x, many).states)
+plane = Plane.of(walk(problem, Solver("ipndm", 3), x, fine_sigmas).states)
 points = plane.project(walk(problem, solver, x, sigmas, predictor).states)
 """
 
@@ -17,17 +17,27 @@ from .loop import Problem, State, loop, parts_of, rows_of
 from .recipes import Solver
 from .table import Row, Table
 
-ROUNDING = 1e-5  # of a weight, where a network gave float32
+ROUNDING = 1e-5  # a weight below this is rounding: networks compute in float32
 
 
 def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
-    """How flat each sample's trajectory is (fig. 4). states `[T, n, ...]`: x at T times.
+    """Measure how flat each sample's trajectory is (Zhou et al. 2024, fig. 4), by PCA about its mean.
 
-    PCA of each trajectory by itself, about its mean. Returns the relative error |x - projected x| / |x|
-    with the first `components`, `[T, n]`, and each component's share of the variance, `[n, T]`, largest
-    first. Raises ValueError for fewer times than components."""
+    Args:
+        states: x at T times, `[T, n, ...]`.
+        components: number of principal components to project on.
+
+    Returns:
+        The relative error |x - projected x| / |x|, `[T, n]`, and each component's share of the variance,
+        `[n, T]`, largest first.
+
+    Raises:
+        ValueError: fewer times than components.
+    """
     if len(states) < components:
-        raise ValueError(f"{components} components need as many times, got {len(states)}")
+        raise ValueError(
+            f"{components} components need at least as many states, got {len(states)}: use more evaluations"
+        )
     x = as_double(states).flatten(2).transpose(0, 1)  # [n, T, d]
     centred = x - x.mean(dim=1, keepdim=True)
     values, vectors = torch.linalg.eigh(centred @ centred.mT)  # of the Gram matrix: T is small, d is not
@@ -39,16 +49,27 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Plane:
-    """The first principal components of one trajectory: its mean `[d]` and their directions `[k, d]`."""
+    """The first principal components of one trajectory."""
 
-    mean: Tensor
-    axes: Tensor
+    mean: Tensor  # of the trajectory, float64 `[d]`
+    axes: Tensor  # directions of the components, float64 `[k, d]`
 
     @classmethod
     def of(cls, states: Tensor, components: int = 2) -> "Plane":
-        """Of states `[T, ...]`, x at T times. Raises ValueError for fewer times than components."""
+        """Return the plane of a trajectory.
+
+        Args:
+            states: x at T times, `[T, ...]`.
+            components: number of components k.
+
+        Raises:
+            ValueError: no more times than components.
+        """
         if len(states) <= components:
-            raise ValueError(f"{components} components need more times than that, got {len(states)}")
+            raise ValueError(
+                f"{components} components need more than {components} states, got {len(states)}: use more "
+                "evaluations"
+            )
         x = as_double(states).flatten(1)
         mean = x.mean(dim=0)
         values, vectors = torch.linalg.eigh((x - mean) @ (x - mean).T)
@@ -56,11 +77,11 @@ class Plane:
         return cls(mean, (vectors / values.clamp(min=1e-300).sqrt()).T @ (x - mean))
 
     def project(self, states: Tensor) -> Tensor:
-        """Coordinates `[n, k]` of states `[n, ...]`."""
+        """Return the coordinates `[n, k]` of states `[n, ...]`."""
         return (as_double(states).flatten(1) - self.mean) @ self.axes.T
 
     def lost(self, states: Tensor) -> Tensor:
-        """What the plane leaves out of states `[n, ...]`: |x - projected x| / |x|, `[n]`."""
+        """Return the relative distance of states `[n, ...]` to the plane: |x - projected x| / |x|, `[n]`."""
         x = as_double(states).flatten(1)
         back = self.mean + self.project(states) @ self.axes
         lost: Tensor = (x - back).norm(dim=1) / x.norm(dim=1)
@@ -69,11 +90,10 @@ class Plane:
 
 @dataclass(frozen=True)
 class Walk:
-    """A run of one sample. states `[N+1, ...]`: x where each of N rows stood, and at the end (float32, on the
-    CPU). table: the rows as they ran, with this sample's own numbers."""
+    """The path of one sample."""
 
-    states: Tensor
-    table: Table
+    states: Tensor  # x at each of the N rows, and the end state; float32 on the CPU, `[N+1, ...]`
+    table: Table  # the rows as they ran, with the numbers for this sample
 
     @property
     def times(self) -> list[float]:
@@ -81,8 +101,14 @@ class Walk:
         return [*(float(row.sigma) for row in self.table.rows), self.table.end]
 
     def shares(self, predictor: Any = None, afs: bool = False) -> Tensor:
-        """The moves as weights `[N, H, S]` on the slopes in hand, newest first, in shares of the step's
-        length. Those of Multistep (S parts) are its own."""
+        """Return the weights `[N, H, S]` of each move on the H newest slopes and their S parts.
+
+        They are in shares of the step's length, newest slope first.
+
+        Args:
+            predictor: of the run; the weights of a Multistep are returned as they are.
+            afs: whether the first step was analytic.
+        """
         if isinstance(predictor, Multistep):
             return predictor.weights
         return shares_of(self.table, afs, ROUNDING)[..., None]
@@ -91,8 +117,16 @@ class Walk:
 def walk(
     problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None, afs: bool = False
 ) -> Walk:
-    """Run over `sigmas` (falling, positive) from x `[1, ...]` at the first of them, and keep what was
-    passed."""
+    """Run one sample, and store its path.
+
+    Args:
+        problem: the model and its arguments.
+        solver: the solver that runs.
+        x: state `[1, ...]` at sigmas[0].
+        sigmas: falling, positive noise levels.
+        predictor: of the solver's constants; default: none.
+        afs: whether the first step is analytic.
+    """
     times = sigmas.tolist()
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
     like = x[:0]
@@ -102,24 +136,25 @@ def walk(
         if state.looked:
             states.append(state.x.float().cpu())
     states.append(state.x.float().cpu())
-    kept = [n for n, row in enumerate(rows) if row.opens or not row.analytic]  # a lead row moves nothing
-    table = Table(tuple(rows[n] for n in kept), times[-1])
-    return Walk(torch.cat([*(states[n] for n in kept), states[-1]]), table)
+    moving = [n for n, row in enumerate(rows) if row.opens or not row.analytic]  # a lead row moves nothing
+    table = Table(tuple(rows[n] for n in moving), times[-1])
+    return Walk(torch.cat([*(states[n] for n in moving), states[-1]]), table)
 
 
-def recorded(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:
-    """Rows as they come; each, once it has moved, with plain numbers in `kept`. A row's weights may be asked
-    for only once."""
+def recorded(rows: Iterable[Row], record: list[Row]) -> Iterator[Row]:
+    """Yield rows unchanged, and append each to `record` when it moves, with its weights as plain numbers.
 
-    def spy(row: Row) -> Any:
+    A row's weights may be computed only once, so they are recorded while the loop computes them."""
+
+    def recording(row: Row) -> Any:
         def weigh(state: Any) -> Any:
             weights = row.weigh(state)
-            plain = tuple(tuple(float(w) for w in share) for share in weights)
-            told = None if row.sigma_model is None else float(row.sigma_model)
-            kept.append(replace(row, sigma=float(row.sigma), sigma_model=told, weights=plain))
+            numbers = tuple(tuple(float(w) for w in share) for share in weights)
+            sigma_model = None if row.sigma_model is None else float(row.sigma_model)
+            record.append(replace(row, sigma=float(row.sigma), sigma_model=sigma_model, weights=numbers))
             return weights
 
         return weigh
 
     for row in rows:
-        yield replace(row, weights=spy(row))
+        yield replace(row, weights=recording(row))

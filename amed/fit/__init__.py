@@ -1,5 +1,7 @@
-"""Fitting: samples, plain search, weights in closed form, times, polish, comparison (Calibration and its
-driver `fit`), and the paper's Algorithm 1."""
+"""Fit predictors to a model.
+
+`fit` is the driver that every host uses; it runs a `Calibration` (forward evaluations only) or, for a
+host sampler, a HostCalibration. `algorithm1` is the training of the paper."""
 
 from .calibration import Calibration
 from .compare import Result, Row

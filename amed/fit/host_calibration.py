@@ -1,4 +1,4 @@
-"""Fit AMED-Plugin to a sampler from outside: references, its schedules, the constants, the comparison."""
+"""The calibration of a sampler of the host, fitted as a black box with AMED-Plugin."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,47 +23,55 @@ from .table_search import fitting
 from .target import Target
 from .variable_projection import LAGS, Shape
 
-TRIED = 4  # samples that each schedule is tried on
-FINALISTS = 2  # schedules that are tried on the held-out ones
+SCHEDULE_SAMPLES = 4  # samples that each schedule is tried on
+FINALISTS = 2  # schedules that are tried on the held-out samples
 MOST, FEWEST = 32, 4  # samples of an iteration
-BESIDE, SOME = Shape("bands", True, 1e-2), 16  # the table that stands beside it, and its samples
+TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, for the comparison
 
 
 @dataclass
-class Tried:
-    """Constants with their held-out end states and score."""
+class HostCandidate:
+    """Constants of the host's sampler, with their score."""
 
-    name: str
+    name: str  # for people
     fit: HostFit
-    values: Tensor
-    end: Tensor
-    score: float
+    values: Tensor  # constants `[P]`
+    end: Tensor  # end states on the held-out samples
+    score: float  # Judge.score of these; lower is better
 
 
 class HostCalibration(Stages):
-    """One fit of a host's sampler at as many evaluations as it can take up to `settings.nfe`; arguments as
-    Calibration's.
+    """One calibration of a host's sampler, at the most evaluations it can take up to `settings.nfe`.
 
-    It is held against that sampler on its best schedule and as usually set; a table of our own solver, its
-    weights in closed form, stands beside it."""
+    It is compared with the same sampler on its best schedule and as usually set, and with AMED multistep
+    with weights in closed form.
+
+    Args:
+        target: the model and its samples.
+        settings: of this fit; `sampler` and `passes` are unused.
+        sampler: the host's sampler.
+        references: shared with other fits; None: its own.
+        on_progress: called after every evaluation of the model.
+    """
 
     def __init__(self, target: Target, settings: Settings, sampler: HostSampler,
                  references: References | None = None,
-                 heard: Callable[[Progress], None] = lambda progress: None):  # fmt: skip
-        super().__init__(target, settings, references, heard, small=0)
+                 on_progress: Callable[[Progress], None] = lambda progress: None):  # fmt: skip
+        super().__init__(target, settings, references, on_progress, small=0)
         self.sampler = sampler
         self.judge: Judge | None = None
-        self.plain: Tried | None = None
-        self.fitted: list[Tried] = []
-        self.rivals: dict[str, Tensor] = {}
+        self.plain: HostCandidate | None = None  # the sampler by itself on its best schedule
+        self.fitted: list[HostCandidate] = []  # after each iteration
+        self.rivals: dict[str, Tensor] = {}  # end states on the held-out samples, by name
 
     @property
     def ready(self) -> bool:
         return self.plain is not None
 
     @property
-    def best(self) -> Tried | None:
-        return min(self.fitted, key=lambda one: one.score, default=None)
+    def best(self) -> HostCandidate | None:
+        """The fit with the best score; None before the first iteration."""
+        return min(self.fitted, key=lambda candidate: candidate.score, default=None)
 
     @property
     def score(self) -> float:
@@ -71,69 +79,73 @@ class HostCalibration(Stages):
 
     def run(self) -> Iterator[Progress]:
         self.clock, held_out = perf_counter(), self.references.held_out
-        yield from self._told("reference", self.references.make(held_out))
+        yield from self._report("reference", self.references.make(held_out))
         samples = self.references.take(0, held_out)
         self.judge = Judge(self.model, samples, self.settings.batch, features=self.target.features)
-        yield from self._told("search", self._schedules(self.judge))
-        yield from self._told("compare", self._usual())
-        yield from self._told("fit", self._iterations())
-        yield from self._told("compare", self._beside())
+        yield from self._report("search", self._schedules(self.judge))
+        yield from self._report("compare", self._usual())
+        yield from self._report("fit", self._iterations())
+        yield from self._report("compare", self._table())
         yield self._progress("fit", "done")
 
-    def _open(self, listed: HostSchedule, with_a: bool = True) -> HostFit:
+    def _fit(self, schedule: HostSchedule, with_a: bool = True) -> HostFit:
+        """Return a fit of the sampler on a schedule."""
         batch = self.settings.batch
-        return HostFit(self.model, self.sampler, listed, self.target.sigma_min, batch, with_a)
+        return HostFit(self.model, self.sampler, schedule, self.target.sigma_min, batch, with_a)
 
     def _schedules(self, judge: Judge) -> Iterator[str]:
-        """The sampler on all its schedules; the best are judged."""
+        """Try the sampler on all its schedules, and the best ones on the held-out samples."""
         first, noise = self.references.held_out, judge.held_out.noise[:1]
-        lists = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
-        yield from self.references.make(first + TRIED)
-        samples = self.references.take(first, TRIED)
+        listed = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
+        yield from self.references.make(first + SCHEDULE_SAMPLES)
+        samples = self.references.take(first, SCHEDULE_SAMPLES)
         errors = []
-        for i, listed in enumerate(lists):
-            fit = self._open(listed)
+        for i, schedule in enumerate(listed):
+            fit = self._fit(schedule)
             errors.append(per_sample(fit.end(fit.vector(), samples), samples.end))
-            yield f"{self.sampler.name} on {listed.schedule}: {i + 1} of {len(lists)}"
+            yield f"{self.sampler.name} on {schedule.schedule}: {i + 1} of {len(listed)}"
         scale = scale_of(errors)
-        order = sorted(range(len(lists)), key=lambda i: robust(errors[i], scale))
-        fits = [self._open(lists[i]) for i in order[:FINALISTS]]
+        order = sorted(range(len(listed)), key=lambda i: robust(errors[i], scale))
+        fits = [self._fit(listed[i]) for i in order[:FINALISTS]]
         ends = [fit.end(fit.vector(), judge.held_out) for fit in fits]
         scale = scale_of(per_sample(end, judge.held_out.end) for end in ends)
         self.judge = judge = replace(judge, scale=scale)
-        tried = [Tried(f.start.schedule, f, f.vector(), e, judge.score(e)) for f, e in zip(fits, ends)]
-        self.plain = min(tried, key=lambda one: one.score)
+        tried = [
+            HostCandidate(f.start.schedule, f, f.vector(), e, judge.score(e)) for f, e in zip(fits, ends)
+        ]
+        self.plain = min(tried, key=lambda candidate: candidate.score)
 
-    def _searched(self) -> tuple[Judge, Tried]:
+    def _searched(self) -> tuple[Judge, HostCandidate]:
+        """Return the judge, and the sampler on its best schedule."""
         if self.judge is None or self.plain is None:
-            raise RuntimeError("nothing to give yet: the search of schedules is not finished")
+            raise RuntimeError("no result yet: run() has not finished the search of schedules")
         return self.judge, self.plain
 
     def _usual(self) -> Iterator[str]:
-        """The sampler on the karras schedule, as most have it set: at as many evaluations, or at one level
-        more where it does without the last."""
-        judge, kept = self._searched()
-        count, ends = len(kept.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
+        """Run the sampler on the karras schedule, its usual setting, with as many evaluations.
+
+        A sampler that skips the last level gets one level more."""
+        judge, plain = self._searched()
+        count, ends = len(plain.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
         for number in range(count + 1, max(count - 2, 1), -1):
             sigmas = schedules.make("polynomial", number, *ends)
-            fit = self._open(HostSchedule("karras", sigmas, kept.fit.start.levels))
-            if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == kept.fit.start.nfe:
+            fit = self._fit(HostSchedule("karras", sigmas, plain.fit.start.levels))
+            if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == plain.fit.start.nfe:
                 self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
                 break
         yield f"{self.sampler.name} as usually set"
 
     def _iterations(self) -> Iterator[str]:
-        """Gauss-Newton iterations for what is left of the budget, each judged."""
-        judge, kept = self._searched()
-        first, nfe = self.references.held_out, kept.fit.start.nfe
-        beside = (SOME + first) * self.settings.nfe
-        values, used = kept.values, self.settings.sized(1, 3, 8)
-        fit = kept.fit
-        for _ in range(used):
-            left = self.left - beside - first * nfe
+        """Run Gauss-Newton iterations until the budget is spent, and score each."""
+        judge, plain = self._searched()
+        first, nfe = self.references.held_out, plain.fit.start.nfe
+        reserve = (TABLE_SAMPLES + first) * self.settings.nfe  # for `_table`
+        fit, values = plain.fit, plain.values
+        for _ in range(self.settings.by_budget(1, 3, 8)):
+            left = self.left - reserve - first * nfe
             count = min(MOST, self.references.traced, left // fit.cost())
             if count < 2 * FEWEST and fit.with_a and not self.fitted:  # fewer constants on more samples
-                fit, values = self._open(fit.start, with_a=False), values[:-nfe]
+                fit, values = self._fit(fit.start, with_a=False), values[:-nfe]
                 count = min(MOST, self.references.traced, left // fit.cost())
             while count >= FEWEST and count * fit.cost() + self.references.cost(first + count) > left:
                 count -= 1
@@ -146,24 +158,26 @@ class HostCalibration(Stages):
                 return
             values = moved
             end = fit.end(values, judge.held_out)
-            self.fitted.append(Tried(f"from {fit.start.schedule}", fit, values, end, judge.score(end)))
+            name = f"from {fit.start.schedule}"
+            self.fitted.append(HostCandidate(name, fit, values, end, judge.score(end)))
             self.history.append((self.evaluations, judge.error(end)))
             yield f"{self.sampler.name}: error {loss:.4f}, held out {judge.error(end):.4f}"
 
-    def _beside(self) -> Iterator[str]:
-        """Our own multistep solver with weights in closed form, on the samples there are."""
+    def _table(self) -> Iterator[str]:
+        """Fit a table of AMED multistep in closed form, for the comparison; on references made so far."""
         judge, first, nfe = self._searched()[0], self.references.held_out, self.settings.nfe
-        there = len(self.references.ends) * self.references.block - first
-        count = min(SOME, there, self.references.traced, self.left // nfe - first)
+        made = len(self.references.ends) * self.references.block - first
+        count = min(TABLE_SAMPLES, made, self.references.traced, self.left // nfe - first)
         if count < FEWEST or self.target.flow or self.settings.nfe < 2:
             return
-        stage = self._projection(judge, count)
+        projection = self._projection(judge, count)
         sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
-        (shape,) = fitting((BESIDE,), stage.samples.noise)
-        table = stage.run(sigmas, True, shape).table
-        form = Parametrisation(solver_of("amed_multistep"), table, True, LAGS)
-        self.rivals["AMED multistep, closed form"] = self._held_out(judge, form, form.vector())
-        yield "AMED multistep beside it"
+        (shape,) = fitting((TABLE,), projection.samples.noise)
+        table = projection.run(sigmas, True, shape).table
+        parametrisation = Parametrisation(solver_of("amed_multistep"), table, True, LAGS)
+        end = self._held_out_end(judge, parametrisation, parametrisation.vector())
+        self.rivals["AMED multistep, closed form"] = end
+        yield "AMED multistep, for the comparison"
 
     def preview(self) -> Preview:
         images = {}
@@ -171,30 +185,38 @@ class HostCalibration(Stages):
             images["reference"] = self.judge.held_out.end
         if self.plain is None or self.judge is None:
             return Preview(images=images)
-        fit = None if self.best is None else self.best.end
-        return self._preview(self.judge, f"{self.sampler.name} on {self.plain.name}", self.plain.end, fit)
+        fit_end = None if self.best is None else self.best.end
+        solver = f"{self.sampler.name} on {self.plain.name}"
+        return self._preview(self.judge, solver, self.plain.end, fit_end)
 
     def result(self) -> Result:
-        judge, kept = self._searched()
-        best, settings = self.best, self.settings
-        improved = best is not None and best.score < kept.score
-        used = best if best is not None and improved else kept
+        judge, plain = self._searched()
+        best, guidance = self.best, self.settings.guidance
+        improved = best is not None and best.score < plain.score
+        used = best if best is not None and improved else plain
         outside = used.fit.build(used.values, judge.held_out.noise[:1])
-        nfe, scale, name = used.fit.start.nfe, settings.guidance, self.sampler.name
-        rows = [judge.row(f"{name} + AMED-Plugin", "its own", nfe, scale, used.end)]
-        rows.append(judge.row(name, kept.name, nfe, scale, kept.end))
+        nfe, name = used.fit.start.nfe, self.sampler.name
+        rows = [
+            judge.row(f"{name} + AMED-Plugin", "its own", nfe, guidance, used.end),
+            judge.row(name, plain.name, nfe, guidance, plain.end),
+        ]
         for label, end in self.rivals.items():
-            rows.append(
-                judge.row(label, "as usually set" if "karras" in label else "its own", nfe, scale, end)
-            )
-        metrics = judge.metrics(rows, used.end, self.evaluations)
-        made = (
+            schedule = "as usually set" if "karras" in label else "its own"
+            rows.append(judge.row(label, schedule, nfe, guidance, end))
+        how = (
             f"fitted to {name} from outside, {used.name}"
             if improved
-            else f"{name} on {kept.name}: no fit beat it"
+            else f"{name} on {plain.name}: no fit beat it"
         )
-        how = f"{made}; {self.evaluations} evaluations, seed {settings.seed}"
-        spec = self.target.spec(OUTSIDE, outside.sigmas, scale, of=name, calls=nfe, how=how, metrics=metrics)
-        images = {"fit": used.end, "plain": kept.end, "reference": judge.held_out.end, **self.rivals}
+        spec = self.target.spec(
+            OUTSIDE,
+            outside.sigmas,
+            guidance,
+            of=name,
+            calls=nfe,
+            how=f"{how}; {self.evaluations} evaluations, seed {self.settings.seed}",
+            metrics=judge.metrics(rows, used.end, self.evaluations),
+        )
+        images = {"fit": used.end, "plain": plain.end, "reference": judge.held_out.end, **self.rivals}
         fitted = Fitted(spec, outside, outside.sigmas)
-        return Result(fitted, improved, kept.fit.start, rows, list(self.history), images, self.evaluations)
+        return Result(fitted, improved, plain.fit.start, rows, list(self.history), images, self.evaluations)

@@ -1,8 +1,10 @@
-"""Fitting AMED-Plugin from outside (amed.outside) to a sampler whose insides are not known, on the image at
-the end: Gauss-Newton iterations on its noise levels and the two numbers of each of its calls.
+"""Fit AMED-Plugin to a sampler of the host as a black box (amed.outside), on the end state.
 
-Nothing of a run can be re-used but its beginning: up to the first call that a change reaches, a sampler asks
-what it asked before, and is answered from memory."""
+Gauss-Newton iterations move the noise levels of the sampler's schedule and the two scales c and a of each of
+its calls of the model.
+
+A run of a black box cannot be started in the middle. But up to the first call that a change reaches, the
+sampler makes the same calls as before, and these are answered from memory (Memo)."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,44 +27,56 @@ from .plain_solvers import FLOW_SCHEDULES, SCHEDULES, schedule_name
 from .samples import Samples, per_sample, robust
 from .target import Target
 
-WIDE = 0.4  # secants of times, in shares of the gap to the nearer neighbour
-STEPS = {"c": 0.05, "a": 0.1}  # secants of the others
-ALIKE = 1e-3  # two equal samples of a batch end so near each other, in shares of the deviation
+WIDE = 0.4  # finite-difference steps of times, in shares of the log distance to the nearer neighbour
+STEPS = {"c": 0.05, "a": 0.1}  # finite-difference steps of c and log a
+EQUAL = 1e-3  # most distance of two equal samples of a batch at the end, in shares of the standard deviation
 
 
 @dataclass(frozen=True)
 class HostSampler:
-    """A sampler as its host has it: `run(model, x, sigmas, args)` -> where it ends. `name`: for people and
-    files. `schedules(steps)`: the host's own, by name, as the host gives them; None for none."""
+    """A sampler of the host, as a black box."""
 
-    name: str
+    name: str  # for people and files
+    # (model, x at the first level, sigmas `[n + 1]` with their 0, args) -> end states
     run: Callable[[Denoiser, Tensor, Tensor, dict[str, Any]], Tensor]
+    # steps -> the host's schedules by name, sigmas `[n]` as the host makes them; None: the host has none
     schedules: Callable[[int], dict[str, Tensor]] | None = None
 
     def call_levels(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
-        """The noise levels at which it asks a model for an answer, on a list `sigmas` `[n + 1]` with its 0;
-        `noise` `[B, ...]`; `real`: the model, for its attributes; it is not asked. Raises ValueError for a
-        sampler that draws noise: two runs then end apart, or two equal samples of a run where its seed is
-        fixed."""
+        """Return the noise level of each call that the sampler makes of the model.
+
+        No evaluation of the model is spent.
+
+        Args:
+            noise: unit noise `[n, ...]`; only the first sample is used.
+            sigmas: schedule `[n + 1]`, with its 0.
+            real: the model; only its attributes are read.
+
+        Raises:
+            ValueError: the sampler draws noise: two of its runs end differently or, where its seed is fixed,
+                two equal samples of one run.
+        """
         ends, levels = [], list[float]()
         pair = torch.cat([noise[:1], noise[:1]]) * sigmas[0].to(noise)
         for _ in range(2):
-            free = Wrapped(_Free(real), lambda number, sigma: (1.0, 1.0))
+            free = Wrapped(FreeDenoiser(real), lambda number, sigma: (1.0, 1.0))
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.seed()
                 ends.append(self.run(free, pair, sigmas, {}))
             levels = free.levels
-        one, other = as_double(ends[0])
-        if not torch.equal(*ends) or (one - other).abs().max() > ALIKE * one.std():
-            wrong = "draws noise on its way, so no constants of it can be fitted"
-            other = "no SDE, no ancestral; eta 0; of a pack's samplers those whose names end in _ode"
-            raise ValueError(f"{self.name} {wrong}: choose one without ({other})")
+        first, second = as_double(ends[0])
+        if not torch.equal(*ends) or (first - second).abs().max() > EQUAL * first.std():
+            raise ValueError(
+                f"{self.name} draws noise while it samples, so it cannot be calibrated: choose one without "
+                "noise (no SDE, no ancestral sampler; or set eta 0; in sampler packs, names that end in _ode)"
+            )
         return levels
 
 
-class Watched:
-    """A denoiser that keeps (sigma, sum of the output) of each call, for amed.loop.check: a sampler of a host
-    does not mind NaN. Has the attributes of the denoiser."""
+class RecordingDenoiser:
+    """A denoiser that records (sigma, sum of the output) of each call, for amed.loop.check.
+
+    A host's sampler does not stop at NaN by itself. Has the attributes of the denoiser."""
 
     def __init__(self, model: Denoiser):
         self._model, self.watch = model, list[tuple[Number, Tensor]]()
@@ -76,8 +90,8 @@ class Watched:
         return getattr(self._model, name)
 
 
-class _Free:
-    """A denoiser of no cost, with the attributes of another: of data whose pixels are unit noise."""
+class FreeDenoiser:
+    """The exact denoiser of unit Gaussian data, which costs nothing; has the attributes of a real one."""
 
     def __init__(self, real: Denoiser):
         self._real = real
@@ -92,110 +106,137 @@ class _Free:
 
 @dataclass(frozen=True)
 class HostSchedule:
-    """A schedule for a sampler: its name, noise levels `[n]` (float64, falling, positive), and the levels at
-    which the sampler then asks."""
+    """A schedule for a host's sampler."""
 
-    schedule: str
-    sigmas: Tensor
-    levels: tuple[float, ...]
+    schedule: str  # name, for people
+    sigmas: Tensor  # falling, positive noise levels, float64 `[n]`; the sampler is also given a 0
+    levels: tuple[float, ...]  # noise level of each call that the sampler then makes
 
     @property
     def nfe(self) -> int:
+        """Number of evaluations."""
         return len(self.levels)
 
 
 def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[HostSchedule]:
-    """The schedules that a sampler is tried on, each of as many evaluations: the most that are not above
-    `nfe`: ours, then the host's own that are not among them, each twice: down to the model's lowest level
-    and on to 0, or to 0 instead of it. Raises ValueError for a sampler that draws noise, or takes no number
-    of them near `nfe`."""
+    """Return the schedules to try a host's sampler on.
 
-    def made(count: int) -> list[HostSchedule]:
-        found = []
+    All take the same number of evaluations: the largest that the sampler can take up to `nfe`. They are
+    plain_solvers.SCHEDULES, then the host's own ones that differ from these. Each comes in two variants: with
+    the model's lowest level before the 0, and without it.
+
+    Args:
+        sampler: the host's sampler.
+        target: the model.
+        nfe: most evaluations per sample.
+        noise: unit noise `[n, ...]`, for the shape of a sample.
+
+    Raises:
+        ValueError: the sampler draws noise, or can take no number of evaluations from nfe / 2 to `nfe`.
+    """
+
+    def engine_schedules(count: int) -> list[HostSchedule]:
+        listed = []
         for kind, rho in FLOW_SCHEDULES if target.flow else SCHEDULES:
             for longer in (0, 1):
                 if count + longer < 2:
                     continue
                 whole = schedules.make(kind, count + longer, target.sigma_min, target.sigma_max, rho)
                 name = f"{schedule_name(kind, rho)}{', no last level' * longer}"
-                own = whole[:count]
-                levels = sampler.call_levels(noise, with_zero(own), target.model)
-                found.append(HostSchedule(name, own, tuple(levels)))
-        return found
+                sigmas = whole[:count]
+                levels = sampler.call_levels(noise, with_zero(sigmas), target.model)
+                listed.append(HostSchedule(name, sigmas, tuple(levels)))
+        return listed
 
-    def hosts(count: int, taken: int, found: list[HostSchedule]) -> list[HostSchedule]:
+    def with_hosts_own(count: int, calls: int, listed: list[HostSchedule]) -> list[HostSchedule]:
         if sampler.schedules is None:
-            return found
+            return listed
         for longer in (0, 1):
-            for name, own in sampler.schedules(count + longer).items():
+            for name, sigmas in sampler.schedules(count + longer).items():
                 name = f"{name}{', no last level' * longer}"
-                own = as_double(own)[: -1 if len(own) and own[-1] == 0 else None][:count]
-                if not len(own) or not (own > 0).all() or not (own.diff() < 0).all():
+                sigmas = as_double(sigmas)[: -1 if len(sigmas) and sigmas[-1] == 0 else None][:count]
+                if not len(sigmas) or not (sigmas > 0).all() or not (sigmas.diff() < 0).all():
                     continue  # some end above 0, or have a level twice
-                if any(len(own) == len(one.sigmas) and same_times(own, one.sigmas) for one in found):
+                if any(len(sigmas) == len(s.sigmas) and same_times(sigmas, s.sigmas) for s in listed):
                     continue
-                levels = sampler.call_levels(noise, with_zero(own), target.model)
-                found = [*found, HostSchedule(name, own, tuple(levels))] if len(levels) == taken else found
-        return found
+                levels = sampler.call_levels(noise, with_zero(sigmas), target.model)
+                if len(levels) == calls:
+                    listed = [*listed, HostSchedule(name, sigmas, tuple(levels))]
+        return listed
 
-    more = set[int]()
+    above = set[int]()  # numbers of evaluations above nfe that the sampler can take
     for count in range(max(nfe, 2), 1, -1):
         first = schedules.make("polynomial", count + 1, target.sigma_min, target.sigma_max)[:count]
-        taken = len(sampler.call_levels(noise, with_zero(first), target.model))
-        more |= {taken} if taken > nfe else set()
-        if 0 < taken <= nfe:
-            if taken < nfe / 2:
+        calls = len(sampler.call_levels(noise, with_zero(first), target.model))
+        above |= {calls} if calls > nfe else set()
+        if 0 < calls <= nfe:
+            if calls < nfe / 2:
                 break
-            return hosts(count, taken, [one for one in made(count) if one.nfe == taken])
-    takes = f", but {', '.join(str(n) for n in sorted(more)[:3])}" if more else ""
-    wrong = f"{sampler.name} takes no number of evaluations near {nfe}{takes}"
-    raise ValueError(f"{wrong}: choose another")
+            return with_hosts_own(count, calls, [s for s in engine_schedules(count) if s.nfe == calls])
+    but_others = f", but {', '.join(str(n) for n in sorted(above)[:3])}" if above else ""
+    raise ValueError(
+        f"{sampler.name} takes no number of evaluations near {nfe}{but_others}: choose another number of "
+        "evaluations, or another sampler"
+    )
 
 
 def with_zero(sigmas: Tensor) -> Tensor:
+    """Return noise levels `[n]` with a 0 after them, `[n + 1]`."""
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 
 @dataclass
 class HostFit:
-    """The constants of a sampler on a list of noise levels, as a vector: log of the inner and the last times,
-    c of each call, log a of each (with_a)."""
+    """The constants of a host's sampler as one vector, and the fit of them.
+
+    The vector holds the log of all noise levels but the first, then c of each call, then log a of each call
+    (if `with_a`): float64 `[P]`."""
 
     model: Denoiser
     sampler: HostSampler
-    start: HostSchedule
-    low: float
-    batch: int
-    with_a: bool = True
+    start: HostSchedule  # the schedule at the start
+    low: float  # the model's lowest noise level
+    batch: int  # most samples in one call of the model
+    with_a: bool = True  # whether a is fitted
 
     def vector(self) -> Tensor:
-        """Where it starts, float64 `[P]`: the plain sampler."""
+        """Return the constants at the start `[P]`: those of the sampler by itself."""
         times = self.start.sigmas[1:].log()
         calls = self.start.nfe
         return torch.cat([times, times.new_ones(calls), times.new_zeros(calls * self.with_a)])
 
-    def parts(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise levels `[n]`, c and a `[E]`."""
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the noise levels `[n]`, and c and a of each call `[E]`."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         times = torch.cat([self.start.sigmas[:1], values[:inner].exp()])
         c, a = values[inner : inner + calls], values[inner + calls :]
         return times, c, a.exp() if self.with_a else torch.ones(calls, dtype=torch.float64)
 
     def build(self, values: Tensor, noise: Tensor) -> Outside:
-        times, c, a = self.parts(values)
+        """Return the predictor with these constants; `noise` `[n, ...]`: for the shape of a sample."""
+        times, c, a = self.split(values)
         levels = self.levels(values, noise)
         return Outside(times, torch.tensor(levels, dtype=torch.float64), c, a)
 
     def levels(self, values: Tensor, noise: Tensor) -> list[float]:
-        """Those at which the sampler asks: another number of them where it adds or drops a level by what its
-        list is."""
-        return self.sampler.call_levels(noise, with_zero(self.parts(values)[0]), self.model)
+        """Return the noise level of each call; their number may change if the sampler edits its schedule."""
+        return self.sampler.call_levels(noise, with_zero(self.split(values)[0]), self.model)
 
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
             keep: bool = False) -> Tensor:  # fmt: skip
-        """Where samples end; memos: one a batch. Raises NotFiniteError if the model returns NaN."""
-        times, c, a = (v.tolist() for v in self.parts(values))
+        """Return the end states `[n, ...]` of samples.
+
+        Args:
+            values: the constants.
+            samples: to run.
+            memos: the calls of an earlier run, one per batch, that answer equal calls of this one.
+            keep: record this run in the memos.
+
+        Raises:
+            NotFiniteError: the model returned NaN or infinity.
+        """
+        times, c, a = (v.tolist() for v in self.split(values))
         sigmas = with_zero(torch.tensor(times, dtype=torch.float64))
 
         def at(number: int, sigma: float) -> tuple[float, float]:
@@ -205,22 +246,24 @@ class HostFit:
         for i, part in enumerate(samples.batches(self.batch)):
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
-            watched = Watched(model)
-            ends.append(self.sampler.run(Wrapped(watched, at), x, sigmas, part.args))
-            check(watched.watch, x, ends[-1])
+            recording = RecordingDenoiser(model)
+            ends.append(self.sampler.run(Wrapped(recording, at), x, sigmas, part.args))
+            check(recording.watch, x, ends[-1])
         return torch.cat(ends)
 
     def steps(self, values: Tensor) -> Tensor:
-        """Of the secants."""
+        """Return the finite-difference step of each constant `[P]`."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         logs = torch.cat([self.start.sigmas[:1].log(), values[:inner]])
         below = torch.cat([logs.diff().neg()[1:], logs.new_full((1,), math.inf)])
         gaps = torch.minimum(logs.diff().neg(), below).clamp(max=1.0)
-        more = [gaps.new_full((calls,), STEPS[k]) for k in ("c", "a")[: 1 + self.with_a]]
-        return torch.cat([WIDE * gaps, *more])
+        scales = [gaps.new_full((calls,), STEPS[k]) for k in ("c", "a")[: 1 + self.with_a]]
+        return torch.cat([WIDE * gaps, *scales])
 
     def bounded(self, values: Tensor, moved: Tensor) -> Tensor:
-        """`moved`, within each constant's reach of `values` and its bounds, times in order."""
+        """Return `moved` `[P]` limited to each constant's reach from `values` and to its bounds.
+
+        Times stay in order."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         kinds = ["t"] * inner + ["c"] * calls + ["a"] * calls * self.with_a
         limits = [(PARAMETERS[k].reach, PARAMETERS[k].low, PARAMETERS[k].high) for k in kinds]
@@ -232,17 +275,29 @@ class HostFit:
         return moved
 
     def cost(self) -> int:
-        """Evaluations of `iterate`, of each sample."""
+        """Return the evaluations per sample of `iterate`."""
         calls, inner = self.start.nfe, len(self.start.sigmas) - 1
-        each = calls / len(self.start.sigmas)  # calls a step
-        times = sum(calls - int(n * each) for n in range(1, inner + 1))
-        whole = calls * (calls - 1) // 2 + self.with_a * calls * (calls + 1) // 2
-        return calls + times + whole + len(DAMPINGS) * calls
+        per_step = calls / len(self.start.sigmas)
+        times = sum(calls - int(n * per_step) for n in range(1, inner + 1))
+        scales = calls * (calls - 1) // 2 + self.with_a * calls * (calls + 1) // 2
+        return calls + times + scales + len(DAMPINGS) * calls
 
     def iterate(
         self, values: Tensor, samples: Samples, scale: float
     ) -> Generator[str, None, tuple[float, Tensor]]:
-        """One iteration from `values`: the best loss on the samples, and where; yields what it is doing."""
+        """Run one Gauss-Newton iteration.
+
+        Args:
+            values: constants at the start `[P]`.
+            samples: to fit to.
+            scale: of the robust error, a mean squared error.
+
+        Yields:
+            Lines of progress.
+
+        Returns:
+            The robust error and the constants of the best trial, or of `values` if no trial is better.
+        """
         memos = [Memo(self.model) for _ in samples.batches(self.batch)]
         end = self.end(values, samples, memos, keep=True)
         equations = NormalEquations(len(values))

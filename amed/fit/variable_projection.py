@@ -1,17 +1,15 @@
-"""Variable projection: of a table only the times are searched, its weights follow in closed form.
+"""Variable projection: only the times of a table are searched; its weights follow in closed form.
 
-The student runs once, and at each step the weights of its slopes (of their parts, and the offset) are those
-that bring it nearest to where the reference is at the next time. A step is linear in them, so a least-squares
-problem of a few unknowns gives them; it costs no evaluation beyond the run itself. What times are worth with
-the best weights *on them* is then known for the price of sampling, and Gauss-Newton moves the times, the
-weights following at every trial.
+The student runs once. At each step the weights of its slopes (of their parts, and the offset) are those that
+bring the state nearest to the reference at the next time. A step is linear in them, so they are the solution
+of a small least-squares problem and cost no evaluation beyond the run itself. So one run tells how good some
+times are with the best weights *on them*, and Gauss-Newton moves the times.
 
-Also tried, on the demo model, and left out: weights that follow the sample (its norm, its slopes' ratios,
-what its image does locally: worse than constants, or 3 % better), the level the model is told as a second
-unknown of each step, a common correction of each step's weights that the end state chooses, each step's
-energy by band as the reference's (15 % less Frechet distance, 1 % more error), an offset for each place of
-the image (8 % better on emoji, which all stand in the middle), bands by FFT or cosines (as good as a pyramid,
-and slower)."""
+Tried on the demo model and left out: weights that depend on the sample (on its norm, the ratios of its slopes
+or the local image: worse than constants, or 3 % better), the model's noise level as a second unknown of each
+step, a common correction of each step's weights chosen by the end state, each step's energy per band matched
+to the reference's (15 % less Fréchet distance, 1 % more error), an offset for each place of the image
+(8 % better on emoji, which all stand in the middle), bands by FFT or cosines (not better, and slower)."""
 
 import math
 from collections.abc import Generator, Iterator, Sequence
@@ -33,84 +31,89 @@ from .parametrisation import ordered
 from .plain_solvers import Setting
 from .samples import Path, Samples, in_batches, per_sample, robust
 
-LAGS = 4  # slopes whose weights are fitted: more cost evaluations and brought nothing
-ROUNDS = 3  # of reweighting
-SIMPLER = 0.1  # how strongly the simpler table itself is pulled, in shares of the ridge
+LAGS = 4  # slopes whose weights are fitted; more cost evaluations and did not help
+ROUNDS = 3  # of reweighted least squares
+SIMPLER = 0.1  # ridge of the simpler table itself, in shares of the table's ridge
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a table is made of: how its slopes are split, whether each channel has an offset, how strongly
-    the weights are pulled towards the simpler table's (in shares of each slope's own square), and the rows
-    whose evaluation leaves the unconditional half out."""
+    """The form of a table: which weights it has, and how strongly they are regularised."""
 
-    parts: str = ""
-    offset: bool = False
-    ridge: float = 1e-6
-    alone: tuple[int, ...] = ()
+    parts: str = ""  # how slopes are split, a name of PARTS; "" for no split
+    offset: bool = False  # whether each channel has an offset
+    ridge: float = 1e-6  # pull towards the simpler table's weights, in shares of each slope's own square
+    spared: tuple[int, ...] = ()  # rows whose evaluation skips the unconditional half
 
     @property
     def text(self) -> str:
-        """For people."""
-        made = [*filter(None, self.parts.split("+")), *["offset"] * self.offset]
-        return f"{' and '.join(made) or 'whole slopes'}, ridge {self.ridge:g}"
+        """The parts, the offset and the ridge, for people."""
+        words = [*filter(None, self.parts.split("+")), *["offset"] * self.offset]
+        return f"{' and '.join(words) or 'whole slopes'}, ridge {self.ridge:g}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A student's run with weights found on the way: its times, weights `[N, H, S]`, offsets `[N, C]`, and
-    the state at every time (at the last, the end; before it, looked at)."""
+    """A run of a student whose weights were found on the way."""
 
-    sigmas: Tensor
-    weights: Tensor
-    states: list[State]
+    sigmas: Tensor  # times, float64 `[N+1]`
+    weights: Tensor  # `[N, H, S]` of each step on the H newest slopes and their S parts
+    states: list[State]  # at each time after its evaluation, and the end state
     shape: Shape = field(default_factory=Shape)
-    offset: Tensor | None = None
+    offset: Tensor | None = None  # `[N, C]` of each step and channel; None for no offsets
 
     @property
     def end(self) -> Tensor:
+        """The end states `[n, ...]`."""
         return self.states[-1].x
 
     @property
     def table(self) -> Multistep:
+        """The predictor with these times and weights."""
         shape = self.shape
-        return Multistep(self.sigmas, self.weights, None, shape.parts, self.offset, shape.alone)
+        return Multistep(self.sigmas, self.weights, None, shape.parts, self.offset, shape.spared)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A run with weights in closed form, its loss on the samples it was found on, and what it is."""
+    """A table with weights in closed form."""
 
-    loss: float
-    name: str
+    loss: float  # robust error on the samples that it was fitted to
+    name: str  # for people
     run: Run
-    afs: bool
-    refined: bool = False
+    afs: bool  # whether the first step is analytic
+    refined: bool = False  # whether its times were refined
 
     @property
     def cost(self) -> int:
-        """Evaluations of `refine`, of each sample."""
+        """Evaluations per sample of `VariableProjection.refine`."""
         moves = len(self.run.sigmas) - 2
         return moves * (moves + 1) // 2 + len(DAMPINGS) * (moves + 1 - self.afs)
 
 
 @dataclass(frozen=True)
 class VariableProjection:
-    """Fits weights on at most `lags` slopes, and times, to samples whose reference trajectories are known.
-    `scale`: of the robust error."""
+    """Fits weights and times of tables to samples with known reference trajectories."""
 
     model: Denoiser
     samples: Samples
-    path: Path
-    scale: float = 1.0
-    batch: int = 16
-    lags: int = LAGS
-    evaluate: Evaluate = plain
+    path: Path  # reference trajectories of the samples
+    scale: float = 1.0  # of the robust error, a mean squared error
+    batch: int = 16  # most samples in one call of the model
+    lags: int = LAGS  # most slopes whose weights are fitted
+    evaluate: Evaluate = plain  # how the model is called
 
     @torch.no_grad()
     def run(self, sigmas: Tensor, afs: bool, shape: Shape, known: Run | None = None, since: int = 0) -> Run:
-        """With the best weights on `sigmas` `[N+1]`, float64, from interval `since` on. known: an earlier run
-        whose times up to and including number `since` are the same; what came before is taken from it."""
+        """Run with the best weights on some times.
+
+        Args:
+            sigmas: times, float64 `[N+1]`.
+            afs: whether the first step is analytic.
+            shape: of the table.
+            known: an earlier run with the same times up to number `since`, to continue from there.
+            since: interval from which the weights are fitted; those before are `known`'s.
+        """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
         usual = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
         weights = torch.zeros(steps, min(self.lags, steps), parts.count, dtype=torch.float64)
@@ -124,18 +127,21 @@ class VariableProjection:
             before, state = known.states[:since], known.states[since]
 
         def decide(n: int, state: State) -> Weights:
-            """Row n's weights; its offset is written where the row has it."""
+            """Return row n's weights; write its offset into the tensor that the row holds."""
             t, t_next = sigmas[n : n + 2].tolist()
             hand = list(reversed(state.slopes))[: weights.shape[1]]
-            slots = [(k, s) for k, kept in enumerate(hand) for s, part in enumerate(kept) if part is not None]
+            slots = [
+                (k, s) for k, slope in enumerate(hand) for s, part in enumerate(slope) if part is not None
+            ]
             wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
             products = [self.products(hand, wanted, p, shape) for p in self.slices]
             prior = torch.tensor([simpler(usual[n], hand, k, s) for k, s in slots], dtype=torch.float64)
             prior = torch.cat([prior, prior.new_zeros(offset.shape[1])])
-            found = best_weights(torch.cat(products), prior, shape.ridge, alike(parts, slots, len(prior)))
-            for (k, s), w in zip(slots, found.tolist()):
+            groups = band_groups(parts, slots, len(prior))
+            solution = best_weights(torch.cat(products), prior, shape.ridge, groups)
+            for (k, s), w in zip(slots, solution.tolist()):
                 weights[n, k, s] = w
-            offset[n] = found[len(slots) :]
+            offset[n] = solution[len(slots) :]
             shifts[n].copy_(((t_next - t) * offset[n]).to(shifts[n]).view(shifts[n].shape))
             return tuple(map(tuple, ((t_next - t) * weights[n, : len(hand)]).tolist()))
 
@@ -144,28 +150,38 @@ class VariableProjection:
 
         def rows() -> Iterator[Row]:
             for n in range(since, steps):
-                wants = frozenset({"cond"} if n in shape.alone else ())
+                wants = frozenset({"cond"} if n in shape.spared else ())
                 shift = shifts[n] if shape.offset else None
                 weigh = partial(decide, n)
                 yield Row(float(sigmas[n]), weigh, analytic=afs and n == 0, wants=wants, offset=shift)
 
-        ask = in_batches(self.batch, self.evaluate)
-        problem = Problem(self.model, self.samples.args, ask, noise.dtype, parts)
+        evaluate = in_batches(self.batch, self.evaluate)
+        problem = Problem(self.model, self.samples.args, evaluate, noise.dtype, parts)
         states = list(loop(problem, rows(), state))
         looked = [state for state in states if state.looked]
-        own = offset if shape.offset else None
-        return Run(sigmas, weights, [*before, *looked, states[-1]], shape, own)
+        return Run(sigmas, weights, [*before, *looked, states[-1]], shape, offset if shape.offset else None)
 
     @property
     def slices(self) -> list[slice]:
+        """The slices of the samples that are computed at once."""
         return [slice(i, i + self.batch) for i in range(0, len(self.samples), self.batch)]
 
     def products(self, hand: Sequence[tuple[Tensor | None, ...]], wanted: Tensor, part: slice,
                  shape: Shape) -> Tensor:  # fmt: skip
-        """Inner products `[n, k+1, k+1]` of some samples' slopes (by parts), channels, and what is wanted."""
+        """Return the inner products of the unknowns' directions and the wanted slope, for some samples.
+
+        Args:
+            hand: slopes in hand by parts, newest first.
+            wanted: slope `[n, ...]` that leads to the reference.
+            part: slice of the samples.
+            shape: of the table.
+
+        Returns:
+            `[n, k+1, k+1]`: the k slopes' parts and channels, and last the wanted slope.
+        """
         split = PARTS[shape.parts]
         columns = [
-            v for kept in hand for v in split.full([None if d is None else d[part] for d in kept])
+            v for slope in hand for v in split.full([None if d is None else d[part] for d in slope])
             if v is not None
         ]  # fmt: skip
         # [n, k + 1, C, pixels]; slopes are nearly parallel, and float32 here cost a fit up to 66 % more error
@@ -174,25 +190,27 @@ class VariableProjection:
         inner = flat @ flat.mT
         if not shape.offset:
             return inner
-        sums = basis.sum(dim=3)  # with an image that is 1 in one channel
-        own = torch.eye(sums.shape[2], dtype=torch.float64).expand(len(sums), -1, -1) * basis.shape[3]
+        sums = basis.sum(dim=3)  # inner products with the image that is 1 in one channel
+        squares = torch.eye(sums.shape[2], dtype=torch.float64).expand(len(sums), -1, -1) * basis.shape[3]
         k = len(columns)
         upper = torch.cat([inner[:, :k, :k], sums[:, :k], inner[:, :k, k:]], dim=2)
-        middle = torch.cat([sums[:, :k].mT, own, sums[:, k:].mT], dim=2)
+        middle = torch.cat([sums[:, :k].mT, squares, sums[:, k:].mT], dim=2)
         lower = torch.cat([inner[:, k:, :k], sums[:, k:], inner[:, k:, k:]], dim=2)
         return torch.cat([upper, middle, lower], dim=1)
 
     def loss(self, run: Run) -> float:
+        """Return the robust error of a run's end states to the references."""
         return robust(per_sample(run.end, self.samples.end), self.scale)
 
     def candidate(
         self, sigmas: Tensor, afs: bool, shape: Shape, name: str, refined: bool = False
     ) -> Candidate:
+        """Return the table with the best weights on times `[N+1]`; the other arguments are Candidate's."""
         run = self.run(sigmas, afs, shape)
         return Candidate(self.loss(run), name, run, afs, refined)
 
     def schedules(self, settings: list[Setting], shape: Shape) -> Generator[str, None, list[Candidate]]:
-        """The settings' schedules, best first; yields what it is doing."""
+        """Fit weights on the schedule of each setting; yields lines of progress, returns the best first."""
         tried = []
         for setting in settings:
             name = f"closed form on {setting.schedule}"
@@ -201,11 +219,19 @@ class VariableProjection:
         return sorted(tried, key=lambda candidate: candidate.loss)
 
     def refine(self, start: Candidate, wide: float) -> Generator[str, None, Candidate]:
-        """One Gauss-Newton iteration on the times, whose weights follow, with Cauchy's weights of the
-        samples: where it led, the start itself where nowhere better; yields what it is doing.
+        """Run one Gauss-Newton iteration on the times; the weights follow at every trial.
 
-        wide: derivatives are secants, over this share of the gap to the nearer of a time's neighbours. Images
-        that jump make the loss rough: narrow ones see nothing else, and lead nowhere from NFE 7 on."""
+        Args:
+            start: the table to refine.
+            wide: width of the finite differences, in shares of a time's distance to its nearer neighbour.
+                Narrow ones fail from NFE 7 on, because samples that jump to another image roughen the loss.
+
+        Yields:
+            Lines of progress.
+
+        Returns:
+            The best of the trials and `start`.
+        """
         run, name = start.run, f"{start.name.removesuffix(', times refined')}, times refined"
         logs, reach = run.sigmas.log(), PARAMETERS["t"].reach
         equations = NormalEquations(len(logs) - 2)
@@ -227,32 +253,56 @@ class VariableProjection:
         return min([start, *(candidate for _, candidate in tried)], key=lambda c: c.loss)
 
 
-def alike(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
-    """Of weights by (lag, part), and then offsets, which of the simpler table's each has, `[count, m]`: bands
-    have the same."""
+def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
+    """Return which unknowns share a weight in the simpler table: the bands of a part do.
+
+    Args:
+        parts: how slopes are split.
+        slots: (lag, part) of each weight.
+        count: number of unknowns k; those after the weights are offsets.
+
+    Returns:
+        `[k, m]`: 1 where an unknown belongs to one of the m groups, 0 elsewhere.
+    """
     levels = parts.levels or (0,) * parts.count
     of = [*((k, s - levels[s]) for k, s in slots), *((n, -1) for n in range(count - len(slots)))]
-    names = list(dict.fromkeys(of))
-    return torch.tensor([[float(name == one) for name in names] for one in of], dtype=torch.float64)
+    groups = list(dict.fromkeys(of))
+    return torch.tensor([[float(group == name) for group in groups] for name in of], dtype=torch.float64)
 
 
 def simpler(usual: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
-    """The weight that a slope's part has in the simpler table: `usual` by lag, the same for all parts; where
-    the newest slope lacks this part, the newest there is stands in for all."""
+    """Return the prior weight of a slope's part: the plain solver's.
+
+    Where the newest slope lacks this part, the newest slope that has it stands in for all.
+
+    Args:
+        usual: the plain solver's weights by lag.
+        hand: slopes in hand by parts, newest first; a part is None where it was not evaluated.
+        lag: of the slope, 0 for the newest.
+        part: number of the part.
+    """
     if hand[0][part] is not None:
         return float(usual[lag]) if lag < len(usual) else 0.0
-    newest = next(k for k, kept in enumerate(hand) if kept[part] is not None)
+    newest = next(k for k, slope in enumerate(hand) if slope[part] is not None)
     return float(usual.sum()) if lag == newest else 0.0
 
 
-def best_weights(products: Tensor, prior: Tensor, ridge: float = 1e-6, alike: Tensor | None = None) -> Tensor:
-    """Weights w `[k]` for which the sum of w times slopes is nearest to what is wanted, by reweighted least
-    squares with Cauchy's weights, so that a sample that goes elsewhere does not decide. products `[n, k+1,
-    k+1]`: each sample's inner products of its slopes and, last, what is wanted.
+def best_weights(
+    products: Tensor, prior: Tensor, ridge: float = 1e-6, groups: Tensor | None = None
+) -> Tensor:
+    """Return the weights `[k]` whose sum of slopes is nearest to the wanted slope.
 
-    ridge: pull, in shares of each slope's own square, towards the simpler table. alike `[k, m]`: of each
-    slope which of the m weights of that table it has, 1 there (a slope's parts have the same); those are
-    found in the same way, a tenth as strongly pulled towards `prior`. None: `prior` is that table."""
+    Least squares are reweighted by Cauchy's weights, so that a sample that jumps to another image does not
+    decide.
+
+    Args:
+        products: `[n, k+1, k+1]`, see VariableProjection.products.
+        prior: weights `[k]` of the plain solver.
+        ridge: pull towards the simpler table, in shares of each slope's own square.
+        groups: `[k, m]`, see `band_groups`. The simpler table has one weight per group; its weights are found
+            in the same way, with a pull SIMPLER times as strong towards `prior`. None: the simpler table is
+            `prior`.
+    """
     count, w = len(prior), prior.clone()
     gram, right, square = products[:, :count, :count], products[:, :count, count], products[:, count, count]
     for _ in range(ROUNDS):
@@ -260,16 +310,19 @@ def best_weights(products: Tensor, prior: Tensor, ridge: float = 1e-6, alike: Te
         trust = 1 / (1 + errors / errors.median().clamp(min=1e-30))
         matrix, vector = torch.einsum("n,nkl->kl", trust, gram), trust @ right
         simple = prior
-        if alike is not None:
-            first = alike.T @ prior / alike.sum(dim=0)
-            simple = alike @ pulled(alike.T @ matrix @ alike, alike.T @ vector, first, SIMPLER * ridge)
-        w = pulled(matrix, vector, simple, ridge)
+        if groups is not None:
+            first = groups.T @ prior / groups.sum(dim=0)
+            matrix_m, vector_m = groups.T @ matrix @ groups, groups.T @ vector
+            simple = groups @ ridge_solution(matrix_m, vector_m, first, SIMPLER * ridge)
+        w = ridge_solution(matrix, vector, simple, ridge)
     return w
 
 
-def pulled(matrix: Tensor, vector: Tensor, prior: Tensor, ridge: float) -> Tensor:
-    """Least squares by its normal equations, each unknown pulled to `prior` in shares of its own square."""
-    own = matrix.diagonal()
-    pull = torch.diag(ridge * own.clamp(min=1e-9 * float(own.max()) + 1e-30))
-    found: Tensor = prior + torch.linalg.solve(matrix + pull, vector - matrix @ prior)
-    return found
+def ridge_solution(matrix: Tensor, vector: Tensor, prior: Tensor, ridge: float) -> Tensor:
+    """Solve the normal equations `[k, k]`, `[k]` with each unknown pulled towards `prior`.
+
+    The strength of the pull is `ridge` times the unknown's own diagonal element."""
+    squares = matrix.diagonal()
+    pull = torch.diag(ridge * squares.clamp(min=1e-9 * float(squares.max()) + 1e-30))
+    solution: Tensor = prior + torch.linalg.solve(matrix + pull, vector - matrix @ prior)
+    return solution

@@ -71,7 +71,7 @@ def test_a_run_from_the_middle_is_the_whole_run(model, noise, form):
         moved = values.clone()
         moved[i] += c.step
         assert torch.allclose(
-            runner.again(moved, noise, {}, states, c), runner.end(moved, noise, {}), atol=1e-9
+            runner.rerun(moved, noise, {}, states, c), runner.end(moved, noise, {}), atol=1e-9
         )
         counted += counter.evaluations - run_costs
         counter.evaluations = 0
@@ -166,7 +166,7 @@ def test_a_fit_goes_on_from_a_file(model):
     first = finished(calibration_of(model))
     second = finished(calibration_of(model, seed=1, start=first.fitted))
     assert second.improved
-    with pytest.raises(ValueError, match="gone on"):
+    with pytest.raises(ValueError, match="cannot be resumed"):
         calibration_of(model, 6, start=first.fitted)
 
 

@@ -377,5 +377,5 @@ def test_parts_are_polished(low, toy):
     for i, c in enumerate(form.constants):
         moved = values.clone()
         moved[i] += c.step
-        again, end = runner.again(moved, noise, {}, states, c), runner.end(moved, noise, {})
+        again, end = runner.rerun(moved, noise, {}, states, c), runner.end(moved, noise, {})
         assert torch.allclose(again, end, atol=1e-9) and not torch.equal(end, states[-1].x)

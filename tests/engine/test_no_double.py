@@ -33,7 +33,7 @@ from amed.evaluate import FromModule, Guided, asked
 from amed.files import Library
 from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
-from amed.fit.compare import usual
+from amed.fit.compare import usual_rivals
 from amed.fit.greedy import greedy_table
 from amed.fit.host_calibration import HostCalibration
 from amed.fit.measures import Statistics, frechet, rmse, run
@@ -445,7 +445,7 @@ def test_greedy_tables_and_rivals():
         ]
         here, there = (torch.stack(list(table.values.values())) for table in tables)
         assert torch.allclose(here, there, atol=1e-3)
-    for name, rival in usual(target_on(DEVICE), 4).items():
+    for name, rival in usual_rivals(target_on(DEVICE), 4).items():
         end = rival(Model(DEVICE), noise(DEVICE) / 40, {})
         assert end.cpu().isfinite().all(), name
     ask = in_batches(2)
