@@ -105,11 +105,11 @@ def test_interrupted_before_there_is_anything(toy_target, tmp_path):
 
 def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
     whole = fit(toy_target, Job((5,), budget=6000), path_in(tmp_path), lambda progress: None)
-    before = whole.kept[0].path.read_bytes()
+    before = whole.fits[0].path.read_bytes()
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=6000, seed=1), path_in(tmp_path), stop_at(0.5), outcome)
-    assert whole.kept[0].path.read_bytes() == before
+    assert whole.fits[0].path.read_bytes() == before
     assert outcome.fits[0].path.name == "my-nfe5-2.safetensors"
     assert "my-nfe5.safetensors stays, it is finished" in outcome.text
 
