@@ -90,7 +90,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Walk:
-    """The path of one sample."""
+    """A run of one sample: the states that it passed, and the table that moved it."""
 
     states: Tensor  # x at each of the N rows, and the end state; float32 on the CPU, `[N+1, ...]`
     table: Table  # the rows as they ran, with the numbers for this sample
@@ -142,7 +142,7 @@ def walk(
 
 
 def recorded(rows: Iterable[Row], record: list[Row]) -> Iterator[Row]:
-    """Yield rows unchanged, and append each to `record` when it moves, with its weights as plain numbers.
+    """Yield a run's rows, and append each to `record` when it moves, with its weights as plain numbers.
 
     A row's weights may be computed only once, so they are recorded while the loop computes them."""
 

@@ -120,7 +120,7 @@ class Calibration(Stages):
         return self._preview(self.search.judge, solver, self.search.ends[best], fit_end)
 
     def _rivals(self) -> Iterator[str]:
-        """Run the host's solvers at their usual settings on the held-out samples."""
+        """Run the rivals, solvers at their usual settings, on the held-out samples."""
         nfe, judge = self.settings.plain_nfe, self.searched.judge
         rivals = usual_rivals(self.target, nfe) if self.target.rivals is None else self.target.rivals(nfe)
         for name, rival in rivals.items():
@@ -128,10 +128,10 @@ class Calibration(Stages):
             yield f"{name} as usually set: {rmse(end, judge.held_out.end):.4f}"
 
     def _starts(self) -> Iterator[str]:
-        """Open fits and score their starts.
+        """Add the fits and score their starts.
 
-        A predictor to resume from is the only start. Otherwise multistep starts from the best plain solver
-        and from tables in closed form, the paper's students from greedy constants."""
+        If there is a predictor to resume from, it is the only start. Otherwise multistep starts from the best
+        plain solver and from tables in closed form, the paper's students from greedy constants."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if not isinstance(constants, Constants | Multistep):
@@ -145,7 +145,7 @@ class Calibration(Stages):
             yield from self._students()
 
     def _fit(self, name: str, constants: Multistep | Constants, afs: bool) -> Fit:
-        """Add a fit at its start."""
+        """Add a fit that starts from these constants."""
         solver = solver_of(self.settings.sampler)
         self.fits.append(Fit.at(name, Parametrisation(solver, constants, afs, LAGS)))
         return self.fits[-1]
@@ -224,7 +224,7 @@ class Calibration(Stages):
                 self._score(fit, fit.parametrisation.bounded(mean, mean))
 
     def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[str]:
-        """Run one iteration on `count` samples from number `first` on, and score it."""
+        """Run one iteration of a fit on `count` samples from number `first` on, and score the result."""
         yield from self.references.make(first + count)
         samples = self.references.take(first, count)
         yield from fit.iterate(self.model, samples, self.settings.batch, self.searched.judge.scale)

@@ -37,7 +37,7 @@ class Row:
     fd_ref: float | None  # Fréchet distance to the reference; None without features
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields for a file, rounded; without fd_ref if it is None."""
+        """Return the row as rounded numbers for a file; without fd_ref if it is None."""
         row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
         row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
@@ -57,7 +57,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """The result in a sentence, and the warnings, for people."""
+        """The calibration's result in one sentence, and its warnings, for people."""
         first, best = self.rows[0], self.rows[1]
         verdict = (
             f"error {first.error:.3f}, {first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
@@ -69,7 +69,7 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """Reasons not to use the result, for people: another solver is better, or no solver is usable."""
+        """Reasons not to use the saved predictor, for people: another solver is better, or it is unusable."""
         first, *others = self.rows
         nearest = min(others, key=lambda row: row.error)
         warnings = []
@@ -91,10 +91,11 @@ class Result:
 
 
 def without_sampling(ends: Tensor) -> Tensor:
-    """Return what no sampling at all gives for each reference `[n, ...]`: the reference of another noise.
+    """Return the images that stand for "no sampling at all", to compare a predictor with.
 
-    The mean of all references would be too strict a bar: in squared error it beats every sharp image that is
-    not exactly the reference. A single reference gives infinity."""
+    For each reference image `[n, ...]` it is another reference image, from another noise. The mean of all
+    references would be too strict a bar: in squared error it beats every sharp image that is not exactly the
+    reference. With a single reference the result is infinite."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 
@@ -136,7 +137,7 @@ class Judge:
         return robust(per_sample(end, self.held_out.end), self.scale)
 
     def verdict(self, end: Tensor) -> dict[str, Any]:
-        """Return the metrics that mark end states as unusable; see `verdict`."""
+        """Return the metrics that mark a predictor with these end states as unusable, if it is."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def metrics(

@@ -51,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class SavedFit:
-    """A fit that was saved."""
+    """The result of a calibration that was saved to a predictor file."""
 
     result: Result
     fitted: Fitted  # the predictor, named after its file
@@ -61,7 +61,7 @@ class SavedFit:
 
 @dataclass
 class Outcome:
-    """The saved fits of a job."""
+    """The calibrations of a job that were saved."""
 
     fits: list[SavedFit] = field(default_factory=list)
     interrupted: bool = False  # whether an exception ended the job early
@@ -107,7 +107,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], on_progress: Call
     total, done = sum(each.budget for each in settings), 0
 
     def report(progress: Progress) -> None:
-        """Turn the progress of a fit into that of the job; later fits are taken to run at the same speed."""
+        """Report the progress of one fit as that of the job; later fits are assumed to be as fast."""
         later = total - done - progress.budget
         left = max(progress.budget - progress.evaluations, 1)
         seconds = progress.seconds * (1 + later / left)

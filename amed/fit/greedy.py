@@ -45,7 +45,7 @@ class Interval:
         return [replace(row, needed=None) for row in rows[(lead + 2 * n if n else 0) : lead + 2 * n + 2]]
 
     def opened(self) -> "Interval":
-        """Return the interval after its first evaluation, which no constant changes."""
+        """Return the interval with its state after the first evaluation, which no constant changes."""
         run = loop(self.problem, self.rows({}), self.state)
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 

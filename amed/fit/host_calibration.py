@@ -89,12 +89,12 @@ class HostCalibration(Stages):
         yield self._progress("fit", "done")
 
     def _fit(self, schedule: HostSchedule, with_a: bool = True) -> HostFit:
-        """Return a fit of the sampler on a schedule."""
+        """Return a fit of the host's sampler that starts on a schedule."""
         batch = self.settings.batch
         return HostFit(self.model, self.sampler, schedule, self.target.sigma_min, batch, with_a)
 
     def _schedules(self, judge: Judge) -> Iterator[str]:
-        """Try the sampler on all its schedules, and the best ones on the held-out samples."""
+        """Try the host's sampler on all its schedules, and the best ones on the held-out samples."""
         first, noise = self.references.held_out, judge.held_out.noise[:1]
         listed = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
         yield from self.references.make(first + SCHEDULE_SAMPLES)
@@ -116,13 +116,13 @@ class HostCalibration(Stages):
         self.plain = min(tried, key=lambda candidate: candidate.score)
 
     def _searched(self) -> tuple[Judge, HostCandidate]:
-        """Return the judge, and the sampler on its best schedule."""
+        """Return the judge, and the host's sampler on its best schedule; RuntimeError before the search."""
         if self.judge is None or self.plain is None:
             raise RuntimeError("no result yet: run() has not finished the search of schedules")
         return self.judge, self.plain
 
     def _usual(self) -> Iterator[str]:
-        """Run the sampler on the karras schedule, its usual setting, with as many evaluations.
+        """Run the host's sampler on the karras schedule, the usual setting, with as many evaluations.
 
         A sampler that skips the last level gets one level more."""
         judge, plain = self._searched()

@@ -106,7 +106,7 @@ class FreeDenoiser:
 
 @dataclass(frozen=True)
 class HostSchedule:
-    """A schedule for a host's sampler."""
+    """A schedule that a host's sampler can be run on."""
 
     schedule: str  # name, for people
     sigmas: Tensor  # falling, positive noise levels, float64 `[n]`; the sampler is also given a 0
@@ -114,7 +114,7 @@ class HostSchedule:
 
     @property
     def nfe(self) -> int:
-        """Number of evaluations."""
+        """Number of evaluations per sample on this schedule."""
         return len(self.levels)
 
 
@@ -200,13 +200,13 @@ class HostFit:
     with_a: bool = True  # whether a is fitted
 
     def vector(self) -> Tensor:
-        """Return the constants at the start `[P]`: those of the sampler by itself."""
+        """Return the constants `[P]` at the start, which leave the sampler as it is."""
         times = self.start.sigmas[1:].log()
         calls = self.start.nfe
         return torch.cat([times, times.new_ones(calls), times.new_zeros(calls * self.with_a)])
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the noise levels `[n]`, and c and a of each call `[E]`."""
+        """Split a vector of constants into noise levels `[n]`, c `[E]` and a `[E]` of each call."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         times = torch.cat([self.start.sigmas[:1], values[:inner].exp()])
         c, a = values[inner : inner + calls], values[inner + calls :]
@@ -225,10 +225,10 @@ class HostFit:
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
             keep: bool = False) -> Tensor:  # fmt: skip
-        """Return the end states `[n, ...]` of samples.
+        """Run the host's sampler with some constants, and return the end states `[n, ...]`.
 
         Args:
-            values: the constants.
+            values: the constants `[P]`.
             samples: to run.
             memos: the calls of an earlier run, one per batch, that answer equal calls of this one.
             keep: record this run in the memos.
@@ -252,7 +252,7 @@ class HostFit:
         return torch.cat(ends)
 
     def steps(self, values: Tensor) -> Tensor:
-        """Return the finite-difference step of each constant `[P]`."""
+        """Return the finite-difference steps `[P]` of the constants."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         logs = torch.cat([self.start.sigmas[:1].log(), values[:inner]])
         below = torch.cat([logs.diff().neg()[1:], logs.new_full((1,), math.inf)])
@@ -275,7 +275,7 @@ class HostFit:
         return moved
 
     def cost(self) -> int:
-        """Return the evaluations per sample of `iterate`."""
+        """Return the number of evaluations per sample that `iterate` takes."""
         calls, inner = self.start.nfe, len(self.start.sigmas) - 1
         per_step = calls / len(self.start.sigmas)
         times = sum(calls - int(n * per_step) for n in range(1, inner + 1))

@@ -64,7 +64,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features: Tensor) -> "Statistics":
-        """Return the statistics of features `[n, F]`.
+        """Return the mean and covariance of features `[n, F]`.
 
         Raises:
             ValueError: fewer than 2 rows, or a value is not finite.

@@ -20,7 +20,7 @@ CLOSEST = 0.05  # least distance of two times, in log sigma
 
 @dataclass(frozen=True)
 class Constant:
-    """One element of the vector."""
+    """One element of the vector of fitted constants."""
 
     kind: str  # a name of PARAMETERS
     n: int  # interval; for a time, its index among the base times
@@ -32,7 +32,7 @@ class Constant:
 
     @property
     def parameter(self) -> Parameter:
-        """The kind's description."""
+        """The description of this kind of constant: step, bounds and transform."""
         return PARAMETERS[self.kind]
 
 
@@ -105,7 +105,7 @@ class Parametrisation:
         return Constants(sigmas, start.rescales, start.names, **lists)
 
     def table(self, predictor: Multistep | Constants) -> Table:
-        """Return the table of a predictor for this student."""
+        """Return the table that runs a predictor of this student."""
         if isinstance(predictor, Multistep):
             return predictor.table(None, self.afs)
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
@@ -145,7 +145,9 @@ class Runner:
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
     ) -> Iterator[State]:
-        """Run from the start or from a state; all slopes are stored, since other constants may need them."""
+        """Yield the states of a run from the start, or from `state`.
+
+        All slopes are stored, since runs with other constants that start in the middle may need them."""
         predictor = self.parametrisation.build(values)
         rows = [replace(row, needed=None) for row in self.parametrisation.table(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)

@@ -25,7 +25,7 @@ PATIENCE = 6  # iterations without a better held-out score before the fit stops
 
 @dataclass
 class Fit:
-    """A running joint fit."""
+    """The state of a running joint fit."""
 
     name: str  # for people
     parametrisation: Parametrisation
@@ -40,7 +40,7 @@ class Fit:
 
     @classmethod
     def at(cls, name: str, parametrisation: Parametrisation) -> "Fit":
-        """Return a fit at the start of a parametrisation."""
+        """Return a fit that starts from the constants of a parametrisation."""
         return cls(name, parametrisation, parametrisation.vector())
 
     def judged(self, values: Tensor, end: Tensor, score: float) -> None:
@@ -50,9 +50,9 @@ class Fit:
             self.best, self.end, self.held_out, self.waited = values.clone(), end, score, 0
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
-        """Run one iteration, and move to the best of its trials; yields lines of progress.
+        """Run one Gauss-Newton iteration on all constants, and move to its best trial.
 
-        The finite differences of the first iteration are twice as wide.
+        Yields lines of progress. The finite differences of the first iteration are twice as wide.
 
         Args:
             model: the denoiser.

@@ -51,7 +51,7 @@ def first_round(settings: Settings) -> tuple[int, int]:
 
 
 def small_calls(target: Target, settings: Settings) -> int:
-    """Return the evaluations that a search spends in calls with few samples."""
+    """Return the number of evaluations that a search spends in calls with one or few samples."""
     unit, count = first_round(settings)
     tried = min(count, len(settings_for(target, settings.plain_nfe)))
     return settings.nfe * unit * (tried + 2 * min(tried, SECOND))

@@ -13,7 +13,7 @@ ITERATION_SAMPLES = 16  # most samples of one iteration of the joint fit
 
 
 def smallest_budget(nfe: int) -> int:
-    """Return the least budget that suffices for references, a search, closed forms and a comparison."""
+    """Return the least budget (evaluations of the model) that a calibration at `nfe` evaluations takes."""
     return 900 + 220 * nfe
 
 
@@ -100,11 +100,11 @@ class Settings:
 
     @property
     def plain_nfe(self) -> int:
-        """Evaluations of the plain solvers that the fit is compared with: those with as many passes."""
+        """Evaluations of the plain solvers to compare with; they take as many network passes as the fit."""
         return self.nfe if self.passes is None else self.passes // 2
 
     def by_budget(self, quick: int, normal: int, thorough: int) -> int:
-        """Return the number that belongs to this budget."""
+        """Return one of three numbers, by the size of the budget: below LARGE, below HUGE, or above."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property

@@ -1,4 +1,4 @@
-"""Base class of the two calibrations: counts evaluations, shares references and reports progress."""
+"""The base class of the calibrations: it counts evaluations, shares references and reports progress."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -26,7 +26,7 @@ def references_for(target: Target, settings: Settings) -> References:
 
 
 class Stages:
-    """One fit at one number of evaluations, stage by stage.
+    """Base class of the calibrations: one fit at one number of evaluations, in stages.
 
     Args:
         target: the model and its samples.
@@ -58,12 +58,12 @@ class Stages:
 
     @property
     def left(self) -> int:
-        """Evaluations left of the budget."""
+        """Number of evaluations left of the budget."""
         return self.settings.budget - self.evaluations
 
     @property
     def ready(self) -> bool:
-        """Whether `result` can be called."""
+        """Whether there is a result already, so that `result` can be called."""
         raise NotImplementedError
 
     @property
@@ -88,7 +88,7 @@ class Stages:
         raise NotImplementedError
 
     def preview(self) -> Preview:
-        """Return the errors and end states so far."""
+        """Return the errors and end states of the best fit and the best plain solver so far."""
         raise NotImplementedError
 
     def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
@@ -121,7 +121,7 @@ class Stages:
     def _report(
         self, stage: str, texts: Generator[str, None, Any] | Iterator[str]
     ) -> Generator[Progress, None, Any]:
-        """Yield a stage's texts as Progress; returns what the stage returns."""
+        """Run a stage: yield its lines of text as Progress, and return the stage's result."""
         self.doing = stage, self.doing[1]
         while True:
             self.references.model.on_call = self._made  # this fit pays for references made from here on
@@ -132,7 +132,7 @@ class Stages:
             yield self._progress(stage, text)
 
     def _progress(self, stage: str, text: str) -> Progress:
-        """Return the progress at this moment."""
+        """Return a Progress with this stage and text, and the current counts."""
         self.doing = stage, text
         budget, nfe = self.settings.budget, self.settings.nfe
         seconds = self.pace.left(max(self.left, 0), self.small)

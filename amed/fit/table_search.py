@@ -51,11 +51,13 @@ class TableSearch:
 
     @property
     def judging(self) -> int:
-        """Evaluations to fit a table on all samples and to score it."""
+        """Number of evaluations that it takes to fit one table on all samples and to score it."""
         return (len(self.stage.samples) + self.settings.held_out) * self.settings.nfe
 
     def run(self) -> Judged:
-        """Yield lines of progress, and tables; the held-out score of each table must be sent back."""
+        """Run the search: yields lines of progress, and tables.
+
+        The held-out score of each table must be sent back into the generator."""
         settings, spared = self.settings, self.settings.spared
         guided = GUIDED if settings.large else GUIDED[::-1]
         shapes = fitting(SHAPES if settings.guidance == 1 else guided, self.stage.samples.noise)
@@ -95,10 +97,10 @@ class TableSearch:
                 scores[each] = min(scores.get(each, float("inf")), score or 0.0)
 
     def patterns(self, few: VariableProjection, start: Candidate) -> Generator[str, None, list[Candidate]]:
-        """Try all choices of the steps that skip the unconditional half; returns the best first.
+        """Try all patterns of steps that skip the unconditional half.
 
-        Only late steps are tried: among the first ones a spared pass costs far more error than it is worth.
-        Yields lines of progress."""
+        Only late steps are tried, because a skipped pass among the first ones costs far too much error.
+        Yields lines of progress; returns a table for each of the best patterns, best first."""
         spared, steps = self.settings.spared, len(start.run.sigmas) - 1
         last = range(max(1 + start.afs, steps - spared - REACH), steps)
         tried = []
@@ -110,7 +112,7 @@ class TableSearch:
 
 
 def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
-    """Return the shapes that fit samples like `x` `[n, ...]`.
+    """Return the shapes of tables that samples like `x` `[n, ...]` can have.
 
     Latents of sound and nested latents, `[n, C, L]`, have no bands of spatial frequency."""
     flat = tuple(replace(shape, parts=shape.parts.replace("bands", "")) for shape in shapes)
@@ -118,5 +120,5 @@ def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
 
 
 def halved(parts: str) -> str:
-    """Return the name of the parts that also split guidance's halves."""
+    """Return the name of `parts` combined with guidance's halves, e.g. "halves+bands" for "bands"."""
     return "+".join(["halves", parts] if parts else ["halves"])

@@ -20,14 +20,14 @@ Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]  # (model, noise [n
 
 
 class CachedError(ValueError):
-    """An evaluation was answered from a cache (e.g. by a node that skips steps) and not by the model.
+    """Raised when a cache answers an evaluation in place of the model, e.g. a node that skips steps.
 
-    Everything measured is then worthless, and `fit` saves nothing. The message names the cause and says what
-    to do."""
+    What was measured is then not the model's, and `fit` saves nothing of it. The message names the cause
+    and says what to do."""
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Return a generator for any whole number; torch accepts 64 bits, and hosts' seeds use all of them."""
+    """Return a random generator for any whole number as seed, of which the low 64 bits count."""
     return torch.Generator().manual_seed(seed % 2**64)
 
 
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def identity(self) -> Identity:
-        """The identity of the checkpoint."""
+        """The identity of the checkpoint, by which runs find predictors for it."""
         return Identity(self.family, self.fingerprint, self.signature)
 
     @property
@@ -98,7 +98,7 @@ def load(factory: str, guidance: float) -> Target:
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise ValueError(
             f"--model {factory} failed with {type(error).__name__}: {error} ({last.filename}, line "
-            f"{last.lineno}); correct that file"
+            f"{last.lineno}); correct the function"
         ) from error
     if not isinstance(target, Target):
         raise ValueError(

@@ -69,7 +69,7 @@ class Run:
 
     @property
     def table(self) -> Multistep:
-        """The predictor with these times and weights."""
+        """The multistep predictor with the run's times and weights."""
         shape = self.shape
         return Multistep(self.sigmas, self.weights, None, shape.parts, self.offset, shape.spared)
 
@@ -86,7 +86,7 @@ class Candidate:
 
     @property
     def cost(self) -> int:
-        """Evaluations per sample of `VariableProjection.refine`."""
+        """Number of evaluations per sample that `VariableProjection.refine` takes."""
         moves = len(self.run.sigmas) - 2
         return moves * (moves + 1) // 2 + len(DAMPINGS) * (moves + 1 - self.afs)
 
@@ -105,13 +105,13 @@ class VariableProjection:
 
     @torch.no_grad()
     def run(self, sigmas: Tensor, afs: bool, shape: Shape, known: Run | None = None, since: int = 0) -> Run:
-        """Run with the best weights on some times.
+        """Run a student on given times, with the best weights at each step.
 
         Args:
             sigmas: times, float64 `[N+1]`.
             afs: whether the first step is analytic.
             shape: of the table.
-            known: an earlier run with the same times up to number `since`, to continue from there.
+            known: an earlier run with the same times up to number `since`, to continue from.
             since: interval from which the weights are fitted; those before are `known`'s.
         """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
@@ -127,7 +127,7 @@ class VariableProjection:
             before, state = known.states[:since], known.states[since]
 
         def decide(n: int, state: State) -> Weights:
-            """Return row n's weights; write its offset into the tensor that the row holds."""
+            """Return the best weights of row n, and write its offset into the tensor that the row holds."""
             t, t_next = sigmas[n : n + 2].tolist()
             hand = list(reversed(state.slopes))[: weights.shape[1]]
             slots = [
@@ -205,12 +205,14 @@ class VariableProjection:
     def candidate(
         self, sigmas: Tensor, afs: bool, shape: Shape, name: str, refined: bool = False
     ) -> Candidate:
-        """Return the table with the best weights on times `[N+1]`; the other arguments are Candidate's."""
+        """Return the table with the best weights on `sigmas` `[N+1]`; for other arguments see Candidate."""
         run = self.run(sigmas, afs, shape)
         return Candidate(self.loss(run), name, run, afs, refined)
 
     def schedules(self, settings: list[Setting], shape: Shape) -> Generator[str, None, list[Candidate]]:
-        """Fit weights on the schedule of each setting; yields lines of progress, returns the best first."""
+        """Fit weights on the schedule of each setting.
+
+        Yields lines of progress; returns the tables, best first."""
         tried = []
         for setting in settings:
             name = f"closed form on {setting.schedule}"
@@ -254,7 +256,7 @@ class VariableProjection:
 
 
 def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
-    """Return which unknowns share a weight in the simpler table: the bands of a part do.
+    """Return which unknowns share a weight in the simpler table: all bands of a slope's part.
 
     Args:
         parts: how slopes are split.
@@ -290,7 +292,7 @@ def simpler(usual: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, 
 def best_weights(
     products: Tensor, prior: Tensor, ridge: float = 1e-6, groups: Tensor | None = None
 ) -> Tensor:
-    """Return the weights `[k]` whose sum of slopes is nearest to the wanted slope.
+    """Return the weights `[k]` with which the sum of the slopes is nearest to the wanted slope.
 
     Least squares are reweighted by Cauchy's weights, so that a sample that jumps to another image does not
     decide.
