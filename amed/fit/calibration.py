@@ -159,21 +159,25 @@ class Calibration(Stages):
         """Add a fit that starts from the best finalist of the search.
 
         Heun is skipped: it evaluates twice at one noise level, which no table of falling times does."""
-        known = self.searched
-        for setting in known.ranking:
-            if setting.solver.name != "heun" and setting in known.ends:
+        plain_search = self.searched
+        for setting in plain_search.ranking:
+            if setting.solver.name != "heun" and setting in plain_search.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
                 fit = self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs)
-                fit.judged(fit.values, known.ends[setting], known.judge.score(known.ends[setting]))
+                fit.judged(
+                    fit.values,
+                    plain_search.ends[setting],
+                    plain_search.judge.score(plain_search.ends[setting]),
+                )
                 return
 
     def _closed(self) -> Iterator[str]:
         """Add tables by variable projection, and score each."""
-        settings, known, held_out = self.settings, self.searched, self.references.held_out
+        settings, plain_search, held_out = self.settings, self.searched, self.references.held_out
         count = min(settings.traced, self.references.traced)  # shared references may trace fewer
         yield from self.references.make(held_out + count)
-        stage = self._projection(known.judge, count)
-        starts, flow = known.schedules(settings), self.target.flow
+        stage = self._projection(plain_search.judge, count)
+        starts, flow = plain_search.schedules(settings), self.target.flow
         tables = TableSearch(stage, settings, starts, lambda: self.left, flow).run()
         score: float | None = None
         while True:
@@ -253,9 +257,9 @@ class Calibration(Stages):
         return next((count for count in counts if cost(count) <= self.left), 0)
 
     def result(self) -> Result:
-        known, settings, fit = self.searched, self.settings, self.best
-        judge, plain = known.judge, known.best
-        plain_end, plain_nfe, guidance = known.ends[plain], settings.plain_nfe, settings.guidance
+        plain_search, settings, fit = self.searched, self.settings, self.best
+        judge, plain = plain_search.judge, plain_search.best
+        plain_end, plain_nfe, guidance = plain_search.ends[plain], settings.plain_nfe, settings.guidance
         improved = fit is not None and fit.best is not None and fit.held_out < judge.score(plain_end)
         fields: dict[str, Any]
         if fit is not None and fit.best is not None and fit.end is not None and improved:

@@ -21,7 +21,7 @@ Values = dict[str, float]  # constants of an interval by name
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of a student, for trying several constants in it; those of earlier intervals are known."""
+    """An interval of a student, for trying several constants in it; those of earlier intervals are fixed."""
 
     problem: Problem
     solver: Solver
@@ -49,7 +49,7 @@ class Interval:
         run = loop(self.problem, self.rows({}), self.state)
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 
-    def tried(self, r: float, a: float = 1.0) -> tuple[float, Values, State]:
+    def trial(self, r: float, a: float = 1.0) -> tuple[float, Values, State]:
         """Return the median sample's error, the constants and the end state, for the best c at this r and a.
 
         x is linear in c: x(c) = x(0) + c (x(1) - x(0)). In a solver of two evaluations per interval, x(0) is
@@ -89,22 +89,22 @@ def greedy_table(
     fine = (base[:-1, None] ** (1 - shares) * base[1:, None] ** shares).flatten()
     x = noise * base[0].to(noise)
     targets = Teacher(Solver("heun"), extra).states(model, x, torch.cat([fine, base[-1:]]), args)
-    state, known = State(x.to(torch.promote_types(x.dtype, torch.float32))), list[Values]()
+    state, constants = State(x.to(torch.promote_types(x.dtype, torch.float32))), list[Values]()
     for target in targets:
         target = target.to(state.x)
-        interval = Interval(Problem(model, args), solver, base, afs, known, state, target).opened()
-        grid = [interval.tried(r) for r in R]
-        best = min(grid, key=lambda tried: tried[0])
+        interval = Interval(Problem(model, args), solver, base, afs, constants, state, target).opened()
+        grid = [interval.trial(r) for r in R]
+        best = min(grid, key=lambda trial: trial[0])
         i = grid.index(best)
         if 0 < i < len(grid) - 1:
             near = grid[i - 1 : i + 2]
             lowest = parabola([values["r"] for _, values, _ in near], [error for error, *_ in near])
-            best = min(best, interval.tried(lowest), key=lambda tried: tried[0])
-        others = [interval.tried(best[1]["r"], a) for a in A]
-        _, values, end = min([best, *others], key=lambda tried: tried[0])
-        known.append(values)
+            best = min(best, interval.trial(lowest), key=lambda trial: trial[0])
+        others = [interval.trial(best[1]["r"], a) for a in A]
+        _, values, end = min([best, *others], key=lambda trial: trial[0])
+        constants.append(values)
         state = State(target) if solver.single_step else end
-    lists = {name: torch.tensor([values[name] for values in known], dtype=torch.float64) for name in AMED}
+    lists = {name: torch.tensor([values[name] for values in constants], dtype=torch.float64) for name in AMED}
     return Constants(base, False, solver.recipe.constants, **lists)
 
 

@@ -104,27 +104,27 @@ class VariableProjection:
     evaluate: Evaluate = plain  # how the model is called
 
     @torch.no_grad()
-    def run(self, sigmas: Tensor, afs: bool, shape: Shape, known: Run | None = None, since: int = 0) -> Run:
+    def run(self, sigmas: Tensor, afs: bool, shape: Shape, earlier: Run | None = None, since: int = 0) -> Run:
         """Run a student on given times, with the best weights at each step.
 
         Args:
             sigmas: times, float64 `[N+1]`.
             afs: whether the first step is analytic.
             shape: of the table.
-            known: an earlier run with the same times up to number `since`, to continue from.
-            since: interval from which the weights are fitted; those before are `known`'s.
+            earlier: an earlier run with the same times up to number `since`, to continue from.
+            since: interval from which the weights are fitted; those before are taken from `earlier`.
         """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
-        usual = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
+        plain_weights = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
         weights = torch.zeros(steps, min(self.lags, steps), parts.count, dtype=torch.float64)
         offset = torch.zeros(steps, noise.shape[1] if shape.offset else 0, dtype=torch.float64)
         state = State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * float(sigmas[0]))
         before: list[State] = []
-        if known is not None:
-            weights[:since] = known.weights[:since]
-            if known.offset is not None:
-                offset[:since] = known.offset[:since]
-            before, state = known.states[:since], known.states[since]
+        if earlier is not None:
+            weights[:since] = earlier.weights[:since]
+            if earlier.offset is not None:
+                offset[:since] = earlier.offset[:since]
+            before, state = earlier.states[:since], earlier.states[since]
 
         def decide(n: int, state: State) -> Weights:
             """Return the best weights of row n, and write its offset into the tensor that the row holds."""
@@ -135,7 +135,9 @@ class VariableProjection:
             ]
             wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
             products = [self.products(hand, wanted, p, shape) for p in self.slices]
-            prior = torch.tensor([simpler(usual[n], hand, k, s) for k, s in slots], dtype=torch.float64)
+            prior = torch.tensor(
+                [simpler(plain_weights[n], hand, k, s) for k, s in slots], dtype=torch.float64
+            )
             prior = torch.cat([prior, prior.new_zeros(offset.shape[1])])
             groups = band_groups(parts, slots, len(prior))
             solution = best_weights(torch.cat(products), prior, shape.ridge, groups)
@@ -272,21 +274,21 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
     return torch.tensor([[float(group == name) for group in groups] for name in of], dtype=torch.float64)
 
 
-def simpler(usual: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
+def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
     """Return the prior weight of a slope's part: the plain solver's.
 
     Where the newest slope lacks this part, the newest slope that has it stands in for all.
 
     Args:
-        usual: the plain solver's weights by lag.
+        plain_weights: the plain solver's weights by lag.
         hand: slopes in hand by parts, newest first; a part is None where it was not evaluated.
         lag: of the slope, 0 for the newest.
         part: number of the part.
     """
     if hand[0][part] is not None:
-        return float(usual[lag]) if lag < len(usual) else 0.0
+        return float(plain_weights[lag]) if lag < len(plain_weights) else 0.0
     newest = next(k for k, slope in enumerate(hand) if slope[part] is not None)
-    return float(usual.sum()) if lag == newest else 0.0
+    return float(plain_weights.sum()) if lag == newest else 0.0
 
 
 def best_weights(
