@@ -159,16 +159,12 @@ class Calibration(Stages):
         """Add a fit that starts from the best finalist of the search.
 
         Heun is skipped: it evaluates twice at one noise level, which no table of falling times does."""
-        plain_search = self.searched
-        for setting in plain_search.ranking:
-            if setting.solver.name != "heun" and setting in plain_search.ends:
+        known = self.searched
+        for setting in known.ranking:
+            if setting.solver.name != "heun" and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
                 fit = self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs)
-                fit.judged(
-                    fit.values,
-                    plain_search.ends[setting],
-                    plain_search.judge.score(plain_search.ends[setting]),
-                )
+                fit.judged(fit.values, known.ends[setting], known.judge.score(known.ends[setting]))
                 return
 
     def _closed(self) -> Iterator[str]:

@@ -115,7 +115,7 @@ class VariableProjection:
             since: interval from which the weights are fitted; those before are taken from `earlier`.
         """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
-        plain_weights = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
+        usual = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
         weights = torch.zeros(steps, min(self.lags, steps), parts.count, dtype=torch.float64)
         offset = torch.zeros(steps, noise.shape[1] if shape.offset else 0, dtype=torch.float64)
         state = State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * float(sigmas[0]))
@@ -135,9 +135,7 @@ class VariableProjection:
             ]
             wanted = (self.path.at(t_next).to(state.x) - state.x) / (t_next - t)
             products = [self.products(hand, wanted, p, shape) for p in self.slices]
-            prior = torch.tensor(
-                [simpler(plain_weights[n], hand, k, s) for k, s in slots], dtype=torch.float64
-            )
+            prior = torch.tensor([simpler(usual[n], hand, k, s) for k, s in slots], dtype=torch.float64)
             prior = torch.cat([prior, prior.new_zeros(offset.shape[1])])
             groups = band_groups(parts, slots, len(prior))
             solution = best_weights(torch.cat(products), prior, shape.ridge, groups)
