@@ -19,7 +19,7 @@ from .choose import mismatches
 from .files import store
 from .files.description import as_json, describe
 from .files.keep import keep
-from .fit import PRESETS, Job, Outcome, fit, plain, target
+from .fit import PRESETS, Job, Outcome, fit, plain_solvers, target
 from .fit import algorithm1 as training
 from .fit.measures import Statistics, cut, frechet, rmse, run
 from .kdiffusion import SAMPLERS
@@ -66,14 +66,14 @@ def run_calibrate(args: argparse.Namespace) -> None:
             start,
         )
     finally:
-        for saved in outcome.kept:
+        for saved in outcome.fits:
             print(saved.result.text)
             for row in saved.result.rows:
                 print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
             print(f"{saved.text}\n{saved.path}")
-        if outcome.kept:
+        if outcome.fits:
             show(f"{time.perf_counter() - begin:.0f} s; to measure on more noise: python -m amed evaluate "
-                 f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
+                 f"--model {args.model} {outcome.fits[-1].path}", last=True)  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -145,7 +145,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
             row["fd_ref"] = round(frechet(*statistics), 5)
         rows.append(row | {"seconds": round(seconds, 2)})
 
-    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, model.sigma_min, model.sigma_max)
+    fine = plain_solvers.Setting(
+        Solver("ipndm", 4), "polynomial", 7.0, 61, False, model.sigma_min, model.sigma_max
+    )
     reference = sample("reference", everything, fine.sigmas(), fine.solver)[0]
     options = {"evaluate": model.evaluate} if model.evaluate else {}
     for path, fitted in zip(args.file, fits):
@@ -154,8 +156,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
                         afs=spec.afs, **options)  # fmt: skip
         add_row(path.stem, spec.schedule, *result)
     for nfe in sorted({fitted.nfe for fitted in fits}):
-        best: dict[str, tuple[float, plain.Setting]] = {}
-        for setting in plain.settings_for(model, nfe):
+        best: dict[str, tuple[float, plain_solvers.Setting]] = {}
+        for setting in plain_solvers.settings_for(model, nfe):
             label, name = f"{setting.name} at {nfe}", setting.name
             images = sample(label, few, setting.sigmas(), setting.solver, afs=setting.afs)[0]
             candidate = rmse(images, reference[few]), setting

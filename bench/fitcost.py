@@ -16,7 +16,7 @@ from torch import Tensor
 from amed import Solver, schedules
 from amed.fit.greedy import greedy_table
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
-from amed.fit.settings import smallest
+from amed.fit.settings import smallest_budget
 from demo import model as demo
 from demo.target import target
 
@@ -30,7 +30,7 @@ from .workers import Workers
 
 NFE, NOISES, SEED, PART = 5, 256, 4242, 32
 FILE = OUT / "fitcost-reference.safetensors"
-BUDGETS = (smallest(NFE), 2500, 5000, 12000, 40000)
+BUDGETS = (smallest_budget(NFE), 2500, 5000, 12000, 40000)
 IMAGES = (32, 128, 512, 1600)
 SAMPLES = (2, 8, 32, 128)
 PASSES_AN_IMAGE = 25  # of Algorithm 1, roughly; only used to order the jobs

@@ -174,7 +174,7 @@ class CalibrationOutcome(Outcome):
     @property
     def saved(self) -> list[str]:
         """The names of the saved files."""
-        return [saved.path.name for saved in self.kept]
+        return [saved.path.name for saved in self.fits]
 
 
 def show_progress(progress: Progress) -> None:
@@ -200,7 +200,7 @@ def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Ca
                     job = replace(job, host=host_samplers.host_sampler(form.sampler, denoiser))
                 fit(target, job, lambda nfe: host.user_folder() / names[nfe], show_progress, outcome)
         finally:
-            for saved in outcome.kept:
+            for saved in outcome.fits:
                 host.warn(f"{saved.result.text}; {saved.text}")
         return torch.zeros_like(x)
 
@@ -222,7 +222,7 @@ def calibrate(form: Form) -> CalibrationOutcome:
         form.seed % 2**32,  # the WebUI's limit; the fit draws its noise with the whole seed
         settings,
     )
-    outcome.pictures = [report_picture(saved.result) for saved in outcome.kept]
+    outcome.pictures = [report_picture(saved.result) for saved in outcome.fits]
     return outcome
 
 

@@ -9,7 +9,7 @@ import torch
 from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
 from amed.fingerprint import signature
-from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain, smallest, target
+from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain_solvers, smallest_budget, target
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS
 from amed.recipes import RECIPES
@@ -38,7 +38,7 @@ def path_in(folder):
 
 def fitted(toy_target, *, error=0.1, finished=None, **spec):
     """Return the result of a fit with an error."""
-    result = plain.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
+    result = plain_solvers.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
     more = {"features": "plain", "schedule": "polynomial", "rho": 7.0, "metrics": {"error": error}}
     new_spec = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
     new_spec = dataclasses.replace(new_spec, **spec)
@@ -50,9 +50,9 @@ def fitted(toy_target, *, error=0.1, finished=None, **spec):
 def test_several_nfe_in_one_job(toy_target, tmp_path):
     progresses = []
     outcome = fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), progresses.append)
-    assert [kept.path.name for kept in outcome.kept] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
-    assert [load(kept.path).nfe for kept in outcome.kept] == [4, 5] and not outcome.interrupted
-    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.kept)
+    assert [kept.path.name for kept in outcome.fits] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [4, 5] and not outcome.interrupted
+    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.fits)
     counts = [p.evaluations for p in progresses]
     assert counts == sorted(counts) and counts[-1] <= 5000 and {p.budget for p in progresses} == {5000}
     assert {p.nfe for p in progresses} == {4, 5}
@@ -64,7 +64,7 @@ def test_nfes_may_hold_out_different_numbers_of_samples(toy_target, tmp_path):
     job = Job((6, 7), budget="normal")
     assert len({settings.held_out for settings in job.settings()}) == 2
     outcome = fit(toy_target, job, path_in(tmp_path), lambda progress: None)
-    assert [load(kept.path).nfe for kept in outcome.kept] == [6, 7]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [6, 7]
 
 
 def test_a_bad_number_is_an_error_before_any_work(toy_target, tmp_path):
@@ -91,27 +91,27 @@ def test_an_interrupted_fit_is_saved_as_unfinished(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), stop_at(0.9), outcome)
-    assert outcome.interrupted and len(outcome.kept) == 2
-    first, second = (load(kept.path).spec.metrics for kept in outcome.kept)
+    assert outcome.interrupted and len(outcome.fits) == 2
+    first, second = (load(kept.path).spec.metrics for kept in outcome.fits)
     assert first["finished"] and not second["finished"]
-    assert "unfinished" in outcome.kept[1].text and "the best so far is kept" in outcome.text
+    assert "unfinished" in outcome.fits[1].text and "the best so far is kept" in outcome.text
 
 
 def test_a_fit_interrupted_before_any_result_saves_nothing(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=2500), path_in(tmp_path), stop_at(0), outcome)
-    assert outcome.kept == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
+    assert outcome.fits == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_fit_does_not_replace_a_finished_better_one(toy_target, tmp_path):
     complete = fit(toy_target, Job((5,), budget=6000), path_in(tmp_path), lambda progress: None)
-    before = complete.kept[0].path.read_bytes()
+    before = complete.fits[0].path.read_bytes()
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=6000, seed=1), path_in(tmp_path), stop_at(0.5), outcome)
-    assert complete.kept[0].path.read_bytes() == before
-    assert outcome.kept[0].path.name == "my-nfe5-2.safetensors"
+    assert complete.fits[0].path.read_bytes() == before
+    assert outcome.fits[0].path.name == "my-nfe5-2.safetensors"
     assert "my-nfe5.safetensors stays, it is finished" in outcome.text
 
 
@@ -173,7 +173,7 @@ def test_a_better_fit_replaces_a_plain_solver_saved_for_the_same_sampler(toy_tar
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(plain, "SOLVERS", {name: plain.SOLVERS[name] for name in names})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {name: plain_solvers.SOLVERS[name] for name in names})
 
 
 @pytest.mark.parametrize("names", [("Heun",), ("Heun", "DPM-Solver-2")])
@@ -181,7 +181,7 @@ def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, na
     """This used to raise: Heun evaluates twice at one noise level, which no strictly falling list
     contains."""
     only(monkeypatch, *names)
-    calibration = Calibration(toy_target, Settings(6, budget=smallest(6)))
+    calibration = Calibration(toy_target, Settings(6, budget=smallest_budget(6)))
     list(calibration.run())
     calibration.fits.clear()  # every fit loses
     result = calibration.result()
@@ -205,7 +205,7 @@ def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, na
 def test_an_unranked_plain_solver_takes_part(toy_target, monkeypatch):
     """A new entry among the plain solvers used to break every calibration."""
     monkeypatch.setitem(RECIPES, "ralston", dataclasses.replace(RECIPES["dpm_2"], r=2 / 3))
-    monkeypatch.setattr(plain, "SOLVERS", {"Ralston": Solver("ralston"), **plain.SOLVERS})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {"Ralston": Solver("ralston"), **plain_solvers.SOLVERS})
     calibration = Calibration(toy_target, Settings(6, budget=12_000))
     list(calibration.run())
     assert any(setting.name == "Ralston" for setting in calibration.search.ranking)
@@ -215,8 +215,10 @@ def test_an_unranked_plain_solver_takes_part(toy_target, monkeypatch):
 def test_flow_models_get_flow_schedules_without_analytic_plain_solvers(toy_target):
     """A table with its offset may start analytically."""
     flow = dataclasses.replace(toy_target, prediction_type="flow")
-    kinds = {(s.kind, s.rho) for s in plain.settings_for(flow, 5)}
-    assert kinds == set(plain.FLOW_SCHEDULES) and not any(s.afs for s in plain.settings_for(flow, 5))
+    kinds = {(s.kind, s.rho) for s in plain_solvers.settings_for(flow, 5)}
+    assert kinds == set(plain_solvers.FLOW_SCHEDULES) and not any(
+        s.afs for s in plain_solvers.settings_for(flow, 5)
+    )
     calibration = Calibration(flow, Settings(5, budget=2500))
     list(calibration.run())
     spec, best = calibration.result().fitted.spec, calibration.search.best
@@ -264,5 +266,7 @@ def test_both_errors_decide_which_result_is_kept(toy_target):
 
 
 def test_schedules_differ_by_model_kind():
-    assert set(plain.SCHEDULES) != set(plain.FLOW_SCHEDULES)
-    assert all(kind in schedules.KINDS for kind, _ in (*plain.SCHEDULES, *plain.FLOW_SCHEDULES))
+    assert set(plain_solvers.SCHEDULES) != set(plain_solvers.FLOW_SCHEDULES)
+    assert all(
+        kind in schedules.KINDS for kind, _ in (*plain_solvers.SCHEDULES, *plain_solvers.FLOW_SCHEDULES)
+    )

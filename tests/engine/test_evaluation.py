@@ -4,7 +4,7 @@ import torch
 from amed import Multistep, sample, schedules
 from amed.evaluate import Guided, asked
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
-from amed.fit.plain import SOLVERS, candidates
+from amed.fit.plain_solvers import SOLVERS, candidates
 from amed.loop import plain
 from amed.recipes import Solver
 

@@ -11,9 +11,9 @@ from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
 from amed.files.description import describe
 from amed.fit import HostSampler, Job, Settings, Target, fit
+from amed.fit.host_calibration import HostCalibration
+from amed.fit.host_sampler import host_schedules, with_zero
 from amed.fit.measures import Counter
-from amed.fit.outer import lists_for, with_zero
-from amed.fit.outside import OuterCalibration
 from amed.fit.samples import Samples
 from amed.outside import Asking, Memo, Outside, Wrapped
 
@@ -91,7 +91,7 @@ def target(toy):
 
 
 def calibrated(target, name, nfe, budget=2500):
-    calibration = OuterCalibration(target, Settings(nfe, budget=budget), SAMPLERS[name])
+    calibration = HostCalibration(target, Settings(nfe, budget=budget), SAMPLERS[name])
     for _ in calibration.run():
         pass
     return calibration
@@ -102,7 +102,7 @@ def test_ones_change_nothing(toy, noise):
     sigmas, x = with_zero(TIMES), noise * 40
     toy.answer = 42
     for sampler in SAMPLERS.values():
-        levels = torch.tensor(sampler.calls(noise, sigmas, toy), dtype=torch.float64)
+        levels = torch.tensor(sampler.call_levels(noise, sigmas, toy), dtype=torch.float64)
         outside = Outside(TIMES, levels)
         wrapped = Wrapped(toy, outside.at)
         assert torch.equal(sampler.run(wrapped, x, sigmas, {}), sampler.run(toy, x, sigmas, {}))
@@ -151,7 +151,7 @@ def test_memory_answers_repeated_calls(toy, noise):
 @pytest.mark.parametrize(("name", "nfe", "expected"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
                                                        ("midpoint", 6, 5)])  # fmt: skip
 def test_each_sampler_takes_the_nearest_possible_evaluations(target, noise, name, nfe, expected):
-    lists = lists_for(SAMPLERS[name], target, nfe, noise[:1])
+    lists = host_schedules(SAMPLERS[name], target, nfe, noise[:1])
     assert {candidate.nfe for candidate in lists} == {expected} and len(
         {candidate.schedule for candidate in lists}
     ) == len(lists)
@@ -160,12 +160,12 @@ def test_each_sampler_takes_the_nearest_possible_evaluations(target, noise, name
 def test_impossible_numbers_of_evaluations_are_errors(target, noise):
     """One level alone is not a list; the error names possible numbers."""
     with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
-        lists_for(SAMPLERS["heun"], target, 2, noise)
+        host_schedules(SAMPLERS["heun"], target, 2, noise)
 
 
 @pytest.mark.parametrize("sampler", [ancestral, seeded])
 def test_a_sampler_that_draws_noise_is_refused(target, sampler):
-    calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
+    calibration = HostCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
     with pytest.raises(ValueError, match="its draws noise .* choose one without .*eta 0"):
         list(calibration.run())
 
@@ -180,12 +180,12 @@ def test_a_wrapped_denoiser_has_exactly_the_hosts_attributes(toy):
 
 def test_a_sampler_that_skips_its_last_level(target, noise):
     """It is compared with karras at as many evaluations; lists of another number are refused."""
-    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
+    calibration = HostCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
     for _ in calibration.run():
         pass
     plain, karras = calibration.plain.fit, with_zero(schedules.make("polynomial", 6, 0.01, 40.0))
     held_out = calibration.judge.held_out
-    assert len(sampler.calls(noise, karras, target.model)) == plain.start.nfe == 5
+    assert len(sampler.call_levels(noise, karras, target.model)) == plain.start.nfe == 5
     end = sampler.run(target.model, held_out.noise * 40, karras, {})
     assert torch.allclose(calibration.rivals["down_to, karras"], end)
     assert calibration.result().improved and calibration.result().fitted.nfe == 5
@@ -214,8 +214,10 @@ def test_the_hosts_own_schedules_are_tried(target, noise):
             "none": torch.zeros(1),
         }
 
-    ours = lists_for(SAMPLERS["heun"], target, 5, noise[:1])
-    lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=host_schedules), target, 5, noise[:1])
+    ours = host_schedules(SAMPLERS["heun"], target, 5, noise[:1])
+    lists = host_schedules(
+        dataclasses.replace(SAMPLERS["heun"], schedules=host_schedules), target, 5, noise[:1]
+    )
     more = lists[len(ours) :]
     names = [candidate.schedule for candidate in more]
     assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
@@ -228,7 +230,7 @@ def test_a_fit_begins_at_the_best_of_the_hosts_schedules(target):
     """The host's schedule is an exact sampler's list, far better than all of ours."""
     best = calibrated(target, "euler", 5).result().fitted.sigmas()
     sampler = dataclasses.replace(SAMPLERS["euler"], schedules=lambda steps: {"its own": with_zero(best)})
-    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler)
+    calibration = HostCalibration(target, Settings(5, budget=2500), sampler)
     for _ in calibration.run():
         pass
     result = calibration.result()
@@ -253,7 +255,7 @@ def test_a_fit_improves_on_unseen_noise(target, name):
 
 
 def test_an_iteration_costs_what_is_stated(target):
-    calibration = OuterCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
+    calibration = HostCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
     for _ in calibration.run():
         pass
     form, counter = calibration.plain.fit, Counter(target.model)
@@ -282,7 +284,7 @@ def test_one_sampler_never_replaces_another(target, tmp_path):
     place = lambda nfe: tmp_path / "mine.safetensors"  # noqa: E731
     for name in ("euler", "heun"):
         outcome = fit(target, Job((5,), host=SAMPLERS[name]), place, lambda progress: None)
-    assert outcome.kept[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
+    assert outcome.fits[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
 
 
 def test_an_interrupted_fit_keeps_the_best_so_far(target, tmp_path):

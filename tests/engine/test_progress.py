@@ -7,8 +7,8 @@ import torch
 from golden import Toy
 
 from amed.fit import Calibration, Job, Settings, Target, fit
-from amed.fit.look import Pace
 from amed.fit.measures import Counter
+from amed.fit.preview import Pace
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_every_evaluation_is_reported_and_progress_never_decreases(target, tmp_p
 
 def test_previews_grow_into_the_final_report(target):
     calibration = Calibration(target, Settings(5, budget=4000))
-    previews = [(progress.stage, progress.look()) for progress in calibration.run()]
+    previews = [(progress.stage, progress.preview()) for progress in calibration.run()]
     first, last, result = previews[0][1], previews[-1][1], calibration.result()
     assert not first.images and not first.curve and math.isnan(first.error) and math.isnan(first.ratio)
     searched = next(look for stage, look in previews if stage == "compare")

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
-from amed.fit.look import Look
+from amed.fit.preview import Preview
 from amed.parts import PARTS
 from pictures import parts, report
 
@@ -56,9 +56,9 @@ def test_a_report_consists_of_a_few_large_elements(improved):
 
 def test_the_live_picture_grows_during_a_fit():
     progress = Progress("search", "plain solvers", 500, 2500, nfe=5, seconds=130.0)
-    searched = Look(plain=0.1, solver=LONG, images={})
-    fitted = Look(0.07, 0.1, LONG, ((1500, 0.9), (2000, 0.7)))
-    references_only = report.live(progress, Look(), {})
+    searched = Preview(plain=0.1, solver=LONG, images={})
+    fitted = Preview(0.07, 0.1, LONG, ((1500, 0.9), (2000, 0.7)))
+    references_only = report.live(progress, Preview(), {})
     two = report.live(progress, searched, {"reference": SAMPLES, "best plain": SAMPLES})
     three = report.live(progress, fitted, dict.fromkeys(("reference", "best plain", "AMED so far"), SAMPLES))
     assert (

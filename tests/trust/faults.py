@@ -136,8 +136,8 @@ def fits_out_of_memory(name: str, every: int, first: int = 1) -> tuple[int, int]
             with assert_tensors_freed():
                 model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError) and outcome.interrupted, (name, at, raised)
-                assert unfinished(Path(folder)) == len(outcome.kept)
-                saved, fits = saved + len(outcome.kept), fits + 1
+                assert unfinished(Path(folder)) == len(outcome.fits)
+                saved, fits = saved + len(outcome.fits), fits + 1
                 del model, raised, outcome
     return fits, saved
 

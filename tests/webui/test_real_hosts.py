@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from amed import Fitted, Multistep, Solver, Spec, load, save, schedules
 from amed.constants import as_multistep
 from amed.fingerprint import fingerprint
-from amed.fit import smallest
+from amed.fit import smallest_budget
 
 SAMPLERS = ("AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M", "AMED Plugin DPM++ 3M",
             "AMED Plugin iPNDM", "AMED Plugin UniPC", "AMED Plugin DEIS", "AMED Multistep")  # fmt: skip
@@ -315,7 +315,7 @@ def test_out_of_memory(server, amed, settings):
 
 def test_a_fit_out_of_memory(server):
     """The error is shown, nothing is saved or left behind, and the next generation works."""
-    request = {"prompts": "a cat", "width": 64, "height": 64, "nfe": "2", "budget": smallest(2)}
+    request = {"prompts": "a cat", "width": 64, "height": 64, "nfe": "2", "budget": smallest_budget(2)}
     before, _, _ = generate(server)
     folder = server.data / "models" / "AMED"
     listed = sorted(folder.glob("*"))
@@ -334,7 +334,7 @@ def test_calibrate_in_the_host(server):
     fit."""
     request = {
         "prompts": "a cat\na dog", "width": 64, "height": 64, "guidance": 2, "nfe": "2",
-        "budget": smallest(2),
+        "budget": smallest_budget(2),
     }  # fmt: skip
     with pytest.raises(Refused, match="1 to 8"):
         server.post("/amed/calibrate", {"prompts": ""})
@@ -370,7 +370,7 @@ def test_a_predictor_around_a_host_sampler(server):
     assert not any(key.startswith("AMED") for key in infotext)
     request = {
         "prompts": "a cat\na dog", "width": 64, "height": 64, "guidance": 2, "nfe": "4",
-        "budget": smallest(4), "sampler": "DPM++ 2M",
+        "budget": smallest_budget(4), "sampler": "DPM++ 2M",
     }  # fmt: skip
     with pytest.raises(Refused, match="choose one of .*DPM\\+\\+ 2M"):
         server.post("/amed/calibrate", request | {"sampler": "Euler a"})

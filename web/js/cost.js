@@ -1,7 +1,7 @@
 /* A line on AMED KSampler and Calibrate AMED with the cost of the current settings. */
 
 export const PRESETS = { quick: 2500, normal: 12000, thorough: 40000 }; // amed/fit/settings.py
-const smallestBudget = (nfe) => 900 + 220 * nfe; // `smallest` in the same file
+const smallestBudget = (nfe) => 900 + 220 * nfe; // `smallest_budget` in the same file
 
 /** Return the current value of a widget. */
 const value = (node, name) => node.widgets.find((widget) => widget.name === name)?.value;
