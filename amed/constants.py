@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .coordinates import compiled
 from .double import as_double
 from .parameters import AMED, PARAMETERS
 from .parts import PARTS
-from .recipes import MULTISTEP, Solver, compiled
+from .recipes import MULTISTEP, Solver
 from .table import END, Number, Row, Table
 
 ROUNDING = 1e-13  # of a weight in float64

@@ -1,12 +1,14 @@
 """How a model is asked outside a host (amed.loop.Evaluate): a U-Net's bottleneck by a hook, guidance's halves
 by `Guided`. Hosts bring their own."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .loop import Denoiser, Evaluation
+from .loop import Denoiser, Evaluate, Evaluation, plain
 
 
 class FromModule:
@@ -82,3 +84,29 @@ def asked(
         both: Evaluation = halves(x, sigma, **extra_args)
         return both
     return Evaluation(model(x, sigma, **extra_args))
+
+
+def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
+    """Imagen's dynamic thresholding, for pixel models only: clamp each sample to the quantile of its |x0|, at
+    least 1, and divide by it."""
+    # not torch.quantile, which takes 16 million values at most, and makes float64 of them
+    ordered = denoised.abs().flatten(1).sort(dim=1).values
+    rank = quantile * (ordered.shape[1] - 1)
+    near = ordered[:, int(rank)], ordered[:, math.ceil(rank)]
+    bound = torch.lerp(*near, rank - int(rank)).clamp(min=1.0)
+    bound = bound.view(-1, *[1] * (denoised.ndim - 1))
+    return denoised.clamp(-bound, bound) / bound
+
+
+class Thresholded:
+    """An Evaluate with dynamic thresholding, for pixel models; what a run ends in is left as it is, as the
+    method's authors have it."""
+
+    def __init__(self, evaluate: Evaluate = plain):
+        self.evaluate = evaluate
+
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
+        seen = self.evaluate(model, x, sigma, extra_args, wants)
+        return seen if "end" in wants else replace(seen, denoised=dynamic_threshold(seen.denoised))

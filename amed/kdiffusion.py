@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .constants import from_the_top
-from .loop import Denoiser, Evaluate, Problem, Thresholded, check, parts_of, plain, trajectory
+from .evaluate import Thresholded
+from .loop import Denoiser, Evaluate, Problem, check, plain
 from .recipes import MULTISTEP, Predictor, Solver
+from .run import parts_of, trajectory
 
 
 @dataclass(frozen=True)

@@ -75,3 +75,8 @@ class Table:
     def nfe(self) -> int:
         """Evaluations, one after the other."""
         return sum(not row.analytic for row in self.rows)
+
+
+def beside(v: Number, x: Tensor) -> Number:
+    """A number of each sample's own, as it multiplies x."""
+    return v.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) and v.ndim < x.ndim else v

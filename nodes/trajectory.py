@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ..amed import Fitted, Solver
 from ..amed.choose import AUTO, PLAIN, choose
+from ..amed.evaluate import Thresholded
 from ..amed.fit.measures import Counter, rmse
 from ..amed.fit.plain import Setting
 from ..amed.fit.plane import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
-from ..amed.loop import Problem, Thresholded
+from ..amed.loop import Problem
 from ..hosts import plane as drawing
 from ..hosts.parts import names_of, trimmed
 from ..hosts.report import as_image

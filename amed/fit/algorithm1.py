@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import schedules
 from ..kdiffusion import solver_of
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain, rows_of, states
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain
 from ..recipes import MULTISTEP, Solver
+from ..run import rows_of, states
 from .measures import rmse
 from .target import Draw, seeded
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..constants import Constants, Multistep
-from ..loop import Denoiser, Evaluate, Problem, State, loop, parts_of, placed, plain
+from ..coordinates import compiled
+from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
 from ..parameters import PARAMETERS, Parameter
 from ..parts import PARTS
-from ..recipes import MULTISTEP, Solver, compiled
+from ..recipes import MULTISTEP, Solver
+from ..run import parts_of, placed
 from ..table import Table
 
 CLOSEST = 0.05  # how close two times may come, in log sigma

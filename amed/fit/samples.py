@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..double import as_double
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain
 from ..recipes import Solver
+from ..run import states
 from .measures import Counter, cut
 from .plain import Setting
 from .target import Target, seeded

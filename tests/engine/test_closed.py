@@ -10,7 +10,8 @@ from amed.fit.closed import Candidate, ClosedForm, Shape, best_weights
 from amed.fit.measures import Counter, rmse
 from amed.fit.plain import Setting
 from amed.fit.samples import Path, Samples
-from amed.loop import Problem, states
+from amed.loop import Problem
+from amed.run import states
 
 GRID = schedules.make("time_uniform", 6, 0.01, 40.0)
 WHOLE = Shape()

@@ -29,7 +29,7 @@ from amed import (
 from amed.choose import PLAIN, UNTRAINED, Identity, Request, choose
 from amed.constants import as_multistep, same_times
 from amed.double import as_double, as_like
-from amed.evaluate import FromModule, Guided, asked
+from amed.evaluate import FromModule, Guided, asked, dynamic_threshold
 from amed.files import Library
 from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
@@ -40,7 +40,7 @@ from amed.fit.outside import OuterCalibration
 from amed.fit.plane import Plane, trajectory_pca, walk
 from amed.fit.samples import in_batches, joined, per_sample
 from amed.kdiffusion import ENTRIES, sample
-from amed.loop import Problem, dynamic_threshold
+from amed.loop import Problem
 from amed.outside import Asking, Outside, Wrapped
 from hosts import grid, report
 

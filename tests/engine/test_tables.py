@@ -10,10 +10,10 @@ from golden import Toy
 import amed
 from amed import SAMPLERS, BottleneckPredictor, Constants, Fitted, Solver, Spec, load, sample, save, schedules
 from amed.constants import Multistep, as_multistep
-from amed.evaluate import Guided
+from amed.coordinates import compiled
+from amed.evaluate import Guided, Thresholded
 from amed.fit.measures import Counter
-from amed.loop import Problem, State, Thresholded, loop
-from amed.recipes import compiled
+from amed.loop import Problem, State, loop
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
 CONSTANTS = Constants(SIGMAS, r=[0.3, 0.4, 0.5, 0.2], c=[0.9, 1.02, 0.97, 1.0], a=[1.01, 0.98, 1.0, 1.03])

@@ -11,8 +11,9 @@ from trust import numerics, orders, samplers
 
 import amed
 from amed import Solver
+from amed.coordinates import compiled
 from amed.loop import Problem, State, loop
-from amed.recipes import RECIPES, Recipe, compiled
+from amed.recipes import RECIPES, Recipe
 from demo.model import load_denoiser
 
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
