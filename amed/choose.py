@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from . import known
-from .constants import Constants, as_multistep, from_the_top, same_times
+from .constants import Constants, Multistep, as_multistep, from_the_top, same_times
 from .double import as_double
 from .files import Fitted, Library, PredictorError, Spec
 from .fingerprint import Identity as Identity
 from .kdiffusion import solver_of
-from .recipes import MULTISTEP
 
 AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
 PATCHED = "this run's guidance (a patch like RescaleCFG or PAG, or a guider of its own) does not allow"
@@ -269,7 +268,7 @@ def spread(times: Tensor, count: int) -> Tensor:
 def plain_for(request: Request) -> Fitted:
     """The best plain solver known for a request, as a predictor that learned nothing. Raises ValueError for
     no evaluations at all."""
-    solver = known.on_list(request.guidance) if request.exact else known.IPNDM_2
+    solver = known.on_list(request.guidance) if request.exact else known.fallback()
     afs, given = False, request.times
     if request.nfe is not None and request.nfe < 1:
         raise ValueError(f"nfe is {request.nfe}: at least 1 evaluation is needed")
@@ -329,10 +328,12 @@ def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     solver, times = solver_of(sampler), as_double(times)
     if len(times) < 2:  # one level and 0: the model's denoised image; constants have nothing to act on
         times = torch.cat([times, times / 2])
-    multistep = solver.name == MULTISTEP
-    kind = "iPNDM-2" if multistep else "geometric midpoints"
-    names = () if multistep else solver.recipe.constants
-    constants = as_multistep(solver, times, afs) if multistep else Constants(times, False, names)
+    kind = "geometric midpoints" if solver.has_recipe else known.FALLBACK
+    constants: Constants | Multistep
+    if solver.has_recipe:
+        constants = Constants(times, False, solver.recipe.constants)
+    else:
+        constants = as_multistep(solver, times, afs)
     spec = Spec.on(solver, times, afs=afs, model_name=f"untrained: {kind}")
     return Fitted(spec, constants, times, UNTRAINED)
 

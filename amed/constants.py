@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .coordinates import compiled
 from .double import as_double
+from .known import fallback
 from .parameters import AMED, PARAMETERS
 from .parts import PARTS
-from .recipes import MULTISTEP, Solver
+from .recipes import Solver
 from .table import END, Number, Row, Table
 
 ROUNDING = 1e-13  # of a weight in float64
@@ -178,9 +179,12 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     the model other states, a network has no constants."""
     if isinstance(predictor, Multistep):
         return predictor
-    solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver  # without a table it is iPNDM-2
-    if solver.name == "heun":
-        raise ValueError("Heun evaluates twice at the same time: it is no list of falling times and weights")
+    solver = fallback(solver)
+    if solver.recipe.repeats_time:
+        raise ValueError(
+            f"{solver.name} evaluates twice at the same noise level, so a multistep table cannot express it: "
+            "choose another solver"
+        )
     if getattr(predictor, "rescales", False):
         raise ValueError("rescales cannot be written as weights on slopes")
     if predictor is not None and not getattr(predictor, "fixed", False):

@@ -95,7 +95,7 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
     over the sampler's defaults. Raises ValueError where they disagree."""
     default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)
     if spec is None:
-        if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "table"):
+        if predictor is not None and (not default.has_recipe) != hasattr(predictor, "table"):
             raise ValueError(f"sample_{name} cannot run a {type(predictor).__name__}")
         return replace(default, **options), predictor, bool(afs), False
     if options:
@@ -143,14 +143,14 @@ def solver_of(sampler: str) -> Solver:
 
 
 def sampler_of(solver: str, max_order: int = 1) -> str:
-    """The sampler name for a student: `dpmpp` splits into 2M and 3M by order. Raises ValueError where there
-    is none."""
-    if solver == "dpmpp":
-        return "amed_dpmpp_3m" if max_order == 3 else "amed_dpmpp_2m"
+    """Return the name of the sampler that runs a solver as a student: of several, the one of that order
+    (DPM-Solver++ has 2M and 3M), or the first.
+
+    Raises ValueError if there is none."""
     names = [name for name, entry in ENTRIES.items() if entry.solver.name == solver]
     if not names:
         raise ValueError(f"no sampler runs the solver {solver!r} as a student")
-    return names[0]
+    return next((name for name in names if ENTRIES[name].solver.max_order == max_order), names[0])
 
 
 def register(namespace: Any) -> list[str]:

@@ -36,6 +36,7 @@ class Known:
         return schedules.make(self.kind, self.count(nfe), low, high, self.rho)
 
 
+FALLBACK = "iPNDM-2"  # the name of `fallback()` in texts
 IPNDM_2, IPNDM_3 = Solver("ipndm", 2), Solver("ipndm", 3)
 BH1, BH2 = Solver("unipc", 3), Solver("unipc", 3, variant="bh2")
 UNIFORM, EARLY = Known(IPNDM_2), Known(IPNDM_2, "polynomial", 3.0)
@@ -82,4 +83,10 @@ def on_list(guidance: float) -> Solver:
     """The plain solver for noise levels that a user chose: iPNDM of third order without guidance, of second
     order with it. On the demo model, on lists of 3 to 10 steps of the amed, karras, normal and simple
     schedules, its mean error is at most that of the host's iPNDM (of fourth order) on each schedule."""
-    return IPNDM_3 if guidance < GUIDED else IPNDM_2
+    return IPNDM_3 if guidance < GUIDED else fallback()
+
+
+def fallback(solver: Solver | None = None) -> Solver:
+    """Return the solver that runs where nothing was fitted: `solver` if it has a recipe, otherwise (none
+    given, or "multistep" without a table) iPNDM of second order."""
+    return solver if solver is not None and solver.has_recipe else IPNDM_2

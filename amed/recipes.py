@@ -11,7 +11,7 @@ Over 400 lines, as all formulas and what runs them are read together."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -184,30 +184,37 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 
 @dataclass(frozen=True)
 class Recipe:
-    """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of
-    the mid time where nobody chooses it. lowers: the last leg is of first order (Solver.lower_order_final).
-    corrects: the last leg, which nothing corrects, is no start. constants: names of parameters.PARAMETERS
-    that AMED fits for each interval; those beside r, c, a are handed to `step` by name, which must do
-    without them too."""
+    """A solver's formula, and the traits that the rest of the engine needs to know of it."""
 
+    # the formula: (solver, x, h, s, order, c), or (x, d, d_mid, t, s, r, c) with `pair`; returns x at s
     step: Callable[..., Vector]
-    pair: bool = False
-    orders: int = 1
-    r: float = 0.5
-    lowers: bool = False
-    corrects: bool = False
+    pair: bool = False  # every interval takes two evaluations, the second at its mid time
+    orders: int = 1  # the highest `Solver.max_order`
+    r: float = (
+        0.5  # mid time of a pair without a predictor: 0 is the start of the interval, 1 its end
+    )
+    lowers: bool = False  # the order falls to 1 at the end of the run (`Solver.lower_order_final`)
+    corrects: bool = (
+        False  # each evaluation also corrects the move that led to it (the last move has none)
+    )
+    # whether steps are sums of denoised images instead of slopes; "optional": as `Solver.predict_x0` says
+    predicts_data: Literal["never", "optional", "always"] = "never"
+    repeats_time: bool = False  # evaluates twice at one noise level, so that `multistep` cannot express it
+    teaches: bool = True  # may be its own teacher in Algorithm 1; otherwise Heun is
+    # names of parameters.PARAMETERS, one value per interval; those other than r, c and a are passed to `step`
+    # by name and need a default there
     constants: tuple[str, ...] = AMED
 
 
 RECIPES = {
-    "amed": Recipe(amed, pair=True),
-    "dpm_2": Recipe(dpm_2, pair=True),
-    "heun": Recipe(heun, pair=True, r=1.0),
+    "amed": Recipe(amed, pair=True, teaches=False),
+    "dpm_2": Recipe(dpm_2, pair=True, teaches=False),
+    "heun": Recipe(heun, pair=True, r=1.0, repeats_time=True),
     "euler": Recipe(ipndm),
     "ipndm": Recipe(ipndm, orders=4),
-    "dpmpp": Recipe(dpmpp, orders=3, lowers=True),
+    "dpmpp": Recipe(dpmpp, orders=3, lowers=True, predicts_data="optional"),
     "deis": Recipe(deis, orders=4),
-    "unipc": Recipe(unipc, orders=3, lowers=True, corrects=True),
+    "unipc": Recipe(unipc, orders=3, lowers=True, corrects=True, predicts_data="always"),
 }
 MULTISTEP = "multistep"  # no recipe: free times and free weights (constants.Multistep)
 VARIANTS = ("bh1", "bh2")
@@ -228,14 +235,19 @@ class Solver:
     variant: str = "bh1"
 
     def __post_init__(self) -> None:
-        if self.name != MULTISTEP and self.name not in RECIPES:
+        if self.name not in (*RECIPES, MULTISTEP):
             names = ", ".join((*RECIPES, MULTISTEP))
             raise ValueError(f"unknown solver {self.name!r}: choose one of {names}")
-        highest = 1 if self.name == MULTISTEP else RECIPES[self.name].orders
+        highest = self.recipe.orders if self.has_recipe else 1
         if not 1 <= self.max_order <= highest:
             raise ValueError(f"{self.name} has orders 1 to {highest}, got {self.max_order}")
         if self.variant not in VARIANTS:
             raise ValueError(f"variant is {self.variant!r}: choose one of {', '.join(VARIANTS)}")
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether a formula defines the solver; if not, a fitted table does ("multistep")."""
+        return self.name in RECIPES
 
     @property
     def recipe(self) -> Recipe:
@@ -245,16 +257,17 @@ class Solver:
     @property
     def predicts_data(self) -> bool:
         """Whether a step is a sum of x and denoised images, not of x and slopes."""
-        return self.name != MULTISTEP and self.recipe.lowers and (self.predict_x0 or self.recipe.corrects)
+        trait = self.recipe.predicts_data if self.has_recipe else "never"
+        return trait == "always" or (trait == "optional" and self.predict_x0)
 
     @property
     def single_step(self) -> bool:
         """Whether an interval looks at no slope of the one before."""
-        return self.name != MULTISTEP and (self.recipe.pair or self.recipe.orders == 1)
+        return self.has_recipe and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
         """Evaluations an interval; `learned`: as a student, with AMED's mid time."""
-        return 2 if self.name != MULTISTEP and (self.recipe.pair or learned) else 1
+        return 2 if self.has_recipe and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
         """How many evaluations a run over `base_times` positive times takes (for planning; counts are

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from . import schedules
 from .coordinates import compiled, rows
+from .known import fallback
 from .loop import NotFiniteError, Problem, State, loop
 from .parts import PARTS, Parts
-from .recipes import MULTISTEP, Predictor, Solver
+from .recipes import Predictor, Solver
 from .table import Row, Table
 
 BEYOND = 1e30  # of a weight: float32 has room for what it makes of x
@@ -47,11 +48,10 @@ def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, af
     """The table of a solver, or of a student whose constants are numbers; it is made once. Raises
     NotFiniteError for weights beyond float32."""
     made: Table
-    if solver.name == MULTISTEP and predictor is not None:
+    if not solver.has_recipe and predictor is not None:
         made = predictor.table(list(times), afs)
     else:
-        solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver
-        made = compiled(solver, list(times), predictor, afs)
+        made = compiled(fallback(solver), list(times), predictor, afs)
     for row in made.rows:
         if not all(abs(w) < BEYOND for shares in row.weigh() for w in shares if not isinstance(w, Tensor)):
             raise NotFiniteError(f"the weights of the move from sigma={row.sigma:.5g} are beyond all bounds")

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import schedules
 from ..kdiffusion import solver_of
 from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain
-from ..recipes import MULTISTEP, Solver
+from ..recipes import Solver
 from ..run import rows_of, states
 from .measures import rmse
 from .target import Draw, seeded
@@ -227,10 +227,10 @@ def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
     Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not
     allowed."""
     solver, afs = solver_of(sampler), bool(nfe % 2)
-    if solver.name == MULTISTEP:
+    if not solver.has_recipe:
         raise ValueError(f"{sampler} has no network to train: calibrate it")
     if nfe < 2 or (afs and not may_afs):
         allowed = "at least 2" if may_afs else "an even number"
         raise ValueError(f"nfe is {nfe}: {sampler} on this model takes {allowed}")
-    teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, extra)
+    teacher = Teacher(solver if solver.recipe.teaches else Solver("heun"), extra)
     return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)

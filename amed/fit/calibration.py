@@ -145,7 +145,7 @@ class Calibration(Stages):
         """A start at the best plain setting that is a list of falling times; what it is worth is known."""
         known = self.searched
         for setting in known.ranking:
-            if setting.solver.name != "heun" and setting in known.ends:
+            if not setting.solver.recipe.repeats_time and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
                 fit = self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs)
                 fit.judged(fit.values, known.ends[setting], known.judge.score(known.ends[setting]))

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ..constants import Multistep, as_multistep
 from ..double import as_double
+from ..known import fallback
 from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
 from ..parameters import PARAMETERS
 from ..parts import PARTS, Parts
-from ..recipes import Solver
 from ..table import Row, Weights
 from .forms import ordered
 from .plain import Setting
@@ -112,7 +112,7 @@ class ClosedForm:
         """With the best weights on `sigmas` `[N+1]`, float64, from interval `since` on. known: an earlier run
         whose times up to and including number `since` are the same; what came before is taken from it."""
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
-        usual = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
+        usual = as_multistep(fallback(), sigmas, afs).weights[..., 0]
         weights = torch.zeros(steps, min(self.lags, steps), parts.count, dtype=torch.float64)
         offset = torch.zeros(steps, noise.shape[1] if shape.offset else 0, dtype=torch.float64)
         state = State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * float(sigmas[0]))

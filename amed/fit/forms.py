@@ -14,7 +14,7 @@ from ..coordinates import compiled
 from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
 from ..parameters import PARAMETERS, Parameter
 from ..parts import PARTS
-from ..recipes import MULTISTEP, Solver
+from ..recipes import Solver
 from ..run import parts_of, placed
 from ..table import Table
 
@@ -51,7 +51,7 @@ class Form:
         self.solver, self.start, self.afs, self.sigmas = solver, start, afs, start.sigmas
         count = len(self.sigmas) - 1
         rows = self.run_of(start).rows
-        each = 1 if solver.name == MULTISTEP else 2
+        each = solver.each(learned=True)
         lead = len(rows) - each * count  # its table may begin with the analytic slope
         self.lists = {"t": self.sigmas, **{k: v for k, v in start.values.items() if k in PARAMETERS}}
         made = [("t", n, each * (n - 1) + lead, True, 0, 0) for n in range(1, count)]

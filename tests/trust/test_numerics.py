@@ -30,7 +30,8 @@ def test_every_recipe_has_its_order(solver):
 @pytest.mark.parametrize("data", [True, False])
 def test_why_dpmpp_3_is_of_second_order(data, monkeypatch):
     """With the whole of Taylor's third-order term it would be of third."""
-    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.whole_third_order, orders=3, lowers=True))
+    recipe = Recipe(orders.whole_third_order, orders=3, lowers=True, predicts_data="optional")
+    monkeypatch.setitem(RECIPES, "whole", recipe)
     assert orders.alone(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
 
 
