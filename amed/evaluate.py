@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .loop import Denoiser, Evaluate, Evaluation, plain
+from .loop import Denoiser, Evaluate, Evaluation, denoised_only
 
 
 class FromModule:
@@ -102,7 +102,7 @@ class Thresholded:
     """An Evaluate with dynamic thresholding, for pixel models; what a run ends in is left as it is, as the
     method's authors have it."""
 
-    def __init__(self, evaluate: Evaluate = plain):
+    def __init__(self, evaluate: Evaluate = denoised_only):
         self.evaluate = evaluate
 
     def __call__(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .constants import from_the_top
 from .evaluate import Thresholded
-from .loop import Denoiser, Evaluate, Problem, check, plain
+from .loop import Denoiser, Evaluate, Problem, check, denoised_only
 from .recipes import MULTISTEP, Predictor, Solver
 from .run import parts_of, trajectory
 
@@ -64,7 +64,9 @@ def sample(
 
     `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
     watch: list[Any] = []
-    problem = Problem(model, extra_args or {}, evaluate or plain, parts=parts_of(predictor), watch=watch)
+    problem = Problem(
+        model, extra_args or {}, evaluate or denoised_only, parts=parts_of(predictor), watch=watch
+    )
     i, bar, result = 0, progress(len(sigmas) - 1, disable), x
     before = denoised = None
     for state in trajectory(problem, solver, x, sigmas, predictor, afs):
@@ -118,7 +120,7 @@ def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
                 afs: bool | None = None, evaluate: Evaluate | None = None,
                 **options: Any) -> Tensor:  # fmt: skip
         solver, constants, first, thresholding = settings(name, predictor, sigmas, afs, options)
-        ask = Thresholded(evaluate or plain) if thresholding else evaluate
+        ask = Thresholded(evaluate or denoised_only) if thresholding else evaluate
         return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=constants, afs=first,
                       evaluate=ask)  # fmt: skip
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import schedules
 from ..kdiffusion import solver_of
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, denoised_only, loop
 from ..recipes import Solver
 from ..run import rows_of, states
 from .measures import rmse
@@ -137,7 +137,7 @@ def train(
     Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
     interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
     base = times[:: teacher.extra + 1]
-    ask = checkpointed(evaluate or plain) if settings.checkpointing else evaluate or plain
+    ask = checkpointed(evaluate or denoised_only) if settings.checkpointing else evaluate or denoised_only
     generator = seeded(settings.seed)
     held_x, held_args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     truth = teacher.states(model, held_x, times, held_args)[-1] if error is None else held_x

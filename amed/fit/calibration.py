@@ -20,7 +20,7 @@ from .. import schedules
 from ..constants import Constants, Multistep, as_multistep
 from ..files import Fitted
 from ..kdiffusion import solver_of
-from ..loop import plain
+from ..loop import denoised_only
 from .closed import LAGS, ClosedForm
 from .compare import Judge, Result, usual
 from .forms import Form, Runner
@@ -157,7 +157,7 @@ class Calibration(Stages):
         count = min(settings.traced, self.references.traced)  # shared ones may have been made for fewer
         yield from self.references.make(held_out + count)
         samples, path = self.references.take(held_out, count), self.references.path(held_out, count)
-        ask = self.target.evaluate or plain
+        ask = self.target.evaluate or denoised_only
         stage = ClosedForm(self.model, samples, path, known.judge.scale, settings.batch, evaluate=ask)
         starts, flow = known.schedules(settings), self.target.flow
         search = Tables(stage, settings, starts, lambda: self.left, flow)
@@ -215,7 +215,9 @@ class Calibration(Stages):
 
     def _judge(self, fit: Fit, values: Tensor, remember: bool = False) -> float:
         judge = self.searched.judge
-        runner = Runner(self.model, fit.form, in_batches(self.settings.batch, self.target.evaluate or plain))
+        runner = Runner(
+            self.model, fit.form, in_batches(self.settings.batch, self.target.evaluate or denoised_only)
+        )
         end = runner.end(values, judge.held_out.noise, judge.held_out.args)
         score = judge.score(end)
         fit.judged(values, end, score)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..constants import Multistep, as_multistep
 from ..double import as_double
 from ..known import fallback
-from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
+from ..loop import Denoiser, Evaluate, Problem, State, denoised_only, loop
 from ..parameters import PARAMETERS
 from ..parts import PARTS, Parts
 from ..table import Row, Weights
@@ -105,7 +105,7 @@ class ClosedForm:
     scale: float = 1.0
     batch: int = 16
     lags: int = LAGS
-    evaluate: Evaluate = plain
+    evaluate: Evaluate = denoised_only
 
     @torch.no_grad()
     def run(self, sigmas: Tensor, afs: bool, shape: Shape, known: Run | None = None, since: int = 0) -> Run:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import schedules
 from ..files import Fitted
 from ..kdiffusion import sample
-from ..loop import Denoiser, Evaluate, plain
+from ..loop import Denoiser, Evaluate, denoised_only
 from ..recipes import Solver
 from . import plain as solvers
 from .measures import Statistics, frechet, rmse
@@ -112,7 +112,7 @@ class Judge:
     batch: int
     scale: float = 1.0
     features: Callable[[Tensor], Tensor] | None = None
-    evaluate: Evaluate = plain
+    evaluate: Evaluate = denoised_only
 
     def plain(self, setting: solvers.Setting, samples: Samples | None = None) -> Tensor:
         """End states of a plain setting."""

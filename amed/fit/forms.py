@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ..constants import Constants, Multistep
 from ..coordinates import compiled
-from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
+from ..loop import Denoiser, Evaluate, Problem, State, denoised_only, loop
 from ..parameters import PARAMETERS, Parameter
 from ..parts import PARTS
 from ..recipes import Solver
-from ..run import parts_of, placed
+from ..run import offsets_on, parts_of
 from ..table import Table
 
 CLOSEST = 0.05  # how close two times may come, in log sigma
@@ -132,7 +132,7 @@ class Runner:
 
     model: Denoiser
     form: Form
-    evaluate: Evaluate = plain
+    evaluate: Evaluate = denoised_only
 
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
@@ -141,7 +141,7 @@ class Runner:
         predictor = self.form.build(values)
         rows = [replace(row, needed=None) for row in self.form.run_of(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
-        rows = list(placed(rows, state.x))
+        rows = list(offsets_on(rows, state.x))
         problem = Problem(self.model, args, self.evaluate, noise.dtype, parts_of(predictor))
         return loop(problem, rows[state.number :], state)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import schedules
 from ..files import Fitted
 from ..kdiffusion import solver_of
-from ..loop import plain
+from ..loop import denoised_only
 from ..outside import OUTSIDE
 from .closed import LAGS, ClosedForm, Shape
 from .compare import Judge, Result
@@ -164,7 +164,7 @@ class OuterCalibration(Stages):
         if count < FEWEST or self.target.flow or self.settings.nfe < 2:
             return
         samples, path = self.references.take(first, count), self.references.path(first, count)
-        ask = self.target.evaluate or plain
+        ask = self.target.evaluate or denoised_only
         stage = ClosedForm(self.model, samples, path, judge.scale, self.settings.batch, evaluate=ask)
         sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
         (shape,) = fitting((BESIDE,), samples.noise)

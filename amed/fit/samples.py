@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..double import as_double
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, denoised_only
 from ..recipes import Solver
 from ..run import states
 from .measures import Counter, cut
@@ -123,7 +123,7 @@ def joined(args: list[Any]) -> Any:
     return torch.cat(args) if isinstance(first, Tensor) else first
 
 
-def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
+def in_batches(size: int, evaluate: Evaluate = denoised_only) -> Evaluate:
     """The same for more samples than the model takes at once: `size` at a time."""
 
     def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],

@@ -5,7 +5,7 @@ from amed import Multistep, sample, schedules
 from amed.evaluate import Guided, asked
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from amed.fit.plain import SOLVERS, candidates
-from amed.loop import plain
+from amed.loop import denoised_only
 from amed.recipes import Solver
 
 
@@ -70,7 +70,7 @@ def test_guidances_halves_reach_a_counted_model(noise):
     solver, counter = Solver("multistep"), Counter(guided)
     truth, plainly = (
         sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=ask)
-        for ask in (asked, plain)
+        for ask in (asked, denoised_only)
     )
     end = sample(counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=asked)
     assert torch.equal(end, truth) and not torch.allclose(end, plainly)

@@ -170,7 +170,7 @@ def blended(x, d, d_mid, t, s, r, c, b=0.0):
 
 @pytest.fixture
 def constant(monkeypatch) -> Parameter:
-    b = Parameter("b", "share of the first slope", 0.0, "plain", 0.02, -1.0, 1.0, 0.2, -1.0, 1.0)
+    b = Parameter("b", "share of the first slope", 0.0, "identity", 0.02, -1.0, 1.0, 0.2, -1.0, 1.0)
     monkeypatch.setitem(parameters.PARAMETERS, "b", b)
     recipe = dataclasses.replace(RECIPES["amed"], step=blended, constants=("r", "c", "a", "b"))
     monkeypatch.setitem(RECIPES, "amed", recipe)

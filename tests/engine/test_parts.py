@@ -121,10 +121,10 @@ def test_an_offset_moves_every_channel_by_its_own():
 
 
 def test_channels_that_a_file_does_not_have_are_an_error_in_words():
-    with pytest.raises(ValueError, match="latents of 4 channels, not of 3: use one that was fitted for this"):
+    with pytest.raises(ValueError, match="latents of 4 channels, but the latent has 3: use a predictor"):
         sample(denoise, normal(1, 3, 8, 8), GRID, Solver("multistep"), predictor=random_table("bands", 4))
     with pytest.raises(
-        ValueError, match="bands of spatial frequency, which .2, 4, 50. does not have: calibrate"
+        ValueError, match="bands of spatial frequency, which a latent of shape .2, 4, 50. does not have: cal"
     ):
         sample(denoise, normal(2, 4, 50), GRID, Solver("multistep"), predictor=random_table("bands"))
 
