@@ -1,5 +1,4 @@
-"""The constants that AMED fits. Each is described once; fits, files, `inspect` and reports follow from
-that."""
+"""The constants that AMED fits, described once for fits, files, `inspect` and reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

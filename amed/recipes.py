@@ -1,9 +1,9 @@
 """Solvers as their papers write them.
 
 A recipe is arithmetic on vectors: the current x, the slopes d = eps(x, t) = (x - D(x, t)) / t so far, and
-    times t in EDM's noise levels. Run on images it is the solver. Run on coordinates (one for x, one for each
-    slope) it gives the weights of each row, and this is how the engine runs it (coordinates.py). A new solver
-    is one function and one entry of RECIPES.
+times t in EDM's noise levels. Run on images it is the solver. Run on coordinates (one for x, one for each
+slope) it gives the weights of each row, and this is how the engine runs it (coordinates.py). A new solver
+is one function and one entry of RECIPES.
 
 In every recipe s is the time at the end of the move, h the history (`Point`s, newest last), and c AMED's
 scale of the direction."""

@@ -13,7 +13,7 @@ from ..amed import Fitted
 from ..amed.choose import Report
 from ..amed.constants import same_times
 from ..amed.fit import HostSampler
-from ..amed.outside import Asking, Outside, Wrapped
+from ..amed.outside import BoundDenoiser, Outside, ScaledDenoiser
 from ..amed.schedules import checked
 from .counting import count_rows
 from .denoiser import Kept, model_sampling_of
@@ -37,7 +37,7 @@ def host_sampler(sampler: Any, denoiser: Prompted, model_sampling: Any) -> HostS
             own = own_options(extra_args)
             own.setdefault("transformer_options", {})
             return function(
-                Asking(model, args, real), x, levels,
+                BoundDenoiser(model, args, real), x, levels,
                 extra_args=extra_args | {"model_options": own}, callback=None, disable=True, **options,
             )  # fmt: skip
 
@@ -75,7 +75,7 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         if not same_times(sigmas, fitted.base):
             note(own, other_levels(fitted, model_sampling_of(model)))
         kept = Kept(extra_args)
-        model = Wrapped(Counted(model, own), predictor.at, lambda: kept.mask)
+        model = ScaledDenoiser(Counted(model, own), predictor.at, lambda: kept.mask)
         result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
         if not told and (node := executing_node()):
             show_text(node, brief(own))

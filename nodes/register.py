@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..amed import SAMPLERS
-from ..amed.outside import Asking
+from ..amed.outside import BoundDenoiser
 from .content import bound_to, code_of, samplers_in
 from .folders import add_folder
 from .model import host_sigmas
@@ -164,7 +164,7 @@ def shipped(
             x, levels = noise * sigmas[0].to(noise), sigmas.to(noise)
 
             def work(real: Any, _extra_args: dict[str, Any]) -> Tensor:
-                own = Asking(model, args, real)
+                own = BoundDenoiser(model, args, real)
                 return function(own, x, levels, extra_args={}, callback=None, disable=True)
 
             return opened(work, len(x), levels)

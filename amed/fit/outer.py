@@ -16,7 +16,7 @@ from .. import schedules
 from ..constants import same_times
 from ..double import as_double
 from ..loop import Denoiser, check
-from ..outside import Memo, Outside, Wrapped
+from ..outside import Memo, Outside, ScaledDenoiser
 from ..parameters import PARAMETERS
 from ..table import Number
 from .forms import ordered
@@ -47,7 +47,7 @@ class HostSampler:
         ends, levels = [], list[float]()
         pair = torch.cat([noise[:1], noise[:1]]) * sigmas[0].to(noise)
         for _ in range(2):
-            free = Wrapped(_Free(real), lambda number, sigma: (1.0, 1.0))
+            free = ScaledDenoiser(_Free(real), lambda number, sigma: (1.0, 1.0))
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.seed()
                 ends.append(self.run(free, pair, sigmas, {}))
@@ -207,7 +207,7 @@ class OuterFit:
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
             watched = Watched(model)
-            ends.append(self.sampler.run(Wrapped(watched, at), x, sigmas, part.args))
+            ends.append(self.sampler.run(ScaledDenoiser(watched, at), x, sigmas, part.args))
             check(watched.watch, x, ends[-1])
         return torch.cat(ends)
 

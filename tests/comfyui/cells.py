@@ -21,7 +21,7 @@ TOUCHED = ("AMED-Solver", "halves", "network", "KSampler", "around dpmpp_2m, KSa
 """Of what stands between MODEL and guidance: the other kinds ask a MODEL as AMED-Solver does."""
 BY_TOUCHED = tuple(name for name in TOUCHED if name in BY_NODES) + ("around dpmpp_2m",)
 OURS = tuple(kind.name for kind in KINDS if not kind.around and not kind.sampler)
-FALLING = r"sigmas must fall at every step, got .*: "
+FALLING = r"sigmas must fall at every step, but are .*: "
 
 
 Change = Callable[[Small], object]  # of a graph; it may give a GUIDER

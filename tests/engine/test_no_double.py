@@ -41,7 +41,7 @@ from amed.fit.plane import Plane, trajectory_pca, walk
 from amed.fit.samples import in_batches, joined, per_sample
 from amed.kdiffusion import ENTRIES, sample
 from amed.loop import Problem
-from amed.outside import Asking, Outside, Wrapped
+from amed.outside import BoundDenoiser, Outside, ScaledDenoiser
 from hosts import grid, report
 
 DEVICE = no_double.there()
@@ -280,7 +280,7 @@ def host_sampler(name):
     function = getattr(kdiffusion.sampling(), f"sample_{name}")
 
     def run(model, x, sigmas, args):
-        return function(Asking(model, args, model), x, sigmas.to(x), disable=True)
+        return function(BoundDenoiser(model, args, model), x, sigmas.to(x), disable=True)
 
     return HostSampler(name, run)
 
@@ -293,7 +293,7 @@ def test_a_predictor_around_a_hosts_sampler(name):
     outside = Outside(TIMES.float().to(DEVICE), levels.to(DEVICE), torch.full((count,), 0.98, device=DEVICE))
 
     def work(device):
-        model = Wrapped(Model(device), outside.at)
+        model = ScaledDenoiser(Model(device), outside.at)
         return sampler.run(model, noise(device), torch.cat([TIMES, TIMES.new_zeros(1)]), {})
 
     same(work)

@@ -38,7 +38,7 @@ from amed.files.keep import keep
 from amed.files.spec import CONTROL
 from amed.files.store import as_json, described
 from amed.loop import Evaluation
-from amed.outside import Outside, Wrapped
+from amed.outside import Outside, ScaledDenoiser
 
 MOST, SECONDS, BATCH = 1500, 5.0, 200  # characters of a message, CPU of one file, files of a folder
 OTHERS = {"sigmas", "weights", "offset", "alone", "levels", "g", "r", "c", "a", "tensor", "field"}
@@ -73,7 +73,7 @@ def sampled(fitted: Fitted) -> Tensor:
     noise = torch.randn(2, min(channels, 64), 8, 8, generator=torch.Generator().manual_seed(0))
     x, sigmas = noise * fitted.spec.sigma_max, torch.cat([fitted.sigmas().float(), torch.zeros(1)])
     if isinstance(fitted.predictor, Outside):
-        model = Wrapped(denoiser, fitted.predictor.at)
+        model = ScaledDenoiser(denoiser, fitted.predictor.at)
         for t, t_next in zip(sigmas, sigmas[1:]):
             x = x + (t_next - t) * (x - model(x, t.expand(len(x)))) / t
         return x
