@@ -242,8 +242,8 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
         )
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError(
-            "a predictor whose constants depend on the image cannot be converted to a multistep table: use it "
-            "as it is"
+            "a predictor whose constants depend on the image cannot be converted to a multistep table: use "
+            "it as it is"
         )
     table = compiled(solver, as_double(sigmas).tolist(), predictor, afs)
     times = [*(float(row.sigma) for row in table.rows), table.end]

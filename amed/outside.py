@@ -65,13 +65,10 @@ class Outside:
             PARAMETERS[name].check(value)
         order = sorted(set(self.levels.tolist()), reverse=True)
         calls_at = torch.stack([as_double(self.levels == level) for level in order])
-        self.distinct = torch.tensor(
-            order, dtype=torch.float64
-        )  # [D]: the levels without repetition, falling
         pairs = torch.stack([self.c, self.a], dim=1)
-        self.means = (
-            calls_at @ pairs / calls_at.sum(dim=1, keepdim=True)
-        )  # [D, 2]: mean c and a of each level
+        # for other levels: [D], the levels without repetition, falling; and [D, 2], the mean c and a at each
+        self.distinct = torch.tensor(order, dtype=torch.float64)
+        self.means = calls_at @ pairs / calls_at.sum(dim=1, keepdim=True)
 
     @property
     def values(self) -> dict[str, Tensor]:

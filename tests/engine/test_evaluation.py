@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from amed import Multistep, sample, schedules
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from amed.fit.plain import SOLVERS, candidates
 from amed.loop import denoised_only
@@ -70,8 +70,10 @@ def test_guidances_halves_reach_a_counted_model(noise):
     solver, counter = Solver("multistep"), Counter(guided)
     truth, plainly = (
         sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=ask)
-        for ask in (asked, denoised_only)
+        for ask in (evaluate_guided, denoised_only)
     )
-    end = sample(counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=asked)
+    end = sample(
+        counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=evaluate_guided
+    )
     assert torch.equal(end, truth) and not torch.allclose(end, plainly)
     assert counter.evaluations == 4 and counter.rows == 20

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import amed
 from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
 from amed.choose import Identity, Request, choose
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.files import store
 from amed.fit.measures import Counter
 from predictors import published
@@ -162,7 +162,7 @@ def test_factors_on_guidance_of_format_1_become_weights_of_its_part(tmp_path, af
     again = store.load(store.save(tmp_path / "g2.safetensors", fitted))
     ends = [
         amed.sample_amed_multistep(
-            Guided(Labelled(), 4.0), x, TIMES, args, disable=True, predictor=f, evaluate=asked
+            Guided(Labelled(), 4.0), x, TIMES, args, disable=True, predictor=f, evaluate=evaluate_guided
         )
         for f in (fitted, again)
     ]

@@ -29,7 +29,7 @@ from amed import (
 from amed.choose import PLAIN, UNTRAINED, Identity, Request, choose
 from amed.constants import as_multistep, same_times
 from amed.double import as_double, as_like
-from amed.evaluate import FromModule, Guided, asked, dynamic_threshold
+from amed.evaluate import FromModule, Guided, dynamic_threshold, evaluate_guided
 from amed.files import Library
 from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
@@ -216,7 +216,7 @@ def test_tables(parts, offset, afs):
     def work(device):
         guided, times = Guided(Model(device), 2.0), TIMES.to(device, torch.float32)
         return sample(guided, noise(device), times, Solver("multistep"), halves(device), predictor=table,
-                      afs=afs, evaluate=asked)  # fmt: skip
+                      afs=afs, evaluate=evaluate_guided)  # fmt: skip
 
     same(work)
 
@@ -230,7 +230,7 @@ def test_bundled_files(name):
 
         def work(device, times=times):
             guided = Guided(Model(device), 2.0)
-            ask = asked if not fitted.wants_bottleneck else FromModule(guided.model.middle_block)
+            ask = evaluate_guided if not fitted.wants_bottleneck else FromModule(guided.model.middle_block)
             return SAMPLERS[fitted.spec.sampler](
                 guided, noise(device), times.to(device=device, dtype=torch.float32), halves(device),
                 predictor=fitted.to(device), evaluate=ask,
@@ -388,7 +388,7 @@ def target_on(device, guidance=1.0, flow=False):
 
     model = Model(device)
     model = Guided(model, guidance) if guidance != 1 else model
-    kind, evaluate = "flow" if flow else "eps", asked if guidance != 1 else None
+    kind, evaluate = "flow" if flow else "eps", evaluate_guided if guidance != 1 else None
     return Target(model, draw, 0.02, 40.0, prediction_type=kind, evaluate=evaluate, features=features)
 
 

@@ -6,7 +6,7 @@ import torch
 from amed import Fitted, Multistep, PredictorError, Solver, Spec, load, sample, save, schedules
 from amed.choose import Identity, Request, choose
 from amed.constants import as_multistep
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.files import Library
 from amed.fit.measures import Counter
 from amed.loop import Evaluation, banded, move
@@ -169,7 +169,14 @@ def test_what_is_spared_is_not_run_and_was_not_weighed(parts):
     def run(predictor):
         counter, network.rows = Counter(Guided(network, 4.0)), 0
         end = sample(
-            counter, x, GRID, Solver("multistep"), ARGS, disable=True, predictor=predictor, evaluate=asked
+            counter,
+            x,
+            GRID,
+            Solver("multistep"),
+            ARGS,
+            disable=True,
+            predictor=predictor,
+            evaluate=evaluate_guided,
         )
         return end, counter.evaluations, network.rows // len(x)
 
