@@ -129,8 +129,8 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
     if spec is None:
         if predictor is not None and (not default.has_recipe) != hasattr(predictor, "table"):
             raise ValueError(
-                f"sample_{name} cannot run a predictor of type {type(predictor).__name__}: use amed_multistep "
-                "for Multistep, and another sampler for other types"
+                f"sample_{name} cannot run a predictor of type {type(predictor).__name__}: use "
+                "amed_multistep for Multistep, and another sampler for other types"
             )
         return replace(default, **options), predictor, bool(afs), False
     if options:
@@ -140,8 +140,8 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
         )
     if spec.of:
         raise ValueError(
-            f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}: use it with "
-            "that sampler, or choose another predictor"
+            f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}: use it "
+            "with that sampler, or choose another predictor"
         )
     if ENTRIES[spec.sampler].solver.name != default.name:
         raise ValueError(
