@@ -362,7 +362,7 @@ def test_a_fitted_file_sets_its_solver(tmp_path):
         return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
 
     x, fitted = torch.randn(1, 3, 8, 8) * 80, table()
-    with pytest.raises(ValueError, match="fitted for 'amed'"):
+    with pytest.raises(ValueError, match="fitted for the solver 'amed'"):
         amed.sample_amed_ipndm(model, x, fitted.sigmas(), predictor=fitted, disable=True)
     with pytest.raises(ValueError, match="max_order"):
         amed.sample_amed(model, x, fitted.sigmas(), predictor=fitted, disable=True, max_order=2)
