@@ -9,26 +9,46 @@ async def comfy_entrypoint():
     """What ComfyUI asks for: the pack's nodes. The dropdown entries are added on the way."""
     from comfy_api.latest import ComfyExtension
 
-    from .nodes import (
-        calibrate,
-        compare,
-        compare_grid,
-        demo_model,
-        files,
-        predictors,
-        register,
-        sampler,
-        train,
-        trajectory,
-    )
+    from .nodes.apply_predictor import ApplyPredictor
+    from .nodes.calibrate import Calibrate
+    from .nodes.compare import Compare
+    from .nodes.count_evaluations import CountEvaluations
+    from .nodes.demo_decode import DemoDecode
+    from .nodes.demo_model import DemoModel
+    from .nodes.evaluations_used import EvaluationsUsed
+    from .nodes.host.register import register
+    from .nodes.ksampler import AmedKSampler
+    from .nodes.load_predictor import LoadPredictor
+    from .nodes.plain_solver import PlainSolver
+    from .nodes.predictor_info import PredictorInfo
+    from .nodes.sampler import AmedSampler
+    from .nodes.save_predictor import SavePredictor
+    from .nodes.scheduler import AmedScheduler
+    from .nodes.train_predictor import TrainPredictor
+    from .nodes.trajectory_plot import TrajectoryPlot
 
-    for problem in register.register():
+    for problem in register():
         logging.warning("AMED: %s", problem)
 
     class Amed(ComfyExtension):
         async def get_node_list(self):
-            rooms = (sampler, calibrate, compare_grid, trajectory, predictors, files, train)
-            rooms += (compare, demo_model)
-            return [node for room in rooms for node in room.NODES]
+            return [
+                AmedKSampler,
+                Calibrate,
+                Compare,
+                TrajectoryPlot,
+                LoadPredictor,
+                ApplyPredictor,
+                AmedSampler,
+                AmedScheduler,
+                PredictorInfo,
+                SavePredictor,
+                TrainPredictor,
+                PlainSolver,
+                CountEvaluations,
+                EvaluationsUsed,
+                DemoModel,
+                DemoDecode,
+            ]
 
     return Amed()

@@ -42,7 +42,7 @@ def measure(comfyui: str, mode: str) -> float:
     )
     pack = importlib.util.module_from_spec(spec)
     sys.modules["pack"] = pack
-    from pack.nodes import fitting
+    from pack.nodes.host import training
 
     unet = UNetModel(
         image_size=32, in_channels=4, out_channels=4, model_channels=320, channel_mult=(1, 2, 4, 4),
@@ -55,7 +55,7 @@ def measure(comfyui: str, mode: str) -> float:
     for weight in unet.parameters():
         weight.normal_(0, 0.02)
     if mode == "train":
-        fitting.checkpoint_blocks(unet)
+        training.checkpoint_blocks(unet)
     x, t, context = torch.randn(1, 4, 64, 64), torch.tensor([500.0]), torch.randn(1, 77, 768)
     before = peak()
     with torch.set_grad_enabled(mode != "evaluate"):

@@ -1,7 +1,5 @@
-"""The ComfyUI nodes, one file a room.
+"""The ComfyUI nodes, each in a file named after it.
 
-What touches ComfyUI's insides stands in six files, each module of the host in exactly one of them (a test
-holds this): folders (where predictors are), model (what a MODEL is), weights (its network's), running (the
-run itself, and the page), register (the host's lists of samplers and schedules), counting (wrappers around a
-MODEL). On these stand choosing (what amed.choose is asked), evaluate and sampling (what happens during a
-run), and fitting."""
+`host/` is the only folder that uses ComfyUI's internals, each module and each hook of them in one file;
+`choice/` decides which predictor a node runs and when the node runs again. Beside the nodes: `schema` (inputs
+that several nodes share), `calibration` and `comparison` (what the nodes of that name run)."""

@@ -1,130 +1,268 @@
-"""To compare samplers fairly: the plain solvers at any of their settings, and evaluations counted around the
-MODEL."""
+"""The node Compare AMED: samplers side by side on the user's MODEL, as a picture, a table and CSV."""
 
-from comfy_api.latest import io
+import csv
+import io as text_io
+import logging
+import math
+import time
+from pathlib import Path
 
-from ..amed import schedules
-from ..amed.fit import plain
-from .counting import Tally, count_of, counting, read_count, used
-from .model import sampling_of, sigma_range
-from .register import as_sampler
-from .running import executing, face
-from .sampling import plain_function
-from .schema import schema
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..amed.fit import numbers
+from ..hosts import grid
+from ..hosts.report import as_image, left
+from .choice.fingerprint import fingerprint
+from .comparison import Measured, Scene, compare
+from .host.counting import counting
+from .host.folders import output_folder
+from .host.model import Interrupted, stop_if_interrupted
+from .host.running import progress_bar, show_text
+from .sampler_list import REFERENCE, Entry, read_entries
+from .schema import cfg_input, sampled_inputs, schema, seed_input
+
+DEFAULT = "amed\nplain\ndpmpp_2m / karras\nuni_pc / simple"
+LIVE = 8  # rows in the picture while the node runs
+SEEDS = 8  # most columns of the picture
+SOFT, SHARP = 2.0, 4.0  # pixels per unit of the grid, while the node runs and at the end
+INTERVAL = 0.5  # seconds between two lines of progress
+INTERRUPTED = "AMED_compare_stopped"  # name of the files with the finished rows after an interrupt
+HEAD = ("sampler", "setting", "nfe", "steps", "evaluations", "passes", "seconds", "distance", "note")
 
 
-class PlainSolver(io.ComfyNode):
-    """A solver that learns nothing, at a setting of your choice -> SAMPLER and SIGMAS."""
+class Progress:
+    """The progress of a comparison on its node: a bar, the picture so far and the time left.
+
+    Called before each evaluation; raises ComfyUI's interrupt once the user interrupts."""
+
+    def __init__(self, node_id: str | None):
+        self.node_id = node_id
+        self.total = self.done = 0  # evaluations
+        self.begin, self.shown_at = 0.0, -math.inf  # times, in seconds
+        self.bar = progress_bar(node_id, 1)
+
+    def set_total(self, total: int) -> None:
+        """Set the total number of evaluations, once it is known."""
+        self.total, self.begin = total, time.monotonic()
+        self.bar = progress_bar(self.node_id, max(total, 1))
+
+    def __call__(self) -> None:
+        stop_if_interrupted()
+        if not self.total:
+            return
+        now = time.monotonic()
+        if now - self.shown_at > INTERVAL:
+            self.shown_at = now
+            rest = (now - self.begin) / self.done * (self.total - self.done) if self.done else math.nan
+            self.show(f"evaluation {self.done + 1} of {self.total}{left(rest)}")
+            self.bar(self.done)
+        self.done += 1
+
+    def row_finished(self, evaluations: int, picture: Image.Image) -> None:
+        """Show the picture after a row; evaluations: the planned ones of all rows so far."""
+        self.done = evaluations
+        self.bar(self.done, picture)
+
+    def show(self, text: str) -> None:
+        """Show text on the node."""
+        if self.node_id:
+            show_text(self.node_id, text)
+
+
+def measure_all(scene: Scene, rows: list[Measured], progress: Progress) -> list[Measured]:
+    """Measure all rows.
+
+    If the user interrupts, the finished rows are saved in ComfyUI's output folder and the interrupt is
+    raised. Raises ValueError if no row gave an image."""
+    finished: list[Measured] = []
+    spent = 0
+    try:
+        for row in compare(scene, rows, progress.set_total):
+            finished.append(row)
+            spent += scene.count * row.nfe if row.steps else 0
+            progress.row_finished(spent, draw(scene, finished[:1] + finished[1:][-LIVE:], SOFT))
+    except Interrupted:
+        if any(row.pixels is not None for row in finished):
+            path = save_rows(scene, finished)
+            text = f"stopped after {len(finished)} of {len(rows)} rows. They are saved in {path}"
+            logging.info("Compare AMED: %s", text)
+            progress.show(text)
+        raise
+    if all(row.pixels is None for row in rows):
+        raise ValueError(
+            f"no sampler gave an image. {rows[0].entry.sampler}: {rows[0].note}\nChange samplers or nfe"
+        )
+    return rows
+
+
+def save_rows(scene: Scene, rows: list[Measured]) -> Path:
+    """Save rows as a picture and a CSV file in ComfyUI's output folder; return the picture's path."""
+    folder, number = output_folder(), 1
+    while (path := folder / f"{INTERRUPTED}_{number:05}.png").exists():
+        number += 1
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(scene, rows, SHARP).save(path)
+    path.with_suffix(".csv").write_text(as_csv(scene, rows), encoding="utf-8")
+    return path
+
+
+# --- picture, table and CSV --------------------------------------------------------------------------------
+
+
+def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
+    """Draw the grid: the reference, then each number of evaluations under a heading.
+
+    scale: pixels per unit of the grid."""
+    guidance = f"guidance {scene.guidance:g}" if scene.guidance != 1 else "no guidance"
+    caption = f"{guidance}; evaluations and network passes were counted around the model"
+    if any(not math.isnan(row.distance) for row in rows):
+        caption += "; distance: to the reference of the same seed, lower is better"
+    grid_rows, heading = [], 0
+    for row in rows:
+        above = "" if row.entry.sampler == REFERENCE or row.nfe == heading else f"{row.nfe} evaluations"
+        heading = row.nfe if above else heading
+        grid_rows.append(grid_row(row, above, row is nearest(rows, row.nfe)))
+    return grid.picture("Samplers compared", caption, [str(s) for s in scene.seeds], grid_rows, scale)
+
+
+def grid_row(row: Measured, above: str, best: bool) -> grid.Row:
+    """Return a row of the grid.
+
+    Args:
+        row: the measured row.
+        above: the heading above it, or "".
+        best: whether it is marked as the nearest to the reference."""
+    name = row.entry.sampler
+    if row.pixels is None:
+        return grid.Row(name, tuple(filter(None, [row.entry.scheduler])), why=row.note, above=above)
+    counts = f"{row.evaluations:g} evaluations, {row.passes:g} passes"
+    details = (row.setting, counts, f"{seconds_text(row.seconds)} an image")
+    distance = None if math.isnan(row.distance) else row.distance
+    return grid.Row(name, details, row.pixels, row.note, distance, best, above)
+
+
+def seconds_text(value: float) -> str:
+    """Format a number of seconds."""
+    return f"{value:.1f} s" if value >= 1 else f"{value:.2g} s"
+
+
+def nearest(rows: list[Measured], nfe: int) -> Measured | None:
+    """Return the row nearest to the reference among those that took at most the requested `nfe`
+    evaluations."""
+    fair = [row for row in rows if row.nfe == nfe >= row.evaluations and not math.isnan(row.distance)]
+    return min(fair, key=lambda row: row.distance, default=None)
+
+
+def cells(row: Measured) -> list[str]:
+    """Return a row's values for the columns of HEAD."""
+    names = [row.entry.sampler, row.setting or row.entry.scheduler, str(row.nfe)]
+    if row.pixels is None:
+        return [*names, "", "", "", "", "", row.note]
+    counts = [str(row.steps), f"{row.evaluations:g}", f"{row.passes:g}", f"{row.seconds:.3f}"]
+    return [*names, *counts, "" if math.isnan(row.distance) else f"{row.distance:.5f}", row.note]
+
+
+def as_csv(scene: Scene, rows: list[Measured]) -> str:
+    """Return all rows as CSV, each followed by guidance, first seed and number of seeds."""
+    stream = text_io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*HEAD, "guidance", "first_seed", "seeds"])
+    common = [f"{scene.guidance:g}", scene.first, scene.count]
+    writer.writerows([*cells(row), *common] for row in rows)
+    return stream.getvalue()
+
+
+def summary(rows: list[Measured]) -> str:
+    """Return one line per number of evaluations: the row nearest to the reference, and samplers that
+    failed."""
+    lines = []
+    for nfe in dict.fromkeys(row.nfe for row in rows if row.entry.sampler != REFERENCE):
+        group = [row for row in rows if row.nfe == nfe and row.entry.sampler != REFERENCE]
+        best, failed = nearest(group, nfe), [row.entry.sampler for row in group if row.pixels is None]
+        text = f"nearest to the reference: {best.entry.sampler}, {best.distance:.3f}" if best else "compared"
+        lines.append(f"{nfe} evaluations: {text}{'; no image: ' if failed else ''}{', '.join(failed)}")
+    return "\n".join(lines)
+
+
+class Compare(io.ComfyNode):
+    """Compare samplers on a MODEL; return the picture, a Markdown table and CSV."""
 
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDPlainSolver",
-            display_name="AMED Plain Solver",
-            search_aliases=["amed", "ipndm", "dpm-solver", "time_uniform", "schedule", "few steps"],
-            description="The solvers AMED starts from, without a predictor: what it has to beat, at "
-            "exactly nfe evaluations.",
+            node_id="AMEDCompare",
+            display_name="Compare AMED",
+            search_aliases=["amed", "compare samplers", "xy plot", "xyz plot", "sampler grid", "benchmark",
+                            "fast sampler", "few steps", "which sampler"],
+            description="Compare samplers on your own model, at the same evaluations and seeds: one picture, "
+            "and a table of each sampler's cost and its distance to a run of many evaluations.",
             inputs=[
-                io.Model.Input("model", tooltip="for its noise levels"),
-                io.Combo.Input(
-                    "solver",
-                    options=list(plain.SOLVERS),
-                    default="iPNDM-3",
-                    tooltip="iPNDM-2 is the safe one under guidance",
+                *sampled_inputs(
+                    "The model to compare on, with its LoRAs. The input itself is not changed.",
+                    "A latent of the size to sample at, usually empty. Of a batch, each image uses the next "
+                    "one.",
                 ),
-                io.Int.Input("nfe", default=5, min=1, max=10_000, tooltip="evaluations, one after the other"),
-                io.Combo.Input(
-                    "schedule",
-                    options=list(schedules.KINDS),
-                    default="time_uniform",
-                    tooltip="polynomial is karras; time_uniform is usually better at few steps",
-                ),
-                io.Float.Input(
-                    "rho",
-                    default=1.0,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="bends the schedule: 7 is usual for polynomial, 1 for the others",
-                ),
-                io.Boolean.Input(
-                    "afs",
-                    default=False,
-                    tooltip="analytic first step: saves an evaluation; only from pure noise",
-                ),
+                io.String.Input("samplers", default=DEFAULT, multiline=True,
+                                tooltip="The samplers to compare, one per line: amed (the best predictor for "
+                                "this model), plain (the best solver without one), an amed_... sampler, or "
+                                "one of the KSampler's with its scheduler, e.g. dpmpp_2m / karras."),
+                io.String.Input("nfe", default="5, 8",
+                                tooltip="Number of evaluations for every sampler. Several numbers are "
+                                "compared in turn: 4, 6, 8."),
+                cfg_input(),
+                seed_input("Seed of the first column. Each further column uses the next seed."),
+                io.Int.Input("seeds", default=3, min=1, max=SEEDS,
+                             tooltip="Number of seeds, which are the columns of the picture."),
+                io.Int.Input("reference", default=32, min=0, max=20_000,
+                             tooltip="Number of evaluations of the reference, the run that distances are "
+                             "measured to. 0: no reference, no distances."),
+                io.Vae.Input("vae", optional=True,
+                             tooltip="Decodes the images. Not linked: rough preview colours."),
             ],
             outputs=[
-                io.Sampler.Output(tooltip="for SamplerCustom and SamplerCustomAdvanced"),
-                io.Sigmas.Output(tooltip="its noise levels, for the same node"),
+                io.Image.Output(display_name="grid", tooltip="One row per sampler, one column per seed."),
+                io.String.Output(display_name="table", tooltip="All measurements as a Markdown table."),
+                io.String.Output(display_name="csv", tooltip="All measurements as CSV, for a spreadsheet."),
             ],
-        )
-
-    @classmethod
-    def execute(cls, model, solver, nfe, schedule, rho, afs):
-        low, high = sigma_range(sampling_of(model))
-        settings = plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
-        setting = next((s for s in settings if s.afs == afs), None)
-        if setting is None:
-            raise ValueError(
-                f"{solver} {'with' if afs else 'without'} the analytic first step cannot take {nfe} "
-                f"evaluations: it takes 2 an interval{', less 1' if afs else ''}; change nfe or afs"
-            )
-        return io.NodeOutput(as_sampler(plain_function(setting)), setting.sigmas().float())
-
-
-class CountEvaluations(io.ComfyNode):
-    """MODEL -> a MODEL that counts what is asked of it."""
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="AMEDCountEvaluations",
-            display_name="AMED Count Evaluations",
-            search_aliases=["amed", "nfe", "count steps"],
-            description="Put before any sampler; read the count with AMED Evaluations Used after it.",
-            inputs=[io.Model.Input("model", tooltip="stays as it is: a copy counts")],
-            outputs=[io.Model.Output(tooltip="for any sampler, and for AMED Evaluations Used")],
-        )
-
-    @classmethod
-    def execute(cls, model):
-        return io.NodeOutput(counting(model))
-
-
-class EvaluationsUsed(io.ComfyNode):
-    """The count of the node that made a LATENT, which goes through, so that it is read after sampling."""
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="AMEDEvaluationsUsed",
-            display_name="AMED Evaluations Used",
-            search_aliases=["amed", "nfe", "count steps"],
-            description="How many evaluations the sampler before it took, counted around the network.",
-            inputs=[
-                io.Model.Input("model", tooltip="from AMED Count Evaluations"),
-                io.Latent.Input("samples", tooltip="of the sampler that is counted"),
-            ],
-            outputs=[
-                io.Latent.Output(tooltip="the same samples"),
-                io.Int.Output(display_name="evaluations", tooltip="one after the other"),
-                io.Int.Output(
-                    display_name="rows", tooltip="images through the network; guidance doubles them"
-                ),
-            ],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, samples):
-        count, now = count_of(model), executing()
-        if now is None:  # a host that does not say which node runs
-            tally = Tally(*read_count(model))
-        else:
-            tally = used(count.name, cls.hidden.dynprompt, now.node, now.item)
-        text = f"{tally.evaluations} evaluations, {tally.rows} rows through the network"
-        return io.NodeOutput(samples, tally.evaluations, tally.rows, ui=face(cls.hidden.unique_id, text))
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        samplers,
+        nfe,
+        guidance,
+        seed,
+        seeds,
+        reference,
+        vae=None,
+    ):
+        entries, nfes = read_entries(samplers), numbers(nfe, 1, 10_000)
+        if 0 < reference < 2 * max(nfes):
+            raise ValueError(
+                f"reference is {reference}, which is too few evaluations to measure {max(nfes)} evaluations "
+                f"by: set it to at least {2 * max(nfes)}, or to 0 for no reference"
+            )
+        progress = Progress(cls.hidden.unique_id)
+        arguments = positive, negative, latent_image, guidance, seed, seeds, vae
+        scene = Scene(counting(model, progress), *arguments)
+        rows = [Measured(Entry(REFERENCE), reference)] if reference else []
+        rows += [Measured(entry, count) for count in nfes for entry in entries]
+        measure_all(scene, rows, progress)
+        image = as_image(draw(scene, rows, SHARP))
+        text = summary(rows)
+        logging.info("Compare AMED: %s", text.replace("\n", "; "))
+        progress.show(text)
+        table = f"{text}\n\n{grid.table(list(HEAD), [cells(row) for row in rows])}"
+        return io.NodeOutput(image, table, as_csv(scene, rows), ui=ui.PreviewImage(image, cls=cls))
 
-
-NODES = [PlainSolver, CountEvaluations, EvaluationsUsed]
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)

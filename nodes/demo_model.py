@@ -1,4 +1,6 @@
-"""The demo model as a ComfyUI MODEL: 32x32 emoji, no download."""
+"""The node AMED Demo Model: a MODEL of 32x32 emoji that needs no download."""
+
+from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -6,7 +8,8 @@ from torch import Tensor, nn
 
 from ..demo.data import CATEGORIES
 from ..demo.model import CLASSES, SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, UNet, load_unet
-from .model import pixel_model
+from .host.hooks import network_options, patched_middle
+from .host.model import pixel_model
 from .schema import schema
 
 FAMILY = "emoji32"
@@ -14,66 +17,54 @@ NONE = "none"
 
 
 class DiffusionModel(nn.Module):
-    """demo.model.UNet as the host calls a diffusion model.
+    """The demo U-Net with the signature by which ComfyUI calls a diffusion model.
 
-    x `[B, 3, H, W]`, c_noise `[B]`; context `[B, n, 11]`: a one-hot category, all zeros for none. Patches
-    that listen to the middle block (output_block_patch at ("output", 0), middle_block_after_patch) are
-    honoured."""
+    Patches of the middle block are applied as ComfyUI's own U-Nets do."""
 
     def __init__(self, unet: UNet):
         super().__init__()
         self.unet, self.dtype = unet, torch.float32
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: object = None,
-        transformer_options: dict | None = None,
-        **_: object,
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: object = None, **call: Any
     ) -> Tensor:
+        """Return the network's output `[B, 3, H, W]`.
+
+        Args:
+            x: the network's input `[B, 3, H, W]`.
+            timesteps: c_noise `[B]`.
+            context: `[B, n, 11]`, a one-hot category; all zeros for none.
+            control: not used.
+            call: other arguments of ComfyUI, of which the network options are used.
+
+        Raises:
+            ValueError: for a size that is no multiple of 4, or for a prompt of another model."""
         if x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(
-                f"the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
-                f"{x.shape[-1]}x{x.shape[-2]}: take the one AMED Demo Model gives"
+                "the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
+                f"{x.shape[-1]}x{x.shape[-2]}: use the latent output of AMED Demo Model"
             )
         if context is None or context.shape[-1] != CLASSES + 1:
             raise ValueError(
                 "the AMED demo model knows no prompts: connect the positive and negative outputs of "
                 "AMED Demo Model"
             )
-        options = transformer_options or {}
+        options = network_options(call)
 
         def after_middle(h: Tensor) -> Tensor:
-            for patch in options.get("patches", {}).get("middle_block_after_patch", ()):
-                h = patch(
-                    {
-                        "h": h,
-                        "x": x,
-                        "emb": None,
-                        "context": context,
-                        "y": None,
-                        "timesteps": timesteps,
-                        "transformer_options": options,
-                    }
-                )["h"]
-            options["block"] = ("output", 0)
-            for patch in options.get("patches", {}).get("output_block_patch", ()):
-                h, _ = patch(h, None, options)
-            return h
+            return patched_middle(h, x, timesteps, context, options)
 
         return self.unet(x, timesteps, labels(context), after_middle)
 
 
 def labels(context: Tensor) -> Tensor:
-    """`[B]` category of a one-hot context `[B, n, 11]`; all zeros means none."""
+    """Return the categories `[B]` of one-hot contexts `[B, n, 11]`; UNCONDITIONAL for all zeros."""
     one_hot = context[:, 0]
     return torch.where(one_hot.abs().amax(dim=1) > 0, one_hot.argmax(dim=1), UNCONDITIONAL)
 
 
 def conditioning(category: str) -> list:
-    """A host's CONDITIONING for a category."""
+    """Return ComfyUI's CONDITIONING for a category."""
     one_hot = torch.zeros(1, 1, CLASSES + 1)
     if category != NONE:
         one_hot[0, 0, CATEGORIES.index(category)] = 1.0
@@ -81,7 +72,7 @@ def conditioning(category: str) -> list:
 
 
 class DemoModel(io.ComfyNode):
-    """The demo model with what a sampler needs."""
+    """Load the demo model, with the conditionings and the LATENT that a sampler needs."""
 
     @classmethod
     def define_schema(cls):
@@ -89,25 +80,38 @@ class DemoModel(io.ComfyNode):
             node_id="AMEDDemoModel",
             display_name="AMED Demo Model",
             search_aliases=["amed", "emoji", "test model", "no download"],
-            description="A small trained diffusion model of emoji, part of the pack: try samplers at once.",
+            description="A small diffusion model of emoji, included in this pack, to try samplers without a "
+            "download.",
             inputs=[
                 io.Combo.Input(
                     "category",
                     options=[*CATEGORIES, NONE],
                     default=CATEGORIES[0],
-                    tooltip="the prompt, so to speak",
+                    tooltip="The kind of emoji to make, in place of a prompt.",
                 ),
-                io.Int.Input("width", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"),
                 io.Int.Input(
-                    "height", default=32, min=16, max=64, step=4, tooltip="in pixels; trained at 32"
+                    "width",
+                    default=32,
+                    min=16,
+                    max=64,
+                    step=4,
+                    tooltip="Width in pixels. The model was trained at 32.",
                 ),
-                io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="how many images"),
+                io.Int.Input(
+                    "height",
+                    default=32,
+                    min=16,
+                    max=64,
+                    step=4,
+                    tooltip="Height in pixels. The model was trained at 32.",
+                ),
+                io.Int.Input("batch_size", default=4, min=1, max=256, tooltip="Number of images."),
             ],
             outputs=[
-                io.Model.Output(tooltip="a MODEL like any other"),
-                io.Conditioning.Output(display_name="positive", tooltip="the category"),
-                io.Conditioning.Output(display_name="negative", tooltip="no category"),
-                io.Latent.Output(display_name="latent", tooltip="empty, of this size"),
+                io.Model.Output(tooltip="The demo model, for any sampler."),
+                io.Conditioning.Output(display_name="positive", tooltip="The conditioning for the category."),
+                io.Conditioning.Output(display_name="negative", tooltip="The conditioning for no category."),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of this size."),
             ],
         )
 
@@ -115,42 +119,10 @@ class DemoModel(io.ComfyNode):
     def execute(cls, category, width, height, batch_size):
         if not WEIGHTS.is_file():
             raise ValueError(
-                f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder; "
-                "install the pack again"
+                f"the demo model's weights are missing: {WEIGHTS.name} belongs in this pack's demo folder. "
+                "Install the pack again"
             )
         settings = {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, "sigma_data": SIGMA_DATA}
         model = pixel_model(DiffusionModel(load_unet()), FAMILY, settings)
         latent = {"samples": torch.zeros(batch_size, 3, height, width)}
         return io.NodeOutput(model, conditioning(category), conditioning(NONE), latent)
-
-
-class DemoDecode(io.ComfyNode):
-    """LATENT of the demo model to IMAGE."""
-
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="AMEDDemoDecode",
-            display_name="AMED Demo Decode",
-            search_aliases=["amed", "emoji", "decode"],
-            description="The demo model works on pixels: its LATENT to an IMAGE, enlarged by whole pixels.",
-            inputs=[
-                io.Latent.Input("samples", tooltip="of AMED Demo Model alone"),
-                io.Int.Input("enlarge", default=4, min=1, max=16, tooltip="each pixel becomes n x n"),
-            ],
-            outputs=[io.Image.Output(tooltip="RGB, enlarged")],
-        )
-
-    @classmethod
-    def execute(cls, samples, enlarge):
-        pixels = samples["samples"]
-        if pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise ValueError(
-                f"this LATENT is not the AMED demo model's (3 channels), its shape is {tuple(pixels.shape)}: "
-                "decode it with VAE Decode"
-            )
-        image = (pixels.movedim(1, -1).float() / 2 + 0.5).clamp(0, 1)
-        return io.NodeOutput(image.repeat_interleave(enlarge, dim=1).repeat_interleave(enlarge, dim=2))
-
-
-NODES = [DemoModel, DemoDecode]

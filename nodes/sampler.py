@@ -1,128 +1,59 @@
-"""AMED KSampler: choose the number of evaluations, the rest is found."""
-
-import logging
+"""The node AMED Sampler (custom)."""
 
 from comfy_api.latest import io
 
-from ..amed.choose import AUTO, Report, choose
-from .carry import carried_or, carry, named, noted
-from .choosing import cut, cut_short, request
-from .fitting import Prompts
-from .folders import library
-from .lookup import Wanted, look_up
-from .model import attached, identity
-from .predictors import SOLVERS
-from .recall import fingerprint
-from .register import our_sampler
-from .running import face, run
-from .sampling import note
-from .schema import cfg_input, denoise_input, missing_input, nfe_input, schema
+from ..amed.choose import Identity, Request, choose
+from .choice.fingerprint import fingerprint, remember_later
+from .host import outside
+from .host.folders import library
+from .host.register import amed_sampler, sampler_by_name
+from .host.request import sampler_for
+from .schema import DEFAULT_PREDICTOR, SOLVERS, Predictor, missing_input, schema
+
+UNKNOWN = Identity("", "")  # this node has no MODEL
 
 
-class AmedKSampler(io.ComfyNode):
-    """MODEL, evaluations, guidance, prompts, LATENT -> LATENT."""
+class AmedSampler(io.ComfyNode):
+    """Make a SAMPLER for SamplerCustom and SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls):
         return schema(
-            node_id="AMEDKSampler",
-            display_name="AMED KSampler (fast, few steps)",
-            search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
-            description="Sample in a handful of evaluations with a predictor fitted for this model.",
+            node_id="AMEDSampler",
+            display_name="AMED Sampler (custom)",
+            search_aliases=["amed", "few steps", "SAMPLER"],
+            description="A SAMPLER that runs an AMED predictor. Use it with AMED Scheduler.",
             inputs=[
-                io.Model.Input("model", tooltip="your checkpoint, with its LoRAs and patches"),
-                io.Combo.Input(
-                    "predictor",
-                    options=[AUTO, *library().names()],
-                    default=AUTO,
-                    tooltip="auto: the one on the MODEL, or the library's for this model, sampler and nfe",
-                ),
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
-                    default=AUTO,
-                    tooltip="auto: the predictor's own; without a predictor on the MODEL, the best there is",
+                    tooltip="The sampler to run. auto: the predictor's, or without a predictor the best one "
+                    "for the MODEL.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="of the noise; the same seed gives the same image",
+                missing_input(calibrate=False),
+                Predictor.Input("predictor", optional=True, tooltip=DEFAULT_PREDICTOR),
+                io.Sampler.Input(
+                    "wrapped",
+                    optional=True,
+                    tooltip="The SAMPLER that the predictor was fitted to, if it is another pack's. Only "
+                    "needed for such a predictor.",
                 ),
-                nfe_input(),
-                cfg_input(),
-                io.Conditioning.Input("positive", tooltip="what you want to see"),
-                io.Conditioning.Input("negative", tooltip="what you do not; unused at guidance 1"),
-                io.Latent.Input("latent_image", tooltip="an empty one for its size, or one to change"),
-                denoise_input(),
-                missing_input(),
             ],
-            outputs=[
-                io.Latent.Output(tooltip="for VAE Decode"),
-                io.String.Output(display_name="report", tooltip="what ran, and what it took, counted"),
-            ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
-        predictor,
-        sampler,
-        seed,
-        nfe,
-        guidance,
-        positive,
-        negative,
-        latent_image,
-        denoise,
-        if_missing,
-    ):
-        node_id, png = cls.hidden.unique_id, cls.hidden.extra_pnginfo
-
-        def with_this(fitted):
-            return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
-
-        own, said = attached(model.model_options), []
-        if predictor != AUTO:
-            widgets, who = {"predictor": predictor, "nfe": nfe}, identity(model)
-            choice, said = carried_or(
-                png, node_id, widgets, who, with_this, lambda: with_this(named(predictor))
-            )
-            carry(png, node_id, widgets, choice.fitted, who)
-        elif own is not None:
-            choice = with_this(own)
-        else:
-            prompts = Prompts([positive], negative, latent_image)
-            wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
-            choice = look_up(wanted, png)
-        report = Report(remarks=[*said, *choice.remarks])
-        samples = run(
-            model,
-            our_sampler(choice.sampler, predictor=choice.fitted, report=report),
-            cut(choice.sigmas, model, denoise),
-            seed,
-            guidance,
-            positive,
-            negative,
-            latent_image,
-        )
-        note(report, *cut_short(nfe, denoise, report.evaluations))
-        text = report.text()
-        logging.info("AMED KSampler: %s", text.replace("\n", "; "))
-        noted(png, node_id, report, guidance)
-        return io.NodeOutput(samples, text, ui=face(node_id, text))
+    def execute(cls, sampler, if_missing, predictor=None, wrapped=None):
+        if predictor is not None and predictor.spec.of:
+            inner = sampler_by_name(predictor.spec.of) if wrapped is None else wrapped
+            return io.NodeOutput(outside.wrapped(inner, predictor))
+        if predictor is not None:  # also checked during the run; here a wrong predictor is refused at once
+            check = Request(UNKNOWN, sampler_for(predictor, sampler), fitted=predictor)
+            sampler = choose(library(), check).sampler
+        on_request = remember_later() if predictor is None else None
+        options = {"predictor": predictor, "if_missing": if_missing, "on_request": on_request}
+        return io.NodeOutput(amed_sampler(sampler, **options))
 
     @classmethod
-    def validate_inputs(cls, predictor):
-        return True  # a workflow from elsewhere may name a file that is not here: `named` says so, in words
-
-    @classmethod
-    def fingerprint_inputs(cls, predictor, **inputs):
-        return fingerprint("" if predictor == AUTO else predictor, predictor=predictor, **inputs)
-
-
-NODES = [AmedKSampler]
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint(**inputs)

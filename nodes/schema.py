@@ -1,64 +1,73 @@
-"""A node's face, on hosts that know more or fewer fields than this pack."""
+"""Inputs and outputs that several nodes share, and schemas for older versions of ComfyUI."""
 
 import inspect
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..amed.choose import PLAIN, UNTRAINED
-from .choosing import CALIBRATE
+from ..amed import SAMPLERS
+from ..amed.choose import AUTO, PLAIN, UNTRAINED
+from .host.request import CALIBRATE
 
 CATEGORY = "sampling/AMED"
+SOLVERS = [AUTO, *SAMPLERS]
 Predictor = io.Custom("AMED_PREDICTOR")
+DEFAULT_PREDICTOR = (
+    "The predictor to use. Not linked: the one applied to the MODEL, else the library's best for the MODEL."
+)
 
 
 def schema(**fields: Any) -> io.Schema:
-    """io.Schema of the fields this host's Schema takes; newer ones (search_aliases) are left out on older
-    hosts."""
+    """Return an io.Schema. Fields that an older ComfyUI does not know (search_aliases) are left out."""
     known = inspect.signature(io.Schema).parameters
     return io.Schema(**{"category": CATEGORY} | {k: v for k, v in fields.items() if k in known})
 
 
-def missing_input(calibrate: bool = True, **more: Any) -> Any:
-    """What runs where no predictor was fitted."""
+def missing_input(calibrate: bool = True, **fields: Any) -> Any:
+    """Return the input `if_missing`; calibrate: whether it has the option to calibrate now."""
     options = [PLAIN, *([CALIBRATE] if calibrate else []), "error", UNTRAINED]
-    fit = "; calibrate now fits one first, kept for next time" if calibrate else ""
+    now = "; calibrate now fits a predictor first and saves it" if calibrate else ""
     return io.Combo.Input(
         "if_missing",
         options=options,
         default=PLAIN,
-        tooltip=f"no predictor for this model yet: plain runs the best plain solver known{fit}; error stops; "
-        "untrained runs AMED's own solver without its constants",
-        **more,
+        tooltip=f"What to do if no predictor fits this model: plain runs the best plain solver known{now}; "
+        "error stops the run; untrained runs AMED-Solver without fitted constants.",
+        **fields,
     )
 
 
-def nfe_input(least: int = 1, **more: Any) -> Any:
-    """Evaluations; `more`: the input's other fields."""
-    said = "evaluations of the network, one after the other; with guidance each costs two passes"
-    return io.Int.Input("nfe", **{"default": 8, "min": least, "max": 10_000, "tooltip": said} | more)
+def nfe_input(minimum: int = 1, **fields: Any) -> Any:
+    """Return the input `nfe`, the number of evaluations; fields: other fields of the input."""
+    tooltip = (
+        "Number of network evaluations, one after the other. With guidance each needs two passes of the "
+        "network."
+    )
+    return io.Int.Input("nfe", **{"default": 8, "min": minimum, "max": 10_000, "tooltip": tooltip} | fields)
 
 
-def cfg_input(**more: Any) -> Any:
-    """The guidance scale of a run; `more`: the input's other fields."""
-    said = "classifier-free guidance, the cfg of other samplers; 1 is none, and half the work"
-    usual = {"default": 5.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": said}
-    return io.Float.Input("guidance", **usual | more)
+def cfg_input(**fields: Any) -> Any:
+    """Return the input `guidance`, the guidance scale of a run; fields: other fields of the input."""
+    tooltip = "Classifier-free guidance scale (cfg in other samplers). 1: no guidance, which halves the work."
+    usual = {"default": 5.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tooltip}
+    return io.Float.Input("guidance", **usual | fields)
 
 
 def denoise_input() -> Any:
+    """Return the input `denoise`."""
     return io.Float.Input(
         "denoise",
         default=1.0,
         min=0.0,
         max=1.0,
         step=0.01,
-        tooltip="below 1 (img2img): begin with the given latent, on the lower part of the schedule",
+        tooltip="Share of the schedule to run. 1: start from pure noise. Below 1 (img2img): start from the "
+        "given latent, in the lower part of the schedule.",
     )
 
 
 def scene_inputs(model: str, positive: str, negative: str, latent_image: str) -> list:
-    """MODEL, prompts and a LATENT, each with its tooltip."""
+    """Return the inputs for a MODEL, prompts and a LATENT; the arguments are their tooltips."""
     return [
         io.Model.Input("model", tooltip=model),
         io.Conditioning.Input("positive", tooltip=positive),
@@ -67,60 +76,68 @@ def scene_inputs(model: str, positive: str, negative: str, latent_image: str) ->
     ]
 
 
-def shown_inputs(model: str, latent_image: str) -> list:
-    """What a picture of sampling is made of."""
-    return scene_inputs(model, "the prompt", "the negative prompt; unused at guidance 1", latent_image)
+def sampled_inputs(model: str, latent_image: str) -> list:
+    """Return the inputs for sampling; the arguments are the tooltips of MODEL and LATENT."""
+    return scene_inputs(model, "The prompt.", "The negative prompt. Not used at guidance 1.", latent_image)
 
 
 def fit_inputs() -> list:
-    """What a fit is made for."""
+    """Return the inputs that determine what a predictor is fitted for."""
     return scene_inputs(
-        "with its LoRAs and patches, as you sample with it",
-        "a prompt of the kind you use",
-        "the negative prompt you use",
-        "its size; the fit starts from noise",
+        "The model to fit for, with the LoRAs and patches that you sample with.",
+        "A prompt of the kind you use.",
+        "The negative prompt you use.",
+        "A latent of the size you sample at. Its content is not used; the fit starts from noise.",
     )
 
 
 def guidance_input() -> Any:
-    """The guidance scale a fit is for."""
-    return cfg_input(tooltip="the cfg you will sample with; 1 is none")
+    """Return the input `guidance` of a fit."""
+    return cfg_input(tooltip="The guidance scale (cfg) that you will sample with. 1: no guidance.")
 
 
 def seed_input(
-    tooltip: str = "of the noise that is fitted to; another seed gives another fit, about as good",
+    tooltip: str = "Seed of the noise that is fitted to. Another seed gives another fit of about the same "
+    "quality.",
 ) -> Any:
-    """A seed that stays. The page gives an INT called `seed` a widget that draws another after every run,
-    unless this says otherwise: a fit is for keeps, and pictures are to be compared."""
+    """Return the input `seed`, without the widget that changes a seed after every run.
+
+    ComfyUI's page would add that widget by default, but fits and pictures to compare should be repeatable."""
     return io.Int.Input(
         "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip
     )
 
 
-CONTROLS = ("fixed", "increment", "decrement", "randomize")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")  # values of that widget
 
 
 def name_input(default: str, tooltip: str) -> Any:
-    """What a fit is saved as."""
+    """Return the input `name`, under which a fit is saved."""
     return io.String.Input("name", default=default, tooltip=tooltip)
 
 
 def checked_name(name: str) -> str:
-    """A fit's name. Raises ValueError for what a workflow has there that was saved while the page still gave
-    the seed such a widget: its value, one place too far."""
+    """Return the name of a fit.
+
+    Raises ValueError for a value of the widget beside an older version's seed, which ComfyUI's page reads
+    into `name` from workflows of that version."""
     if name in CONTROLS:
         raise ValueError(
-            f"name is {name!r}, which an older version of this node kept for its seed: type the name again"
+            f"name is {name!r}, which belongs to the seed of an older version of this node: type the name "
+            "again"
         )
     return name
 
 
 def fit_outputs() -> list:
-    """What a fit gives."""
+    """Return the outputs of a fit."""
     return [
         Predictor.Output(
-            display_name="predictor", tooltip="to link into Apply AMED Predictor or AMED Sampler"
+            display_name="predictor",
+            tooltip="The fitted predictor, for Apply AMED Predictor or AMED Sampler.",
         ),
-        io.Image.Output(display_name="report", tooltip="pictures and errors beside the plain solvers"),
-        io.String.Output(display_name="text", tooltip="what was fitted, measured and saved"),
+        io.Image.Output(
+            display_name="report", tooltip="Sample images and errors, compared with the plain solvers."
+        ),
+        io.String.Output(display_name="text", tooltip="What was fitted, its errors, and where it was saved."),
     ]

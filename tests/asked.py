@@ -7,8 +7,8 @@ from demo.comfyui import ROOT
 
 
 def asked_in(folder: str) -> set[str]:
-    """Those of every file of a folder of the pack."""
-    return set().union(*(asked_for(file) for file in (ROOT / folder).glob("*.py")))
+    """Those of every file of a folder of the pack, and of its folders."""
+    return set().union(*(asked_for(file) for file in (ROOT / folder).rglob("*.py")))
 
 
 def asked_for(file: Path) -> set[str]:

@@ -45,8 +45,8 @@ def package(path, name):
 
 
 package(ROOT, "amed_pack")
-ours = importlib.import_module("amed_pack.nodes.model")
-named = importlib.import_module("amed_pack.nodes.register").named_sampler
+ours = importlib.import_module("amed_pack.nodes.host.model")
+named = importlib.import_module("amed_pack.nodes.host.register").sampler_name
 choose = importlib.import_module("amed_pack.amed.choose")
 
 

@@ -536,7 +536,9 @@ ROWS = (
     Row("weights in fp16", weights_in("fp16")),
     Row("LATENT in bf16", latents_in("bf16")),
     Row("LATENT in fp16", latents_in("fp16")),
-    Row("denoise 0.1", img2img(0.1), {"around dpmpp_2m": r"below this schedule's last one .*Raise denoise"}),
+    Row(
+        "denoise 0.1", img2img(0.1), {"around dpmpp_2m": r"below this schedule's last level .*Raise denoise"}
+    ),
     *(Row(f"denoise {share:g}", img2img(share)) for share in (0.3, 0.6, 0.9)),
     Row("noise levels: one", one_level, kinds=BY_NODES),
     Row("noise levels: one and 0", one_step_to_zero, kinds=BY_NODES),

@@ -62,5 +62,5 @@ def test_impossible_numbers_and_other_models_are_refused(server, graph):
     g = graph()
     used = g.add("AMEDEvaluationsUsed", model=g.model, samples=g.latent)
     g.show([used, 0])
-    with pytest.raises(RunError, match="connect the one from AMED Count Evaluations"):
+    with pytest.raises(RunError, match="connect the output of AMED Count Evaluations"):
         server.run(g.nodes)

@@ -165,8 +165,8 @@ def test_a_latent_of_four_channels_has_preview_colours(server, graph, flow):
     ("changed", "said"),
     [
         ({"samplers": " \n"}, "samplers is empty"),
-        ({"samplers": "plain\ndpmpp2m / karras"}, "line 2: there is no sampler 'dpmpp2m'\nThe nearest there"),
-        ({"samplers": "euler / karas"}, "there is no scheduler 'karas'\nThe nearest there are: karras"),
+        ({"samplers": "plain\ndpmpp2m / karras"}, "line 2: there is no sampler 'dpmpp2m'\nThe nearest names"),
+        ({"samplers": "euler / karas"}, "there is no scheduler 'karas'\nThe nearest names are: karras"),
         ({"samplers": "amed / karras"}, "amed brings its own noise levels"),
         ({"nfe": "5, many"}, "nfe is '5, many'"),
         ({"reference": 9}, "reference is 9: to measure 5 evaluations by, give at least 10, or 0 for none"),

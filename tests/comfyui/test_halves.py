@@ -1,4 +1,4 @@
-"""What nodes/evaluate.py gets of one call of a real ComfyUI: the halves of guidance, the bottleneck, and
+"""What nodes/host/evaluate.py gets of one call of a real ComfyUI: the halves of guidance, the bottleneck, and
 nothing that stays."""
 
 import json

@@ -252,7 +252,7 @@ def test_with_a_patch_on_guidance_fewer_passes_are_an_error(server, graph):
     g = graph(width=16, height=16)
     g.model = [g.add("RescaleCFG", model=g.model, multiplier=0.7), 0]
     add_calibrate(g)
-    said = "passes: this MODEL has sampler_cfg_function on its guided result.*Set passes to 0"
+    said = "passes cannot be limited, because this MODEL has sampler_cfg_function.*Set passes to 0"
     with pytest.raises(RunError, match=said):
         server.run(g.nodes)
 

@@ -1,5 +1,5 @@
-"""A new version of the host touches one file: each module of ComfyUI's insides is imported in one of
-nodes/."""
+"""A new version of ComfyUI touches one file: only nodes/host/ uses ComfyUI's internals, and each module and
+each hook of them in one file."""
 
 import ast
 
@@ -18,11 +18,33 @@ INSIDES = (
     "nodes",
     "server",
 )  # comfy_api is the host's own promise to packs
-FILES = sorted((ROOT / "nodes").glob("*.py"))
+HOOKS = {
+    # options of a MODEL or of a run
+    "context_handler", "denoise_mask_function", "disable_cfg1_optimization", "model_function_wrapper",
+    "sampler_calc_cond_batch_function", "sampler_cfg_function", "sampler_post_cfg_function",
+    "sampler_pre_cfg_function",
+    # of its transformer_options
+    "block", "cond_or_uncond", "middle_block_after_patch", "output_block_patch", "patches_replace",
+    "sample_sigmas", "transformer_options", "uuids", "wrappers",
+    # wrapper types, by their names and by those of WrappersMP
+    "APPLY_MODEL", "CALC_COND_BATCH", "DIFFUSION_MODEL", "OUTER_SAMPLE", "PREDICT_NOISE", "SAMPLER_SAMPLE",
+    "apply_model", "calc_cond_batch", "outer_sample", "predict_noise",
+    "sampler_sample",
+    # arguments of hooks
+    "cond_denoised", "conds_out", "hook_keyframe", "uncond_denoised",
+    # fields of a SAMPLER
+    "extra_options", "inpaint_options", "sampler_function",
+}  # fmt: skip
+NODES = ROOT / "nodes"
+FILES = sorted(NODES.rglob("*.py"))
 
 
 def parsed(file):
     return list(ast.walk(ast.parse(file.read_text())))
+
+
+def name_of(file):
+    return str(file.relative_to(NODES))
 
 
 def imported(file):
@@ -36,19 +58,46 @@ def imported(file):
     return {name for name in names if name.split(".")[0] in INSIDES}
 
 
-def test_each_module_of_the_host_is_imported_in_one_file():
-    owners = {}
+def hooks_in(file):
+    """The hooks that a file names: as a text, an attribute, a parameter or an argument."""
+    names = set()
+    for node in parsed(file):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg | ast.keyword):
+            names.add(node.arg)
+    return names & HOOKS
+
+
+def owners(found):
+    """The files of each of the things that `found` gives for a file."""
+    files = {}
     for file in FILES:
-        for module in imported(file):
-            owners.setdefault(module, []).append(file.name)
-    assert len(owners) >= 10
-    assert not {module: files for module, files in owners.items() if len(files) > 1}
-    assert {name for files in owners.values() for name in files} == {
-        "counting.py", "folders.py", "model.py", "register.py", "running.py", "weights.py",
+        for thing in found(file):
+            files.setdefault(thing, []).append(name_of(file))
+    return files
+
+
+def test_each_module_of_the_host_is_imported_in_one_file():
+    files = owners(imported)
+    assert len(files) >= 10
+    assert not {module: names for module, names in files.items() if len(names) > 1}
+    assert {name for names in files.values() for name in names} == {
+        "host/counting.py", "host/folders.py", "host/hooks.py", "host/model.py", "host/register.py",
+        "host/running.py", "host/weights.py",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_each_hook_of_the_host_is_named_in_one_file():
+    files = owners(hooks_in)
+    assert len(files) >= 20
+    assert not {hook: names for hook, names in files.items() if len(names) > 1}
+    assert all(name.startswith("host/") for names in files.values() for name in names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_what_is_used_is_imported_here(file):
     """`import comfy.utils` makes every comfy module that anybody imported reachable."""
     used = {ast.unparse(node) for node in parsed(file) if isinstance(node, ast.Attribute)}
@@ -57,6 +106,6 @@ def test_what_is_used_is_imported_here(file):
                 and not any(m.startswith(f"{name}.") for m in imported(file))]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_files_are_small(file):
     assert len(file.read_text().splitlines()) <= 300

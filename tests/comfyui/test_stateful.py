@@ -124,13 +124,13 @@ def test_calibrate_fits_the_model_itself_under_a_cache(server, graph, put):
 def test_what_answers_in_the_networks_place_is_named_and_nothing_saved(server, graph):
     small = Small(graph, "wan", length=1).patch("TestStepCache", resets="never")
     small.calibrate("spoiled")
-    with pytest.raises(RunError, match=r"without the network.*TestStepCache.*before that node"):
+    with pytest.raises(RunError, match=r"not by the network.*TestStepCache.*before that node"):
         server.run(small.g.nodes)
     assert not list(folder(server).glob("spoiled*"))
 
     plot = Small(graph, "wan", length=1).patch("TestStepCache", resets="never")
     plot.g.add("AMEDTrajectoryPlot", **plot.around(), seed=1, nfe=4, guidance=2.0, reference=20)
-    with pytest.raises(RunError, match=r"without the network.*TestStepCache"):
+    with pytest.raises(RunError, match=r"not by the network.*TestStepCache"):
         server.run(plot.g.nodes)
 
 

@@ -41,7 +41,7 @@ WANTED = {
     "ModelPatcher.add_wrapper_with_key": Want(AROUND),
     "WrappersMP.SAMPLER_SAMPLE": Want(AROUND),
     "get_executing_context": Want(
-        None, str, "does not say which node runs", covers=("comfy_execution.utils",)
+        None, str, "does not tell which node runs", covers=("comfy_execution.utils",)
     ),
     "PromptServer.send_progress_text": Want(str, str, "shows no text on nodes", covers=("server",)),
     "SAMPLER_NAMES": Want(lists("does not take our samplers"), lists("")),

@@ -113,13 +113,13 @@ def test_every_door_is_known():
         for match in re.findall(used, (root / name).read_text())
     }
     assert doors == {
-        "nodes/calibrate.py: user_folder() /",  # saved_as
-        "nodes/train.py: user_folder() /",  # saved_as
-        "nodes/files.py: user_folder() /",  # file_name
-        "nodes/carry.py: library().load(",  # a name of the list
-        "nodes/compare_grid.py: output_folder()",  # a number
-        "nodes/folders.py: output_folder()",
-        "nodes/folders.py: Path(",
+        "nodes/calibration.py: user_folder() /",  # saved_as
+        "nodes/train_predictor.py: user_folder() /",  # saved_as
+        "nodes/save_predictor.py: user_folder() /",  # file_name
+        "nodes/choice/workflow.py: library().load(",  # a name of the list
+        "nodes/compare.py: output_folder()",  # a number
+        "nodes/host/folders.py: output_folder()",
+        "nodes/host/folders.py: Path(",
         "webui/calibrate.py: user_folder() /",  # saved_as
         "webui/host.py: Path(",
         "webui/run.py: library().load(",

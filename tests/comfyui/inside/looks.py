@@ -123,11 +123,11 @@ class TestHalves(Inside):
         options = outline(extra_args["model_options"])
         wants = frozenset({"halves", "bottleneck"})
         level = sigmas[0].expand(len(x))
-        seen = pack("evaluate").evaluate(denoiser, x, level, extra_args, wants)
+        seen = pack("host.evaluate").evaluate(denoiser, x, level, extra_args, wants)
         kept = outline(extra_args["model_options"]) == options
         alone = denoiser(x, level, **extra_args)
         same = torch.equal(
-            alone, pack("evaluate").evaluate(denoiser, x, level, extra_args, frozenset()).denoised
+            alone, pack("host.evaluate").evaluate(denoiser, x, level, extra_args, frozenset()).denoised
         )
         images = [seen.denoised, seen.cond, seen.uncond]
         self.result = tuple({"samples": torch.zeros_like(x) if v is None else v.clone()} for v in images)
@@ -157,7 +157,7 @@ class TestDevice(Inside):
         return super().run(**inputs)
 
     def look(self, denoiser, x, sigmas, extra_args):
-        sampling, self.result = pack("sampling"), ()
+        sampling, self.result = pack("host.sampling"), ()
 
         def record(model, x, *_, predictor=None, **__):
             self.text = str(next(predictor.predictor.parameters()).device)
@@ -166,7 +166,7 @@ class TestDevice(Inside):
         own = sampling.SAMPLERS
         sampling.SAMPLERS = dict.fromkeys(own, record)
         try:
-            fitted = pack("folders").library().load(self.file)
+            fitted = pack("host.folders").library().load(self.file)
             run = sampling.sampler_function(fitted.spec.sampler)
             run(denoiser, x.to("meta"), sigmas, extra_args, predictor=fitted)
         finally:
@@ -376,7 +376,7 @@ class TestBar:
         return {"required": {}}
 
     def run(self):
-        running, sent, now = pack("running"), [], [0.0]
+        running, sent, now = pack("host.running"), [], [0.0]
         clock, hook = running.time, comfy.utils.PROGRESS_BAR_HOOK
         running.time = SimpleNamespace(monotonic=lambda: now[0])
         comfy.utils.set_progress_bar_global_hook(lambda value, *_, **__: sent.append([now[0], value]))

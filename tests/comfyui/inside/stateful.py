@@ -84,10 +84,10 @@ class TestAsked:
 
     def run(self, model, positive, negative, latent_image, cfg, real, steps):
         fitting, levels = (
-            pack("fitting"),
-            pack("model").base_times(pack("model").sampling_of(model), steps + 1),
+            pack("host.fitting"),
+            pack("host.model").base_times(pack("host.model").sampling_of(model), steps + 1),
         )
-        start = pack("running").start_of(model, latent_image)[:1]
+        start = pack("host.running").start_of(model, latent_image)[:1]
         levels, seen, truth = levels.float(), {}, []
         drawn = torch.Generator().manual_seed(7)
         states = [torch.randn(start.shape, generator=drawn) * level for level in levels]
@@ -105,7 +105,7 @@ class TestAsked:
         guider.sample(zeros, zeros, comfy.samplers.KSAMPLER(visit), sigmas, disable_pbar=True, seed=0)
         prompts = fitting.Prompts([positive], negative, latent_image)
         number = torch.zeros(2, dtype=torch.long)
-        with fitting.fitted_on(model, prompts, cfg, 0, steps) as denoiser:
+        with fitting.prompted_denoiser(model, prompts, cfg, 0, steps) as denoiser:
 
             def ask(which, count=1):
                 x = states[which].repeat(count, *[1] * (start.ndim - 1))

@@ -158,7 +158,7 @@ def remarks(scene: Any, report: Any) -> Any:
 
 def listed(scene: Any, report: Any) -> Any:
     """What registering into these lists says, and what is in them then."""
-    register, mine = pack("register"), pack("sampling").SCHEDULER
+    register, mine = pack("host.register"), pack("host.sampling").SCHEDULER
     with ExitStack() as lists:
         if hasattr(comfy.samplers, "SCHEDULER_HANDLERS"):
             lists.enter_context(put(comfy.samplers.SCHEDULER_HANDLERS, mine, GONE))
@@ -168,8 +168,8 @@ def listed(scene: Any, report: Any) -> Any:
             "problems": problems,
             "sampler": "amed" in getattr(names, "SAMPLERS", ()),
             "schedule": mine in getattr(comfy.samplers, "SCHEDULER_HANDLERS", ()),
-            "predictors": len(pack("folders").library().names()) > 10,
-            "saved to": pack("folders").user_folder().name,
+            "predictors": len(pack("host.folders").library().names()) > 10,
+            "saved to": pack("host.folders").user_folder().name,
         }
 
 
@@ -187,12 +187,12 @@ def asked(scene: Any, wants: str, lacks: str) -> Any:
             poorer = Without(denoiser, "")
             poorer.__dict__["inner_model"] = Without(denoiser.inner_model, lacks)
             poorer.__dict__["__call__"] = denoiser.__call__
-        evaluate = pack("evaluate")
+        evaluate = pack("host.evaluate")
         if lacks == "conds":
             found["seen"] = sorted(map(str, evaluate.positive_ids(poorer)))
             return x
         if lacks == "predict_noise":
-            found["seen"] = pack("model").guides_plainly(poorer.inner_model)
+            found["seen"] = pack("host.hooks").guides_plainly(poorer.inner_model)
             return x
         level = sigmas[0].expand(len(x))
         result = evaluate.evaluate(denoiser, x, level, extra_args, frozenset({wants}))
@@ -226,7 +226,7 @@ def of_base(function: Callable[[Any], Any], *lacks: str) -> Callable[[Any, Any],
 
 
 def who(model: Any) -> Any:
-    identity = pack("model").identity(model)
+    identity = pack("host.model").identity(model)
     return [identity.family, bool(identity.fingerprint)]
 
 
@@ -235,7 +235,7 @@ def preview(*lacks: str) -> Callable[[Any, Any], Any]:
         form = Without(scene.model.get_model_object("latent_format"), *lacks)
         poorer = Without(scene.model, "")
         poorer.__dict__["get_model_object"] = lambda name: form
-        shown = pack("model").preview_pixels(poorer, torch.rand_like(scene.latent["samples"]))
+        shown = pack("host.model").preview_pixels(poorer, torch.rand_like(scene.latent["samples"]))
         return ["gray" if bool((shown[:, :1] == shown).all()) else "color", list(shown.shape)]
 
     return of(call)
@@ -246,7 +246,7 @@ def copied(*lacks: str) -> Callable[[Any, Any], Any]:
 
     def call(scene: Any) -> Any:
         with torch.inference_mode(False):
-            made = pack("fitting").frozen_copy(Without(scene.model, *lacks))
+            made = pack("host.training").frozen_copy(Without(scene.model, *lacks))
         mine, theirs = (next(m.model.diffusion_model.parameters()) for m in (made, scene.model))
         return [mine.data_ptr() != theirs.data_ptr(), not mine.requires_grad]
 
@@ -254,23 +254,28 @@ def copied(*lacks: str) -> Callable[[Any, Any], Any]:
 
 
 def counted(scene: Any) -> Any:
-    return len(type(pack("counting").counting(scene.model)).__name__) > 0
+    return len(type(pack("host.counting").counting(scene.model)).__name__) > 0
 
 
 def wrapped_around(scene: Any) -> Any:
-    return pack("counting").put_around(scene.model.clone(), lambda executor, *a, **k: executor(*a, **k))
+    return pack("host.counting").wrap_sampling(
+        scene.model.clone(), lambda executor, *a, **k: executor(*a, **k)
+    )
 
 
 def shown(scene: Any, report: Any) -> Any:
     """What one hears of a run by the host's own nodes: the node that runs, or None."""
-    pack("running").show_text("1", "text")
-    return pack("running").executing_node()
+    pack("host.running").show_text("1", "text")
+    return pack("host.running").executing_node()
 
 
 def schemas(scene: Any, report: Any) -> Any:
     """How many nodes can be defined, and how many of them have names to be searched by."""
-    rooms = ("sampler", "predictors", "calibrate", "files", "train", "compare")
-    made = [node.define_schema() for room in rooms for node in pack(room).NODES]
+    rooms = ("ksampler", "load_predictor", "apply_predictor", "sampler", "scheduler", "calibrate",
+             "predictor_info", "save_predictor", "train_predictor", "plain_solver", "count_evaluations",
+             "evaluations_used")  # fmt: skip
+    nodes = (node for room in rooms for node in vars(pack(room)).values() if hasattr(node, "GET_SCHEMA"))
+    made = [node.define_schema() for node in nodes if node.__module__.startswith(pack("schema").__package__)]
     return [len(made), sum(bool(getattr(one, "search_aliases", None)) for one in made)]
 
 
@@ -294,7 +299,7 @@ def kind_of(name: str) -> Callable[[Any, Any], Any]:
         class Kind(KINDS[name]):
             pass
 
-        return pack("model").prediction_type(Kind())
+        return pack("host.model").prediction_type(Kind())
 
     return of(call)
 
@@ -315,7 +320,9 @@ def folder(scene: Any) -> list:
 def guidance_chosen_for(scene: Any) -> Any:
     guider, options = Without(scene.guider(), "cfg"), scene.model.model_options
     return (
-        pack("sampling").chosen_for(guider, "auto", scene.sigmas, None, "plain", options).fitted.spec.guidance
+        pack("host.sampling")
+        .choose_for_run(guider, "auto", scene.sigmas, None, "plain", options)
+        .fitted.spec.guidance
     )
 
 
@@ -350,7 +357,7 @@ CASES = {
     "add_model_folder_path": Case(folder, listed),
     "KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS": Case(
         attribute(ksampler, "DISCARD_PENULTIMATE_SIGMA_SAMPLERS"),
-        of(lambda s: pack("register").dropped("dpm_2")),
+        of(lambda s: pack("host.register").drops_last_level("dpm_2")),
     ),
     "Schema.search_aliases": Case(poorer_schema, schemas),
     "transformer_options.patches": Case(seen_by_network("patches"), remarks),
@@ -373,17 +380,19 @@ CASES = {
     "latent_rgb_factors_reshape": Case(nothing, preview("latent_rgb_factors_reshape")),
     "latent_rgb_factors_bias": Case(nothing, preview("latent_rgb_factors_bias")),
     "SAMPLER.sampler_function": Case(
-        nothing, of_sampler(lambda s: pack("outside").parts_of(s), "sampler_function")
+        nothing, of_sampler(lambda s: pack("host.outside").function_and_options(s), "sampler_function")
     ),
     "SAMPLER.sampler_function, its name": Case(
-        nothing, of_sampler(lambda s: pack("register").named_sampler(s), "sampler_function")
+        nothing, of_sampler(lambda s: pack("host.register").sampler_name(s), "sampler_function")
     ),
     "SAMPLER.extra_options": Case(
-        nothing, of_sampler(lambda s: pack("outside").parts_of(s)[1], "extra_options")
+        nothing, of_sampler(lambda s: pack("host.outside").function_and_options(s)[1], "extra_options")
     ),
     "SAMPLER.inpaint_options": Case(
         nothing,
-        of_sampler(lambda s: pack("outside").wrapped(s, around_euler()).inpaint_options, "inpaint_options"),
+        of_sampler(
+            lambda s: pack("host.outside").wrapped(s, around_euler()).inpaint_options, "inpaint_options"
+        ),
     ),
 }
 
@@ -393,7 +402,7 @@ def around_euler() -> Any:
     amed = next(m for name, m in list(sys.modules.items()) if name.endswith("comfyui-amed.amed"))
     levels = torch.tensor([80.0, 5.0], dtype=torch.float64)
     spec = amed.Spec("outside", 2, "time_uniform", 5.0, 80.0, of="euler", calls=2)
-    return amed.Fitted(spec, pack("outside").Outside(levels, levels), levels)
+    return amed.Fitted(spec, pack("host.outside").Outside(levels, levels), levels)
 
 
 @dataclass
@@ -413,7 +422,7 @@ class Scene:
         return made
 
     def run(self, sampler: Any) -> torch.Tensor:
-        run = pack("running").run
+        run = pack("host.running").run
         return run(self.model, sampler, self.sigmas, 3, 2.0, self.positive, self.negative, self.latent)[
             "samples"
         ]
@@ -430,18 +439,18 @@ class TestWithout:
         return {"required": PROMPTS | {"case": ("STRING", {})}}
 
     def run(self, model, positive, negative, latent_image, case):
-        fitted = pack("folders").library().load(MLP)
+        fitted = pack("host.folders").library().load(MLP)
         scene = Scene(model.clone(), positive, negative, latent_image, fitted.sigmas().float())
 
         def sampled() -> tuple[torch.Tensor, Any]:
-            report = pack("sampling").Report()
-            sampler = pack("register").our_sampler(fitted.spec.sampler, predictor=fitted, report=report)
+            report = pack("host.sampling").Report()
+            sampler = pack("host.register").amed_sampler(fitted.spec.sampler, predictor=fitted, report=report)
             return scene.run(sampler), report
 
         one = CASES[case]
         before, report = sampled()
         was = one.feature(scene, report) if one.take is not nothing else None
-        pack("log").warn_once.cache_clear()
+        pack("host.log").warn_once.cache_clear()
         with heard() as lines, ExitStack() as taken:
             for part in one.take(scene):
                 taken.enter_context(part)

@@ -160,11 +160,13 @@ class TaggedLatent:
         told = {}
         for form in (newer, renamed, loose):
             with put(comfy.sample, "fix_empty_latent_channels", form):
-                made = pack("running").run(
+                made = pack("host.running").run(
                     coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True
                 )
                 told[form.__name__] = [list(made["samples"].shape), sorted(made)]
-        made = pack("running").run(coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True)
+        made = pack("host.running").run(
+            coarse, sampler, sigmas, 3, 1.0, positive, negative, latent, quiet=True
+        )
         told["host"] = [list(made["samples"].shape), sorted(made)]
         return {"ui": {"text": [json.dumps(told)]}}
 

@@ -1,0 +1,120 @@
+"""Calibrations of a MODEL for the node Calibrate AMED and the option `calibrate now` of other nodes."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..amed.choose import AUTO
+from ..amed.files.store import as_name, saved_as
+from ..amed.fit import Job, Kept, Outcome, Progress, fit
+from ..hosts import report
+from .host.fitting import Prompts, prompted_denoiser, target_of
+from .host.folders import user_folder
+from .host.hooks import whole_guidance
+from .host.model import identity, preview_pixels, sampling_of
+from .host.nested import blank_sample, visible_part
+from .host.outside import fit_sampler
+from .host.running import progress_bar, show_text
+
+BATCH = 8  # samples per call of the MODEL
+INTERVAL = 2.0  # seconds between two pictures
+
+
+class ProgressDisplay:
+    """The progress of a calibration on its node: a bar, a picture and a line of text.
+
+    The bar moves after every evaluation; picture and text change when a stage begins, and then every INTERVAL
+    seconds.
+
+    Args:
+        to_rgb: converts samples to RGB `[n, 3, H, W]`.
+        node_id: the node, or None.
+        total: the budget in evaluations."""
+
+    def __init__(self, to_rgb: Callable[[Tensor], Tensor], node_id: str | None, total: int):
+        self.to_rgb, self.node_id, self.bar = to_rgb, node_id, progress_bar(node_id, total)
+        self.stage, self.drawn_at = ("", 0), -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        stage, now = (progress.stage, progress.nfe), time.monotonic()
+        if stage == self.stage and now - self.drawn_at < INTERVAL and progress.text != report.DONE:
+            self.bar(progress.evaluations)
+            return
+        self.stage, self.drawn_at = stage, now
+        look = progress.look()
+        names = {"reference": "reference", "plain": "best plain", "fit": "AMED so far"}
+        images = {names[k]: self.to_rgb(v[:1]) for k, v in look.images.items()}
+        self.bar(progress.evaluations, report.live(progress, look, images))
+        if self.node_id:
+            share = progress.evaluations / progress.budget
+            show_text(self.node_id, f"{share:.0%} done{report.left(progress.seconds)}: {progress.text}")
+
+
+def calibrate(
+    model: Any, prompts: Prompts, job: Job, name: str, node_id: str | None = None, wrapped: Any = None
+) -> Outcome:
+    """Fit predictors to a MODEL and save them.
+
+    If the user interrupts, the finished predictors and the best so far of the current one are saved.
+
+    Args:
+        model: the MODEL.
+        prompts: its conditionings and size.
+        job: what to fit; each number of evaluations gives one predictor.
+        name: beginning of the files' names.
+        node_id: the node that shows the progress, or None.
+        wrapped: a SAMPLER of ComfyUI or another pack, to which AMED-Plugin is fitted; None: the job's
+            sampler.
+
+    Raises:
+        ValueError: for a job that is not possible with this MODEL."""
+
+    def path(nfe: int) -> Path:
+        return user_folder() / saved_as(name, nfe, job.guidance, job.passes)
+
+    for nfe in job.nfe:  # raises for a wrong name before the MODEL is loaded
+        path(nfe)
+    if job.passes is not None and (patches := whole_guidance(model.model_options)):
+        raise ValueError(
+            f"passes cannot be limited, because this MODEL has {', '.join(patches)}, which needs both halves "
+            "of guidance. Set passes to 0, or calibrate without that patch"
+        )
+    total = sum(settings.budget for settings in job.settings())
+    display = ProgressDisplay(rgb_converter(model, prompts), node_id, total)
+    outcome = Outcome()
+
+    try:
+        with prompted_denoiser(model, prompts, job.guidance, job.seed, max(job.nfe)) as denoiser:
+            host = None if wrapped is None else fit_sampler(wrapped, denoiser, sampling_of(model))
+            fit(target_of(model, denoiser), replace(job, host=host), path, display, outcome)
+    finally:
+        if outcome.text:
+            if node_id:
+                show_text(node_id, outcome.text)
+            logging.info("AMED: %s", outcome.text)
+    return outcome
+
+
+def calibrate_now(
+    model: Any, prompts: Prompts, sampler: str, nfe: int, guidance: float, node_id: str | None
+) -> Kept:
+    """Run a quick calibration for a node that found no predictor.
+
+    The predictor is saved under a name made from the checkpoint, so that the library finds it next time."""
+    model_identity = identity(model)
+    job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
+    checkpoint, sampler = model_identity.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
+    name = f"{as_name(model_identity.family)}-{checkpoint}-{sampler}"
+    return calibrate(model, prompts, job, name, node_id).kept[0]
+
+
+def rgb_converter(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:
+    """Return a function that converts a fit's samples to rough RGB; of nested samples the first part."""
+    blank = blank_sample(model, prompts.latent)
+    return lambda samples: preview_pixels(model, visible_part(blank, samples))

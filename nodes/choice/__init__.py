@@ -1,0 +1,1 @@
+"""Which predictor a node runs (`lookup`, `workflow`), and when the node runs again (`fingerprint`)."""

@@ -1,0 +1,115 @@
+"""Fingerprints: a node that reads the library runs again when the library would give it another predictor.
+
+ComfyUI reuses a node's cached result while its inputs and its `fingerprint_inputs` stay the same, and it
+computes the fingerprint before linked inputs are known. So the requests of each node, and their results, are
+remembered. A node's fingerprint is a random mark that stays while the same requests give the same results,
+whatever other files are saved, touched or deleted."""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import uuid4
+
+from ...amed import Fitted, PredictorError
+from ...amed.choose import Request, choose, no_schedule
+from ...amed.files.code import code_of
+from ..host.folders import content_hash, library
+from ..host.graph import signature
+from ..host.running import executing, running_prompt
+from .workflow import workflow_entries
+
+MOST = 512  # nodes that are remembered; a forgotten one runs once more
+
+
+@dataclass
+class Memory:
+    """The requests that a node made to the library, and their results."""
+
+    mark: str = field(default_factory=lambda: uuid4().hex)  # the fingerprint while all results stay the same
+    # By (node that made the request, its signature, index in its list of inputs): the run of the graph, and
+    # each request with the hash of its result.
+    requests: dict[tuple[str, str, int], tuple[str, list[tuple[Request, str]]]] = field(default_factory=dict)
+
+
+_memories: OrderedDict[tuple[str, str], Memory] = OrderedDict()  # by node id and signature
+_latest: OrderedDict[str, Memory] = OrderedDict()  # by node id, in the latest graph that had the node
+
+
+def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
+    """Return the value of `fingerprint_inputs` for the node whose fingerprint ComfyUI computes.
+
+    Args:
+        file: the predictor file that the node's inputs name; None if the name is linked.
+        also: other text on which the node's result depends.
+        widgets: the node's inputs."""
+    now = executing()
+    if now is None:  # ComfyUI does not tell the node: any change of any file counts
+        return content_hash(None)
+    graph, png = running_prompt()
+    node_signature = signature(graph, now.node) or json.dumps(widgets, sort_keys=True, default=lambda _: None)
+    memory = memory_at(_memories, (now.node, node_signature + carried_hash(png, now.node) + also))
+    memory_at(_latest, now.node, memory)
+    for (node, requested_for, _), (_, requests) in memory.requests.items():
+        unedited = signature(graph, node) == requested_for
+        if unedited and any(result_hash(request) != result for request, result in requests):
+            memory.mark, memory.requests = uuid4().hex, {}
+            break
+    return f"{memory.mark} {content_hash(file) if file != '' else ''}"
+
+
+def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> Memory:
+    """Return the memory under a key, or store the given or a new one; the least recently used are dropped."""
+    stored = memories[key] = memory or memories.get(key) or Memory()
+    memories.move_to_end(key)
+    while len(memories) > MOST:
+        memories.popitem(last=False)
+    return stored
+
+
+def remember(request: Request, memory: Memory | None = None) -> None:
+    """Store a request to the library with its result; not a request that comes with its predictor.
+
+    memory: that of the node that depends on the result; None: the executing node's."""
+    now = executing()
+    memory = memory or (None if now is None else _latest.get(now.node))
+    if now is None or memory is None or request.fitted is not None:
+        return
+    stored = replace(
+        request, schedule=no_schedule, if_missing="error"
+    )  # the schedule would keep the MODEL alive
+    key = now.node, signature(running_prompt()[0], now.node), now.item
+    run, requests = memory.requests.get(key, ("", []))
+    requests = requests if run == now.run else []
+    memory.requests.pop(key, None)
+    memory.requests[key] = now.run, [*requests, (stored, result_hash(stored))]
+    while len(memory.requests) > MOST:
+        memory.requests.pop(next(iter(memory.requests)))
+
+
+def remember_later() -> Callable[[Request], None]:
+    """Return `remember` for requests that another node will make on behalf of the executing one."""
+    now = executing()
+    memory = None if now is None else _latest.get(now.node)
+    return lambda request: remember(request, memory or Memory())
+
+
+def result_hash(request: Request) -> str:
+    """Return a hash of the predictor that the library gives for a request; "" for none."""
+    try:
+        return fitted_hash(choose(library(), request).fitted)
+    except PredictorError:
+        return ""
+
+
+def fitted_hash(fitted: Fitted) -> str:
+    """Return a hash of a predictor."""
+    return hashlib.sha256(code_of(fitted).encode()).hexdigest()
+
+
+def carried_hash(png: Any, node: str) -> str:
+    """Return a hash of the predictor that a workflow carries for a node; "" for none."""
+    entry = workflow_entries(png).get(node)
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest() if entry else ""

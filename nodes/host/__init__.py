@@ -1,0 +1,5 @@
+"""The only files that use ComfyUI's internals; tests/comfyui/test_rooms.py checks this.
+
+Imports of the internals: `folders`, `model`, `weights`, `running`, `register`, `counting`. Names of hooks:
+`hooks`. On these stand `request` (a Request for a MODEL), `evaluate`, `denoiser` and `sampling` (what happens
+during a run), `outside` (predictors around ComfyUI's own samplers), `fitting` and `watching` (fits)."""

@@ -1,0 +1,135 @@
+"""Evaluations of ComfyUI's denoiser (amed.loop.Evaluate): denoised image, bottleneck, halves of guidance.
+
+Nothing stays on a MODEL: hooks are set on a copy of the options, for one evaluation. Host: sampling_function
+and KSamplerX0Inpaint in comfy/samplers.py."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ...amed import Evaluation
+from .denoiser import guider_of, inpaint_denoiser
+from .hooks import mask_at, prompts_of_call, watch_halves, watch_middle
+from .log import warn_once
+from .model import copied_options
+
+BOTTLENECK, HALVES, COND = "bottleneck", "halves", "cond"
+MISSING = {
+    BOTTLENECK: "no bottleneck could be captured from this model: the AMED predictor is fed zeros",
+    HALVES: "the halves of guidance could not be captured from this model: guidance is not split",
+}
+
+
+def evaluate(
+    model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+) -> Evaluation:
+    """Evaluate ComfyUI's denoiser; an amed.loop.Evaluate.
+
+    Args:
+        model: the denoiser.
+        x: states `[B, ...]`.
+        sigma: noise levels `[B]`.
+        extra_args: the run's arguments.
+        wants: `bottleneck` (the positive prompt's rows of the middle block's output), `halves` (what the
+            positive and the negative prompt alone denoise to, before other packs change guidance; `uncond` is
+            None without guidance), or `cond` (only the positive prompt is evaluated).
+
+    Returns:
+        The evaluation; what the model cannot give is None, and a warning is logged once."""
+    if COND in wants:
+        return Evaluation(conditional(model, x, sigma, extra_args))
+    if not wants & MISSING.keys():
+        return Evaluation(model(x, sigma, **extra_args))
+    options, seen = copied_options(extra_args), dict[str, Tensor]()
+    if BOTTLENECK in wants:
+        capture_bottleneck(options, positive_ids(model), len(x), seen)
+    if HALVES in wants:
+        capture_halves(options, seen)
+    denoised = model(x, sigma, **{**extra_args, "model_options": options})
+    halves = (with_original(model, sigma, extra_args, seen.get(name)) for name in ("cond", "uncond"))
+    result = Evaluation(denoised, seen.get(BOTTLENECK), *halves)
+    if HALVES in wants and result.cond is None:  # for a missing bottleneck the engine warns
+        warn_once(MISSING[HALVES])
+    return result
+
+
+def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+    """Return what the positive prompt alone denoises to: at guidance 1 ComfyUI skips the negative prompt.
+
+    In float32, because ComfyUI fills the skipped half with 0 / 1e-37, which fp16 cannot represent."""
+    guider = guider_of(model)
+    scale, guider.cfg = guider.cfg, 1.0
+    try:
+        return model(x.float(), sigma.float(), **extra_args).to(x.dtype)
+    finally:
+        guider.cfg = scale
+
+
+def missing_outputs(evaluation: Evaluation, wants: frozenset[str]) -> list[str]:
+    """Return a message for each wanted output that an evaluation lacks."""
+    outputs = {
+        BOTTLENECK: evaluation.bottleneck,
+        HALVES: evaluation.denoised if COND in wants else evaluation.cond,
+    }
+    return [text for name, text in MISSING.items() if name in wants and outputs[name] is None]
+
+
+def capture_bottleneck(options: dict, positive: set, batch: int, seen: dict[str, Tensor]) -> None:
+    """Set hooks on a call's options that write the bottleneck `[batch, C, H, W]` into `seen`."""
+
+    def capture(h: Tensor, network_options: dict) -> None:
+        rows = None if BOTTLENECK in seen else conditional_rows(h, network_options, positive, batch)
+        if rows is not None:
+            seen[BOTTLENECK] = rows
+
+    watch_middle(options, capture)
+
+
+def capture_halves(options: dict, seen: dict[str, Tensor]) -> None:
+    """Set a hook on a call's options that writes `cond` and `uncond` into `seen`."""
+
+    def capture(denoised: list[Tensor], prompts: list) -> None:
+        for name, prompt, half in zip(("cond", "uncond"), prompts, denoised):
+            if prompt is not None and name not in seen:
+                seen[name] = half.clone()  # other packs may change the original in place
+
+    watch_halves(options, capture)
+
+
+def positive_ids(model: Any) -> set:
+    """Return the ids of the positive prompts of the guider that samples."""
+    conds = getattr(guider_of(model), "conds", None) or {}
+    positive = [
+        cond for name, listed in conds.items() if name.startswith("positive") for cond in listed or []
+    ]
+    return {cond["uuid"] for cond in positive if "uuid" in cond}
+
+
+def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int) -> Tensor | None:
+    """Return the positive prompt's rows `[B, C, H, W]` of a middle block's output `[chunks * B, C, H, W]`.
+
+    They are identified by the prompt's id if ComfyUI tells ids, because guiders with more than two prompts,
+    and attention guidance, use index 0 for other prompts too. None if this call has no such rows: the halves
+    may come in two calls."""
+    indices, ids = prompts_of_call(network_options)
+    if h.ndim != 4 or len(h) != batch * len(indices):
+        return None
+    for i, index in enumerate(indices):
+        if (ids[i] in positive) if ids and positive else index == 0:
+            return h[i * batch : (i + 1) * batch].detach().clone()
+    return None
+
+
+def with_original(
+    model: Any, sigma: Tensor, extra_args: dict[str, Any], half: Tensor | None
+) -> Tensor | None:
+    """Return a half of guidance with the original image outside the inpainting mask, as ComfyUI's denoiser
+    restores it after guidance; None if the original image cannot be found."""
+    mask = extra_args.get("denoise_mask")
+    if mask is None or half is None:
+        return half
+    host = inpaint_denoiser(model)
+    if host is None:
+        return None
+    mask = mask_at(extra_args.get("model_options") or {}, mask, sigma, host)
+    return half * mask + host.latent_image * (1 - mask)

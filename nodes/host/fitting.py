@@ -1,0 +1,263 @@
+"""A MODEL with prompts as amed.fit needs it: a denoiser that is evaluated inside ComfyUI's own sampling."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...amed import Evaluation
+from ...amed.fit import CachedError, Rival, Target
+from .evaluate import evaluate
+from .hooks import has_context_windows
+from .model import (
+    base_times,
+    identity,
+    is_flow,
+    noise_scale,
+    prediction_type,
+    sampling_of,
+    sigma_range,
+    stop_if_interrupted,
+)
+from .nested import blank_sample, packed_shape, repeated
+from .register import as_sampler, guider_for, host_rivals
+from .watching import Watch, changing_features
+
+TOLERANCE = 0.005  # between two equal evaluations, as a share of the change that denoising makes
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The conditionings and the size that a MODEL is fitted with."""
+
+    positives: list  # CONDITIONINGs, of which each sample uses one
+    negative: list  # a CONDITIONING
+    latent: dict  # a LATENT of the size of the samples
+
+
+class PromptedDenoiser:
+    """The denoiser of a fit, for samples of several prompts: `denoiser(x, sigma, prompt=)`.
+
+    Each evaluation is a sampling of its own for ComfyUI, which begins at this noise level. So whatever other
+    packs keep during a sampling (step caches, keyframes, context windows) begins and ends with it. The user
+    can interrupt before every evaluation.
+
+    Args:
+        model: the MODEL.
+        prompts: its conditionings and size.
+        guidance: guidance scale (cfg).
+        seed: seed of ComfyUI's samplings.
+        steps: steps of the runs that are fitted; context windows see the noise levels of such a run.
+        watch: detects evaluations that the network does not compute.
+
+    Raises:
+        CachedError: when called, if the network did not compute an evaluation, or if the MODEL gives
+            different results for the same evaluation."""
+
+    def __init__(self, model: Any, prompts: Prompts, guidance: float, seed: int, steps: int, watch: Watch):
+        self.blank, self.seed, self.watch = blank_sample(model, prompts.latent), seed, watch
+        self.guiders = [
+            guider_for(model, {"positive": positive, "negative": prompts.negative}, guidance)
+            for positive in prompts.positives
+        ]
+        self.times = base_times(sampling_of(model), max(steps, 1) + 1)
+        self.windows = has_context_windows(model.model_options)
+        self.model, self.checked = model, False
+
+    def __call__(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        prompt: Tensor,
+        wants: frozenset[str] = frozenset(),
+        evaluations: list[Evaluation] | None = None,
+    ) -> Tensor:
+        """Return the denoised samples.
+
+        Args:
+            x: states `[B, ...]`.
+            sigma: noise levels `[B]`.
+            prompt: `[B]`, the index of each sample's positive conditioning.
+            wants: additional outputs, as in amed.loop.Evaluate.
+            evaluations: a list to which the Evaluation with these outputs is appended."""
+        if not self.checked:
+            self.checked = True
+            self.check_repeatable(x[:1], sigma[:1], int(prompt[0]))
+        parts = []
+        for rows in self.groups(prompt):
+            stop_if_interrupted()
+            work = partial(self.evaluate, x[rows], sigma[rows], wants)
+            number = int(prompt[rows][0])
+            evaluation = self.within_sampling(work, len(x[rows]), self.levels(sigma[rows][0]), number)
+            parts.append((rows, evaluation))
+        whole = Evaluation(*(joined(parts, len(x), n) for n in ("denoised", "bottleneck", "cond", "uncond")))
+        if evaluations is not None:
+            evaluations.append(whole)
+        return whole.denoised
+
+    def check_repeatable(self, x: Tensor, sigma: Tensor, number: int) -> None:
+        """Raise CachedError if a sample `[1, ...]` is denoised differently after another one was.
+
+        Some function on the MODEL (e.g. APG with momentum) then remembers evaluations beyond a sampling."""
+        results = []
+        with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            for state in (x, -x, x):
+                torch.manual_seed(self.seed)  # functions that draw noise (ToMe) draw the same
+                work = partial(self.evaluate, state, sigma, frozenset())
+                results.append(self.within_sampling(work, 1, self.levels(sigma[0]), number).denoised.float())
+        first, second = results[0], results[2]
+        if float((second - first).norm()) > TOLERANCE * float((first - x.float()).norm()):
+            raise CachedError(
+                "the MODEL denoises the same image differently the second time: what is on it "
+                f"({', '.join(changing_features(self.model)) or 'another pack'}) remembers earlier "
+                "evaluations. Connect the MODEL from before that node, and put the node after this one"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample as a sampler sees it, without the batch."""
+        return packed_shape(self.blank)
+
+    def groups(self, prompt: Tensor) -> list[Tensor]:
+        """Return the indices of the samples that are evaluated together: those of one prompt.
+
+        With context windows each sample is alone, because ComfyUI supports them for one sample only."""
+        rows = [(prompt == number).nonzero()[:, 0] for number in prompt.unique().tolist()]
+        return [
+            group for of_prompt in rows for group in of_prompt.split(1 if self.windows else len(of_prompt))
+        ]
+
+    def levels(self, level: Tensor) -> Tensor:
+        """Return the noise levels of an evaluation's sampling: the given level, those below it, then 0.
+
+        Context windows depend on the level's index in the whole run, so they get the higher levels too, with
+        the given level in place of the next higher one."""
+        times = self.times.to(level)
+        below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
+        before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above
+        return torch.cat([*([before] if self.windows else []), level[None], below, level.new_zeros(1)])
+
+    def evaluate(
+        self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
+    ) -> Evaluation:
+        """Evaluate ComfyUI's denoiser inside a sampling, watched for caches."""
+        self.watch.begin(extra_args["model_options"])
+        result = evaluate(denoiser, x, sigma, extra_args, wants)
+        self.watch.end()
+        return result
+
+    def within_sampling(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
+                        number: int = 0) -> Any:  # fmt: skip
+        """Return the result of `work(denoiser, extra_args)`, called where ComfyUI would run a sampler.
+
+        Args:
+            work: the function to call.
+            count: number of samples.
+            sigmas: noise levels of the sampling.
+            number: index of the positive conditioning.
+
+        Raises:
+            CachedError: if ComfyUI does not call the sampler, because a cache answered."""
+        results = []
+
+        def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+            results.append(work(denoiser, extra_args or {"model_options": {}}))
+            return x
+
+        start = repeated(self.blank, count)
+        guider = copy.copy(self.guiders[number])  # samplings may be nested
+        guider.original_conds = with_copied_hooks(guider.original_conds)
+        guider.sample(start, start, as_sampler(run), sigmas, disable_pbar=True, seed=self.seed)
+        if not results:
+            self.watch.end()
+        return results[-1]
+
+
+def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Return a guider's conditionings with copies of their hooks, at the beginning of their keyframes.
+
+    ComfyUI resets the keyframes of an earlier sampling, but not the noise level they were last used at."""
+    copies: dict[int, Any] = {}
+
+    def copied(hooks: Any) -> Any:
+        if id(hooks) not in copies:
+            copies[id(hooks)] = hooks.clone()
+            for hook in copies[id(hooks)].hooks:
+                hook.hook_keyframe = hook.hook_keyframe.clone()
+        return copies[id(hooks)]
+
+    def with_copies(cond: dict) -> dict:
+        return {**cond, "hooks": copied(cond["hooks"])} if cond.get("hooks") is not None else cond
+
+    return {name: [with_copies(cond) for cond in listed] for name, listed in conds.items()}
+
+
+def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
+    """Join one field of evaluations of some rows each to that of all `count` rows.
+
+    None if one of the evaluations lacks it."""
+    values = [getattr(evaluation, name) for _, evaluation in parts]
+    if any(value is None for value in values):
+        return None
+    if len(parts) == 1:
+        return values[0]
+    whole = values[0].new_empty(count, *values[0].shape[1:])
+    for (rows, _), value in zip(parts, values):
+        whole[rows] = value
+    return whole
+
+
+def evaluate_prompted(
+    model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+) -> Evaluation:
+    """Evaluate a PromptedDenoiser, or a wrapper that passes its arguments on; an amed.loop.Evaluate."""
+    if not wants:
+        return Evaluation(model(x, sigma, **extra_args))
+    evaluations: list[Evaluation] = []
+    model(x, sigma, **extra_args, wants=wants, evaluations=evaluations)
+    return evaluations[0]
+
+
+def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
+    """Return the amed.fit Target of a MODEL with its prompts; each draw of noise uses one of the prompts."""
+    model_sampling, model_identity = sampling_of(model), identity(model)
+    low, high = sigma_range(model_sampling)
+    scale = noise_scale(model_sampling)
+    prompts, shape, device = len(denoiser.guiders), denoiser.shape, model.load_device
+
+    def draw(generator: torch.Generator, count: int) -> tuple[Tensor, dict[str, Any]]:
+        noise = torch.randn(count, *shape, generator=generator) * scale
+        number = int(torch.randint(prompts, (1,), generator=generator)) if prompts > 1 else 0
+        return noise.to(device), {"prompt": torch.full((count,), number, device=device)}
+
+    def rivals(nfe: int) -> dict[str, Rival]:
+        scheduler = "simple" if is_flow(model_sampling) else "karras"
+        return host_rivals(model_sampling, scheduler, nfe, denoiser.within_sampling)
+
+    return Target(
+        denoiser,
+        draw,
+        low,
+        high,
+        prediction_type=prediction_type(model_sampling),
+        family=model_identity.family,
+        fingerprint=model_identity.fingerprint,
+        name=f"{model_identity.family} {model_identity.fingerprint[:8]}".strip(),
+        evaluate=evaluate_prompted,
+        rivals=rivals,
+        signature=model_identity.signature,
+    )
+
+
+@contextmanager
+def prompted_denoiser(
+    model: Any, prompts: Prompts, guidance: float, seed: int, steps: int
+) -> Iterator[PromptedDenoiser]:
+    """Open a PromptedDenoiser of a MODEL, without gradients; nothing stays on the MODEL afterwards."""
+    with torch.no_grad(), Watch(model) as watch:
+        yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

@@ -1,0 +1,93 @@
+"""Requests to amed.choose for a MODEL, and the noise levels of a choice that a run uses."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...amed import Fitted, schedules
+from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
+from ...amed.fit import plain
+from ...amed.kdiffusion import solver_of
+from ...amed.recipes import Solver
+from .folders import library
+from .hooks import whole_guidance
+from .model import base_times, identity, is_flow, sampling_of, sigma_range, start_sigma
+
+CALIBRATE = "calibrate now (quick)"
+ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate AMED."
+
+
+def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fields: Any) -> Request:
+    """Return the Request for a MODEL.
+
+    Args:
+        model: the MODEL.
+        sampler: name of the sampler, or "auto".
+        guidance: guidance scale (cfg).
+        halves: whether the caller allows the halves of guidance to be used separately.
+        fields: the other fields of Request."""
+    model_sampling = sampling_of(model)
+    return Request(
+        identity(model),
+        sampler,
+        guidance,
+        schedule=lambda count: base_times(model_sampling, count),
+        afs=not is_flow(model_sampling),
+        halves=halves and not whole_guidance(model.model_options),
+        advice=ADVICE,
+        **fields,
+    )
+
+
+def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
+    """Return the best plain solver known for a MODEL, even if a predictor was fitted."""
+    plain_request = request(model, AUTO, guidance, nfe=nfe)
+    return choose(library(), replace(plain_request, fitted=plain_for(plain_request)))
+
+
+def reference_setting(model: Any, evaluations: int) -> plain.Setting:
+    """Return the setting of the reference: a run of many evaluations, as calibrations use it."""
+    model_sampling = sampling_of(model)
+    low, high = sigma_range(model_sampling)
+    rho = 1.0 if is_flow(model_sampling) else 7.0
+    return plain.Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, low, high)
+
+
+def sampler_for(fitted: Fitted | None, sampler: str) -> str:
+    """Return the sampler to request for a predictor: the predictor's own if `sampler` uses the same solver.
+
+    DPM++ 2M and 3M are one solver; the order in the predictor's file is what runs."""
+    if fitted is None or fitted.spec.of or sampler == AUTO:
+        return sampler
+    fitted_sampler = fitted.spec.sampler
+    return fitted_sampler if solver_of(fitted_sampler).name == solver_of(sampler).name else sampler
+
+
+def denoise_remarks(nfe: int, denoise: float, evaluations: int) -> list[str]:
+    """Return the remark for a run that `below_denoise` left with fewer evaluations than nfe, or nothing."""
+    if not 0.0 < denoise < 1.0 or evaluations >= nfe:
+        return []
+    return [
+        f"denoise {denoise:g} starts inside this schedule, so only {evaluations} of the {nfe} evaluations "
+        f"ran. For about {nfe}, set nfe to {round(nfe / denoise)}; or use the ordinary KSampler with {nfe} "
+        "steps and the amed scheduler, which places all steps below the start"
+    ]
+
+
+def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:
+    """Return the noise levels, float32, from the level at which `denoise` of the model's time is left.
+
+    Empty at denoise 0, as ComfyUI's own samplers have it. Raises ValueError if no step is left."""
+    if denoise >= 1.0:
+        return times.float()
+    if denoise <= 0.0:
+        return times[:0].float()
+    start = start_sigma(sampling_of(model), denoise)
+    rest = schedules.from_start(times, start)
+    if len(rest) < 2:
+        raise ValueError(
+            f"denoise {denoise:g} starts at noise level {start:.4g}, below this schedule's last level "
+            f"({float(times[-1]):.4g}), so no step is left. Raise denoise"
+        )
+    return rest.float()

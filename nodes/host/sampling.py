@@ -1,0 +1,270 @@
+"""The pack's samplers as ComfyUI calls them: choice of the predictor, counting, previews and reports.
+
+Host: the signature of comfy/k_diffusion/sampling.py, `fn(model, x, sigmas, extra_args, callback, disable,
+**options)`. The model is comfy/samplers.py's KSamplerX0Inpaint, whose inner_model is the guider, or whatever
+another pack's sampler wraps around it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...amed import SAMPLERS, Fitted, PredictorError
+from ...amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose
+from ...amed.constants import from_the_top, same_times
+from ...amed.files import Library
+from ...amed.fit.plain import Setting
+from ...amed.kdiffusion import sample as engine_sample
+from .counting import count_rows
+from .denoiser import InpaintMask, guider_of, model_sampling_of
+from .evaluate import evaluate, missing_outputs
+from .folders import library
+from .hooks import at_listed_level, guides_plainly, whole_guidance
+from .log import warn_once
+from .model import (
+    applied_predictor,
+    copied_options,
+    host_sigmas,
+    is_flow,
+    sampling_of,
+    sigma_range,
+    stop_if_interrupted,
+)
+from .request import request, sampler_for
+from .running import executing_node, show_text
+
+SCHEDULER = "amed"
+HIDDEN = (
+    "the sampler that runs this one does not show the model: no predictor was looked up, a plain solver ran. "
+    "Link a predictor to AMED Sampler"
+)
+
+
+class CountedDenoiser:
+    """ComfyUI's denoiser with its evaluations counted in a report.
+
+    The user can interrupt before every evaluation, not only once per step."""
+
+    def __init__(self, model: Any, report: Report):
+        self._inner, self._report = model, report
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        stop_if_interrupted()
+        self._report.evaluations += 1
+        return self._inner(x, sigma, **at_listed_level(extra_args, sigma))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def sampler_function(name: str) -> Callable[..., Tensor]:
+    """Return the function that ComfyUI calls as `sample_<name>`.
+
+    The function's options, beside the arguments of a k-diffusion sampler:
+        predictor: a Fitted. None: the predictor applied to the MODEL, else the best one in the library.
+        if_missing: as in amed.choose. None: ComfyUI's own KSampler runs it; a plain solver then replaces any
+            predictor that was not fitted to exactly these noise levels.
+        report: the Report to fill. None: the report is shown on the node that samples.
+        on_request: called with the Request to the library.
+    It raises PredictorError if there is no predictor and `if_missing` is "error".
+
+    Args:
+        name: one of amed.SAMPLERS; "auto": the sampler of the chosen predictor."""
+
+    def sample(
+        model,
+        x,
+        sigmas,
+        extra_args=None,
+        callback=None,
+        disable=None,
+        *,
+        predictor=None,
+        if_missing=None,
+        report=None,
+        on_request=None,
+        **_options,
+    ):
+        if len(sigmas) < 2:
+            return x  # no step, as in ComfyUI's own samplers
+        shows_report, report = report is None, Report() if report is None else report
+        report.batch = len(x)
+        extra_args = dict(extra_args or {})
+        options = extra_args["model_options"] = copied_options(extra_args)
+        inpaint = InpaintMask(extra_args)
+        fitted = predictor or applied_predictor(options)
+        choice = choose_for_run(guider_of(model), name, sigmas, fitted, if_missing, options, on_request)
+        fitted, sampler = None, "amed" if name == AUTO else name
+        if choice is not None:
+            fitted, sampler = choice.fitted, choice.sampler
+            add_remarks(report, *choice.remarks, *grid_remarks(choice, model_sampling_of(model)))
+            for remark in report.remarks:
+                warn_once(f"{fitted.label}: {remark}")
+        report.fitted = fitted
+
+        def evaluate_and_report(model, x, sigma, extra_args, wants):
+            evaluation = evaluate(model, x, sigma, extra_args, wants)
+            add_remarks(report, *missing_outputs(evaluation, wants))
+            return evaluation
+
+        count_rows(options, report)
+        counted = CountedDenoiser(model, report)
+        result = SAMPLERS[sampler](
+            counted,
+            x,
+            sigmas,
+            extra_args,
+            callback,
+            disable,
+            predictor=None if fitted is None else fitted.to(x.device),
+            afs=None if may_start_analytically(model, extra_args, fitted) else False,
+            evaluate=evaluate_and_report,
+        )
+        result = inpaint.restore(counted, result, sigmas[-1], extra_args)
+        if shows_report and (node := executing_node()):
+            show_text(node, short_report(report))
+        return result
+
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    return sample
+
+
+def choose_for_run(
+    guider: Any,
+    name: str,
+    sigmas: Tensor,
+    fitted: Any,
+    if_missing: str | None,
+    options: dict,
+    on_request: Callable[[Request], None] | None = None,
+) -> Choice | None:
+    """Choose the predictor of a run over given noise levels.
+
+    Args:
+        guider: ComfyUI's guider, or None if it cannot be found.
+        name: the sampler, or "auto".
+        sigmas: the run's noise levels.
+        fitted: a given predictor, or None.
+        if_missing: as in `sampler_function`.
+        options: the run's model options, which may have more hooks than the MODEL.
+        on_request: called with the Request to the library.
+
+    Returns:
+        The choice; None for a single noise level above 0 without a given predictor, where all solvers
+        agree."""
+    times = sigmas[sigmas > 0]
+    if fitted is None and len(times) < 2:
+        return None
+    name, guidance = sampler_for(fitted, name), float(getattr(guider, "cfg", 1.0))
+    if guider is None:
+        return choose_without_model(name, times, fitted, if_missing or PLAIN)
+    run_request = request(
+        guider.model_patcher, name, guidance, guides_plainly(guider) and not whole_guidance(options),
+        times=times, fitted=fitted, if_missing=if_missing or PLAIN, exact=if_missing is None,
+    )  # fmt: skip
+    if on_request is not None:
+        on_request(run_request)
+    if if_missing is None:
+        advice = apply_advice(run_request, sigma_range(sampling_of(guider.model_patcher))[1])
+    else:
+        advice = f"Set if_missing to {PLAIN}, or fit one with Calibrate AMED."
+    return choose(library(), replace(run_request, advice=advice))
+
+
+def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
+    """Choose for a run whose model cannot be found: the given predictor, else a plain solver."""
+    run_request = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False,
+                          if_missing=if_missing, advice=HIDDEN)  # fmt: skip
+    choice = choose(Library([]), run_request)
+    return choice if fitted is not None else replace(choice, remarks=(HIDDEN,))
+
+
+def apply_advice(run_request: Request, sigma_max: float) -> str:
+    """Return how to run a predictor instead of a plain solver in ComfyUI's own KSampler.
+
+    That is Apply AMED Predictor if the library has a predictor for this model, guidance and number of
+    evaluations, else Calibrate AMED. "" for a run that starts below sigma_max, where an applied predictor
+    would not fit either."""
+    nfe = run_request.count  # one per noise level, the last one to 0
+    if not from_the_top(run_request.times, sigma_max):
+        return ""
+    for sampler in dict.fromkeys((run_request.sampler, AUTO)):
+        wanted = replace(run_request, sampler=sampler, times=None, nfe=nfe, if_missing="error", exact=False)
+        try:
+            choice = choose(library(), wanted)
+        except PredictorError:
+            continue
+        if not choice.remarks:
+            setting = f"sampler {sampler}, nfe {nfe}, guidance {run_request.guidance:g}"
+            return f"Put Apply AMED Predictor before this KSampler ({setting}) to run {choice.fitted.name}."
+    return (
+        f"Calibrate AMED with nfe {nfe}, then Apply AMED Predictor before this KSampler, runs a fitted one."
+    )
+
+
+def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
+    """Return the remark on a run at noise levels that its predictor was not fitted on, or nothing.
+
+    model_sampling: that of the MODEL, or None if it cannot be found."""
+    if choice.grid == "other":
+        return [other_levels_remark(choice.fitted, model_sampling)]
+    if choice.grid == "below":
+        return [
+            "started below the top of the schedule: no analytic first step, and the constants are "
+            "interpolated between the fitted noise levels where the run's levels differ"
+        ]
+    return []
+
+
+def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
+    """Return how to get the noise levels that a predictor was fitted on.
+
+    That is the `amed` schedule if it gives them on this MODEL, or AMED Scheduler, which always does."""
+    ways, steps = ["AMED Scheduler"], fitted.spec.num_steps - (not fitted.spec.of)
+    if model_sampling is not None and same_times(host_sigmas(model_sampling, steps), fitted.base):
+        ways.insert(0, f"the {SCHEDULER} schedule with {steps} steps")
+    return f"choose {', or '.join(ways)}: these noise levels are not those {fitted.name} was fitted on"
+
+
+def short_report(report: Report) -> str:
+    """Return a report for a node of ComfyUI, whose page shows two lines of it: remarks come first."""
+    passes = "" if report.passes is None else f", {report.passes} passes an image"
+    name = report.fitted.name if report.fitted else "no predictor"
+    return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])
+
+
+def add_remarks(report: Report, *remarks: str) -> None:
+    """Add remarks to a report, each only once."""
+    report.remarks += [remark for remark in dict.fromkeys(remarks) if remark not in report.remarks]
+
+
+def plain_function(setting: Setting) -> Callable[..., Tensor]:
+    """Return a k-diffusion function that runs a plain solver.
+
+    Its analytic first step is only used where the run starts from pure noise."""
+
+    def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
+        if len(sigmas) < 2:
+            return x
+        extra_args = dict(extra_args or {})
+        extra_args["model_options"] = copied_options(extra_args)
+        inpaint, counted = InpaintMask(extra_args), CountedDenoiser(model, Report())
+        from_pure_noise = float(sigmas[0]) > 0.99 * setting.sigma_max
+        afs = setting.afs and from_pure_noise and may_start_analytically(model, extra_args)
+        result = engine_sample(counted, x, sigmas, setting.solver, extra_args, callback, disable, afs=afs)
+        return inpaint.restore(counted, result, sigmas[-1], extra_args)
+
+    return sample_plain
+
+
+def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
+    """Whether the analytic first step may be used: without an inpainting mask, and not for a flow model.
+
+    A predictor that was fitted to a flow model with that step may use it; so may any learned one if the model
+    cannot be found."""
+    sampling = model_sampling_of(model)
+    flow, learned = sampling is not None and is_flow(sampling), fitted is not None and fitted.spec.learned
+    as_fitted = learned and (sampling is None or fitted.spec.prediction_type == "flow")
+    fits = as_fitted or (sampling is not None and not flow)
+    return fits and extra_args.get("denoise_mask") is None

@@ -1,0 +1,104 @@
+"""Detection of caches: whether a MODEL's network computes an evaluation, or another pack's cache answers it.
+
+Host: wrappers (see `hooks`), and ModelPatcher's object_patches in comfy/model_patcher.py."""
+
+import sys
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ...amed.fit import CachedError
+from .hooks import ANSWERING, guidance_functions, network_function, watch_calls, wrappers_of
+
+LAYERS = 24  # layers of the network that are watched
+
+
+class Watch:
+    """A context in which the layers of a MODEL's network that run in each evaluation are counted.
+
+    A step cache skips all layers, or all but the first and the last. So an evaluation in which less than half
+    of the layers run that others ran was not computed by the network. The layers of a compiled network cannot
+    be watched; only its calls are counted."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.ran = set[int]()  # layers that ran in this evaluation
+        self.most = 0  # the most layers that ran in any evaluation
+        self.calls = 0  # calls of the network in this evaluation
+        self.called = False  # whether the network was called in any evaluation
+        self.handles: list[Any] | None = None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles or []:
+            handle.remove()
+        self.handles = None
+
+    def begin(self, model_options: dict) -> None:
+        """Start watching an evaluation of the loaded MODEL; its options (a copy for it) get a hook."""
+        if self.handles is None:  # not earlier, because loading may replace modules of the network
+            layers = [] if compiled(self.model) else layers_of(self.model.model.diffusion_model)
+            self.handles = [
+                layer.register_forward_hook(partial(self._layer_ran, number))
+                for number, layer in enumerate(layers)
+            ]
+        self.ran.clear()
+        self.calls = 0
+        watch_calls(model_options, "amed_watch", self._network_called)
+
+    def _layer_ran(self, number: int, *_: Any) -> None:
+        self.ran.add(number)
+
+    def _network_called(self) -> None:
+        self.calls += 1
+
+    def end(self) -> None:
+        """End an evaluation. Raises CachedError if the network did not compute it."""
+        self.most, self.called = max(self.most, len(self.ran)), self.called or self.calls > 0
+        if 2 * len(self.ran) < self.most or (self.called and not self.calls):
+            raise CachedError(
+                "an evaluation was answered by a cache and not by the network, because of what is on this "
+                f"MODEL: {', '.join(caching_features(self.model)) or 'another pack'}. Connect the MODEL from "
+                "before that node, and put the node after this one"
+            )
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """Return at most LAYERS layers with weights, evenly spread over a network."""
+    layers = [module for module in network.modules() if module._parameters]
+    return layers[:: -(-len(layers) // LAYERS) or 1]
+
+
+def compiled(model: Any) -> bool:
+    """Whether a MODEL's network is compiled by torch.compile."""
+    patched = model.object_patches.values()
+    modules = [*model.model.diffusion_model.modules(), *(m for m in patched if isinstance(m, nn.Module))]
+    keys = [str(key) for _, key, _ in wrappers_of(model)]
+    return any(hasattr(m, "_orig_mod") for m in modules) or any("compile" in key for key in keys)
+
+
+def caching_features(model: Any) -> list[str]:
+    """Name what is on a MODEL that may answer in place of its network."""
+    names = [str(key or origin(function)) for kind, key, function in wrappers_of(model) if kind in ANSWERING]
+    replaced = network_function(model.model_options)
+    names += [origin(replaced)] if replaced is not None else []
+    names += [name for name in model.object_patches if name.startswith("diffusion_model")]
+    return list(dict.fromkeys(names))
+
+
+def changing_features(model: Any) -> list[str]:
+    """Name what is on a MODEL that may change the network's result."""
+    by_option = guidance_functions(model.model_options).values()
+    names = [origin(function) for functions in by_option for function in functions]
+    return list(dict.fromkeys([*names, *caching_features(model)]))
+
+
+def origin(function: Any) -> str:
+    """Return the name of a function or its class, and the file or package that defines it."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    module = str(getattr(kind, "__module__", ""))
+    file = getattr(sys.modules.get(module), "__file__", None) or module
+    return f"{kind.__qualname__.split('.')[0]} of {'/'.join(str(file).split('/')[-2:])}"
