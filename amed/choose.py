@@ -35,7 +35,7 @@ def preferred(
     take: Callable[[Fitted], T],
     library: Callable[[], T],
     *,
-    named: Callable[[], Fitted] | None = None,
+    named: Fitted | Callable[[], Fitted] | None = None,
     attached: Fitted | None = None,
     carried: Callable[[], Fitted | None] | None = None,
 ) -> tuple[T, list[str]]:
@@ -50,7 +50,7 @@ def preferred(
     Args:
         take: uses a predictor; raises PredictorError if the run cannot.
         library: uses the library (4).
-        named: loads the named predictor (1); None if none was named.
+        named: the named predictor (1), or a function that loads it; None if none was named.
         attached: the attached predictor (2); None if there is none.
         carried: returns the workflow's copy, or None if it has none; None for a host without workflows. A
             copy that cannot be read or used is skipped with a remark.
@@ -69,7 +69,9 @@ def preferred(
             return take(copy), []
     except PredictorError as error:
         remarks.append(f"not taken from the workflow: {error}")
-    return (library() if named is None else take(named())), remarks
+    if named is None:
+        return library(), remarks
+    return take(named() if callable(named) else named), remarks
 
 
 def choose(library: Library, request: Request) -> Choice:
@@ -134,8 +136,8 @@ def check_fits(fitted: Fitted, request: Request) -> None:
     sampler, nfe = fitted.spec.sampler, fitted.nfe
     if fitted.halved and not request.halves:
         raise PredictorError(
-            f"{fitted.label} takes the halves of guidance apart, which {PATCHED}: remove the patch or guider, "
-            "or choose another predictor"
+            f"{fitted.label} takes the halves of guidance apart, which {PATCHED}: remove the patch or "
+            "guider, or choose another predictor"
         )
     if fitted.spec.of != request.of:
         fitted_for = f"for the host's sampler {fitted.spec.of}" if fitted.spec.of else f"for {sampler}"

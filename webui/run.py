@@ -20,6 +20,7 @@ from amed.choose import (
     Request,
     choose,
     plain_for,
+    preferred,
     untrained_for,
     within_reach,
 )
@@ -155,7 +156,7 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
         schedule=schedule, afs=host.prediction_type(p.sd_model) != "flow",
         halves=not host.whole_guidance(p.sd_model),
     )  # fmt: skip
-    first, fitted = not host.is_hires(p), None
+    first = not host.is_hires(p)
     prepared = wish.prepared if first else None
     if wish.predictor in MADE or request.count < 2:  # one level and 0: there is nothing to choose
         return made(wish.predictor if wish.predictor in MADE else UNTRAINED, request)
@@ -165,15 +166,17 @@ def plan(line: Line, wish: Wish, p: Any, times: int | Tensor, schedule: Callable
         if prepared is not None and not same_times(times, prepared.fitted.base):
             prepared = None
         request = replace(request, nfe=None, exact=True, advice=how_to_fit(request))
-    if wish.named and (first or host.library().load(wish.predictor).spec.answers(line.sampler)):
-        fitted = named(wish.predictor, line)
-    elif prepared is not None and prepared.fitted.name in MADE:
+    is_named = wish.named and (first or host.library().load(wish.predictor).spec.answers(line.sampler))
+    if not is_named and prepared is not None and prepared.fitted.name in MADE:
         return made(prepared.fitted.name, request, worded(prepared.remarks))
-    elif prepared is not None and within_reach(prepared.fitted, request.count):
-        fitted = prepared.fitted
-    if fitted is not None:
-        request = replace(request, fitted=fitted, nfe=None)
-    choice = choose(host.library(), request)
+    if prepared is not None and not within_reach(prepared.fitted, request.count):
+        prepared = None
+    choice, _ = preferred(
+        lambda fitted: choose(host.library(), replace(request, fitted=fitted, nfe=None)),
+        lambda: choose(host.library(), request),
+        named=(lambda: named(wish.predictor, line)) if is_named else None,
+        attached=None if prepared is None else prepared.fitted,
+    )
     remarks = worded(choice.remarks)
     if choice.grid != "own" and choice.fitted.name not in MADE:
         name = choice.fitted.name

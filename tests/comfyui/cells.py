@@ -13,7 +13,7 @@ import torch
 from comfyui.kinds import CFG, KINDS, NFE, Kind, Made, Small, run
 from safetensors.torch import load
 
-APART = r"takes the halves of guidance apart, which .* does not allow: remove the patch or guider, or choose another"
+APART = r"halves of guidance apart, which .* does not allow: remove the patch or guider, or choose another"
 HALVES = {"halves": APART}
 EVERY = tuple(kind.name for kind in KINDS)
 BY_NODES = tuple(kind.name for kind in KINDS if not kind.sampler)
