@@ -26,7 +26,6 @@ __all__ = [  # what hosts need, of this module and of request and unfitted
     "within_reach",
 ]  # fmt: skip
 T = TypeVar("T")
-PATCHED = "this run's guidance (a patch such as RescaleCFG or PAG, or a special guider) does not allow"
 FAILED = "is no better than no sampling at all, as its own fit measured"
 REACH = 1.6  # a predictor may run with at most this many times its number of noise levels, or 1 / REACH of it
 
@@ -91,7 +90,7 @@ def choose(library: Library, request: Request) -> Choice:
         try:
             fitted = find(library, request)
             if request.below and not within_reach(fitted, count):
-                raise PredictorError(f"{fitted.label} is not for {count - 1} steps: calibrate for them")
+                raise PredictorError(f"the predictor {fitted.label} is not for {count - 1} steps: calibrate")
         except PredictorError as error:
             fitted, missing = near(library, request) if request.below and not request.exact else None, error
     if fitted is None:
@@ -124,7 +123,10 @@ def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
         f for f in library.fitted()
         if f.halved and not request.halves and f.nfe == fitted.nfe and request.model.same(f.spec.identity)
     ]  # fmt: skip
-    return [f"{f.label} left out: it takes guidance apart, which {PATCHED}" for f in excluded[:1]]
+    return [
+        f"{f.label} left out: it takes guidance apart, which this run's guidance does not allow"
+        for f in excluded[:1]
+    ]
 
 
 def check_fits(fitted: Fitted, request: Request) -> None:
@@ -136,24 +138,26 @@ def check_fits(fitted: Fitted, request: Request) -> None:
     sampler, nfe = fitted.spec.sampler, fitted.nfe
     if fitted.halved and not request.halves:
         raise PredictorError(
-            f"{fitted.label} takes the halves of guidance apart, which {PATCHED}: remove the patch or "
+            f"the predictor {fitted.label} takes the halves of guidance apart, which this run's guidance (a "
+            "patch such as RescaleCFG or PAG, or a special guider) does not allow: remove the patch or "
             "guider, or choose another predictor"
         )
     if fitted.spec.of != request.of:
-        fitted_for = f"for the host's sampler {fitted.spec.of}" if fitted.spec.of else f"for {sampler}"
+        fitted_for = f"the host's sampler {fitted.spec.of}" if fitted.spec.of else sampler
         raise PredictorError(
-            f"{fitted.label} was fitted {fitted_for}, not for {request.of or 'our own'}: run it where you "
-            f"can choose {fitted.spec.of or sampler}, or choose another predictor"
+            f"the predictor {fitted.label} was fitted for {fitted_for}, not for "
+            f"{request.of or 'an AMED sampler'}: run it in a node where you can choose "
+            f"{fitted.spec.of or sampler}, or choose another predictor"
         )
     if not fitted.spec.answers(request.sampler):
         raise PredictorError(
-            f"{fitted.label} was fitted for {sampler}, not for {request.sampler}: set sampler to auto or "
-            f"{sampler}, or choose another predictor"
+            f"the predictor {fitted.label} was fitted for {sampler}, not for {request.sampler}: set sampler "
+            f"to auto or {sampler}, or choose another predictor"
         )
     if request.nfe not in (None, nfe):
         raise PredictorError(
-            f"{fitted.label} takes {nfe} evaluations, not {request.nfe}: set nfe to {nfe}, or choose another "
-            "predictor"
+            f"the predictor {fitted.label} takes {nfe} evaluations, not {request.nfe}: set nfe to {nfe}, or "
+            "choose another predictor"
         )
 
 

@@ -91,7 +91,7 @@ class Constants:
             value = self.values[name] = as_double(value)
             if value.shape != (count,):
                 raise ValueError(
-                    f"{name} must have one value per interval of sigmas ({count}), "
+                    f"the constant {name} must have one value per interval of sigmas ({count}), "
                     f"but has shape {tuple(value.shape)}"
                 )
             PARAMETERS[name].check(value)
@@ -128,15 +128,16 @@ class Multistep:
         self.sigmas, self.parts = fitted_sigmas(sigmas), parts
         weights = as_double(weights)
         if parts not in PARTS:
-            raise ValueError(f"parts is {parts!r}: choose one of {', '.join(map(repr, PARTS))}")
+            names = ", ".join(map(repr, PARTS))
+            raise ValueError(f"parts is {parts!r}, which names no way to split slopes: choose one of {names}")
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
         shape = tuple(weights.shape)
         if len(shape) != 3 or shape[::2] != (steps, count) or not 1 <= shape[1] <= steps + 1:
             by = f" by {count} parts" if count > 1 else ""
             raise ValueError(
-                f"weights must have {steps} rows (one per step) of 1 to {steps + 1} slopes{by}, "
-                f"but have shape {shape}"
+                f"the weights of a multistep table must have {steps} rows (one per step) of 1 to {steps + 1} "
+                f"slopes{by}, but have shape {shape}"
             )
         if not weights.isfinite().all():
             raise ValueError("the weights of a multistep table contain NaN or infinity: calibrate again")
@@ -147,22 +148,26 @@ class Multistep:
             )
         self.a = as_double([1.0] * steps if a is None else a)
         if self.a.shape != (steps,):
-            raise ValueError(f"a must have one value per step ({steps}), but has shape {tuple(self.a.shape)}")
+            raise ValueError(
+                f"the scale a must have one value per step ({steps}), but has shape {tuple(self.a.shape)}"
+            )
         PARAMETERS["a"].check(self.a)
         self.weights = weights
         self.offset = None if offset is None else as_double(offset)
         if self.offset is not None:
             if self.offset.ndim != 2 or len(self.offset) != steps:
                 raise ValueError(
-                    f"offset must have one row per step ({steps}), but has shape {tuple(self.offset.shape)}"
+                    f"the offset of a multistep table must have one row per step ({steps}), but has shape "
+                    f"{tuple(self.offset.shape)}"
                 )
             if not self.offset.isfinite().all():
                 raise ValueError("the offset of a multistep table contains NaN or infinity: calibrate again")
         self.alone = tuple(alone)
         if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
-                f"steps {self.alone} cannot do without the unconditional half: this needs parts with halves "
-                f"(they are {parts!r}), and step numbers from 1 to {steps - 1}"
+                f"steps {self.alone} of a multistep table cannot do without the unconditional half of "
+                f"guidance: this needs parts with halves (they are {parts!r}), and step numbers from 1 to "
+                f"{steps - 1}"
             )
 
     @property

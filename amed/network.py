@@ -76,7 +76,8 @@ class BottleneckPredictor(nn.Module):
         super().__init__()
         if scale_dir < 0 or scale_time < 0 or scale_dir >= 1 or scale_time >= 1:
             raise ValueError(
-                f"scale_dir and scale_time must be in [0, 1), but are {scale_dir} and {scale_time}"
+                f"scale_dir and scale_time of a BottleneckPredictor must be in [0, 1), but are {scale_dir} "
+                f"and {scale_time}"
             )
         self.scale_dir, self.scale_time = float(scale_dir), float(scale_time)
         self.register_buffer("freqs", 10000.0 ** -torch.linspace(0, 1, 4), persistent=False)

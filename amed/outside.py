@@ -59,7 +59,7 @@ class Outside:
             value = getattr(self, name)
             if value.shape != (count,):
                 raise ValueError(
-                    f"{name} must have one value per call of the model ({count}), "
+                    f"the scale {name} must have one value per call of the model ({count}), "
                     f"but has shape {tuple(value.shape)}"
                 )
             PARAMETERS[name].check(value)

@@ -20,7 +20,7 @@ def plain_for(request: Request) -> Fitted:
     solver = known.on_list(request.guidance) if request.exact else known.fallback()
     afs, given = False, request.times
     if request.nfe is not None and request.nfe < 1:
-        raise ValueError(f"nfe is {request.nfe}: at least 1 evaluation is needed")
+        raise ValueError(f"nfe is {request.nfe}, but a run needs an evaluation: set nfe to at least 1")
     if isinstance(given, Tensor):
         times, nfe = as_double(given), len(given) - 1
         measured = best_known(request, nfe)  # without an analytic first step: every given level is evaluated

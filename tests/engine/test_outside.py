@@ -271,7 +271,7 @@ def test_through_the_driver_its_file_and_the_choice(target, tmp_path):
     with pytest.raises(PredictorError, match="no predictor for"):
         choose(library, Request(who, nfe=4))  # never for one of ours
     assert choose(library, Request(who, nfe=4, of="euler")).fitted.name == again.name
-    with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for our own"):
+    with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for an AMED sampler"):
         choose(library, Request(who, nfe=4, fitted=again))
 
 
