@@ -17,7 +17,7 @@ from . import files
 from .choose import mismatches
 from .files import store
 from .files.keep import keep
-from .fit import PRESETS, Job, Outcome, fit, plain, target
+from .fit import PRESETS, Job, Outcome, fit, plain_solvers, target
 from .fit import algorithm1 as training
 from .fit.measures import Statistics, cut, frechet, rmse, run
 from .kdiffusion import SAMPLERS
@@ -53,14 +53,14 @@ def run_calibrate(args: argparse.Namespace) -> None:
     try:
         fit(made, job, path, lambda p: say(f"{p.evaluations:6d} of {p.budget}  {p.text}"), outcome, start)
     finally:
-        for kept in outcome.kept:
+        for kept in outcome.fits:
             print(kept.result.text)
             for row in kept.result.rows:
                 print(f"  {row.solver:18s} {row.schedule:24s} error {row.error:.4f}  RMSE {row.rmse_ref:.4f}")
             print(f"{kept.text}\n{kept.path}")
-        if outcome.kept:
+        if outcome.fits:
             say(f"{time.perf_counter() - begin:.0f} s; measure it on more noise: python -m amed evaluate "
-                f"--model {args.model} {outcome.kept[-1].path}", last=True)  # fmt: skip
+                f"--model {args.model} {outcome.fits[-1].path}", last=True)  # fmt: skip
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -121,7 +121,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
             row["fd_ref"] = round(frechet(*(Statistics.of(made.features(v)) for v in (images, truth))), 5)
         rows.append(row | {"seconds": round(seconds, 2)})
 
-    fine = plain.Setting(Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max)
+    fine = plain_solvers.Setting(
+        Solver("ipndm", 4), "polynomial", 7.0, 61, False, made.sigma_min, made.sigma_max
+    )
     truth = ends("reference", everything, fine.sigmas(), fine.solver)[0]
     for path, fitted in zip(args.file, fits):
         asks = {"evaluate": made.evaluate} if made.evaluate else {}
@@ -129,8 +131,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         row(path.stem, fitted.spec.schedule, *ends(path.name, everything, *how, predictor=fitted.predictor,
                                                    afs=fitted.spec.afs, **asks))  # fmt: skip
     for nfe in sorted({fitted.nfe for fitted in fits}):
-        best: dict[str, tuple[float, plain.Setting]] = {}
-        for one in plain.settings_for(made, nfe):
+        best: dict[str, tuple[float, plain_solvers.Setting]] = {}
+        for one in plain_solvers.settings_for(made, nfe):
             images = ends(f"{one.name} at {nfe}", few, one.sigmas(), one.solver, afs=one.afs)[0]
             tried = rmse(images, truth[few]), one
             best[one.name] = min(best.get(one.name, tried), tried, key=lambda b: b[0])

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from amed import Solver
-from amed.fit.plain import Setting as Plain
-from amed.fit.plane import trajectory_pca
+from amed.fit.plain_solvers import Setting as Plain
+from amed.geometry import trajectory_pca
 
 from .plan import CHUNK, Plan, rounded
 from .problem import SIGMA_MAX, SIGMA_MIN

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from amed import schedules
 from amed.fit import HostSampler, Settings, budget_of
+from amed.fit.host_calibration import HostCalibration
+from amed.fit.host_sampler import with_zero
 from amed.fit.measures import Statistics, frechet, rmse, run
-from amed.fit.outer import with_zero
-from amed.fit.outside import OuterCalibration
-from amed.fit.plain import SCHEDULES
+from amed.fit.plain_solvers import SCHEDULES
 from amed.outside import ScaledDenoiser
 from demo.target import target
 
@@ -76,7 +76,7 @@ def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
     zero_model, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)
 
     def calls(sigmas: Tensor) -> int:
-        return len(sampler.calls(noise, sigmas, zero_model))
+        return len(sampler.call_levels(noise, sigmas, zero_model))
 
     steps = max(n for n in range(2, nfe + 1) if calls(karras(n)) <= nfe)
     schedules_by_name = {
@@ -127,7 +127,7 @@ def measure(name: str, nfe: int, guidance: float) -> dict[str, Any]:
     best = min(errors, key=lambda k: errors[k])
     fit_target = replace(target(guidance, dtype=DTYPE), features=None)
     settings = Settings(nfe, budget=budget_of("quick", nfe), guidance=guidance)
-    calibration, begin = OuterCalibration(fit_target, settings, sampler), time.process_time()
+    calibration, begin = HostCalibration(fit_target, settings, sampler), time.process_time()
     for _ in calibration.run():
         pass
     seconds, result = time.process_time() - begin, calibration.result()

@@ -17,7 +17,7 @@ from torch import Tensor
 from amed import Solver
 from amed.evaluate import Guided
 from amed.fit.measures import Statistics, frechet, rmse, run
-from amed.fit.plain import Setting as Plain
+from amed.fit.plain_solvers import Setting as Plain
 from amed.fit.samples import Path
 from amed.loop import Problem as Run
 from amed.run import states

@@ -5,8 +5,8 @@
 
 For each NFE and guidance:
 
-1. Every plain solver is searched over its settings (amed.fit.plain), and the best of each kind is measured on
-   256 noises.
+1. Every plain solver is searched over its settings (amed.fit.plain_solvers), and the best of each kind is
+   measured on 256 noises.
 2. A plugin starts as its plain solver at that solver's best schedule with AFS, AMED-Solver from its two best
    schedules with constant mid points. `coarse` then improves these constants by forward evaluations.
 3. Algorithm 1 trains the network from there. The state with the least error times root Fréchet distance is
@@ -29,10 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from amed import BottleneckPredictor, Constants, Fitted, Solver, load, save
-from amed.fit import plain
+from amed.fit import plain_solvers
 from amed.fit.algorithm1 import Settings, Teacher, train
 from amed.fit.measures import Statistics, cut, frechet, rmse, run
-from amed.fit.plain import Setting
+from amed.fit.plain_solvers import Setting
 from amed.fit.target import Target
 
 from . import model as demo
@@ -217,7 +217,7 @@ def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, l
     """Return AMED-Solver's best schedules on 16 noises, each with its best constant r."""
     starts = []
     num_steps = (nfe + 1) // 2 + 1
-    for schedule, rho in plain.SCHEDULES:
+    for schedule, rho in plain_solvers.SCHEDULES:
         setting = Setting(Solver("amed"), schedule, rho, num_steps, True, demo.SIGMA_MIN, demo.SIGMA_MAX)
         base, trials = setting.sigmas(), []
         for r in (0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
@@ -293,7 +293,7 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
     Returns the measured rows as dicts; `kept` is True for a saved predictor, False for one that lost, None
     for a plain solver."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
-    ranking = search(bench, plain.settings_for(bench.exact, nfe))
+    ranking = search(bench, plain_solvers.settings_for(bench.exact, nfe))
     settings_by_kind: dict[str, Setting] = {}
     for setting in ranking:
         settings_by_kind.setdefault(kind(setting.solver), setting)

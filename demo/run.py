@@ -22,7 +22,7 @@ from torch import Tensor
 
 from amed import known
 from amed.fit.measures import Statistics, frechet, rmse
-from amed.fit.plain import name_of as solver_name
+from amed.fit.plain_solvers import name_of as solver_name
 
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
 from .features import Features

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from amed.fit.plain import Setting
+from amed.fit.plain_solvers import Setting
 
 
 def start_from(

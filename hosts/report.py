@@ -254,7 +254,7 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
 
     Args:
         progress: an amed.fit Progress.
-        look: its amed.fit Look, i.e. the best fit and the best plain solver so far.
+        look: its amed.fit Preview, i.e. the best fit and the best plain solver so far.
         pictures: samples `[n, 3, H, W]` in [-1, 1] for each name; the first of each is shown."""
     image = Image.new("RGB", (WIDE, 232), BACK)
     draw = ImageDraw.Draw(image)

@@ -84,9 +84,9 @@ class Calibrate(io.ComfyNode):
         outcome = calibrate(
             model, prompts, job, checked_name(name), cls.hidden.unique_id, more.get("wrapped")
         )
-        images = report_images(rgb_converter(model, prompts), [saved.result for saved in outcome.kept])
+        images = report_images(rgb_converter(model, prompts), [saved.result for saved in outcome.fits])
         return io.NodeOutput(
-            outcome.kept[0].fitted, images, outcome.text, ui=text_ui(cls.hidden.unique_id, outcome.text)
+            outcome.fits[0].fitted, images, outcome.text, ui=text_ui(cls.hidden.unique_id, outcome.text)
         )
 
 

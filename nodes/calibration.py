@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..amed.choose import AUTO
 from ..amed.files.store import as_name, saved_as
-from ..amed.fit import Job, Kept, Outcome, Progress, fit
+from ..amed.fit import Job, Outcome, Progress, SavedFit, fit
 from ..hosts import report
 from .host.fitting import Prompts, prompted_denoiser, target_of
 from .host.folders import user_folder
@@ -47,7 +47,7 @@ class ProgressDisplay:
             self.bar(progress.evaluations)
             return
         self.stage, self.drawn_at = stage, now
-        look = progress.look()
+        look = progress.preview()
         names = {"reference": "reference", "plain": "best plain", "fit": "AMED so far"}
         images = {names[k]: self.to_rgb(v[:1]) for k, v in look.images.items()}
         self.bar(progress.evaluations, report.live(progress, look, images))
@@ -103,7 +103,7 @@ def calibrate(
 
 def calibrate_now(
     model: Any, prompts: Prompts, sampler: str, nfe: int, guidance: float, node_id: str | None
-) -> Kept:
+) -> SavedFit:
     """Run a quick calibration for a node that found no predictor.
 
     The predictor is saved under a name made from the checkpoint, so that the library finds it next time."""
@@ -111,7 +111,7 @@ def calibrate_now(
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
     checkpoint, sampler = model_identity.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
     name = f"{as_name(model_identity.family)}-{checkpoint}-{sampler}"
-    return calibrate(model, prompts, job, name, node_id).kept[0]
+    return calibrate(model, prompts, job, name, node_id).fits[0]
 
 
 def rgb_converter(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..amed import Fitted, PredictorError
 from ..amed.choose import Choice, choose, preferred, usable
 from ..amed.fit.measures import rmse
-from ..amed.fit.plain import Setting
+from ..amed.fit.plain_solvers import Setting
 from .choice.fingerprint import remember
 from .host.counting import COUNT, counting, read_count
 from .host.folders import library

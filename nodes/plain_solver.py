@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..amed import schedules
-from ..amed.fit import plain
+from ..amed.fit import plain_solvers
 from .host.model import sampling_of, sigma_range
 from .host.register import as_sampler
 from .host.sampling import plain_function
@@ -25,7 +25,7 @@ class PlainSolver(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that is sampled. Its noise levels are used."),
                 io.Combo.Input(
                     "solver",
-                    options=list(plain.SOLVERS),
+                    options=list(plain_solvers.SOLVERS),
                     default="iPNDM-3",
                     tooltip="The solver. iPNDM-2 is the safest choice with guidance.",
                 ),
@@ -68,7 +68,9 @@ class PlainSolver(io.ComfyNode):
     @classmethod
     def execute(cls, model, solver, nfe, schedule, rho, afs):
         low, high = sigma_range(sampling_of(model))
-        settings = plain.candidates(nfe, low, high, {solver: plain.SOLVERS[solver]}, ((schedule, rho),))
+        settings = plain_solvers.candidates(
+            nfe, low, high, {solver: plain_solvers.SOLVERS[solver]}, ((schedule, rho),)
+        )
         setting = next((s for s in settings if s.afs == afs), None)
         if setting is None:
             raise ValueError(

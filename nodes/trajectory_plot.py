@@ -13,8 +13,8 @@ from ..amed import Fitted, Solver
 from ..amed.choose import AUTO, PLAIN, choose, preferred
 from ..amed.evaluate import Thresholded
 from ..amed.fit.measures import Counter, rmse
-from ..amed.fit.plain import Setting
-from ..amed.fit.plane import Plane, Walk, walk
+from ..amed.fit.plain_solvers import Setting
+from ..amed.geometry import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
 from ..amed.loop import Problem
 from ..hosts import plane as drawing

@@ -148,7 +148,7 @@ class Calibrated(Outcome):
     @property
     def saved(self) -> list[str]:
         """The files' names."""
-        return [kept.path.name for kept in self.kept]
+        return [kept.path.name for kept in self.fits]
 
 
 def tell(progress: Progress) -> None:
@@ -171,7 +171,7 @@ def work(form: Form, checkpoint: Any, outcome: Calibrated) -> Callable[..., Tens
                     job = replace(job, host=outside.host_sampler(form.sampler, denoiser))
                 fit(target, job, lambda nfe: host.user_folder() / names[nfe], tell, outcome)
         finally:
-            for kept in outcome.kept:
+            for kept in outcome.fits:
                 host.warn(f"{kept.result.text}; {kept.text}")
         return torch.zeros_like(x)
 
@@ -192,7 +192,7 @@ def calibrate(form: Form) -> Calibrated:
         form.seed % 2**32,  # the host adds to it; what is fitted to is drawn from the whole seed
         wish,
     )
-    outcome.pictures = [picture(kept.result) for kept in outcome.kept]
+    outcome.pictures = [picture(kept.result) for kept in outcome.fits]
     return outcome
 
 

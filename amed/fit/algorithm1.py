@@ -1,10 +1,10 @@
-"""Algorithm 1: fit a predictor by gradient, interval by interval, to a teacher's states.
+"""The paper's Algorithm 1: fit a predictor by gradient, interval by interval, to a teacher's states.
 
     for progress in train(denoiser, solver, predictor, times, draw, teacher=Teacher(Solver("heun"), extra=1)):
         print(progress.images, progress.loss)
 
-Works on any denoiser a gradient can pass through; a BottleneckPredictor also needs an `evaluate` that gives
-the bottleneck."""
+It works with any denoiser that is differentiable in x; a BottleneckPredictor also needs an `evaluate` that
+returns the bottleneck."""
 
 import copy
 import math
@@ -29,44 +29,67 @@ HELD_OUT = 1_000_003  # added to the seed for the noises that choose the best st
 
 @dataclass(frozen=True)
 class Teacher:
-    """A plain solver with `extra` (M) more points inside each interval, along the same schedule, without
-    AFS."""
+    """A plain solver on the student's schedule with more points, whose states the student is fitted to."""
 
     solver: Solver = field(default_factory=lambda: Solver("heun"))
-    extra: int = 1
+    extra: int = 1  # additional points inside each interval, the paper's M
 
     def times(self, kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-        """The teacher's schedule, float64 `[(extra + 1) (num_steps - 1) + 1]`."""
+        """Return the teacher's times, float64 `[(extra + 1) (num_steps - 1) + 1]`.
+
+        Args:
+            kind: of the schedule, a name of schedules.KINDS.
+            num_steps: number of the student's base times.
+            sigma_min: lowest noise level.
+            sigma_max: highest noise level.
+            rho: of the schedule.
+        """
         return schedules.make(kind, (self.extra + 1) * (num_steps - 1) + 1, sigma_min, sigma_max, rho)
 
     @torch.no_grad()
     def states(self, model: Denoiser, x: Tensor, times: Tensor, extra_args: dict[str, Any]) -> list[Tensor]:
-        """The teacher's states at the student's base times after the first; x at times[0]."""
+        """Return the teacher's states `[n, ...]` at the student's base times after the first.
+
+        Args:
+            model: the denoiser.
+            x: states `[n, ...]` at times[0].
+            times: the teacher's times.
+            extra_args: further arguments of the model.
+        """
         run = states(Problem(model, extra_args), self.solver, x, times)
         return [state.x for i, state in enumerate(run, 1) if i % (self.extra + 1) == 0]
 
 
 def checkpointed(evaluate: Evaluate) -> Evaluate:
-    """The same, its activations recomputed in the backward pass: memory of one network pass less."""
+    """Return an `Evaluate` that recomputes activations in the backward pass, which saves memory."""
 
-    def ask(
+    def evaluate_checkpointed(
         model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
         if not torch.is_grad_enabled():
             return evaluate(model, x, sigma, extra_args, wants)
         return Evaluation(checkpoint(lambda a, b: model(a, b, **extra_args), x, sigma, use_reentrant=False))
 
-    return ask
+    return evaluate_checkpointed
 
 
 def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor,
            targets: list[Tensor], afs: bool) -> Iterator[Tensor]:  # fmt: skip
-    """The loss of each interval, from high noise to low, with a gradient to the predictor: squared error to
-    the teacher's state, summed over a sample's values, averaged over the batch (the update belongs between
-    two).
+    """Yield the loss of each interval, from high noise to low, with a gradient to the predictor.
 
-    x at base[0]; `base` `[N]`; `targets` N-1 states. A single-step student starts every interval from the
-    teacher's state, a multistep one goes on from its own."""
+    It is the squared error to the teacher's state, summed over a sample's values and averaged over the batch.
+    The predictor is to be updated after each. A single-step student starts every interval from the teacher's
+    state, a multistep one from its own.
+
+    Args:
+        problem: the model and its arguments.
+        solver: the student.
+        predictor: of its constants.
+        x: states `[n, ...]` at base[0].
+        base: base times `[N]`.
+        targets: the teacher's N - 1 states.
+        afs: whether the first step is analytic.
+    """
     times, starts = base.tolist(), [x, *targets[:-1]] if solver.single_step else [x]
 
     def ends() -> Iterator[Tensor]:
@@ -81,41 +104,36 @@ def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, ba
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast: `images` trajectories in batches of `batch`; Adam at `lr`, falling along a
-    cosine to a tenth; `seed` draws the noise; every `every` batches the error of `held_out` other noises is
-    measured.
+    """The length and the optimiser of a training run."""
 
-    `balanced`: each interval's loss is divided by its own running mean. The first interval's loss is a
-    hundred times the last one's, and without this Adam's step size, shared by all intervals in the network,
-    is set by the first alone: the later ones, which decide the image, hardly learn. The loss itself stays the
-    paper's."""
-
-    images: int = 10_000
-    batch: int = 64
-    held_out: int = 64
-    lr: float = 5e-3
-    seed: int = 0
-    every: int = 5
-    betas: tuple[float, float] = (0.9, 0.999)
+    images: int = 10_000  # trajectories in all
+    batch: int = 64  # trajectories per update of each interval
+    held_out: int = 64  # other noises, by which the best state is chosen
+    lr: float = 5e-3  # Adam's learning rate at the start; it falls along a cosine to a tenth
+    seed: int = 0  # of the noise
+    every: int = 5  # batches between two measurements of the held-out error
+    betas: tuple[float, float] = (0.9, 0.999)  # Adam's
+    # Divide each interval's loss by its running mean. The first interval's loss is a hundred times the last
+    # one's; without this it alone sets Adam's step size, and the later intervals, which decide the image,
+    # hardly learn.
     balanced: bool = True
-    checkpointing: bool = False
+    checkpointing: bool = False  # recompute activations in the backward pass, which saves memory
 
 
 @dataclass
 class Progress:
-    """After a batch: images seen, losses per interval of this batch, the held-out error measured last and at
-    its best, whether it was measured just now; `state()`: from which `train` resumes, as it stands when it is
-    called."""
+    """What a training run reports after each batch."""
 
-    images: int
-    losses: list[float]
-    held_out: float
-    best: float
-    measured: bool
-    state: Callable[[], dict[str, Any]]
+    images: int  # trajectories so far
+    losses: list[float]  # of each interval in this batch
+    held_out: float  # latest held-out error
+    best: float  # best held-out error
+    measured: bool  # whether `held_out` was measured after this batch
+    state: Callable[[], dict[str, Any]]  # returns the current state, from which `train` can resume
 
     @property
     def loss(self) -> float:
+        """Sum of the intervals' losses."""
         return sum(self.losses)
 
 
@@ -125,19 +143,33 @@ def train(
     error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[Progress]:  # fmt: skip
-    """Fit `predictor` in place; a generator that yields after every batch. When it ends or is closed, the
-    predictor holds the best held-out state, never the last.
+    """Fit `predictor` in place; yields after every batch.
 
-    model: frozen by the caller's choice or not, its weights get no gradient here. times: the *teacher's*
-    times, from Teacher.times; the student's base times are every (extra + 1)-th. draw(generator, count) -> (x
-    at times[0] `[count, ...]`, extra_args). error(end, x, extra_args) -> what the best held-out state is
-    chosen by, from the student's end states; default: root mean square distance to the teacher's. resume:
-    `Progress.state()` of an earlier run with the same settings.
+    When the generator ends or is closed, the predictor holds the best held-out state, not the last one.
+    Gradients that are not finite are replaced by 0 (as the authors do); an interval whose loss is not finite
+    is skipped.
 
-    Gradients that are not finite are replaced by 0 (as the authors do), a loss that is not finite leaves its
-    interval out. Raises NotFiniteError if the model itself returns NaN for a teacher."""
+    Args:
+        model: the denoiser; its weights get no gradient.
+        solver: the student.
+        predictor: of the student's constants, to fit.
+        times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
+        draw: (generator, n) -> (x at times[0] `[n, ...]`, extra_args).
+        teacher: whose states are fitted to.
+        settings: length and optimiser.
+        afs: whether the student's first step is analytic.
+        evaluate: how the model is called; default: for the denoised image only.
+        error: (end states, x, extra_args) -> held-out error by which the best state is chosen; default: root
+            mean square distance to the teacher's end states.
+        resume: `Progress.state()` of an earlier run with the same settings.
+
+    Raises:
+        NotFiniteError: the model returned NaN or infinity in a teacher's run.
+    """
     base = times[:: teacher.extra + 1]
-    ask = checkpointed(evaluate or denoised_only) if settings.checkpointing else evaluate or denoised_only
+    evaluator = (
+        checkpointed(evaluate or denoised_only) if settings.checkpointing else evaluate or denoised_only
+    )
     generator = seeded(settings.seed)
     held_x, held_args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     truth = teacher.states(model, held_x, times, held_args)[-1] if error is None else held_x
@@ -147,12 +179,12 @@ def train(
 
     def measure() -> float:
         with torch.no_grad():
-            *_, end = states(Problem(model, held_args, ask), solver, held_x, base, predictor, afs)
+            *_, end = states(Problem(model, held_args, evaluator), solver, held_x, base, predictor, afs)
         return rmse(end.x, truth) if error is None else error(end.x, held_x, held_args)
 
     def snapshot() -> dict[str, Any]:
-        own = {"predictor": predictor.state_dict(), "optimiser": optimiser.state_dict()}
-        return copy.deepcopy(own | now) | {"generator": generator.get_state()}
+        weights = {"predictor": predictor.state_dict(), "optimiser": optimiser.state_dict()}
+        return copy.deepcopy(weights | now) | {"generator": generator.get_state()}
 
     predictor.requires_grad_(True)
     if resume is None:
@@ -174,7 +206,7 @@ def train(
                 group["lr"] = settings.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
             x, extra_args = draw(generator, settings.batch)
             targets = teacher.states(model, x, times, extra_args)
-            run = losses(Problem(model, extra_args, ask), solver, predictor, x, base, targets, afs)
+            run = losses(Problem(model, extra_args, evaluator), solver, predictor, x, base, targets, afs)
             batch = []
             with torch.enable_grad():
                 for i, loss in enumerate(run):
@@ -205,32 +237,38 @@ def train(
 
 @dataclass(frozen=True)
 class Plan:
-    """How Algorithm 1 reaches a number of evaluations: the student, its N base times, AFS or not, the
-    teacher."""
+    """The student and the teacher with which Algorithm 1 reaches a number of evaluations."""
 
-    solver: Solver
-    num_steps: int
-    afs: bool
+    solver: Solver  # the student
+    num_steps: int  # number of the student's base times N
+    afs: bool  # whether the student's first step is analytic
     teacher: Teacher
 
     @property
     def points(self) -> int:
-        """The teacher's number of times."""
+        """Number of the teacher's times."""
         return (self.teacher.extra + 1) * (self.num_steps - 1) + 1
 
 
 def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
-    """For a sampler of two evaluations an interval; an odd `nfe` takes the analytic first step. The teacher
-    is Heun for AMED-Solver and DPM-Solver-2, else the plugin's own solver, with `extra` more points inside
-    each interval.
+    """Return the plan for training a sampler of two evaluations per interval.
 
-    Raises ValueError for a sampler without a network, an nfe below 2, or an odd one where AFS is not
-    allowed."""
+    The teacher is Heun for AMED-Solver and DPM-Solver-2, and otherwise the solver that AMED-Plugin extends.
+
+    Args:
+        sampler: a name of amed.SAMPLERS.
+        nfe: evaluations per sample; an odd number takes an analytic first step.
+        extra: additional points of the teacher inside each interval.
+        may_afs: whether the model allows an analytic first step; flow models do not.
+
+    Raises:
+        ValueError: the sampler has no network, `nfe` is below 2, or it is odd and `may_afs` is False.
+    """
     solver, afs = solver_of(sampler), bool(nfe % 2)
     if not solver.has_recipe:
-        raise ValueError(f"{sampler} has no network to train: calibrate it")
+        raise ValueError(f"{sampler} has no network to train: calibrate it, or choose another sampler")
     if nfe < 2 or (afs and not may_afs):
         allowed = "at least 2" if may_afs else "an even number"
-        raise ValueError(f"nfe is {nfe}: {sampler} on this model takes {allowed}")
+        raise ValueError(f"nfe is {nfe}: set it to {allowed} to train {sampler} on this model")
     teacher = Teacher(solver if solver.recipe.teaches else Solver("heun"), extra)
     return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)

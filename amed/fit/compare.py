@@ -1,4 +1,6 @@
-"""The last stage: a fit, the best plain setting and the solvers as usually set, on noise that no fit saw."""
+"""The comparison of a fit with the best plain solver and with solvers at their usual settings.
+
+It is made on held-out samples, whose noise no fit was made on."""
 
 import math
 from collections.abc import Callable
@@ -13,29 +15,29 @@ from ..files import Fitted
 from ..kdiffusion import sample
 from ..loop import Denoiser, Evaluate, denoised_only
 from ..recipes import Solver
-from . import plain as solvers
+from . import plain_solvers
+from .host_sampler import HostSchedule
 from .measures import Statistics, frechet, rmse
-from .outer import Listed
 from .samples import Samples, in_batches, per_sample, robust
 from .target import Rival, Target
 
-WIDE = 10.0
+WIDE = 10.0  # scale of the second robust error in Judge.score, in multiples of the first one's
 
 
 @dataclass(frozen=True)
 class Row:
-    """A solver's error to the reference, and Fréchet distance where features are at hand, on held-out
-    noise."""
+    """A row of the comparison: a solver and its errors on the held-out samples."""
 
-    solver: str
-    schedule: str
-    nfe: int
-    guidance: float
-    error: float
-    rmse_ref: float
-    fd_ref: float | None
+    solver: str  # name, for people
+    schedule: str  # name, for people
+    nfe: int  # evaluations per sample
+    guidance: float  # guidance scale
+    error: float  # robust error to the reference
+    rmse_ref: float  # root mean square error to the reference
+    fd_ref: float | None  # Fréchet distance to the reference; None without features
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the fields for a file, rounded; without fd_ref if it is None."""
         row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
         row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
@@ -43,117 +45,143 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """`fitted`: what to use, never worse than `best_plain` on held-out noise; `improved`: whether it is a
-    fit and not a plain setting. `rows`: it, the best plain setting, the solvers as usually set. `history`:
-    (evaluations, held-out error) of each start and iteration. `images`: end states of the held-out samples
-    by row name, and "reference"."""
+    """The result of a calibration."""
 
-    fitted: Fitted
-    improved: bool
-    best_plain: solvers.Setting | Listed
-    rows: list[Row]
-    history: list[tuple[int, float]]
-    images: dict[str, Tensor]
-    evaluations: int
+    fitted: Fitted  # the predictor to save, never worse than `best_plain` on the held-out samples
+    improved: bool  # whether it is a fit; False: it is the best plain solver
+    best_plain: plain_solvers.Setting | HostSchedule
+    rows: list[Row]  # `fitted`, the best plain solver, then the solvers at their usual settings
+    history: list[tuple[int, float]]  # (evaluations, held-out error) of each start and iteration
+    images: dict[str, Tensor]  # end states of the held-out samples: "fit", "plain", "reference", rivals
+    evaluations: int  # of the model, each sample of a call counted
 
     @property
     def text(self) -> str:
+        """The result in a sentence, and the warnings, for people."""
         first, best = self.rows[0], self.rows[1]
-        said = (
+        verdict = (
             f"error {first.error:.3f}, {first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
             if self.improved
             else "the fit did not beat the best plain solver, which is kept"
         )
-        line = f"{first.nfe} evaluations: {said} ({best.solver} on {best.schedule}: {best.error:.3f})"
+        line = f"{first.nfe} evaluations: {verdict} ({best.solver} on {best.schedule}: {best.error:.3f})"
         return ". ".join([line, *self.warnings])
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said against using it: another row was nearer, or it is of no use."""
+        """Reasons not to use the result, for people: another solver is better, or no solver is usable."""
         first, *others = self.rows
         nearest = min(others, key=lambda row: row.error)
-        found = []
+        warnings = []
         if nearest.error < first.error or not math.isfinite(first.error):
             named = f"{nearest.solver}, {nearest.schedule}, was nearer: error {nearest.error:.3f}"
-            found.append(f"On the same noise {named}, not {first.error:.3f}. Prefer it at this number")
+            warnings.append(f"On the same noise {named}, not {first.error:.3f}. Prefer it at this number")
         if not self.fitted.spec.usable:
             blank = self.fitted.spec.metrics["no_sampling_error"]
-            found.append(
+            warnings.append(
                 f"NOT USABLE: its error {first.error:.4g} is no better than {blank:.4g}, that of no sampling "
                 "at all. It is saved, but auto does not choose it. Calibrate with more evaluations"
             )
-        return found
+        return warnings
 
     def table(self, name: str) -> str:
-        """What came of it and what it was held against, for people; `name`: the file it was saved as."""
+        """Return the comparison as lines of text; `name`: the file that the predictor was saved as."""
         lines = [f"{name}: {self.text}", f"fitted with {self.evaluations} evaluations"]
         return "\n".join(lines + [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in self.rows])
 
 
 def without_sampling(ends: Tensor) -> Tensor:
-    """What each reference image `[n, ...]` is held against for no sampling at all: another reference image,
-    from another noise. It costs no evaluation. The mean of all would be too strict a bar: in squared error it
-    beats every sharp image that is not the very same."""
+    """Return what no sampling at all gives for each reference `[n, ...]`: the reference of another noise.
+
+    The mean of all references would be too strict a bar: in squared error it beats every sharp image that is
+    not exactly the reference. A single reference gives infinity."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 
 def verdict(error: float, blank: float) -> dict[str, Any]:
-    """For a file's metrics: nothing where its held-out error is less than `blank`, that of no sampling at
-    all; else that it is not usable, and `blank`."""
+    """Return the metrics that mark a predictor as unusable; none if it is usable.
+
+    Args:
+        error: its held-out error.
+        blank: the error of no sampling at all; a usable predictor is below it.
+    """
     return {} if error < blank else {"usable": False, "no_sampling_error": round(blank, 5)}
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Runs and scores on the held-out samples. `scale`: of the robust error, from the best plain settings."""
+    """Runs solvers on the held-out samples and scores their end states."""
 
     model: Denoiser
     held_out: Samples
-    batch: int
-    scale: float = 1.0
-    features: Callable[[Tensor], Tensor] | None = None
-    evaluate: Evaluate = denoised_only
+    batch: int  # most samples in one call of the model
+    scale: float = 1.0  # of the robust error, a mean squared error; set from the best plain solvers
+    features: Callable[[Tensor], Tensor] | None = None  # end states -> `[n, F]`; None: no Fréchet distance
+    evaluate: Evaluate = denoised_only  # how the model is called
 
-    def plain(self, setting: solvers.Setting, samples: Samples | None = None) -> Tensor:
-        """End states of a plain setting."""
-        on, sigmas = samples or self.held_out, setting.sigmas()
-        x = on.noise * sigmas[0].to(on.noise)
-        return sample(self.model, x, sigmas, setting.solver, on.args, disable=True, afs=setting.afs,
+    def plain(self, setting: plain_solvers.Setting, samples: Samples | None = None) -> Tensor:
+        """Return the end states of a plain solver; samples default to the held-out ones."""
+        samples, sigmas = samples or self.held_out, setting.sigmas()
+        x = samples.noise * sigmas[0].to(samples.noise)
+        return sample(self.model, x, sigmas, setting.solver, samples.args, disable=True, afs=setting.afs,
                       evaluate=in_batches(self.batch, self.evaluate))  # fmt: skip
 
     def rival(self, rival: Rival) -> Tensor:
-        """End states of a solver as a host ships it."""
+        """Return the end states of a host's solver on the held-out samples."""
         parts = self.held_out.batches(self.batch)
         return torch.cat([rival(self.model, part.noise, part.args) for part in parts])
 
     def error(self, end: Tensor) -> float:
+        """Return the robust error of end states to the reference."""
         return robust(per_sample(end, self.held_out.end), self.scale)
 
     def verdict(self, end: Tensor) -> dict[str, Any]:
-        """For a file's metrics, as `verdict` has it, by the robust error."""
+        """Return the metrics that mark end states as unusable; see `verdict`."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
+    def metrics(
+        self, rows: list[Row], end: Tensor, evaluations: int, passes: int | None = None
+    ) -> dict[str, Any]:
+        """Return the metrics of a predictor for its file.
+
+        Args:
+            rows: the comparison; the first is the predictor, the second the best plain solver.
+            end: end states of the predictor.
+            evaluations: of the model that the calibration took.
+            passes: network passes per sample; None: two per evaluation.
+        """
+        first, best = rows[0].as_dict(), rows[1].as_dict()
+        metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
+        metrics |= {"plain": rows[1].solver, "plain_schedule": rows[1].schedule}
+        metrics |= {f"plain_{k}": best[k] for k in ("error", "rmse_ref", "fd_ref") if k in best}
+        metrics |= {"noises": len(self.held_out), "evaluations": evaluations}
+        metrics |= {"passes": passes} if passes else {}
+        return metrics | self.verdict(end)
+
     def distance(self, end: Tensor) -> float | None:
-        """Fréchet distance; None without features, and for a rival whose end is not finite."""
+        """Return the Fréchet distance of end states; None without features or if they are not finite."""
         if self.features is None or not end.isfinite().all():
             return None
-        own, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
-        return max(frechet(own, reference), 0.0)
+        statistics, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
+        return max(frechet(statistics, reference), 0.0)
 
     def score(self, end: Tensor) -> float:
-        """What is kept by: the geometric mean of two robust errors, of which one bears WIDE times as much (an
-        RMSE would be decided by the two or three samples that jump furthest); times the root of the Fréchet
-        distance where there is one."""
+        """Return the score of end states, by which a fit is chosen; lower is better.
+
+        It is the geometric mean of two robust errors, times the root of the Fréchet distance where there are
+        features. The second error has a scale WIDE times larger: jumps to another image count, but two or
+        three of them do not decide, as in an RMSE."""
         distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
     def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> Row:
+        """Return the row of a solver with these end states."""
         error, square = self.error(end), rmse(end, self.held_out.end)
         return Row(name, schedule, nfe, guidance, error, square, self.distance(end))
 
 
-def usual(target: Target, nfe: int) -> dict[str, Rival]:
-    """DPM++ 2M and iPNDM as hosts set them: on the karras schedule, `nfe` noise levels, then 0."""
+def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
+    """Return DPM++ 2M and iPNDM-4 as hosts set them: the karras schedule with `nfe` noise levels, then 0."""
     sigmas = schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
     sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
 

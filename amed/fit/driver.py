@@ -1,4 +1,4 @@
-"""One driver for every host: fits a target at several numbers of evaluations, and keeps what comes of it."""
+"""`fit`, the driver that every host uses: fits a target at several numbers of evaluations and saves them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,103 +9,122 @@ from ..files.keep import keep
 from ..files.store import check_room
 from .calibration import Calibration
 from .compare import Result
-from .outer import HostSampler
-from .outside import OuterCalibration
-from .settings import Progress, Settings, budget_of, smallest
+from .host_calibration import HostCalibration
+from .host_sampler import HostSampler
+from .settings import Progress, Settings, budget_of, smallest_budget
 from .stages import Stages, references_for
 from .target import CachedError, Target
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is fitted for a Target: numbers of evaluations, sampler, the guidance scale that the target's
-    model applies, budget of each (a preset, or evaluations), seed, samples in one call of the model, and
-    network passes of an image, as Settings has them. host: a sampler of the host's own, to be wrapped
-    (amed.outside) in place of one of ours."""
+    """Settings of one or several fits, which differ in their number of evaluations only."""
 
-    nfe: tuple[int, ...]
-    sampler: str = "amed_multistep"
-    guidance: float = 1.0
-    budget: str | int = "normal"
-    seed: int = 0
-    batch: int = 16
-    passes: int | None = None
-    host: HostSampler | None = None
+    nfe: tuple[int, ...]  # evaluations per sample of each fit
+    sampler: str = "amed_multistep"  # a name of amed.SAMPLERS; unused with `host`
+    guidance: float = 1.0  # guidance scale (cfg) that the target's model applies
+    budget: str | int = "normal"  # of each fit: a name of PRESETS, or evaluations of the model
+    seed: int = 0  # of the noise
+    batch: int = 16  # most samples in one call of the model
+    passes: int | None = None  # network passes per sample, as in Settings; None: two per evaluation
+    host: HostSampler | None = None  # a sampler of the host to fit AMED-Plugin to, in place of `sampler`
 
     def settings(self) -> list[Settings]:
-        """One a fit. Raises ValueError for what cannot be; of a budget that is too small, all it takes."""
+        """Return the settings of each fit.
+
+        Raises:
+            ValueError: a field is out of range, or the budget is too small.
+        """
         budgets = [(nfe, budget_of(self.budget, nfe)) for nfe in self.nfe]
-        short = [nfe for nfe, own in budgets if own < smallest(nfe)]
+        short = [nfe for nfe, budget in budgets if budget < smallest_budget(nfe)]
         if short:
-            least = ", ".join(f"{smallest(nfe):,} for nfe {nfe}" for nfe in short)
-            wrong = f"the budget is {budgets[0][1]:,} evaluations for each fit, but it takes at least {least}"
-            raise ValueError(f"{wrong}: raise the budget, or set it to quick")
-        own = self.sampler, self.guidance, self.seed, self.batch, self.passes
-        return [Settings(n, own[0], b, *own[1:]) for n, b in budgets]
+            least = ", ".join(f"{smallest_budget(nfe):,} for nfe {nfe}" for nfe in short)
+            raise ValueError(
+                f"the budget is {budgets[0][1]:,} evaluations for each fit, but a calibration takes at least "
+                f"{least}: raise the budget, or set it to quick"
+            )
+        return [
+            Settings(nfe, self.sampler, budget, self.guidance, self.seed, self.batch, self.passes)
+            for nfe, budget in budgets
+        ]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A fit that was saved: its result, the predictor named as its file, where, and the sentence that says
-    so."""
+class SavedFit:
+    """A fit that was saved."""
 
     result: Result
-    fitted: Fitted
-    path: Path
-    text: str
+    fitted: Fitted  # the predictor, named after its file
+    path: Path  # of the file
+    text: str  # for people: where it was saved, and what was replaced
 
 
 @dataclass
 class Outcome:
-    """What came of a job."""
+    """The saved fits of a job."""
 
-    kept: list[Kept] = field(default_factory=list)
-    interrupted: bool = False
+    fits: list[SavedFit] = field(default_factory=list)
+    interrupted: bool = False  # whether an exception ended the job early
 
     @property
     def text(self) -> str:
-        """For people."""
-        texts = [f"{kept.result.table(kept.fitted.name)}\n{kept.text}" for kept in self.kept]
+        """The comparison of each fit and where it was saved, for people."""
+        texts = [f"{saved.result.table(saved.fitted.name)}\n{saved.text}" for saved in self.fits]
         if self.interrupted:
-            best = "the best so far is kept." if self.kept else "too early: nothing was saved."
+            best = "the best so far is kept." if self.fits else "too early: nothing was saved."
             texts.append(f"Interrupted: {best}")
         return "\n\n".join(texts)
 
 
-def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[Progress], None],
+def fit(target: Target, job: Job, path: Callable[[int], Path], on_progress: Callable[[Progress], None],
         outcome: Outcome | None = None, start: Fitted | None = None) -> Outcome:  # fmt: skip
-    """Fit and keep each number of evaluations of a job; they share their references. `path(nfe)`: where to
-    save. `tell`: hears of the progress of the whole job, after every evaluation of the model. start: a file
-    to go on from.
+    """Fit and save each number of evaluations of a job.
 
-    Whatever is raised on the way (by an interruption too: BaseExceptions count), the best so far of the fit
-    under way is kept as unfinished, `outcome.interrupted` set, and the exception goes on; but nothing of it
-    after a CachedError. Raises ValueError for what cannot be fitted, and UnsavedError (which is one) for a
-    place that cannot be written to, before any work."""
+    If an exception ends the job early (a BaseException, e.g. a host's interruption, too), the best result of
+    the current fit is saved as unfinished, `outcome.interrupted` is set, and the exception is raised again.
+    After a CachedError nothing of the current fit is saved.
+
+    Args:
+        target: the model and its samples.
+        job: the fits, which share their references.
+        path: returns the file to save to for an nfe.
+        on_progress: called with the progress of the whole job after every evaluation of the model; may raise
+            to stop.
+        outcome: filled while the job runs, for callers that catch the exception; default: a new one.
+        start: a predictor to resume from.
+
+    Returns:
+        The saved fits.
+
+    Raises:
+        ValueError: the job cannot be fitted; raised before any evaluation.
+        UnsavedError: (a ValueError) a file cannot be written; raised before any evaluation.
+    """
     outcome, settings = outcome or Outcome(), job.settings()
     places = [path(nfe) for nfe in job.nfe]
     for place in places:
         check_room(place)
-    total, before = sum(one.budget for one in settings), 0
+    total, done = sum(each.budget for each in settings), 0
 
-    def heard(progress: Progress) -> None:
-        rest = total - before - progress.budget  # the fits after this one, at its speed
+    def report(progress: Progress) -> None:
+        """Turn the progress of a fit into that of the job; later fits are taken to run at the same speed."""
+        later = total - done - progress.budget
         left = max(progress.budget - progress.evaluations, 1)
-        seconds = progress.seconds * (1 + rest / left)
-        done = before + progress.evaluations
-        tell(replace(progress, evaluations=done, budget=total, seconds=seconds))
+        seconds = progress.seconds * (1 + later / left)
+        evaluations = done + progress.evaluations
+        on_progress(replace(progress, evaluations=evaluations, budget=total, seconds=seconds))
 
-    references = references_for(target, max(settings, key=lambda one: one.nfe))
-    for one, place in zip(settings, places):
+    references = references_for(target, max(settings, key=lambda each: each.nfe))
+    for each, place in zip(settings, places):
         calibration: Stages = (
-            Calibration(target, one, references, start, heard)
+            Calibration(target, each, references, start, report)
             if job.host is None
-            else OuterCalibration(target, one, job.host, references, heard)
+            else HostCalibration(target, each, job.host, references, report)
         )
         finished = cached = False
         try:
             for progress in calibration.run():
-                heard(progress)
+                report(progress)
             finished = True
         except BaseException as error:
             cached = isinstance(error, CachedError)
@@ -115,8 +134,8 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], tell: Callable[[P
             calibration.close()
             if calibration.ready and not cached:
                 result = calibration.result()
-                saved, text = keep(place, result.fitted, finished)
-                fitted = replace(result.fitted, name=saved.name)
-                outcome.kept.append(Kept(replace(result, fitted=fitted), fitted, saved, text))
-        before += one.budget
+                saved_path, text = keep(place, result.fitted, finished)
+                fitted = replace(result.fitted, name=saved_path.name)
+                outcome.fits.append(SavedFit(replace(result, fitted=fitted), fitted, saved_path, text))
+        done += each.budget
     return outcome

@@ -1,4 +1,4 @@
-"""Greedy constants for the paper's students: r, c and a interval by interval, against a teacher's states."""
+"""Initial constants r, c and a for the paper's students, fitted interval by interval to a teacher."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,45 +14,47 @@ from ..recipes import Solver
 from ..table import Row
 from .algorithm1 import Teacher
 
-R = (0.1, 0.18, 0.26, 0.34, 0.42, 0.5, 0.6, 0.72)
-A = (0.96, 1.04)
+R = (0.1, 0.18, 0.26, 0.34, 0.42, 0.5, 0.6, 0.72)  # grid of r
+A = (0.96, 1.04)  # values of a that are tried besides 1
 C_RANGE = (0.6, 1.4)  # for stability; the paper's range is 1 +- 0.01
-Values = dict[str, float]
+Values = dict[str, float]  # constants of an interval by name
 
 
 @dataclass(frozen=True)
 class Interval:
-    """One interval of a student whose constants are known before it, to be tried with several: `state` at its
-    first row, `target` the teacher's state at its end."""
+    """An interval of a student, for trying several constants in it; those of earlier intervals are known."""
 
     problem: Problem
     solver: Solver
-    base: Tensor
-    afs: bool
-    before: list[Values]
-    state: State
-    target: Tensor
+    base: Tensor  # base times `[N]`
+    afs: bool  # whether the run's first step is analytic
+    before: list[Values]  # constants of the earlier intervals
+    state: State  # at the interval's first row
+    target: Tensor  # the teacher's state `[n, ...]` at the interval's end
 
     def rows(self, values: Values) -> list[Row]:
-        """Its rows (and the analytic one before the first); every later interval has the usual constants."""
+        """Return the interval's rows with these constants; in the first interval also the analytic row.
+
+        The constants of later intervals do not matter; they are the defaults."""
         count, n = len(self.base) - 1, len(self.before)
-        usual = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
-        given = [usual | v for v in (*self.before, values, *[usual] * (count - n - 1))]
-        lists = {name: torch.tensor([v[name] for v in given], dtype=torch.float64) for name in usual}
-        constants = Constants(self.base, False, tuple(usual), **lists)
+        default = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
+        given = [default | v for v in (*self.before, values, *[default] * (count - n - 1))]
+        lists = {name: torch.tensor([v[name] for v in given], dtype=torch.float64) for name in default}
+        constants = Constants(self.base, False, tuple(default), **lists)
         rows = compiled(self.solver, self.base.tolist(), constants, self.afs).rows
         lead = len(rows) - 2 * count
         return [replace(row, needed=None) for row in rows[(lead + 2 * n if n else 0) : lead + 2 * n + 2]]
 
     def opened(self) -> "Interval":
-        """After its first evaluation, which is the same whatever the constants."""
+        """Return the interval after its first evaluation, which no constant changes."""
         run = loop(self.problem, self.rows({}), self.state)
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 
     def tried(self, r: float, a: float = 1.0) -> tuple[float, Values, State]:
-        """The median sample's error, the constants and where they lead, with the best c for this r and a: x
-        is linear in c, x(c) = x(0) + c (x(1) - x(0)), and a solver of two evaluations an interval has its
-        start as x(0)."""
+        """Return the median sample's error, the constants and the end state, for the best c at this r and a.
+
+        x is linear in c: x(c) = x(0) + c (x(1) - x(0)). In a solver of two evaluations per interval, x(0) is
+        the interval's start, so the best c follows from one run."""
         c = 1.0
         *_, end = loop(self.problem, self.rows({"r": r, "a": a})[-2:], self.state)
         if self.solver.recipe.pair:
@@ -69,9 +71,21 @@ def greedy_table(
     model: Denoiser, solver: Solver, base: Tensor, noise: Tensor, args: dict[str, Any], afs: bool,
     extra: int = 2,
 ) -> Constants:  # fmt: skip
-    """r by a grid and a parabola through its best three, c in closed form for each, then a by trying two
-    others; each interval against a Heun teacher's state with `extra` points inside, by the median sample's
-    error, so that a sample that jumps elsewhere does not decide. noise `[n, ...]` unit; base `[N]`."""
+    """Return the constants that bring each interval nearest to a Heun teacher's states.
+
+    In each interval r is found on a grid and on the parabola through its best three points, with c in closed
+    form for each; then a is tried at two other values. The median sample's error decides, so that a sample
+    that jumps to another image does not.
+
+    Args:
+        model: the denoiser.
+        solver: the student.
+        base: base times `[N]`.
+        noise: unit noise `[n, ...]`.
+        args: further arguments of the model.
+        afs: whether the first step is analytic.
+        extra: additional points of the teacher inside each interval.
+    """
     shares = torch.linspace(0, 1, extra + 2, dtype=torch.float64)[:-1]
     fine = (base[:-1, None] ** (1 - shares) * base[1:, None] ** shares).flatten()
     x = noise * base[0].to(noise)
@@ -87,8 +101,8 @@ def greedy_table(
             near = grid[i - 1 : i + 2]
             lowest = parabola([values["r"] for _, values, _ in near], [error for error, *_ in near])
             best = min(best, interval.tried(lowest), key=lambda tried: tried[0])
-        again = [interval.tried(best[1]["r"], a) for a in A]
-        _, values, end = min([best, *again], key=lambda tried: tried[0])
+        others = [interval.tried(best[1]["r"], a) for a in A]
+        _, values, end = min([best, *others], key=lambda tried: tried[0])
         known.append(values)
         state = State(target) if solver.single_step else end
     lists = {name: torch.tensor([values[name] for values in known], dtype=torch.float64) for name in AMED}
@@ -96,7 +110,9 @@ def greedy_table(
 
 
 def parabola(x: list[float], y: list[float]) -> float:
-    """Where the parabola through three points is lowest; the middle one if it has no lowest point there."""
+    """Return the x of the lowest point of the parabola through three points, limited to their range.
+
+    Returns the middle x for points on a line."""
     (a, b, c), (fa, fb, fc) = x, y
     top = (b - a) ** 2 * (fb - fc) - (b - c) ** 2 * (fb - fa)
     bottom = (b - a) * (fb - fc) - (b - c) * (fb - fa)

@@ -1,5 +1,4 @@
-"""Measuring honestly: evaluations counted around the model, error to a converged reference, Fréchet
-distance."""
+"""Measurements: a counter of evaluations around the model, RMSE and Fréchet distance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,56 +15,71 @@ from ..recipes import Predictor, Solver
 
 
 class Counter(nn.Module):
-    """A denoiser that counts: `evaluations` (calls one after the other) and `rows` (samples in them).
-    `heard(samples)`: called after each of them."""
+    """A denoiser that counts its calls.
 
-    def __init__(self, model: Denoiser, heard: Callable[[int], None] = lambda rows: None):
+    Args:
+        model: the denoiser.
+        on_call: called after each call, with its number of samples.
+
+    Attributes:
+        evaluations: number of calls.
+        rows: number of samples in all calls.
+    """
+
+    def __init__(self, model: Denoiser, on_call: Callable[[int], None] = lambda rows: None):
         super().__init__()
-        self.model, self.evaluations, self.rows, self.heard = model, 0, 0, heard
+        self.model, self.evaluations, self.rows, self.on_call = model, 0, 0, on_call
 
-    def forward(self, x: Tensor, *args: Any, ask: Any = None, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, function: Any = None, **kwargs: Any) -> Any:
         self.evaluations += 1
         self.rows += len(x)
-        seen = (ask or self.model)(x, *args, **kwargs)
-        self.heard(len(x))
-        return seen
+        denoised = (function or self.model)(x, *args, **kwargs)
+        self.on_call(len(x))
+        return denoised
 
     @property
     def halves(self) -> Any:
-        """The model's own, counted (see amed.evaluate.asked); None where it has none."""
-        own: Any = getattr(self.model, "halves", None)
-        return own and partial(Counter.forward, self, ask=own)
+        """The model's `halves` method (see amed.evaluate), counted; None if the model has none."""
+        method: Any = getattr(self.model, "halves", None)
+        return method and partial(Counter.forward, self, function=method)
 
     @property
     def conditional(self) -> Any:
-        """The same for the conditional half alone."""
-        own: Any = getattr(self.model, "conditional", None)
-        return own and partial(Counter.forward, self, ask=own)
+        """The model's `conditional` method (see amed.evaluate), counted; None if the model has none."""
+        method: Any = getattr(self.model, "conditional", None)
+        return method and partial(Counter.forward, self, function=method)
 
 
 def rmse(x: Tensor, reference: Tensor) -> float:
-    """Root of the mean squared difference, over everything."""
+    """Return the root mean square of `x - reference` over all elements."""
     return float((as_double(x) - as_double(reference)).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """A Gaussian fitted to features: mean `[F]`, covariance `[F, F]`, float64 on the CPU."""
+    """The mean and covariance of features."""
 
-    mean: Tensor
-    cov: Tensor
+    mean: Tensor  # `[F]`, float64 on the CPU
+    cov: Tensor  # `[F, F]`, float64 on the CPU
 
     @classmethod
     def of(cls, features: Tensor) -> "Statistics":
-        """From features `[n, F]`. Raises ValueError for fewer than 2 rows or values that are not finite."""
+        """Return the statistics of features `[n, F]`.
+
+        Raises:
+            ValueError: fewer than 2 rows, or a value is not finite.
+        """
         features = as_double(features)
         if len(features) < 2 or not features.isfinite().all():
-            raise ValueError(f"statistics need at least 2 finite rows, got {tuple(features.shape)}")
+            raise ValueError(
+                f"a Fréchet distance needs at least 2 rows of finite features, got {tuple(features.shape)}: "
+                "compare more images, and check them for NaN"
+            )
         return cls(features.mean(dim=0), torch.cov(features.T))
 
 
 def frechet(a: Statistics, b: Statistics) -> float:
-    """Fréchet distance between two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))."""
+    """Return the Fréchet distance of two Gaussians: |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))."""
     values, vectors = torch.linalg.eigh(a.cov)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.cov @ root).clamp(min=0).sqrt().sum()
@@ -77,11 +91,23 @@ def run(
     predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate = denoised_only, batch: int = 64,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """Sample many noises `x` `[n, ...]` (unit) in batches; tensors in extra_args `[n, ...]` are cut with
-    them.
+    """Sample many noises in batches.
 
-    Returns the end states and the evaluations of one batch, counted. `done(samples so far)` may raise to
-    stop."""
+    Args:
+        model: the denoiser.
+        x: unit noise `[n, ...]`.
+        sigmas: falling noise levels.
+        solver: the solver that runs.
+        extra_args: arguments of the model; tensors `[n, ...]` among them are split with the noise.
+        predictor: of the solver's constants; default: none.
+        afs: whether the first step is analytic.
+        evaluate: how the model is called.
+        batch: most samples in one call of the model.
+        done: called after each batch with the number of samples so far; may raise to stop.
+
+    Returns:
+        The end states `[n, ...]`, and the number of evaluations that the last batch took.
+    """
     counter, ends = Counter(model), []
     for start in range(0, len(x), batch):
         part = slice(start, start + batch)
@@ -95,7 +121,7 @@ def run(
 
 
 def cut(value: Any, part: slice) -> Any:
-    """Rows of a tensor, or of every tensor in a dict."""
+    """Return rows of a tensor, or of every tensor in a nested dict; anything else unchanged."""
     if isinstance(value, dict):
         return {k: cut(v, part) for k, v in value.items()}
     return value[part] if isinstance(value, Tensor) else value

@@ -1,7 +1,7 @@
-"""Samples to fit to: noise, and where a converged run of the model takes it."""
+"""Samples to fit to: noises, and the end states of a converged run of the model from each."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..loop import Denoiser, Evaluate, Evaluation, Problem, denoised_only
 from ..recipes import Solver
 from ..run import states
 from .measures import Counter, cut
-from .plain import Setting
+from .plain_solvers import Setting
 from .target import Target, seeded
 
 BLOCK = 8  # samples drawn at once
@@ -21,37 +21,38 @@ BLOCK = 8  # samples drawn at once
 
 @dataclass(frozen=True)
 class Samples:
-    """Unit noise `[n, ...]`, the model's further arguments, the converged end states."""
+    """Noises with their references."""
 
-    noise: Tensor
-    args: dict[str, Any]
-    end: Tensor
+    noise: Tensor  # unit noise `[n, ...]`
+    args: dict[str, Any]  # further arguments of the model; tensors among them are `[n, ...]`
+    end: Tensor  # converged end states `[n, ...]`
 
     def __len__(self) -> int:
         return len(self.noise)
 
     def batches(self, size: int) -> Iterator["Samples"]:
+        """Yield the samples, at most `size` at a time."""
         for start in range(0, len(self), size):
             yield self.cut(slice(start, start + size))
 
     def cut(self, part: slice) -> "Samples":
-        """Some of them."""
+        """Return the samples of a slice."""
         return Samples(self.noise[part], cut(self.args, part), self.end[part])
 
 
 @dataclass(frozen=True)
 class Path:
-    """Reference states of some samples: `states` (each `[n, ...]`) at falling `times`."""
+    """The reference trajectories of some samples."""
 
-    times: Tensor
-    states: tuple[Tensor, ...]
+    times: Tensor  # falling noise levels `[T]`
+    states: tuple[Tensor, ...]  # x at each of these times, `[n, ...]`
 
     def cut(self, part: slice) -> "Path":
-        """Of some of the samples."""
+        """Return the trajectories of a slice of the samples."""
         return Path(self.times, tuple(state[part] for state in self.states))
 
     def at(self, t: float) -> Tensor:
-        """The states at time t: the cubic through the four nearest of them, in t."""
+        """Return the states `[n, ...]` at noise level `t`, on the cubic through the four nearest times."""
         times, count = self.times.tolist(), len(self.times)
         below = next((i for i, time in enumerate(times) if time <= t * (1 + 1e-9)), count - 1)
         first = min(max(below - 2, 0), count - 4)
@@ -64,11 +65,18 @@ class Path:
 
 
 class References:
-    """Samples and their converged end states, made when first asked for; the calibrations of one job share
-    them. Sample i is the same whatever else was asked for.
+    """Samples with converged end states, made on demand and shared by the calibrations of a job.
 
-    held_out: how many of the first choose what is kept; `paths` keeps the whole trajectories of the `traced`
-    after them. evaluations: of a reference."""
+    Sample i is the same whatever else was made.
+
+    Args:
+        target: the model and its samples.
+        held_out: number of samples, the first ones, that decide which fit is saved.
+        traced: number of samples after these whose whole trajectories are stored.
+        evaluations: of a reference trajectory.
+        seed: of the noise.
+        batch: most samples in one call of the model.
+    """
 
     def __init__(self, target: Target, held_out: int, traced: int, evaluations: int, seed: int = 0,
                  batch: int = BLOCK):  # fmt: skip
@@ -79,14 +87,14 @@ class References:
         rho = 1.0 if target.flow else 7.0  # a flow's levels are its times
         self.setting = Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, *ends)
         first = held_out // self.block
-        self.kept = range(first, first - (-traced // self.block) + 1)
-        self.paths: dict[int, list[Tensor]] = {}  # the states of these blocks
-        self.noise: list[Tensor] = []
+        self.traced_blocks = range(first, first - (-traced // self.block) + 1)
+        self.paths: dict[int, list[Tensor]] = {}  # trajectories of the traced blocks
+        self.noise: list[Tensor] = []  # one entry per block, as in the next two
         self.args: list[dict[str, Any]] = []
         self.ends: list[Tensor] = []
 
     def make(self, count: int) -> Iterator[str]:
-        """See to it that there are `count` samples; yields how many there are after each block."""
+        """Make references until there are `count`; yields a line of progress after each block."""
         while len(self.ends) * self.block < count:
             generator = seeded(self.seed * 1_000_003 + len(self.ends))
             noise, args = self.draw(generator, self.block)
@@ -95,28 +103,33 @@ class References:
             with torch.no_grad():
                 run = states(Problem(self.model, args), self.setting.solver, x, sigmas)
                 path = [x, *(state.x for state in run)]
-            if len(self.ends) in self.kept:
+            if len(self.ends) in self.traced_blocks:
                 self.paths[len(self.ends)] = [x.cpu() for x in path]
             self.noise.append(noise)
             self.args.append(args)
             self.ends.append(path[-1].to(noise))
             yield f"{len(self.ends) * self.block} references"
 
+    def cost(self, count: int) -> int:
+        """Return the evaluations still needed until there are `count` references."""
+        blocks = max(0, -(-count // self.block) - len(self.ends))
+        return blocks * self.block * self.evaluations
+
     def path(self, first: int, count: int) -> Path:
-        """The whole trajectories of samples that were made, of those that are traced."""
+        """Return the trajectories of `count` samples from number `first` on; all must be made and traced."""
         blocks = range(first // self.block, -(-(first + count) // self.block))
         part = slice(first - blocks[0] * self.block, None)
         path = zip(*(self.paths[block] for block in blocks))
         return Path(self.setting.sigmas(), tuple(torch.cat(s)[part][:count] for s in path))
 
     def take(self, first: int, count: int) -> Samples:
-        """Samples that were made."""
+        """Return `count` samples from number `first` on; all must be made."""
         part = slice(first, first + count)
         return Samples(torch.cat(self.noise)[part], cut(joined(self.args), part), torch.cat(self.ends)[part])
 
 
 def joined(args: list[Any]) -> Any:
-    """Rows of all dicts of tensors, nested or not; what is no tensor is taken from the first."""
+    """Concatenate the tensors of (nested) dicts with the same keys; other values are taken from the first."""
     first = args[0]
     if isinstance(first, dict):
         return {key: joined([a[key] for a in args]) for key in first}
@@ -124,29 +137,37 @@ def joined(args: list[Any]) -> Any:
 
 
 def in_batches(size: int, evaluate: Evaluate = denoised_only) -> Evaluate:
-    """The same for more samples than the model takes at once: `size` at a time."""
+    """Return an `Evaluate` that calls the model with at most `size` samples at a time."""
 
-    def ask(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
-            wants: frozenset[str]) -> Evaluation:  # fmt: skip
+    def evaluate_batches(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
+                         wants: frozenset[str]) -> Evaluation:  # fmt: skip
         if len(x) <= size:
             return evaluate(model, x, sigma, extra_args, wants)
         parts = [slice(start, start + size) for start in range(0, len(x), size)]
-        seen = [evaluate(model, x[p], sigma[p], cut(extra_args, p), wants) for p in parts]
+        results = [evaluate(model, x[p], sigma[p], cut(extra_args, p), wants) for p in parts]
 
-        fields = ([getattr(one, name) for one in seen] for name in ("bottleneck", "cond", "uncond"))
+        fields = ([getattr(result, name) for result in results] for name in ("bottleneck", "cond", "uncond"))
         rest = (None if any(v is None for v in field) else torch.cat(field) for field in fields)
-        return Evaluation(torch.cat([one.denoised for one in seen]), *rest)
+        return Evaluation(torch.cat([result.denoised for result in results]), *rest)
 
-    return ask
+    return evaluate_batches
 
 
 def per_sample(end: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of each sample, float64 `[n]` on the CPU."""
+    """Return the mean squared difference of each sample, float64 `[n]` on the CPU."""
     return (as_double(end) - as_double(target)).square().flatten(1).mean(dim=1)
 
 
+def scale_of(errors: Iterable[Tensor]) -> float:
+    """Return the scale for `robust` from the mean squared errors `[n]` of several solvers.
+
+    It is half the median of the best of them."""
+    return 0.5 * float(min(error.median() for error in errors)) + 1e-12
+
+
 def robust(errors: Tensor, scale: float) -> float:
-    """Cauchy's loss of mean squared errors `[n]`, as an error: sqrt(scale (exp(mean log(1 + e / scale)) -
-    1)). A few samples whose end state jumps to another image do not decide; where none does, it is near their
-    RMSE."""
+    """Return the robust error of mean squared errors `[n]`, by Cauchy's loss.
+
+    It is sqrt(scale (exp(mean log(1 + errors / scale)) - 1)), close to the RMSE unless a few samples jump to
+    another image: these do not dominate."""
     return math.sqrt(scale * math.expm1(float(torch.log1p(errors / scale).mean())))

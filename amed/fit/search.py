@@ -1,4 +1,4 @@
-"""The first stage: the plain solvers over all their settings, by successive halving."""
+"""The first stage of a calibration: find the best plain solver and schedule by successive halving."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -7,29 +7,30 @@ import torch
 from torch import Tensor
 
 from .compare import Judge
-from .plain import Setting, settings_for
-from .samples import References, per_sample, robust
+from .plain_solvers import Setting, settings_for
+from .samples import References, per_sample, robust, scale_of
 from .settings import Settings
 from .target import Target
 
-USUAL = "time_uniform + AFS"
+USUAL = "time_uniform + AFS"  # the best initial schedule of a table for most models
 SECOND = 20  # settings in the second round
 
 
 @dataclass(frozen=True)
 class Search:
-    """`ranking`: the settings, best first (the finalists on all samples, the rest on few); `best` by the
-    judge's score; `ends` of the finalists on the held-out samples; `judge` with the scale found."""
+    """The result of a search."""
 
+    # All settings that were tried, best first; finalists by the held-out samples, others by a few samples.
     ranking: list[Setting]
-    best: Setting
-    ends: dict[Setting, Tensor]
-    judge: Judge
+    best: Setting  # the finalist with the best Judge.score
+    ends: dict[Setting, Tensor]  # end states `[n, ...]` of the finalists on the held-out samples
+    judge: Judge  # with the scale that follows from the finalists
 
     def schedules(self, settings: Settings) -> list[Setting]:
-        """Of the solvers with one evaluation a step, the settings with the best schedules, each schedule
-        once: the best, time_uniform + AFS (the best start of most models), the best one's twin with or
-        without AFS, and the next."""
+        """Return settings with the schedules to fit tables on, each schedule once.
+
+        Only solvers with one evaluation per step count. First comes the best setting, then USUAL, then the
+        best setting's twin with or without AFS, then the next best ones."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]
@@ -39,18 +40,18 @@ class Search:
         chosen = dict[str, Setting]()
         for setting in (*single[:1], *usual[:1], *twin, *single):
             chosen.setdefault(setting.schedule, setting)
-        return list(chosen.values())[: settings.sized(2, 4, 8)]
+        return list(chosen.values())[: settings.by_budget(2, 4, 8)]
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
-    """How many samples a setting is tried on first, and how many settings the budget allows."""
+    """Return the samples per setting in the first round, and the number of settings the budget allows."""
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.07 if settings.large else 0.15
     return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
 
 
 def small_calls(target: Target, settings: Settings) -> int:
-    """Evaluations of the search with few samples a call."""
+    """Return the evaluations that a search spends in calls with few samples."""
     unit, count = first_round(settings)
     tried = min(count, len(settings_for(target, settings.plain_nfe)))
     return settings.nfe * unit * (tried + 2 * min(tried, SECOND))
@@ -59,9 +60,11 @@ def small_calls(target: Target, settings: Settings) -> int:
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
 ) -> Generator[str, None, Search]:
-    """All settings on a sample or two, the best SECOND on two or four more, the best few on the
-    held-out samples, which tell the best of all. Yields what it is doing."""
-    left = settings_for(target, settings.plain_nfe)  # the likely first: a small budget cuts the others
+    """Search the plain solvers over all settings; yields lines of progress.
+
+    All settings run on one or two samples, the best SECOND on two or four more, and the best few on the
+    held-out samples, which decide."""
+    left = settings_for(target, settings.plain_nfe)  # likely ones first: a small budget cuts the others
     unit, count = first_round(settings)
     left = left[:count]
     errors: dict[Setting, list[Tensor]] = {s: [] for s in left}
@@ -69,9 +72,6 @@ def search(
 
     def loss(setting: Setting) -> float:
         return robust(torch.cat(errors[setting]), scale)
-
-    def half_median(of: list[Setting]) -> float:
-        return 0.5 * float(min(torch.cat(errors[s]).median() for s in of)) + 1e-12
 
     for rung, (keep, count) in enumerate(((len(left), unit), (SECOND, 2 * unit))):
         left = left[:keep]
@@ -81,14 +81,14 @@ def search(
         for i, setting in enumerate(left):
             errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
             yield f"plain solvers, round {rung + 1}: {i + 1} of {len(left)}"
-        scale = half_median(left)
+        scale = scale_of(torch.cat(errors[s]) for s in left)
         left.sort(key=loss)
-    finalists, ends = left[: settings.sized(2, 2, 3)], dict[Setting, Tensor]()
+    finalists, ends = left[: settings.by_budget(2, 2, 3)], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
         ends[setting] = judge.plain(setting)
         errors[setting].append(per_sample(ends[setting], judge.held_out.end))
         yield f"plain solvers, last round: {i + 1} of {len(finalists)}"
-    scale = half_median(finalists)
+    scale = scale_of(torch.cat(errors[s]) for s in finalists)
     finalists.sort(key=loss)
     judge = replace(judge, scale=scale)
     best = min(finalists, key=lambda s: judge.score(ends[s]))

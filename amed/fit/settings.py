@@ -1,26 +1,34 @@
-"""What is fitted, and how long."""
+"""The settings of a fit, and the progress it reports."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..kdiffusion import ENTRIES
-from .look import Look
+from .preview import Preview
 
-PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}
-SAMPLES = 16  # in an iteration of the polish
-LARGE, HUGE = 8_000, 30_000  # evaluations from which references, searches and closed forms get more
+PRESETS = {"quick": 2_500, "normal": 12_000, "thorough": 40_000}  # evaluations of the model
+LARGE, HUGE = 8_000, 30_000  # budgets from which references, searches and closed forms get more samples
+ITERATION_SAMPLES = 16  # most samples of one iteration of the joint fit
 
 
-def smallest(nfe: int) -> int:
-    """The least budget that allows references, a search, weights in closed form and a comparison."""
+def smallest_budget(nfe: int) -> int:
+    """Return the least budget that suffices for references, a search, closed forms and a comparison."""
     return 900 + 220 * nfe
 
 
 def budget_of(budget: str | int, nfe: int) -> int:
-    """A preset's evaluations, raised to the least for this nfe; a number as it is. Raises ValueError."""
+    """Return a budget in evaluations of the model.
+
+    Args:
+        budget: a number, or a name of PRESETS, which is raised to the least budget for this `nfe`.
+        nfe: evaluations per sample.
+
+    Raises:
+        ValueError: neither a number nor a name of PRESETS.
+    """
     if budget in PRESETS:
-        return max(PRESETS[str(budget)], smallest(nfe))
+        return max(PRESETS[str(budget)], smallest_budget(nfe))
     try:
         return int(budget)
     except ValueError:
@@ -28,95 +36,109 @@ def budget_of(budget: str | int, nfe: int) -> int:
 
 
 def numbers(text: str, least: int = 2, most: int = 100) -> tuple[int, ...]:
-    """ "5, 7 9" as (5, 7, 9). Raises ValueError."""
+    """Return the numbers of evaluations that a user wrote, e.g. "5, 7 9" -> (5, 7, 9); each once.
+
+    Raises:
+        ValueError: no number, another word, or a number outside `least` to `most`.
+    """
     parts = [p for p in re.split(r"[,\s]+", text.strip()) if p]
     if not parts or not all(p.isdecimal() and len(p) < 9 and least <= int(p) <= most for p in parts):
-        wanted = f"give one or several numbers of evaluations from {least} to {most}, e.g. 5, 7, 9"
-        raise ValueError(f"nfe is {text!r}: {wanted}")
+        raise ValueError(
+            f"nfe is {text!r}: give one or several numbers of evaluations from {least} to {most}, "
+            "e.g. 5, 7, 9"
+        )
     return tuple(dict.fromkeys(int(p) for p in parts))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One fit. nfe: evaluations from sigma_max to sigma_min, from 2 on. sampler: one of amed.SAMPLERS.
-    budget: evaluations of the model, each counted once for each sample, everything included: references,
-    search, fit and comparison. guidance: for the file; the target's model decides what it means. batch: most
-    samples in one call of the model. passes: of the network for an image, under guidance; fewer than two an
-    evaluation leave the unconditional half out of some of them. None: two an evaluation. Raises ValueError
-    for what cannot be."""
+    """Settings of one fit: one sampler at one number of evaluations.
 
-    nfe: int
-    sampler: str = "amed_multistep"
+    Raises:
+        ValueError: a field is out of range, or `passes` does not go with the sampler or the guidance scale.
+    """
+
+    nfe: int  # evaluations per sample, from sigma_max to sigma_min; at least 2
+    sampler: str = "amed_multistep"  # a name of amed.SAMPLERS
+    # Evaluations of the model for the whole fit, each sample of a call counted: references, search, fit and
+    # comparison.
     budget: int = PRESETS["normal"]
-    guidance: float = 1.0
-    seed: int = 0
-    batch: int = 16
+    guidance: float = 1.0  # guidance scale (cfg) written to the file; the target's model applies it
+    seed: int = 0  # of the noise; the same seed gives the same file
+    batch: int = 16  # most samples in one call of the model
+    # Network passes per sample under guidance, from nfe + 1 to 2 nfe. Fewer than 2 nfe: the last evaluations
+    # skip the unconditional half. None: two passes per evaluation.
     passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.nfe < 2:
-            raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations a sample")
+            raise ValueError(f"nfe is {self.nfe}: a calibration needs at least 2 evaluations per sample")
         if self.sampler not in ENTRIES:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(ENTRIES)}")
-        if self.budget < (least := smallest(self.nfe)):
-            raise ValueError(f"budget is {self.budget}: {self.nfe} evaluations need at least {least}")
-
-        if self.passes is not None:
-            if self.sampler != "amed_multistep" or self.guidance == 1:
-                raise ValueError("passes: only amed_multistep under guidance can leave some of them out")
-            if not self.nfe + 1 <= self.passes <= 2 * self.nfe:
-                span = f"{self.nfe + 1} to {2 * self.nfe}"
-                raise ValueError(
-                    f"passes is {self.passes}: {self.nfe} evaluations take {span} under guidance"
-                )
+        least = smallest_budget(self.nfe)
+        if self.budget < least:
+            raise ValueError(
+                f"budget is {self.budget} evaluations: set it to {least} or more to calibrate nfe {self.nfe}"
+            )
+        if self.passes is None:
+            return
+        if self.sampler != "amed_multistep" or self.guidance == 1:
+            raise ValueError(
+                "passes: only amed_multistep under guidance (a scale other than 1) can skip network passes: "
+                "leave passes at its default, or change the sampler or the scale"
+            )
+        if not self.nfe + 1 <= self.passes <= 2 * self.nfe:
+            raise ValueError(
+                f"passes is {self.passes}, but {self.nfe} evaluations take {self.nfe + 1} to {2 * self.nfe} "
+                "under guidance: set passes within this range"
+            )
 
     @property
     def spared(self) -> int:
-        """Evaluations that leave the unconditional half out."""
+        """Number of evaluations that skip the unconditional half."""
         return 0 if self.passes is None else 2 * self.nfe - self.passes
 
     @property
     def plain_nfe(self) -> int:
-        """Evaluations of the plain solvers it is held against: as many passes."""
+        """Evaluations of the plain solvers that the fit is compared with: those with as many passes."""
         return self.nfe if self.passes is None else self.passes // 2
 
-    def sized(self, quick: int, normal: int, thorough: int) -> int:
-        """By the budget."""
+    def by_budget(self, quick: int, normal: int, thorough: int) -> int:
+        """Return the number that belongs to this budget."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property
     def large(self) -> bool:
+        """Whether the budget is LARGE or more."""
         return self.budget >= LARGE
 
     @property
     def held_out(self) -> int:
-        """Samples that choose what is kept, and are compared on."""
-        return self.sized(16, 64 if self.nfe < 7 else 40, 96)
+        """Number of held-out samples: they decide which fit is saved, and the comparison is made on them."""
+        return self.by_budget(16, 64 if self.nfe < 7 else 40, 96)
 
     @property
     def traced(self) -> int:
-        """Samples of which the whole reference trajectory is kept, for weights in closed form."""
+        """Number of samples whose whole reference trajectory is stored, for weights in closed form."""
         quick = 16 if self.budget <= 2_000 else 32 if self.nfe < 7 else 20
-        return self.sized(quick, 48 if self.nfe < 7 else 32, 128)
+        return self.by_budget(quick, 48 if self.nfe < 7 else 32, 128)
 
     @property
     def reference(self) -> int:
         """Evaluations of a reference trajectory."""
-        return self.sized(20, 24 if self.nfe < 7 else 32, 32)
+        return self.by_budget(20, 24 if self.nfe < 7 else 32, 32)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`stage`: reference, search, fit or compare; `text` for people; `evaluations` so far of `budget`;
-    `held_out`: error of the best held-out state so far (nan before there is one); `nfe`: which fit of a
-    job; `seconds`: how long the rest will take, by the speed so far (nan before the first evaluation);
-    `look()`: what there is to see, worked out when it is called."""
+    """What a running fit reports after each piece of work."""
 
-    stage: str
-    text: str
-    evaluations: int
-    budget: int
-    held_out: float = float("nan")
-    nfe: int = 0
-    seconds: float = float("nan")
-    look: Callable[[], Look] = field(default=Look, compare=False, repr=False)
+    stage: str  # reference, search, fit or compare
+    text: str  # the current work, for people
+    evaluations: int  # of the model so far, at most `budget`
+    budget: int  # evaluations in all
+    held_out: float = float("nan")  # error of the best fit so far on held-out samples; nan before the first
+    nfe: int = 0  # which fit of a job: its evaluations per sample
+    seconds: float = float("nan")  # estimated time left; nan before the first evaluation
+    # Returns the end states and errors so far; computed when called.
+    preview: Callable[[], Preview] = field(default=Preview, compare=False, repr=False)

@@ -1,19 +1,25 @@
-"""What every fit does beside fitting: it counts evaluations, shares references, and says how far it is."""
+"""Base class of the two calibrations: counts evaluations, shares references and reports progress."""
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from time import perf_counter
 from typing import Any
 
-from .compare import Result
-from .look import WHOLE, Look, Pace
+from torch import Tensor
+
+from ..loop import denoised_only
+from .compare import Judge, Result
 from .measures import Counter
-from .samples import References
+from .parametrisation import Parametrisation, Runner
+from .preview import BATCHED, Pace, Preview
+from .samples import References, in_batches
 from .settings import Progress, Settings
 from .target import Target
+from .variable_projection import VariableProjection
 
 
 def references_for(target: Target, settings: Settings) -> References:
-    """What a calibration with these settings fits to; others of the same target and seed may share it."""
+    """Return the references of a calibration; calibrations with the same target and seed may share them."""
     return References(
         target, settings.held_out, settings.traced, settings.reference, settings.seed, settings.batch
     )
@@ -22,64 +28,103 @@ def references_for(target: Target, settings: Settings) -> References:
 class Stages:
     """One fit at one number of evaluations, stage by stage.
 
-    references: shared with other fits, whose number of held-out samples it then has. heard: called with the
-    Progress after every evaluation of the model, where `run` yields it after each step of its work. small:
-    evaluations in small calls that are still to come."""
+    Args:
+        target: the model and its samples.
+        settings: of this fit.
+        references: shared with other fits, whose number of held-out samples this fit then has too. None: its
+            own.
+        on_progress: called after every evaluation of the model; `run` yields less often, after each piece of
+            work.
+        small: samples still to be evaluated in small calls, for the estimate of the time left.
+    """
 
     def __init__(self, target: Target, settings: Settings, references: References | None,
-                 heard: Callable[[Progress], None], small: int):  # fmt: skip
+                 on_progress: Callable[[Progress], None], small: int):  # fmt: skip
         self.target, self.settings = target, settings
         self.model = Counter(target.model, self._evaluated)
         self.references = references or references_for(target, settings)
-        self.made = 0  # evaluations spent on references
-        self.history: list[tuple[int, float]] = []  # (evaluations, held-out error)
-        self.heard, self.pace, self.clock = heard, Pace(), 0.0
-        self.doing = "reference", "references"
+        self.reference_evaluations = 0  # spent on references by this fit
+        self.history: list[tuple[int, float]] = []  # (evaluations, held-out error) of each fit
+        self.on_progress, self.pace, self.clock = on_progress, Pace(), 0.0
+        self.doing = "reference", "references"  # stage and text of the latest Progress
         self.small = small
 
     @property
     def evaluations(self) -> int:
-        """Of the model so far, a batch of n counting n; shared references count for who made them."""
-        return self.model.rows + self.made
+        """Evaluations of the model so far, each sample of a call counted.
+
+        Shared references count for the fit that made them."""
+        return self.model.rows + self.reference_evaluations
 
     @property
     def left(self) -> int:
+        """Evaluations left of the budget."""
         return self.settings.budget - self.evaluations
 
     @property
     def ready(self) -> bool:
-        """Whether there is a result already."""
+        """Whether `result` can be called."""
         raise NotImplementedError
 
     @property
     def score(self) -> float:
-        """Held-out score of the best so far, nan before there is one."""
+        """Held-out score of the best fit so far; nan before the first."""
         raise NotImplementedError
 
     def run(self) -> Iterator[Progress]:
-        """Everything, in order. Raises NotFiniteError if the model returns NaN, naming the sigma."""
+        """Run all stages in order.
+
+        Raises:
+            NotFiniteError: the model returned NaN or infinity; the message names the sigma.
+        """
         raise NotImplementedError
 
     def result(self) -> Result:
-        """The best so far. Raises RuntimeError before there is one."""
+        """Return the best result so far.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
         raise NotImplementedError
 
-    def look(self) -> Look:
-        """What there is to see so far."""
+    def preview(self) -> Preview:
+        """Return the errors and end states so far."""
         raise NotImplementedError
+
+    def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
+        """Return a preview of the plain solver and the best fit, on the held-out samples."""
+        error, best = math.nan if fit_end is None else judge.error(fit_end), judge.error(plain_end)
+        images = {"reference": judge.held_out.end, "plain": plain_end}
+        if fit_end is not None:
+            images["fit"] = fit_end
+        curve = tuple((n, e / max(best, 1e-12)) for n, e in self.history)
+        return Preview(error, best, solver, curve, images)
+
+    def _projection(self, judge: Judge, count: int) -> VariableProjection:
+        """Return variable projection on the `count` samples after the held-out ones, which must be made."""
+        first, evaluate = self.references.held_out, self.target.evaluate or denoised_only
+        samples, path = self.references.take(first, count), self.references.path(first, count)
+        return VariableProjection(
+            self.model, samples, path, judge.scale, self.settings.batch, evaluate=evaluate
+        )
+
+    def _held_out_end(self, judge: Judge, parametrisation: Parametrisation, values: Tensor) -> Tensor:
+        """Return the end states of the held-out samples for the constants `values`."""
+        evaluate = in_batches(self.settings.batch, self.target.evaluate or denoised_only)
+        runner = Runner(self.model, parametrisation, evaluate)
+        return runner.end(values, judge.held_out.noise, judge.held_out.args)
 
     def close(self) -> None:
-        """Let go of whoever hears of evaluations: a circle, in which the images would stay until Python looks
-        for circles."""
-        self.model.heard = self.references.model.heard = lambda rows: None
+        """Drop the callbacks: they form a reference cycle that keeps the images in memory."""
+        self.model.on_call = self.references.model.on_call = lambda rows: None
 
-    def _told(
+    def _report(
         self, stage: str, texts: Generator[str, None, Any] | Iterator[str]
     ) -> Generator[Progress, None, Any]:
-        """A stage's texts as Progress; what the stage returns."""
+        """Yield a stage's texts as Progress; returns what the stage returns."""
         self.doing = stage, self.doing[1]
         while True:
-            self.references.model.heard = self._made  # whoever asks for references now pays for them
+            self.references.model.on_call = self._made  # this fit pays for references made from here on
             try:
                 text = next(texts)
             except StopIteration as end:
@@ -87,21 +132,23 @@ class Stages:
             yield self._progress(stage, text)
 
     def _progress(self, stage: str, text: str) -> Progress:
+        """Return the progress at this moment."""
         self.doing = stage, text
         budget, nfe = self.settings.budget, self.settings.nfe
         seconds = self.pace.left(max(self.left, 0), self.small)
         spent = min(self.evaluations, budget)
-        return Progress(stage, text, spent, budget, self.score, nfe, seconds, self.look)
+        return Progress(stage, text, spent, budget, self.score, nfe, seconds, self.preview)
 
     def _made(self, rows: int) -> None:
-        self.made += rows
+        """Count an evaluation of `rows` samples that a reference took."""
+        self.reference_evaluations += rows
         self._evaluated(rows)
 
     def _evaluated(self, rows: int) -> None:
-        """After each evaluation of the model."""
+        """Report progress after an evaluation of `rows` samples."""
         now = perf_counter()
         self.pace.called(rows, now - self.clock)
         self.clock = now
-        if self.doing[0] == "search" and not self.ready:
-            self.small = max(0, self.small - rows) if rows < WHOLE else self.small
-        self.heard(self._progress(*self.doing))
+        if self.doing[0] == "search" and not self.ready and rows < BATCHED:
+            self.small = max(0, self.small - rows)
+        self.on_progress(self._progress(*self.doing))

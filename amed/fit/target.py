@@ -1,4 +1,4 @@
-"""What is fitted to: a model, and how to draw samples for it."""
+"""The target of a fit: a model, and a function that draws samples for it."""
 
 import importlib
 import traceback
@@ -15,74 +15,93 @@ from ..loop import Denoiser, Evaluate
 from ..recipes import Solver
 
 DEMO = "demo.target:target"
-Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]
-Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]
+Draw = Callable[[torch.Generator, int], tuple[Tensor, dict[str, Any]]]  # (generator, n) -> (noise, args)
+Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]  # (model, noise [n, ...], args) -> end states
 
 
 class CachedError(ValueError):
-    """An evaluation that the model itself did not answer: what was measured is not the model's, and nothing
-    of it is kept. The message says what answers in its place, and what to do."""
+    """An evaluation was answered from a cache (e.g. by a node that skips steps) and not by the model.
+
+    Everything measured is then worthless, and `fit` saves nothing. The message names the cause and says what
+    to do."""
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator for any whole number: torch takes 64 bits, which seeds of hosts fill by themselves."""
+    """Return a generator for any whole number; torch accepts 64 bits, and hosts' seeds use all of them."""
     return torch.Generator().manual_seed(seed % 2**64)
 
 
 @dataclass(frozen=True)
 class Target:
-    """model(x, sigma, **args) -> denoised, guidance applied. draw(generator, count) -> (unit noise `[count,
-    ...]`, args). sigma_min, sigma_max: its noise levels. prediction_type ("flow": other schedules are
-    searched, and no first step is analytic), family, fingerprint, name, signature: for the file. evaluate:
-    how it gives its bottleneck, to train the paper's network, and guidance's halves. features(images) ->
-    `[n, F]`: for Fréchet distances. rivals(nfe): solvers as the host ships them, by name; None for the usual
-    ones of amed.fit."""
+    """A model to fit to, with its noise levels, its samples and what a file says about it."""
 
-    model: Denoiser
-    draw: Draw
-    sigma_min: float
-    sigma_max: float
-    prediction_type: str = "eps"
-    family: str = ""
-    fingerprint: str = ""
-    name: str = ""
-    evaluate: Evaluate | None = None
-    features: Callable[[Tensor], Tensor] | None = None
+    model: Denoiser  # (x, sigma, **args) -> denoised, with guidance applied
+    draw: Draw  # (generator, n) -> (unit noise `[n, ...]`, the model's args)
+    sigma_min: float  # lowest noise level
+    sigma_max: float  # highest noise level
+    prediction_type: str = "eps"  # "flow": other schedules are searched, and no first step is analytic
+    family: str = ""  # kind of model, for the file, e.g. "sd15"
+    fingerprint: str = ""  # of the checkpoint, for the file
+    name: str = ""  # of the checkpoint, for people
+    evaluate: Evaluate | None = None  # gives the bottleneck and guidance's halves; None: denoised only
+    features: Callable[[Tensor], Tensor] | None = None  # end states -> `[n, F]`, for Fréchet distances
+    # nfe -> the host's solvers by name, to compare with. None: compare.usual_rivals.
     rivals: Callable[[int], dict[str, Rival]] | None = None
-    signature: str = ""
+    signature: str = ""  # of the checkpoint, for the file; survives quantisation
 
     @property
     def identity(self) -> Identity:
-        """The checkpoint, as a run asks for it."""
+        """The identity of the checkpoint."""
         return Identity(self.family, self.fingerprint, self.signature)
 
     @property
     def flow(self) -> bool:
+        """Whether this is a flow-matching model."""
         return self.prediction_type == "flow"
 
-    def spec(self, solver: Solver | str, times: Tensor, guidance: float, **more: Any) -> Spec:
-        """A file's description of something fitted to this."""
-        own = {"model_family": self.family, "model_fingerprint": self.fingerprint, "model_name": self.name}
-        own["model_signature"] = self.signature
-        kind = {"prediction_type": self.prediction_type, "guidance": guidance}
-        return Spec.on(solver, times, **own, **kind, **more)
+    def spec(self, solver: Solver | str, times: Tensor, guidance: float, **fields: Any) -> Spec:
+        """Return the header of a predictor file fitted to this target; `fields`: further fields of Spec."""
+        return Spec.on(
+            solver,
+            times,
+            model_family=self.family,
+            model_fingerprint=self.fingerprint,
+            model_name=self.name,
+            model_signature=self.signature,
+            prediction_type=self.prediction_type,
+            guidance=guidance,
+            **fields,
+        )
 
 
 def load(factory: str, guidance: float) -> Target:
-    """Call `module:function` with the guidance scale. Raises ValueError saying what is wrong with it."""
+    """Return the Target that a user's function makes.
+
+    Args:
+        factory: "module:function", as given to `--model`.
+        guidance: guidance scale; the only argument of the function.
+
+    Raises:
+        ValueError: the function is missing, fails, or returns something else; the message says which.
+    """
     module, _, function = factory.partition(":")
     if not module or not function:
-        raise ValueError(f"--model is {factory!r}: give module:function, as {DEMO}")
+        raise ValueError(f"--model is {factory!r}: give module:function, e.g. {DEMO}")
     try:
-        made: Any = getattr(importlib.import_module(module), function)(guidance)
+        target: Any = getattr(importlib.import_module(module), function)(guidance)
     except TypeError as error:
-        raise ValueError(f"--model {factory}: {function}(guidance) could not be called: {error}") from error
+        raise ValueError(
+            f"--model {factory}: {function}(guidance) could not be called ({error}): define it with one "
+            "argument, the guidance scale"
+        ) from error
     except Exception as error:  # whatever a user's module raises, with its place
         last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"({last.filename}, line {last.lineno})"
-        raise ValueError(f"--model {factory}: {type(error).__name__}: {error} {where}") from error
-    if not isinstance(made, Target):
         raise ValueError(
-            f"--model {factory}: it gives a {type(made).__name__}, not an amed.fit.target.Target"
+            f"--model {factory} failed with {type(error).__name__}: {error} ({last.filename}, line "
+            f"{last.lineno}); correct that file"
+        ) from error
+    if not isinstance(target, Target):
+        raise ValueError(
+            f"--model {factory} returns a {type(target).__name__}: return an amed.fit.target.Target"
         )
-    return made
+    return target

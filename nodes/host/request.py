@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...amed import Fitted, schedules
 from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, plain_for
-from ...amed.fit import plain
+from ...amed.fit import plain_solvers
 from ...amed.kdiffusion import solver_of
 from ...amed.recipes import Solver
 from .folders import library
@@ -46,12 +46,12 @@ def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
     return choose(library(), replace(plain_request, fitted=plain_for(plain_request)))
 
 
-def reference_setting(model: Any, evaluations: int) -> plain.Setting:
+def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
     """Return the setting of the reference: a run of many evaluations, as calibrations use it."""
     model_sampling = sampling_of(model)
     low, high = sigma_range(model_sampling)
     rho = 1.0 if is_flow(model_sampling) else 7.0
-    return plain.Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, low, high)
+    return plain_solvers.Setting(Solver("ipndm", 3), "polynomial", rho, evaluations + 1, False, low, high)
 
 
 def sampler_for(fitted: Fitted | None, sampler: str) -> str:

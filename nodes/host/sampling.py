@@ -14,7 +14,7 @@ from ...amed import SAMPLERS, Fitted, PredictorError
 from ...amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose, preferred
 from ...amed.constants import from_the_top, same_times
 from ...amed.files import Library
-from ...amed.fit.plain import Setting
+from ...amed.fit.plain_solvers import Setting
 from ...amed.kdiffusion import sample as engine_sample
 from .counting import count_rows
 from .denoiser import InpaintMask, guider_of, model_sampling_of

@@ -8,7 +8,7 @@ import pytest
 from comfyui.conftest import MLP, Graph, demo_spec, put_test_nodes, write_user_predictors
 
 from amed import SAMPLERS, Fitted, load, save, schedules
-from amed.fit.plain import SOLVERS
+from amed.fit.plain_solvers import SOLVERS
 from amed.outside import Outside
 from demo import comfyui
 from demo.model import SIGMA_MAX, SIGMA_MIN

@@ -6,9 +6,9 @@ from golden import Toy
 
 from amed import Constants, Solver, load, save, schedules
 from amed.constants import as_multistep
-from amed.fit import Calibration, Settings, Target, plain, references_for, smallest
-from amed.fit.forms import Form, Runner
+from amed.fit import Calibration, Settings, Target, plain_solvers, references_for, smallest_budget
 from amed.fit.measures import Counter, rmse, run
+from amed.fit.parametrisation import Parametrisation, Runner
 from amed.loop import NotFiniteError
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
@@ -40,8 +40,8 @@ def finished(calibration: Calibration):
 
 def forms():
     table = as_multistep(Solver("ipndm", 3), schedules.make("time_uniform", 7, 0.01, 40), True)
-    yield Form(Solver("multistep"), table, True)
-    yield Form(Solver("multistep"), as_multistep(Solver("dpmpp", 3, True), SIGMAS), False, 2)
+    yield Parametrisation(Solver("multistep"), table, True)
+    yield Parametrisation(Solver("multistep"), as_multistep(Solver("dpmpp", 3, True), SIGMAS), False, 2)
     for solver in (
         Solver("amed"),
         Solver("dpm_2"),
@@ -52,7 +52,7 @@ def forms():
         Solver("unipc", 3),
     ):
         for afs in (True, False):
-            yield Form(solver, CONSTANTS, afs)
+            yield Parametrisation(solver, CONSTANTS, afs)
 
 
 @pytest.mark.parametrize("form", list(forms()), ids=lambda f: f"{f.solver.name}-{f.afs}")
@@ -71,7 +71,7 @@ def test_a_run_from_the_middle_is_the_whole_run(model, noise, form):
         moved = values.clone()
         moved[i] += c.step
         assert torch.allclose(
-            runner.again(moved, noise, {}, states, c), runner.end(moved, noise, {}), atol=1e-9
+            runner.rerun(moved, noise, {}, states, c), runner.end(moved, noise, {}), atol=1e-9
         )
         counted += counter.evaluations - run_costs
         counter.evaluations = 0
@@ -102,7 +102,7 @@ def test_calibration_beats_every_plain_solver_within_its_budget(model):
     end, nfe = run(model, fresh, fitted.sigmas(), spec.student, **own)
     errors = [
         rmse(run(model, fresh, s.sigmas(), s.solver, afs=s.afs)[0], truth)
-        for s in plain.candidates(5, 0.01, 40)
+        for s in plain_solvers.candidates(5, 0.01, 40)
     ]
     assert nfe == 5 == fitted.nfe
     assert rmse(end, truth) < min(errors)
@@ -119,7 +119,7 @@ def test_the_papers_students_calibrate_too(model, sampler):
 
 @pytest.mark.parametrize("nfe", [2, 3, 4, 8])
 def test_any_nfe_from_two(model, nfe):
-    least = smallest(nfe)
+    least = smallest_budget(nfe)
     result = finished(calibration_of(model, nfe, least))
     assert result.fitted.nfe == nfe and result.evaluations <= 1.05 * least
 
@@ -166,7 +166,7 @@ def test_a_fit_goes_on_from_a_file(model):
     first = finished(calibration_of(model))
     second = finished(calibration_of(model, seed=1, start=first.fitted))
     assert second.improved
-    with pytest.raises(ValueError, match="gone on"):
+    with pytest.raises(ValueError, match="cannot be resumed"):
         calibration_of(model, 6, start=first.fitted)
 
 

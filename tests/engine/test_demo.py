@@ -13,7 +13,7 @@ import amed
 from amed import SAMPLERS, Constants, Solver
 from amed.evaluate import FromModule
 from amed.fingerprint import fingerprint
-from amed.fit import plain
+from amed.fit import plain_solvers
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from demo import data
 from demo.features import Features
@@ -37,7 +37,9 @@ def noise():
 @pytest.fixture(scope="module")
 def reference(denoiser, noise):
     """Another converging solver than the one the predictors were chosen by."""
-    setting = plain.Setting(plain.SOLVERS["DPM++ 3M"], "polynomial", 7.0, 51, False, SIGMA_MIN, SIGMA_MAX)
+    setting = plain_solvers.Setting(
+        plain_solvers.SOLVERS["DPM++ 3M"], "polynomial", 7.0, 51, False, SIGMA_MIN, SIGMA_MAX
+    )
     return run(denoiser, noise, setting.sigmas(), setting.solver)[0]
 
 
@@ -115,10 +117,12 @@ def test_the_comparison_names_a_best_plain_setting_for_every_nfe():
     best = json.loads((Path(data.__file__).parent / "best_plain.json").read_text())
     for nfe in (3, 5, 7, 9):
         chosen = best[f"{nfe} 1"]
-        solver = {chosen["solver"]: plain.SOLVERS[chosen["solver"]]}
-        found = plain.candidates(nfe, SIGMA_MIN, SIGMA_MAX, solver, ((chosen["schedule"], chosen["rho"]),))
+        solver = {chosen["solver"]: plain_solvers.SOLVERS[chosen["solver"]]}
+        found = plain_solvers.candidates(
+            nfe, SIGMA_MIN, SIGMA_MAX, solver, ((chosen["schedule"], chosen["rho"]),)
+        )
         assert any(s.afs == chosen["afs"] for s in found)
-    assert Solver("euler") == plain.SOLVERS["Euler"]
+    assert Solver("euler") == plain_solvers.SOLVERS["Euler"]
 
 
 def test_the_data_recipe_on_a_small_archive(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from amed import Constants, Fitted, Solver, load, sample, save, schedules
 from amed.files.keep import keep
 from amed.fingerprint import signature
-from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain, smallest, target
+from amed.fit import Calibration, Job, Outcome, Settings, Target, fit, plain_solvers, smallest_budget, target
 from amed.fit.measures import Counter
 from amed.kdiffusion import SAMPLERS
 from amed.recipes import RECIPES
@@ -37,7 +37,7 @@ def path_in(folder):
 
 def fitted(toy_target, *, error=0.1, finished=None, **spec):
     """A file of some fit, with an error."""
-    result = plain.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
+    result = plain_solvers.Setting(Solver("ipndm", 2), "polynomial", 7.0, 6, False, 0.01, 40.0)
     more = {"features": "plain", "schedule": "polynomial", "rho": 7.0, "metrics": {"error": error}}
     made = toy_target.spec(result.solver, result.sigmas(), 1.0, **more)
     made = dataclasses.replace(made, **spec)
@@ -49,9 +49,9 @@ def fitted(toy_target, *, error=0.1, finished=None, **spec):
 def test_several_nfe_in_one_job(toy_target, tmp_path):
     seen = []
     outcome = fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), seen.append)
-    assert [kept.path.name for kept in outcome.kept] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
-    assert [load(kept.path).nfe for kept in outcome.kept] == [4, 5] and not outcome.interrupted
-    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.kept)
+    assert [kept.path.name for kept in outcome.fits] == ["my-nfe4.safetensors", "my-nfe5.safetensors"]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [4, 5] and not outcome.interrupted
+    assert all(load(kept.path).spec.metrics["finished"] for kept in outcome.fits)
     counts = [p.evaluations for p in seen]
     assert counts == sorted(counts) and counts[-1] <= 5000 and {p.budget for p in seen} == {5000}
     assert {p.nfe for p in seen} == {4, 5}
@@ -63,7 +63,7 @@ def test_nfes_whose_budgets_hold_out_different_numbers_of_samples(toy_target, tm
     job = Job((6, 7), budget="normal")
     assert len({settings.held_out for settings in job.settings()}) == 2
     outcome = fit(toy_target, job, path_in(tmp_path), lambda progress: None)
-    assert [load(kept.path).nfe for kept in outcome.kept] == [6, 7]
+    assert [load(kept.path).nfe for kept in outcome.fits] == [6, 7]
 
 
 def test_a_bad_number_is_said_before_any_work(toy_target, tmp_path):
@@ -90,27 +90,27 @@ def test_interrupted_the_best_so_far_is_kept_as_unfinished(toy_target, tmp_path)
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((4, 5), budget=2500), path_in(tmp_path), stop_at(0.9), outcome)
-    assert outcome.interrupted and len(outcome.kept) == 2
-    first, second = (load(kept.path).spec.metrics for kept in outcome.kept)
+    assert outcome.interrupted and len(outcome.fits) == 2
+    first, second = (load(kept.path).spec.metrics for kept in outcome.fits)
     assert first["finished"] and not second["finished"]
-    assert "unfinished" in outcome.kept[1].text and "the best so far is kept" in outcome.text
+    assert "unfinished" in outcome.fits[1].text and "the best so far is kept" in outcome.text
 
 
 def test_interrupted_before_there_is_anything(toy_target, tmp_path):
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=2500), path_in(tmp_path), stop_at(0), outcome)
-    assert outcome.kept == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
+    assert outcome.fits == [] and "nothing was saved" in outcome.text and not list(tmp_path.iterdir())
 
 
 def test_a_stopped_fit_leaves_a_finished_better_one_alone(toy_target, tmp_path):
     whole = fit(toy_target, Job((5,), budget=6000), path_in(tmp_path), lambda progress: None)
-    before = whole.kept[0].path.read_bytes()
+    before = whole.fits[0].path.read_bytes()
     outcome = Outcome()
     with pytest.raises(Stopped):
         fit(toy_target, Job((5,), budget=6000, seed=1), path_in(tmp_path), stop_at(0.5), outcome)
-    assert whole.kept[0].path.read_bytes() == before
-    assert outcome.kept[0].path.name == "my-nfe5-2.safetensors"
+    assert whole.fits[0].path.read_bytes() == before
+    assert outcome.fits[0].path.name == "my-nfe5-2.safetensors"
     assert "my-nfe5.safetensors stays, it is finished" in outcome.text
 
 
@@ -167,14 +167,14 @@ def test_a_better_fit_replaces_the_plain_solver_that_was_kept_in_its_place(toy_t
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(plain, "SOLVERS", {name: plain.SOLVERS[name] for name in names})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {name: plain_solvers.SOLVERS[name] for name in names})
 
 
 @pytest.mark.parametrize("names", [("Heun",), ("Heun", "DPM-Solver-2")])
 def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, names):
     """Its result raised: Heun evaluates twice at one noise level, which no list of falling times holds."""
     only(monkeypatch, *names)
-    calibration = Calibration(toy_target, Settings(6, budget=smallest(6)))
+    calibration = Calibration(toy_target, Settings(6, budget=smallest_budget(6)))
     list(calibration.run())
     calibration.fits.clear()  # no fit wins
     result = calibration.result()
@@ -196,7 +196,7 @@ def test_heun_may_be_the_best_plain_solver(toy_target, tmp_path, monkeypatch, na
 def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
     """A new entry of the plain solvers broke every calibration."""
     monkeypatch.setitem(RECIPES, "ralston", dataclasses.replace(RECIPES["dpm_2"], r=2 / 3))
-    monkeypatch.setattr(plain, "SOLVERS", {"Ralston": Solver("ralston"), **plain.SOLVERS})
+    monkeypatch.setattr(plain_solvers, "SOLVERS", {"Ralston": Solver("ralston"), **plain_solvers.SOLVERS})
     calibration = Calibration(toy_target, Settings(6, budget=12_000))
     list(calibration.run())
     assert any(setting.name == "Ralston" for setting in calibration.search.ranking)
@@ -206,8 +206,10 @@ def test_a_plain_solver_that_nobody_ranked_takes_part(toy_target, monkeypatch):
 def test_flow_models_get_their_schedules_and_no_plain_solver_starts_analytically(toy_target):
     """A table with its offset may."""
     flow = dataclasses.replace(toy_target, prediction_type="flow")
-    kinds = {(s.kind, s.rho) for s in plain.settings_for(flow, 5)}
-    assert kinds == set(plain.FLOW_SCHEDULES) and not any(s.afs for s in plain.settings_for(flow, 5))
+    kinds = {(s.kind, s.rho) for s in plain_solvers.settings_for(flow, 5)}
+    assert kinds == set(plain_solvers.FLOW_SCHEDULES) and not any(
+        s.afs for s in plain_solvers.settings_for(flow, 5)
+    )
     calibration = Calibration(flow, Settings(5, budget=2500))
     list(calibration.run())
     spec, best = calibration.result().fitted.spec, calibration.search.best
@@ -255,5 +257,7 @@ def test_kept_by_both_errors(toy_target):
 
 
 def test_schedules_differ_by_model_kind():
-    assert set(plain.SCHEDULES) != set(plain.FLOW_SCHEDULES)
-    assert all(kind in schedules.KINDS for kind, _ in (*plain.SCHEDULES, *plain.FLOW_SCHEDULES))
+    assert set(plain_solvers.SCHEDULES) != set(plain_solvers.FLOW_SCHEDULES)
+    assert all(
+        kind in schedules.KINDS for kind, _ in (*plain_solvers.SCHEDULES, *plain_solvers.FLOW_SCHEDULES)
+    )

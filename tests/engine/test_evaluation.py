@@ -4,7 +4,7 @@ import torch
 from amed import Multistep, sample, schedules
 from amed.evaluate import Guided, evaluate_guided
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
-from amed.fit.plain import SOLVERS, candidates
+from amed.fit.plain_solvers import SOLVERS, candidates
 from amed.loop import denoised_only
 from amed.recipes import Solver
 

@@ -35,13 +35,13 @@ from amed.choose import Identity, Request, choose, untrained
 from amed.constants import as_multistep
 from amed.evaluate import FromModule
 from amed.files.store import described, values_of
-from amed.fit import Calibration, Settings, Target, smallest
+from amed.fit import Calibration, Settings, Target, smallest_budget
 from amed.fit.algorithm1 import Settings as Training
 from amed.fit.algorithm1 import plan, train
-from amed.fit.closed import ClosedForm, Shape
-from amed.fit.forms import Form, Runner
 from amed.fit.measures import Counter, rmse
+from amed.fit.parametrisation import Parametrisation, Runner
 from amed.fit.samples import Path, Samples
+from amed.fit.variable_projection import Shape, VariableProjection
 from amed.kdiffusion import ENTRIES, SAMPLERS
 from amed.parameters import PARAMETERS, Parameter
 from amed.parts import PARTS
@@ -190,11 +190,11 @@ def test_a_solver_is_trained(solver, target, noise, tmp_path):
 
 
 def test_a_solver_is_calibrated(solver, target):
-    settings = Settings(5, "amed_ab2", smallest(5))
+    settings = Settings(5, "amed_ab2", smallest_budget(5))
     calibration = Calibration(target, settings)
     list(calibration.run())
     fits = [fit for fit in calibration.fits if fit.best is not None]
-    assert fits and all(fit.form.solver == solver for fit in fits)
+    assert fits and all(fit.parametrisation.solver == solver for fit in fits)
     result = calibration.result()
     assert result.fitted.nfe == 5 and result.fitted.spec.sampler in ("amed_ab2", "amed_multistep")
 
@@ -295,13 +295,14 @@ def broken(constants: Constants) -> Constants:
 
 def test_a_constant_is_fitted(constant, target):
     """Its finite differences and bounds come from its description alone."""
-    calibration = Calibration(target, Settings(4, "amed", smallest(4) + 1500))
+    calibration = Calibration(target, Settings(4, "amed", smallest_budget(4) + 1500))
     list(calibration.run())
     fit = calibration.best
-    kinds = [c.kind for c in fit.form.constants]
-    assert kinds.count("b") == 2 and {c.step for c in fit.form.constants if c.kind == "b"} == {constant.step}
-    assert fit.iterations and (fit.form.build(fit.values).values["b"] != 0).all()
-    moved = fit.form.bounded(fit.form.vector(), fit.form.vector() + 9)
+    form = fit.parametrisation
+    kinds = [c.kind for c in form.constants]
+    assert kinds.count("b") == 2 and {c.step for c in form.constants if c.kind == "b"} == {constant.step}
+    assert fit.iterations and (form.build(fit.values).values["b"] != 0).all()
+    moved = form.bounded(form.vector(), form.vector() + 9)
     assert all(v == pytest.approx(0.2) for v, k in zip(moved.tolist(), kinds) if k == "b")  # its reach
     assert calibration.result().fitted.nfe == 4
 
@@ -384,7 +385,7 @@ def test_parts_are_fitted_in_closed_form(low, noise):
     ends = []
     for name in ("", low):
         counter = Counter(model)
-        run = ClosedForm(counter, samples, path, lags=1).run(SIGMAS, False, Shape(name))
+        run = VariableProjection(counter, samples, path, lags=1).run(SIGMAS, False, Shape(name))
         assert counter.evaluations == 4 and run.table.parts == name
         other = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(9), dtype=torch.float64) * 40
         end = sample(model, other, SIGMAS, Solver("multistep"), disable=True, predictor=run.table)
@@ -395,7 +396,9 @@ def test_parts_are_fitted_in_closed_form(low, noise):
 def test_parts_are_polished(low, toy):
     """The joint fit has a constant of each part, and its prefix re-use holds for them."""
     table = as_multistep(Solver("ipndm", 2), SIGMAS)
-    form = Form(Solver("multistep"), Multistep(SIGMAS, table.weights.expand(-1, -1, 2), None, low), False, 2)
+    form = Parametrisation(
+        Solver("multistep"), Multistep(SIGMAS, table.weights.expand(-1, -1, 2), None, low), False, 2
+    )
     weights = [c for c in form.constants if c.kind == "w"]
     assert len(weights) == 2 * 7 and {c.s for c in weights} == {0, 1}
     runner, values = Runner(toy, form), form.vector()
@@ -404,5 +407,5 @@ def test_parts_are_polished(low, toy):
     for i, c in enumerate(form.constants):
         moved = values.clone()
         moved[i] += c.step
-        again, end = runner.again(moved, noise, {}, states, c), runner.end(moved, noise, {})
+        again, end = runner.rerun(moved, noise, {}, states, c), runner.end(moved, noise, {})
         assert torch.allclose(again, end, atol=1e-9) and not torch.equal(end, states[-1].x)

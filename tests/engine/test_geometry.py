@@ -5,7 +5,7 @@ import torch
 
 from amed import SAMPLERS, Constants, Solver
 from amed.constants import as_multistep
-from amed.fit.plane import Plane, trajectory_pca, walk
+from amed.geometry import Plane, trajectory_pca, walk
 from amed.kdiffusion import sample
 from amed.loop import Problem
 from bench.trajectories import best_r

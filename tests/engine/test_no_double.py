@@ -33,12 +33,12 @@ from amed.evaluate import FromModule, Guided, dynamic_threshold, evaluate_guided
 from amed.files import Library
 from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
-from amed.fit.compare import usual
+from amed.fit.compare import usual_rivals
 from amed.fit.greedy import greedy_table
+from amed.fit.host_calibration import HostCalibration
 from amed.fit.measures import Statistics, frechet, rmse, run
-from amed.fit.outside import OuterCalibration
-from amed.fit.plane import Plane, trajectory_pca, walk
 from amed.fit.samples import in_batches, joined, per_sample
+from amed.geometry import Plane, trajectory_pca, walk
 from amed.kdiffusion import ENTRIES, sample
 from amed.loop import Problem
 from amed.outside import BoundDenoiser, Outside, ScaledDenoiser
@@ -288,7 +288,7 @@ def host_sampler(name):
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "lms", "dpmpp_2m"])
 def test_a_predictor_around_a_hosts_sampler(name):
     sampler = host_sampler(name)
-    count = len(sampler.calls(noise(DEVICE)[:1], torch.cat([TIMES, TIMES.new_zeros(1)]), Model(DEVICE)))
+    count = len(sampler.call_levels(noise(DEVICE)[:1], torch.cat([TIMES, TIMES.new_zeros(1)]), Model(DEVICE)))
     levels = torch.linspace(math.log(30.0), math.log(0.03), count).exp()
     outside = Outside(TIMES.float().to(DEVICE), levels.to(DEVICE), torch.full((count,), 0.98, device=DEVICE))
 
@@ -411,7 +411,7 @@ def test_calibration(asked_for):
     for device in (torch.device("cpu"), DEVICE):
         calibration = Calibration(target_on(device, settings.guidance, flow), settings)
         for progress in calibration.run():
-            look = progress.look()
+            look = progress.preview()
         results.append(calibration.result())
         assert report.live(progress, look, look.images).width
         assert report.picture(results[-1], results[-1].images).width
@@ -430,7 +430,7 @@ def test_a_calibration_of_a_hosts_sampler(name):
             return {"theirs": schedules.make("logsnr", steps, 0.02, 40.0).float().to(device)}
 
         sampler = HostSampler(name, host_sampler(name).run, listed)
-        calibration = OuterCalibration(target_on(device), Settings(4, budget=2000), sampler)
+        calibration = HostCalibration(target_on(device), Settings(4, budget=2000), sampler)
         list(calibration.run())
         results.append(calibration.result().fitted.spec.metrics)
     here, there = results
@@ -445,7 +445,7 @@ def test_greedy_tables_and_rivals():
         ]
         here, there = (torch.stack(list(table.values.values())) for table in tables)
         assert torch.allclose(here, there, atol=1e-3)
-    for name, rival in usual(target_on(DEVICE), 4).items():
+    for name, rival in usual_rivals(target_on(DEVICE), 4).items():
         end = rival(Model(DEVICE), noise(DEVICE) / 40, {})
         assert end.cpu().isfinite().all(), name
     ask = in_batches(2)

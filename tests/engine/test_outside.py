@@ -11,9 +11,9 @@ from amed.choose import Identity, Request, choose
 from amed.files import Library, PredictorError
 from amed.files.store import described
 from amed.fit import HostSampler, Job, Settings, Target, fit
+from amed.fit.host_calibration import HostCalibration
+from amed.fit.host_sampler import host_schedules, with_zero
 from amed.fit.measures import Counter
-from amed.fit.outer import lists_for, with_zero
-from amed.fit.outside import OuterCalibration
 from amed.fit.samples import Samples
 from amed.outside import BoundDenoiser, Memo, Outside, ScaledDenoiser
 
@@ -90,7 +90,7 @@ def target(toy):
 
 
 def calibrated(target, name, nfe, budget=2500):
-    calibration = OuterCalibration(target, Settings(nfe, budget=budget), SAMPLERS[name])
+    calibration = HostCalibration(target, Settings(nfe, budget=budget), SAMPLERS[name])
     for _ in calibration.run():
         pass
     return calibration
@@ -101,7 +101,7 @@ def test_ones_change_nothing(toy, noise):
     sigmas, x = with_zero(TIMES), noise * 40
     toy.answer = 42
     for sampler in SAMPLERS.values():
-        levels = torch.tensor(sampler.calls(noise, sigmas, toy), dtype=torch.float64)
+        levels = torch.tensor(sampler.call_levels(noise, sigmas, toy), dtype=torch.float64)
         outside = Outside(TIMES, levels)
         wrapped = ScaledDenoiser(toy, outside.at)
         assert torch.equal(sampler.run(wrapped, x, sigmas, {}), sampler.run(toy, x, sigmas, {}))
@@ -150,19 +150,19 @@ def test_memory_answers_what_was_asked_before(toy, noise):
 @pytest.mark.parametrize(("name", "nfe", "taken"), [("euler", 5, 5), ("heun", 5, 5), ("heun", 8, 7),
                                                     ("midpoint", 6, 5)])  # fmt: skip
 def test_as_many_evaluations_as_it_can_take(target, noise, name, nfe, taken):
-    lists = lists_for(SAMPLERS[name], target, nfe, noise[:1])
+    lists = host_schedules(SAMPLERS[name], target, nfe, noise[:1])
     assert {one.nfe for one in lists} == {taken} and len({one.schedule for one in lists}) == len(lists)
 
 
 def test_numbers_of_evaluations_that_it_cannot_take(target, noise):
     """One level alone is no list; said is what it takes."""
     with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
-        lists_for(SAMPLERS["heun"], target, 2, noise)
+        host_schedules(SAMPLERS["heun"], target, 2, noise)
 
 
 @pytest.mark.parametrize("sampler", [ancestral, seeded])
 def test_a_sampler_that_draws_noise_is_refused(target, sampler):
-    calibration = OuterCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
+    calibration = HostCalibration(target, Settings(5, budget=2500), HostSampler("its", sampler))
     with pytest.raises(ValueError, match="its draws noise .* choose one without .*eta 0"):
         list(calibration.run())
 
@@ -177,12 +177,12 @@ def test_a_hosts_sampler_sees_what_the_hosts_denoiser_has_and_nothing_else(toy):
 
 def test_a_sampler_that_does_without_its_last_level(target, noise):
     """Held against karras with as many evaluations; a list of another number of them is not taken."""
-    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
+    calibration = HostCalibration(target, Settings(5, budget=2500), sampler := down_to(0.01))
     for _ in calibration.run():
         pass
     plain, karras = calibration.plain.fit, with_zero(schedules.make("polynomial", 6, 0.01, 40.0))
     held_out = calibration.judge.held_out
-    assert len(sampler.calls(noise, karras, target.model)) == plain.start.nfe == 5
+    assert len(sampler.call_levels(noise, karras, target.model)) == plain.start.nfe == 5
     end = sampler.run(target.model, held_out.noise * 40, karras, {})
     assert torch.allclose(calibration.rivals["down_to, karras"], end)
     assert calibration.result().improved and calibration.result().fitted.nfe == 5
@@ -211,8 +211,8 @@ def test_the_hosts_own_schedules_are_tried(target, noise):
             "none": torch.zeros(1),
         }
 
-    ours = lists_for(SAMPLERS["heun"], target, 5, noise[:1])
-    lists = lists_for(dataclasses.replace(SAMPLERS["heun"], schedules=own), target, 5, noise[:1])
+    ours = host_schedules(SAMPLERS["heun"], target, 5, noise[:1])
+    lists = host_schedules(dataclasses.replace(SAMPLERS["heun"], schedules=own), target, 5, noise[:1])
     more = lists[len(ours) :]
     names = [one.schedule for one in more]
     assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
@@ -225,7 +225,7 @@ def test_the_best_of_the_hosts_schedules_is_where_a_fit_begins(target):
     """By an exact sampler's list: where one host schedule is far better than all of ours."""
     best = calibrated(target, "euler", 5).result().fitted.sigmas()
     sampler = dataclasses.replace(SAMPLERS["euler"], schedules=lambda steps: {"its own": with_zero(best)})
-    calibration = OuterCalibration(target, Settings(5, budget=2500), sampler)
+    calibration = HostCalibration(target, Settings(5, budget=2500), sampler)
     for _ in calibration.run():
         pass
     result = calibration.result()
@@ -250,7 +250,7 @@ def test_it_gets_better_on_unseen_noise(target, name):
 
 
 def test_the_cost_of_an_iteration_is_what_is_said(target):
-    calibration = OuterCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
+    calibration = HostCalibration(target, Settings(5, budget=12000), SAMPLERS["heun"])
     for _ in calibration.run():
         pass
     form, counter = calibration.plain.fit, Counter(target.model)
@@ -279,7 +279,7 @@ def test_one_sampler_never_replaces_another(target, tmp_path):
     place = lambda nfe: tmp_path / "mine.safetensors"  # noqa: E731
     for name in ("euler", "heun"):
         outcome = fit(target, Job((5,), host=SAMPLERS[name]), place, lambda progress: None)
-    assert outcome.kept[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
+    assert outcome.fits[0].path.name == "mine-2.safetensors" and "for another sampler" in outcome.text
 
 
 def test_interrupted_the_best_so_far_is_kept(target, tmp_path):

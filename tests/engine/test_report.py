@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from amed import Fitted, Multistep, Solver, Spec, schedules
 from amed.fit import Progress
-from amed.fit.look import Look
+from amed.fit.preview import Preview
 from amed.parts import PARTS
 from hosts import parts, report
 
@@ -54,9 +54,9 @@ def test_a_report_is_of_few_large_things(improved):
 
 def test_what_is_shown_grows_as_a_fit_goes_on():
     progress = Progress("search", "plain solvers", 500, 2500, nfe=5, seconds=130.0)
-    searched = Look(plain=0.1, solver=LONG, images={})
-    fitted = Look(0.07, 0.1, LONG, ((1500, 0.9), (2000, 0.7)))
-    one = report.live(progress, Look(), {})
+    searched = Preview(plain=0.1, solver=LONG, images={})
+    fitted = Preview(0.07, 0.1, LONG, ((1500, 0.9), (2000, 0.7)))
+    one = report.live(progress, Preview(), {})
     two = report.live(progress, searched, {"reference": SAMPLES, "best plain": SAMPLES})
     three = report.live(progress, fitted, dict.fromkeys(("reference", "best plain", "AMED so far"), SAMPLES))
     assert one.width == two.width == three.width and one.height < two.height < three.height

@@ -7,7 +7,7 @@ from golden import Toy
 from amed import BottleneckPredictor, Solver, sample
 from amed.evaluate import FromModule
 from amed.fit.algorithm1 import Settings, Teacher, losses, train
-from amed.fit.plain import Setting
+from amed.fit.plain_solvers import Setting
 from amed.loop import NotFiniteError, Problem
 from demo.starts import mid_times, start_from
 

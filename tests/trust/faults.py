@@ -130,8 +130,8 @@ def fits_out_of_memory(name: str, every: int, first: int = 1) -> tuple[int, int]
             with nothing_stays():
                 model, raised, outcome = fitted_with(target, JOBS[name], Path(folder), at)
                 assert isinstance(raised, torch.OutOfMemoryError) and outcome.interrupted, (name, at, raised)
-                assert unfinished(Path(folder)) == len(outcome.kept)
-                kept, done = kept + len(outcome.kept), done + 1
+                assert unfinished(Path(folder)) == len(outcome.fits)
+                kept, done = kept + len(outcome.fits), done + 1
                 del model, raised, outcome
     return done, kept
 

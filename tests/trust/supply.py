@@ -134,7 +134,7 @@ draw = lambda generator, count: (torch.randn(count, 3, 8, 8, generator=generator
 target = Target(model, draw, 0.01, 40.0, family="toy", fingerprint="f" * 16, name="a toy")
 made = lambda nfe: folder / "fitted.safetensors"
 outcome = fit(target, Job((4,), budget=2500), made, lambda progress: None)
-print("done", len(fitted), runs, len(outcome.kept))
+print("done", len(fitted), runs, len(outcome.fits))
 """
 
 

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from amed import load, save
-from amed.fit import smallest
+from amed.fit import smallest_budget
 
-QUICK = {"prompts": "3\n5", "width": 64, "height": 64, "guidance": 2.0, "nfe": "3", "budget": smallest(3)}
+QUICK = {
+    "prompts": "3\n5",
+    "width": 64,
+    "height": 64,
+    "guidance": 2.0,
+    "nfe": "3",
+    "budget": smallest_budget(3),
+}
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def test_it_is_saved_and_found(small):
     assert spec.model_fingerprint == webui.host.identity(webui.checkpoint).fingerprint
     assert spec.model_name == "emoji" and spec.prediction_type == "eps"
     assert spec.sigma_max == pytest.approx(14.6146, rel=1e-4)
-    result = outcome.kept[0].result
+    result = outcome.fits[0].result
     assert result.rows[0].error <= result.rows[1].error and result.evaluations <= budget
     assert "of the best plain solver" in outcome.text or "is kept" in outcome.text
     assert f"saved as {outcome.saved[0]} in {webui.host.user_folder()}" in outcome.text
@@ -122,7 +129,7 @@ def test_what_is_finished_is_not_lost(small):
     worse = webui.calibrate.started(webui.calibrate.Form.of(filled))
     assert not worse.interrupted and file.read_bytes() == best and worse.saved == stopped.saved
     assert f"{file.name} stays, its error is less" in worse.text
-    assert load(worse.kept[0].path).spec.metrics["finished"]  # in place of the unfinished one
+    assert load(worse.fits[0].path).spec.metrics["finished"]  # in place of the unfinished one
 
 
 @in_one
@@ -130,16 +137,16 @@ def test_several_numbers_of_evaluations(small):
     """One job: its progress goes on from one to the next, and an interruption keeps what was finished
     before."""
     webui, filled = small
-    filled = {**filled, "nfe": "2, 3", "budget": smallest(3)}
+    filled = {**filled, "nfe": "2, 3", "budget": smallest_budget(3)}
 
     def fitting(count, text):
         return text.startswith("AMED, 3 evaluations:") and "held-out error" in text
 
     outcome, steps = interrupted(webui, filled, fitting)
     assert outcome.saved == [f"emoji-multistep-nfe{nfe}-cfg2.safetensors" for nfe in (2, 3)]
-    assert [load(kept.path).spec.metrics["finished"] for kept in outcome.kept] == [True, False]
+    assert [load(kept.path).spec.metrics["finished"] for kept in outcome.fits] == [True, False]
     total = webui.webui.shared.state.sampling_steps
-    assert steps == sorted(steps) and total == 2 * smallest(3) > steps[-1] > smallest(3)
+    assert steps == sorted(steps) and total == 2 * smallest_budget(3) > steps[-1] > smallest_budget(3)
     assert len(outcome.pictures) == 2 and outcome.text.count("saved as") == 2
 
 
@@ -148,10 +155,10 @@ def test_several_numbers_of_evaluations(small):
 def test_the_new_samplers(small, sampler, solver):
     """Calibrated, and found."""
     webui, filled = small
-    filled = {**filled, "sampler": sampler, "nfe": "2", "budget": smallest(2)}
+    filled = {**filled, "sampler": sampler, "nfe": "2", "budget": smallest_budget(2)}
     outcome = webui.calibrate.started(webui.calibrate.Form.of(filled))
-    fitted = load(outcome.kept[0].path)
-    if outcome.kept[0].result.improved:
+    fitted = load(outcome.fits[0].path)
+    if outcome.fits[0].result.improved:
         assert (fitted.nfe, fitted.spec.solver) == (2, solver)
         p = webui.Processing(sampler_name=sampler, cfg_scale=2.0)
         webui.generate(p, webui.script, ("auto", 2))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from amed import Fitted, Multistep, Solver, Spec, load, save, schedules
 from amed.constants import as_multistep
 from amed.fingerprint import fingerprint
-from amed.fit import smallest
+from amed.fit import smallest_budget
 
 SAMPLERS = ("AMED", "AMED Plugin Euler", "AMED Plugin DPM2", "AMED Plugin DPM++ 2M", "AMED Plugin DPM++ 3M",
             "AMED Plugin iPNDM", "AMED Plugin UniPC", "AMED Plugin DEIS", "AMED Multistep")  # fmt: skip
@@ -303,7 +303,7 @@ def test_out_of_memory(server, amed, own):
 
 def test_a_fit_out_of_memory(server):
     """It is told, nothing is saved or left, and the next generation runs."""
-    request = {"prompts": "a cat", "width": 64, "height": 64, "nfe": "2", "budget": smallest(2)}
+    request = {"prompts": "a cat", "width": 64, "height": 64, "nfe": "2", "budget": smallest_budget(2)}
     before, _, _ = generate(server)
     folder = server.data / "models" / "AMED"
     listed = sorted(folder.glob("*"))
@@ -321,7 +321,7 @@ def test_calibrate(server):
     """Fitted in the host for its checkpoint, saved, and found from then on; an interruption stops it."""
     request = {
         "prompts": "a cat\na dog", "width": 64, "height": 64, "guidance": 2, "nfe": "2",
-        "budget": smallest(2),
+        "budget": smallest_budget(2),
     }  # fmt: skip
     with pytest.raises(Refused, match="1 to 8"):
         server.post("/amed/calibrate", {"prompts": ""})
@@ -357,7 +357,7 @@ def test_a_sampler_of_the_hosts(server):
     assert not any(key.startswith("AMED") for key in told)
     request = {
         "prompts": "a cat\na dog", "width": 64, "height": 64, "guidance": 2, "nfe": "4",
-        "budget": smallest(4), "sampler": "DPM++ 2M",
+        "budget": smallest_budget(4), "sampler": "DPM++ 2M",
     }  # fmt: skip
     with pytest.raises(Refused, match="choose one of .*DPM\\+\\+ 2M"):
         server.post("/amed/calibrate", request | {"sampler": "Euler a"})

@@ -1,7 +1,7 @@
 /* A line on AMED KSampler and Calibrate AMED: what the widgets' present values cost. */
 
 export const PRESETS = { quick: 2500, normal: 12000, thorough: 40000 }; // amed/fit/settings.py
-const LEAST = (nfe) => 900 + 220 * nfe; // its `smallest`
+const LEAST = (nfe) => 900 + 220 * nfe; // its `smallest_budget`
 
 /** The present value of a widget. */
 const value = (node, name) => node.widgets.find((widget) => widget.name === name)?.value;

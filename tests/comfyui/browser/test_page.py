@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amed.fit import PRESETS
-from amed.fit.settings import smallest
+from amed.fit.settings import smallest_budget
 from demo.comfyui import ROOT
 from demo.workflows import input_specs, widget_values
 
@@ -256,7 +256,7 @@ def test_a_line_says_what_a_fit_costs(page):
     page.box()
     for budget, evaluations in PRESETS.items():
         for nfe in (5, 8):
-            each = max(evaluations, smallest(nfe))
+            each = max(evaluations, smallest_budget(nfe))
             said = costs(page, "AMEDCalibrate", budget=budget, nfe=str(nfe), guidance=1.0)
             assert said == f"≈ {each:,} evaluations, {each:,} passes"
     three = f"≈ {3 * PRESETS['normal']:,} evaluations, {6 * PRESETS['normal']:,} passes"

@@ -6,10 +6,10 @@ import torch
 from amed import Solver, sample, schedules
 from amed.constants import as_multistep
 from amed.fit import References, Settings, Target, references_for
-from amed.fit.closed import Candidate, ClosedForm, Shape, best_weights
 from amed.fit.measures import Counter, rmse
-from amed.fit.plain import Setting
+from amed.fit.plain_solvers import Setting
 from amed.fit.samples import Path, Samples
+from amed.fit.variable_projection import Candidate, Shape, VariableProjection, best_weights
 from amed.loop import Problem
 from amed.run import states
 
@@ -32,7 +32,7 @@ def path_of(model, noise):
 
 def closed_form(model, noise, lags, batch=16, path=None):
     path = path or path_of(model, noise)
-    return ClosedForm(model, Samples(noise, {}, path.states[-1]), path, batch=batch, lags=lags)
+    return VariableProjection(model, Samples(noise, {}, path.states[-1]), path, batch=batch, lags=lags)
 
 
 def ends(model, table, noise, afs):

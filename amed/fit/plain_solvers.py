@@ -1,7 +1,6 @@
-"""The plain solvers and their settings: what a learned solver has to beat, each at its best.
+"""The plain solvers and their settings: what a learned solver has to beat.
 
-`candidates(nfe, ...)` lists every solver x schedule x analytic first step that takes exactly `nfe`
-evaluations."""
+`candidates(nfe, ...)` lists every solver, schedule and analytic first step with exactly `nfe` evaluations."""
 
 from dataclasses import dataclass
 from itertools import product
@@ -12,7 +11,7 @@ from .. import schedules
 from ..recipes import Solver
 from .target import Target
 
-SOLVERS = {  # in the order in which they are worth trying at few evaluations
+SOLVERS = {  # by name; first those most worth trying at few evaluations, since a small budget cuts the rest
     "iPNDM-2": Solver("ipndm", 2),
     "iPNDM-3": Solver("ipndm", 3),
     "UniPC": Solver("unipc", 3),
@@ -25,47 +24,60 @@ SOLVERS = {  # in the order in which they are worth trying at few evaluations
     "Heun": Solver("heun"),
 }
 SCHEDULES = (("polynomial", 7.0), ("polynomial", 3.0), ("logsnr", 1.0), ("time_uniform", 1.0),
-             ("time_uniform", 2.0))  # fmt: skip
+             ("time_uniform", 2.0))  # (kind, rho)  # fmt: skip
 FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("polynomial", 3.0), ("logsnr", 1.0),
-                  ("time_uniform", 1.0))  # fmt: skip
+                  ("time_uniform", 1.0))  # (kind, rho), for flow models  # fmt: skip
 
 
 def name_of(solver: Solver) -> str:
-    """For people."""
-    return next((name for name, own in SOLVERS.items() if own == solver), solver.name)
+    """Return the solver's name in SOLVERS, or else that of its recipe."""
+    return next((name for name, listed in SOLVERS.items() if listed == solver), solver.name)
+
+
+def schedule_name(kind: str, rho: float) -> str:
+    """Return a schedule's name for people, with rho where it is not the usual one, e.g. "polynomial 7"."""
+    usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
+    return kind if usual else f"{kind} {rho:g}"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A plain solver as one would set it: everything but the model. `sigmas()` is float64, sigma_max
-    first."""
+    """A plain solver with its schedule: everything that a run needs but the model."""
 
     solver: Solver
-    kind: str
-    rho: float
-    num_steps: int
-    afs: bool
+    kind: str  # of the schedule, a name of schedules.KINDS
+    rho: float  # of the schedule
+    num_steps: int  # number of base times
+    afs: bool  # whether the first step is analytic
     sigma_min: float
     sigma_max: float
 
     @property
     def schedule(self) -> str:
-        """The schedule and AFS, for people."""
-        usual = schedules.DEFAULT_RHO[self.kind] == self.rho and self.kind != "polynomial"
-        return f"{self.kind}{'' if usual else f' {self.rho:g}'}{' + AFS' if self.afs else ''}"
+        """The schedule's name, with "+ AFS" for an analytic first step, for people."""
+        return f"{schedule_name(self.kind, self.rho)}{' + AFS' if self.afs else ''}"
 
     @property
     def name(self) -> str:
+        """The solver's name, for people."""
         return name_of(self.solver)
 
     def sigmas(self) -> Tensor:
+        """Return the base times, float64 `[num_steps]`, from sigma_max to sigma_min."""
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
 
 def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, Solver] = SOLVERS,
                kinds: tuple[tuple[str, float], ...] = SCHEDULES) -> list[Setting]:  # fmt: skip
-    """Every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min; `kinds`: (schedule,
-    rho)."""
+    """Return every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min.
+
+    Args:
+        nfe: evaluations per sample.
+        sigma_min: lowest noise level.
+        sigma_max: highest noise level.
+        solvers: by name.
+        kinds: (schedule, rho) of the schedules.
+    """
     settings = []
     for solver, afs in product(solvers.values(), (True, False)):
         count = next((n for n in range(2, nfe + 3) if solver.evaluations(n, afs, False) == nfe), None)
@@ -75,7 +87,7 @@ def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, 
 
 
 def settings_for(target: Target, nfe: int) -> list[Setting]:
-    """Every setting that a target may be sampled with at `nfe` evaluations."""
+    """Return every setting for a target at `nfe` evaluations; flow models have no analytic first step."""
     kinds = FLOW_SCHEDULES if target.flow else SCHEDULES
     settings = candidates(nfe, target.sigma_min, target.sigma_max, SOLVERS, kinds)
     return [setting for setting in settings if not (setting.afs and target.flow)]

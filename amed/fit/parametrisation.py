@@ -1,5 +1,4 @@
-"""A student's constants as one vector, and running the student for other values of them, from the middle
-too."""
+"""The fitted constants of a student as one vector, and runs of the student for other values of them."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -18,63 +17,70 @@ from ..recipes import Solver
 from ..run import offsets_on, parts_of
 from ..table import Table
 
-CLOSEST = 0.05  # how close two times may come, in log sigma
+CLOSEST = 0.05  # least distance of two times, in log sigma
 
 
 @dataclass(frozen=True)
 class Constant:
-    """One number: `kind` (a name of PARAMETERS), of interval `n` (a weight's lag `k` and part `s`). A run
-    with another value differs from row `start` on, after its evaluation if `looked`. step: of finite
-    differences."""
+    """One element of the vector."""
 
-    kind: str
-    n: int
-    start: int
-    looked: bool = True
-    k: int = 0
-    s: int = 0
-    step: float = 0.0
+    kind: str  # a name of PARAMETERS
+    n: int  # interval; for a time, its index among the base times
+    start: int  # first row that the constant changes
+    looked: bool = True  # whether that row's evaluation comes before the change
+    k: int = 0  # lag of the slope that a weight is on, 0 for the newest
+    s: int = 0  # part of the slope that a weight is on
+    step: float = 0.0  # of finite differences, in fitted units
 
     @property
     def parameter(self) -> Parameter:
+        """The kind's description."""
         return PARAMETERS[self.kind]
 
 
-class Form:
-    """Which constants of a student are fitted: inner times, and weights on at most `lags` slopes and a
-    (multistep), or a recipe's constants of each interval. The last time is not: nothing is evaluated there.
-    The weights of a slope's bands move together: there are too many of them for finite differences.
+class Parametrisation:
+    """The fitted constants of a student, as a vector.
 
-    sigmas: its times at the start."""
+    They are the inner times and, for multistep, a and the weights on at most `lags` slopes; for a recipe its
+    constants of each interval. The last time is not fitted, since nothing is evaluated there. The weights of
+    a slope's bands move together: there are too many of them for finite differences.
+
+    Args:
+        solver: the student.
+        start: its constants at the start.
+        afs: whether the first step is analytic.
+        lags: most slopes whose weights are fitted; None: all.
+    """
 
     def __init__(self, solver: Solver, start: Multistep | Constants, afs: bool, lags: int | None = None):
         self.solver, self.start, self.afs, self.sigmas = solver, start, afs, start.sigmas
         count = len(self.sigmas) - 1
-        rows = self.run_of(start).rows
+        rows = self.table(start).rows
         each = solver.each(learned=True)
         lead = len(rows) - each * count  # its table may begin with the analytic slope
         self.lists = {"t": self.sigmas, **{k: v for k, v in start.values.items() if k in PARAMETERS}}
-        made = [("t", n, each * (n - 1) + lead, True, 0, 0) for n in range(1, count)]
+        fields = [("t", n, each * (n - 1) + lead, True, 0, 0) for n in range(1, count)]
         if isinstance(start, Multistep):
             width, parts = start.weights.shape[1:]
             levels = PARTS[start.parts].levels or (0,) * parts
             self.bands = [[s for s in range(f, parts) if s - f == levels[s]] for f in range(parts)]
             lags = min(lags or count, count)
             self.lists["w"] = torch.zeros(count, max(lags, width), parts, dtype=torch.float64)
-            self.lists["w"][:, :width] = start.weights  # those a start has beyond `lags` stay as they are
-            made += [
+            self.lists["w"][:, :width] = start.weights  # weights on more than `lags` slopes are not fitted
+            fields += [
                 ("w", n, n + lead, True, k, s)
                 for n in range(count)
                 for k in range(min(n + 1, lags))
                 for s in range(parts)
                 if levels[s] == 0
             ]
-            made += [("a", n, n + lead, False, 0, 0) for n in range(1 if afs else 0, count)]
+            fields += [("a", n, n + lead, False, 0, 0) for n in range(1 if afs else 0, count)]
         else:
-            made += [(name, n, 2 * n + lead, True, 0, 0) for name in start.names for n in range(count)]
-        self.constants = [Constant(*one, step=self.step(*one[:2])) for one in made]
+            fields += [(name, n, 2 * n + lead, True, 0, 0) for name in start.names for n in range(count)]
+        self.constants = [Constant(*f, step=self.step(*f[:2])) for f in fields]
 
     def step(self, kind: str, n: int) -> float:
+        """Return the finite-difference step of a constant of interval n, in fitted units."""
         step = PARAMETERS[kind].step
         if kind != "w":
             return step
@@ -82,17 +88,17 @@ class Form:
         return float(min(step, 1.5 * step * max(t_next, 0.1) / (t - t_next)))
 
     def vector(self) -> Tensor:
-        """The constants at the start, as they are fitted, float64 `[P]`."""
+        """Return the constants at the start in fitted units, float64 `[P]`."""
         values = [(c, self.lists[c.kind][c.n]) for c in self.constants]
         return torch.stack([c.parameter.fitted(v[c.k, c.s] if c.kind == "w" else v) for c, v in values])
 
     def build(self, values: Tensor) -> Multistep | Constants:
-        """The predictor that `values` mean; its `sigmas` are the times."""
+        """Return the predictor with these constants `[P]`; its `sigmas` are the fitted times."""
         lists = {name: value.clone() for name, value in self.lists.items()}
         for c, value in zip(self.constants, values):
             if c.kind == "w":
-                own = lists["w"][c.n, c.k]
-                own[self.bands[c.s]] += c.parameter.value(value) - own[c.s]
+                weights = lists["w"][c.n, c.k]
+                weights[self.bands[c.s]] += c.parameter.value(value) - weights[c.s]
             else:
                 lists[c.kind][c.n] = c.parameter.value(value)
         sigmas, start = lists.pop("t"), self.start
@@ -100,14 +106,16 @@ class Form:
             return Multistep(sigmas, lists["w"], lists["a"], start.parts, start.offset, start.alone)
         return Constants(sigmas, start.rescales, start.names, **lists)
 
-    def run_of(self, predictor: Multistep | Constants) -> Table:
+    def table(self, predictor: Multistep | Constants) -> Table:
+        """Return the table of a predictor for this student."""
         if isinstance(predictor, Multistep):
             return predictor.table(None, self.afs)
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
 
     def bounded(self, start: Tensor, values: Tensor) -> Tensor:
-        """`values`, but no further from `start` than each constant's reach, within its bounds, times in
-        order."""
+        """Return `values` `[P]` limited to each constant's reach from `start` and to its bounds.
+
+        Times stay in order."""
         limits = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
         reach, low, high = torch.tensor(limits, dtype=torch.float64).T
         values = torch.maximum(torch.minimum(values, start + reach), start - reach).clamp(low, high)
@@ -117,7 +125,9 @@ class Form:
 
 
 def ordered(ends: Tensor, times: Tensor) -> Tensor:
-    """Log `times` `[P]` kept falling, and at a distance, between the first and the last of `ends`."""
+    """Return log times `[P]` moved so that they fall between the first and the last of `ends`.
+
+    Neighbours keep a distance of CLOSEST, or less where there is no room for it."""
     first, last = float(ends[0]), float(ends[-1])
     close, times = min(CLOSEST, (first - last) / (2 * len(times) + 2)), times.clone()
     for i in range(len(times)):
@@ -128,18 +138,18 @@ def ordered(ends: Tensor, times: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs a form's student on unit noise."""
+    """Runs a student on unit noise, for different constants."""
 
     model: Denoiser
-    form: Form
-    evaluate: Evaluate = denoised_only
+    parametrisation: Parametrisation
+    evaluate: Evaluate = denoised_only  # how the model is called
 
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
     ) -> Iterator[State]:
-        """From the start, or from a state: every slope is kept, for other values may weigh it."""
-        predictor = self.form.build(values)
-        rows = [replace(row, needed=None) for row in self.form.run_of(predictor).rows]
+        """Run from the start or from a state; all slopes are stored, since other constants may need them."""
+        predictor = self.parametrisation.build(values)
+        rows = [replace(row, needed=None) for row in self.parametrisation.table(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
         rows = list(offsets_on(rows, state.x))
         problem = Problem(self.model, args, self.evaluate, noise.dtype, parts_of(predictor))
@@ -147,25 +157,28 @@ class Runner:
 
     @torch.no_grad()
     def states(self, values: Tensor, noise: Tensor, args: dict[str, Any]) -> list[State]:
-        """The state at each row, looked at, and the end."""
+        """Return the state at each row, after its evaluation, and the end state."""
         run = list(self._run(values, noise, args, None))
         return [*(state for state in run if state.looked), run[-1]]
 
     @torch.no_grad()
     def end(self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None = None) -> Tensor:
-        """The end state, from the first or another."""
+        """Return the end states `[n, ...]` of a run from the start, or from `state`."""
         return deque(self._run(values, noise, args, state), maxlen=1)[0].x
 
-    def again(self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State],
-              c: Constant) -> Tensor:  # fmt: skip
-        """The end state for `values` that differ from those of `states` only in the constant c."""
-        state = states[c.start]
-        if not c.looked:
+    def rerun(self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State],
+              constant: Constant) -> Tensor:  # fmt: skip
+        """Return the end states for `values` that differ in one constant from those of `states`.
+
+        The run starts at the first row that the constant changes."""
+        state = states[constant.start]
+        if not constant.looked:
             state = replace(state, slopes=state.slopes[:-1], looked=False)
         return self.end(values, noise, args, state)
 
     def evaluations(self) -> tuple[int, int]:
-        """What one sample costs: a run, and a run with all derivatives."""
-        counts = [not row.analytic for row in self.form.run_of(self.form.start).rows]
+        """Return the evaluations per sample of a run, and of a run with all derivatives."""
+        student = self.parametrisation
+        counts = [not row.analytic for row in student.table(student.start).rows]
         run = sum(counts)
-        return run, run + sum(sum(counts[c.start + c.looked :]) for c in self.form.constants)
+        return run, run + sum(sum(counts[c.start + c.looked :]) for c in student.constants)

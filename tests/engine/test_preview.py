@@ -7,8 +7,8 @@ import torch
 from golden import Toy
 
 from amed.fit import Calibration, Job, Settings, Target, fit
-from amed.fit.look import Pace
 from amed.fit.measures import Counter
+from amed.fit.preview import Pace
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_every_evaluation_is_heard_of_and_the_bar_never_goes_back(target, tmp_pa
 
 def test_what_there_is_to_see_grows_to_what_the_report_says(target):
     calibration = Calibration(target, Settings(5, budget=4000))
-    seen = [(progress.stage, progress.look()) for progress in calibration.run()]
+    seen = [(progress.stage, progress.preview()) for progress in calibration.run()]
     first, last, result = seen[0][1], seen[-1][1], calibration.result()
     assert not first.images and not first.curve and math.isnan(first.error) and math.isnan(first.ratio)
     searched = next(look for stage, look in seen if stage == "compare")

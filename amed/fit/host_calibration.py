@@ -1,0 +1,222 @@
+"""The calibration of a sampler of the host, fitted as a black box with AMED-Plugin."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from .. import schedules
+from ..files import Fitted
+from ..kdiffusion import solver_of
+from ..outside import OUTSIDE
+from .compare import Judge, Result
+from .host_sampler import HostFit, HostSampler, HostSchedule, host_schedules
+from .parametrisation import Parametrisation
+from .preview import Preview
+from .samples import References, per_sample, robust, scale_of
+from .settings import Progress, Settings
+from .stages import Stages
+from .table_search import fitting
+from .target import Target
+from .variable_projection import LAGS, Shape
+
+SCHEDULE_SAMPLES = 4  # samples that each schedule is tried on
+FINALISTS = 2  # schedules that are tried on the held-out samples
+MOST, FEWEST = 32, 4  # samples of an iteration
+TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, for the comparison
+
+
+@dataclass
+class HostCandidate:
+    """Constants of the host's sampler, with their score."""
+
+    name: str  # for people
+    fit: HostFit
+    values: Tensor  # constants `[P]`
+    end: Tensor  # end states on the held-out samples
+    score: float  # Judge.score of these; lower is better
+
+
+class HostCalibration(Stages):
+    """One calibration of a host's sampler, at the most evaluations it can take up to `settings.nfe`.
+
+    It is compared with the same sampler on its best schedule and as usually set, and with AMED multistep
+    with weights in closed form.
+
+    Args:
+        target: the model and its samples.
+        settings: of this fit; `sampler` and `passes` are unused.
+        sampler: the host's sampler.
+        references: shared with other fits; None: its own.
+        on_progress: called after every evaluation of the model.
+    """
+
+    def __init__(self, target: Target, settings: Settings, sampler: HostSampler,
+                 references: References | None = None,
+                 on_progress: Callable[[Progress], None] = lambda progress: None):  # fmt: skip
+        super().__init__(target, settings, references, on_progress, small=0)
+        self.sampler = sampler
+        self.judge: Judge | None = None
+        self.plain: HostCandidate | None = None  # the sampler by itself on its best schedule
+        self.fitted: list[HostCandidate] = []  # after each iteration
+        self.rivals: dict[str, Tensor] = {}  # end states on the held-out samples, by name
+
+    @property
+    def ready(self) -> bool:
+        return self.plain is not None
+
+    @property
+    def best(self) -> HostCandidate | None:
+        """The fit with the best score; None before the first iteration."""
+        return min(self.fitted, key=lambda candidate: candidate.score, default=None)
+
+    @property
+    def score(self) -> float:
+        return math.nan if self.best is None else self.best.score
+
+    def run(self) -> Iterator[Progress]:
+        self.clock, held_out = perf_counter(), self.references.held_out
+        yield from self._report("reference", self.references.make(held_out))
+        samples = self.references.take(0, held_out)
+        self.judge = Judge(self.model, samples, self.settings.batch, features=self.target.features)
+        yield from self._report("search", self._schedules(self.judge))
+        yield from self._report("compare", self._usual())
+        yield from self._report("fit", self._iterations())
+        yield from self._report("compare", self._table())
+        yield self._progress("fit", "done")
+
+    def _fit(self, schedule: HostSchedule, with_a: bool = True) -> HostFit:
+        """Return a fit of the sampler on a schedule."""
+        batch = self.settings.batch
+        return HostFit(self.model, self.sampler, schedule, self.target.sigma_min, batch, with_a)
+
+    def _schedules(self, judge: Judge) -> Iterator[str]:
+        """Try the sampler on all its schedules, and the best ones on the held-out samples."""
+        first, noise = self.references.held_out, judge.held_out.noise[:1]
+        listed = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
+        yield from self.references.make(first + SCHEDULE_SAMPLES)
+        samples = self.references.take(first, SCHEDULE_SAMPLES)
+        errors = []
+        for i, schedule in enumerate(listed):
+            fit = self._fit(schedule)
+            errors.append(per_sample(fit.end(fit.vector(), samples), samples.end))
+            yield f"{self.sampler.name} on {schedule.schedule}: {i + 1} of {len(listed)}"
+        scale = scale_of(errors)
+        order = sorted(range(len(listed)), key=lambda i: robust(errors[i], scale))
+        fits = [self._fit(listed[i]) for i in order[:FINALISTS]]
+        ends = [fit.end(fit.vector(), judge.held_out) for fit in fits]
+        scale = scale_of(per_sample(end, judge.held_out.end) for end in ends)
+        self.judge = judge = replace(judge, scale=scale)
+        tried = [
+            HostCandidate(f.start.schedule, f, f.vector(), e, judge.score(e)) for f, e in zip(fits, ends)
+        ]
+        self.plain = min(tried, key=lambda candidate: candidate.score)
+
+    def _searched(self) -> tuple[Judge, HostCandidate]:
+        """Return the judge, and the sampler on its best schedule."""
+        if self.judge is None or self.plain is None:
+            raise RuntimeError("no result yet: run() has not finished the search of schedules")
+        return self.judge, self.plain
+
+    def _usual(self) -> Iterator[str]:
+        """Run the sampler on the karras schedule, its usual setting, with as many evaluations.
+
+        A sampler that skips the last level gets one level more."""
+        judge, plain = self._searched()
+        count, ends = len(plain.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
+        for number in range(count + 1, max(count - 2, 1), -1):
+            sigmas = schedules.make("polynomial", number, *ends)
+            fit = self._fit(HostSchedule("karras", sigmas, plain.fit.start.levels))
+            if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == plain.fit.start.nfe:
+                self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
+                break
+        yield f"{self.sampler.name} as usually set"
+
+    def _iterations(self) -> Iterator[str]:
+        """Run Gauss-Newton iterations until the budget is spent, and score each."""
+        judge, plain = self._searched()
+        first, nfe = self.references.held_out, plain.fit.start.nfe
+        reserve = (TABLE_SAMPLES + first) * self.settings.nfe  # for `_table`
+        fit, values = plain.fit, plain.values
+        for _ in range(self.settings.by_budget(1, 3, 8)):
+            left = self.left - reserve - first * nfe
+            count = min(MOST, self.references.traced, left // fit.cost())
+            if count < 2 * FEWEST and fit.with_a and not self.fitted:  # fewer constants on more samples
+                fit, values = self._fit(fit.start, with_a=False), values[:-nfe]
+                count = min(MOST, self.references.traced, left // fit.cost())
+            while count >= FEWEST and count * fit.cost() + self.references.cost(first + count) > left:
+                count -= 1
+            if count < FEWEST:
+                return
+            yield from self.references.make(first + count)
+            samples = self.references.take(first, count)
+            loss, moved = yield from fit.iterate(values, samples, judge.scale)
+            if torch.equal(moved, values):
+                return
+            values = moved
+            end = fit.end(values, judge.held_out)
+            name = f"from {fit.start.schedule}"
+            self.fitted.append(HostCandidate(name, fit, values, end, judge.score(end)))
+            self.history.append((self.evaluations, judge.error(end)))
+            yield f"{self.sampler.name}: error {loss:.4f}, held out {judge.error(end):.4f}"
+
+    def _table(self) -> Iterator[str]:
+        """Fit a table of AMED multistep in closed form, for the comparison; on references made so far."""
+        judge, first, nfe = self._searched()[0], self.references.held_out, self.settings.nfe
+        made = len(self.references.ends) * self.references.block - first
+        count = min(TABLE_SAMPLES, made, self.references.traced, self.left // nfe - first)
+        if count < FEWEST or self.target.flow or self.settings.nfe < 2:
+            return
+        projection = self._projection(judge, count)
+        sigmas = schedules.make("time_uniform", nfe + 2, self.target.sigma_min, self.target.sigma_max)
+        (shape,) = fitting((TABLE,), projection.samples.noise)
+        table = projection.run(sigmas, True, shape).table
+        parametrisation = Parametrisation(solver_of("amed_multistep"), table, True, LAGS)
+        end = self._held_out_end(judge, parametrisation, parametrisation.vector())
+        self.rivals["AMED multistep, closed form"] = end
+        yield "AMED multistep, for the comparison"
+
+    def preview(self) -> Preview:
+        images = {}
+        if self.judge is not None:
+            images["reference"] = self.judge.held_out.end
+        if self.plain is None or self.judge is None:
+            return Preview(images=images)
+        fit_end = None if self.best is None else self.best.end
+        solver = f"{self.sampler.name} on {self.plain.name}"
+        return self._preview(self.judge, solver, self.plain.end, fit_end)
+
+    def result(self) -> Result:
+        judge, plain = self._searched()
+        best, guidance = self.best, self.settings.guidance
+        improved = best is not None and best.score < plain.score
+        used = best if best is not None and improved else plain
+        outside = used.fit.build(used.values, judge.held_out.noise[:1])
+        nfe, name = used.fit.start.nfe, self.sampler.name
+        rows = [
+            judge.row(f"{name} + AMED-Plugin", "its own", nfe, guidance, used.end),
+            judge.row(name, plain.name, nfe, guidance, plain.end),
+        ]
+        for label, end in self.rivals.items():
+            schedule = "as usually set" if "karras" in label else "its own"
+            rows.append(judge.row(label, schedule, nfe, guidance, end))
+        how = (
+            f"fitted to {name} from outside, {used.name}"
+            if improved
+            else f"{name} on {plain.name}: no fit beat it"
+        )
+        spec = self.target.spec(
+            OUTSIDE,
+            outside.sigmas,
+            guidance,
+            of=name,
+            calls=nfe,
+            how=f"{how}; {self.evaluations} evaluations, seed {self.settings.seed}",
+            metrics=judge.metrics(rows, used.end, self.evaluations),
+        )
+        images = {"fit": used.end, "plain": plain.end, "reference": judge.held_out.end, **self.rivals}
+        fitted = Fitted(spec, outside, outside.sigmas)
+        return Result(fitted, improved, plain.fit.start, rows, list(self.history), images, self.evaluations)
