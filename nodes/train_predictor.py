@@ -16,7 +16,7 @@ from ..amed.choose import untrained
 from ..amed.files.keep import keep
 from ..amed.files.store import check_room, saved_as
 from ..amed.fit import Target
-from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
+from ..amed.fit.algorithm1 import HELD_OUT, Settings, TrainingPlan, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
@@ -138,7 +138,7 @@ def train_and_save(
 def by_gradient(
     target: Target,
     job: TrainingJob,
-    planned: Plan,
+    planned: TrainingPlan,
     times: Tensor,
     predictor: BottleneckPredictor,
     settings: Settings,
@@ -194,7 +194,12 @@ def by_gradient(
 
 
 def spec_of(
-    target: Target, planned: Plan, base: Tensor, job: TrainingJob, settings: Settings, training: Training
+    target: Target,
+    planned: TrainingPlan,
+    base: Tensor,
+    job: TrainingJob,
+    settings: Settings,
+    training: Training,
 ) -> Spec:
     """Return the header of the predictor's file; base: the predictor's base times."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
