@@ -200,11 +200,6 @@ def spec_of(
     job: TrainingJob,
     settings: Settings,
     training: Training,
-    planned: TrainingPlan,
-    base: Tensor,
-    job: TrainingJob,
-    settings: Settings,
-    training: Training,
 ) -> Spec:
     """Return the header of the predictor's file; base: the predictor's base times."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
