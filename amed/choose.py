@@ -170,10 +170,11 @@ def find(library: Library, request: Request) -> Fitted:
     if request.times is None:
         return by_nfe(library, fits, request, request.nfe)
     times = request.times if isinstance(request.times, Tensor) else torch.empty(0)
-    # a fit for this sampler may have saved another solver, with other evaluations per step: only for equal
-    # levels
-    fits = [f for f in fits if request.sampler in (AUTO, f.spec.sampler) or same_times(times, f.base)]
     family, count = request.model.family, request.count
+    # A plain solver that a fit for this sampler saved takes another number of evaluations per step. It is
+    # used on its own noise levels, or as the last resort where only their number is given, and it matches.
+    saved_plain = [f for f in fits if f.spec.num_steps == count and f.spec.model_family == family]
+    fits = [f for f in fits if request.sampler in (AUTO, f.spec.sampler) or same_times(times, f.base)]
     same_count = [f for f in fits if f.spec.num_steps == count and f.spec.model_family == family]
     same_levels = [f for f in same_count if same_times(times, f.base)]
     if same_levels or (same_count and not request.exact):
@@ -183,7 +184,12 @@ def find(library: Library, request: Request) -> Fitted:
         nfe = solver_of(request.sampler).evaluations(count, False, True)
     if request.exact:
         raise not_found(library, request, nfe)
-    return by_nfe(library, fits, request, nfe)
+    try:
+        return by_nfe(library, fits, request, nfe)
+    except PredictorError:
+        if isinstance(request.times, int) and saved_plain:
+            return best(saved_plain, request)
+        raise
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:

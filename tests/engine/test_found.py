@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,19 @@ def test_a_plain_solver_is_found_under_the_sampler_it_was_fitted_for(tmp_path, s
     other = "amed_euler" if sampler != "amed_euler" else "amed"
     with pytest.raises(PredictorError, match="no predictor"):
         choose(Library([tmp_path]), Request(model, other, nfe=5))
+
+
+def test_a_saved_plain_solver_is_the_last_resort_where_only_the_number_of_levels_is_given(tmp_path):
+    """A predictor of the sampler itself comes first, and no other number of levels is stretched onto it."""
+    save(tmp_path / "plain.safetensors", plain("amed"))
+    library, asked = Library([tmp_path]), Request(A, "amed", times=6)
+    choice = choose(library, asked)
+    assert choice.fitted.name == "plain.safetensors" and len(choice.sigmas) == 6 and not choice.remarks
+    for other in (replace(asked, times=5), replace(asked, sampler="amed_euler"), replace(asked, exact=True)):
+        with pytest.raises(PredictorError, match="no predictor"):
+            choose(library, other)
+    save(tmp_path / "table.safetensors", learned(count=6))
+    assert choose(library, asked).fitted.name == "table.safetensors"
 
 
 def test_other_files_stay_as_they_are_byte_for_byte(tmp_path):

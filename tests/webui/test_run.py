@@ -307,6 +307,20 @@ def test_a_plain_solvers_file_runs_as_multistep(webui):
         images(webui, ("heun.safetensors",), sampler_name="AMED Plugin DPM2")
 
 
+@pytest.mark.parametrize("nfe, steps", [(3, 20), (0, 3)], ids=["by NFE", "by Steps"])
+def test_a_plain_solver_that_a_fit_saved_is_found(webui, nfe, steps):
+    """Under the sampler that was calibrated, which takes two evaluations per step; it takes one itself."""
+    times = schedules.make("polynomial", 4, *webui.host.sigma_range(wrapped(webui)))
+    spec = Spec.on(Solver("ipndm", 2), times, features="plain", model_family="sd15", fitted_for="amed")
+    save(webui.host.user_folder() / "saved.safetensors", Fitted(spec, None, times))
+    out, p = images(webui, ("auto", nfe), sampler_name="AMED", steps=steps)
+    told = p.extra_generation_params
+    assert (told["AMED predictor"], told["AMED evaluations"], p.steps) == ("saved.safetensors", 3, 3)
+    assert "AMED note" not in told and out.isfinite().all()
+    shown = webui.ui.status("AMED", steps, 1.0, "auto", nfe)
+    assert "**3** evaluations (3 steps)" in shown and "saved.safetensors" in shown
+
+
 def test_one_step_of_another_schedule(emoji):
     """One noise level and 0: the denoised image, whatever was named."""
     for name in ("auto", MLP):
