@@ -1,4 +1,4 @@
-"""AMED for ComfyUI: the door. Other hosts never import this file."""
+"""The entry point of the pack for ComfyUI. No other host imports this file."""
 
 import logging
 
@@ -6,7 +6,7 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint():
-    """What ComfyUI asks for: the pack's nodes. The dropdown entries are added on the way."""
+    """Return the pack's nodes to ComfyUI, and add its samplers and schedule to ComfyUI's lists."""
     from comfy_api.latest import ComfyExtension
 
     from .nodes.apply_predictor import ApplyPredictor

@@ -45,8 +45,8 @@ class Calibrate(io.ComfyNode):
                 seed_input(),
                 name_input("calibrated", "Beginning of the saved files' names: NAME-nfe5-cfg1.safetensors."),
                 *(
-                    io.Conditioning.Input(n, optional=True, tooltip="Another prompt of the kind you use, to "
-                                                                    "fit to.")
+                    io.Conditioning.Input(n, optional=True, tooltip="Another prompt of the kind you use. "
+                                                                    "The fit uses all prompts.")
                     for n in MORE
                 ),
                 io.Int.Input("passes", default=0, min=0, max=200, optional=True,
@@ -100,7 +100,8 @@ def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> 
 
 
 def sample_rows(to_rgb: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
-    """Return the rows of a report's sample images, by label."""
+    """Return the sample images of a calibration's report as RGB, one row per label (reference, AMED,
+    plain)."""
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",

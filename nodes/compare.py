@@ -71,7 +71,7 @@ class Progress:
 
 
 def measure_all(scene: Scene, rows: list[Measured], progress: Progress) -> list[Measured]:
-    """Measure all rows.
+    """Run and measure all samplers of a comparison, with progress on the node.
 
     If the user interrupts, the finished rows are saved in ComfyUI's output folder and the interrupt is
     raised. Raises ValueError if no row gave an image."""
@@ -111,7 +111,7 @@ def save_rows(scene: Scene, rows: list[Measured]) -> Path:
 
 
 def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
-    """Draw the grid: the reference, then each number of evaluations under a heading.
+    """Draw the images of all rows as a grid: the reference, then each number of evaluations under a heading.
 
     scale: pixels per unit of the grid."""
     guidance = f"guidance {scene.guidance:g}" if scene.guidance != 1 else "no guidance"
@@ -127,7 +127,7 @@ def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
 
 
 def grid_row(row: Measured, above: str, best: bool) -> grid.Row:
-    """Return a row of the grid.
+    """Return a measured row as a row of the drawn grid.
 
     Args:
         row: the measured row.
@@ -155,7 +155,7 @@ def nearest(rows: list[Measured], nfe: int) -> Measured | None:
 
 
 def cells(row: Measured) -> list[str]:
-    """Return a row's values for the columns of HEAD."""
+    """Return a row's values as text, one per column of the table (see HEAD)."""
     names = [row.entry.sampler, row.setting or row.entry.scheduler, str(row.nfe)]
     if row.pixels is None:
         return [*names, "", "", "", "", "", row.note]

@@ -31,7 +31,7 @@ LONGEST = 240  # characters of a note
 
 @dataclass(frozen=True)
 class Plan:
-    """What a row runs."""
+    """The SAMPLER and SIGMAS that one row of a comparison runs."""
 
     sampler: Any  # a SAMPLER
     sigmas: Tensor  # SIGMAS
@@ -58,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scene:
-    """What all rows have in common."""
+    """The model, prompts, latents and seeds that all rows of a comparison share."""
 
     model: Any  # a counting MODEL
     positive: list  # CONDITIONING
@@ -74,7 +74,7 @@ class Scene:
         return [(self.first + number) % 2**64 for number in range(self.count)]
 
     def start(self, number: int) -> dict:
-        """Return the LATENT of one image, with the noise of a batch of one."""
+        """Return the LATENT from which one image is sampled, as a batch of one."""
         size = len(parts_of(self.latent["samples"])[0])
         parts = {}
         for name in ("samples", "noise_mask"):
@@ -105,7 +105,9 @@ class Scene:
 
 
 def plan_row(scene: Scene, entry: Entry, nfe: int) -> Plan:
-    """Plan what an entry runs at a number of evaluations. Raises ValueError if it is not possible."""
+    """Return the plan (SAMPLER and SIGMAS) of one sampler of the list at `nfe` evaluations.
+
+    Raises ValueError if the sampler cannot run at `nfe` evaluations."""
     if entry.sampler == REFERENCE:
         return setting_plan(reference_setting(scene.model, nfe))
     if entry.sampler == PLAIN:
@@ -118,9 +120,9 @@ def plan_row(scene: Scene, entry: Entry, nfe: int) -> Plan:
 
 
 def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
-    """Plan a predictor's run: the one applied to the MODEL if it matches, else the library's best.
+    """Return the plan of a predictor: the one applied to the MODEL if it matches, else the library's best.
 
-    Raises ValueError if there is none."""
+    Raises ValueError if the library has no predictor for the MODEL at `nfe` evaluations."""
     applied = applied_predictor(scene.model.model_options)
     fits = (
         applied is not None and not applied.spec.of and applied.nfe == nfe and applied.spec.answers(sampler)
@@ -148,26 +150,26 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
 
 
 def plain_plan(scene: Scene, nfe: int) -> Plan:
-    """Plan the best plain solver known, which needs no predictor."""
+    """Return the plan of the best plain solver known for the MODEL, which needs no predictor."""
     choice = plain_choice(scene.model, nfe, scene.guidance)
     spec = choice.fitted.spec
     return choice_plan(choice, f"{spec.solver}-{spec.max_order}{' + AFS' if spec.afs else ''}")
 
 
 def choice_plan(choice: Choice, setting: str) -> Plan:
-    """Plan the run of a choice."""
+    """Return the plan of a predictor that amed.choose has chosen."""
     sampler = amed_sampler(choice.sampler, predictor=choice.fitted)
     return Plan(sampler, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 
 
 def setting_plan(setting: Setting) -> Plan:
-    """Plan the run of a plain solver's setting."""
+    """Return the plan of a plain solver's setting."""
     sampler = as_sampler(plain_function(setting))
     return Plan(sampler, setting.sigmas().float(), f"{setting.name}, {setting.schedule}")
 
 
 class TooManyError(Exception):
-    """A trial run takes more evaluations than allowed."""
+    """Raised in a trial run that takes more evaluations than allowed."""
 
 
 def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
@@ -212,7 +214,7 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
 
 
 def measure(scene: Scene, plan: Plan, row: Measured, reference: list[Tensor] | None) -> None:
-    """Run a row's plan and write the measurements into the row. Raises the sampler's errors.
+    """Sample all images of a row and write the measurements into the row. Raises the sampler's errors.
 
     reference: the final states of the reference, or None."""
     row.setting, row.steps = plan.setting, len(plan.sigmas) - 1
@@ -239,9 +241,9 @@ def measure(scene: Scene, plan: Plan, row: Measured, reference: list[Tensor] | N
 
 
 def attempt(row: Measured, function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(*args)`. If it fails, return None and write the reason into the row.
+    """Return `function(*args)`; if it raises, return None and write the error into the row's note.
 
-    An interrupt is raised again."""
+    ComfyUI's interrupt is not caught."""
     try:
         return function(*args)
     except Interrupted:
@@ -253,7 +255,7 @@ def attempt(row: Measured, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def compare(scene: Scene, rows: list[Measured], on_plan: Callable[[int], None]) -> Iterator[Measured]:
-    """Measure rows in place and yield each when it is done, also those that fail.
+    """Run and measure the rows of a comparison in place; yield each row when it is done, even if it failed.
 
     on_plan: called with the total number of evaluations once it is known."""
     plans = [attempt(row, plan_row, scene, row.entry, row.nfe) for row in rows]

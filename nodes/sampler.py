@@ -39,7 +39,11 @@ class AmedSampler(io.ComfyNode):
                     "needed for such a predictor.",
                 ),
             ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[
+                io.Sampler.Output(
+                    tooltip="The sampler with its predictor, for SamplerCustom and SamplerCustomAdvanced."
+                )
+            ],
         )
 
     @classmethod

@@ -15,7 +15,7 @@ SUGGESTIONS = 4  # names suggested for an unknown one
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the input `samplers`."""
+    """One line of Compare AMED's list of samplers."""
 
     sampler: str
     scheduler: str = (
@@ -24,7 +24,7 @@ class Entry:
 
 
 def read_entries(text: str) -> list[Entry]:
-    """Parse the input `samplers`, one sampler per line. Raises ValueError for an unknown name."""
+    """Parse Compare AMED's list of samplers, one per line. Raises ValueError for an unknown name."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     if not lines:
         raise ValueError(
@@ -34,7 +34,8 @@ def read_entries(text: str) -> list[Entry]:
 
 
 def read_entry(line: str, number: int) -> Entry:
-    """Parse one line of `samplers`; number: that of the line. Raises ValueError for an unknown name."""
+    """Parse one line of the list of samplers; number: the line's, for messages. Raises ValueError for an
+    unknown name."""
     names, schedulers = dropdown_names()
     name, _, scheduler = (part.strip().lower() for part in line.partition("/"))
     own_names = (PLAIN, *OWN_SAMPLERS)
@@ -60,6 +61,6 @@ def read_entry(line: str, number: int) -> Entry:
 
 
 def suggestion(name: str, names: list[str]) -> str:
-    """Return a sentence with the names that are most similar to an unknown one."""
+    """Return a sentence with the known names that are most similar to an unknown name."""
     near = difflib.get_close_matches(name, names, SUGGESTIONS, 0.4) or names[:SUGGESTIONS]
     return f"The nearest names are: {', '.join(dict.fromkeys(near))}"

@@ -45,7 +45,9 @@ class AmedScheduler(io.ComfyNode):
                     "the node to which these sigmas are linked.",
                 ),
             ],
-            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and SamplerCustomAdvanced.")],
+            outputs=[
+                io.Sigmas.Output(tooltip="The noise levels, for SamplerCustom and SamplerCustomAdvanced.")
+            ],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -54,7 +54,7 @@ def cfg_input(**fields: Any) -> Any:
 
 
 def denoise_input() -> Any:
-    """Return the input `denoise`."""
+    """Return the input `denoise`, the share of the schedule that runs (img2img below 1)."""
     return io.Float.Input(
         "denoise",
         default=1.0,
@@ -92,7 +92,7 @@ def fit_inputs() -> list:
 
 
 def guidance_input() -> Any:
-    """Return the input `guidance` of a fit."""
+    """Return the input `guidance` for nodes that fit a predictor."""
     return cfg_input(tooltip="The guidance scale (cfg) that you will sample with. 1: no guidance.")
 
 
@@ -117,10 +117,10 @@ def name_input(default: str, tooltip: str) -> Any:
 
 
 def checked_name(name: str) -> str:
-    """Return the name of a fit.
+    """Return the input `name` of a fit after a check.
 
-    Raises ValueError for a value of the widget beside an older version's seed, which ComfyUI's page reads
-    into `name` from workflows of that version."""
+    Raises ValueError for values like "randomize": workflows of an older version had a widget with them beside
+    `seed`, and ComfyUI's page then reads that widget's value into `name`."""
     if name in CONTROLS:
         raise ValueError(
             f"name is {name!r}, which belongs to the seed of an older version of this node: type the name "
@@ -130,7 +130,7 @@ def checked_name(name: str) -> str:
 
 
 def fit_outputs() -> list:
-    """Return the outputs of a fit."""
+    """Return the outputs of nodes that fit a predictor."""
     return [
         Predictor.Output(
             display_name="predictor",

@@ -36,7 +36,7 @@ SCALE_DIR, SCALE_TIME = 0.01, 0.0  # as in the paper for most data sets
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, and the name of the file."""
+    """The settings of a training: sampler, evaluations, guidance, teacher and the file's name."""
 
     sampler: str
     nfe: int  # evaluations
@@ -64,7 +64,7 @@ class Training:
 
     @property
     def text(self) -> str:
-        """A summary for the user."""
+        """The training's result as text: errors, usability, and where it was saved."""
         lines = [
             f"{self.fitted.name}: {self.fitted.spec.how}",
             f"held-out error to the teacher: {self.best:.4f}; untrained {self.untrained:.4f}",
@@ -144,17 +144,17 @@ def by_gradient(
     settings: Settings,
     training: Training,
 ) -> Iterator[int]:
-    """Train a predictor in place; yield the number of images after each batch.
+    """Train the paper's network by gradient descent, in place; yield the number of images after each batch.
 
     When the generator ends or is closed, the predictor has its best state.
 
     Args:
         target: the model and its noise.
-        job: what is trained.
+        job: the settings of the training.
         planned: the student and its teacher.
         times: base times of the teacher, float64.
         predictor: the network.
-        settings: batch, learning rate and so on.
+        settings: batch size, learning rate and others.
         training: filled with the progress and the result.
 
     Raises:

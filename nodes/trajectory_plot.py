@@ -44,14 +44,14 @@ class Job:
 
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
-        """Return the job of a predictor, which may be a plain solver."""
+        """Return the job that runs a predictor at given noise levels."""
         spec = fitted.spec
         name = ENTRIES[spec.sampler].label if spec.learned else f"plain {spec.solver}-{spec.max_order}"
         return cls(name, spec.student, sigmas, spec.afs, fitted)
 
     @classmethod
     def of_plain(cls, setting: Setting, name: str = "") -> "Job":
-        """Return the job of a plain solver's setting; name: default is the setting's."""
+        """Return the job that runs a plain solver's setting; name: for the picture, default the setting's."""
         return cls(name or setting.name, setting.solver, setting.sigmas(), setting.afs)
 
     @property
@@ -71,26 +71,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A job's trajectory."""
+    """The trajectory of one solver's run, from noise to image."""
 
     job: Job
     walk: Walk
     evaluations: int  # counted
 
     def distance(self, reference: "Trajectory") -> float:
-        """Return the root mean square distance of its end to the reference's."""
+        """Return the root mean square distance of the final state to the reference's final state."""
         return rmse(self.walk.states[-1], reference.walk.states[-1])
 
     @property
     def shares(self) -> Tensor:
-        """The weights of its moves `[moves, slopes, parts]`."""
+        """The solver's weights `[moves, slopes, parts]`: how each move combines the slopes."""
         return self.walk.shares(self.job.predictor, self.job.afs)
 
 
 def run_jobs(
     model: Any, prompts: Prompts, guidance: float, seed: int, jobs: list[Job], node_id: str | None
 ) -> list[Trajectory]:
-    """Run each job for one image from the same noise, without a noise mask."""
+    """Run each solver for one image from the same noise, and return the trajectories."""
     trajectories: list[Trajectory] = []
     bar = progress_bar(node_id, sum(len(job.sigmas) for job in jobs))
 

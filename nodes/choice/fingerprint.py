@@ -61,7 +61,9 @@ def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
 
 
 def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> Memory:
-    """Return the memory under a key, or store the given or a new one; the least recently used are dropped."""
+    """Return the memory stored under a key; a given memory replaces it, and a missing one is created.
+
+    The least recently used memories are dropped when there are more than MOST."""
     stored = memories[key] = memory or memories.get(key) or Memory()
     memories.move_to_end(key)
     while len(memories) > MOST:
@@ -70,9 +72,13 @@ def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> 
 
 
 def remember(request: Request, memory: Memory | None = None) -> None:
-    """Store a request to the library with its result; not a request that comes with its predictor.
+    """Store a request to the library and its result, so that the node runs again when the result changes.
 
-    memory: that of the node that depends on the result; None: the executing node's."""
+    A request that brings its own predictor is not stored.
+
+    Args:
+        request: the request.
+        memory: the memory of the node that depends on the result. None: that of the executing node."""
     now = executing()
     memory = memory or (None if now is None else _latest.get(now.node))
     if now is None or memory is None or request.fitted is not None:
@@ -90,7 +96,9 @@ def remember(request: Request, memory: Memory | None = None) -> None:
 
 
 def remember_later() -> Callable[[Request], None]:
-    """Return `remember` for requests that another node will make on behalf of the executing one."""
+    """Return a function that stores a request for the node that is executing now.
+
+    It is called later, when another node samples with this node's SAMPLER."""
     now = executing()
     memory = None if now is None else _latest.get(now.node)
     return lambda request: remember(request, memory or Memory())

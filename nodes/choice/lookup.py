@@ -27,7 +27,7 @@ class Wanted:
     node_id: str | None  # the node, which shows the progress of a calibration
 
     def request(self, **fields: Any) -> Request:
-        """Return the Request for these inputs; fields: its other fields."""
+        """Return the amed.choose Request for these inputs; fields: other fields of the Request."""
         return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **fields)
 
 
@@ -64,7 +64,7 @@ def look_up(wanted: Wanted, png: Any = None) -> Choice:
 
 
 def library_or_calibration(wanted: Wanted) -> Choice:
-    """Choose as `look_up` does, without the workflow.
+    """Return the choice of `look_up` from the library, or from a calibration, without the workflow.
 
     If a calibration is requested, the library's predictor is used only if it is for this checkpoint and
     guidance."""
@@ -92,9 +92,9 @@ def library_or_calibration(wanted: Wanted) -> Choice:
 
 
 def reasons_to_calibrate(choice: Choice, node_request: Request) -> list[str]:
-    """Return why a chosen predictor does not replace a calibration: another checkpoint or guidance.
+    """Return why a new calibration is needed although the library has a predictor; empty if it is not.
 
-    That another file was not chosen, which a choice's remarks may tell too, is no reason."""
+    The predictor then was fitted to another checkpoint or another guidance scale."""
     identified = choice.fitted.spec.identity.known
     unknown = (
         ["this checkpoint cannot be told from others"] if identified and not node_request.model.known else []

@@ -23,7 +23,9 @@ LATEST = 4  # runs whose metadata are kept; ComfyUI runs one at a time
 
 
 def load_named(name: str) -> Fitted:
-    """Load a predictor file of the library. Raises PredictorError, with the most similar name, if missing."""
+    """Load a predictor file of the library by its name.
+
+    Raises PredictorError, with the most similar name, if there is no such file."""
     if name not in (names := library().names()):
         similar = get_close_matches(name, names, n=1, cutoff=0.3)
         near = "".join(f" The nearest is {n!r}." for n in similar)
@@ -52,7 +54,7 @@ def workflow_entries(png: Any, create: bool = False) -> dict:
 
 @dataclass
 class Metadata:
-    """The metadata of one run of the graph, which its nodes write into."""
+    """The image metadata of one run of the graph, into which its nodes write predictors and reports."""
 
     png: dict  # ComfyUI's EXTRA_PNGINFO
     sent: dict  # the pack's entries in the workflow as it was sent, by node id
@@ -132,14 +134,19 @@ def carried_predictor(
 
 
 def read_entry(entry: dict, model_identity: Identity | None) -> Fitted:
-    """Return the predictor of a workflow's entry; errors as in `carried_predictor`."""
+    """Return the predictor in one entry of a workflow.
+
+    Raises PredictorError if it is broken, or not for the checkpoint `model_identity` (None: any)."""
     fitted = from_code(str(entry.get("code")), "the workflow's predictor")
     spec = fitted.spec
     if model_identity is not None:
         ran_on = Identity("", str(entry.get("checkpoint")), str(entry.get("signature", "")))
         same = model_identity.same(spec.identity) or model_identity.same(ran_on)
         if not same and (spec.identity.known or spec.model_family != model_identity.family):
-            raise PredictorError(f"the workflow's predictor is for another checkpoint ({spec.model_name})")
+            raise PredictorError(
+                f"the workflow's predictor is for another checkpoint ({spec.model_name}): load that "
+                "checkpoint, or use a predictor for this one"
+            )
     return replace(fitted, name=str(entry.get("name"))[:100] + FROM_WORKFLOW)
 
 

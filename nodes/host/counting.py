@@ -40,7 +40,7 @@ def count_rows(model_options: dict, report: Report) -> None:
 
 @dataclass
 class Tally:
-    """Counted calls of a network."""
+    """Numbers of evaluations and rows that were counted around a network."""
 
     evaluations: int = 0  # of the model, with both halves of guidance
     rows: int = 0  # of the network's batches: images times halves of guidance
@@ -60,9 +60,9 @@ _runs: OrderedDict[tuple[str, str, str], NodeRun] = OrderedDict()
 
 
 def tally_of(name: str, now: Executing) -> Tally:
-    """Return the tally of the executing node, a new one in each run of the graph.
+    """Return the tally of the executing node for one counting MODEL; each run of the graph starts a new one.
 
-    name: that of the counting MODEL's Count."""
+    name: the name of the MODEL's Count."""
     key = name, now.node, signature(running_prompt()[0], now.node)
     node_run = _runs.get(key)
     if node_run is None or node_run.run != now.run:
@@ -82,10 +82,10 @@ def handles_lists(graph: Graph, node: str) -> bool:
 
 
 def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
-    """Return the tally of the nearest node before a reader's `samples` input that sampled with a MODEL.
+    """Return the tally of the node whose samples a reader gets: the nearest one that sampled with the MODEL.
 
     Args:
-        name: that of the counting MODEL's Count.
+        name: the name of the counting MODEL's Count.
         dynamic: ComfyUI's DYNPROMPT, which includes nodes created while the graph runs.
         reader: id of the node that reads the count.
         item: index in the reader's list of inputs. Where a node between handles lists, the sum over all items
@@ -107,7 +107,9 @@ def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
 
 
 def latest_run(name: str, node: str, node_signature: str) -> NodeRun | None:
-    """Return the latest run of a node, or of a node that it created while it ran ("12.0.0.3" of 12)."""
+    """Return the latest counted run of a node, or of a node that it created while it ran ("12.0.0.3" of 12).
+
+    None if the node has not sampled with the MODEL whose Count has this name."""
     for (counter, sampling_node, signed), node_run in reversed(_runs.items()):
         matches = sampling_node == node or sampling_node.startswith(f"{node}.")
         if counter == name and matches and signed == node_signature:
@@ -118,8 +120,8 @@ def latest_run(name: str, node: str, node_signature: str) -> NodeRun | None:
 class Count:
     """Counts a MODEL's evaluations and the rows through its network.
 
-    The two halves of guidance are one evaluation, whether in one call of the network or in two. It is one
-    object although ComfyUI deep-copies a MODEL's options.
+    The two halves of guidance are one evaluation, whether in one call of the network or in two. Deep copies
+    of a MODEL's options, which ComfyUI makes, share one Count.
 
     Args:
         before: called before each evaluation; may raise to stop the run."""
@@ -128,7 +130,7 @@ class Count:
         self.evaluations = self.rows = 0  # of all nodes, since they were last read
         self.networks = 0  # calls of the network itself
         self.before = before
-        self.idle = False  # if set, the network is not called and noise of variance 1 is assumed as the image
+        self.idle = False  # if set, the network is not called; its result is that for images of unit variance
         now = executing()
         self.name = uuid4().hex if now is None else f"{now.node} {now.item}"
         self._now, self._tally = now, Tally()
@@ -137,21 +139,22 @@ class Count:
         return self
 
     def tally(self) -> Tally:
-        """Return the executing node's tally; in a thread, where ComfyUI tells no node, the latest one."""
+        """Return the executing node's tally. In a thread, where ComfyUI does not tell the node: the latest
+        tally."""
         now = executing()
         if now is not None and now != self._now:
             self._now, self._tally = now, tally_of(self.name, now)
         return self._tally
 
     def evaluation(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Wrap an evaluation: count it."""
+        """Count an evaluation of the model, and run it; a wrapper for `hooks.wrap_model`."""
         self.before()
         self.evaluations += 1
         self.tally().evaluations += 1
         return executor(*args, **kwargs)
 
     def call(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Wrap a call of the network: count its rows, unless a cache answered in place of the network."""
+        """Run a call of the network and count its rows, unless a cache answered instead; a wrapper."""
         before = self.networks
         self.rows += len(x)
         self.tally().rows += len(x)
@@ -164,7 +167,7 @@ class Count:
         return result
 
     def network(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Wrap the network itself, if it allows wrappers: count its calls."""
+        """Count a call of the network itself, and run it; a wrapper, which some networks do not support."""
         if not torch.compiler.is_compiling():  # else the counter would be compiled into the network
             self.networks += 1
         return executor(*args, **kwargs)
@@ -185,7 +188,9 @@ def wrap_sampling(model: Any, sample: Callable[..., Tensor]) -> None:
 
 
 def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
-    """Return a clone of a MODEL that counts its evaluations; `before` as in Count.
+    """Return a clone of a MODEL that counts its evaluations.
+
+    before: called before each evaluation; may raise to stop the run.
 
     Raises RuntimeError if this ComfyUI has no wrappers."""
     clone, count = model.clone(), Count(before)

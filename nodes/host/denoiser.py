@@ -113,9 +113,9 @@ class InpaintMask:
     def restore(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
         """Return the end state x `[B, ...]` of a run, at noise level sigma, with the original image restored.
 
-        x itself without a mask, and at sigma 0, where the last evaluation has restored it already. ComfyUI's
-        denoiser blends the network's input and its result; at a low noise level the result equals the
-        input."""
+        Without a mask, and at sigma 0, where the last evaluation has restored it already, x is returned.
+        ComfyUI's denoiser blends the network's input and its result; at a low noise level the result equals
+        the input."""
         if self.mask is None or float(sigma) == 0:
             return x
         mask = self.mask if len(self.mask) in (1, len(x)) else extra_args["denoise_mask"]

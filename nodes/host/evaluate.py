@@ -23,7 +23,7 @@ MISSING = {
 def evaluate(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate ComfyUI's denoiser; an amed.loop.Evaluate.
+    """Evaluate ComfyUI's denoiser, with the additional outputs that a solver wants (amed.loop.Evaluate).
 
     Args:
         model: the denoiser.
@@ -75,7 +75,8 @@ def missing_outputs(evaluation: Evaluation, wants: frozenset[str]) -> list[str]:
 
 
 def capture_bottleneck(options: dict, positive: set, batch: int, seen: dict[str, Tensor]) -> None:
-    """Set hooks on a call's options that write the bottleneck `[batch, C, H, W]` into `seen`."""
+    """Set hooks on an evaluation's options that write the U-Net's bottleneck `[batch, C, H, W]` into
+    `seen`."""
 
     def capture(h: Tensor, network_options: dict) -> None:
         rows = None if BOTTLENECK in seen else conditional_rows(h, network_options, positive, batch)
@@ -86,7 +87,8 @@ def capture_bottleneck(options: dict, positive: set, batch: int, seen: dict[str,
 
 
 def capture_halves(options: dict, seen: dict[str, Tensor]) -> None:
-    """Set a hook on a call's options that writes `cond` and `uncond` into `seen`."""
+    """Set a hook on an evaluation's options that writes the halves of guidance, `cond` and `uncond`, into
+    `seen`."""
 
     def capture(denoised: list[Tensor], prompts: list) -> None:
         for name, prompt, half in zip(("cond", "uncond"), prompts, denoised):

@@ -101,9 +101,9 @@ class PromptedDenoiser:
         return whole.denoised
 
     def check_repeatable(self, x: Tensor, sigma: Tensor, number: int) -> None:
-        """Raise CachedError if a sample `[1, ...]` is denoised differently after another one was.
+        """Raise CachedError if the same sample `[1, ...]` is denoised differently the second time.
 
-        Some function on the MODEL (e.g. APG with momentum) then remembers evaluations beyond a sampling."""
+        Some function on the MODEL (e.g. APG with momentum) then remembers earlier evaluations."""
         results = []
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             for state in (x, -x, x):
@@ -145,7 +145,7 @@ class PromptedDenoiser:
     def evaluate(
         self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
     ) -> Evaluation:
-        """Evaluate ComfyUI's denoiser inside a sampling, watched for caches."""
+        """Evaluate ComfyUI's denoiser inside a sampling. Raises CachedError if a cache answered."""
         self.watch.begin(extra_args["model_options"])
         result = evaluate(denoiser, x, sigma, extra_args, wants)
         self.watch.end()
@@ -198,9 +198,15 @@ def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
-    """Join one field of evaluations of some rows each to that of all `count` rows.
+    """Join one field (e.g. `denoised`) of evaluations of some samples each into a tensor of all samples.
 
-    None if one of the evaluations lacks it."""
+    Args:
+        parts: (indices of the samples, their evaluation).
+        count: number of all samples.
+        name: the field.
+
+    Returns:
+        `[count, ...]`; None if one of the evaluations lacks the field."""
     values = [getattr(evaluation, name) for _, evaluation in parts]
     if any(value is None for value in values):
         return None
@@ -215,7 +221,9 @@ def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Ten
 def evaluate_prompted(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate a PromptedDenoiser, or a wrapper that passes its arguments on; an amed.loop.Evaluate."""
+    """Evaluate a PromptedDenoiser with the additional outputs that a solver wants (amed.loop.Evaluate).
+
+    model: the denoiser, or a wrapper that passes its arguments on."""
     if not wants:
         return Evaluation(model(x, sigma, **extra_args))
     evaluations: list[Evaluation] = []
@@ -258,6 +266,6 @@ def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
 def prompted_denoiser(
     model: Any, prompts: Prompts, guidance: float, seed: int, steps: int
 ) -> Iterator[PromptedDenoiser]:
-    """Open a PromptedDenoiser of a MODEL, without gradients; nothing stays on the MODEL afterwards."""
+    """Context manager: a PromptedDenoiser of a MODEL, without gradients. Its hooks are removed at the end."""
     with torch.no_grad(), Watch(model) as watch:
         yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 OWN = "amed_"  # the keys of the pack's wrappers begin with this
-NETWORK = "transformer_options"
+NETWORK = "transformer_options"  # the options that the network gets, within those of the run
 PRE_CFG = "sampler_pre_cfg_function"
+# options with functions that change guidance:
 GUIDANCE = ("sampler_cfg_function", "sampler_post_cfg_function", PRE_CFG, "sampler_calc_cond_batch_function")
 MASK = "denoise_mask_function"
-LEVELS = "sample_sigmas"
+LEVELS = "sample_sigmas"  # the noise levels of the run, among the network's options
 OUTPUT_PATCH, MIDDLE_PATCH = "output_block_patch", "middle_block_after_patch"
 CALL, EVALUATION = "apply_model", "predict_noise"  # types of wrappers, as they stand in options
+# types of wrappers that may answer in place of the network:
 ANSWERING = ("outer_sample", "sampler_sample", EVALUATION, "calc_cond_batch", CALL, "diffusion_model")
 TYPES = {  # names of wrapper types in the host's WrappersMP
     "sampling": "SAMPLER_SAMPLE",
@@ -56,10 +58,11 @@ def wrap_model(model: Any, key: str, **functions: Callable) -> None:
     """Add wrappers `function(executor, ...)` to a MODEL (a clone of the caller's).
 
     Args:
-        key: under which the MODEL has them.
-        functions: by what they wrap: `sampling` (`SAMPLER.sample`; the executor's `class_obj` is the SAMPLER
-            and its `original` that method), `evaluation` (both halves of guidance), `call` (each call of the
-            network with its conversion of noise levels), `network` (the network alone).
+        key: the key under which ComfyUI stores the wrappers.
+        functions: the wrappers, named by what they wrap: `sampling` (`SAMPLER.sample`; the executor's
+            `class_obj` is the SAMPLER and its `original` that method), `evaluation` (both halves of
+            guidance), `call` (each call of the network with its conversion of noise levels), `network` (the
+            network alone).
 
     Raises:
         MissingHookError: if this ComfyUI has no such wrappers."""
@@ -75,7 +78,7 @@ def wrap_model(model: Any, key: str, **functions: Callable) -> None:
 
 
 def wrap_calls(options: dict, key: str, function: Callable) -> None:
-    """Add a wrapper `function(executor, x, ...)` of each call of the network to a run's options.
+    """Set a wrapper `function(executor, x, ...)` of each network call on a run's options.
 
     Raises MissingHookError if this ComfyUI has no such wrapper."""
     try:
@@ -83,7 +86,7 @@ def wrap_calls(options: dict, key: str, function: Callable) -> None:
 
         kind = getattr(WrappersMP, TYPES["call"])
     except (ImportError, AttributeError):
-        raise MissingHookError("this ComfyUI has no wrapper of the network's calls: update ComfyUI") from None
+        raise MissingHookError("this ComfyUI has no wrapper of network calls: update ComfyUI") from None
     add_wrapper_with_key(kind, key, function, options, is_model_options=True)
 
 
@@ -110,12 +113,12 @@ def wrappers_of(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def is_own(key: Any) -> bool:
-    """Whether a wrapper is this pack's. Those only count."""
+    """Whether a wrapper with this key is the pack's own, which only counts."""
     return str(key).startswith(OWN)
 
 
 def network_function(options: dict) -> Callable | None:
-    """Return the function that a pack has put in place of the network's call, or None."""
+    """Return the function that another pack has set on a MODEL in place of the network's call, or None."""
     return options.get("model_function_wrapper")
 
 
@@ -123,7 +126,7 @@ def network_function(options: dict) -> Callable | None:
 
 
 def guidance_functions(options: dict) -> dict[str, list]:
-    """Return the functions in a MODEL's options that change guidance's result or its halves, by option."""
+    """Return the functions that other packs set on a MODEL to change guidance, by the option's name."""
     set_options = {name: options[name] for name in GUIDANCE if options.get(name)}
     return {name: value if isinstance(value, list) else [value] for name, value in set_options.items()}
 
@@ -208,7 +211,8 @@ def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
 
 
 def watch_mask(options: dict, listener: Callable[[Tensor], None]) -> None:
-    """Call `listener(mask)` with each mask that a MODEL's mask function makes, if it has such a function."""
+    """Call `listener(mask)` with each inpainting mask that a function on the MODEL (if there is one)
+    makes."""
     function = options.get(MASK)
     if function is None:
         return
@@ -222,7 +226,7 @@ def watch_mask(options: dict, listener: Callable[[Tensor], None]) -> None:
 
 
 def drop_mask_function(options: dict) -> None:
-    """Remove the mask function from a run's options."""
+    """Remove the function that changes the inpainting mask from a run's options."""
     options.pop(MASK, None)
 
 
@@ -281,7 +285,7 @@ def options_of(sampler: Any) -> dict[str, Any]:
 
 
 def sampler_fields(sampler: Any) -> dict[str, Any]:
-    """Return the fields of a SAMPLER that are not empty, by name."""
+    """Return a SAMPLER's function and options that are not empty, by the fields' names."""
     fields = {
         "sampler_function": function_of(sampler),
         "extra_options": getattr(sampler, "extra_options", None),

@@ -145,7 +145,7 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
 
 
 class Applied:
-    """A predictor applied to a MODEL. It is one object although ComfyUI deep-copies a MODEL's options."""
+    """A predictor applied to a MODEL. Deep copies of the MODEL's options, which ComfyUI makes, share it."""
 
     def __init__(self, fitted: Fitted, drops_last: bool = False):
         self.fitted = fitted
@@ -156,7 +156,9 @@ class Applied:
 
 
 def apply_predictor(model: Any, fitted: Fitted, drops_last: bool = False) -> Any:
-    """Return a clone of a MODEL with a predictor applied; drops_last as in `Applied`."""
+    """Return a clone of a MODEL with a predictor applied.
+
+    drops_last: whether ComfyUI drops the last level before 0 of the sampler that the predictor is for."""
     clone, applied = model.clone(), Applied(fitted, drops_last)
     clone.model_options[ATTACHED] = applied
     model_sampling = copy.copy(sampling_of(model))
@@ -190,7 +192,7 @@ def unload_all() -> None:
 
 
 def network_space(model: Any, samples: Tensor) -> Tensor:
-    """Scale a LATENT's samples as the MODEL's network sees them."""
+    """Scale a LATENT's samples to the scale in which the MODEL's network works."""
     return model.model.process_latent_in(samples)
 
 

@@ -18,7 +18,7 @@ def parts_of(samples: Any) -> list[Tensor]:
 
 
 def joined_like(samples: Any, parts: list[Tensor]) -> Any:
-    """Join parts to samples that are nested if `samples` are."""
+    """Join the parts of nested samples again; plain samples have one part. `samples` shows which kind."""
     return type(samples)(parts) if getattr(samples, "is_nested", False) else parts[0]
 
 

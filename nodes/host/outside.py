@@ -26,10 +26,11 @@ from .sampling import CountedDenoiser, add_remarks, other_levels_remark, short_r
 
 
 def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -> HostSampler:
-    """Return a SAMPLER as amed.fit needs it, with ComfyUI's schedules.
+    """Return a SAMPLER in the form that amed.fit fits a predictor around (HostSampler), with ComfyUI's
+    schedules.
 
-    It runs inside ComfyUI's sampling, and sees its attributes and options; its evaluations are those of the
-    fit's denoiser. Raises ValueError for a SAMPLER without a k-diffusion function."""
+    The sampler runs inside ComfyUI's sampling and sees its attributes and options, but it is the fit's
+    denoiser that evaluates. Raises ValueError for a SAMPLER without a k-diffusion function."""
     function, options = function_and_options(sampler)
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
@@ -53,8 +54,8 @@ def function_and_options(sampler: Any) -> tuple[Callable[..., Tensor], dict[str,
     function = function_of(sampler)
     if function is None:
         raise ValueError(
-            f"this SAMPLER ({type(sampler).__name__}) has no sampler function that AMED could wrap: use one "
-            "from KSamplerSelect, or another pack's of that kind"
+            f"this SAMPLER ({type(sampler).__name__}) has no sampler function that AMED could wrap: use a "
+            "SAMPLER from KSamplerSelect"
         )
     return function, options_of(sampler)
 

@@ -67,7 +67,7 @@ def as_sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 
 
 def amed_sampler(name: str, **options: Any) -> Any:
-    """Return a SAMPLER of this pack; options as in `sampling.sampler_function`."""
+    """Return a SAMPLER that runs one of the pack's samplers; options as in `sampling.sampler_function`."""
     return as_sampler(sampler_function(name), **options)
 
 

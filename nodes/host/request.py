@@ -19,7 +19,7 @@ ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate
 
 
 def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fields: Any) -> Request:
-    """Return the Request for a MODEL.
+    """Return the Request by which amed.choose finds a predictor for a MODEL.
 
     Args:
         model: the MODEL.
@@ -55,7 +55,7 @@ def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
 
 
 def sampler_for(fitted: Fitted | None, sampler: str) -> str:
-    """Return the sampler to request for a predictor: the predictor's own if `sampler` uses the same solver.
+    """Return the sampler to request with a given predictor: its own, if `sampler` uses the same solver.
 
     DPM++ 2M and 3M are one solver; the order in the predictor's file is what runs."""
     if fitted is None or fitted.spec.of or sampler == AUTO:
@@ -65,7 +65,7 @@ def sampler_for(fitted: Fitted | None, sampler: str) -> str:
 
 
 def denoise_remarks(nfe: int, denoise: float, evaluations: int) -> list[str]:
-    """Return the remark for a run that `below_denoise` left with fewer evaluations than nfe, or nothing."""
+    """Return a remark if denoise < 1 left a run with fewer evaluations than `nfe`, else nothing."""
     if not 0.0 < denoise < 1.0 or evaluations >= nfe:
         return []
     return [
@@ -76,9 +76,10 @@ def denoise_remarks(nfe: int, denoise: float, evaluations: int) -> list[str]:
 
 
 def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:
-    """Return the noise levels, float32, from the level at which `denoise` of the model's time is left.
+    """Cut base times to those at and below the level at which a share `denoise` of the model's time is left.
 
-    Empty at denoise 0, as ComfyUI's own samplers have it. Raises ValueError if no step is left."""
+    Returns them as float32; none at denoise 0, as ComfyUI's own samplers. Raises ValueError if no step is
+    left."""
     if denoise >= 1.0:
         return times.float()
     if denoise <= 0.0:

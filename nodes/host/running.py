@@ -28,8 +28,9 @@ def start_of(model: Any, latent: dict) -> Tensor:
 
 
 def shape_tags() -> dict[str, str]:
-    """Return the entries of a LATENT that tell which shape an empty one was made for, by the name of the
-    parameter of ComfyUI's function that takes each; none in older versions."""
+    """Return the names of a LATENT's entries that describe the shape of an empty LATENT.
+
+    By the parameter of ComfyUI's fix_empty_latent_channels that takes each; {} in older versions."""
     parameters = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # another pack's function around ComfyUI's
         return dict(zip(TAGS, TAGS))

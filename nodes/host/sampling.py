@@ -185,9 +185,9 @@ def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_mis
 
 
 def apply_advice(run_request: Request, sigma_max: float) -> str:
-    """Return how to run a predictor instead of a plain solver in ComfyUI's own KSampler.
+    """Return advice on how to run a predictor instead of a plain solver in ComfyUI's own KSampler.
 
-    That is Apply AMED Predictor if the library has a predictor for this model, guidance and number of
+    It names Apply AMED Predictor if the library has a predictor for this model, guidance and number of
     evaluations, else Calibrate AMED. "" for a run that starts below sigma_max, where an applied predictor
     would not fit either."""
     nfe = run_request.count  # one per noise level, the last one to 0
@@ -208,7 +208,7 @@ def apply_advice(run_request: Request, sigma_max: float) -> str:
 
 
 def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
-    """Return the remark on a run at noise levels that its predictor was not fitted on, or nothing.
+    """Return a remark if a run's noise levels are not those its predictor was fitted on, else nothing.
 
     model_sampling: that of the MODEL, or None if it cannot be found."""
     if choice.grid == "other":
@@ -222,7 +222,7 @@ def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
 
 
 def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
-    """Return how to get the noise levels that a predictor was fitted on.
+    """Return the remark that tells how to get the noise levels that a predictor was fitted on.
 
     That is the `amed` schedule if it gives them on this MODEL, or AMED Scheduler, which always does."""
     ways, steps = ["AMED Scheduler"], fitted.spec.num_steps - (not fitted.spec.of)
@@ -232,7 +232,8 @@ def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
 
 
 def short_report(report: Report) -> str:
-    """Return a report for a node of ComfyUI, whose page shows two lines of it: remarks come first."""
+    """Return a report as text for one of ComfyUI's nodes, of which two lines are visible: remarks come
+    first."""
     passes = "" if report.passes is None else f", {report.passes} passes an image"
     name = report.fitted.name if report.fitted else "no predictor"
     return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])

@@ -15,7 +15,8 @@ LAYERS = 24  # layers of the network that are watched
 
 
 class Watch:
-    """A context in which the layers of a MODEL's network that run in each evaluation are counted.
+    """Context manager that detects evaluations answered by a cache, by counting the network's layers that
+    run.
 
     A step cache skips all layers, or all but the first and the last. So an evaluation in which less than half
     of the layers run that others ran was not computed by the network. The layers of a compiled network cannot
@@ -38,7 +39,9 @@ class Watch:
         self.handles = None
 
     def begin(self, model_options: dict) -> None:
-        """Start watching an evaluation of the loaded MODEL; its options (a copy for it) get a hook."""
+        """Start watching one evaluation of the loaded MODEL.
+
+        model_options: a copy of the options for this evaluation, on which a hook is set."""
         if self.handles is None:  # not earlier, because loading may replace modules of the network
             layers = [] if compiled(self.model) else layers_of(self.model.model.diffusion_model)
             self.handles = [
@@ -81,7 +84,7 @@ def compiled(model: Any) -> bool:
 
 
 def caching_features(model: Any) -> list[str]:
-    """Name what is on a MODEL that may answer in place of its network."""
+    """Return the names of wrappers and patches on a MODEL that may answer in place of its network."""
     names = [str(key or origin(function)) for kind, key, function in wrappers_of(model) if kind in ANSWERING]
     replaced = network_function(model.model_options)
     names += [origin(replaced)] if replaced is not None else []
@@ -90,7 +93,7 @@ def caching_features(model: Any) -> list[str]:
 
 
 def changing_features(model: Any) -> list[str]:
-    """Name what is on a MODEL that may change the network's result."""
+    """Return the names of functions, wrappers and patches on a MODEL that may change its results."""
     by_option = guidance_functions(model.model_options).values()
     names = [origin(function) for functions in by_option for function in functions]
     return list(dict.fromkeys([*names, *caching_features(model)]))

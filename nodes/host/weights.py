@@ -44,9 +44,9 @@ def weights_of(model: Any) -> tuple[list[tuple[str, Weight]], bool]:
 
 
 def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
-    """Return (weight, conversion) by name for the network that runs, with the parts that the MODEL replaces.
+    """Return (weight, conversion) of each parameter of a MODEL's network by name, with parts it replaces.
 
-    ComfyUI applies the conversion to the weight before it computes; None if there is none."""
+    The conversion is the function that ComfyUI applies to a weight before it computes, or None."""
     parameters = dict(module_parameters(model.model.diffusion_model))
     for name, part in [*model.object_patches_backup.items(), *replaced_parts(model)]:
         inside = f"{name}.".removeprefix(PREFIX)
@@ -59,13 +59,13 @@ def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
 
 
 def replaced_parts(model: Any) -> list[tuple[str, nn.Module | Tensor]]:
-    """Return (name, module or weight) of each part of the network that a MODEL replaces."""
+    """Return (name, module or weight) of each part of its network that a MODEL replaces by another."""
     inside = [(n, p) for n, p in model.object_patches.items() if f"{n}.".startswith(PREFIX)]
     return [(n, p) for n, p in inside if isinstance(p, nn.Module | Tensor)]
 
 
 def module_parameters(network: nn.Module) -> dict[str, tuple[Tensor, Callable | None]]:
-    """Return (weight, conversion) of each parameter of a module, by name."""
+    """Return (weight, ComfyUI's conversion or None) of each parameter of a module, by name."""
     parameters = {}
     for path, module in network.named_modules():
         for name, weight in module.named_parameters(prefix=path, recurse=False):

@@ -1,5 +1,6 @@
-"""A new version of ComfyUI touches one file: only nodes/host/ uses ComfyUI's internals, and each module and
-each hook of them in one file."""
+"""Only nodes/host/ uses ComfyUI's internals, and each module and hook of them stands in one file there.
+
+So a change of ComfyUI is handled in one file."""
 
 import ast
 
@@ -7,7 +8,7 @@ import pytest
 
 from demo.comfyui import ROOT
 
-INSIDES = (
+INTERNALS = (
     "comfy",
     "comfy_execution",
     "comfy_extras",
@@ -17,7 +18,7 @@ INSIDES = (
     "node_helpers",
     "nodes",
     "server",
-)  # comfy_api is the host's own promise to packs
+)  # not comfy_api, which is ComfyUI's public interface
 HOOKS = {
     # options of a MODEL or of a run
     "context_handler", "denoise_mask_function", "disable_cfg1_optimization", "model_function_wrapper",
@@ -48,18 +49,18 @@ def name_of(file):
 
 
 def imported(file):
-    """Modules of the host's insides that a file imports, anywhere in it."""
+    """Return the modules of ComfyUI's internals that a file imports, anywhere in it."""
     names = set()
     for node in parsed(file):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module)
-    return {name for name in names if name.split(".")[0] in INSIDES}
+    return {name for name in names if name.split(".")[0] in INTERNALS}
 
 
 def hooks_in(file):
-    """The hooks that a file names: as a text, an attribute, a parameter or an argument."""
+    """Return the hooks that a file names: as a string, an attribute, a parameter or an argument."""
     names = set()
     for node in parsed(file):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -71,17 +72,17 @@ def hooks_in(file):
     return names & HOOKS
 
 
-def owners(found):
-    """The files of each of the things that `found` gives for a file."""
+def users_of(names_in):
+    """Return the files in which each module or hook is used; names_in: returns those of a file."""
     files = {}
     for file in FILES:
-        for thing in found(file):
-            files.setdefault(thing, []).append(name_of(file))
+        for name in names_in(file):
+            files.setdefault(name, []).append(name_of(file))
     return files
 
 
 def test_each_module_of_the_host_is_imported_in_one_file():
-    files = owners(imported)
+    files = users_of(imported)
     assert len(files) >= 10
     assert not {module: names for module, names in files.items() if len(names) > 1}
     assert {name for names in files.values() for name in names} == {
@@ -91,15 +92,15 @@ def test_each_module_of_the_host_is_imported_in_one_file():
 
 
 def test_each_hook_of_the_host_is_named_in_one_file():
-    files = owners(hooks_in)
+    files = users_of(hooks_in)
     assert len(files) >= 20
     assert not {hook: names for hook, names in files.items() if len(names) > 1}
     assert all(name.startswith("host/") for names in files.values() for name in names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
-def test_what_is_used_is_imported_here(file):
-    """`import comfy.utils` makes every comfy module that anybody imported reachable."""
+def test_used_modules_are_imported_in_the_file(file):
+    """A file that uses e.g. comfy.utils imports it, although any comfy import makes it reachable."""
     used = {ast.unparse(node) for node in parsed(file) if isinstance(node, ast.Attribute)}
     used = {name for name in used if name.startswith("comfy.")}
     assert not [name for name in used if not any(f"{name}.".startswith(f"{m}.") for m in imported(file))

@@ -44,12 +44,12 @@ WANTED = {
         None, str, "does not tell which node runs", covers=("comfy_execution.utils",)
     ),
     "PromptServer.send_progress_text": Want(str, str, "shows no text on nodes", covers=("server",)),
-    "SAMPLER_NAMES": Want(lists("does not take our samplers"), lists("")),
-    "KSampler.SAMPLERS": Want(lists("does not take our samplers", sampler=False), lists("")),
-    "SchedulerHandler": Want(lists("does not take our schedule", schedule=False), lists("")),
-    "SCHEDULER_NAMES": Want(lists("does not take our schedule"), lists("")),
-    "SCHEDULER_HANDLERS": Want(lists("does not take our schedule", schedule=False), lists("")),
-    "add_model_folder_path": Want(lists("does not take our predictor folder"), lists("")),
+    "SAMPLER_NAMES": Want(lists("does not accept AMED's samplers"), lists("")),
+    "KSampler.SAMPLERS": Want(lists("does not accept AMED's samplers", sampler=False), lists("")),
+    "SchedulerHandler": Want(lists("does not accept AMED's schedule", schedule=False), lists("")),
+    "SCHEDULER_NAMES": Want(lists("does not accept AMED's schedule"), lists("")),
+    "SCHEDULER_HANDLERS": Want(lists("does not accept AMED's schedule", schedule=False), lists("")),
+    "add_model_folder_path": Want(lists("does not accept AMED's predictor folder"), lists("")),
     "KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS": Want(
         False, True, covers=("DISCARD_PENULTIMATE_SIGMA_SAMPLERS",)
     ),
