@@ -87,7 +87,8 @@ class Outside:
 
 
 class ScaledDenoiser:
-    """A denoiser with c and a applied, for one run of a host's sampler. Other attributes are the denoiser's.
+    """A host's denoiser with a predictor's scales applied in each call, for one run of the host's sampler: c
+    of the direction, a of the noise level. Other attributes are the denoiser's.
 
     Args:
         model: the host's denoiser, model(x, sigma, ...) -> denoised.

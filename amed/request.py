@@ -21,7 +21,7 @@ def no_schedule(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Request:
-    """What a run needs a predictor for."""
+    """The settings of a run that needs a predictor."""
 
     model: Identity  # the checkpoint
     sampler: str = AUTO  # a name of kdiffusion.ENTRIES, or "auto": the best by the errors that files state
