@@ -125,8 +125,8 @@ def test_a_latent_model_is_drawn_too(server, graph):
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"nfe": 25}, "to draw 25 steps on: set it to at least 50"),
-     ({"nfe": 21}, "to draw 21 steps on: set it to at least 42")],
+    [({"nfe": 25}, "reference is 40, which is .* to draw 25 steps on: set it to at least 50"),
+     ({"nfe": 21}, "reference is 40, which is .* to draw 21 steps on: set it to at least 42")],
 )  # fmt: skip
 def test_what_cannot_be_is_said(server, graph, changed, said):
     with pytest.raises(RunError, match=said):
