@@ -1,4 +1,4 @@
-"""AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024): the engine. It knows torch and no host."""
+"""The engine: AMED-Solver and AMED-Plugin (Zhou et al., CVPR 2024) in PyTorch. It imports no host."""
 
 from .constants import Constants, Multistep
 from .files import Fitted, Library, PredictorError, Spec, load, save

@@ -1,5 +1,7 @@
-"""Predictors that are plain numbers: r, c, a for each interval (Constants), or free times and free weights
-(Multistep). Both are fitted on a list of noise levels; on any other they are interpolated in log sigma."""
+"""Predictors that consist of numbers: r, c, a for each interval (Constants), or times and weights
+(Multistep).
+
+Both are fitted on a list of noise levels. On any other list they are interpolated in log sigma."""
 
 import math
 from bisect import bisect_left
@@ -10,125 +12,167 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .coordinates import compiled
 from .double import as_double
+from .known import fallback
 from .parameters import AMED, PARAMETERS
 from .parts import PARTS
-from .recipes import MULTISTEP, Solver, compiled
+from .recipes import Solver
 from .table import END, Number, Row, Table
 
-ROUNDING = 1e-13  # of a weight in float64
-SAME = 0.01  # noise levels this near each other, in log sigma, are the same: one tolerance for every question
+ROUNDING = 1e-13  # weights below this are rounding errors of float64, and become 0
+SAME = 0.01  # noise levels closer than this, in log sigma, count as the same everywhere
 
 
-def same_times(times: Tensor, own: Tensor) -> bool:
-    """Whether the positive ones of `times` are `own`."""
+def same_times(times: Tensor, reference: Tensor) -> bool:
+    """Return whether the positive noise levels of `times` equal `reference` (both `[n]`, within SAME)."""
     times = as_double(times)
     times = times[times > 0]
-    return len(times) == len(own) and bool(((times / own).log().abs() < SAME).all())
+    return len(times) == len(reference) and bool(((times / reference).log().abs() < SAME).all())
 
 
 def from_the_top(times: Tensor, sigma_max: float) -> bool:
-    """Whether a list of noise levels begins at `sigma_max`."""
+    """Return whether a list of noise levels begins at `sigma_max` (within SAME)."""
     return abs(math.log(float(times[0]) / sigma_max)) < SAME
 
 
-def between(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
-    """Of values `[N, ...]` on falling noise levels `[N]`, those at t: linear in log sigma, the ends
-    beyond."""
+def interpolated(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
+    """Return the value `[...]` at noise level t of values `[N, ...]` given at falling noise levels `[N]`:
+    linear in log sigma, constant beyond both ends."""
     rising, x = [math.log(s) for s in reversed(sigmas.tolist())], math.log(t)
     high = min(bisect_left(rising, x - 1e-5), len(rising) - 1)
     low, last = max(high - 1, 0), len(rising) - 1
     share = 1.0 if high == low else min(max((x - rising[low]) / (rising[high] - rising[low]), 0.0), 1.0)
-    if abs(share - round(share)) < 1e-5:  # fp32's own rounding
+    if abs(share - round(share)) < 1e-5:  # float32's rounding of t
         share = float(round(share))
     return torch.lerp(values[last - low], values[last - high], share)
 
 
-def falling(sigmas: Tensor) -> Tensor:
-    """A fitted list of noise levels as float64. Raises ValueError for what is none."""
+def fitted_sigmas(sigmas: Tensor) -> Tensor:
+    """Return the noise levels of a predictor as float64 `[n]`.
+
+    Raises:
+        ValueError: They are fewer than 2, not positive, or do not fall at every step."""
     sigmas = as_double(sigmas)
     if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all() or not (sigmas.diff() < 0).all():
-        raise ValueError(f"sigmas must be at least 2 falling positive noise levels, got {sigmas.tolist()}")
+        raise ValueError(
+            f"sigmas must be at least 2 positive noise levels that fall at every step, "
+            f"but are {sigmas.tolist()}"
+        )
     return sigmas
 
 
 class Constants:
-    """A recipe's constants for each interval of `sigmas` `[N]`: by name `[N-1]` (r, c, a; what is left out is
-    its default). A Predictor: other times than the fitted interpolate.
+    """A predictor with fixed constants for each interval. On other noise levels they are interpolated in log
+    sigma.
 
-    rescales: see table.Row.rescaled. Raises ValueError when lengths or ranges do not fit."""
+    Args:
+        sigmas: `[N]`, the noise levels it is fitted on, falling and positive.
+        rescales: whether the scaled noise level changes only the timestep of a VP model (`Row.rescaled`).
+        names: names of the constants, as in `Recipe.constants`.
+        values: `[N - 1]` for each name; absent ones have the default of their Parameter.
+
+    Raises:
+        ValueError: A name is unknown, or a length or value does not fit.
+
+    Source: r, c, a of AMED (Zhou et al. 2024, sec. 3.3)."""
 
     wants_bottleneck, fixed = False, True
 
     def __init__(self, sigmas: Tensor, rescales: bool = False, names: tuple[str, ...] = AMED, **values: Any):
-        self.sigmas, self.rescales, self.names = falling(sigmas), rescales, names
+        self.sigmas, self.rescales, self.names = fitted_sigmas(sigmas), rescales, names
         count = len(self.sigmas) - 1
         if other := set(values) - set(names):
-            raise ValueError(f"no such constant: {', '.join(sorted(other))}; there are {', '.join(names)}")
+            raise ValueError(f"no such constant: {', '.join(sorted(other))}; choose from {', '.join(names)}")
         self.values: dict[str, Tensor] = {}
         for name in names:
             value = values.get(name)
             value = [PARAMETERS[name].default] * count if value is None else value
             value = self.values[name] = as_double(value)
             if value.shape != (count,):
-                wrong = f"got shape {tuple(value.shape)}"
-                raise ValueError(f"{name} must have one value per interval ({count}), {wrong}")
+                raise ValueError(
+                    f"the constant {name} must have one value per interval of sigmas ({count}), "
+                    f"but has shape {tuple(value.shape)}"
+                )
             PARAMETERS[name].check(value)
 
     def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]:
-        return tuple(float(between(self.sigmas[:-1], v, t)) for v in self.values.values())
+        return tuple(float(interpolated(self.sigmas[:-1], v, t)) for v in self.values.values())
 
 
 class Multistep:
-    """The student `multistep`: free times and free weights on all slopes in hand.
+    """The student `multistep`: a fitted table, with free times and free weights on all slopes in hand.
 
-    `sigmas` `[N+1]` its times, falling and positive: one evaluation at each but the last. `weights` `[N, H]`,
-    or `[N, H, S]` for slopes in S parts (`parts`: a name of PARTS): of step n on the newest slope, the one
-    before ..., in shares of the step's length. `a` `[N]`: scale of the noise level the model is told. With
-    AFS the first slope is analytic and a[0] means nothing; without, the slope before the first is the
-    analytic one, x_0 / sqrt(1 + t_0^2), which costs nothing and may be given a weight too. H is at most N +
-    1. `offset` `[N, C]`: of each channel, a slope that is the same for every image, in shares of the step's
-    length too. `alone`: numbers of the steps whose evaluation leaves guidance's unconditional half out, with
-    parts that take the halves apart. Raises ValueError for what does not fit."""
+    With AFS the first slope is analytic and a[0] has no effect. Without AFS the analytic slope at the start,
+    x_0 / sqrt(1 + t_0^2), counts as a slope before the first: it costs no evaluation and may have weights
+    too.
+
+    Args:
+        sigmas: `[N + 1]`, the noise levels of the run, falling and positive; one evaluation at each but the
+            last.
+        weights: `[N, H]`, or `[N, H, S]` with S parts; H at most N + 1. Entry [n, k] is step n's weight on
+            the slope k evaluations back (0 is the newest), as a share of the step's length.
+        a: `[N]`, scale of the noise level that the model is given. Default: ones.
+        parts: how slopes are split, a name of PARTS. Default: not at all.
+        offset: `[N, C]`, a constant slope per channel, as a share of the step's length. Default: none.
+        alone: steps whose evaluation skips the unconditional half of guidance. Needs parts with `halves`, and
+            excludes step 0. Default: none.
+
+    Raises:
+        ValueError: A shape or value does not fit."""
 
     wants_bottleneck, fixed = False, True
 
     def __init__(self, sigmas: Tensor, weights: Tensor, a: Tensor | None = None, parts: str = "",
                  offset: Tensor | None = None, alone: Sequence[int] = ()):  # fmt: skip
-        self.sigmas, self.parts = falling(sigmas), parts
+        self.sigmas, self.parts = fitted_sigmas(sigmas), parts
         weights = as_double(weights)
         if parts not in PARTS:
-            raise ValueError(f"parts is {parts!r}: there are {', '.join(map(repr, PARTS))}")
+            names = ", ".join(map(repr, PARTS))
+            raise ValueError(f"parts is {parts!r}, which names no way to split slopes: choose one of {names}")
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
         shape = tuple(weights.shape)
         if len(shape) != 3 or shape[::2] != (steps, count) or not 1 <= shape[1] <= steps + 1:
             by = f" by {count} parts" if count > 1 else ""
-            raise ValueError(f"weights must have {steps} rows of 1 to {steps + 1}{by}, got shape {shape}")
+            raise ValueError(
+                f"the weights of a multistep table must have {steps} rows (one per step) of 1 to {steps + 1} "
+                f"slopes{by}, but have shape {shape}"
+            )
         if not weights.isfinite().all():
-            raise ValueError("weights are not finite")
+            raise ValueError("the weights of a multistep table contain NaN or infinity: calibrate again")
         if weights.movedim(2, 0).triu(2).any():
-            raise ValueError("weights reach back to slopes before the first")
+            raise ValueError(
+                "the weights of a multistep table use slopes from before the start of the run: step n may "
+                "weigh n + 2 slopes, so set the others to 0"
+            )
         self.a = as_double([1.0] * steps if a is None else a)
         if self.a.shape != (steps,):
-            raise ValueError(f"a must have {steps} values, got shape {tuple(self.a.shape)}")
+            raise ValueError(
+                f"the scale a must have one value per step ({steps}), but has shape {tuple(self.a.shape)}"
+            )
         PARAMETERS["a"].check(self.a)
         self.weights = weights
         self.offset = None if offset is None else as_double(offset)
         if self.offset is not None:
             if self.offset.ndim != 2 or len(self.offset) != steps:
-                raise ValueError(f"offset must have {steps} rows, got shape {tuple(self.offset.shape)}")
+                raise ValueError(
+                    f"the offset of a multistep table must have one row per step ({steps}), but has shape "
+                    f"{tuple(self.offset.shape)}"
+                )
             if not self.offset.isfinite().all():
-                raise ValueError("offset is not finite")
+                raise ValueError("the offset of a multistep table contains NaN or infinity: calibrate again")
         self.alone = tuple(alone)
         if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
-                f"steps {self.alone} cannot do without the unconditional half, with parts {parts!r}"
+                f"steps {self.alone} of a multistep table cannot do without the unconditional half of "
+                f"guidance: this needs parts with halves (they are {parts!r}), and step numbers from 1 to "
+                f"{steps - 1}"
             )
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """As a file has them."""
+        """The table's tensors by the names that they have in a file."""
         weights = self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0]
         values = {"weights": weights, "a": self.a}
         if self.offset is not None:
@@ -139,29 +183,36 @@ class Multistep:
         return values
 
     def before_first(self) -> bool:
-        """Whether any step weighs the analytic slope before the first."""
+        """Return whether any step weighs the analytic slope at the start, before the first evaluation."""
         return bool(self.weights.movedim(2, 0).diagonal(1, 1, 2).any())
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
-        """Its rows; on other `times` (a last 0 is one more row) interpolated, and what they weigh of slopes
-        that such a run does not have (it began below the first time) goes to its oldest: so the end is
-        continuous in the start, also where that passes one of the table's own times."""
+        """Return the rows of a run.
+
+        On other noise levels than the table's, weights are interpolated. A run that starts below the table's
+        first level lacks the earlier slopes; their weights are added to that of its oldest slope. The end of
+        the run is then a continuous function of its start, also where the start crosses one of the table's
+        levels.
+
+        Args:
+            times: noise levels, falling; a last 0 is one more row. Default: the table's.
+            afs: whether the first step is analytic."""
         given = self.sigmas.tolist() if times is None else times
         on, grid = [t for t in given if t > 0], self.sigmas[:-1]
-        own = same_times(as_double(on), self.sigmas)
+        fitted = same_times(as_double(on), self.sigmas)
         lead = not afs and self.before_first() and from_the_top(torch.tensor(on[:1]), float(grid[0]))
         zero = ((0.0,) * self.weights.shape[2],)
         rows = [Row(on[0], zero, analytic=True, opens=False, closes=False)] if lead else []
         for n, (t, t_next) in enumerate(pairwise(on)):
-            shares, a = ((v[n] if own else between(grid, v, t)) for v in (self.weights, self.a))
+            shares, a = ((v[n] if fitted else interpolated(grid, v, t)) for v in (self.weights, self.a))
             hand = n + 1 + lead
-            kept = shares[:hand].clone()
-            kept[-1] += shares[hand:].sum(dim=0)
-            move = tuple(map(tuple, ((t_next - t) * kept).tolist()))
+            usable = shares[:hand].clone()
+            usable[-1] += shares[hand:].sum(dim=0)
+            move = tuple(map(tuple, ((t_next - t) * usable).tolist()))
             offset = self.offset
             if offset is not None:
-                offset = (t_next - t) * (offset[n] if own else between(grid, offset, t))
-            wants = frozenset({"cond"} if own and n in self.alone else ())
+                offset = (t_next - t) * (offset[n] if fitted else interpolated(grid, offset, t))
+            wants = frozenset({"cond"} if fitted and n in self.alone else ())
             rows.append(Row(t, move, float(a) * t, afs and n == 0, wants=wants, offset=offset))
         if given[-1] == 0:
             rows.append(Row(on[-1], (), to_zero=True, wants=END))
@@ -170,20 +221,35 @@ class Multistep:
 
 def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
                  predictor: Constants | Multistep | None = None) -> Multistep:  # fmt: skip
-    """With which `multistep` does exactly what `solver` does over `sigmas` `[n]` (positive, falling).
+    """Return the Multistep that computes the same as `solver`.
 
-    `predictor`: a plugin's, or AMED-Solver's constants. With AFS its run needs it too. Raises ValueError for
-    a solver that is no list of falling times and weights: Heun evaluates twice at one time, `rescales` tells
-    the model other states, a network has no constants."""
+    Args:
+        solver: the solver; "multistep" without a predictor is `known.fallback`.
+        sigmas: `[n]`, the base noise levels, falling and positive.
+        afs: whether the first step is analytic; the Multistep must run with the same setting.
+        predictor: the constants of AMED-Solver or of a plugin; None for the plain solver. A Multistep is
+            returned as it is.
+
+    Raises:
+        ValueError: No table can express the run: the solver evaluates twice at one noise level (Heun), or the
+            predictor rescales x, or the predictor is a network."""
     if isinstance(predictor, Multistep):
         return predictor
-    solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver  # without a table it is iPNDM-2
-    if solver.name == "heun":
-        raise ValueError("Heun evaluates twice at the same time: it is no list of falling times and weights")
+    solver = fallback(solver)
+    if solver.recipe.repeats_time:
+        raise ValueError(
+            f"{solver.name} evaluates twice at the same noise level, so a multistep table cannot express it: "
+            "choose another solver"
+        )
     if getattr(predictor, "rescales", False):
-        raise ValueError("rescales cannot be written as weights on slopes")
+        raise ValueError(
+            "a predictor that rescales x cannot be converted to a multistep table: use it as it is"
+        )
     if predictor is not None and not getattr(predictor, "fixed", False):
-        raise ValueError("this predictor looks at the image: it has no constants to convert")
+        raise ValueError(
+            "a predictor whose constants depend on the image cannot be converted to a multistep table: use "
+            "it as it is"
+        )
     table = compiled(solver, as_double(sigmas).tolist(), predictor, afs)
     times = [*(float(row.sigma) for row in table.rows), table.end]
     weights = shares_of(table, afs)
@@ -192,8 +258,12 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
 
 
 def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
-    """The moves of a table over falling times as weights `[rows, H]` on the slopes in hand, newest first, in
-    shares of the step's length; without AFS the last may be on the analytic slope before the first."""
+    """Return the moves of a table as weights `[rows, H]`, in the form of `Multistep.weights`.
+
+    Args:
+        table: a table whose noise levels fall.
+        afs: whether the first row is analytic. If not, a row may also weigh the analytic slope at the start.
+        rounding: smaller weights become 0."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
     times = [*(float(row.sigma) for row in rows), table.end]
     unit = torch.eye(steps + lead, dtype=torch.float64)
@@ -203,7 +273,7 @@ def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
         slope = unit[n + lead]
         seen.append(x - times[n] * slope if row.data else slope)
         shares: Any = row.weigh()
-        own = sum(share[-1] * v for share, v in zip(shares, reversed(seen))) + row.data * shares[0][0] * x
-        x, own = x + own, own / (times[n + 1] - times[n])
-        weights[n, : n + lead + 1] = torch.where(own.abs() < rounding, 0, own)[: n + lead + 1].flip(0)
+        step = sum(share[-1] * v for share, v in zip(shares, reversed(seen))) + row.data * shares[0][0] * x
+        x, step = x + step, step / (times[n + 1] - times[n])
+        weights[n, : n + lead + 1] = torch.where(step.abs() < rounding, 0, step)[: n + lead + 1].flip(0)
     return weights[:, : int(weights.any(dim=0).nonzero().max()) + 1]

@@ -1,7 +1,8 @@
-"""float64 without a device that has it: Apple's GPUs have none, nor have others.
+"""Convert tensors to float64 on the CPU, because some devices (e.g. Apple's GPUs) have no float64.
 
-What a device holds goes to the CPU in its own precision and becomes float64 there: `v.double()`, and
-`v.to("cpu", torch.float64)` too, convert on the device. tests/engine/test_float64.py finds other ways."""
+`v.double()` and `v.to("cpu", torch.float64)` convert on the device, which fails there. Therefore a tensor is
+first moved to the CPU and then converted; nothing else in the engine may convert
+(tests/engine/test_float64.py)."""
 
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import Tensor
 
 
 def as_double(value: Any) -> Tensor:
-    """Return a tensor of any device, an array, a number or a list of them as a float64 tensor on the CPU,
-    without gradient. Waits for the device."""
+    """Return a value as a float64 tensor on the CPU, without gradient. Waits for the device.
+
+    Args:
+        value: a tensor on any device, an array, a number, or a list of numbers."""
     if isinstance(value, Tensor):
         return value.detach().cpu().double()
     return torch.as_tensor(value, dtype=torch.float64)

@@ -1,20 +1,25 @@
-"""How a model is asked outside a host (amed.loop.Evaluate): a U-Net's bottleneck by a hook, guidance's halves
-by `Guided`. Hosts bring their own."""
+"""Evaluate a model outside a host (implementations of loop.Evaluate): capture a U-Net's bottleneck with a
+hook, take the halves of guidance from `Guided`, and apply dynamic thresholding. Hosts have their own
+implementations."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .loop import Denoiser, Evaluation
+from .loop import Denoiser, Evaluate, Evaluation, denoised_only
 
 
 class FromModule:
-    """The bottleneck is the output of `module` (a U-Net's middle block), by a forward hook that lives for one
+    """An Evaluate that captures a module's output as the bottleneck, by a forward hook during each
     evaluation.
 
-    Under classifier-free guidance the module sees more rows than the sampler; `conditional_first` says which
-    end of them is conditional. The first output with enough rows is kept."""
+    Args:
+        module: a U-Net's middle block. Its first output with at least as many rows as x is taken.
+        conditional_first: under guidance the module gets more rows than x; True if the conditional rows are
+            the first of them, False if they are the last. Default: True."""
 
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first
@@ -22,28 +27,34 @@ class FromModule:
     def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
                  wants: frozenset[str] = frozenset({"bottleneck"})) -> Evaluation:  # fmt: skip
         if "bottleneck" not in wants:
-            return asked(model, x, sigma, extra_args, wants)
-        seen: list[Tensor] = []
+            return evaluate_guided(model, x, sigma, extra_args, wants)
+        captured: list[Tensor] = []
 
-        def listen(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            if not seen and len(output) >= len(x):
+        def capture(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not captured and len(output) >= len(x):
                 rows = output.detach()
-                seen.append(rows[: len(x)] if self.conditional_first else rows[-len(x) :])
+                captured.append(rows[: len(x)] if self.conditional_first else rows[-len(x) :])
 
-        handle = self.module.register_forward_hook(listen)
+        handle = self.module.register_forward_hook(capture)
         try:
-            evaluation = asked(model, x, sigma, extra_args, wants)
+            evaluation = evaluate_guided(model, x, sigma, extra_args, wants)
         finally:
             handle.remove()
-        return Evaluation(evaluation.denoised, seen[0] if seen else None, evaluation.cond, evaluation.uncond)
+        bottleneck = captured[0] if captured else None
+        return Evaluation(evaluation.denoised, bottleneck, evaluation.cond, evaluation.uncond)
 
 
 class Guided(nn.Module):
-    """D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans 2022), both halves in one call, conditional
-    first.
+    """A denoiser with classifier-free guidance, D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans
+    2022).
 
-    Called as `guided(x, sigma, cond=..., uncond=...)`: dicts of the inner model's extra arguments, tensors of
-    `[B, ...]`. At scale 1 the unconditional half is not computed."""
+    Call it as guided(x, sigma, cond=..., uncond=...), with dicts of the inner model's extra arguments,
+    tensors `[B, ...]`. Both halves are computed in one call, conditional rows first. At scale 1 the
+    unconditional half is skipped.
+
+    Args:
+        model: the inner denoiser, model(x, sigma, **cond) -> denoised.
+        scale: the guidance scale."""
 
     def __init__(self, model: Denoiser, scale: float):
         super().__init__()
@@ -52,7 +63,7 @@ class Guided(nn.Module):
     def halves(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """The denoised image, and what each half alone denoises to."""
+        """Return the guided denoised image, and what each half alone denoises to (None at scale 1)."""
         if self.scale == 1.0:
             return Evaluation(self.model(x, sigma, **cond))
         both = {key: torch.cat([cond[key], uncond[key]]) for key in cond}
@@ -62,23 +73,53 @@ class Guided(nn.Module):
     def conditional(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """What the conditional half alone denoises to, for one pass."""
+        """Return what the conditional half alone denoises to, which takes one pass instead of two."""
         return Evaluation(self.model(x, sigma, **cond))
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
+        """Return the guided denoised image `[B, ...]`."""
         return self.halves(x, sigma, cond, uncond).denoised
 
 
-def asked(
+def evaluate_guided(
     model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """amed.loop.Evaluate for Guided, and for modules that have a `halves` and a `conditional` like it."""
-    alone = getattr(model, "conditional", None)
-    if "cond" in wants and alone is not None:
-        half: Evaluation = alone(x, sigma, **extra_args)
+    """Evaluate a Guided, or any denoiser that has `halves` and `conditional` as Guided does (a
+    loop.Evaluate)."""
+    conditional = getattr(model, "conditional", None)
+    if "cond" in wants and conditional is not None:
+        half: Evaluation = conditional(x, sigma, **extra_args)
         return half
     halves = getattr(model, "halves", None)
     if "halves" in wants and halves is not None:
         both: Evaluation = halves(x, sigma, **extra_args)
         return both
     return Evaluation(model(x, sigma, **extra_args))
+
+
+def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
+    """Return `denoised` `[B, ...]` after Imagen's dynamic thresholding, for pixel models only: each sample is
+    clamped to a bound, the quantile of its absolute values or 1 if that is larger, and divided by it."""
+    # torch.quantile takes 16 million values at most, and converts them to float64
+    ordered = denoised.abs().flatten(1).sort(dim=1).values
+    rank = quantile * (ordered.shape[1] - 1)
+    near = ordered[:, int(rank)], ordered[:, math.ceil(rank)]
+    bound = torch.lerp(*near, rank - int(rank)).clamp(min=1.0)
+    bound = bound.view(-1, *[1] * (denoised.ndim - 1))
+    return denoised.clamp(-bound, bound) / bound
+
+
+class Thresholded:
+    """An Evaluate that applies dynamic thresholding to another one's denoised image, for pixel models. As in
+    AMED's authors' code, the image at the end of the run is not thresholded."""
+
+    def __init__(self, evaluate: Evaluate = denoised_only):
+        self.evaluate = evaluate
+
+    def __call__(
+        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
+    ) -> Evaluation:
+        evaluation = self.evaluate(model, x, sigma, extra_args, wants)
+        if "end" in wants:
+            return evaluation
+        return replace(evaluation, denoised=dynamic_threshold(evaluation.denoised))

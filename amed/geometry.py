@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .constants import Multistep, shares_of
 from .double import as_double
-from .loop import Problem, State, loop, parts_of, rows_of
+from .loop import Problem, State, loop
 from .recipes import Solver
+from .run import parts_of, rows_of
 from .table import Row, Table
 
 ROUNDING = 1e-5  # a weight below this is rounding: networks compute in float32

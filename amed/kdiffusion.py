@@ -1,4 +1,4 @@
-"""The solvers in k-diffusion's sampler interface.
+"""The samplers in k-diffusion's interface, and their names.
 
 sample_amed(model, x, sigmas, extra_args=None, callback=None, disable=None, *, predictor=None, ...)
 """
@@ -11,17 +11,19 @@ import torch
 from torch import Tensor
 
 from .constants import from_the_top
-from .loop import Denoiser, Evaluate, Problem, Thresholded, check, parts_of, plain, trajectory
+from .evaluate import Thresholded
+from .loop import Denoiser, Evaluate, Problem, check, denoised_only
 from .recipes import MULTISTEP, Predictor, Solver
+from .run import parts_of, trajectory
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler: its solver by default, its name in a dropdown, and what it is."""
+    """A sampler that hosts list."""
 
-    solver: Solver
-    label: str
-    text: str
+    solver: Solver  # what it runs without a predictor, and the student of its predictors
+    label: str  # its name in a dropdown
+    text: str  # what it is, in its docstring
 
 
 ENTRIES = {
@@ -43,8 +45,8 @@ ENTRIES = {
 }
 
 
-def progress(count: int, disable: bool | None) -> Iterator[int]:
-    """range(count), with a console bar where tqdm is there, as k-diffusion's samplers have."""
+def console_bar(count: int, disable: bool | None) -> Iterator[int]:
+    """Return range(count), with tqdm's console bar if tqdm is installed, as in k-diffusion's samplers."""
     try:
         from tqdm.auto import trange
     except ImportError:
@@ -58,12 +60,31 @@ def sample(
     callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None, *,
     predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate | None = None,
 ) -> Tensor:  # fmt: skip
-    """Run a solver over a sigma list; returns the end state in x's dtype.
+    """Run a solver over noise levels.
 
-    `callback` is called once per base step with k-diffusion's dict (x, i, sigma, sigma_hat, denoised)."""
+    Args:
+        model: model(x, sigma, **extra_args) -> denoised.
+        x: `[B, ...]`, noisy at sigmas[0].
+        sigmas: `[n]`, n >= 2, falling. A last 0 is one more evaluation, whose denoised image is the end.
+        solver: the solver; "multistep" without a predictor runs iPNDM-2.
+        extra_args: keyword arguments of the model. Default: none.
+        callback: called once per step of `sigmas` with k-diffusion's dict (x, i, sigma, sigma_hat, denoised).
+        disable: whether to hide the console bar. Default: tqdm's.
+        predictor: constants, a table or a network; None for the plain solver.
+        afs: whether the first step is analytic. Default: False.
+        evaluate: how the model is called, see loop.Evaluate. Default: `loop.denoised_only`.
+
+    Returns:
+        The end of the run, `[B, ...]` in x's dtype.
+
+    Raises:
+        ValueError: The noise levels do not fall, or the predictor does not fit x.
+        NotFiniteError: The model returned NaN or infinity (a ValueError)."""
     watch: list[Any] = []
-    problem = Problem(model, extra_args or {}, evaluate or plain, parts=parts_of(predictor), watch=watch)
-    i, bar, result = 0, progress(len(sigmas) - 1, disable), x
+    problem = Problem(
+        model, extra_args or {}, evaluate or denoised_only, parts=parts_of(predictor), watch=watch
+    )
+    i, bar, result = 0, console_bar(len(sigmas) - 1, disable), x
     before = denoised = None
     for state in trajectory(problem, solver, x, sigmas, predictor, afs):
         row = state.row
@@ -71,12 +92,12 @@ def sample(
             next(bar, None)
         if callback is not None and state.looked:
             before = state.x if row.opens else before
-            seen = state.evaluation
-            if seen is not None:
-                denoised = seen.denoised
+            evaluation = state.evaluation
+            if evaluation is not None:
+                denoised = evaluation.denoised
             else:
-                kept = state.slopes[-1]
-                denoised = kept[1] if row.data else state.x - row.sigma * problem.parts.total(kept)
+                slope = state.slopes[-1]
+                denoised = slope[1] if row.data else state.x - row.sigma * problem.parts.total(slope)
         elif callback is not None and row.closes:
             callback({"x": before, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
             i, before, denoised = i + 1, None, None
@@ -89,46 +110,82 @@ def sample(
 
 def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
              options: dict[str, Any]) -> tuple[Solver, Any, bool, bool]:  # fmt: skip
-    """(solver, predictor, AFS, thresholding) that a call of a sampler means: a fitted file's own settings win
-    over the sampler's defaults. Raises ValueError where they disagree."""
+    """Return what a call of `sample_<name>` runs. The settings of a predictor file take precedence over the
+    sampler's defaults.
+
+    Args:
+        name: the sampler.
+        predictor: a Fitted (file), a Predictor, or None.
+        sigmas: `[n]`, the run's noise levels.
+        afs: whether the first step is analytic; None: as in the file, if the run starts at its sigma_max.
+        options: fields of Solver, for a predictor that is not a Fitted.
+
+    Returns:
+        The solver, the predictor, whether the first step is analytic, and whether to threshold.
+
+    Raises:
+        ValueError: The predictor is for another sampler, or options were given with a file."""
     default, spec = ENTRIES[name].solver, getattr(predictor, "spec", None)
     if spec is None:
-        if predictor is not None and (default.name == MULTISTEP) != hasattr(predictor, "table"):
-            raise ValueError(f"sample_{name} cannot run a {type(predictor).__name__}")
+        if predictor is not None and (not default.has_recipe) != hasattr(predictor, "table"):
+            raise ValueError(
+                f"sample_{name} cannot run a predictor of type {type(predictor).__name__}: use "
+                "amed_multistep for Multistep, and another sampler for other types"
+            )
         return replace(default, **options), predictor, bool(afs), False
     if options:
-        raise ValueError(f"{', '.join(options)}: this predictor's file sets the solver; leave these out")
+        raise ValueError(
+            f"the options {', '.join(options)} cannot be set, because the predictor file sets the solver: "
+            "leave them out"
+        )
     if spec.of:
-        wrong = f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}"
-        raise ValueError(f"{wrong}: use it with that sampler, or choose another predictor")
+        raise ValueError(
+            f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}: use it "
+            "with that sampler, or choose another predictor"
+        )
     if ENTRIES[spec.sampler].solver.name != default.name:
         raise ValueError(
-            f"this predictor was fitted for {spec.solver!r}, but sample_{name} runs {default.name!r}: "
-            f"use the sampler {spec.sampler!r}, or another predictor"
+            f"this predictor was fitted for the solver {spec.solver!r}, but sample_{name} runs "
+            f"{default.name!r}: use the sampler {spec.sampler!r}, or choose another predictor"
         )
     afs = spec.afs and from_the_top(sigmas, spec.sigma_max) if afs is None else afs
     return spec.student, predictor.predictor, afs, spec.thresholding
 
 
 def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
+    """Return the function `sample_<name>` of an entry."""
+
     def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
                 callback: Any = None, disable: bool | None = None, *, predictor: Any = None,
                 afs: bool | None = None, evaluate: Evaluate | None = None,
                 **options: Any) -> Tensor:  # fmt: skip
-        solver, constants, first, thresholding = settings(name, predictor, sigmas, afs, options)
-        ask = Thresholded(evaluate or plain) if thresholding else evaluate
-        return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=constants, afs=first,
-                      evaluate=ask)  # fmt: skip
+        solver, constants, analytic_first, thresholding = settings(name, predictor, sigmas, afs, options)
+        evaluate = Thresholded(evaluate or denoised_only) if thresholding else evaluate
+        return sample(model, x, sigmas, solver, extra_args, callback, disable, predictor=constants,
+                      afs=analytic_first, evaluate=evaluate)  # fmt: skip
 
     sampler.__name__ = sampler.__qualname__ = f"sample_{name}"
     sampler.__doc__ = f"""{entry.text}, in k-diffusion's sampler interface.
 
-    model(x, sigma, **extra_args) -> denoised; x [B, ...] at sigmas[0]; sigmas [n >= 2] falling, may end in 0.
-    `predictor`: a fitted file (amed.Fitted), any Predictor, or None for the untrained solver. `afs`: analytic
-    first step; None leaves it to the fitted file, and off where the start is not its sigma_max. `evaluate`:
-    how the model is asked, see amed.loop.Evaluate. `options`: fields of Solver, for a predictor that is not a
-    Fitted. Raises ValueError for a predictor fitted for another solver, a bad sigma list, or NaN from the
-    model."""
+    Args:
+        model: model(x, sigma, **extra_args) -> denoised.
+        x: [B, ...], noisy at sigmas[0].
+        sigmas: [n], n >= 2, falling. A last 0 is one more evaluation, whose denoised image is the end.
+        extra_args: keyword arguments of the model. Default: none.
+        callback: called once per step of sigmas with k-diffusion's dict (x, i, sigma, sigma_hat, denoised).
+        disable: whether to hide the console bar. Default: tqdm's.
+        predictor: a predictor file (amed.Fitted), a Predictor, or None for the plain solver.
+        afs: whether the first step is analytic. Default: as in the file, if the run starts at its sigma_max;
+            without a file, False.
+        evaluate: how the model is called, see amed.loop.Evaluate. Default: for its denoised image only.
+        options: fields of amed.Solver, for a predictor that is not a Fitted.
+
+    Returns:
+        The end of the run, [B, ...] in x's dtype.
+
+    Raises:
+        ValueError: The predictor was fitted for another solver, the noise levels do not fall, or the model
+            returned NaN or infinity."""
     return sampler
 
 
@@ -136,26 +193,32 @@ SAMPLERS = {name: _k_diffusion(name, entry) for name, entry in ENTRIES.items()}
 
 
 def solver_of(sampler: str) -> Solver:
-    """The Solver a sampler name runs by default. Raises KeyError for a name that is not ours."""
+    """Return the solver that a sampler of ENTRIES runs by default. Raises KeyError for another name."""
     return ENTRIES[sampler].solver
 
 
 def sampler_of(solver: str, max_order: int = 1) -> str:
-    """The sampler name for a student: `dpmpp` splits into 2M and 3M by order. Raises ValueError where there
-    is none."""
-    if solver == "dpmpp":
-        return "amed_dpmpp_3m" if max_order == 3 else "amed_dpmpp_2m"
+    """Return the name of the sampler that runs a solver as a student: of several, the one of that order
+    (DPM-Solver++ has 2M and 3M), or the first.
+
+    Raises ValueError if there is none."""
     names = [name for name, entry in ENTRIES.items() if entry.solver.name == solver]
     if not names:
-        raise ValueError(f"no sampler runs the solver {solver!r} as a student")
-    return names[0]
+        raise ValueError(
+            f"no sampler runs predictors of the solver {solver!r}: add one to kdiffusion.ENTRIES"
+        )
+    return next((name for name in names if ENTRIES[name].solver.max_order == max_order), names[0])
 
 
 def register(namespace: Any) -> list[str]:
-    """Add the samplers to a k-diffusion `sampling` module (PyPI's or a host's) as `sample_<name>`.
+    """Add the samplers to a k-diffusion `sampling` module as `sample_<name>`. Calling it again changes
+    nothing, and a function that already has such a name is not replaced.
 
-    Idempotent; a name that is already there and not ours is left alone. Returns the names now served by
-    us."""
+    Args:
+        namespace: the module, of the package k-diffusion or of a host.
+
+    Returns:
+        The names of the samplers that the module now has from this package."""
     for name, function in SAMPLERS.items():
         if not hasattr(namespace, f"sample_{name}"):
             setattr(namespace, f"sample_{name}", function)

@@ -1,151 +1,178 @@
-"""The loop: look at the slope, keep it, move. Every run of this engine is this one.
+"""The loop that runs all rows: evaluate the slope, keep it, move. Every run of this engine goes through it.
 
 for row in rows:
     slopes.append(analytic(x) if row.analytic else slope(evaluate(x)))
-    x = x + sum(w * d for w, d in zip(row.weights, newest first))
+    x = x + sum(w * d for w, d in zip(row.weights, newest_first(slopes)))
+
+`run.trajectory` assembles a run (rows and a first State) from a solver, a predictor and noise levels.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from . import schedules
 from .parts import PARTS, Parts, up
-from .recipes import MULTISTEP, Predictor, Solver, beside, compiled, rows
-from .table import Number, Row, Table, Weights
+from .table import Number, Row, Weights, beside
 
-Denoiser = Callable[..., Tensor]
-TRY = "If half precision overflows in it, run it in bfloat16 or float32; else see to the file and its patches"
-BEYOND = 1e30  # of a weight: float32 has room for what it makes of x
+Denoiser = Callable[..., Tensor]  # model(x, sigma, **extra_args) -> denoised, x [B, ...] and sigma [B]
+# the stored tensor of each part, see parts.Parts; () once no later row needs the slope
+Slope = tuple[Tensor | None, ...]
+REMEDY = (
+    "If the model overflows in half precision, run it in bfloat16 or float32; otherwise check the checkpoint "
+    "and its patches"
+)
 
 
 class NotFiniteError(ValueError):
-    """The model returned NaN or infinity; the message names the sigma."""
+    """Raised when the model returns NaN or infinity, or a run ends in them; the message names the sigma."""
 
 
 @dataclass(eq=False, slots=True)
 class Evaluation:
-    """What one call of the model gave: `denoised` like x; `bottleneck` `[B, C, H, W]`, the conditional rows
-    of the U-Net's middle block; `cond`, `uncond`: what each half of guidance alone denoises to. None: not
-    asked for, or not to be had here."""
+    """The outputs of one evaluation of the model. An output that was not wanted, or that the host cannot
+    provide, is None."""
 
-    denoised: Tensor
-    bottleneck: Tensor | None = None
-    cond: Tensor | None = None
-    uncond: Tensor | None = None
+    denoised: Tensor  # [B, ...] like x: the model's estimate of the image, with guidance
+    bottleneck: Tensor | None = (
+        None  # [B, C, H, W]: output of the U-Net's middle block, conditional rows only
+    )
+    cond: Tensor | None = None  # [B, ...]: what the prompt alone denoises to
+    uncond: Tensor | None = None  # [B, ...]: what the negative prompt alone denoises to
 
 
 class Evaluate(Protocol):
-    """The one way to ask a model: x `[B, ...]`, sigma `[B]`; `wants`: of "bottleneck" and "halves" what is to
-    be had besides the denoised image, where it can be; "cond": the denoised image is to be what the prompt
-    alone denoises to, and the unconditional half is spared; "end": this image is what the run ends in."""
+    """How a host evaluates its model once.
+
+    Args:
+        model: the host's denoiser.
+        x: `[B, ...]`, the noisy latents.
+        sigma: `[B]`, their noise level.
+        extra_args: keyword arguments of the model.
+        wants: additional outputs and conditions. "bottleneck", "halves" (`cond` and `uncond`): provide these
+            if possible. "cond": skip the unconditional half; `denoised` is what the prompt alone denoises to.
+            "end": this evaluation's image is the end of the run.
+
+    Returns:
+        The Evaluation."""
 
     def __call__(self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
                  wants: frozenset[str]) -> Evaluation: ...  # fmt: skip
 
 
-def plain(
+def denoised_only(
     model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str] = frozenset()
 ) -> Evaluation:
-    """The denoised image and nothing else."""
+    """Call the model and return its denoised image and no other output: the default Evaluate."""
     return Evaluation(model(x, sigma, **extra_args))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What rows are run with. dtype: what the model is called in, None for x's own. watch: (sigma, sum of the
-    output) of each evaluation, for `check` after the run; None: each output is looked at at once."""
+    """The model that rows are run with, and how it is called."""
 
     model: Denoiser
-    extra_args: dict[str, Any] = field(default_factory=dict)
-    evaluate: Evaluate = plain
-    dtype: torch.dtype | None = None
-    parts: Parts = PARTS[""]
+    extra_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the model
+    evaluate: Evaluate = denoised_only
+    dtype: torch.dtype | None = None  # in which the model is called; None: that of x
+    parts: Parts = PARTS[""]  # how slopes are split
+    # collects (sigma, sum of the output) of each evaluation, for `check` after the run, so that no evaluation
+    # waits for the device; None: check each output at once
     watch: list[tuple[Number, Tensor]] | None = None
 
-    def ask(self, x: Tensor, sigma: Number, wants: frozenset[str]) -> Evaluation:
-        """The model at one level of noise. Raises NotFiniteError for NaN, unless watched."""
+    def call(self, x: Tensor, sigma: Number, wants: frozenset[str]) -> Evaluation:
+        """Evaluate the model once, in `dtype`; the denoised image is returned in x's dtype.
+
+        Args:
+            x: `[B, ...]`.
+            sigma: the noise level, a number or `[B]`.
+            wants: additional outputs, see Evaluate.
+
+        Raises:
+            NotFiniteError: The output contains NaN or infinity, unless the run is watched."""
         dtype = self.dtype or x.dtype
         if isinstance(sigma, Tensor):
             levels = sigma.flatten().expand(len(x)).to(x.device, dtype)
         else:
             levels = x.new_full((len(x),), sigma, dtype=dtype)
-        seen = self.evaluate(self.model, x.to(dtype), levels, self.extra_args, wants)
-        if "bottleneck" in wants and seen.bottleneck is None:
-            wrong = "no bottleneck could be captured from this model: the AMED predictor is fed zeros"
-            warnings.warn(wrong, stacklevel=2)
-        if seen.denoised.dtype != x.dtype:
-            seen = replace(seen, denoised=seen.denoised.to(x.dtype))
+        evaluation = self.evaluate(self.model, x.to(dtype), levels, self.extra_args, wants)
+        if "bottleneck" in wants and evaluation.bottleneck is None:
+            message = "no bottleneck could be captured from this model: the AMED predictor gets zeros instead"
+            warnings.warn(message, stacklevel=2)
+        if evaluation.denoised.dtype != x.dtype:
+            evaluation = replace(evaluation, denoised=evaluation.denoised.to(x.dtype))
         if self.watch is not None:
-            self.watch.append((sigma, seen.denoised.sum()))
-        elif not seen.denoised.isfinite().all():
+            self.watch.append((sigma, evaluation.denoised.sum()))
+        elif not evaluation.denoised.isfinite().all():
             raise not_finite(sigma, x)
-        return seen
+        return evaluation
 
 
 @dataclass(eq=False, slots=True)
 class State:
-    """Where a run is. x `[B, ...]`; slopes, each its parts, oldest first (none: nobody needs it any more);
-    number of the row; the row and its evaluation. `looked`: the row was looked at, its move is still to
-    come."""
+    """A moment of a run: after the evaluation of a row, or after its move."""
 
-    x: Tensor
-    slopes: tuple[tuple[Tensor | None, ...], ...] = ()
-    number: int = 0
-    row: Row = Row(0.0, ())
-    evaluation: Evaluation | None = None
-    looked: bool = False
+    x: Tensor  # [B, ...]
+    slopes: tuple[Slope, ...] = ()  # slopes in hand, oldest first
+    number: int = 0  # index of the row that comes next, or whose move is still to come
+    row: Row = Row(0.0, ())  # the latest row
+    evaluation: Evaluation | None = None  # of the latest row that made one
+    looked: bool = False  # True: the row's slope was evaluated, its move is still to come
 
 
 def look(problem: Problem, state: State, row: Row) -> State:
-    """The slope where the run stands, kept.
+    """Evaluate the slope at the current x, append it, and return the state before the row's move.
 
-    The first evaluation of an interval carries no gradient: its input never depends on what is learned of
-    it."""
+    The first evaluation of an interval carries no gradient, because its input does not depend on what is
+    learned for that interval."""
     x, sigma, sigma_model = state.x, beside(row.sigma, state.x), row.sigma_model
     sigma_model = row.sigma if sigma_model is None else sigma_model
     if row.opens and x.requires_grad:
-        kept = tuple(tuple(p if p is None else p.detach() for p in d) for d in state.slopes)
-        x, state = x.detach(), replace(state, slopes=kept)
+        detached = tuple(tuple(p if p is None else p.detach() for p in d) for d in state.slopes)
+        x, state = x.detach(), replace(state, slopes=detached)
     if row.analytic:
-        seen, d = None, x * (1 - sigma / (1 + sigma**2) ** 0.5) if row.data else x / (1 + sigma**2) ** 0.5
+        evaluation, d = (
+            None,
+            x * (1 - sigma / (1 + sigma**2) ** 0.5) if row.data else x / (1 + sigma**2) ** 0.5,
+        )
     else:
-        level, shown = sigma, x
+        level, x_model = sigma, x
         if row.rescaled:  # the same x in a VP model's own units, under another timestep
             level = beside(sigma_model, x)
-            shown = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
+            x_model = x * ((1 + level**2) / (1 + sigma**2)) ** 0.5
         with torch.no_grad() if row.opens and torch.is_grad_enabled() else nullcontext():
-            seen = problem.ask(shown, sigma_model, row.wants | problem.parts.wants)
+            evaluation = problem.call(x_model, sigma_model, row.wants | problem.parts.wants)
             if row.rescaled or not row.data:
-                d = (shown - seen.denoised).div_(level)
-            seen = replace(seen, denoised=x - sigma * d) if row.rescaled else seen
-            d = seen.denoised if row.data else d
-    slopes = (*state.slopes, (x, d) if row.data else problem.parts.split(d, x, sigma, seen))
-    return State(x, slopes, state.number, row, seen, looked=True)
+                d = (x_model - evaluation.denoised).div_(level)
+            evaluation = replace(evaluation, denoised=x - sigma * d) if row.rescaled else evaluation
+            d = evaluation.denoised if row.data else d
+    slope = (x, d) if row.data else problem.parts.split(d, x, sigma, evaluation)
+    return State(x, (*state.slopes, slope), state.number, row, evaluation, looked=True)
 
 
-def move(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weights,
-         levels: Sequence[int] = ()) -> Tensor:  # fmt: skip
-    """x and the weighted sum of slopes (oldest first; weights newest first). levels: of what is kept of a
-    slope's parts, see parts.Parts."""
+def move(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[int] = ()) -> Tensor:
+    """Return x plus the weighted sum of the slopes.
+
+    Args:
+        x: `[B, ...]`; not changed.
+        slopes: slopes in hand, oldest first.
+        weights: of each part of each slope, newest slope first.
+        levels: pyramid level of each part (`Parts.levels`); (): all parts have x's size."""
     if levels:
         return banded(x, slopes, weights, levels)
-    new = False  # once x is our own, it may be changed in place
+    new = False  # whether x is a new tensor, which may be changed in place
     for parts, shares in zip(reversed(slopes), weights):
         for d, w in zip(parts, shares):
             if d is None:
                 continue
             if isinstance(w, Tensor):
                 share: Any = beside(w, x)
-                own = new and not (x.requires_grad or share.requires_grad)
-                x = x.addcmul_(d, share) if own else x.addcmul(d, share)
+                in_place = new and not (x.requires_grad or share.requires_grad)
+                x = x.addcmul_(d, share) if in_place else x.addcmul(d, share)
             elif w == 0:
                 continue
             else:
@@ -154,15 +181,16 @@ def move(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weight
     return x
 
 
-def banded(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weights,
-           levels: Sequence[int]) -> Tensor:  # fmt: skip
-    """`move` where parts are bands: what is kept small is summed small. A band is the difference of its own
-    level and the next, so a level's share is its band's weight less that of the finer one."""
+def banded(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[int]) -> Tensor:
+    """Do `move` for parts that are bands: sum each pyramid level at its own size, then enlarge.
+
+    A band is the difference of its level and the next coarser one, so the weight of a level is its band's
+    weight minus that of the finer band."""
     low: Tensor | None = None
     for level in range(max(levels), 0, -1):
         total: Tensor | None = None
-        for kept, shares in zip(reversed(slopes), weights):
-            for i, d in enumerate(kept):
+        for parts, shares in zip(reversed(slopes), weights):
+            for i, d in enumerate(parts):
                 if levels[i] == level and d is not None:
                     w: Any = shares[i] - shares[i - 1]
                     total = d * w if total is None else total.add_(d, alpha=w)
@@ -174,8 +202,16 @@ def banded(x: Tensor, slopes: Sequence[tuple[Tensor | None, ...]], weights: Weig
 
 
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
-    """The state at each row, when it was looked at, and after its move. A state that was looked at goes on
-    with the move of the first of `rows`."""
+    """Run the rows. Yields twice per row: after the evaluation and after the move.
+
+    Args:
+        problem: the model and its arguments.
+        rows: the rows to run.
+        state: where the run starts. If it was taken after an evaluation (`looked`), the run resumes with the
+            move of the first row.
+
+    Raises:
+        NotFiniteError: The model returned NaN or infinity, unless the problem is watched."""
     for row in rows:
         if not state.looked:
             state = look(problem, state, row)
@@ -186,124 +222,41 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
             x = move(state.x, state.slopes, row.weigh(state), problem.parts.levels)
             if row.offset is not None:
                 x = x + row.offset if x is state.x else x.add_(row.offset)
-        kept = (*state.slopes[:-1], state.slopes[-1][1:]) if row.data else state.slopes
+        slopes = (*state.slopes[:-1], state.slopes[-1][1:]) if row.data else state.slopes
         if row.needed is not None:
-            kept = tuple(d if use else () for d, use in zip(kept, row.needed))
-        state = State(x, kept, state.number + 1, row, state.evaluation)
-        del x, kept
+            slopes = tuple(d if use else () for d, use in zip(slopes, row.needed))
+        state = State(x, slopes, state.number + 1, row, state.evaluation)
+        del x, slopes
         yield state
 
 
 def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
-    """What to raise when the model returned NaN or infinity at a noise level, for x if it is still there."""
+    """Return the error for a model that returned NaN or infinity at noise level `sigma`. With the model's
+    input x the message also says whether that was finite."""
     level = float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else sigma
     message = f"the model returned NaN or infinity at sigma={level:.5g}"
     if x is not None:
         message += f"; x was {'finite' if x.isfinite().all() else 'already not finite'}"
-    return NotFiniteError(f"{message}. {TRY}")
+    return NotFiniteError(f"{message}. {REMEDY}")
 
 
 def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
-    """Raise NotFiniteError if a run from x came to an end that is not finite, naming the first evaluation
-    whose output was not. This waits for the device, so it comes after the loop."""
+    """Check that the end of a watched run is finite. Waits for the device, so call it after the loop.
+
+    Args:
+        watch: `Problem.watch` after the run.
+        x: `[B, ...]`, where the run started.
+        end: `[B, ...]`, where the run ended.
+
+    Raises:
+        NotFiniteError: The end is not finite; the message names the first evaluation whose output was not."""
     if end.sum().isfinite():
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
     if all(finite):
-        was = "" if x.isfinite().all() else "not "
-        raise NotFiniteError(f"the result is not finite; x was {was}finite. {TRY}")
+        start = "finite" if x.isfinite().all() else "not finite"
+        raise NotFiniteError(
+            f"the result of this run contains NaN or infinity; its start was {start}. {REMEDY}"
+        )
     first = finite.index(False)
     raise not_finite(watch[first][0], None if first else x)
-
-
-def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
-            like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """The rows of a solver or student over `times`; without a table `multistep` is iPNDM-2."""
-    if predictor is None or getattr(predictor, "fixed", False):
-        return iter(placed(table_of(solver, tuple(times), predictor, afs).rows, like))
-    return rows(solver, times, predictor, afs, like)
-
-
-def placed(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
-    """Rows whose offsets lie where x does, and broadcast over it: one copy, before the run.
-
-    Raises ValueError for an x of other channels than the offsets."""
-    if like is None or not any(row.offset is not None for row in rows):
-        return rows
-    offsets = torch.stack([row.offset for row in rows if row.offset is not None])
-    if like.ndim < 3 or like.shape[1] != offsets.shape[1]:
-        wrong = (
-            f"this predictor was fitted for latents of {offsets.shape[1]} channels, not of {like.shape[1]}"
-        )
-        raise ValueError(f"{wrong}: use one that was fitted for this model")
-    own = iter(offsets.to(like).view(len(offsets), -1, *[1] * (like.ndim - 2)))
-    return [row if row.offset is None else replace(row, offset=next(own)) for row in rows]
-
-
-@lru_cache(maxsize=32)
-def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, afs: bool = False) -> Table:
-    """The table of a solver, or of a student whose constants are numbers; it is made once. Raises
-    NotFiniteError for weights beyond float32."""
-    made: Table
-    if solver.name == MULTISTEP and predictor is not None:
-        made = predictor.table(list(times), afs)
-    else:
-        solver = Solver("ipndm", 2) if solver.name == MULTISTEP else solver
-        made = compiled(solver, list(times), predictor, afs)
-    for row in made.rows:
-        if not all(abs(w) < BEYOND for shares in row.weigh() for w in shares if not isinstance(w, Tensor)):
-            raise NotFiniteError(f"the weights of the move from sigma={row.sigma:.5g} are beyond all bounds")
-    return made
-
-
-def parts_of(predictor: Any) -> Parts:
-    return PARTS[getattr(predictor, "parts", "")]
-
-
-def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Predictor | Any = None,
-               afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """The states of a run over `sigmas` `[n]` (falling; a last 0 means one more evaluation, whose output is
-    the end), at each row and after each move. x `[B, ...]` at sigmas[0]. Works in float32 at least; the model
-    is called in x's dtype.
-
-    Raises ValueError for a list that cannot be sampled on, NotFiniteError if the model returns NaN."""
-    times = schedules.checked(sigmas).tolist()
-    problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
-    state = State(x.to(torch.promote_types(x.dtype, torch.float32)))
-    del x
-    problem.parts.check(state.x)
-    like = state.x[:0]
-    return loop(problem, rows_of(solver, times, predictor, afs, like), state)
-
-
-def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,
-           afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Of `trajectory`, the states at the end of each interval of `sigmas`."""
-    run = trajectory(problem, solver, x, sigmas, predictor, afs)
-    return (state for state in run if not state.looked and state.row.closes)
-
-
-def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
-    """Imagen's dynamic thresholding, for pixel models only: clamp each sample to the quantile of its |x0|, at
-    least 1, and divide by it."""
-    # not torch.quantile, which takes 16 million values at most, and makes float64 of them
-    ordered = denoised.abs().flatten(1).sort(dim=1).values
-    rank = quantile * (ordered.shape[1] - 1)
-    near = ordered[:, int(rank)], ordered[:, math.ceil(rank)]
-    bound = torch.lerp(*near, rank - int(rank)).clamp(min=1.0)
-    bound = bound.view(-1, *[1] * (denoised.ndim - 1))
-    return denoised.clamp(-bound, bound) / bound
-
-
-class Thresholded:
-    """An Evaluate with dynamic thresholding, for pixel models; what a run ends in is left as it is, as the
-    method's authors have it."""
-
-    def __init__(self, evaluate: Evaluate = plain):
-        self.evaluate = evaluate
-
-    def __call__(
-        self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
-    ) -> Evaluation:
-        seen = self.evaluate(model, x, sigma, extra_args, wants)
-        return seen if "end" in wants else replace(seen, denoised=dynamic_threshold(seen.denoised))

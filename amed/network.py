@@ -1,4 +1,4 @@
-"""The paper's network g_phi: r, c, a of an interval from the U-Net's bottleneck, for each sample its own."""
+"""The paper's network g_phi, which gives r, c, a of an interval per sample from the U-Net's bottleneck."""
 
 from functools import lru_cache
 
@@ -10,23 +10,31 @@ from .double import as_like
 
 
 def pool(bottleneck: Tensor) -> Tensor:
-    """The network's view of a bottleneck `[B, C, H, W]`: mean over channels, then 8x8, as `[B, 64]`."""
+    """Return the network's input `[B, 64]` from a bottleneck `[B, C, H, W]`: the mean over channels, pooled
+    to 8x8."""
     return F.adaptive_avg_pool2d(bottleneck.mean(dim=1, keepdim=True), 8).flatten(1)
 
 
 @lru_cache(maxsize=64)
 def waves(times: tuple[float, ...], freqs: torch.dtype, dtype: torch.dtype, device: torch.device,
           inference: bool) -> Tensor:  # fmt: skip
-    """Sines and cosines of numbers, `[n, 8]`, at the frequencies 1 to 1/10000 kept in the dtype `freqs`. They
-    are the same in every run; a tensor made in inference mode is of no use outside, and has its own."""
-    own = (10000.0 ** -torch.linspace(0, 1, 4)).to(device, freqs)
-    angle = torch.stack([own * t for t in times]).to(dtype)
+    """Return sines and cosines `[n, 8]` of n times at 4 frequencies from 1 to 1/10000, cached because every
+    run needs the same.
+
+    Args:
+        times: the n times.
+        freqs: dtype in which the frequencies are stored.
+        dtype, device: of the result.
+        inference: whether inference mode is on; its tensors cannot be used outside, so they are cached
+            apart."""
+    frequencies = (10000.0 ** -torch.linspace(0, 1, 4)).to(device, freqs)
+    angle = torch.stack([frequencies * t for t in times]).to(dtype)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class Linear(nn.Module):
-    """nn.Linear by another name: WebUIs change torch's own class while they load a checkpoint, and its
-    forward for LoRAs."""
+    """A linear layer that is not torch's class, which WebUIs replace while they load a checkpoint, and whose
+    forward they patch for LoRAs."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -34,31 +42,43 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Not F.linear, whose last bits depend on how many rows there are: an image is the same in any
-        batch."""
+        """Return x `[..., inputs]` times the weights plus the bias, `[..., outputs]`. Unlike F.linear, the
+        last bits do not depend on the batch size, so an image is the same in any batch."""
         return (x.unsqueeze(-2) * self.weight).sum(dim=-1) + self.bias
 
-    __call__ = forward  # no hooks: a third of the network's time
+    __call__ = forward  # without nn.Module's hooks, which cost a third of the network's time
 
 
 def sigmoid(v: Tensor) -> Tensor:
-    """Not torch's, whose last bit on a CPU depends on a number's place in its tensor."""
+    """Return the logistic function. On a CPU, the last bit of torch.sigmoid depends on an element's
+    position."""
     return 1 / (1 + (-v).exp())
 
 
 class BottleneckPredictor(nn.Module):
-    """The paper's predictor g_phi (sec. 3.3): a small MLP on the U-Net's bottleneck and both times.
+    """The paper's predictor: a small MLP on the U-Net's bottleneck and both times of an interval.
 
-    8,929 parameters, and 21 each for c (if scale_dir > 0) and a (if scale_time > 0). Tensor names are those
-    of the authors' weight files. c in 1 ± scale_dir, a in 1 ± scale_time. No bottleneck (analytic first step,
-    or a host that cannot give one) counts as zeros."""
+    It has 8,929 parameters, plus 21 each for c and a. Without a bottleneck (analytic first step, or a host
+    that provides none) its input is zeros. Tensor names are those of the authors' weight files.
+
+    Args:
+        scale_dir: c lies in 1 ± scale_dir, 0 <= scale_dir < 1; 0: c is not learned. Default: 0.01.
+        scale_time: a lies in 1 ± scale_time, 0 <= scale_time < 1; 0: a is not learned. Default: 0.
+
+    Raises:
+        ValueError: A scale is not in [0, 1).
+
+    Source: g_phi of AMED (Zhou et al. 2024, sec. 3.3)."""
 
     wants_bottleneck, fixed = True, False
 
     def __init__(self, scale_dir: float = 0.01, scale_time: float = 0.0):
         super().__init__()
         if scale_dir < 0 or scale_time < 0 or scale_dir >= 1 or scale_time >= 1:
-            raise ValueError(f"scale_dir and scale_time must be in [0, 1), got {scale_dir} and {scale_time}")
+            raise ValueError(
+                f"scale_dir and scale_time of a BottleneckPredictor must be in [0, 1), but are {scale_dir} "
+                f"and {scale_time}"
+            )
         self.scale_dir, self.scale_time = float(scale_dir), float(scale_time)
         self.register_buffer("freqs", 10000.0 ** -torch.linspace(0, 1, 4), persistent=False)
         self.map_layer0 = Linear(8, 8)
@@ -73,24 +93,31 @@ class BottleneckPredictor(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def adopt(self, weights: dict[str, Tensor]) -> "BottleneckPredictor":
-        """Take these weights, frozen (not load_state_dict: see Linear)."""
+        """Set all parameters from tensors by name, freeze them, and return the network. Used instead of
+        load_state_dict, which WebUIs patch."""
         for name, parameter in self.named_parameters():
             parameter.data = weights[name].detach().clone()
         return self.eval().requires_grad_(False)
 
     def embed(self, t: Tensor) -> Tensor:
-        """Sinusoidal embedding of times `[n]`, `[n, 8]`: 4 frequencies from 1 to 1/10000, sine half first."""
+        """Return the sinusoidal embedding `[n, 8]` of times `[n]`: 4 frequencies from 1 to 1/10000, sines
+        first."""
         angle = t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
     def forward(
         self, t_cur: float, t_next: float, bottleneck: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return r, c, a of the interval from `t_cur` to `t_next`, each `[B]` (`[1]` without a bottleneck).
+
+        Args:
+            t_cur, t_next: noise levels.
+            bottleneck: `[B, C, H, W]` at `t_cur`, or None."""
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else as_like(pool(bottleneck), like)
         freqs, inference = torch.as_tensor(self.freqs).dtype, torch.is_inference_mode_enabled()
-        known = waves((float(t_cur), float(t_next)), freqs, like.dtype, like.device, inference)
-        times = F.silu(self.map_layer0(known)).reshape(1, 16)
+        embedding = waves((float(t_cur), float(t_next)), freqs, like.dtype, like.device, inference)
+        times = F.silu(self.map_layer0(embedding)).reshape(1, 16)
         features = self.enc_layer1(F.silu(self.enc_layer0(features)))
         out = torch.cat([features, times.expand(len(features), -1)], dim=1)
         r = sigmoid(self.fc_r(out)).flatten()

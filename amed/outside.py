@@ -1,7 +1,8 @@
-"""AMED-Plugin from outside: any sampler, better at few evaluations, without knowing its insides.
+"""AMED-Plugin around a sampler of a host or another pack, which stays a black box.
 
-The paper's three numbers act on what a sampler is given. r places the noise levels of its list; a scales the
-level that the model is told, c the direction that it answers (Zhou et al. 2024, section 3.3):
+The paper's three constants act on the sampler's inputs: r places the noise levels of its schedule, a scales
+the noise level that the model is given, and c scales the direction that the sampler gets back (Zhou et al.
+2024, sec. 3.3):
 
     D'(x, sigma) = x - c (x - D(x, a sigma))
 """
@@ -13,26 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .constants import SAME, between, falling
+from .constants import SAME, fitted_sigmas, interpolated
 from .double import as_double
 from .loop import Denoiser
 from .parameters import PARAMETERS
 
-OUTSIDE = "outside"  # as a solver's name in a file
+OUTSIDE = "outside"  # the solver's name in a predictor file
 NAMES = ("c", "a")
 
 
 class Outside:
-    """The numbers of one sampler at one number of evaluations.
+    """A predictor for one sampler of a host at one number of evaluations.
 
-    `sigmas` `[n]`: the noise levels it is given, falling and positive; a 0 follows. `levels` `[E]`: those at
-    which it then asks the model, in its order (a level may come twice); `c`, `a` `[E]`: of each such call.
-    Raises ValueError for what does not fit."""
+    Args:
+        sigmas: `[n]`, the noise levels that the sampler is given, falling and positive; a 0 follows them.
+        levels: `[E]`, the noise level of each of the sampler's calls of the model, in order. A level may
+            occur twice.
+        c: `[E]`, scale of the direction for each call. Default: ones.
+        a: `[E]`, scale of the noise level that the model is given in each call. Default: ones.
+
+    Raises:
+        ValueError: A shape or value does not fit."""
 
     wants_bottleneck, fixed = False, True
 
     def __init__(self, sigmas: Tensor, levels: Tensor, c: Tensor | None = None, a: Tensor | None = None):
-        self.sigmas = falling(sigmas)
+        self.sigmas = fitted_sigmas(sigmas)
         self.levels = as_double(levels)
         count = len(self.levels)
         if (
@@ -41,7 +48,10 @@ class Outside:
             or not (self.levels > 0).all()
             or not self.levels.isfinite().all()
         ):
-            raise ValueError(f"levels must be positive noise levels, one a call, got {self.levels.tolist()}")
+            raise ValueError(
+                "levels must be positive noise levels, one per call of the model, "
+                f"but are {self.levels.tolist()}"
+            )
         self.c, self.a = (
             torch.ones(count, dtype=torch.float64) if v is None else as_double(v) for v in (c, a)
         )
@@ -49,37 +59,42 @@ class Outside:
             value = getattr(self, name)
             if value.shape != (count,):
                 raise ValueError(
-                    f"{name} must have one value a call ({count}), got shape {tuple(value.shape)}"
+                    f"the scale {name} must have one value per call of the model ({count}), "
+                    f"but has shape {tuple(value.shape)}"
                 )
             PARAMETERS[name].check(value)
         order = sorted(set(self.levels.tolist()), reverse=True)
-        alike = torch.stack([as_double(self.levels == level) for level in order])
-        self.known = torch.tensor(order, dtype=torch.float64)
+        calls_at = torch.stack([as_double(self.levels == level) for level in order])
         pairs = torch.stack([self.c, self.a], dim=1)
-        self.mean = alike @ pairs / alike.sum(dim=1, keepdim=True)
+        # for other levels: [D], the levels without repetition, falling; and [D, 2], the mean c and a at each
+        self.distinct = torch.tensor(order, dtype=torch.float64)
+        self.means = calls_at @ pairs / calls_at.sum(dim=1, keepdim=True)
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """As a file has them."""
+        """The tensors by the names that they have in a predictor file."""
         return {"levels": self.levels, "c": self.c, "a": self.a}
 
     def at(self, number: int, sigma: float) -> tuple[float, float]:
-        """c and a of call `number`, at the noise level `sigma`: its own where the call is at the level it was
-        fitted at; on another list by its level, between those of the calls above and below."""
+        """Return c and a for the sampler's call `number` (from 0), which is at noise level `sigma`. A call at
+        another level than it was fitted at gets values interpolated between the levels above and below."""
         if sigma <= 0:
             return 1.0, 1.0
         if number < len(self.levels) and abs(math.log(sigma / float(self.levels[number]))) < SAME:
             return float(self.c[number]), float(self.a[number])
-        c, a = between(self.known, self.mean, sigma).tolist()
+        c, a = interpolated(self.distinct, self.means, sigma).tolist()
         return c, a
 
 
-class Wrapped:
-    """A denoiser as a sampler is to see it, for one run: the number of each call tells its c and a. Has the
-    attributes of the denoiser.
+class ScaledDenoiser:
+    """A host's denoiser with a predictor's scales applied in each call, for one run of the host's sampler: c
+    of the direction, a of the noise level. Other attributes are the denoiser's.
 
-    at(number, sigma) -> (c, a), as Outside.at. mask(): the inpainting mask of the latest call, or None. Where
-    it is 0 the denoised image is the original, and the direction to it is not scaled."""
+    Args:
+        model: the host's denoiser, model(x, sigma, ...) -> denoised.
+        at: at(number, sigma) -> (c, a) of a call, e.g. `Outside.at`.
+        mask: returns the inpainting mask of the latest call, or None. Where the mask is 0, the denoised image
+            is the original one, and the direction to it is not scaled."""
 
     def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]],
                  mask: Callable[[], Tensor | None] = lambda: None):  # fmt: skip
@@ -99,9 +114,14 @@ class Wrapped:
         return getattr(self._model, name)
 
 
-class Asking:
-    """A denoiser for a host's own samplers: calls `model` with fixed arguments, whatever it is given, and has
-    the attributes of `real`: those and no others, for a sampler may go by what there is."""
+class BoundDenoiser:
+    """A denoiser with fixed extra arguments, for a host's samplers. It has exactly the attributes of `real`,
+    because samplers test with hasattr.
+
+    Args:
+        model: called as model(x, sigma, **args).
+        args: the extra arguments; those that the sampler passes are ignored.
+        real: the host's denoiser, whose attributes the sampler sees."""
 
     def __init__(self, model: Denoiser, args: dict[str, Any], real: Any):
         self._model, self._args, self._real = model, args, real
@@ -114,36 +134,36 @@ class Asking:
 
 
 class Memo:
-    """A denoiser that remembers the calls of a run. A run that begins in the same way is answered from them
-    up to where it differs: a sampler that draws no noise is a function of its answers.
+    """A denoiser that records the calls of one run, and answers a later run from them as long as the two
+    agree.
 
-    `run()` begins another; one that is to be remembered instead of the last: `run(keep=True)`."""
+    A sampler that draws no noise is a function of its model's outputs, so runs that begin alike agree up to
+    the first call with another input."""
 
     def __init__(self, model: Denoiser):
-        self._model, self.number, self.kept, self.keeps, self.same = (
-            model,
-            0,
-            list[tuple[Tensor, ...]](),
-            True,
-            True,
-        )
+        self._model = model
+        self.number = 0  # index of the next call in the current run
+        self.calls = list[tuple[Tensor, ...]]()  # (x, sigma, denoised) of the recorded run
+        self.records = True  # whether the current run is recorded
+        self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        self.number, self.keeps, self.same = 0, keep, not keep
+        """Begin a run; with `keep` it replaces the recorded one."""
+        self.number, self.records, self.same = 0, keep, not keep
         if keep:
-            self.kept = []
+            self.calls = []
         return self
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         number, self.number = self.number, self.number + 1
-        if self.same and number < len(self.kept):
-            seen, level, denoised = self.kept[number]
-            if torch.equal(seen, x) and torch.equal(level, sigma):
+        if self.same and number < len(self.calls):
+            recorded_x, recorded_sigma, denoised = self.calls[number]
+            if torch.equal(recorded_x, x) and torch.equal(recorded_sigma, sigma):
                 return denoised
         self.same = False
         denoised = self._model(x, sigma, **kwargs)
-        if self.keeps:
-            self.kept.append((x.clone(), sigma.clone(), denoised))
+        if self.records:
+            self.calls.append((x.clone(), sigma.clone(), denoised))
         return denoised
 
     def __getattr__(self, name: str) -> Any:

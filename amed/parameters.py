@@ -1,4 +1,4 @@
-"""The constants AMED fits, each described once: fitting, files, `inspect` and the report follow from it."""
+"""The constants that AMED fits, described once for fits, files, `inspect` and reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,46 +10,49 @@ Transform = Callable[[Tensor], Tensor]
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # value -> what is fitted, and back
     "log": (torch.log, torch.exp),
     "logit": (torch.logit, torch.sigmoid),
-    "plain": (lambda v: v, lambda v: v),
+    "identity": (lambda v: v, lambda v: v),
 }
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One kind of number.
+    """A kind of fitted constant.
 
-    default: where nothing was fitted. step: of finite differences, in fitted units, wide on purpose: it
-    survives half precision and models of 1000 timesteps, and some noises sit beside a point where the end
-    state jumps, which a small step mistakes for a slope. low, high: bounds, and reach: the furthest move at
-    once, in fitted units. above, below: what a value must lie between, exclusively."""
+    Finite differences use wide steps on purpose. They survive half precision and models with 1000 timesteps,
+    and for some noises the end of the run jumps nearby, which a small step would mistake for a slope."""
 
-    name: str
-    text: str
-    default: float
-    transform: str = "plain"
-    step: float = 0.02
-    low: float = -torch.inf
-    high: float = torch.inf
-    reach: float = torch.inf
-    above: float = -torch.inf
-    below: float = torch.inf
+    name: str  # in recipes, files and Constants
+    text: str  # in reports
+    default: float  # where nothing was fitted
+    transform: str = "identity"  # a name of TRANSFORMS; "in fitted units" below means after it
+    step: float = 0.02  # of finite differences, in fitted units
+    low: float = -torch.inf  # lower bound of a fit, in fitted units
+    high: float = torch.inf  # upper bound of a fit, in fitted units
+    reach: float = torch.inf  # longest move per iteration of a fit, in fitted units
+    above: float = -torch.inf  # a valid value is greater than this
+    below: float = torch.inf  # a valid value is less than this
 
     def fitted(self, value: Tensor) -> Tensor:
-        """What is fitted in place of `value`."""
+        """Return a value in fitted units."""
         return TRANSFORMS[self.transform][0](value)
 
     def value(self, fitted: Tensor) -> Tensor:
-        """The inverse."""
+        """Return the value of a number in fitted units, the inverse of `fitted`."""
         return TRANSFORMS[self.transform][1](fitted)
 
     def check(self, value: Tensor) -> None:
-        """Raises ValueError naming what is out of range."""
+        """Check that all values are finite and between `above` and `below`.
+
+        Raises:
+            ValueError: One is not; the message names the constant and the range."""
         if not value.isfinite().all():
-            raise ValueError(f"{self.name} is not finite: {value.tolist()}")
+            raise ValueError(
+                f"the constant {self.name} is not finite ({value.tolist()}): correct it, or calibrate again"
+            )
         if not ((value > self.above) & (value < self.below)).all():
             positive = self.transform == "log" and not (value > 0).all()
             span = "be positive" if positive else f"lie between {self.above:g} and {self.below:g}"
-            raise ValueError(f"{self.name} must {span}, got {value.tolist()}")
+            raise ValueError(f"the constant {self.name} must {span}, but is {value.tolist()}")
 
 
 AMED = ("r", "c", "a")  # the paper's, in every file; of others what a file lacks is its default
@@ -58,8 +61,8 @@ PARAMETERS = {
     for p in (
         Parameter("t", "noise level", 1.0, "log", 0.04, reach=0.5, above=0.0),
         Parameter("r", "mid time", 0.5, "logit", 0.1, -4.0, 4.0, 0.7, 0.0, 1.0),
-        Parameter("c", "direction scale", 1.0, "plain", 0.02, 0.5, 1.5, 0.2, -10.0, 10.0),
+        Parameter("c", "direction scale", 1.0, "identity", 0.02, 0.5, 1.5, 0.2, -10.0, 10.0),
         Parameter("a", "time scale", 1.0, "log", 0.04, -0.5, 0.5, 0.15, 0.0, 10.0),
-        Parameter("w", "weight", 0.0, "plain", 0.04, -8.0, 8.0, 0.6),
+        Parameter("w", "weight", 0.0, "identity", 0.04, -8.0, 8.0, 0.6),
     )
 }

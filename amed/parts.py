@@ -1,8 +1,8 @@
-"""Parts of a slope: d = sum of its parts, each with a weight of its own in every row of a table.
+"""How a slope is split into parts, each with its own weights in every row of a table.
 
-A part is one entry of PARTS: how to split. "" is the whole slope. What is kept of a part may be smaller than
-the slope: bands of spatial frequency are kept as a pyramid, whose levels are weighed and summed small, and
-brought to full size once a move."""
+The parts add up to the slope. Each entry of PARTS is one way to split; "" leaves the slope whole. A part may
+be stored smaller than the slope: bands of spatial frequency are stored as a pyramid, whose levels are weighed
+and summed at their own size and enlarged once per move."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,59 +11,63 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-# split(d, x, sigma, evaluation) -> what is kept of each part; sigma broadcasts against d; evaluation None:
-# analytic. A part that this evaluation does not have is None
+# split(d, x, sigma, evaluation) -> the stored tensor of each part. d and x `[B, ...]`; sigma broadcasts
+# against them; evaluation is None in an analytic row. A part that the evaluation lacks is None
 Split = Callable[[Tensor, Tensor, Any, Any], tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How many parts, how to split, and what the split wants of an evaluation (see loop.Evaluation).
+    """A way to split a slope."""
 
-    levels: of what is kept of each part. Level 0 is a slope's own size. A part of a level l > 0 and the part
-    before it, of level l - 1, are neighbouring bands: what is kept of them is a slope and its `down`, and the
-    finer band is the difference of the two. (): all 0."""
-
-    count: int
-    split: Split
-    wants: frozenset[str] = frozenset()
+    count: int  # number of parts
+    split: Split  # splits one slope
+    wants: frozenset[str] = frozenset()  # outputs of the evaluation that `split` uses, see loop.Evaluate
+    # pyramid level at which each part is stored; (): all 0. Level l is the slope at 1/2^l of its size. A part
+    # of level l > 0 and the part before it (level l - 1) are neighbouring bands; the finer band is the
+    # difference of the two stored tensors
     levels: tuple[int, ...] = ()
 
-    def full(self, kept: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The parts themselves, each like the slope."""
-        levels, parts = self.levels or (0,) * len(kept), list(kept)
-        for i in range(len(kept) - 1, -1, -1):
-            low = kept[i]
+    def full(self, stored: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the parts at the slope's size, `[B, ...]` each, from their stored tensors."""
+        levels, parts = self.levels or (0,) * len(stored), list(stored)
+        for i in range(len(stored) - 1, -1, -1):
+            low = stored[i]
             for level in range(levels[i], 0, -1):
-                finer = kept[i - levels[i] + level - 1]
+                finer = stored[i - levels[i] + level - 1]
                 low = None if low is None or finer is None else up(low, finer)
             parts[i] = low
         finest = list(parts)
         for i, level in enumerate(levels[1:], 1):
-            whole, low = finest[i - 1], finest[i]
-            if level and whole is not None and low is not None:
-                parts[i - 1] = whole - low
+            finer, low = finest[i - 1], finest[i]
+            if level and finer is not None and low is not None:
+                parts[i - 1] = finer - low
         return parts
 
-    def total(self, kept: Sequence[Tensor | None]) -> Any:
-        """The slope."""
-        return sum(v for i, v in enumerate(kept) if v is not None and not (self.levels and self.levels[i]))
+    def total(self, stored: Sequence[Tensor | None]) -> Any:
+        """Return the slope `[B, ...]`, the sum of its parts, from their stored tensors."""
+        return sum(v for i, v in enumerate(stored) if v is not None and not (self.levels and self.levels[i]))
 
     def check(self, x: Tensor) -> None:
-        """Raises ValueError for an x that has no such parts."""
+        """Check that a slope of x's shape can be split.
+
+        Raises:
+            ValueError: The parts are bands of spatial frequency, and x has fewer than 4 axes."""
         if self.levels and x.ndim < 4:
-            wrong = f"this predictor weighs bands of spatial frequency, which {tuple(x.shape)} does not have"
-            raise ValueError(f"{wrong}: calibrate for this model, or use a predictor without bands")
+            raise ValueError(
+                "this predictor weighs bands of spatial frequency, which a latent of shape "
+                f"{tuple(x.shape)} does not have: calibrate for this model, or use a predictor without bands"
+            )
 
 
 def whole(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor]:
-    """The slope itself."""
+    """Return the slope as its only part."""
     return (d,)
 
 
 def guidance(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, Tensor]:
-    """The unconditional slope and what guidance adds to it; all of d in the first where there are no
-    halves."""
+    """Return the unconditional slope, and what guidance adds to it. Without halves in the evaluation the
+    first part is the whole slope and the second is zero."""
     if evaluation is None or evaluation.uncond is None:
         return d, d - d
     uncond = (x - evaluation.uncond).div_(sigma)
@@ -71,7 +75,7 @@ def guidance(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor,
 
 
 def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """The conditional slope and what guidance adds to it; only the first of an evaluation that has no
+    """Return the conditional slope, and what guidance adds to it: None if the evaluation skipped the
     unconditional half."""
     if evaluation is None or evaluation.cond is None:
         return d, None
@@ -80,16 +84,17 @@ def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | 
 
 
 def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ...]:
-    """Octaves of spatial frequency, over the last two axes: finer than some 1/4 cycle per pixel, 1/8, 1/16,
-    and the rest. In cycles per pixel, so that a table serves every size."""
-    levels = [d]
+    """Return the slope's pyramid over the last two axes: its bands are the octaves of spatial frequency above
+    about 1/4 cycle per pixel, 1/8, 1/16, and the rest. As they are in cycles per pixel, a table fits every
+    image size."""
+    pyramid = [d]
     for _ in range(BANDS - 1):
-        levels.append(down(levels[-1]))
-    return tuple(levels)
+        pyramid.append(down(pyramid[-1]))
+    return tuple(pyramid)
 
 
 def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """The bands of both `halves`."""
+    """Return the bands of both parts of `halves`."""
     cond, added = halves(d, x, sigma, evaluation)
     assert cond is not None
     none = (None,) * BANDS if added is None else bands(added, x, sigma, evaluation)
@@ -97,7 +102,8 @@ def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[
 
 
 def down(v: Tensor) -> Tensor:
-    """Means of 2x2 pixels (at an odd end of what there is)."""
+    """Return the means of 2x2 pixels, at half the size; the last row or column of an odd size averages
+    fewer."""
     if not (v.shape[-1] % 2 or v.shape[-2] % 2):  # four times faster on a CPU
         rows = v[..., ::2, :] + v[..., 1::2, :]
         return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
@@ -107,7 +113,7 @@ def down(v: Tensor) -> Tensor:
 
 
 def up(v: Tensor, like: Tensor) -> Tensor:
-    """At the size of `like`, bilinear."""
+    """Enlarge v to the size of `like`, bilinearly."""
     planes = v.flatten(1, -3) if v.ndim > 4 else v
     return F.interpolate(planes, like.shape[-2:], mode="bilinear").view(like.shape)
 

@@ -1,17 +1,17 @@
-"""Solvers as their papers write them, and the tables they make.
+"""Solvers as their papers write them.
 
-A recipe is plain arithmetic on vectors: x where it stands, the slopes d = eps(x, t) = (x - D(x, t)) / t seen
-so far, times t in EDM's noise levels. Run on images it is the solver; run on coordinates (one for x, one for
-each slope) it gives the weights of each row, and that is how everything here runs it. A new solver is one
-function and one entry of RECIPES.
+A recipe is arithmetic on vectors: the current x, the slopes d = eps(x, t) = (x - D(x, t)) / t so far, and
+times t in EDM's noise levels. Run on images it is the solver. Run on coordinates (one for x, one for each
+slope) it gives the weights of each row, and this is how the engine runs it (coordinates.py). A new solver
+is one function and one entry of RECIPES.
 
-In every recipe s is the time gone to, h the history (`Point`s, newest last), c AMED's scale of the direction.
-Over 400 lines, as all formulas and what runs them are read together."""
+In every recipe s is the time at the end of the move, h the history (`Point`s, newest last), and c AMED's
+scale of the direction."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,73 +19,42 @@ from torch import Tensor
 from . import schedules
 from .double import as_double
 from .parameters import AMED
-from .table import END, Number, Row, Table, Weights
+from .table import Number
 
-Vector = Any  # an image, or coordinates (Sum): what can be added, and multiplied by a number
-
-
-class Sum:
-    """Coordinates: a sum of numbers times unit vectors, by their index; what is not there is zero."""
-
-    __slots__ = ("of",)
-
-    def __init__(self, of: dict[int, Number]):
-        self.of = of
-
-    def __add__(self, other: "Sum") -> "Sum":
-        of = dict(self.of)
-        for k, v in other.of.items():
-            of[k] = of[k] + v if k in of else v
-        return Sum(of)
-
-    def __radd__(self, zero: float) -> "Sum":  # where `sum` begins
-        return self
-
-    def __sub__(self, other: "Sum") -> "Sum":
-        return self + -1.0 * other
-
-    def __mul__(self, number: Number) -> "Sum":
-        return Sum({k: number if type(v) is float and v == 1 else number * v for k, v in self.of.items()})
-
-    __rmul__ = __mul__
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Sum":
-        """A tensor times coordinates: torch asks here first."""
-        number, own = args
-        return Sum.__mul__(own, number)
+Vector = Any  # an image, or coordinates (coordinates.Sum): can be added, and multiplied by a number
 
 
 @dataclass
 class Point:
-    """What was seen at time t: the slope d, or the denoised image of a solver that predicts data. leg, order,
-    c: how UniPC went on from there."""
+    """One evaluation of the run so far."""
 
-    t: Number
-    d: Vector = None
-    data: Vector = None
-    leg: Vector = None
-    order: int = 1
-    c: Number = 1.0
+    t: Number  # noise level of the evaluation
+    d: Vector = None  # slope; None if the solver predicts data
+    data: Vector = None  # denoised image; None unless the solver predicts data
+    leg: Vector = None  # UniPC only: what the prediction from here added to first order's step
+    order: int = 1  # UniPC only: order of that prediction
+    c: Number = 1.0  # UniPC only: scale of that prediction
 
 
 def log(v: Number) -> Number:
+    """Return the natural logarithm of a number or tensor."""
     return v.log() if isinstance(v, Tensor) else math.log(v)
 
 
 def expm1(v: Number) -> Number:
+    """Return exp(v) - 1 of a number or tensor."""
     return torch.expm1(v) if isinstance(v, Tensor) else math.expm1(v)
 
 
 def midpoint(t: Number, t_next: Number, r: Number) -> Number:
-    """s_n = t_n^r t_{n+1}^(1-r): between two times geometrically, r = 0 at `t`, 1 at `t_next` (AMED, sec.
-    3.3)."""
+    """Return the time that divides an interval geometrically, t_next^r t^(1 - r): `t` for r = 0, `t_next` for
+    r = 1 (AMED, sec. 3.3)."""
     if isinstance(r, Tensor):
         return (r * (log(t_next) - log(t))).exp() * t
     return t_next**r * t ** (1 - r)
 
 
-# --- one evaluation a step: (solver, x, h, s, order, c) -> x at s ------------------------------------------
+# --- one evaluation per step: (solver, x, h, s, order, c) -> x at s ----------------------------------------
 
 ADAMS_BASHFORTH = {  # equal-step coefficients, newest slope first (iPNDM, Zhang & Chen 2023, eq. 11)
     1: (1.0,),
@@ -96,23 +65,15 @@ ADAMS_BASHFORTH = {  # equal-step coefficients, newest slope first (iPNDM, Zhang
 
 
 def ipndm(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """Adams-Bashforth of equal steps on the last `order` slopes; order 1 is Euler, DDIM in EDM's time."""
+    """Adams-Bashforth with the coefficients of equal steps, on the last `order` slopes (iPNDM). Order 1 is
+    Euler's method, i.e. DDIM in EDM's time."""
     slope = sum(w * point.d for w, point in zip(ADAMS_BASHFORTH[order], reversed(h)))
     return x + c * (s - h[-1].t) * slope
 
 
-NO_STEP = "two noise levels are too near to go from one to the other: r is 0 or 1, or times hardly fall"
-
-
-def beyond(v: Number) -> bool:
-    """Whether it is no finite number, as tensors divide by 0 without a word; of one on another device False,
-    for that would be waited for."""
-    return isinstance(v, Tensor) and v.device.type == "cpu" and not bool(v.isfinite().all())
-
-
 def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint
-    form. c scales the terms of the model, not the linear one, as AMED's authors do."""
+    form. As in AMED's authors' code, c scales the model's terms and not the linear one."""
     data, t = solver.predict_x0, h[-1].t
     m = [point.data if data else point.d for point in reversed(h[-order:])]
     step, sign = log(t) - log(s), -1 if data else 1
@@ -134,8 +95,8 @@ def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """tAB-DEIS (Zhang & Chen 2023, eq. 15): the slopes' polynomial in the time tau of the VP process from
-    0.002 to 80, integrated over the noise level by the sum that ComfyUI's sample_deis takes, its error
-    included (at three steps from 80 it moves a pixel by .001)."""
+    0.002 to 80, integrated over the noise level by the same sum as in ComfyUI's sample_deis, with its
+    discretisation error (0.001 per pixel for three steps from sigma 80)."""
     t = h[-1].t
     if order == 1:
         return x + c * (s - t) * h[-1].d
@@ -156,10 +117,11 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
 
 
 def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the slope seen here first corrects
-    the step that led here, then predicts. c scales the way from the corrected x, in both."""
+    """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the newest evaluation first corrects
+    the step that led to it, then predicts the next. c scales the displacement from the corrected x in
+    both."""
     here = h[-1]
-    if len(h) > 1:  # both legs of the step that led here are first order's and what they add to it
+    if len(h) > 1:  # prediction and correction of the last step share its first-order part
         last = h[-2]
         x = x + last.c * (unipc_leg(solver, h[:-1], here.t, last.order, here.data) - last.leg)
     here.leg, here.order, here.c = unipc_leg(solver, h, s, order), order, c
@@ -167,8 +129,8 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 
 def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vector | None = None) -> Vector:
-    """What UniP, or with the data prediction `seen` at s UniC, adds to first order's step from the newest
-    point to s (eq. 3 of the paper in sigma's units)."""
+    """Return what UniP adds to the first-order step from the newest point to s (eq. 3 of the paper, in units
+    of sigma); with the data prediction `seen` at s, what UniC adds."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
     phi = expm1(step)
@@ -192,7 +154,7 @@ def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vec
 
 
 def solve(matrix: list[list[Number]], right: list[Number]) -> list[Number]:
-    """A small linear system by elimination (numbers or tensors; its first row has no zero)."""
+    """Solve a small linear system by elimination, of numbers or tensors. The first row must have no zero."""
     rows = [[*row, value] for row, value in zip(matrix, right)]
     for i in range(len(rows)):
         pivot: list[Number] = [v / rows[i][i] for v in rows[i]]
@@ -202,16 +164,17 @@ def solve(matrix: list[list[Number]], right: list[Number]) -> list[Number]:
     return [row[-1] for row in rows]
 
 
-# --- two evaluations a step: (x, d, d_mid, t, s, r, c) -> x at s; the first leg is Euler's ------------------
+# --- two evaluations per step: (x, d, d_mid, t, s, r, c) -> x at s; Euler's step leads to the mid time -----
 
 
 def amed(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c: Number) -> Vector:
-    """AMED-Solver (eq. 9): the whole interval along the scaled slope at the learned mid time."""
+    """AMED-Solver (Zhou et al. 2024, eq. 9): cross the interval along the scaled slope at the learned mid
+    time."""
     return x + c * (s - t) * d_mid
 
 
 def dpm_2(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c: Number) -> Vector:
-    """DPM-Solver-2(r) (Lu et al. 2022, alg. 4; r = 1/2 is the classic), r learned in the weights too."""
+    """DPM-Solver-2(r) (Lu et al. 2022, alg. 4; usually r = 1/2). A learned r also changes the weights."""
     return x + c * (s - t) * (1 / (2 * r) * d_mid + (1 - 1 / (2 * r)) * d)
 
 
@@ -220,251 +183,116 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
     return x + c * (s - t) * (0.5 * d + 0.5 * d_mid)
 
 
-# --- what there is -----------------------------------------------------------------------------------------
+# --- the list of solvers -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """step: one of the functions above. pair: two evaluations an interval, always. orders: the highest. r: of
-    the mid time where nobody chooses it. lowers: the last leg is of first order (Solver.lower_order_final).
-    corrects: the last leg, which nothing corrects, is no start. constants: names of parameters.PARAMETERS
-    that AMED fits for each interval; those beside r, c, a are handed to `step` by name, which must do
-    without them too."""
+    """A solver's formula, and the traits that the rest of the engine needs to know of it."""
 
+    # the formula: (solver, x, h, s, order, c), or (x, d, d_mid, t, s, r, c) with `pair`; returns x at s
     step: Callable[..., Vector]
-    pair: bool = False
-    orders: int = 1
-    r: float = 0.5
-    lowers: bool = False
-    corrects: bool = False
+    pair: bool = False  # every interval takes two evaluations, the second at its mid time
+    orders: int = 1  # the highest `Solver.max_order`
+    r: float = 0.5  # mid time of a pair without a predictor: 0 is the start of the interval, 1 its end
+    lowers: bool = False  # the order falls to 1 at the end of the run (`Solver.lower_order_final`)
+    corrects: bool = False  # each evaluation also corrects the move that led to it (the last move has none)
+    # whether steps are sums of denoised images instead of slopes; "optional": as `Solver.predict_x0` says
+    predicts_data: Literal["never", "optional", "always"] = "never"
+    repeats_time: bool = False  # evaluates twice at one noise level, so that `multistep` cannot express it
+    teaches: bool = True  # may be its own teacher in Algorithm 1; otherwise Heun is
+    # names of parameters.PARAMETERS, one value per interval; those other than r, c and a are passed to `step`
+    # by name and need a default there
     constants: tuple[str, ...] = AMED
 
 
 RECIPES = {
-    "amed": Recipe(amed, pair=True),
-    "dpm_2": Recipe(dpm_2, pair=True),
-    "heun": Recipe(heun, pair=True, r=1.0),
+    "amed": Recipe(amed, pair=True, teaches=False),
+    "dpm_2": Recipe(dpm_2, pair=True, teaches=False),
+    "heun": Recipe(heun, pair=True, r=1.0, repeats_time=True),
     "euler": Recipe(ipndm),
     "ipndm": Recipe(ipndm, orders=4),
-    "dpmpp": Recipe(dpmpp, orders=3, lowers=True),
+    "dpmpp": Recipe(dpmpp, orders=3, lowers=True, predicts_data="optional"),
     "deis": Recipe(deis, orders=4),
-    "unipc": Recipe(unipc, orders=3, lowers=True, corrects=True),
+    "unipc": Recipe(unipc, orders=3, lowers=True, corrects=True, predicts_data="always"),
 }
-MULTISTEP = "multistep"  # no recipe: free times and free weights (constants.Multistep)
-VARIANTS = ("bh1", "bh2")
+MULTISTEP = "multistep"  # has no recipe: its times and weights are fitted (constants.Multistep)
+VARIANTS = ("bh1", "bh2")  # B(h) = h and B(h) = exp(h) - 1 of UniPC
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Which ODE solver: a name of RECIPES, or "multistep", and its settings.
+    """An ODE solver and its settings.
 
-    max_order: 1 to the recipe's. predict_x0: data instead of noise prediction (dpmpp). lower_order_final:
-    first order at the last leg (dpmpp, unipc). variant: of B(h) (unipc). Raises ValueError for what no solver
-    has."""
+    Raises:
+        ValueError: Unknown name or variant, or an order that the solver does not have."""
 
-    name: str = "amed"
-    max_order: int = 1
-    predict_x0: bool = False
-    lower_order_final: bool = True
-    variant: str = "bh1"
+    name: str = "amed"  # a name of RECIPES, or "multistep"
+    max_order: int = 1  # highest order of a step, 1 to `Recipe.orders`
+    predict_x0: bool = False  # predict data instead of noise (dpmpp only)
+    lower_order_final: bool = True  # fall to first order at the end of the run (dpmpp and unipc only)
+    variant: str = "bh1"  # UniPC's B(h), one of VARIANTS (unipc only)
 
     def __post_init__(self) -> None:
-        if self.name != MULTISTEP and self.name not in RECIPES:
+        if self.name not in (*RECIPES, MULTISTEP):
             names = ", ".join((*RECIPES, MULTISTEP))
             raise ValueError(f"unknown solver {self.name!r}: choose one of {names}")
-        highest = 1 if self.name == MULTISTEP else RECIPES[self.name].orders
+        highest = self.recipe.orders if self.has_recipe else 1
         if not 1 <= self.max_order <= highest:
-            raise ValueError(f"{self.name} has orders 1 to {highest}, got {self.max_order}")
+            raise ValueError(
+                f"the solver {self.name} has orders 1 to {highest}, but max_order is {self.max_order}"
+            )
         if self.variant not in VARIANTS:
-            raise ValueError(f"variant is {self.variant!r}: choose one of {', '.join(VARIANTS)}")
+            raise ValueError(f"unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether a formula defines the solver; if not, a fitted table does ("multistep")."""
+        return self.name in RECIPES
 
     @property
     def recipe(self) -> Recipe:
-        """Raises KeyError for "multistep", which has none."""
+        """The solver's formula and traits. Raises KeyError for "multistep", which has none."""
         return RECIPES[self.name]
 
     @property
     def predicts_data(self) -> bool:
-        """Whether a step is a sum of x and denoised images, not of x and slopes."""
-        return self.name != MULTISTEP and self.recipe.lowers and (self.predict_x0 or self.recipe.corrects)
+        """Whether a step is a weighted sum of x and denoised images instead of slopes."""
+        trait = self.recipe.predicts_data if self.has_recipe else "never"
+        return trait == "always" or (trait == "optional" and self.predict_x0)
 
     @property
     def single_step(self) -> bool:
-        """Whether an interval looks at no slope of the one before."""
-        return self.name != MULTISTEP and (self.recipe.pair or self.recipe.orders == 1)
+        """Whether an interval uses no slope of the previous interval."""
+        return self.has_recipe and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
-        """Evaluations an interval; `learned`: as a student, with AMED's mid time."""
-        return 2 if self.name != MULTISTEP and (self.recipe.pair or learned) else 1
+        """Return the evaluations per interval. `learned`: as a student, with AMED's mid time."""
+        return 2 if self.has_recipe and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
-        """How many evaluations a run over `base_times` positive times takes (for planning; counts are
-        counted)."""
+        """Return how many evaluations a run over `base_times` positive noise levels takes, for planning.
+        Reported numbers are counted, not computed."""
         return self.each(learned) * (base_times - 1) - afs
 
     def order(self, seen: int, leg: int, legs: int) -> int:
-        """Of leg number `leg` of `legs`, with `seen` slopes in hand."""
+        """Return the order of move `leg` (0 to `legs` - 1) with `seen` evaluations so far. For a corrector
+        the maximum order is limited to legs - 1."""
         highest = min(self.max_order, max(1, legs - 1)) if self.recipe.corrects else self.max_order
         final = self.recipe.lowers and self.lower_order_final and leg + 1 >= highest
         return min(highest, seen, legs - leg) if final else min(highest, seen)
 
 
 class Predictor(Protocol):
-    """Gives the constants (r, c, a) of the interval from t to t_next, numbers or Tensors `[B or 1]`; asks for
-    the bottleneck at t if it wants it."""
+    """Returns the constants of one interval.
 
-    wants_bottleneck: bool
+    Args:
+        t, t_next: noise levels at the interval's start and end.
+        bottleneck: `[B, C, H, W]`, the bottleneck at t if `wants_bottleneck` and the host provides it.
+
+    Returns:
+        r, c, a (or the values of `Recipe.constants`): numbers, or Tensors `[B]` or `[1]`."""
+
+    wants_bottleneck: bool  # whether the call needs the bottleneck of the evaluation at t
 
     def __call__(self, t: float, t_next: float, bottleneck: Tensor | None = None) -> tuple[Number, ...]: ...
-
-
-# --- running a recipe on coordinates -----------------------------------------------------------------------
-
-
-class Course:
-    """A run of a recipe over `times`, on coordinates: 0 is x where the run stands, then slope after slope, or
-    of a solver that predicts data image after image.
-
-    Positions are relative to where the run stands, so that a number is of the size of a move, not of x, and
-    single precision serves. `like`: an x, for numbers that depend on the sample; None: they are plain."""
-
-    def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
-        self.solver, self.recipe, self.predictor, self.afs = solver, solver.recipe, predictor, afs
-        self.times, self.legs, self.like = times, solver.each(predictor is not None) * (len(times) - 1), like
-        self.data, self.leg = solver.predicts_data, 0
-        self.here, self.history = Sum({0: 1.0}), list[Point]()
-        self.seen = 0  # slopes; the history goes back as far as a recipe looks
-        self.start: Vector = None  # of the interval under way, and its constants
-        self.given: dict[str, Number] = {}
-
-    def number(self, v: Number) -> Number:
-        """As it multiplies an image. A single one of the CPU's is plain where x lies elsewhere; beside x it
-        stays a tensor, whose arithmetic rounds as that of a whole batch."""
-        if self.like is None or not isinstance(v, Tensor):
-            return v
-        away = v.device.type == "cpu" != self.like.device.type
-        if away and v.numel() == 1 and not v.requires_grad:
-            return float(v)
-        return beside(v, self.like)
-
-    def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
-        """One leg of a solver with one evaluation a step."""
-        order = self.solver.order(self.seen, self.leg, self.legs)
-        self.leg += 1
-        return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
-
-    def moved(self, x: Vector) -> Vector:
-        """The move to x; the run stands there from now on."""
-        move = x - self.here
-        if not self.data:
-            move.of.pop(0, None)
-        return move
-
-    def opening(self, n: int) -> Row | None:
-        """The row that opens interval n, None after the last."""
-        if n == len(self.times) - 1:
-            return None
-        analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
-        asks = getattr(self.predictor, "wants_bottleneck", False) and not analytic
-        wants = frozenset({"bottleneck"} if asks else ())
-        return Row(self.times[n], (), analytic=analytic, closes=not two, data=self.data, wants=wants)
-
-    def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
-        """From a row of interval n, now that it was looked at: the move, and the row after it."""
-        t, t_next = self.times[n : n + 2]
-        unit = Sum({1 + self.seen: 1.0})
-        level = self.number(row.sigma)
-        self.history.append(Point(level, data=unit) if self.data else Point(level, unit))
-        del self.history[: -self.solver.max_order - 1]
-        self.seen += 1
-        if row.closes and row.opens:
-            return self.moved(self.take(t_next, 1.0, {})), self.opening(n + 1)
-        if row.opens:
-            if self.predictor is not None:  # Algorithm 1 goes back through one interval alone
-                if torch.is_grad_enabled():
-                    self.history = [detach(point) for point in self.history]
-                values = self.predictor(t, t_next, bottleneck)
-                self.given = {k: self.number(v) for k, v in zip(self.recipe.constants, values)}
-            r = self.given.get("r", self.recipe.r)
-            s = t_next if isinstance(r, float) and r == 1 else midpoint(t, t_next, r)
-            away = (s - t) * self.history[-1].d if self.recipe.pair else None
-            move = self.moved(self.take(s, 1.0, {}) if away is None else self.here + away)
-            self.start = None if away is None else self.here - away
-            level = self.given.get("a", 1.0) * s
-            scaled = getattr(self.predictor, "rescales", False)
-            return move, Row(s, (), level, rescaled=scaled, opens=False, data=self.data)
-        more = {k: v for k, v in self.given.items() if k not in ("r", "a")}
-        c = more.pop("c", 1.0)
-        if not self.recipe.pair:
-            return self.moved(self.take(t_next, c, more)), self.opening(n + 1)
-        first, mid = self.history[-2:]
-        r = self.given.get("r", self.recipe.r)
-        x = self.recipe.step(self.start, first.d, mid.d, t, t_next, r, c, **more)
-        return self.moved(x), self.opening(n + 1)
-
-    def weights(self, move: Vector, reach: int) -> Weights:
-        """A move on what is in hand, newest first."""
-        shares = [move.of.get(k, 0.0) for k in range(self.seen, max(self.seen - reach, 0), -1)]
-        own = (move.of.get(0, 0.0), shares[0]) if self.data else (shares[0],)
-        return (own, *((share,) for share in shares[1:]))
-
-    def rows(self, fixed: bool) -> Iterator[Row]:
-        reach = max(self.solver.max_order, 1 + self.recipe.pair) + self.recipe.corrects
-        row, interval = self.opening(0), 0
-        while row is not None:
-            after: list[Row | None] = []
-
-            def weights(
-                state: Any, row: Row = row, n: int = interval, after: list[Row | None] = after
-            ) -> Weights:
-                evaluation = getattr(state, "evaluation", None)
-                try:
-                    move, following = self.advance(row, n, getattr(evaluation, "bottleneck", None))
-                except ArithmeticError:
-                    raise ValueError(NO_STEP) from None
-                after.append(following)
-                shares = self.weights(move, reach)
-                if any(beyond(v) for share in shares for v in share) and not beyond(self.given.get("r", 0.5)):
-                    raise ValueError(NO_STEP)
-                return shares
-
-            hand, kept = self.seen + 1, 0 if self.recipe.pair and row.closes else reach - 1
-            row.needed = tuple(k > hand - 1 - kept for k in range(hand))
-            row.weights = weights(None) if fixed else weights
-            yield row
-            interval, row = interval + row.closes, after[0]
-
-
-def rows(solver: Solver, times: list[float], predictor: Predictor | None = None, afs: bool = False,
-         like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """The rows of a solver over `times` (positive, falling; a last 0 is one more row, to the denoised image).
-
-    With a predictor whose constants are plain numbers, or none, a row's weights are numbers. Else they are a
-    function of the loop's State, which asks the predictor then, in tensors like `like`. Raises ValueError
-    where two levels are the same, as a network may have it whose r came to 0."""
-    positive = [t for t in times if t > 0]
-    fixed = predictor is None or getattr(predictor, "fixed", False)
-    if len(positive) > 1:
-        yield from Course(solver, positive, predictor, afs, None if fixed else like).rows(fixed)
-    if times[-1] == 0:
-        yield Row(positive[-1], (), to_zero=True, wants=END, needed=())
-
-
-def beside(v: Number, x: Tensor) -> Number:
-    """A number of each sample's own, as it multiplies x."""
-    return v.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) and v.ndim < x.ndim else v
-
-
-def detach(v: Any) -> Any:
-    """Without gradient: a Tensor, coordinates, or the numbers of a point."""
-    if isinstance(v, Point):
-        return Point(**{name: detach(value) for name, value in vars(v).items()})
-    if isinstance(v, Sum):
-        return Sum({k: detach(number) for k, number in v.of.items()})
-    return v.detach() if isinstance(v, Tensor) else v
-
-
-def compiled(solver: Solver, times: list[float], predictor: Predictor | None = None,
-             afs: bool = False) -> Table:  # fmt: skip
-    """The table of a solver over `times`; of a predictor whose constants are numbers, if one is given."""
-    return Table.of(rows(solver, times, predictor, afs), times[-1])

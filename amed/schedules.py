@@ -1,7 +1,7 @@
-"""Base schedules: the noise levels t_N > ... > t_1 an ODE solver stops at.
+"""Base schedules: the noise levels t_N > ... > t_1 of an ODE solver's steps.
 
-Times are noise levels sigma (EDM's parametrisation: x = x0 + sigma * n). Every function returns float64
-`[num_steps]`, descending from sigma_max to sigma_min; hosts' own lists go through `checked`.
+Times are noise levels sigma in EDM's parametrisation, x = x0 + sigma * n. Every schedule is float64
+`[num_steps]` and falls from sigma_max to sigma_min. Lists from hosts go through `checked`.
 """
 
 import math
@@ -14,7 +14,7 @@ from .double import as_double
 
 KINDS = ("polynomial", "logsnr", "time_uniform", "discrete")
 DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
-NEAR = 1e-3  # of a noise level: a step so short would be an evaluation for nothing
+NEAR = 1e-3  # relative length of a step that is too short to be worth an evaluation
 VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and EDM's table 1
 
 
@@ -31,20 +31,21 @@ def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 
 def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """beta_d and beta_min of the VP process that is at sigma_min at t = 0.001 and at sigma_max at t = 1."""
+    """Return beta_d and beta_min of the VP process with noise level sigma_min at t = 0.001 and sigma_max at t
+    = 1 (Song et al. 2021; EDM, table 1)."""
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
     beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
     return beta_d, high - beta_d / 2
 
 
 def vp_time(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """Time t of that process at a noise level: the inverse of `time_uniform`'s formula."""
+    """Return the time t at which the VP process of `vp_betas` has noise level `sigma`, in sigma's shape."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     return ((beta_min**2 + 2 * beta_d * torch.log1p(sigma**2)).sqrt() - beta_min) / beta_d
 
 
 def vp_pace(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """d sigma / d t of that process at time t."""
+    """Return d sigma / dt of the VP process of `vp_betas` at time t, in t's shape."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     square = torch.expm1(beta_d * t**2 / 2 + beta_min * t)
     return (beta_d * t + beta_min) * (square + 1) / (2 * square.sqrt())
@@ -60,39 +61,48 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
 
 
 def from_start(times: Tensor, start: float) -> Tensor:
-    """`times` (falling) from a noise level on, which comes first: [start] alone where nothing is below."""
+    """Return `start` followed by those of `times` (falling) that are below it; only [start] if none is."""
     return torch.cat([times.new_tensor([start]), times[times < start * (1 - NEAR)]])
 
 
 def sd_sigmas(steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
-    """sigma of each training step of Stable Diffusion, ascending, float64 `[steps]`: 0.0292 ... 14.6146."""
+    """Return the noise level of each training step of Stable Diffusion, float64 `[steps]`, ascending from
+    0.0292 to 14.6146."""
     betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     return ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
 
 
 def _log_alpha(sigma: Tensor) -> np.ndarray:
+    """Return log alpha of a VP model at noise levels sigma, alpha = 1 / sqrt(1 + sigma^2)."""
     return np.asarray(-0.5 * np.log1p(as_double(sigma).numpy() ** 2))
 
 
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
-    """Fractional training step of a noise level: linear in log alpha between the entries of `table`
-    (ascending sigmas), which is what DPM-Solver's NoiseScheduleVP does. Clamped to the table's ends."""
+    """Return the fractional training step of noise levels: linear in log alpha between the entries of
+    `table`, as in DPM-Solver's NoiseScheduleVP, and clamped to its ends.
+
+    Args:
+        sigma: noise levels of any shape.
+        table: `[steps]`, the noise level of each training step, ascending."""
     t = np.interp(-_log_alpha(sigma), -_log_alpha(table), np.arange(len(table), dtype=np.float64))
     return torch.from_numpy(np.asarray(t))
 
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
-    """Inverse of `sigma_to_t`."""
+    """Return the noise levels of fractional training steps `t`, the inverse of `sigma_to_t`."""
     log_alpha = np.interp(as_double(t).numpy(), np.arange(len(table)), _log_alpha(table))
     return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
 
 
 def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0,
              table: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Uniform in t^(1/rho) over a model's own training steps (`table` of ascending sigmas; default SD's),
-    continuously interpolated. With rho 1 this is latent diffusion's schedule. Step 1, not 0, is the first, as
-    in DPM-Solver's time t = (step + 1) / 1000, so that rho bends it the same way."""
+    """Uniform in t^(1/rho) over a model's training steps, interpolated between them. With rho 1 this is
+    latent diffusion's schedule. Training steps are numbered from 1, as in DPM-Solver's time t = (step + 1) /
+    1000, so that rho has the same effect.
+
+    Args:
+        table: `[steps]`, the noise level of each training step, ascending. Default: Stable Diffusion's."""
     table = sd_sigmas() if table is None else table
     ends = (float(sigma_to_t(torch.tensor(s), table)) + 1 for s in (sigma_max, sigma_min))
     start, end = (v ** (1 / rho) for v in ends)
@@ -102,18 +112,28 @@ def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.
 
 def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None,
          table: Tensor | None = None) -> Tensor:  # fmt: skip
-    """The schedule `kind` of KINDS. `rho=None` takes its usual one; `table` serves `discrete` alone.
+    """Return a schedule, float64 `[num_steps]`.
 
-    Raises ValueError for an unknown kind, fewer than 2 points, or 0 < sigma_min < sigma_max not holding."""
+    Args:
+        kind: one of KINDS.
+        num_steps: number of noise levels, at least 2.
+        sigma_min, sigma_max: the ends, 0 < sigma_min < sigma_max.
+        rho: the schedule's exponent. Default: that of DEFAULT_RHO.
+        table: noise levels of the model's training steps, for `discrete` only.
+
+    Raises:
+        ValueError: The kind is unknown, or a number is out of range."""
     if kind not in KINDS:
         raise ValueError(f"unknown schedule {kind!r}: choose one of {', '.join(KINDS)}")
     if num_steps < 2:
-        raise ValueError(f"a schedule needs at least 2 points, got {num_steps}")
+        raise ValueError(f"a schedule needs at least 2 noise levels, but num_steps is {num_steps}")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(f"a schedule needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        raise ValueError(
+            f"a schedule needs 0 < sigma_min < sigma_max, but these are {sigma_min} and {sigma_max}"
+        )
     rho = DEFAULT_RHO[kind] if rho is None else rho
     if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+        raise ValueError(f"a schedule's rho must be positive, but is {rho}")
     if kind == "logsnr":
         return logsnr(num_steps, sigma_min, sigma_max)
     if kind == "discrete":
@@ -122,18 +142,23 @@ def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: flo
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """A host's sigma list, `[>= 2]`, as float64 if it can be sampled on: finite, falling, and 0 only at its
-    end.
+    """Return a host's noise levels `[n]` as float64, if they can be sampled on.
 
-    Raises ValueError that says which of these fails."""
+    Raises:
+        ValueError: They are fewer than 2, not finite, negative, or do not fall at every step; the message
+            says which."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"sigmas must be a list of at least 2 noise levels, got shape {tuple(sigmas.shape)}")
+        raise ValueError(
+            f"sigmas must be a list of at least 2 noise levels, but have shape {tuple(sigmas.shape)}"
+        )
     sigmas = as_double(sigmas)
     if not sigmas.isfinite().all():
-        raise ValueError(f"sigmas are not all finite: {sigmas.tolist()}")
+        raise ValueError(f"sigmas are not all finite ({sigmas.tolist()}): choose another schedule")
     if not (sigmas[1:] < sigmas[:-1]).all():
-        wrong = f"sigmas must fall at every step, got {sigmas.tolist()}"
-        raise ValueError(f"{wrong}: take a schedule that does, or another sampler")
+        raise ValueError(
+            f"sigmas must fall at every step, but are {sigmas.tolist()}: choose a schedule that falls, or "
+            "another sampler"
+        )
     if sigmas[-1] < 0:
-        raise ValueError(f"sigmas must not be negative, got {sigmas.tolist()}")
+        raise ValueError(f"sigmas must not be negative, but are {sigmas.tolist()}: choose another schedule")
     return sigmas

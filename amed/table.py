@@ -1,9 +1,9 @@
-"""What runs: rows. A solver is a table of them (DESIGN: every explicit solver looks at the slope where it
-stands, keeps it, and moves x along a weighted sum of the slopes it has).
+"""Rows and tables, the form that every solver is compiled to.
 
-A Table is a run whose numbers are all known beforehand: `recipes.compiled` makes one of any solver. Where a
-network decides, the rows come one by one instead, their weights a function of what was seen
-(`Row.weights`)."""
+Every explicit solver does the same at each step: it evaluates the slope at the current x, keeps it, and moves
+x along a weighted sum of the slopes so far. A `Row` is one such step. A `Table` holds all rows of a run
+whose numbers are known in advance. Where a network decides, the rows are produced one by one, and their
+weights are functions of the loop's State."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,67 +11,65 @@ from typing import Any
 
 from torch import Tensor
 
-Number = float | Tensor  # a Tensor is [B or 1]: a number of each sample's own
-END = frozenset({"end"})  # what a row to the denoised image asks for, see loop.Evaluate
-# [slopes in hand, newest first][parts of a slope], the step length folded in
+Number = float | Tensor  # a Tensor is [B] or [1]: one number per sample
+END = frozenset({"end"})  # what a row to the denoised image wants, see loop.Evaluate
+# [slopes in hand, newest first][parts of a slope], multiplied by the length of the step
 Weights = Sequence[Sequence[Number]]
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One look at the slope, and one move.
+    """One step of a run: one evaluation of the slope, and one move. Immutable once yielded."""
 
-    sigma: the noise level x stands at. weights: of the move on the slopes in hand, newest first, or a
-    function of the loop's State that gives them once the row was looked at. sigma_model: the level the model
-    is told (a sigma), None for sigma itself. analytic: no evaluation; the slope is x / sqrt(1 + sigma^2),
-    that of pure noise (AFS). rescaled: only the timestep of a VP model is told otherwise, its own input stays
-    what it is. opens, closes: an interval of the base schedule begins here, ends with this move. to_zero: the
-    move ends in the denoised image. wants: what is asked of the evaluation besides, see loop.Evaluation.
-    needed: which of the slopes in hand, oldest first, later rows weigh (None: all). data: what is kept is not
-    the slope but the denoised image (of which a solver that predicts data needs few); weights are of x and
-    the newest image, then of the older ones. offset: a constant that the move adds to each channel, `[C]`. A
-    row is not changed once it was given away."""
-
-    sigma: Number
+    sigma: Number  # noise level at which x stands
+    # weights of the move on the slopes in hand, newest first; or a function of the loop's State that returns
+    # them after the evaluation. With `data` the first entry holds the weights of x and of the newest image
     weights: Weights | Callable[[Any], Weights]
-    sigma_model: Number | None = None
-    analytic: bool = False
+    sigma_model: Number | None = None  # noise level that the model is given; None: sigma
+    analytic: bool = False  # AFS: no evaluation; the slope is that of pure noise, x / sqrt(1 + sigma^2)
+    # give the model another timestep only, and scale x to it as a VP model's input (`Constants.rescales`)
     rescaled: bool = False
-    opens: bool = True
-    closes: bool = True
-    to_zero: bool = False
-    data: bool = False
-    wants: frozenset[str] = frozenset()
+    opens: bool = True  # the row begins an interval of the base schedule
+    closes: bool = True  # the row's move ends an interval of the base schedule
+    to_zero: bool = False  # the move ends at the denoised image, whatever the weights
+    data: bool = False  # keep the denoised image instead of the slope: the solver predicts data
+    wants: frozenset[str] = frozenset()  # additional outputs of the evaluation, see loop.Evaluate
+    # for each slope in hand, oldest first, whether a later row weighs it; None: all are kept
     needed: tuple[bool, ...] | None = None
-    offset: Tensor | None = None
+    offset: Tensor | None = None  # [C]: constant that the move adds to each channel; None: nothing
 
     def weigh(self, state: Any = None) -> Weights:
-        """The weights, asked for with a State where they depend on it."""
+        """Return the weights of the move; `state` is needed where they are a function of it."""
         return self.weights(state) if callable(self.weights) else self.weights
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with numbers, found by their number, and the noise level the last one ends at (0 for the
-    image)."""
+    """All rows of a run whose weights are numbers."""
 
     rows: tuple[Row, ...]
-    end: float
-    parts: str = ""  # how a slope is split, a name of parts.PARTS
+    end: float  # noise level at which the last row ends; 0 for the denoised image
+    parts: str = ""  # how a slope is split, a name of parts.PARTS; "": not at all
 
     @classmethod
     def of(cls, rows: Iterable[Row], end: float, parts: str = "") -> "Table":
-        """With what each row needs kept written on it."""
+        """Return a table of `rows`, with `Row.needed` set in each from the weights of the later ones."""
         rows = tuple(rows)
         used = [False] * len(rows)
-        kept = []
+        with_needed = []
         for number in range(len(rows) - 1, -1, -1):
-            kept.append(replace(rows[number], needed=tuple(used[: number + 1])))
+            with_needed.append(replace(rows[number], needed=tuple(used[: number + 1])))
             for lag, weight in enumerate(rows[number].weigh()):
                 used[number - lag] |= any(isinstance(w, Tensor) or w != 0 for w in weight)
-        return cls(tuple(reversed(kept)), end, parts)
+        return cls(tuple(reversed(with_needed)), end, parts)
 
     @property
     def nfe(self) -> int:
-        """Evaluations, one after the other."""
+        """The number of evaluations of the model, one after the other."""
         return sum(not row.analytic for row in self.rows)
+
+
+def beside(v: Number, x: Tensor) -> Number:
+    """Return a number in the shape, dtype and device in which it multiplies x `[B, ...]`: a Tensor `[B]` or
+    `[1]` gets x's number of axes, a float stays a float."""
+    return v.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) and v.ndim < x.ndim else v

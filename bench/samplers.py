@@ -22,7 +22,7 @@ from amed.fit.host_calibration import HostCalibration
 from amed.fit.host_sampler import with_zero
 from amed.fit.measures import Statistics, frechet, rmse, run
 from amed.fit.plain_solvers import SCHEDULES
-from amed.outside import Wrapped
+from amed.outside import ScaledDenoiser
 from demo.target import target
 
 from . import host
@@ -101,7 +101,7 @@ def ends(
     """Run a sampler, with fitted constants or without; return its images and the evaluations counted."""
 
     def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
-        denoiser = model if fitted is None else Wrapped(model, fitted.at)
+        denoiser = model if fitted is None else ScaledDenoiser(model, fitted.at)
         return sampler.run(denoiser, noise * float(sigmas[0]), sigmas, args)
 
     with torch.no_grad():

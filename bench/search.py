@@ -20,7 +20,7 @@ from amed.fit.measures import Statistics, frechet, rmse, run
 from amed.fit.plain_solvers import Setting as Plain
 from amed.fit.samples import Path
 from amed.loop import Problem as Run
-from amed.loop import states
+from amed.run import states
 from demo.features import Features
 from demo.fit import remember
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amed.loop import Denoiser, Problem, State, loop, rows_of
+from amed.loop import Denoiser, Problem, State, loop
 from amed.recipes import Solver
+from amed.run import rows_of
 from amed.table import Number, Row
 
 

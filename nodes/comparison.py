@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..amed import PredictorError
-from ..amed.choose import Choice, choose, usable
+from ..amed import Fitted, PredictorError
+from ..amed.choose import Choice, choose, preferred, usable
 from ..amed.fit.measures import rmse
 from ..amed.fit.plain_solvers import Setting
 from .choice.fingerprint import remember
@@ -127,12 +127,17 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
     fits = (
         applied is not None and not applied.spec.of and applied.nfe == nfe and applied.spec.answers(sampler)
     )
-    wanted = request(scene.model, sampler, scene.guidance, nfe=nfe, fitted=applied if fits else None)
-    if fits and applied is not None and applied.wants_halves and not wanted.halves:
-        wanted = replace(wanted, fitted=None)  # this MODEL does not allow to use the halves of guidance
-    remember(wanted)
+    wanted = request(scene.model, sampler, scene.guidance, nfe=nfe)
+    if applied is not None and applied.wants_halves and not wanted.halves:
+        fits = False  # this MODEL does not allow to use the halves of guidance
+
+    def choice_with(fitted: Fitted | None = None) -> Choice:
+        with_predictor = replace(wanted, fitted=fitted)
+        remember(with_predictor)
+        return choose(library(), with_predictor)
+
     try:
-        choice = choose(library(), wanted)
+        choice, _ = preferred(choice_with, choice_with, attached=applied if fits else None)
     except PredictorError:
         family = [f for f in usable(library(), wanted) if f.spec.model_family == wanted.model.family]
         others = sorted({f.nfe for f in family if f.spec.answers(sampler)})

@@ -4,10 +4,10 @@ import logging
 
 from comfy_api.latest import io
 
-from ..amed.choose import AUTO, Report, choose
+from ..amed.choose import AUTO, Report, choose, preferred
 from .choice.fingerprint import fingerprint
 from .choice.lookup import Wanted, look_up
-from .choice.workflow import carried_or, load_named, write_predictor, write_report
+from .choice.workflow import carried_predictor, load_named, write_predictor, write_report
 from .host.fitting import Prompts
 from .host.folders import library
 from .host.model import applied_predictor, identity
@@ -96,19 +96,18 @@ class AmedKSampler(io.ComfyNode):
         def choice_with(fitted):
             return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
 
-        applied, remarks = applied_predictor(model.model_options), []
+        def from_library():
+            prompts = Prompts([positive], negative, latent_image)
+            return look_up(Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id), png)
+
+        sources = {"attached": applied_predictor(model.model_options)}
         if predictor != AUTO:
             widgets, model_identity = {"predictor": predictor, "nfe": nfe}, identity(model)
-            choice, remarks = carried_or(
-                png, node_id, widgets, model_identity, choice_with, lambda: choice_with(load_named(predictor))
-            )
+            sources["named"] = lambda: load_named(predictor)
+            sources["carried"] = lambda: carried_predictor(png, node_id, widgets, model_identity)
+        choice, remarks = preferred(choice_with, from_library, **sources)
+        if predictor != AUTO:
             write_predictor(png, node_id, widgets, choice.fitted, model_identity)
-        elif applied is not None:
-            choice = choice_with(applied)
-        else:
-            prompts = Prompts([positive], negative, latent_image)
-            wanted = Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id)
-            choice = look_up(wanted, png)
         report = Report(remarks=[*remarks, *choice.remarks])
         samples = run(
             model,

@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..amed.choose import preferred
 from ..amed.files.code import from_code
 from .choice.fingerprint import carried_hash
-from .choice.workflow import carried_or, load_named, write_predictor
+from .choice.workflow import carried_predictor, load_named, write_predictor
 from .host.folders import content_hash, library
 from .host.running import executing_node, running_prompt, text_ui
 from .schema import Predictor, schema
@@ -42,8 +43,10 @@ class LoadPredictor(io.ComfyNode):
             fitted, remarks = from_code(code, "pasted"), ""
         else:
             png, node_id, widgets = cls.hidden.extra_pnginfo, cls.hidden.unique_id, {"name": name}
-            fitted, remarks = carried_or(
-                png, node_id, widgets, None, lambda carried: carried, lambda: load_named(name)
+            fitted, remarks = preferred(
+                lambda predictor: predictor,
+                lambda: load_named(name),
+                carried=lambda: carried_predictor(png, node_id, widgets, None),
             )
             write_predictor(png, node_id, widgets, fitted)
         return io.NodeOutput(fitted, ui=text_ui(cls.hidden.unique_id, "\n".join([fitted.label, *remarks])))

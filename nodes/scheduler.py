@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from comfy_api.latest import io
 
-from ..amed.choose import AUTO, PLAIN, choose
+from ..amed.choose import AUTO, PLAIN, choose, preferred
 from .choice.fingerprint import fingerprint, remember
 from .host.folders import library
 from .host.graph import guidance_after
@@ -53,16 +53,19 @@ class AmedScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, sampler, nfe, denoise, predictor=None, guidance=0.0):
-        predictor = predictor or applied_predictor(model.model_options)
-        if predictor is None:
+        def choice_with(fitted):
+            spec = fitted.spec
+            return choose(library(), request(model, AUTO, spec.guidance, fitted=fitted, of=spec.of))
+
+        def from_library():
             cfg = guidance or sampled_at(cls.hidden.unique_id)
             # without an analytic first step, which AMED Sampler could not know of
             wanted = replace(request(model, sampler, cfg, nfe=nfe, if_missing=PLAIN), afs=False)
             remember(wanted)
-        else:
-            guidance, of = predictor.spec.guidance, predictor.spec.of
-            wanted = request(model, AUTO, guidance, fitted=predictor, of=of)
-        choice = choose(library(), wanted)
+            return choose(library(), wanted)
+
+        applied = applied_predictor(model.model_options)
+        choice, _ = preferred(choice_with, from_library, named=predictor, attached=applied)
         sigmas = below_denoise(choice.sigmas, model, denoise)
         sigmas = torch.cat([sigmas, sigmas.new_zeros(1)]) if choice.fitted.spec.of else sigmas
         text = "\n".join([choice.fitted.label, *(f"note: {remark}" for remark in choice.remarks)])

@@ -17,7 +17,7 @@ from ..amed.files.keep import keep
 from ..amed.files.names import fit_file_name
 from ..amed.files.store import check_writable
 from ..amed.fit import Target
-from ..amed.fit.algorithm1 import HELD_OUT, Plan, Settings, plan, train
+from ..amed.fit.algorithm1 import HELD_OUT, Settings, TrainingPlan, plan, train
 from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
@@ -139,7 +139,7 @@ def train_and_save(
 def by_gradient(
     target: Target,
     job: TrainingJob,
-    planned: Plan,
+    planned: TrainingPlan,
     times: Tensor,
     predictor: BottleneckPredictor,
     settings: Settings,
@@ -195,7 +195,12 @@ def by_gradient(
 
 
 def spec_of(
-    target: Target, planned: Plan, base: Tensor, job: TrainingJob, settings: Settings, training: Training
+    target: Target,
+    planned: TrainingPlan,
+    base: Tensor,
+    job: TrainingJob,
+    settings: Settings,
+    training: Training,
 ) -> Spec:
     """Return the header of the predictor's file; base: the predictor's base times."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "

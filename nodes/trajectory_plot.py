@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..amed import Fitted, Solver
-from ..amed.choose import AUTO, PLAIN, choose
+from ..amed.choose import AUTO, PLAIN, choose, preferred
+from ..amed.evaluate import Thresholded
 from ..amed.fit.measures import Counter, rmse
 from ..amed.fit.plain_solvers import Setting
 from ..amed.geometry import Plane, Walk, walk
 from ..amed.kdiffusion import ENTRIES
-from ..amed.loop import Problem, Thresholded
+from ..amed.loop import Problem
 from ..pictures import trajectory as drawing
 from ..pictures.parts import names_of, trimmed
 from ..pictures.report import as_image
@@ -210,10 +211,15 @@ class TrajectoryPlot(io.ComfyNode):
                 f"reference is {reference}, which is too few evaluations for a trajectory to draw {nfe} "
                 f"steps on: set it to at least {2 * nfe}"
             )
-        fitted = predictor or applied_predictor(model.model_options)
-        wanted = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing=PLAIN)
-        remember(wanted)
-        choice, plain = choose(library(), wanted), plain_choice(model, nfe, guidance)
+
+        def choice_with(fitted=None):
+            wanted = request(model, AUTO, guidance, nfe=nfe, fitted=fitted, if_missing=PLAIN)
+            remember(wanted)
+            return choose(library(), wanted)
+
+        applied = applied_predictor(model.model_options)
+        choice, _ = preferred(choice_with, choice_with, named=predictor, attached=applied)
+        plain = plain_choice(model, nfe, guidance)
         jobs = [
             Job.of_plain(reference_setting(model, reference), "reference"),
             Job.of_fitted(choice.fitted, choice.sigmas),

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from amed import schedules  # noqa: E402
-from amed.evaluate import FromModule  # noqa: E402
+from amed.evaluate import FromModule, Thresholded  # noqa: E402
 from amed.fit.algorithm1 import Teacher, losses  # noqa: E402
-from amed.loop import Problem, Thresholded, states  # noqa: E402
+from amed.loop import Problem  # noqa: E402
 from amed.network import BottleneckPredictor  # noqa: E402
 from amed.recipes import Solver  # noqa: E402
+from amed.run import states  # noqa: E402
 from predictors import published  # noqa: E402
 
 TOLERANCE = 1e-5

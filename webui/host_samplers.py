@@ -12,7 +12,7 @@ from torch import Tensor
 from amed import Fitted, PredictorError
 from amed.constants import same_times
 from amed.fit import HostSampler
-from amed.outside import Asking, Outside, Wrapped
+from amed.outside import BoundDenoiser, Outside, ScaledDenoiser
 
 from . import host
 from .run import other_levels_remark
@@ -33,7 +33,7 @@ def host_sampler(label: str, denoiser: Any) -> HostSampler:
     name, function = host.sampler_functions()[label]
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
-        return function(Asking(model, args, denoiser), x, sigmas.to(x), extra_args={}, disable=True)
+        return function(BoundDenoiser(model, args, denoiser), x, sigmas.to(x), extra_args={}, disable=True)
 
     return HostSampler(name, run, functools.partial(host.host_schedules, denoiser.inner_model))
 
@@ -77,7 +77,7 @@ def wrap_sampler(p: Any) -> None:
 
     @functools.wraps(inner)
     def sample(model: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        wrapped = Wrapped(model, predictor.at)
+        wrapped = ScaledDenoiser(model, predictor.at)
         try:
             return inner(wrapped, x, *args, **kwargs)
         finally:

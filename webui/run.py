@@ -20,6 +20,7 @@ from amed.choose import (
     Request,
     choose,
     plain_for,
+    preferred,
     untrained_for,
     within_reach,
 )
@@ -198,7 +199,7 @@ def choose_for_pass(
         schedule=schedule, afs=host.prediction_type(p.sd_model) != "flow",
         halves=not host.guidance_is_patched(p.sd_model),
     )  # fmt: skip
-    first_pass, fitted = not host.is_hires(p), None
+    first_pass = not host.is_hires(p)
     prepared = settings.prepared if first_pass else None
     if settings.predictor in WITHOUT_FILE:
         return choice_without_file(settings.predictor, request)
@@ -209,17 +210,19 @@ def choose_for_pass(
         if prepared is not None and not same_times(times, prepared.fitted.base):
             prepared = None
         request = replace(request, nfe=None, exact=True, advice=schedule_advice(request))
-    if settings.names_a_file and (
+    is_named = settings.names_a_file and (
         first_pass or host.library().load(settings.predictor).spec.answers(entry.sampler)
-    ):
-        fitted = load_predictor(settings.predictor, entry)
-    elif prepared is not None and prepared.fitted.name in WITHOUT_FILE:
+    )
+    if not is_named and prepared is not None and prepared.fitted.name in WITHOUT_FILE:
         return choice_without_file(prepared.fitted.name, request, infotext_remarks(prepared.remarks))
-    elif prepared is not None and within_reach(prepared.fitted, request.count):
-        fitted = prepared.fitted
-    if fitted is not None:
-        request = replace(request, fitted=fitted, nfe=None)
-    choice = choose(host.library(), request)
+    if prepared is not None and not within_reach(prepared.fitted, request.count):
+        prepared = None
+    choice, _ = preferred(
+        lambda fitted: choose(host.library(), replace(request, fitted=fitted, nfe=None)),
+        lambda: choose(host.library(), request),
+        named=(lambda: load_predictor(settings.predictor, entry)) if is_named else None,
+        attached=None if prepared is None else prepared.fitted,
+    )
     remarks = infotext_remarks(choice.remarks)
     if choice.grid != "own" and choice.fitted.name not in WITHOUT_FILE:
         remarks = (other_levels_remark(choice.fitted), *remarks)

@@ -4,7 +4,7 @@
 host sampler, a HostCalibration. `algorithm1` is the training of the paper."""
 
 from .calibration import Calibration
-from .compare import Result, Row
+from .compare import Result, ResultRow
 from .driver import Job, Outcome, SavedFit, fit
 from .host_sampler import HostSampler
 from .samples import References
@@ -14,6 +14,6 @@ from .target import CachedError, Draw, Rival, Target
 
 __all__ = [
     "PRESETS", "CachedError", "Calibration", "Draw", "HostSampler", "Job", "SavedFit", "Outcome", "Progress",
-    "References", "Result", "Rival", "Row", "Settings", "Target", "budget_of", "fit", "numbers",
+    "References", "Result", "ResultRow", "Rival", "Settings", "Target", "budget_of", "fit", "numbers",
     "references_for", "smallest_budget",
 ]  # fmt: skip

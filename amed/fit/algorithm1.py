@@ -18,8 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import schedules
 from ..kdiffusion import solver_of
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, loop, plain, rows_of, states
-from ..recipes import MULTISTEP, Solver
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, State, denoised_only, loop
+from ..recipes import Solver
+from ..run import rows_of, states
 from .measures import rmse
 from .target import Draw, seeded
 
@@ -120,7 +121,7 @@ class Settings:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a training run reports after each batch."""
 
     images: int  # trajectories so far
@@ -141,7 +142,7 @@ def train(
     settings: Settings = Settings(), *, afs: bool = False, evaluate: Evaluate | None = None,
     error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
     resume: dict[str, Any] | None = None,
-) -> Iterator[Progress]:  # fmt: skip
+) -> Iterator[TrainingProgress]:  # fmt: skip
     """Fit `predictor` in place; yields after every batch.
 
     When the generator ends or is closed, the predictor holds the best held-out state, not the last one.
@@ -160,13 +161,15 @@ def train(
         evaluate: how the model is called; default: for the denoised image only.
         error: (end states, x, extra_args) -> held-out error by which the best state is chosen; default: root
             mean square distance to the teacher's end states.
-        resume: `Progress.state()` of an earlier run with the same settings.
+        resume: `TrainingProgress.state()` of an earlier run with the same settings.
 
     Raises:
         NotFiniteError: the model returned NaN or infinity in a teacher's run.
     """
     base = times[:: teacher.extra + 1]
-    evaluator = checkpointed(evaluate or plain) if settings.checkpointing else evaluate or plain
+    evaluator = (
+        checkpointed(evaluate or denoised_only) if settings.checkpointing else evaluate or denoised_only
+    )
     generator = seeded(settings.seed)
     held_x, held_args = draw(seeded(settings.seed + HELD_OUT), settings.held_out)
     truth = teacher.states(model, held_x, times, held_args)[-1] if error is None else held_x
@@ -224,7 +227,7 @@ def train(
                 now["held_out"] = measure()
                 if now["held_out"] < now["best"]:
                     now |= {"best": now["held_out"], "best_state": copy.deepcopy(predictor.state_dict())}
-            yield Progress(now["images"], batch, now["held_out"], now["best"], measured, snapshot)
+            yield TrainingProgress(now["images"], batch, now["held_out"], now["best"], measured, snapshot)
     finally:
         predictor.load_state_dict(now["best_state"])
         predictor.requires_grad_(False)
@@ -233,7 +236,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """The student and the teacher with which Algorithm 1 reaches a number of evaluations."""
 
     solver: Solver  # the student
@@ -247,7 +250,7 @@ class Plan:
         return (self.teacher.extra + 1) * (self.num_steps - 1) + 1
 
 
-def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
+def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> TrainingPlan:
     """Return the plan for training a sampler of two evaluations per interval.
 
     The teacher is Heun for AMED-Solver and DPM-Solver-2, and otherwise the solver that AMED-Plugin extends.
@@ -262,10 +265,10 @@ def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Plan:
         ValueError: the sampler has no network, `nfe` is below 2, or it is odd and `may_afs` is False.
     """
     solver, afs = solver_of(sampler), bool(nfe % 2)
-    if solver.name == MULTISTEP:
+    if not solver.has_recipe:
         raise ValueError(f"{sampler} has no network to train: calibrate it, or choose another sampler")
     if nfe < 2 or (afs and not may_afs):
         allowed = "at least 2" if may_afs else "an even number"
         raise ValueError(f"nfe is {nfe}: set it to {allowed} to train {sampler} on this model")
-    teacher = Teacher(Solver("heun") if solver.name in ("amed", "dpm_2") else solver, extra)
-    return Plan(solver, (nfe + afs) // 2 + 1, afs, teacher)
+    teacher = Teacher(solver if solver.recipe.teaches else Solver("heun"), extra)
+    return TrainingPlan(solver, (nfe + afs) // 2 + 1, afs, teacher)

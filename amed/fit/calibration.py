@@ -158,10 +158,11 @@ class Calibration(Stages):
     def _from_plain(self) -> None:
         """Add a fit that starts from the best finalist of the search.
 
-        Heun is skipped: it evaluates twice at one noise level, which no table of falling times does."""
+        Solvers that evaluate twice at one noise level (Heun) are skipped: no table of falling times expresses
+        them."""
         known = self.searched
         for setting in known.ranking:
-            if setting.solver.name != "heun" and setting in known.ends:
+            if not setting.solver.recipe.repeats_time and setting in known.ends:
                 table = as_multistep(setting.solver, setting.sigmas(), setting.afs)
                 fit = self._fit(f"{setting.name} on {setting.schedule}", table, setting.afs)
                 fit.judged(fit.values, known.ends[setting], known.judge.score(known.ends[setting]))

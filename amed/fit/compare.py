@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import schedules
 from ..files import Fitted
 from ..kdiffusion import sample
-from ..loop import Denoiser, Evaluate, plain
+from ..loop import Denoiser, Evaluate, denoised_only
 from ..recipes import Solver
 from . import plain_solvers
 from .host_sampler import HostSchedule
@@ -25,7 +25,7 @@ WIDE = 10.0  # scale of the second robust error in Judge.score, in multiples of 
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """A row of the comparison: a solver and its errors on the held-out samples."""
 
     solver: str  # name, for people
@@ -50,7 +50,7 @@ class Result:
     fitted: Fitted  # the predictor to save, never worse than `best_plain` on the held-out samples
     improved: bool  # whether it is a fit; False: it is the best plain solver
     best_plain: plain_solvers.Setting | HostSchedule
-    rows: list[Row]  # `fitted`, the best plain solver, then the solvers at their usual settings
+    rows: list[ResultRow]  # `fitted`, the best plain solver, then the solvers at their usual settings
     history: list[tuple[int, float]]  # (evaluations, held-out error) of each start and iteration
     images: dict[str, Tensor]  # end states of the held-out samples: "fit", "plain", "reference", rivals
     evaluations: int  # of the model, each sample of a call counted
@@ -118,7 +118,7 @@ class Judge:
     batch: int  # most samples in one call of the model
     scale: float = 1.0  # of the robust error, a mean squared error; set from the best plain solvers
     features: Callable[[Tensor], Tensor] | None = None  # end states -> `[n, F]`; None: no Fréchet distance
-    evaluate: Evaluate = plain  # how the model is called
+    evaluate: Evaluate = denoised_only  # how the model is called
 
     def plain(self, setting: plain_solvers.Setting, samples: Samples | None = None) -> Tensor:
         """Return the end states of a plain solver; samples default to the held-out ones."""
@@ -141,7 +141,7 @@ class Judge:
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def metrics(
-        self, rows: list[Row], end: Tensor, evaluations: int, passes: int | None = None
+        self, rows: list[ResultRow], end: Tensor, evaluations: int, passes: int | None = None
     ) -> dict[str, Any]:
         """Return the metrics of a predictor for its file.
 
@@ -175,10 +175,10 @@ class Judge:
         distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
-    def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> Row:
+    def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> ResultRow:
         """Return the row of a solver with these end states."""
         error, square = self.error(end), rmse(end, self.held_out.end)
-        return Row(name, schedule, nfe, guidance, error, square, self.distance(end))
+        return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 
 
 def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ..constants import Constants
+from ..coordinates import compiled
 from ..loop import Denoiser, Problem, State, loop
 from ..parameters import AMED, PARAMETERS
-from ..recipes import Solver, compiled
+from ..recipes import Solver
 from ..table import Row
 from .algorithm1 import Teacher
 

@@ -18,7 +18,7 @@ from .. import schedules
 from ..constants import same_times
 from ..double import as_double
 from ..loop import Denoiser, check
-from ..outside import Memo, Outside, Wrapped
+from ..outside import Memo, Outside, ScaledDenoiser
 from ..parameters import PARAMETERS
 from ..table import Number
 from .gauss_newton import DAMPINGS, NormalEquations
@@ -59,7 +59,7 @@ class HostSampler:
         ends, levels = [], list[float]()
         pair = torch.cat([noise[:1], noise[:1]]) * sigmas[0].to(noise)
         for _ in range(2):
-            free = Wrapped(FreeDenoiser(real), lambda number, sigma: (1.0, 1.0))
+            free = ScaledDenoiser(FreeDenoiser(real), lambda number, sigma: (1.0, 1.0))
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.seed()
                 ends.append(self.run(free, pair, sigmas, {}))
@@ -247,7 +247,7 @@ class HostFit:
             model = self.model if memos is None else memos[i].run(keep)
             x = part.noise * sigmas[0].to(part.noise)
             recording = RecordingDenoiser(model)
-            ends.append(self.sampler.run(Wrapped(recording, at), x, sigmas, part.args))
+            ends.append(self.sampler.run(ScaledDenoiser(recording, at), x, sigmas, part.args))
             check(recording.watch, x, ends[-1])
         return torch.cat(ends)
 

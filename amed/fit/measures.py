@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..double import as_double
 from ..kdiffusion import sample
-from ..loop import Denoiser, Evaluate, plain
+from ..loop import Denoiser, Evaluate, denoised_only
 from ..recipes import Predictor, Solver
 
 
@@ -88,7 +88,7 @@ def frechet(a: Statistics, b: Statistics) -> float:
 
 def run(
     model: Denoiser, x: Tensor, sigmas: Tensor, solver: Solver, extra_args: dict[str, Any] | None = None, *,
-    predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate = plain, batch: int = 64,
+    predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate = denoised_only, batch: int = 64,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, int]:  # fmt: skip
     """Sample many noises in batches.

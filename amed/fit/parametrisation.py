@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..constants import Constants, Multistep
-from ..loop import Denoiser, Evaluate, Problem, State, loop, parts_of, placed, plain
+from ..coordinates import compiled
+from ..loop import Denoiser, Evaluate, Problem, State, denoised_only, loop
 from ..parameters import PARAMETERS, Parameter
 from ..parts import PARTS
-from ..recipes import MULTISTEP, Solver, compiled
+from ..recipes import Solver
+from ..run import offsets_on, parts_of
 from ..table import Table
 
 CLOSEST = 0.05  # least distance of two times, in log sigma
@@ -54,7 +56,7 @@ class Parametrisation:
         self.solver, self.start, self.afs, self.sigmas = solver, start, afs, start.sigmas
         count = len(self.sigmas) - 1
         rows = self.table(start).rows
-        each = 1 if solver.name == MULTISTEP else 2
+        each = solver.each(learned=True)
         lead = len(rows) - each * count  # its table may begin with the analytic slope
         self.lists = {"t": self.sigmas, **{k: v for k, v in start.values.items() if k in PARAMETERS}}
         fields = [("t", n, each * (n - 1) + lead, True, 0, 0) for n in range(1, count)]
@@ -140,7 +142,7 @@ class Runner:
 
     model: Denoiser
     parametrisation: Parametrisation
-    evaluate: Evaluate = plain  # how the model is called
+    evaluate: Evaluate = denoised_only  # how the model is called
 
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
@@ -151,7 +153,7 @@ class Runner:
         predictor = self.parametrisation.build(values)
         rows = [replace(row, needed=None) for row in self.parametrisation.table(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
-        rows = list(placed(rows, state.x))
+        rows = list(offsets_on(rows, state.x))
         problem = Problem(self.model, args, self.evaluate, noise.dtype, parts_of(predictor))
         return loop(problem, rows[state.number :], state)
 

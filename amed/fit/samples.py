@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..double import as_double
-from ..loop import Denoiser, Evaluate, Evaluation, Problem, plain, states
+from ..loop import Denoiser, Evaluate, Evaluation, Problem, denoised_only
 from ..recipes import Solver
+from ..run import states
 from .measures import Counter, cut
 from .plain_solvers import Setting
 from .target import Target, seeded
@@ -135,7 +136,7 @@ def joined(args: list[Any]) -> Any:
     return torch.cat(args) if isinstance(first, Tensor) else first
 
 
-def in_batches(size: int, evaluate: Evaluate = plain) -> Evaluate:
+def in_batches(size: int, evaluate: Evaluate = denoised_only) -> Evaluate:
     """Return an `Evaluate` that calls the model with at most `size` samples at a time."""
 
     def evaluate_batches(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..loop import plain
+from ..loop import denoised_only
 from .compare import Judge, Result
 from .measures import Counter
 from .parametrisation import Parametrisation, Runner
@@ -102,7 +102,7 @@ class Stages:
 
     def _projection(self, judge: Judge, count: int) -> VariableProjection:
         """Return variable projection on the `count` samples after the held-out ones, which must be made."""
-        first, evaluate = self.references.held_out, self.target.evaluate or plain
+        first, evaluate = self.references.held_out, self.target.evaluate or denoised_only
         samples, path = self.references.take(first, count), self.references.path(first, count)
         return VariableProjection(
             self.model, samples, path, judge.scale, self.settings.batch, evaluate=evaluate
@@ -110,7 +110,7 @@ class Stages:
 
     def _held_out_end(self, judge: Judge, parametrisation: Parametrisation, values: Tensor) -> Tensor:
         """Return the end states of the held-out samples for the constants `values`."""
-        evaluate = in_batches(self.settings.batch, self.target.evaluate or plain)
+        evaluate = in_batches(self.settings.batch, self.target.evaluate or denoised_only)
         runner = Runner(self.model, parametrisation, evaluate)
         return runner.end(values, judge.held_out.noise, judge.held_out.args)
 

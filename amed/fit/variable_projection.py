@@ -21,10 +21,10 @@ from torch import Tensor
 
 from ..constants import Multistep, as_multistep
 from ..double import as_double
-from ..loop import Denoiser, Evaluate, Problem, State, loop, plain
+from ..known import fallback
+from ..loop import Denoiser, Evaluate, Problem, State, denoised_only, loop
 from ..parameters import PARAMETERS
 from ..parts import PARTS, Parts
-from ..recipes import Solver
 from ..table import Row, Weights
 from .gauss_newton import DAMPINGS, NormalEquations
 from .parametrisation import ordered
@@ -101,7 +101,7 @@ class VariableProjection:
     scale: float = 1.0  # of the robust error, a mean squared error
     batch: int = 16  # most samples in one call of the model
     lags: int = LAGS  # most slopes whose weights are fitted
-    evaluate: Evaluate = plain  # how the model is called
+    evaluate: Evaluate = denoised_only  # how the model is called
 
     @torch.no_grad()
     def run(self, sigmas: Tensor, afs: bool, shape: Shape, earlier: Run | None = None, since: int = 0) -> Run:
@@ -115,7 +115,7 @@ class VariableProjection:
             since: interval from which the weights are fitted; those before are taken from `earlier`.
         """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
-        usual = as_multistep(Solver("ipndm", 2), sigmas, afs).weights[..., 0]
+        usual = as_multistep(fallback(), sigmas, afs).weights[..., 0]
         weights = torch.zeros(steps, min(self.lags, steps), parts.count, dtype=torch.float64)
         offset = torch.zeros(steps, noise.shape[1] if shape.offset else 0, dtype=torch.float64)
         state = State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * float(sigmas[0]))

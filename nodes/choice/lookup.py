@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...amed import Fitted, PredictorError
-from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, mismatches
+from ...amed.choose import AUTO, PLAIN, Choice, Request, choose, mismatches, preferred
 from ..calibration import calibrate_now
 from ..host.fitting import Prompts
 from ..host.folders import library
 from ..host.model import identity
 from ..host.request import CALIBRATE, request
 from .fingerprint import remember
-from .workflow import carried_or, write_predictor
+from .workflow import carried_predictor, write_predictor
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,18 @@ def look_up(wanted: Wanted, png: Any = None) -> Choice:
     node_id, model_identity = wanted.node_id, identity(wanted.model)
     widgets = {"sampler": wanted.sampler, "nfe": wanted.nfe, "guidance": wanted.guidance}
 
-    def use(carried: Fitted) -> Choice:
-        return choose(library(), wanted.request(fitted=carried))
+    def use(fitted: Fitted) -> Choice:
+        return choose(library(), wanted.request(fitted=fitted))
 
     def from_library() -> Choice:
         choice = library_or_calibration(wanted)
         remember(wanted.request())
         return choice
 
-    choice, remarks = carried_or(png, node_id, widgets, model_identity, use, from_library)
+    def carried() -> Fitted | None:
+        return carried_predictor(png, node_id, widgets, model_identity)
+
+    choice, remarks = preferred(use, from_library, carried=carried)
     write_predictor(png, node_id, widgets, choice.fitted, model_identity)
     return replace(choice, remarks=(*remarks, *choice.remarks))
 

@@ -9,17 +9,15 @@ A node whose cached result ComfyUI reuses writes nothing: an image made after a 
 carries only the predictors of other nodes."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any
 
 from ...amed import Fitted, PredictorError
 from ...amed.choose import Identity, Report
 from ...amed.files.code import code_of, from_code
 from ..host.folders import FOLDER, library
 
-T = TypeVar("T")
 KEY, FROM_WORKFLOW = "amed", ", from the workflow"
 LATEST = 4  # runs whose metadata are kept; ComfyUI runs one at a time
 
@@ -173,25 +171,3 @@ def write_report(png: Any, node_id: str | None, report: Report, guidance: float)
     reports = metadata.reports.setdefault(str(node_id), [])
     reports.append(entry)
     png.setdefault(KEY, {})[str(node_id)] = entry if len(reports) == 1 else list(reports)
-
-
-def carried_or(
-    png: Any,
-    node_id: str | None,
-    widgets: dict,
-    model_identity: Identity | None,
-    use: Callable[[Fitted], T],
-    otherwise: Callable[[], T],
-) -> tuple[T, list[str]]:
-    """Return `use(predictor)` for the predictor that the workflow carries, else `otherwise()`.
-
-    The first arguments are those of `carried_predictor`. The second value is a remark if the carried
-    predictor could not be used, else empty."""
-    remarks = []
-    try:
-        fitted = carried_predictor(png, node_id, widgets, model_identity)
-        if fitted is not None:
-            return use(fitted), []
-    except PredictorError as error:
-        remarks.append(f"not taken from the workflow: {error}")
-    return otherwise(), remarks

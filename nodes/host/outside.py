@@ -13,7 +13,7 @@ from ...amed import Fitted
 from ...amed.choose import Report
 from ...amed.constants import same_times
 from ...amed.fit import HostSampler
-from ...amed.outside import Asking, Outside, Wrapped
+from ...amed.outside import BoundDenoiser, Outside, ScaledDenoiser
 from ...amed.schedules import checked
 from .counting import count_rows
 from .denoiser import InpaintMask, model_sampling_of
@@ -40,7 +40,7 @@ def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -
             model_options = copied_options(extra_args)
             network_options(model_options)
             return function(
-                Asking(model, args, host_denoiser), x, levels, callback=None, disable=True,
+                BoundDenoiser(model, args, host_denoiser), x, levels, callback=None, disable=True,
                 extra_args=extra_args | {"model_options": model_options}, **options,
             )  # fmt: skip
 
@@ -89,7 +89,7 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
         if not same_times(sigmas, fitted.base):
             add_remarks(run_report, other_levels_remark(fitted, model_sampling_of(model)))
         inpaint = InpaintMask(extra_args)
-        model = Wrapped(CountedDenoiser(model, run_report), predictor.at, lambda: inpaint.mask)
+        model = ScaledDenoiser(CountedDenoiser(model, run_report), predictor.at, lambda: inpaint.mask)
         result = function(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **more)
         if report is None and (node := executing_node()):
             show_text(node, short_report(run_report))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...amed import SAMPLERS
-from ...amed.outside import Asking
+from ...amed.outside import BoundDenoiser
 from .content import captured, content_hash, samplers_in
 from .folders import add_folder
 from .hooks import function_of, options_of
@@ -175,7 +175,7 @@ def host_rivals(
             x, levels = noise * sigmas[0].to(noise), sigmas.to(noise)
 
             def work(denoiser: Any, _extra_args: dict[str, Any]) -> Tensor:
-                asking = Asking(model, args, denoiser)
+                asking = BoundDenoiser(model, args, denoiser)
                 return function(asking, x, levels, extra_args={}, callback=None, disable=True)
 
             return within_sampling(work, len(x), levels)

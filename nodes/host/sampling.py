@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ...amed import SAMPLERS, Fitted, PredictorError
-from ...amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose
+from ...amed.choose import AUTO, PLAIN, Choice, Identity, Report, Request, choose, preferred
 from ...amed.constants import from_the_top, same_times
 from ...amed.files import Library
 from ...amed.fit.plain_solvers import Setting
@@ -93,8 +93,12 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         extra_args = dict(extra_args or {})
         options = extra_args["model_options"] = copied_options(extra_args)
         inpaint = InpaintMask(extra_args)
-        fitted = predictor or applied_predictor(options)
-        choice = choose_for_run(guider_of(model), name, sigmas, fitted, if_missing, options, on_request)
+        guider, applied = guider_of(model), applied_predictor(options)
+
+        def choice_with(fitted=None):
+            return choose_for_run(guider, name, sigmas, fitted, if_missing, options, on_request)
+
+        choice, _ = preferred(choice_with, choice_with, named=predictor, attached=applied)
         fitted, sampler = None, "amed" if name == AUTO else name
         if choice is not None:
             fitted, sampler = choice.fitted, choice.sampler

@@ -13,7 +13,7 @@ import torch
 from comfyui.predictor_kinds import CFG, KINDS, NFE, Kind, RunResult, Small, run
 from safetensors.torch import load
 
-APART = r"takes the halves of guidance apart, which .* does not allow: take it off, or choose another"
+APART = r"halves of guidance apart, which .* does not allow: remove the patch or guider, or choose another"
 HALVES = {"halves": APART}
 EVERY = tuple(kind.name for kind in KINDS)
 BY_NODES = tuple(kind.name for kind in KINDS if not kind.sampler)
@@ -21,7 +21,7 @@ TOUCHED = ("AMED-Solver", "halves", "network", "KSampler", "around dpmpp_2m, KSa
 """Of what stands between MODEL and guidance: the other kinds ask a MODEL as AMED-Solver does."""
 BY_TOUCHED = tuple(name for name in TOUCHED if name in BY_NODES) + ("around dpmpp_2m",)
 OURS = tuple(kind.name for kind in KINDS if not kind.around and not kind.sampler)
-FALLING = r"sigmas must fall at every step, got .*: "
+FALLING = r"sigmas must fall at every step, but are .*: "
 
 
 Change = Callable[[Small], object]  # changes a graph; may return a GUIDER

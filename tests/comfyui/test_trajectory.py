@@ -126,8 +126,8 @@ def test_a_latent_model_is_drawn(server, graph):
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
-    [({"nfe": 25}, "reference is 40: to draw 25 evaluations on, give at least 50"),
-     ({"nfe": 21}, "reference is 40: to draw 21 evaluations on, give at least 42")],
+    [({"nfe": 25}, "reference is 40, which is .* to draw 25 steps on: set it to at least 50"),
+     ({"nfe": 21}, "reference is 40, which is .* to draw 21 steps on: set it to at least 42")],
 )  # fmt: skip
 def test_invalid_inputs_are_named(server, graph, changed, expected):
     with pytest.raises(RunError, match=expected):

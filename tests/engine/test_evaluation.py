@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from amed import Multistep, sample, schedules
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
 from amed.fit.plain_solvers import SOLVERS, candidates
-from amed.loop import plain
+from amed.loop import denoised_only
 from amed.recipes import Solver
 
 
@@ -72,8 +72,10 @@ def test_a_counter_passes_on_the_halves_of_guidance(noise):
     solver, counter = Solver("multistep"), Counter(guided)
     truth, plainly = (
         sample(guided, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=evaluate)
-        for evaluate in (asked, plain)
+        for evaluate in (evaluate_guided, denoised_only)
     )
-    end = sample(counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=asked)
+    end = sample(
+        counter, noise * 40, sigmas, solver, args, disable=True, predictor=table, evaluate=evaluate_guided
+    )
     assert torch.equal(end, truth) and not torch.allclose(end, plainly)
     assert counter.evaluations == 4 and counter.rows == 20

@@ -4,7 +4,10 @@ end.
 The additions are also fitted and saved. `monkeypatch` removes them after each test."""
 
 import dataclasses
+import importlib
+import pathlib
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -23,6 +26,7 @@ from amed import (
     load,
     parameters,
     parts,
+    recipes,
     sample,
     save,
     schedules,
@@ -41,9 +45,9 @@ from amed.fit.measures import Counter, rmse
 from amed.fit.parametrisation import Parametrisation, Runner
 from amed.fit.samples import Path, Samples
 from amed.fit.variable_projection import Shape, VariableProjection
-from amed.kdiffusion import ENTRIES, SAMPLERS, Entry
-from amed.parameters import Parameter
-from amed.parts import Parts
+from amed.kdiffusion import ENTRIES, SAMPLERS
+from amed.parameters import PARAMETERS, Parameter
+from amed.parts import PARTS
 from amed.recipes import RECIPES, Recipe
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
@@ -64,25 +68,60 @@ def requires(path) -> str:
         return file.metadata()["requires"]
 
 
-# --- a solver
+# --- the code in CONTRIBUTING.md
+
+TEXT = (pathlib.Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+REGISTRIES = (RECIPES, ENTRIES, SAMPLERS, PARAMETERS, PARTS)
 
 
-def ab2(solver, x, h, s, order, c):
-    """Adams-Bashforth of second order on unequal steps."""
-    t, step = h[-1].t, s - h[-1].t
-    if order == 1:
-        return x + c * step * h[-1].d
-    share = step / (t - h[-2].t) / 2
-    return x + c * step * ((1 + share) * h[-1].d - share * h[-2].d)
+def blocks(heading: str) -> list[tuple[str, str]]:
+    """Return (file, code) of each block of a section whose first line names a file of the engine."""
+    section = re.search(rf"^## {heading}$(.*?)^## ", TEXT, re.M | re.S)
+    return re.findall(r"^```python\n# (amed/\S+)\.py\n(.*?)^```", section[1], re.M | re.S)
 
 
 @pytest.fixture
-def solver(monkeypatch) -> Solver:
-    """Add the recipe, and the entry that gives it a name in every host."""
-    monkeypatch.setitem(RECIPES, "ab2", Recipe(ab2, orders=2))
-    monkeypatch.setitem(ENTRIES, "amed_ab2", Entry(Solver("ab2", 2), "AMED Plugin AB2", "AMED-Plugin on AB2"))
-    monkeypatch.setitem(SAMPLERS, "amed_ab2", samplers._k_diffusion("amed_ab2", ENTRIES["amed_ab2"]))
-    return Solver("ab2", 2)
+def follow() -> Iterator:
+    """Return a function that runs a section's code, each block as if it stood at the end of its file."""
+    before = [dict(registry) for registry in REGISTRIES]
+
+    def run(heading: str) -> list[str]:
+        code = blocks(heading)
+        for file, text in code:
+            module = importlib.import_module(file.replace("/", "."))
+            exec(compile(text, f"CONTRIBUTING.md, {file}.py", "exec"), dict(vars(module)))
+        return [file for file, _ in code]
+
+    yield run
+    for registry, entries in zip(REGISTRIES, before):
+        registry.clear()
+        registry.update(entries)
+
+
+def test_every_block_of_the_three_sections_is_run():
+    whole = re.search(r"^## Add a solver$.*(?=^## ComfyUI's page)", TEXT, re.M | re.S)[0]
+    named = [block for heading in re.findall("^## (.*)$", whole, re.M) for block in blocks(heading)]
+    assert len(named) == whole.count("```python") == 5
+
+
+# --- a solver
+
+
+@pytest.fixture
+def solver(follow) -> Solver:
+    """The recipe, and the entry that gives it a name in every host."""
+    assert follow("Add a solver") == ["amed/recipes", "amed/kdiffusion"]
+    SAMPLERS["amed_ab2"] = samplers._k_diffusion("amed_ab2", ENTRIES["amed_ab2"])
+    return ENTRIES["amed_ab2"].solver
+
+
+def test_a_solver_states_that_it_predicts_data(follow, toy, noise):
+    """Whatever its other traits are: it got no data unless its order fell at the end."""
+    RECIPES["full"] = Recipe(recipes.dpmpp, orders=3, predicts_data="optional")
+    same = Solver("dpmpp", 2, True, lower_order_final=False)
+    ends = [sample(toy, noise * 40, SIGMAS, s, disable=True) for s in (Solver("full", 2, True), same)]
+    assert torch.equal(*ends) and Solver("full", 2, True).predicts_data
+    assert not Solver("full", 2).predicts_data
 
 
 def test_a_solver_samples(solver, toy, noise):
@@ -166,18 +205,12 @@ def test_a_solver_is_calibrated(solver, target):
 # --- a constant
 
 
-def blended(x, d, d_mid, t, s, r, c, b=0.0):
-    """AMED-Solver with a share b of the first slope."""
-    return x + c * (s - t) * ((1 - b) * d_mid + b * d)
-
-
 @pytest.fixture
-def constant(monkeypatch) -> Parameter:
-    b = Parameter("b", "share of the first slope", 0.0, "plain", 0.02, -1.0, 1.0, 0.2, -1.0, 1.0)
-    monkeypatch.setitem(parameters.PARAMETERS, "b", b)
-    recipe = dataclasses.replace(RECIPES["amed"], step=blended, constants=("r", "c", "a", "b"))
-    monkeypatch.setitem(RECIPES, "amed", recipe)
-    return b
+def constant(follow) -> Parameter:
+    traits = dataclasses.replace(RECIPES["amed"], step=None, constants=())
+    assert follow("Add a constant") == ["amed/parameters", "amed/recipes"]
+    assert dataclasses.replace(RECIPES["amed"], step=None, constants=()) == traits
+    return PARAMETERS["b"]
 
 
 NAMES = ("r", "c", "a", "b")
@@ -287,11 +320,8 @@ def low_of(v):
 
 
 @pytest.fixture
-def low(monkeypatch) -> str:
-    def split(d, x, sigma, evaluation):
-        return low_of(d), d - low_of(d)
-
-    monkeypatch.setitem(parts.PARTS, "low", Parts(2, split))
+def low(follow) -> str:
+    assert follow("Add a slope part") == ["amed/parts"]
     return "low"
 
 

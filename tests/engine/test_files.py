@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import amed
 from amed import BottleneckPredictor, Constants, Fitted, Library, PredictorError, Spec, schedules
 from amed.choose import Identity, Request, choose
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.files import description, store
 from amed.fit.measures import Counter
 from predictors import published
@@ -161,7 +161,7 @@ def test_format_1_guidance_factors_become_weights_of_the_guidance_part(tmp_path,
     again = store.load(store.save(tmp_path / "g2.safetensors", fitted))
     ends = [
         amed.sample_amed_multistep(
-            Guided(Labelled(), 4.0), x, TIMES, args, disable=True, predictor=f, evaluate=asked
+            Guided(Labelled(), 4.0), x, TIMES, args, disable=True, predictor=f, evaluate=evaluate_guided
         )
         for f in (fitted, again)
     ]
@@ -361,7 +361,7 @@ def test_a_fitted_file_sets_its_solver(tmp_path):
         return x / (1 + sigma.view(-1, 1, 1, 1) ** 2)
 
     x, fitted = torch.randn(1, 3, 8, 8) * 80, table()
-    with pytest.raises(ValueError, match="fitted for 'amed'"):
+    with pytest.raises(ValueError, match="fitted for the solver 'amed'"):
         amed.sample_amed_ipndm(model, x, fitted.sigmas(), predictor=fitted, disable=True)
     with pytest.raises(ValueError, match="max_order"):
         amed.sample_amed(model, x, fitted.sigmas(), predictor=fitted, disable=True, max_order=2)

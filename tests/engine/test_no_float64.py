@@ -29,7 +29,7 @@ from amed import (
 from amed.choose import PLAIN, UNTRAINED, Identity, Request, choose
 from amed.constants import as_multistep, same_times
 from amed.double import as_double, as_like
-from amed.evaluate import FromModule, Guided, asked
+from amed.evaluate import FromModule, Guided, dynamic_threshold, evaluate_guided
 from amed.files import Library
 from amed.fit import Calibration, HostSampler, Settings, Target, algorithm1
 from amed.fit.algorithm1 import Teacher
@@ -40,8 +40,8 @@ from amed.fit.measures import Statistics, frechet, rmse, run
 from amed.fit.samples import in_batches, joined, per_sample
 from amed.geometry import Plane, trajectory_pca, walk
 from amed.kdiffusion import ENTRIES, sample
-from amed.loop import Problem, dynamic_threshold
-from amed.outside import Asking, Outside, Wrapped
+from amed.loop import Problem
+from amed.outside import BoundDenoiser, Outside, ScaledDenoiser
 from pictures import grid, report
 
 DEVICE = no_float64.device()
@@ -217,7 +217,7 @@ def test_tables_of_every_kind(parts, offset, afs):
     def work(device):
         guided, times = Guided(Model(device), 2.0), TIMES.to(device, torch.float32)
         return sample(guided, noise(device), times, Solver("multistep"), halves(device), predictor=table,
-                      afs=afs, evaluate=asked)  # fmt: skip
+                      afs=afs, evaluate=evaluate_guided)  # fmt: skip
 
     assert_same(work)
 
@@ -231,7 +231,8 @@ def test_bundled_files(name):
 
         def work(device, times=times):
             guided = Guided(Model(device), 2.0)
-            evaluate = asked if not fitted.wants_bottleneck else FromModule(guided.model.middle_block)
+            network = FromModule(guided.model.middle_block)
+            evaluate = network if fitted.wants_bottleneck else evaluate_guided
             return SAMPLERS[fitted.spec.sampler](
                 guided, noise(device), times.to(device=device, dtype=torch.float32), halves(device),
                 predictor=fitted.to(device), evaluate=evaluate,
@@ -281,7 +282,7 @@ def host_sampler(name):
     function = getattr(kdiffusion.sampling(), f"sample_{name}")
 
     def run(model, x, sigmas, args):
-        return function(Asking(model, args, model), x, sigmas.to(x), disable=True)
+        return function(BoundDenoiser(model, args, model), x, sigmas.to(x), disable=True)
 
     return HostSampler(name, run)
 
@@ -294,7 +295,7 @@ def test_a_predictor_around_a_hosts_sampler(name):
     outside = Outside(TIMES.float().to(DEVICE), levels.to(DEVICE), torch.full((count,), 0.98, device=DEVICE))
 
     def work(device):
-        model = Wrapped(Model(device), outside.at)
+        model = ScaledDenoiser(Model(device), outside.at)
         return sampler.run(model, noise(device), torch.cat([TIMES, TIMES.new_zeros(1)]), {})
 
     assert_same(work)
@@ -395,7 +396,7 @@ def target_on(device, guidance=1.0, flow=False):
 
     model = Model(device)
     model = Guided(model, guidance) if guidance != 1 else model
-    kind, evaluate = "flow" if flow else "eps", asked if guidance != 1 else None
+    kind, evaluate = "flow" if flow else "eps", evaluate_guided if guidance != 1 else None
     return Target(model, draw, 0.02, 40.0, prediction_type=kind, evaluate=evaluate, features=features)
 
 

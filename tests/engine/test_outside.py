@@ -15,7 +15,7 @@ from amed.fit.host_calibration import HostCalibration
 from amed.fit.host_sampler import host_schedules, with_zero
 from amed.fit.measures import Counter
 from amed.fit.samples import Samples
-from amed.outside import Asking, Memo, Outside, Wrapped
+from amed.outside import BoundDenoiser, Memo, Outside, ScaledDenoiser
 
 TIMES = torch.tensor([40.0, 6.0, 1.0, 0.2], dtype=torch.float64)
 
@@ -104,7 +104,7 @@ def test_ones_change_nothing(toy, noise):
     for sampler in SAMPLERS.values():
         levels = torch.tensor(sampler.call_levels(noise, sigmas, toy), dtype=torch.float64)
         outside = Outside(TIMES, levels)
-        wrapped = Wrapped(toy, outside.at)
+        wrapped = ScaledDenoiser(toy, outside.at)
         assert torch.equal(sampler.run(wrapped, x, sigmas, {}), sampler.run(toy, x, sigmas, {}))
         assert wrapped.answer == 42 and wrapped.levels == outside.levels.tolist()
 
@@ -117,7 +117,7 @@ def test_a_scales_the_models_noise_level_and_c_the_direction(toy, noise):
     for n, (t, t_next) in enumerate(zip(sigmas.tolist(), sigmas[1:].tolist())):
         level = torch.full((len(x),), t * float(a.double()[n]), dtype=torch.float64)
         wanted = wanted + (t_next - t) * float(c.double()[n]) * (wanted - toy(wanted, level)) / t
-    ends = euler(Wrapped(toy, Outside(TIMES, TIMES, c, a).at), x, sigmas, {})
+    ends = euler(ScaledDenoiser(toy, Outside(TIMES, TIMES, c, a).at), x, sigmas, {})
     assert (ends - wanted).abs().max() < 1e-9
 
 
@@ -172,7 +172,7 @@ def test_a_sampler_that_draws_noise_is_refused(target, sampler):
 
 def test_a_wrapped_denoiser_has_exactly_the_hosts_attributes(toy):
     toy.answer = 42
-    asking = Asking(toy, {}, toy)
+    asking = BoundDenoiser(toy, {}, toy)
     assert asking.answer == 42
     for name in ("model", "args", "real", "inner"):
         assert not hasattr(asking, name)
@@ -249,7 +249,7 @@ def test_a_fit_improves_on_unseen_noise(target, name):
     # the report equals what the file does on the same samples
     held_out, outside = calibration.judge.held_out, result.fitted.predictor
     model, sigmas = Counter(target.model), with_zero(result.fitted.sigmas())
-    end = SAMPLERS[name].run(Wrapped(model, outside.at), held_out.noise * 40, sigmas, {})
+    end = SAMPLERS[name].run(ScaledDenoiser(model, outside.at), held_out.noise * 40, sigmas, {})
     assert model.evaluations == 5
     assert calibration.judge.error(end) == pytest.approx(fitted.error, rel=1e-6)
 
@@ -276,7 +276,7 @@ def test_fit_save_and_choose_through_the_driver(target, tmp_path):
     with pytest.raises(PredictorError, match="no predictor for"):
         choose(library, Request(identity, nfe=4))  # never for a sampler of this pack
     assert choose(library, Request(identity, nfe=4, of="euler")).fitted.name == again.name
-    with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for our own"):
+    with pytest.raises(PredictorError, match="fitted for the host's sampler euler, not for an AMED sampler"):
         choose(library, Request(identity, nfe=4, fitted=again))
 
 
@@ -311,7 +311,7 @@ def test_a_broken_files_error_says_what_is_wrong(tmp_path):
     ):
         with pytest.raises((ValueError, PredictorError), match=named):
             save(tmp_path / "x.safetensors", dataclasses.replace(good, spec=Spec(**{**spec, **wrong})))
-    with pytest.raises(ValueError, match="c must have one value a call"):
+    with pytest.raises(ValueError, match="c must have one value per call"):
         Outside(TIMES, TIMES, torch.ones(3))
     with pytest.raises(ValueError, match="not for an AMED sampler"):
         _ = good.spec.student
@@ -328,7 +328,7 @@ def test_masked_pixels_stay_the_original(toy):
 
     sigmas, c = torch.cat([TIMES, torch.zeros(1)]), torch.full((len(TIMES),), 0.9)
     outside = Outside(TIMES, TIMES, c, torch.ones(len(TIMES)))
-    result = euler(Wrapped(inpainting, outside.at, lambda: mask), x, sigmas, {})
-    free = euler(Wrapped(inpainting, outside.at), x, sigmas, {})
+    result = euler(ScaledDenoiser(inpainting, outside.at, lambda: mask), x, sigmas, {})
+    free = euler(ScaledDenoiser(inpainting, outside.at), x, sigmas, {})
     assert torch.allclose(result[..., :4], original[..., :4].double().expand(2, 3, 8, 4), atol=1e-6)
     assert not torch.allclose(free[..., :4], result[..., :4], atol=1e-3)

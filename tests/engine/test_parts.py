@@ -6,7 +6,7 @@ import torch
 from amed import Fitted, Multistep, PredictorError, Solver, Spec, load, sample, save, schedules
 from amed.choose import Identity, Request, choose
 from amed.constants import as_multistep
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.files import Library
 from amed.fit.measures import Counter
 from amed.loop import Evaluation, banded, move
@@ -121,10 +121,10 @@ def test_an_offset_moves_each_channel_separately():
 
 
 def test_a_mismatching_number_of_channels_is_an_error():
-    with pytest.raises(ValueError, match="latents of 4 channels, not of 3: use one that was fitted for this"):
+    with pytest.raises(ValueError, match="latents of 4 channels, but the latent has 3: use a predictor"):
         sample(denoise, normal(1, 3, 8, 8), GRID, Solver("multistep"), predictor=random_table("bands", 4))
     with pytest.raises(
-        ValueError, match="bands of spatial frequency, which .2, 4, 50. does not have: calibrate"
+        ValueError, match="bands of spatial frequency, which a latent of shape .2, 4, 50. does not have: cal"
     ):
         sample(denoise, normal(2, 4, 50), GRID, Solver("multistep"), predictor=random_table("bands"))
 
@@ -170,7 +170,14 @@ def test_spared_passes_are_neither_run_nor_weighed(parts):
     def run(predictor):
         counter, network.rows = Counter(Guided(network, 4.0)), 0
         end = sample(
-            counter, x, GRID, Solver("multistep"), ARGS, disable=True, predictor=predictor, evaluate=asked
+            counter,
+            x,
+            GRID,
+            Solver("multistep"),
+            ARGS,
+            disable=True,
+            predictor=predictor,
+            evaluate=evaluate_guided,
         )
         return end, counter.evaluations, network.rows // len(x)
 

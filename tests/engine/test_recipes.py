@@ -6,8 +6,10 @@ import torch
 from every_solver import EVERY
 
 from amed import Constants, Solver, sample, schedules
-from amed.loop import Problem, State, loop, states
-from amed.recipes import ADAMS_BASHFORTH, RECIPES, Point, compiled, deis, midpoint, solve
+from amed.coordinates import compiled
+from amed.loop import Problem, State, loop
+from amed.recipes import ADAMS_BASHFORTH, RECIPES, Point, deis, midpoint, solve
+from amed.run import states
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
 CONSTANTS = Constants(SIGMAS, r=[0.3, 0.4, 0.5, 0.2], c=[0.9, 1.02, 0.97, 1.0], a=[1.01, 0.98, 1.0, 1.03])

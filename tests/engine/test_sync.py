@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from amed import BottleneckPredictor, Evaluation, Solver, load
-from amed.loop import Problem, trajectory
+from amed.loop import Problem
+from amed.run import trajectory
 
 PREDICTORS = Path(__file__).parents[2] / "predictors"
 

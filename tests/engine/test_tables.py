@@ -10,10 +10,10 @@ from golden import Toy
 import amed
 from amed import SAMPLERS, BottleneckPredictor, Constants, Fitted, Solver, Spec, load, sample, save, schedules
 from amed.constants import Multistep, as_multistep
-from amed.evaluate import Guided
+from amed.coordinates import compiled
+from amed.evaluate import Guided, Thresholded
 from amed.fit.measures import Counter
-from amed.loop import Problem, State, Thresholded, loop
-from amed.recipes import compiled
+from amed.loop import Problem, State, loop
 
 SIGMAS = schedules.make("polynomial", 5, 0.01, 40)
 CONSTANTS = Constants(SIGMAS, r=[0.3, 0.4, 0.5, 0.2], c=[0.9, 1.02, 0.97, 1.0], a=[1.01, 0.98, 1.0, 1.03])
@@ -62,7 +62,7 @@ def test_solvers_that_no_table_can_express_are_refused(solver):
     """Two evaluations at one time, another timestep at the same input, a network."""
     predictors = {"heun": [None], "dpmpp": [Constants(SIGMAS, rescales=True), BottleneckPredictor()]}
     for predictor in predictors[solver.name]:
-        with pytest.raises(ValueError, match="Heun|rescales|looks at the image"):
+        with pytest.raises(ValueError, match="heun evaluates twice|rescales|constants depend on the image"):
             as_multistep(solver, SIGMAS, False, predictor)
 
 
@@ -180,7 +180,7 @@ def test_guidance_can_be_scaled_per_evaluation(noise):
             model, noise * 40, SIGMAS, args, disable=True, predictor=predictor, evaluate=evaluate
         )
 
-    guided, halves = Guided(Labelled(), 4.0), amed.evaluate.asked
+    guided, halves = Guided(Labelled(), 4.0), amed.evaluate.evaluate_guided
     expected = end(guided, table, halves)
     assert torch.equal(expected, end(guided, scaled(factors), None))  # without halves
     assert torch.allclose(expected, end(guided, scaled(torch.ones(4).double()), halves), rtol=1e-12)

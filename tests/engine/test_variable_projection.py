@@ -10,7 +10,8 @@ from amed.fit.measures import Counter, rmse
 from amed.fit.plain_solvers import Setting
 from amed.fit.samples import Path, Samples
 from amed.fit.variable_projection import Candidate, Shape, VariableProjection, best_weights
-from amed.loop import Problem, states
+from amed.loop import Problem
+from amed.run import states
 
 GRID = schedules.make("time_uniform", 6, 0.01, 40.0)
 WHOLE = Shape()

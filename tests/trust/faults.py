@@ -32,7 +32,7 @@ from amed.constants import as_multistep
 from amed.evaluate import FromModule
 from amed.fit import Job, Target
 from amed.loop import NotFiniteError
-from amed.outside import Outside, Wrapped
+from amed.outside import Outside, ScaledDenoiser
 from demo import model as demo
 
 COMMAND = "make faults"
@@ -57,7 +57,7 @@ class Runs:
         model, x = Failing(self.denoiser, at, how), self.noise * float(TIMES[0])
         with torch.no_grad():
             if name == "outside":
-                around = Wrapped(model, Outside(TIMES, TIMES).at)
+                around = ScaledDenoiser(model, Outside(TIMES, TIMES).at)
                 return euler(around, x, torch.cat([TIMES, TIMES.new_zeros(1)]), {}), model
             constants = as_multistep(Solver("ipndm", 2), TIMES) if name == "amed_multistep" else None
             constants = constants or Constants(TIMES)

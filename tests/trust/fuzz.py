@@ -34,13 +34,13 @@ from trust.page import Part, put
 
 from amed import SAMPLERS, Fitted, Library, PredictorError, load, save
 from amed.choose import Identity, Request, choose
-from amed.evaluate import Guided, asked
+from amed.evaluate import Guided, evaluate_guided
 from amed.files.code import MARK, code_of, from_code
 from amed.files.description import as_json, describe
 from amed.files.keep import keep
 from amed.files.spec import CONTROL
 from amed.loop import Evaluation
-from amed.outside import Outside, Wrapped
+from amed.outside import Outside, ScaledDenoiser
 
 MOST, SECONDS, BATCH = (
     1500,
@@ -69,7 +69,7 @@ def denoiser(x: Tensor, sigma: Tensor, **_args) -> Tensor:
 
 
 def evaluate(model, x, sigma, extra_args, wants) -> Evaluation:
-    evaluation = asked(model, x, sigma, extra_args, wants)
+    evaluation = evaluate_guided(model, x, sigma, extra_args, wants)
     return replace(evaluation, bottleneck=x.new_ones(len(x), 8, 8, 8))
 
 
@@ -79,7 +79,7 @@ def sampled(fitted: Fitted) -> Tensor:
     noise = torch.randn(2, min(channels, 64), 8, 8, generator=torch.Generator().manual_seed(0))
     x, sigmas = noise * fitted.spec.sigma_max, torch.cat([fitted.sigmas().float(), torch.zeros(1)])
     if isinstance(fitted.predictor, Outside):
-        model = Wrapped(denoiser, fitted.predictor.at)
+        model = ScaledDenoiser(denoiser, fitted.predictor.at)
         for t, t_next in zip(sigmas, sigmas[1:]):
             x = x + (t_next - t) * (x - model(x, t.expand(len(x)))) / t
         return x

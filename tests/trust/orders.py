@@ -6,8 +6,9 @@ import math
 from trust import exact_problem as exact
 
 from amed import Solver
+from amed.coordinates import compiled
 from amed.loop import Problem, State, loop
-from amed.recipes import compiled, dpmpp
+from amed.recipes import dpmpp
 
 START, END = 1.0, 0.2
 BY_EULER = "its first step is Euler's"

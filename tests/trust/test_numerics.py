@@ -11,8 +11,9 @@ from trust import numerics, orders, samplers
 
 import amed
 from amed import Solver
+from amed.coordinates import compiled
 from amed.loop import Problem, State, loop
-from amed.recipes import RECIPES, Recipe, compiled
+from amed.recipes import RECIPES, Recipe
 from demo.model import load_denoiser
 
 EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
@@ -29,7 +30,8 @@ def test_every_recipe_has_its_theoretical_order(solver):
 @pytest.mark.parametrize("data", [True, False])
 def test_why_dpmpp_3_is_of_second_order(data, monkeypatch):
     """With Taylor's full third-order term it would be of third order."""
-    monkeypatch.setitem(RECIPES, "whole", Recipe(orders.full_third_order, orders=3, lowers=True))
+    recipe = Recipe(orders.full_third_order, orders=3, lowers=True, predicts_data="optional")
+    monkeypatch.setitem(RECIPES, "whole", recipe)
     assert orders.order_of_formula(Solver("whole", 3, data, False)) == pytest.approx(3, abs=0.2)
 
 
