@@ -4,7 +4,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..amed.choose import AUTO, Report, choose, preferred
+from ..amed.choose import AUTO, PLAIN, Report, choose, preferred
 from .choice.fingerprint import fingerprint
 from .choice.lookup import Wanted, look_up
 from .choice.workflow import carried_predictor, load_named, write_predictor, write_report
@@ -96,6 +96,10 @@ class AmedKSampler(io.ComfyNode):
         def choice_with(fitted):
             return choose(library(), request(model, sampler, guidance, nfe=nfe, fitted=fitted))
 
+        def choice_with_nfe(n):
+            if_unfitted = PLAIN if if_missing == PLAIN else "error"
+            return choose(library(), request(model, sampler, guidance, nfe=n, if_missing=if_unfitted))
+
         def from_library():
             prompts = Prompts([positive], negative, latent_image)
             return look_up(Wanted(model, sampler, nfe, guidance, if_missing, prompts, node_id), png)
@@ -119,7 +123,11 @@ class AmedKSampler(io.ComfyNode):
             negative,
             latent_image,
         )
-        add_remarks(report, *denoise_remarks(nfe, denoise, report.evaluations))
+        is_free = predictor == AUTO and sources["attached"] is None
+        add_remarks(
+            report,
+            *denoise_remarks(nfe, denoise, report.evaluations, choice_with_nfe if is_free else None, model),
+        )
         text = report.text()
         logging.info("AMED KSampler: %s", text.replace("\n", "; "))
         write_report(png, node_id, report, guidance)

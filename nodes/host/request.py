@@ -1,5 +1,6 @@
 """Requests to amed.choose for a MODEL, and the noise levels of a choice that a run uses."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -64,15 +65,42 @@ def sampler_for(fitted: Fitted | None, sampler: str) -> str:
     return fitted_sampler if solver_of(fitted_sampler).name == solver_of(sampler).name else sampler
 
 
-def denoise_remarks(nfe: int, denoise: float, evaluations: int) -> list[str]:
-    """Return a remark if denoise < 1 left a run with fewer evaluations than `nfe`, else nothing."""
+def denoise_remarks(
+    nfe: int, denoise: float, evaluations: int, choice_for: Callable[[int], Choice] | None, model: Any
+) -> list[str]:
+    """Return a remark if denoise < 1 left a run with fewer evaluations than `nfe`, else nothing.
+
+    Args:
+        nfe: the node's input.
+        denoise: the node's input, the share of the model's time that is sampled.
+        evaluations: counted in the run.
+        choice_for: returns what the node would run with another nfe; None if its predictor is fixed.
+        model: the MODEL."""
     if not 0.0 < denoise < 1.0 or evaluations >= nfe:
         return []
+    more = None if choice_for is None else nfe_for_denoise(nfe, denoise, choice_for, model)
+    advice = "" if more is None else f"set nfe to {more}, or "
     return [
         f"denoise {denoise:g} starts inside this schedule, so only {evaluations} of the {nfe} evaluations "
-        f"ran. For about {nfe}, set nfe to {round(nfe / denoise)}; or use the ordinary KSampler with {nfe} "
-        "steps and the amed scheduler, which places all steps below the start"
+        f"ran. For {nfe} evaluations, {advice}use the ordinary KSampler with {nfe} steps and the amed "
+        "scheduler, which places all steps below the start"
     ]
+
+
+def nfe_for_denoise(nfe: int, denoise: float, choice_for: Callable[[int], Choice], model: Any) -> int | None:
+    """Return the lowest nfe, up to 10 times `nfe`, whose schedule has `nfe` evaluations below the start.
+
+    Schedules of different nfe differ, so each is looked up. Returns None if there is none."""
+    for more in range(nfe + 1, 10 * nfe + 1):
+        try:
+            choice = choice_for(more)
+            levels = below_denoise(choice.sigmas, model, denoise)
+        except ValueError:  # no predictor for this nfe, or no step below the start
+            continue
+        spec = choice.fitted.spec
+        if spec.student.evaluations(len(levels), False, spec.learned) >= nfe:
+            return more
+    return None
 
 
 def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:

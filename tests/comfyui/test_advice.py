@@ -123,3 +123,48 @@ def test_an_error_names_only_options_of_the_node(server, graph):
     assert "calibrate now" not in str(caught.value)
     g.nodes[sampler]["inputs"]["if_missing"] = "plain"
     run(server, g, latent)
+
+
+@pytest.mark.parametrize(("nfe", "denoise"), [(5, 0.5), (5, 0.3), (8, 0.7)])
+def test_the_advised_nfe_restores_the_evaluations_below_denoise(server, graph, nfe, denoise):
+    """A schedule that begins above the start loses evaluations; both ways that the remark names give them
+    back."""
+
+    def evaluations(g, latent):
+        _, text = run(server, g, latent)
+        return int(re.search(r"(?:evaluations counted|AMED): (\d+)", text)[1]), text
+
+    def start(g):
+        return g.ksampler("euler", "karras", 6, seed=11)
+
+    g = graph()
+    ran, text = evaluations(
+        g, g.amed(nfe, "auto", denoise=denoise, if_missing="plain", latent_image=start(g))
+    )
+    pattern = r"For (\d+) evaluations, (?:set nfe to (\d+), or )?use the ordinary KSampler with (\d+) steps"
+    about, more, steps = re.search(pattern, text).groups()
+    assert ran < nfe == int(about) == int(steps) and (more is None) == (denoise == 0.3)
+
+    if more is not None:  # no schedule up to nfe 50 has 5 evaluations below denoise 0.3
+        g = graph()
+        latent = g.amed(int(more), "auto", denoise=denoise, if_missing="plain", latent_image=start(g))
+        assert ran < nfe <= evaluations(g, latent)[0] <= nfe + 2
+    g = graph()
+    latent = g.ksampler("amed_multistep", "amed", int(steps), denoise=denoise, latent_image=start(g))
+    assert evaluations(g, latent)[0] == nfe
+
+
+def test_the_advised_change_lets_the_plain_solver_run(server, graph):
+    """Heun takes two evaluations per interval: another nfe, or the analytic first step, makes 5 possible."""
+
+    def plain(**changed):
+        g = graph()
+        settings = {"solver": "Heun", "nfe": 5, "schedule": "time_uniform", "rho": 1.0, "afs": False}
+        node = g.add("AMEDPlainSolver", model=g.model, **settings | changed)
+        latent = [g.add("SamplerCustom", add_noise=True, noise_seed=3, cfg=1.0, sampler=[node, 0],
+                        sigmas=[node, 1], **g.around()), 0]  # fmt: skip
+        return run(server, g, latent)[0]
+
+    with pytest.raises(RunError, match="takes 2 per interval. Change nfe or afs"):
+        plain()
+    assert plain(nfe=6).isfinite().all() and plain(afs=True).isfinite().all()
