@@ -31,7 +31,7 @@ CONVERTER = "predictors.authors", "convert"  # by name, like the demo model: the
 
 
 def show(text: str, last: bool = False) -> None:
-    """Show a line on stderr. A terminal overwrites the line before; elsewhere only a `last` line is shown."""
+    """Print a progress line on stderr, over the previous one; outside a terminal only if it is the `last`."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text[:110]}", end="\n" if last else "", file=sys.stderr, flush=True)
     elif last:
@@ -43,7 +43,8 @@ def run_calibrate(args: argparse.Namespace) -> None:
     model, out = target.load(args.model, args.guidance), Path(args.out)
     if args.features and model.features is None:
         raise ValueError(
-            f"--features cannot be used, because the model {args.model} has no Target.features: leave it out"
+            f"--features cannot be used, because the model {args.model} has no Target.features: "
+            "leave out --features"
         )
     if args.scale_guidance:
         show("--scale-guidance has no effect any more: it did not improve the results", last=True)
@@ -77,7 +78,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train the paper's network (Algorithm 1), save it, and print the path of its file."""
+    """Train the network of the AMED paper (its Algorithm 1), save it, and print the path of its file."""
     model = target.load(args.model, args.guidance)
     if model.evaluate is None:
         raise ValueError(
@@ -111,7 +112,9 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Print a table of the errors of each predictor, and of each plain solver at its best schedule."""
+    """Print a table of the errors of predictor files, and of plain solvers, each at its best schedule.
+
+    An error is the distance to the images of a run with many steps."""
     fits = [files.load(path) for path in args.file]
     scales = {fitted.spec.guidance for fitted in fits}
     if len(scales) > 1:
@@ -130,14 +133,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     def sample(
         label: str, part: slice, sigmas: torch.Tensor, solver: Solver, **options: Any
     ) -> tuple[torch.Tensor, int, float]:
-        """Return the images of a part of the noise, the evaluations per image, and the seconds it took."""
+        """Sample the noises of the slice `part`; return the images, evaluations per image, and seconds."""
         begin = time.perf_counter()
         options |= {"batch": args.batch, "done": lambda n: show(f"{label}: {n}")}
         images, nfe = run(model.model, noise[part], sigmas, solver, cut(extra, part), **options)
         return images, nfe, time.perf_counter() - begin
 
     def add_row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
-        """Add the errors of these images to the table."""
+        """Add a row to the table: a solver and the errors of its images against the reference."""
         error = round(rmse(images, reference), 5)
         row = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance, "rmse_ref": error}
         if model.features:
@@ -183,13 +186,13 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> None:
-    """Convert a predictor of the method's authors to a predictor file, and print its path and label."""
+    """Convert a pickle of AMED's authors to a predictor file, and print the path and label of this file."""
     module, function = CONVERTER
     try:
         convert = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"convert needs {module} ({error}): run it in the folder of the AMED repository"
+            f"the command convert needs {module} ({error}): run it in the folder of AMED for artists"
         ) from error
     ends = {"sigma_min": args.sigma_min, "sigma_max": args.sigma_max}
     fitted = convert(args.source, **ends, model_family=args.family, model_name=args.name)
@@ -206,7 +209,8 @@ def parser() -> argparse.ArgumentParser:
         """Add a command and return its `add_argument`.
 
         Args:
-            guidance: True: add --model, --seed and --guidance; False: the first two; None: none of them.
+            guidance: which options to add: --model, --seed and --guidance (True), only --model and --seed
+                (False), or none of these (None).
         """
         subparser = commands.add_parser(name, help=text, description=text)
         subparser.set_defaults(run=work)

@@ -29,7 +29,7 @@ REMEDY = (
 
 
 class NotFiniteError(ValueError):
-    """Raised when the model returns NaN or infinity, or a run ends in them; the message names the sigma."""
+    """NaN or infinity in the output of the model or in the result of a run, or weights that lead to them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -53,9 +53,9 @@ class Evaluate(Protocol):
         x: `[B, ...]`, the noisy latents.
         sigma: `[B]`, their noise level.
         extra_args: keyword arguments of the model.
-        wants: additional outputs and conditions. "bottleneck", "halves" (`cond` and `uncond`): provide these
-            if possible. "cond": skip the unconditional half; `denoised` is what the prompt alone denoises to.
-            "end": this evaluation's image is the end of the run.
+        wants: words that say what this evaluation is for. "bottleneck": also return `bottleneck`, if
+            possible. "halves": also return `cond` and `uncond`, if possible. "cond": skip the negative
+            prompt; `denoised` is what the prompt alone denoises to. "end": `denoised` is the run's result.
 
     Returns:
         The Evaluation."""
@@ -73,7 +73,7 @@ def denoised_only(
 
 @dataclass(frozen=True)
 class Problem:
-    """The model that rows are run with, and how it is called."""
+    """The model of a run, and how it is called."""
 
     model: Denoiser
     extra_args: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the model
@@ -93,7 +93,8 @@ class Problem:
             wants: additional outputs, see Evaluate.
 
         Raises:
-            NotFiniteError: The output contains NaN or infinity, unless the run is watched."""
+            NotFiniteError: The output contains NaN or infinity. If `watch` is a list, `check` reports this
+                after the run instead."""
         dtype = self.dtype or x.dtype
         if isinstance(sigma, Tensor):
             levels = sigma.flatten().expand(len(x)).to(x.device, dtype)
@@ -114,7 +115,7 @@ class Problem:
 
 @dataclass(eq=False, slots=True)
 class State:
-    """A moment of a run: after the evaluation of a row, or after its move."""
+    """The state of a run after a step's evaluation of the model, or after the step's move of x."""
 
     x: Tensor  # [B, ...]
     slopes: tuple[Slope, ...] = ()  # slopes in hand, oldest first
@@ -125,7 +126,7 @@ class State:
 
 
 def look(problem: Problem, state: State, row: Row) -> State:
-    """Evaluate the slope at the current x, append it, and return the state before the row's move.
+    """Evaluate the slope dx/dsigma at the current x, and return the new state, before x is moved.
 
     The first evaluation of an interval carries no gradient, because its input does not depend on what is
     learned for that interval."""
@@ -155,13 +156,13 @@ def look(problem: Problem, state: State, row: Row) -> State:
 
 
 def move(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[int] = ()) -> Tensor:
-    """Return x plus the weighted sum of the slopes.
+    """Return x plus the weighted sum of the slopes dx/dsigma of this and earlier steps.
 
     Args:
         x: `[B, ...]`; not changed.
-        slopes: slopes in hand, oldest first.
-        weights: of each part of each slope, newest slope first.
-        levels: pyramid level of each part (`Parts.levels`); (): all parts have x's size."""
+        slopes: the slopes, oldest first, each split into parts that add up to it.
+        weights: the weight of each part of each slope, newest slope first.
+        levels: part i is stored at 1/2^levels[i] of x's size; (): all parts have x's size."""
     if levels:
         return banded(x, slopes, weights, levels)
     new = False  # whether x is a new tensor, which may be changed in place
@@ -182,10 +183,11 @@ def move(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[
 
 
 def banded(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[int]) -> Tensor:
-    """Do `move` for parts that are bands: sum each pyramid level at its own size, then enlarge.
+    """Return x plus the weighted sum of slopes that are split into bands of spatial frequency.
 
-    A band is the difference of its level and the next coarser one, so the weight of a level is its band's
-    weight minus that of the finer band."""
+    The slopes are stored as image pyramids: each level is summed at its own size, then enlarged. A band is
+    the difference of its level and the next coarser one, so the weight of a level is its band's weight minus
+    that of the next finer band."""
     low: Tensor | None = None
     for level in range(max(levels), 0, -1):
         total: Tensor | None = None
@@ -202,16 +204,17 @@ def banded(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequenc
 
 
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
-    """Run the rows. Yields twice per row: after the evaluation and after the move.
+    """Run the steps of a solver. Yield the state twice per step: after the evaluation and after the move.
 
     Args:
         problem: the model and its arguments.
-        rows: the rows to run.
-        state: where the run starts. If it was taken after an evaluation (`looked`), the run resumes with the
-            move of the first row.
+        rows: the steps to run.
+        state: where the run starts. If the first step was evaluated already (`State.looked`), the run
+            resumes with its move.
 
     Raises:
-        NotFiniteError: The model returned NaN or infinity, unless the problem is watched."""
+        NotFiniteError: The model returned NaN or infinity. Not raised if `Problem.watch` is a list: then call
+            `check` after the run."""
     for row in rows:
         if not state.looked:
             state = look(problem, state, row)
@@ -241,22 +244,24 @@ def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
 
 
 def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
-    """Check that the end of a watched run is finite. Waits for the device, so call it after the loop.
+    """Check that the result of a run is finite. This waits for the device, so call it after the run.
 
     Args:
-        watch: `Problem.watch` after the run.
+        watch: the list `Problem.watch`, which the run has filled.
         x: `[B, ...]`, where the run started.
-        end: `[B, ...]`, where the run ended.
+        end: `[B, ...]`, the run's result.
 
     Raises:
-        NotFiniteError: The end is not finite; the message names the first evaluation whose output was not."""
+        NotFiniteError: The result is not finite. If an output of the model was not, the message names the
+            noise level of the first."""
     if end.sum().isfinite():
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
     if all(finite):
         start = "finite" if x.isfinite().all() else "not finite"
         raise NotFiniteError(
-            f"the result of this run contains NaN or infinity; its start was {start}. {REMEDY}"
+            "the result of this run contains NaN or infinity; the latent it started from was "
+            f"{start}. {REMEDY}"
         )
     first = finite.index(False)
     raise not_finite(watch[first][0], None if first else x)

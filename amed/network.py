@@ -50,16 +50,18 @@ class Linear(nn.Module):
 
 
 def sigmoid(v: Tensor) -> Tensor:
-    """Return the logistic function. On a CPU, the last bit of torch.sigmoid depends on an element's
-    position."""
+    """Return the logistic function of v, equal for equal elements. On a CPU, the last bit of torch.sigmoid
+    depends on an element's position."""
     return 1 / (1 + (-v).exp())
 
 
 class BottleneckPredictor(nn.Module):
-    """The paper's predictor: a small MLP on the U-Net's bottleneck and both times of an interval.
+    """The network of the AMED paper, which returns the constants of an interval of the schedule: the mid time
+    r, the direction scale c and the time scale a.
 
-    It has 8,929 parameters, plus 21 each for c and a. Without a bottleneck (analytic first step, or a host
-    that provides none) its input is zeros. Tensor names are those of the authors' weight files.
+    It is a small MLP on the U-Net's bottleneck and the noise levels at both ends of the interval. It has
+    8,929 parameters, plus 21 each for c and a. Without a bottleneck (analytic first step, or a host that
+    provides none) its input is zeros. Tensor names are those of the authors' weight files.
 
     Args:
         scale_dir: c lies in 1 ± scale_dir, 0 <= scale_dir < 1; 0: c is not learned. Default: 0.01.
@@ -100,18 +102,19 @@ class BottleneckPredictor(nn.Module):
         return self.eval().requires_grad_(False)
 
     def embed(self, t: Tensor) -> Tensor:
-        """Return the sinusoidal embedding `[n, 8]` of times `[n]`: 4 frequencies from 1 to 1/10000, sines
-        first."""
+        """Return the embedding `[n, 8]` of times `[n]`: sines and cosines at 4 frequencies from 1 to 1/10000,
+        then a linear layer and SiLU."""
         angle = t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
     def forward(
         self, t_cur: float, t_next: float, bottleneck: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return r, c, a of the interval from `t_cur` to `t_next`, each `[B]` (`[1]` without a bottleneck).
+        """Return mid time r, direction scale c and time scale a of an interval, each `[B]` (`[1]` without a
+        bottleneck).
 
         Args:
-            t_cur, t_next: noise levels.
+            t_cur, t_next: noise levels at the interval's start and end.
             bottleneck: `[B, C, H, W]` at `t_cur`, or None."""
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else as_like(pool(bottleneck), like)

@@ -76,8 +76,10 @@ class Outside:
         return {"levels": self.levels, "c": self.c, "a": self.a}
 
     def at(self, number: int, sigma: float) -> tuple[float, float]:
-        """Return c and a for the sampler's call `number` (from 0), which is at noise level `sigma`. A call at
-        another level than it was fitted at gets values interpolated between the levels above and below."""
+        """Return the direction scale c and the time scale a for the sampler's call `number` (from 0).
+
+        If the call is at another noise level `sigma` than in the fit, both are interpolated between the
+        fitted levels above and below."""
         if sigma <= 0:
             return 1.0, 1.0
         if number < len(self.levels) and abs(math.log(sigma / float(self.levels[number]))) < SAME:
@@ -148,7 +150,7 @@ class Memo:
         self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        """Begin a run; with `keep` it replaces the recorded one."""
+        """Begin a run; with `keep` its calls are recorded, in place of those of the recorded run."""
         self.number, self.records, self.same = 0, keep, not keep
         if keep:
             self.calls = []

@@ -16,10 +16,10 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # value -> what is fitte
 
 @dataclass(frozen=True)
 class Parameter:
-    """A kind of fitted constant.
+    """A kind of constant that a calibration fits, e.g. the mid time: its names, range and step sizes.
 
-    Finite differences use wide steps on purpose. They survive half precision and models with 1000 timesteps,
-    and for some noises the end of the run jumps nearby, which a small step would mistake for a slope."""
+    The fit takes derivatives by finite differences with wide steps on purpose. A small step would be lost in
+    half precision or between a model's 1000 timesteps, and would mistake a jump of the result for a slope."""
 
     name: str  # in recipes, files and Constants
     text: str  # in reports
@@ -33,11 +33,11 @@ class Parameter:
     below: float = torch.inf  # a valid value is less than this
 
     def fitted(self, value: Tensor) -> Tensor:
-        """Return a value in fitted units."""
+        """Return a value as the fit sees it, e.g. its logarithm (see `transform`)."""
         return TRANSFORMS[self.transform][0](value)
 
     def value(self, fitted: Tensor) -> Tensor:
-        """Return the value of a number in fitted units, the inverse of `fitted`."""
+        """Return the value of a number that was fitted, e.g. its exponential: the inverse of `fitted`."""
         return TRANSFORMS[self.transform][1](fitted)
 
     def check(self, value: Tensor) -> None:
@@ -51,8 +51,11 @@ class Parameter:
             )
         if not ((value > self.above) & (value < self.below)).all():
             positive = self.transform == "log" and not (value > 0).all()
-            span = "be positive" if positive else f"lie between {self.above:g} and {self.below:g}"
-            raise ValueError(f"the constant {self.name} must {span}, but is {value.tolist()}")
+            requirement = "be positive" if positive else f"lie between {self.above:g} and {self.below:g}"
+            raise ValueError(
+                f"the constant {self.name} must {requirement}, but is {value.tolist()}: correct it, or "
+                "calibrate again"
+            )
 
 
 AMED = ("r", "c", "a")  # the paper's, in every file; of others what a file lacks is its default

@@ -18,7 +18,7 @@ Split = Callable[[Tensor, Tensor, Any, Any], tuple[Tensor | None, ...]]
 
 @dataclass(frozen=True)
 class Parts:
-    """A way to split a slope."""
+    """A way to split the slope dx/dsigma into parts, so that a solver can weigh each part separately."""
 
     count: int  # number of parts
     split: Split  # splits one slope
@@ -29,7 +29,7 @@ class Parts:
     levels: tuple[int, ...] = ()
 
     def full(self, stored: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the parts at the slope's size, `[B, ...]` each, from their stored tensors."""
+        """Return a slope's parts at its full size, `[B, ...]` each; frequency bands are stored smaller."""
         levels, parts = self.levels or (0,) * len(stored), list(stored)
         for i in range(len(stored) - 1, -1, -1):
             low = stored[i]
@@ -45,7 +45,7 @@ class Parts:
         return parts
 
     def total(self, stored: Sequence[Tensor | None]) -> Any:
-        """Return the slope `[B, ...]`, the sum of its parts, from their stored tensors."""
+        """Return the whole slope `[B, ...]` that `split` has split into the tensors `stored`."""
         return sum(v for i, v in enumerate(stored) if v is not None and not (self.levels and self.levels[i]))
 
     def check(self, x: Tensor) -> None:
@@ -61,13 +61,14 @@ class Parts:
 
 
 def whole(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor]:
-    """Return the slope as its only part."""
+    """Return the slope dx/dsigma without splitting it, as its only part."""
     return (d,)
 
 
 def guidance(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, Tensor]:
-    """Return the unconditional slope, and what guidance adds to it. Without halves in the evaluation the
-    first part is the whole slope and the second is zero."""
+    """Split the slope dx/dsigma into that of the negative prompt, and what guidance adds to it.
+
+    If the evaluation has no result of the negative prompt, the parts are the whole slope and zero."""
     if evaluation is None or evaluation.uncond is None:
         return d, d - d
     uncond = (x - evaluation.uncond).div_(sigma)
@@ -75,8 +76,10 @@ def guidance(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor,
 
 
 def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """Return the conditional slope, and what guidance adds to it: None if the evaluation skipped the
-    unconditional half."""
+    """Split the slope dx/dsigma into that of the prompt alone, and what guidance adds to it.
+
+    If the evaluation has no separate result of the prompt, e.g. because it skipped the negative prompt, the
+    parts are the whole slope and None."""
     if evaluation is None or evaluation.cond is None:
         return d, None
     cond = (x - evaluation.cond).div_(sigma)
@@ -84,9 +87,10 @@ def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | 
 
 
 def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ...]:
-    """Return the slope's pyramid over the last two axes: its bands are the octaves of spatial frequency above
-    about 1/4 cycle per pixel, 1/8, 1/16, and the rest. As they are in cycles per pixel, a table fits every
-    image size."""
+    """Split a slope into 4 bands of spatial frequency; return it at full, 1/2, 1/4 and 1/8 of its size.
+
+    The differences between these sizes are the bands: frequencies above about 1/4 cycle per pixel, from 1/8
+    to 1/4, from 1/16 to 1/8, and the rest. Bands in cycles per pixel fit every image size."""
     pyramid = [d]
     for _ in range(BANDS - 1):
         pyramid.append(down(pyramid[-1]))
@@ -94,7 +98,7 @@ def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ..
 
 
 def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """Return the bands of both parts of `halves`."""
+    """Split a slope as `halves` does, then each of these two parts into bands of spatial frequency."""
     cond, added = halves(d, x, sigma, evaluation)
     assert cond is not None
     none = (None,) * BANDS if added is None else bands(added, x, sigma, evaluation)

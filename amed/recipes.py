@@ -73,7 +73,8 @@ def ipndm(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """Multistep DPM-Solver++ (Lu et al. 2022b, alg. 2), lambda = -log t; the second order is the midpoint
-    form. As in AMED's authors' code, c scales the model's terms and not the linear one."""
+    form. As in the code of AMED's authors, the learned scale c is applied to the terms with outputs of the
+    model, not to the term with x."""
     data, t = solver.predict_x0, h[-1].t
     m = [point.data if data else point.d for point in reversed(h[-order:])]
     step, sign = log(t) - log(s), -1 if data else 1
@@ -118,8 +119,8 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
 
 def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the newest evaluation first corrects
-    the step that led to it, then predicts the next. c scales the displacement from the corrected x in
-    both."""
+    the step that led to it, then predicts the next. In both, the learned scale c is applied to the
+    displacement from the corrected x."""
     here = h[-1]
     if len(h) > 1:  # prediction and correction of the last step share its first-order part
         last = h[-2]
@@ -129,8 +130,8 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 
 def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vector | None = None) -> Vector:
-    """Return what UniP adds to the first-order step from the newest point to s (eq. 3 of the paper, in units
-    of sigma); with the data prediction `seen` at s, what UniC adds."""
+    """Return the higher-order term of UniP's step from the newest evaluation to noise level s (Zhao et al.
+    2023, eq. 3, in units of sigma); with `seen`, the denoised image at s, that of UniC's correction."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
     phi = expm1(step)
@@ -188,7 +189,7 @@ def heun(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 
 @dataclass(frozen=True)
 class Recipe:
-    """A solver's formula, and the traits that the rest of the engine needs to know of it."""
+    """A solver's formula and properties, e.g. its highest order and its evaluations per interval."""
 
     # the formula: (solver, x, h, s, order, c), or (x, d, d_mid, t, s, r, c) with `pair`; returns x at s
     step: Callable[..., Vector]
@@ -247,7 +248,7 @@ class Solver:
 
     @property
     def has_recipe(self) -> bool:
-        """Whether a formula defines the solver; if not, a fitted table does ("multistep")."""
+        """Whether a formula defines the solver; False for "multistep", whose weights are fitted."""
         return self.name in RECIPES
 
     @property
@@ -267,7 +268,7 @@ class Solver:
         return self.has_recipe and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
-        """Return the evaluations per interval. `learned`: as a student, with AMED's mid time."""
+        """Return the evaluations per interval. `learned`: with AMED's mid time, which a predictor gives."""
         return 2 if self.has_recipe and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
@@ -276,22 +277,25 @@ class Solver:
         return self.each(learned) * (base_times - 1) - afs
 
     def order(self, seen: int, leg: int, legs: int) -> int:
-        """Return the order of move `leg` (0 to `legs` - 1) with `seen` evaluations so far. For a corrector
-        the maximum order is limited to legs - 1."""
+        """Return the order of a run's step number `leg`, from 0 to `legs` - 1, after `seen` evaluations.
+
+        It is `max_order`, or less where evaluations are too few, or at the end (`lower_order_final`). A
+        solver that also corrects its steps (UniPC) has at most order legs - 1."""
         highest = min(self.max_order, max(1, legs - 1)) if self.recipe.corrects else self.max_order
         final = self.recipe.lowers and self.lower_order_final and leg + 1 >= highest
         return min(highest, seen, legs - leg) if final else min(highest, seen)
 
 
 class Predictor(Protocol):
-    """Returns the constants of one interval.
+    """A function that returns the learned constants of one interval of the schedule.
 
     Args:
         t, t_next: noise levels at the interval's start and end.
         bottleneck: `[B, C, H, W]`, the bottleneck at t if `wants_bottleneck` and the host provides it.
 
     Returns:
-        r, c, a (or the values of `Recipe.constants`): numbers, or Tensors `[B]` or `[1]`."""
+        Mid time r, direction scale c and time scale a (or the constants that `Recipe.constants` names):
+        numbers, or Tensors `[B]` or `[1]`."""
 
     wants_bottleneck: bool  # whether the call needs the bottleneck of the evaluation at t
 

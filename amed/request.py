@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def sampler(self) -> str:
-        """The sampler that runs the predictor, a name of kdiffusion.ENTRIES."""
+        """The sampler that runs the predictor: a name of kdiffusion.ENTRIES, or "outside" (the host's)."""
         return self.fitted.spec.sampler
 
 
@@ -85,7 +85,7 @@ class Report:
         return None if self.rows is None else round(self.rows / self.batch)
 
     def text(self) -> str:
-        """Return the report in lines: predictor, evaluations and passes, and a note per remark."""
+        """Return the report as text: a line on the predictor, one on the evaluations, and one per remark."""
         passes = "" if self.passes is None else f", {self.passes} network passes an image"
         lines = [
             f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",

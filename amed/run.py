@@ -21,27 +21,28 @@ LARGEST = 1e30  # of a weight: float32 holds its products with x
 
 def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
             like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """Return the rows of a run.
+    """Return the steps of a run, each with its noise level and the weights of its move.
 
     Args:
         solver: the solver; "multistep" without a predictor runs `known.fallback`.
-        times: noise levels, falling; a last 0 is one more row.
+        times: noise levels, falling; a last 0 is one more step.
         predictor: constants, a table or a network; None for the plain solver.
         afs: whether the first step is analytic.
-        like: a tensor with the dtype, device and channels of the run's x; None for rows that never meet one.
+        like: a tensor with the dtype, device and channels of the run's x; None: the steps are not run.
 
     Raises:
         ValueError: The predictor's offsets have another number of channels than `like`, or two noise levels
             are too close.
-        NotFiniteError: A weight exceeds float32's range."""
+        NotFiniteError: A weight exceeds LARGEST."""
     if predictor is None or getattr(predictor, "fixed", False):
         return iter(offsets_on(table_of(solver, tuple(times), predictor, afs).rows, like))
     return rows(solver, times, predictor, afs, like)
 
 
 def offsets_on(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
-    """Return rows whose offsets have the dtype and device of `like` `[B, C, ...]` and broadcast over it. All
-    are copied at once, before the run.
+    """Return the steps of a run, their offsets (a constant per channel, added to x) converted to `like`.
+
+    `like` `[B, C, ...]` sets the dtype, device and number of axes. All offsets are copied at once.
 
     Raises:
         ValueError: `like` has another number of channels."""
@@ -59,10 +60,13 @@ def offsets_on(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
 
 @lru_cache(maxsize=32)
 def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, afs: bool = False) -> Table:
-    """Return the table of a solver, or of a predictor whose constants are numbers, over `times`. Cached.
+    """Return the table of a run over the noise levels `times`: its steps and their weights. Cached.
+
+    Args:
+        predictor: not a network, because its weights depend on the image; None for the plain solver.
 
     Raises:
-        NotFiniteError: A weight exceeds float32's range."""
+        NotFiniteError: A weight exceeds LARGEST."""
     table: Table
     if not solver.has_recipe and predictor is not None:
         table = predictor.table(list(times), afs)
@@ -71,24 +75,25 @@ def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, af
     for row in table.rows:
         if not all(abs(w) < LARGEST for shares in row.weigh() for w in shares if not isinstance(w, Tensor)):
             raise NotFiniteError(
-                f"the weights of the move from sigma={row.sigma:.5g} exceed {LARGEST:g}, so the image would "
+                f"the weights of the step from sigma={row.sigma:.5g} exceed {LARGEST:g}, so the image would "
                 "not be finite: choose other noise levels, or another predictor"
             )
     return table
 
 
 def parts_of(predictor: Any) -> Parts:
-    """Return how a predictor splits slopes; not at all for None."""
+    """Return how a predictor splits the slope dx/dsigma into parts. Without a predictor it stays whole."""
     return PARTS[getattr(predictor, "parts", "")]
 
 
 def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Predictor | Any = None,
                afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Return the states of a run, two per row (see `loop.loop`). The run computes in float32 or better; the
-    model is called in x's dtype.
+    """Return the states of a run, two per step: after the evaluation of the model, and after the move of x.
+
+    The run computes in float32 or better; the model is called in `problem.dtype`, by default x's dtype.
 
     Args:
-        problem: the model; its `parts` are set from the predictor.
+        problem: the model and how it is called; `parts` is ignored, because the predictor sets it.
         solver: the solver.
         x: `[B, ...]`, noisy at sigmas[0].
         sigmas: `[n]`, n >= 2, falling. A last 0 is one more evaluation, whose denoised image is the end.
@@ -97,7 +102,8 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
 
     Raises:
         ValueError: The noise levels do not fall, or the predictor does not fit x.
-        NotFiniteError: The model returned NaN or infinity, unless the problem is watched."""
+        NotFiniteError: A weight exceeds LARGEST, or the model returned NaN or infinity. The latter is not
+            raised if `Problem.watch` is a list: then call `loop.check` after the run."""
     times = schedules.checked(sigmas).tolist()
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
     state = State(x.to(torch.promote_types(x.dtype, torch.float32)))
@@ -109,6 +115,6 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
 
 def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,
            afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Return the states of `trajectory` at the end of each interval of `sigmas`."""
+    """Return the state of a run at the end of each interval of `sigmas`; arguments as in `trajectory`."""
     run = trajectory(problem, solver, x, sigmas, predictor, afs)
     return (state for state in run if not state.looked and state.row.closes)

@@ -39,13 +39,13 @@ class Row:
     offset: Tensor | None = None  # [C]: constant that the move adds to each channel; None: nothing
 
     def weigh(self, state: Any = None) -> Weights:
-        """Return the weights of the move; `state` is needed where they are a function of it."""
+        """Return the weights of the step's move; `state`, that of the run, is needed if they depend on it."""
         return self.weights(state) if callable(self.weights) else self.weights
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a run whose weights are numbers."""
+    """All steps of a run whose weights are known in advance, i.e. do not depend on the image."""
 
     rows: tuple[Row, ...]
     end: float  # noise level at which the last row ends; 0 for the denoised image
@@ -53,7 +53,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Row], end: float, parts: str = "") -> "Table":
-        """Return a table of `rows`, with `Row.needed` set in each from the weights of the later ones."""
+        """Return a table of `rows`, with `Row.needed` set: which slopes the later rows still use."""
         rows = tuple(rows)
         used = [False] * len(rows)
         with_needed = []

@@ -40,13 +40,16 @@ def plain_for(request: Request) -> Fitted:
 
 
 def at_least_two(times: Tensor) -> Tensor:
-    """Return noise levels `[n]` with n >= 2. A run over one level and 0 only takes the model's denoised
-    image, so the level that is added has no effect; but a predictor's header needs two."""
+    """Return `times`; a single noise level is followed by half of it, because a predictor's header needs two.
+
+    The added level has no effect: a run over one level and 0 only takes the model's denoised image."""
     return times if len(times) > 1 else torch.cat([times, times / 2])
 
 
 def best_known(request: Request, nfe: int) -> known.Known | None:
-    """Return `known.best`, or None if this run cannot use it or wants another number of noise levels."""
+    """Return the plain solver that was measured as best for the model family and `nfe` evaluations.
+
+    None if nothing was measured, or if this run cannot have its analytic first step or number of levels."""
     measured = known.best(request.model.family, nfe, request.guidance) if nfe > 0 else None
     if measured is None or (measured.afs and not request.afs):
         return None
@@ -54,8 +57,8 @@ def best_known(request: Request, nfe: int) -> known.Known | None:
 
 
 def plain_remark(plain: Fitted, missing: PredictorError, request: Request) -> str:
-    """Return the remark for a run with a plain solver: which one, why, the nearest predictor, and what to do,
-    or what a calibration would gain."""
+    """Return the remark for a run without a predictor: the plain solver that ran, why, the nearest predictor,
+    and advice: the host's, or what a calibration would gain."""
     lines = str(missing).splitlines()
     nearest = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
     order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""
@@ -65,7 +68,7 @@ def plain_remark(plain: Fitted, missing: PredictorError, request: Request) -> st
 
 
 def untrained_for(request: Request) -> Fitted:
-    """Return the untrained solver for a request.
+    """Return the solver of the requested sampler as a predictor with default constants: nothing is learned.
 
     Raises:
         ValueError: The solver cannot take this number of evaluations."""
@@ -79,14 +82,15 @@ def untrained_for(request: Request) -> Fitted:
     if nfe < (1 if request.afs or not two else 2) or (odd and not request.afs):
         allowed = "at least 1" if request.afs else "an even number"
         raise ValueError(
-            f"the untrained {sampler} cannot take {nfe} evaluations on this model: set nfe to {allowed}"
+            f"{sampler} without a predictor cannot take {nfe} evaluations on this model: set nfe to {allowed}"
         )
     return untrained(sampler, request.schedule((nfe + 1) // 2 + 1 if two else nfe + 1), odd)
 
 
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
-    """Return a sampler's solver as a predictor with default constants (r = 1/2, no scales); for
-    amed_multistep, the table of `known.fallback`."""
+    """Return a sampler's solver as a predictor with default constants: mid time r = 1/2 and scales of 1.
+
+    For amed_multistep it has the weights of `known.fallback` (iPNDM of second order)."""
     solver, times = solver_of(sampler), at_least_two(as_double(times))
     kind = "geometric midpoints" if solver.has_recipe else known.FALLBACK
     constants: Constants | Multistep

@@ -31,7 +31,7 @@ def code_of(fitted: Fitted) -> str:
 
 
 def from_code(text: str, name: str) -> Fitted:
-    """Load a predictor from its code.
+    """Load a predictor from its code, the text that AMED Predictor Info shows.
 
     Args:
         text: the code; whitespace in it is ignored.

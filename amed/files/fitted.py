@@ -22,7 +22,7 @@ REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Fitted:
-    """A predictor together with the header of its file and its base times."""
+    """A predictor with the header of its file and its base times (the noise levels it was fitted on)."""
 
     spec: Spec  # the content of the file's header
     predictor: Predictor | None  # None for a plain solver
@@ -62,13 +62,13 @@ class Fitted:
         return f"{self.name} ({solver}, {self.nfe} evaluations{passes}{guidance}; {model})"
 
     def sigmas(self) -> Tensor:
-        """Return a copy of the base times, from sigma_max to sigma_min (without 0), float64 `[num_steps]`."""
+        """Return a copy of the noise levels, sigma_max to sigma_min (without 0), float64 `[num_steps]`."""
         return self.base.clone()
 
     def to(self, device: torch.device | str) -> "Fitted":
         """Return this predictor with its network copied to `device`; constants stay on the CPU.
 
-        A copy, because the original may belong to a Library."""
+        The original is not changed, because a Library may keep it for other runs."""
         network = self.predictor
         if not isinstance(network, BottleneckPredictor):
             return self
@@ -83,8 +83,8 @@ class Fitted:
 def constants_of(fitted: Fitted) -> dict[str, Tensor]:
     """Return the constants of a predictor by name; empty for a network or a plain solver.
 
-    They are r, c, a `[num_steps - 1]` for a recipe, `weights` and a `[steps, ...]` for a table, and `levels`,
-    c, a `[calls]` for a sampler of the host."""
+    They are, e.g., mid time r, direction scale c and time scale a for each interval; weights and a for each
+    step of a multistep solver; or noise level, c and a for each model call of a host's sampler."""
     return getattr(fitted.predictor, "values", {})
 
 
@@ -125,7 +125,7 @@ def check_types(spec: Spec, tensors: dict[str, Tensor]) -> None:
 
 
 def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[str, Tensor]]:
-    """Convert format 1's tensor `g` `[steps]`, which scales guidance, to weights of the guidance part.
+    """Convert tensor `g` of format 1, which scales what guidance adds in each step, to weights of format 2.
 
     A header and tensors without `g` are returned unchanged. Raises ValueError if `g` is invalid."""
     g = tensors.pop("g", None) if spec.solver == MULTISTEP else None
@@ -144,10 +144,10 @@ def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[
 
 
 def base_times(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
-    """Return the base times of a predictor file (its tensor `sigmas`), float64 `[num_steps]`.
+    """Return the noise levels that a predictor was fitted on (tensor `sigmas`), float64 `[num_steps]`.
 
     Raises:
-        ValueError: if the base times are missing or contradict the header.
+        ValueError: if the noise levels are missing or contradict the header.
     """
     require(tensors, {"sigmas"})
     base = schedules.checked(tensors["sigmas"])
@@ -214,7 +214,11 @@ def build_predictor(spec: Spec, tensors: dict[str, Tensor]) -> Predictor | None:
 
 
 def build_table(spec: Spec, tensors: dict[str, Tensor]) -> Multistep:
-    """Build the table (`Multistep`) from a predictor file. Raises ValueError if a tensor is invalid."""
+    """Build a `Multistep` predictor, a table of weights for each step, from the tensors of its file.
+
+    Raises:
+        ValueError: if a tensor is missing or invalid; the message names the tensor.
+    """
     require(tensors, {"weights", "a"})
     offset = tensors.get("offset") if spec.channels else None
     channels = 0 if offset is None else offset.shape[-1]
@@ -234,7 +238,11 @@ def build_table(spec: Spec, tensors: dict[str, Tensor]) -> Multistep:
 
 
 def build_network(spec: Spec, weights: dict[str, Tensor]) -> BottleneckPredictor:
-    """Build the paper's network from weights by name. Raises ValueError if one is missing or invalid."""
+    """Build the network of the AMED paper from its weight tensors by name.
+
+    Raises:
+        ValueError: if a tensor is missing or invalid; the message names the tensor.
+    """
     predictor = BottleneckPredictor(spec.scale_dir, spec.scale_time)
     expected = predictor.state_dict()
     double = all(value.dtype == torch.float64 for value in weights.values())

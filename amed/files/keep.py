@@ -13,11 +13,12 @@ from .store import load, save
 
 
 def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
-    """Save a fit as `path`, or under a numbered name (NAME-2, ...) if the file there must not be replaced.
+    """Save a fitted predictor as `path`, or as NAME-2, NAME-3, ... if it must not replace the file there.
 
-    A file is replaced only by a fit for the same sampler, nfe, guidance scale and checkpoint. A finished file
-    is replaced by a finished fit whose stated error is not larger; an unfinished one by any finished fit; one
-    that is worse than no sampling by any usable fit. Threads and processes may call this at the same time.
+    It may replace only a file for the same sampler, number of evaluations, guidance scale and checkpoint. A
+    usable predictor (better than no sampling at all) replaces an unusable one. If both are alike in this, a
+    finished fit replaces an unfinished one, and otherwise the file with the lower stated error stays; of
+    equal errors the new one counts. Threads and processes may call this at the same time.
 
     Args:
         finished: whether the fit ran to its end.
@@ -49,7 +50,7 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
 
 
 def requested_sampler(spec: Spec) -> str:
-    """Return the sampler that a fit was requested for; "" if an older file does not state it."""
+    """Return the sampler that the user asked to calibrate; "" if an older file does not state it."""
     return spec.sampler if spec.learned else spec.fitted_for
 
 

@@ -75,7 +75,7 @@ class Library:
         return list(self.named().values())
 
     def named(self) -> dict[str, Fitted]:
-        """Return all predictors that can be loaded by name, in the order of the folders."""
+        """Return the predictors that can be loaded, by file name, in the order of the folders."""
         results = {name: self._try(path) for name, path in self.paths().items()}
         return {name: result for name, result in results.items() if isinstance(result, Fitted)}
 

@@ -20,7 +20,7 @@ if sys.platform == "win32":  # Windows cannot lock a folder: lock a temporary fi
     import msvcrt
 
     def open_folder(folder: Path) -> int:
-        """Return a file descriptor of the temporary file that stands for `folder`."""
+        """Return a file descriptor of a temporary file that is locked instead of `folder`."""
         name = sha256(os.path.normcase(folder.resolve()).encode()).hexdigest()[:16]
         return os.open(Path(tempfile.gettempdir()) / f"amed-{name}.lock", os.O_RDWR | os.O_CREAT)
 

@@ -114,11 +114,12 @@ class Spec:
 
     @classmethod
     def on(cls, solver: Solver | str, times: Tensor, **fields: Any) -> "Spec":
-        """Return the Spec of a solver on given base times.
+        """Return the Spec of a solver that runs on given noise levels.
 
         Args:
             solver: a Solver, or the name of one that has no other options.
-            times: base times, falling `[N]`; the schedule is "custom" unless `fields` names another.
+            times: noise levels, falling `[N]`, without a last 0. The schedule is "custom" unless `fields`
+                names another.
             fields: the other fields of the Spec.
         """
         values: dict[str, Any] = {"solver": solver}
@@ -170,7 +171,9 @@ class Spec:
 
     @property
     def sampler(self) -> str:
-        """The AMED sampler that runs the predictor ("amed_multistep" for a plain solver), or "outside"."""
+        """Name of the AMED sampler that runs the predictor, "amed_multistep" for a plain solver.
+
+        "outside" if the predictor was fitted for a sampler of the host."""
         if self.solver == OUTSIDE:
             return OUTSIDE
         return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
