@@ -267,8 +267,8 @@ def plain_function(setting: Setting) -> Callable[..., Tensor]:
 def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
     """Whether a run may use the analytic first step (AFS).
 
-    It may not with an inpainting mask or for a flow model, except with a learned predictor that was
-    fitted to a flow model. If the model cannot be found, only a learned predictor may use it."""
+    It may not with an inpainting mask. For a flow model, only a learned predictor that was fitted to a flow
+    model may use it; if the model cannot be found, only a learned predictor."""
     sampling = model_sampling_of(model)
     flow, learned = sampling is not None and is_flow(sampling), fitted is not None and fitted.spec.learned
     as_fitted = learned and (sampling is None or fitted.spec.prediction_type == "flow")
