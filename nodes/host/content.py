@@ -25,14 +25,14 @@ SCALARS = bool | int | float | complex | str | bytes | None
 
 
 def content_hash(value: Any) -> str:
-    """Return 8 hexadecimal digits of a hash of what a value holds."""
+    """Return a hash, 8 hexadecimal digits, of an object's type and of all values inside it."""
     return hashlib.sha256(content(value).encode()).hexdigest()[:8]
 
 
 def content(value: Any, holders: tuple[int, ...] = ()) -> str:
-    """Return what a value holds, as text.
+    """Return the type of an object and all values inside it as text, equal in every process.
 
-    holders: ids of the objects that contain it; an object inside itself gives only its type's name."""
+    holders: ids of the objects that contain this one, so that an object inside itself ends the recursion."""
     if isinstance(value, enum.Enum):
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, SCALARS):
@@ -65,7 +65,7 @@ def kind_of(value: Any) -> str:
 
 
 def captured(value: Any) -> Any:
-    """Return the values that a function captured, or an object's fields; None for a function of a module."""
+    """Return the values that a closure, partial or method holds, or an object's fields; else None."""
     if isinstance(value, functools.partial):
         return [value.args, value.keywords, captured(value.func)]
     if isinstance(value, types.MethodType):
@@ -116,7 +116,7 @@ def tensor_content(value: Any) -> str:
 
 
 def is_model(value: Any) -> bool:
-    """Whether a value is a MODEL. Its options and ids differ from run to run, so only its weights count."""
+    """Whether an object is a ComfyUI MODEL (ModelPatcher), of which only the weights are hashed."""
     return isinstance(getattr(value, "model", None), nn.Module) and hasattr(value, "patches")
 
 
@@ -130,9 +130,9 @@ def network_fingerprint(value: Any) -> str:
 
 
 def samplers_in(value: Any, holders: tuple[int, ...] = ()) -> Iterator[Any]:
-    """Yield the SAMPLERs that a value holds, without the SAMPLERs inside those.
+    """Yield the SAMPLERs inside an object (the outermost ones, if they contain others).
 
-    holders: ids of the objects that contain the value."""
+    holders: ids of the objects that contain this one, so that an object inside itself ends the search."""
     if is_sampler(value):
         yield value
         return

@@ -22,9 +22,9 @@ MOST = 1024  # runs of nodes whose counts are kept
 
 
 def count_rows(model_options: dict, report: Report) -> None:
-    """Count the network's rows (images times halves of guidance) into a report during a run.
+    """Count into `report.rows` the batch sizes of the network's calls, which include both prompts' images.
 
-    The report's count stays None if this ComfyUI has no wrappers."""
+    `report.rows` stays None if this ComfyUI is too old for wrappers around `apply_model`."""
 
     def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         report.rows += len(x)
@@ -40,7 +40,7 @@ def count_rows(model_options: dict, report: Report) -> None:
 
 @dataclass
 class Tally:
-    """Numbers of evaluations and rows that were counted around a network."""
+    """The number of model evaluations, and the sum of the batch sizes of the network's calls."""
 
     evaluations: int = 0  # of the model, with both halves of guidance
     rows: int = 0  # of the network's batches: images times halves of guidance
@@ -48,7 +48,7 @@ class Tally:
 
 @dataclass
 class NodeRun:
-    """The tallies of one node that sampled with a counting MODEL, in one run of the graph."""
+    """The evaluation counts of one sampling node in one run of the graph: a Tally per item of a list."""
 
     run: str  # which run of the graph, as in Executing
     items: dict[int, Tally] = field(default_factory=dict)  # by index in the node's list of inputs
@@ -60,9 +60,11 @@ _runs: OrderedDict[tuple[str, str, str], NodeRun] = OrderedDict()
 
 
 def tally_of(name: str, now: Executing) -> Tally:
-    """Return the tally of the executing node for one counting MODEL; each run of the graph starts a new one.
+    """Return the evaluation counts of the executing node; each run of the graph starts at 0.
 
-    name: the name of the MODEL's Count."""
+    Args:
+        name: the `Count.name` of the MODEL that the node samples with.
+        now: the executing node."""
     key = name, now.node, signature(running_prompt()[0], now.node)
     node_run = _runs.get(key)
     if node_run is None or node_run.run != now.run:
@@ -74,7 +76,8 @@ def tally_of(name: str, now: Executing) -> Tally:
 
 
 def handles_lists(graph: Graph, node: str) -> bool:
-    """Whether a node takes a whole list of inputs or returns lists, so that items no longer correspond."""
+    """Whether a node has INPUT_IS_LIST or OUTPUT_IS_LIST, so that its outputs may not match its inputs by
+    index."""
     import nodes
 
     kind = nodes.NODE_CLASS_MAPPINGS.get((graph.get(node) or {}).get("class_type"))
@@ -82,14 +85,14 @@ def handles_lists(graph: Graph, node: str) -> bool:
 
 
 def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
-    """Return the tally of the node whose samples a reader gets: the nearest one that sampled with the MODEL.
+    """Return the evaluation counts of the sampling node nearest before a node's `samples` input.
 
     Args:
-        name: the name of the counting MODEL's Count.
+        name: the `Count.name` of the MODEL; nodes that sampled with other MODELs are passed over.
         dynamic: ComfyUI's DYNPROMPT, which includes nodes created while the graph runs.
-        reader: id of the node that reads the count.
-        item: index in the reader's list of inputs. Where a node between handles lists, the sum over all items
-            of the sampling node is returned."""
+        reader: id of the node with the `samples` input.
+        item: index in its list of inputs. The counts of all items are added up if a node on the way has
+            INPUT_IS_LIST or OUTPUT_IS_LIST."""
     sent = running_prompt()[0]
     graph = {node: dynamic.get_node(node) for node in dynamic.all_node_ids()} if dynamic else sent
     source = linked_node(inputs_of(graph, reader).get("samples"))
@@ -107,9 +110,12 @@ def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
 
 
 def latest_run(name: str, node: str, node_signature: str) -> NodeRun | None:
-    """Return the latest counted run of a node, or of a node that it created while it ran ("12.0.0.3" of 12).
+    """Return the evaluation counts of a node's latest run, or None if it has not sampled with this MODEL.
 
-    None if the node has not sampled with the MODEL whose Count has this name."""
+    Args:
+        name: the `Count.name` of the MODEL.
+        node: the node's id; nodes that it created while it ran count too (id "12.0.0.3" for node 12).
+        node_signature: hash of the node and of all nodes it depends on."""
     for (counter, sampling_node, signed), node_run in reversed(_runs.items()):
         matches = sampling_node == node or sampling_node.startswith(f"{node}.")
         if counter == name and matches and signed == node_signature:
@@ -118,10 +124,10 @@ def latest_run(name: str, node: str, node_signature: str) -> NodeRun | None:
 
 
 class Count:
-    """Counts a MODEL's evaluations and the rows through its network.
+    """Counts a MODEL's evaluations and adds up the batch sizes of its network's calls.
 
-    The two halves of guidance are one evaluation, whether in one call of the network or in two. Deep copies
-    of a MODEL's options, which ComfyUI makes, share one Count.
+    The positive and the negative prompt together are one evaluation, whether ComfyUI calls the network once
+    or twice for them. A deep copy of the MODEL's options, which ComfyUI makes, has the same Count.
 
     Args:
         before: called before each evaluation; may raise to stop the run."""
@@ -139,22 +145,25 @@ class Count:
         return self
 
     def tally(self) -> Tally:
-        """Return the executing node's tally. In a thread, where ComfyUI does not tell the node: the latest
-        tally."""
+        """Return the evaluation counts of the executing node.
+
+        In a thread, where ComfyUI does not tell which node executes, they are those of the last known one."""
         now = executing()
         if now is not None and now != self._now:
             self._now, self._tally = now, tally_of(self.name, now)
         return self._tally
 
     def evaluation(self, executor: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Count an evaluation of the model, and run it; a wrapper for `hooks.wrap_model`."""
+        """Count one evaluation of the model and run it, as a ComfyUI wrapper of type PREDICT_NOISE."""
         self.before()
         self.evaluations += 1
         self.tally().evaluations += 1
         return executor(*args, **kwargs)
 
     def call(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run a call of the network and count its rows, unless a cache answered instead; a wrapper."""
+        """Call the network and count the batch size, except if another pack's cache gave the result.
+
+        It is a ComfyUI wrapper of type APPLY_MODEL."""
         before = self.networks
         self.rows += len(x)
         self.tally().rows += len(x)
@@ -167,23 +176,30 @@ class Count:
         return result
 
     def network(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Count a call of the network itself, and run it; a wrapper, which some networks do not support."""
+        """Count a call of the network and run it, as a ComfyUI wrapper of type DIFFUSION_MODEL.
+
+        Some networks do not call such wrappers."""
         if not torch.compiler.is_compiling():  # else the counter would be compiled into the network
             self.networks += 1
         return executor(*args, **kwargs)
 
 
 def wrap_sampling(model: Any, sample: Callable[..., Tensor]) -> None:
-    """Put `sample(executor, ...)` around every sampling of a MODEL (a clone of the caller's).
+    """Add a ComfyUI wrapper around `SAMPLER.sample` to a MODEL, which is changed in place.
 
-    The executor's `class_obj` is the SAMPLER, its `original` the SAMPLER's `sample`. Raises RuntimeError if
-    this ComfyUI has no such wrapper."""
+    Args:
+        model: the MODEL.
+        sample: the wrapper `sample(executor, ...)`; `executor.class_obj` is the SAMPLER, `executor.original`
+            its method `sample`.
+
+    Raises:
+        RuntimeError: this ComfyUI is too old for such wrappers."""
     try:
         wrap_model(model, "amed_outside", sampling=sample)
     except MissingHookError:
         raise RuntimeError(
-            "this ComfyUI is too old to put a predictor around its own samplers: update it, or use AMED "
-            "Sampler and AMED Scheduler"
+            "this ComfyUI is too old to put an AMED predictor around its own samplers: update it, or use "
+            "the nodes AMED Sampler and AMED Scheduler"
         ) from None
 
 
@@ -192,7 +208,7 @@ def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
 
     before: called before each evaluation; may raise to stop the run.
 
-    Raises RuntimeError if this ComfyUI has no wrappers."""
+    Raises RuntimeError if this ComfyUI is too old for wrappers around the model."""
     clone, count = model.clone(), Count(before)
     try:
         wrap_model(clone, COUNT, evaluation=count.evaluation, call=count.call, network=count.network)
@@ -205,7 +221,7 @@ def counting(model: Any, before: Callable[[], None] = lambda: None) -> Any:
 
 
 def count_of(model: Any) -> Count:
-    """Return a counting MODEL's Count. Raises ValueError for a MODEL that does not count."""
+    """Return the evaluation counter on a MODEL. Raises ValueError if the MODEL has none."""
     count = model.model_options.get(COUNT)
     if count is None:
         raise ValueError(
@@ -216,9 +232,9 @@ def count_of(model: Any) -> Count:
 
 
 def read_count(model: Any) -> tuple[int, int]:
-    """Return the evaluations and rows of all nodes since the last reading, and reset them.
+    """Return and reset a MODEL's numbers of evaluations and of images given to its network, over all nodes.
 
-    Raises ValueError for a MODEL that does not count."""
+    With guidance, each image is given twice. Raises ValueError for a MODEL that does not count."""
     count = count_of(model)
     evaluations, rows = count.evaluations, count.rows
     count.evaluations = count.rows = 0

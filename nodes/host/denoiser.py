@@ -57,7 +57,7 @@ def objects_in(holder: Any) -> Iterator[Any]:
 def nearest_inside(denoiser: Any, fits: Callable[[Any], bool]) -> Any:
     """Return the nearest object inside a denoiser (the denoiser itself first) for which `fits` is true.
 
-    None if there is none within the limits DEPTH and MOST."""
+    None if there is none within 8 levels of attributes and 1000 objects (DEPTH, MOST)."""
     level, seen = [denoiser], {id(denoiser)}
     for _ in range(DEPTH):
         next_level: list[Any] = []
@@ -74,7 +74,7 @@ def nearest_inside(denoiser: Any, fits: Callable[[Any], bool]) -> Any:
 
 
 def guider_of(denoiser: Any) -> Any:
-    """Return the guider that samples, or None if it cannot be found."""
+    """Return the ComfyUI guider (e.g. CFGGuider) inside a denoiser, or None if it cannot be found."""
     return nearest_inside(denoiser, lambda holder: attribute(holder, "model_patcher") is not None
                           and attribute(holder, "inner_model") is not None)  # fmt: skip
 
@@ -96,11 +96,11 @@ class InpaintMask:
     """A run's inpainting mask, as ComfyUI's denoiser last used it.
 
     At every evaluation ComfyUI restores the original image outside the mask. The mask is the LATENT's noise
-    mask, or what a mask function on the MODEL makes of it at that noise level.
+    mask. If the MODEL has a `denoise_mask_function`, that returns another mask for each noise level.
 
     Args:
-        extra_args: the run's arguments, with a copy of the model options in which the mask function is
-            watched."""
+        extra_args: the run's arguments. Their `model_options` must be a copy, because a
+            `denoise_mask_function` in them is replaced by one that also stores its result here."""
 
     def __init__(self, extra_args: dict[str, Any]):
         self.mask: Tensor | None = extra_args.get("denoise_mask")
@@ -111,11 +111,11 @@ class InpaintMask:
         self.mask = mask
 
     def restore(self, denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-        """Return the end state x `[B, ...]` of a run, at noise level sigma, with the original image restored.
+        """Return a run's last state x `[B, ...]` with the original image outside the inpainting mask.
 
-        Without a mask, and at sigma 0, where the last evaluation has restored it already, x is returned.
-        ComfyUI's denoiser blends the network's input and its result; at a low noise level the result equals
-        the input."""
+        x is returned unchanged without a mask, and at sigma 0, where the last evaluation has restored the
+        image. The mask is squared, because ComfyUI applies it twice per evaluation: to the network's input
+        and to its result."""
         if self.mask is None or float(sigma) == 0:
             return x
         mask = self.mask if len(self.mask) in (1, len(x)) else extra_args["denoise_mask"]

@@ -54,9 +54,10 @@ def evaluate(
 
 
 def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """Return what the positive prompt alone denoises to: at guidance 1 ComfyUI skips the negative prompt.
+    """Return the denoised images of the positive prompt alone, evaluated at guidance 1.
 
-    In float32, because ComfyUI fills the skipped half with 0 / 1e-37, which fp16 cannot represent."""
+    It is evaluated in float32, because for the negative prompt, which it skips, ComfyUI divides 0 by 1e-37,
+    which fp16 rounds to 0."""
     guider = guider_of(model)
     scale, guider.cfg = guider.cfg, 1.0
     try:
@@ -108,11 +109,17 @@ def positive_ids(model: Any) -> set:
 
 
 def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int) -> Tensor | None:
-    """Return the positive prompt's rows `[B, C, H, W]` of a middle block's output `[chunks * B, C, H, W]`.
+    """Return the positive prompt's part `[B, C, H, W]` of the middle block's output for several prompts.
 
-    They are identified by the prompt's id if ComfyUI tells ids, because guiders with more than two prompts,
-    and attention guidance, use index 0 for other prompts too. None if this call has no such rows: the halves
-    may come in two calls."""
+    Args:
+        h: the output `[prompts * B, C, H, W]`.
+        network_options: the options of this call of the network (`transformer_options`).
+        positive: ids of the positive prompts. Without ids, the prompt with 0 in `cond_or_uncond` is positive,
+            which is not reliable for guiders with more than two prompts, nor with attention guidance.
+        batch: the number of images, B.
+
+    Returns:
+        The part; None if this call of the network has no positive prompt."""
     indices, ids = prompts_of_call(network_options)
     if h.ndim != 4 or len(h) != batch * len(indices):
         return None

@@ -33,7 +33,7 @@ TOLERANCE = 0.005  # between two equal evaluations, as a share of the change tha
 
 @dataclass(frozen=True)
 class Prompts:
-    """The conditionings and the size that a MODEL is fitted with."""
+    """The prompts and the latent size with which a predictor is fitted to a MODEL."""
 
     positives: list  # CONDITIONINGs, of which each sample uses one
     negative: list  # a CONDITIONING
@@ -41,23 +41,23 @@ class Prompts:
 
 
 class PromptedDenoiser:
-    """The denoiser of a fit, for samples of several prompts: `denoiser(x, sigma, prompt=)`.
+    """A MODEL as the denoiser that a predictor is fitted to: `denoiser(x, sigma, prompt=)`.
 
-    Each evaluation is a sampling of its own for ComfyUI, which begins at this noise level. So whatever other
-    packs keep during a sampling (step caches, keyframes, context windows) begins and ends with it. The user
+    A batch may mix prompts. ComfyUI starts a new sampling for each evaluation, at its noise level, so that
+    step caches and other features of other packs remember nothing from one evaluation to the next. The user
     can interrupt before every evaluation.
 
     Args:
         model: the MODEL.
-        prompts: its conditionings and size.
+        prompts: the prompts and the latent size.
         guidance: guidance scale (cfg).
         seed: seed of ComfyUI's samplings.
-        steps: steps of the runs that are fitted; context windows see the noise levels of such a run.
-        watch: detects evaluations that the network does not compute.
+        steps: number of steps of the fitted runs; context windows are given the noise levels of such a run.
+        watch: detects evaluations that a cache answered in place of the network.
 
     Raises:
-        CachedError: when called, if the network did not compute an evaluation, or if the MODEL gives
-            different results for the same evaluation."""
+        CachedError: when called, if a cache answered an evaluation, or if the MODEL gives different results
+            for the same evaluation."""
 
     def __init__(self, model: Any, prompts: Prompts, guidance: float, seed: int, steps: int, watch: Watch):
         self.blank, self.seed, self.watch = blank_sample(model, prompts.latent), seed, watch
@@ -113,9 +113,9 @@ class PromptedDenoiser:
         first, second = results[0], results[2]
         if float((second - first).norm()) > TOLERANCE * float((first - x.float()).norm()):
             raise CachedError(
-                "the MODEL denoises the same image differently the second time: what is on it "
-                f"({', '.join(changing_features(self.model)) or 'another pack'}) remembers earlier "
-                "evaluations. Connect the MODEL from before that node, and put the node after this one"
+                "the MODEL denoises the same image differently the second time, because a patch on it "
+                f"({', '.join(changing_features(self.model)) or 'of another pack'}) remembers earlier "
+                "evaluations. Connect this node to the MODEL from before that patch, and patch it later"
             )
 
     @property
@@ -133,10 +133,10 @@ class PromptedDenoiser:
         ]
 
     def levels(self, level: Tensor) -> Tensor:
-        """Return the noise levels of an evaluation's sampling: the given level, those below it, then 0.
+        """Return the noise levels of a sampling that starts at `level`: it, the lower ones, then 0.
 
-        Context windows depend on the level's index in the whole run, so they get the higher levels too, with
-        the given level in place of the next higher one."""
+        With context windows, which depend on the step's index in the whole run, the list starts with the
+        higher levels, of which `level` replaces the lowest."""
         times = self.times.to(level)
         below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
         before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above
@@ -145,7 +145,9 @@ class PromptedDenoiser:
     def evaluate(
         self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
     ) -> Evaluation:
-        """Evaluate ComfyUI's denoiser inside a sampling. Raises CachedError if a cache answered."""
+        """Evaluate ComfyUI's denoiser, which a running sampling provides.
+
+        Raises CachedError if another pack's cache answered in place of the network."""
         self.watch.begin(extra_args["model_options"])
         result = evaluate(denoiser, x, sigma, extra_args, wants)
         self.watch.end()
@@ -162,7 +164,7 @@ class PromptedDenoiser:
             number: index of the positive conditioning.
 
         Raises:
-            CachedError: if ComfyUI does not call the sampler, because a cache answered."""
+            CachedError: ComfyUI did not call the sampler, because another pack's cache answered for it."""
         results = []
 
         def run(denoiser, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
@@ -198,15 +200,15 @@ def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
-    """Join one field (e.g. `denoised`) of evaluations of some samples each into a tensor of all samples.
+    """Join one field (e.g. `denoised`) of the Evaluations of parts of a batch into one tensor.
 
     Args:
-        parts: (indices of the samples, their evaluation).
-        count: number of all samples.
+        parts: for each part, the indices of its samples in the batch and their Evaluation.
+        count: number of samples in the batch.
         name: the field.
 
     Returns:
-        `[count, ...]`; None if one of the evaluations lacks the field."""
+        `[count, ...]`; None if the field of one part is None."""
     values = [getattr(evaluation, name) for _, evaluation in parts]
     if any(value is None for value in values):
         return None
@@ -221,9 +223,14 @@ def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Ten
 def evaluate_prompted(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate a PromptedDenoiser with the additional outputs that a solver wants (amed.loop.Evaluate).
+    """Evaluate a MODEL, as a PromptedDenoiser, with additional outputs (see amed.loop.Evaluate).
 
-    model: the denoiser, or a wrapper that passes its arguments on."""
+    Args:
+        model: the PromptedDenoiser, or a wrapper that passes its arguments on.
+        x: states `[B, ...]`.
+        sigma: noise levels `[B]`.
+        extra_args: the other arguments of the PromptedDenoiser.
+        wants: names of the outputs wanted besides the denoised image, e.g. `bottleneck`."""
     if not wants:
         return Evaluation(model(x, sigma, **extra_args))
     evaluations: list[Evaluation] = []
@@ -232,7 +239,9 @@ def evaluate_prompted(
 
 
 def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
-    """Return the amed.fit Target of a MODEL with its prompts; each draw of noise uses one of the prompts."""
+    """Return what amed.fit needs to fit a predictor to a MODEL (a Target).
+
+    Each batch of noise that it draws gets one of the prompts, chosen at random."""
     model_sampling, model_identity = sampling_of(model), identity(model)
     low, high = sigma_range(model_sampling)
     scale = noise_scale(model_sampling)
@@ -266,6 +275,8 @@ def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
 def prompted_denoiser(
     model: Any, prompts: Prompts, guidance: float, seed: int, steps: int
 ) -> Iterator[PromptedDenoiser]:
-    """Context manager: a PromptedDenoiser of a MODEL, without gradients. Its hooks are removed at the end."""
+    """Context manager: give a MODEL as a denoiser for a fit, without gradients.
+
+    The hooks that it sets on the network are removed at the end."""
     with torch.no_grad(), Watch(model) as watch:
         yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

@@ -47,7 +47,7 @@ def downstream(graph: Graph, node: str) -> Iterator[str]:
 def signature(graph: Graph, node: str) -> str:
     """Return a hash of a node and of all nodes it depends on, which changes when any of them is edited.
 
-    A node that another one created while it ran ("12.0.0.3" of 12) has the hash of that one. "" if the graph
+    For a node that node 12 created while it ran (id "12.0.0.3"), it is the hash of node 12. "" if the graph
     has no such node."""
     node = node if node in graph else node.partition(".")[0]
     if node not in graph:
@@ -57,9 +57,9 @@ def signature(graph: Graph, node: str) -> str:
 
 
 def guidance_after(graph: Graph, node: str) -> float | None:
-    """Return the cfg of the nearest node after this one that has a `cfg` input, or whose guider has one.
+    """Return the guidance scale of the nearest node downstream: its own `cfg` input, or its guider's.
 
-    None if the graph does not tell it."""
+    None if no node downstream has a `cfg`, or if it is linked to a node that does not show the number."""
     for other in downstream(graph, node):
         inputs = inputs_of(graph, other)
         for holder in (inputs, inputs_of(graph, linked_node(inputs.get("guider")) or "")):
@@ -69,9 +69,9 @@ def guidance_after(graph: Graph, node: str) -> float | None:
 
 
 def number_of(graph: Graph, value: Any) -> float | None:
-    """Return an input's number; of a linked input, the only number among the inputs of the linked node.
+    """Return the number that an input is set to; if it is linked, the number set on the linked node.
 
-    None if there is no such number."""
+    None if it is not a number, or if the linked node has not exactly one number among its inputs."""
     node = linked_node(value)
     values = [value] if node is None else list(inputs_of(graph, node).values())
     numbers = [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

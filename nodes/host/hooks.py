@@ -37,7 +37,7 @@ class MissingHookError(RuntimeError):
 
 
 def network_options(options: dict) -> dict:
-    """Return the part of a run's options that the network gets, an empty dict if there was none."""
+    """Return `transformer_options` of a run's model options; if missing, add it as an empty dict."""
     if options.get(NETWORK) is None:
         options[NETWORK] = {}
     return options[NETWORK]
@@ -54,26 +54,27 @@ def without_hooks(model: Any) -> Any:
 # --- wrappers ----------------------------------------------------------------------------------------------
 
 
-def wrap_model(model: Any, key: str, **functions: Callable) -> None:
-    """Add wrappers `function(executor, ...)` to a MODEL (a clone of the caller's).
+def wrap_model(model: Any, key: str, **wrappers: Callable) -> None:
+    """Add ComfyUI wrappers `wrapper(executor, ...)` to a MODEL, which is changed in place.
 
     Args:
+        model: the MODEL, e.g. a clone.
         key: the key under which ComfyUI stores the wrappers.
-        functions: the wrappers, named by what they wrap: `sampling` (`SAMPLER.sample`; the executor's
-            `class_obj` is the SAMPLER and its `original` that method), `evaluation` (both halves of
-            guidance), `call` (each call of the network with its conversion of noise levels), `network` (the
-            network alone).
+        wrappers: the wrappers, named by what they wrap: `sampling` (`SAMPLER.sample`; `executor.class_obj` is
+            the SAMPLER, `executor.original` that method), `evaluation` (an evaluation of the positive and the
+            negative prompt), `call` (each call of the network with its conversion of noise levels), `network`
+            (the network alone).
 
     Raises:
-        MissingHookError: if this ComfyUI has no such wrappers."""
+        MissingHookError: this ComfyUI is too old for one of these wrappers."""
     try:
         from comfy.patcher_extension import WrappersMP
 
-        for name, function in functions.items():
+        for name, function in wrappers.items():
             model.add_wrapper_with_key(getattr(WrappersMP, TYPES[name]), key, function)
     except (ImportError, AttributeError):
         raise MissingHookError(
-            f"this ComfyUI has no wrapper {', '.join(functions)}: update ComfyUI"
+            f"this ComfyUI is too old for wrappers around {', '.join(wrappers)} of a model: update ComfyUI"
         ) from None
 
 
@@ -86,7 +87,7 @@ def wrap_calls(options: dict, key: str, function: Callable) -> None:
 
         kind = getattr(WrappersMP, TYPES["call"])
     except (ImportError, AttributeError):
-        raise MissingHookError("this ComfyUI has no wrapper of network calls: update ComfyUI") from None
+        raise MissingHookError("this ComfyUI has no wrappers around `apply_model`: update it") from None
     add_wrapper_with_key(kind, key, function, options, is_model_options=True)
 
 
@@ -104,7 +105,7 @@ def watch_calls(options: dict, key: str, listener: Callable[[], None]) -> None:
 
 
 def wrappers_of(model: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield type, key and function of each wrapper on a MODEL, without the pack's."""
+    """Yield type, key and function of each wrapper on a MODEL, except those that this pack sets."""
     options = model.model_options.get(NETWORK) or {}
     for by_type in (model.wrappers, options.get("wrappers", {})):
         for kind, by_key in by_type.items():
@@ -113,7 +114,7 @@ def wrappers_of(model: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def is_own(key: Any) -> bool:
-    """Whether a wrapper with this key is the pack's own, which only counts."""
+    """Whether a wrapper with this key is one that this pack sets (its key begins with `amed_`)."""
     return str(key).startswith(OWN)
 
 
@@ -132,10 +133,10 @@ def guidance_functions(options: dict) -> dict[str, list]:
 
 
 def whole_guidance(options: dict) -> list[str]:
-    """Name what in a MODEL's options needs guidance as a whole, so that its halves must not be taken apart.
+    """Return the names of functions on a MODEL that do not allow evaluating the positive prompt alone.
 
-    That is what changes guidance's result or both halves together (RescaleCFG, PAG, SAG), or may answer in
-    place of both (LazyCache)."""
+    They change the guided result or both prompts' results together (RescaleCFG, PAG, SAG), or may replace
+    both by cached ones (LazyCache)."""
     by_type = (options.get(NETWORK) or {}).get("wrappers", {})
     keys = [key for key, functions in by_type.get(EVALUATION, {}).items() if functions and not is_own(key)]
     return [*guidance_functions(options), *map(str, keys)]
@@ -249,10 +250,10 @@ def has_context_windows(options: dict) -> bool:
 
 
 def at_listed_level(extra_args: dict[str, Any], sigma: Tensor) -> dict[str, Any]:
-    """Return a call's arguments with sigma among the run's noise levels, where context windows look it up.
+    """Return the arguments of an evaluation with its noise level sigma in `sample_sigmas`.
 
-    A solver may call the model between two steps or at a scaled noise level. Such a level replaces the next
-    higher one of the list. Without context windows the arguments are returned as they are."""
+    Context windows look sigma up in this list, and a solver may evaluate between two levels of it. Then sigma
+    replaces the next higher one. Without context windows the arguments are returned unchanged."""
     options = extra_args.get("model_options") or {}
     network = options.get(NETWORK) or {}
     levels = network.get(LEVELS)
@@ -285,7 +286,7 @@ def options_of(sampler: Any) -> dict[str, Any]:
 
 
 def sampler_fields(sampler: Any) -> dict[str, Any]:
-    """Return a SAMPLER's function and options that are not empty, by the fields' names."""
+    """Return a SAMPLER's function, options and inpainting options by field name, without empty ones."""
     fields = {
         "sampler_function": function_of(sampler),
         "extra_options": getattr(sampler, "extra_options", None),

@@ -93,8 +93,9 @@ def network_input(model_sampling: Any, sigma: Tensor, x: Tensor) -> Tensor:
 
 
 def start_sigma(model_sampling: Any, denoise: float) -> float:
-    """Return the noise level at which a share `denoise` of the model's time is left, as ComfyUI computes
-    it."""
+    """Return the noise level at which a run with this `denoise` starts: `percent_to_sigma(1 - denoise)`.
+
+    It is at most sigma_max."""
     return min(float(model_sampling.percent_to_sigma(1.0 - denoise)), float(model_sampling.sigma_max))
 
 
@@ -106,9 +107,9 @@ def noise_scale(model_sampling: Any) -> float:
 
 
 def base_times(model_sampling: Any, count: int) -> Tensor:
-    """Return the base times of the `amed` schedule, float64 `[count]`, from sigma_max to sigma_min.
+    """Return the noise levels of the `amed` schedule, float64 `[count]`, from sigma_max to sigma_min.
 
-    They are uniform in the model's time; for models without one (EDM), in the time of the VP process."""
+    They are uniform in the model's timestep; for EDM models, which have none, in the time of a VP process."""
     low, high = sigma_range(model_sampling)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
@@ -122,10 +123,10 @@ def base_times(model_sampling: Any, count: int) -> Tensor:
 def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     """Return the noise levels of the `amed` entry of ComfyUI's scheduler dropdown: `steps` levels, then 0.
 
-    If a predictor is applied to the MODEL and `steps` is its number of steps, the levels are the predictor's
-    own. They then have no 0 at the end, so that the run takes exactly the evaluations that were fitted. A
-    predictor around one of ComfyUI's samplers does get the 0; and where ComfyUI drops the last level before 0
-    of that sampler, an additional level for it to drop."""
+    If a predictor is applied to the MODEL and `steps` is its number of steps, they are the noise levels it
+    was fitted on. For a predictor of this pack's samplers they end without 0, so that the run takes exactly
+    the fitted number of evaluations. For a predictor around one of ComfyUI's samplers 0 follows, and before
+    it one more level if KSampler discards the penultimate level for that sampler (e.g. dpm_2)."""
     applied = getattr(model_sampling, ATTACHED, None)
     fitted, host = (None, "") if applied is None else (applied.fitted.sigmas(), applied.fitted.spec.of)
     if fitted is not None and not host and steps == len(fitted) - 1:
@@ -145,7 +146,7 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
 
 
 class Applied:
-    """A predictor applied to a MODEL. Deep copies of the MODEL's options, which ComfyUI makes, share it."""
+    """A predictor stored in a MODEL's options; a deep copy of the options, which ComfyUI makes, shares it."""
 
     def __init__(self, fitted: Fitted, drops_last: bool = False):
         self.fitted = fitted
@@ -156,9 +157,10 @@ class Applied:
 
 
 def apply_predictor(model: Any, fitted: Fitted, drops_last: bool = False) -> Any:
-    """Return a clone of a MODEL with a predictor applied.
+    """Return a clone of a MODEL with a predictor, which AMED's samplers and the `amed` schedule then use.
 
-    drops_last: whether ComfyUI drops the last level before 0 of the sampler that the predictor is for."""
+    drops_last: whether KSampler discards the penultimate noise level for the predictor's sampler (as for
+    dpm_2)."""
     clone, applied = model.clone(), Applied(fitted, drops_last)
     clone.model_options[ATTACHED] = applied
     model_sampling = copy.copy(sampling_of(model))

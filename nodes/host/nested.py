@@ -18,7 +18,7 @@ def parts_of(samples: Any) -> list[Tensor]:
 
 
 def joined_like(samples: Any, parts: list[Tensor]) -> Any:
-    """Join the parts of nested samples again; plain samples have one part. `samples` shows which kind."""
+    """Join tensors to nested samples if `samples` are nested, else return the only tensor."""
     return type(samples)(parts) if getattr(samples, "is_nested", False) else parts[0]
 
 
@@ -34,21 +34,27 @@ def repeated(sample: Any, count: int) -> Any:
 
 
 def packed_shape(sample: Any) -> tuple[int, ...]:
-    """Return the shape, without the batch, that a sampler sees of a sample `[1, ...]`."""
+    """Return the shape, without the batch, of a sample as ComfyUI gives it to samplers.
+
+    ComfyUI packs the tensors of a nested sample (video and sound) into one `[B, 1, N]`."""
     parts = parts_of(sample)
     return tuple(parts[0].shape[1:]) if len(parts) == 1 else (1, sum(part[0].numel() for part in parts))
 
 
 def packed(samples: Any) -> Tensor:
-    """Pack samples into the tensor that a sampler sees."""
+    """Pack nested samples (video and sound) into one tensor `[B, 1, N]`, as ComfyUI does for samplers.
+
+    Samples of one tensor are returned as they are."""
     parts = parts_of(samples)
     return parts[0] if len(parts) == 1 else torch.cat([part.flatten(1) for part in parts], dim=1)[:, None]
 
 
 def visible_part(sample: Any, packed: Tensor) -> Tensor:
-    """Return the part of packed samples `[n, ...]` that can be shown as an image: the first.
+    """Return the first tensor of nested samples (of video and sound: the video) from its packed form.
 
-    sample: an unpacked sample of the same shape (see `blank_sample`)."""
+    Args:
+        sample: a sample before packing, which shows the shapes.
+        packed: samples packed into one tensor `[n, 1, N]`; samples of one tensor are returned as they are."""
     first = parts_of(sample)[0]
     if first.shape[1:] == packed.shape[1:]:
         return packed

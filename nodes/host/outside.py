@@ -26,11 +26,18 @@ from .sampling import CountedDenoiser, add_remarks, other_levels_remark, short_r
 
 
 def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -> HostSampler:
-    """Return a SAMPLER in the form that amed.fit fits a predictor around (HostSampler), with ComfyUI's
-    schedules.
+    """Return a SAMPLER as a HostSampler, around which amed.fit can fit a predictor.
 
-    The sampler runs inside ComfyUI's sampling and sees its attributes and options, but it is the fit's
-    denoiser that evaluates. Raises ValueError for a SAMPLER without a k-diffusion function."""
+    The SAMPLER runs inside ComfyUI's sampling and can read the attributes of ComfyUI's denoiser, but its
+    evaluations go to the denoiser that the fit gives it.
+
+    Args:
+        sampler: the SAMPLER.
+        denoiser: starts ComfyUI's sampling.
+        model_sampling: the noise levels of the MODEL, for ComfyUI's schedules.
+
+    Raises:
+        ValueError: the SAMPLER has no k-diffusion function."""
     function, options = function_and_options(sampler)
 
     def run(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
@@ -61,7 +68,7 @@ def function_and_options(sampler: Any) -> tuple[Callable[..., Tensor], dict[str,
 
 
 def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
-    """Return a SAMPLER that runs `sampler` with a predictor around it.
+    """Return a SAMPLER that runs another one and corrects its evaluations by a predictor.
 
     Args:
         sampler: the SAMPLER that the predictor was fitted to.
@@ -101,9 +108,9 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
 
 
 def sampling_wrapper(fitted: Fitted) -> Callable[..., Tensor]:
-    """Return a wrapper of ComfyUI's sampling for a MODEL with an applied predictor around a sampler.
+    """Return a ComfyUI wrapper of `SAMPLER.sample` that runs a predictor with the sampler it was fitted to.
 
-    The sampler that the predictor was fitted to runs with it, any other sampler without it."""
+    Any other sampler runs without the predictor, and a text on the node says so."""
 
     def sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
         sampler = executor.class_obj

@@ -77,7 +77,7 @@ def dropdown_names() -> tuple[list[str], list[str]]:
 
 
 def ksampler_setting(model: Any, name: str, scheduler: str, steps: int) -> tuple[Any, Tensor]:
-    """Return the SAMPLER and SIGMAS that KSampler uses for this setting."""
+    """Return the SAMPLER and SIGMAS that KSampler uses for this MODEL, sampler, scheduler and steps."""
     ksampler = comfy.samplers.KSampler(model, steps, torch.device("cpu"), name, scheduler, 1.0)
     return comfy.samplers.sampler_object(name), ksampler.sigmas
 
@@ -148,7 +148,9 @@ def sampler_by_name(name: str) -> Any:
 
 
 def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> Any:
-    """Return ComfyUI's guider of a MODEL; conditionings by name ("positive", "negative" and others)."""
+    """Return a CFGGuider of a MODEL.
+
+    conditionings: the CONDITIONINGs by name, e.g. "positive" and "negative"."""
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds(conditionings)
     guider.set_cfg(guidance)
@@ -158,7 +160,7 @@ def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> A
 def host_rivals(
     model_sampling: Any, scheduler: str, nfe: int, within_sampling: Callable[..., Tensor]
 ) -> dict[str, Callable[[Any, Tensor, dict[str, Any]], Tensor]]:
-    """Return ComfyUI's DPM++ 2M, UniPC and iPNDM at `nfe` steps, each as an amed.fit.Rival, by label.
+    """Return ComfyUI's DPM++ 2M, UniPC and iPNDM, to compare a fitted predictor with, by label.
 
     Args:
         model_sampling: the noise levels of the model.

@@ -20,14 +20,14 @@ ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate
 
 
 def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fields: Any) -> Request:
-    """Return the Request by which amed.choose finds a predictor for a MODEL.
+    """Return the Request, i.e. the run's settings by which amed.choose finds a predictor for a MODEL.
 
     Args:
         model: the MODEL.
         sampler: name of the sampler, or "auto".
         guidance: guidance scale (cfg).
-        halves: whether the caller allows the halves of guidance to be used separately.
-        fields: the other fields of Request."""
+        halves: whether the predictor may use the results of the positive and negative prompt separately.
+        fields: other fields of Request, e.g. `nfe`."""
     model_sampling = sampling_of(model)
     return Request(
         identity(model),
@@ -42,13 +42,13 @@ def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fi
 
 
 def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
-    """Return the best plain solver known for a MODEL, even if a predictor was fitted."""
+    """Choose the best known solver without a predictor for a MODEL, even if the library has a predictor."""
     plain_request = request(model, AUTO, guidance, nfe=nfe)
     return choose(library(), replace(plain_request, fitted=plain_for(plain_request)))
 
 
 def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
-    """Return the setting of the reference: a run of many evaluations, as calibrations use it."""
+    """Return the solver and schedule of the reference: a run of many evaluations that shows the errors."""
     model_sampling = sampling_of(model)
     low, high = sigma_range(model_sampling)
     rho = 1.0 if is_flow(model_sampling) else 7.0
@@ -56,9 +56,9 @@ def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
 
 
 def sampler_for(fitted: Fitted | None, sampler: str) -> str:
-    """Return the sampler to request with a given predictor: its own, if `sampler` uses the same solver.
+    """Return the predictor's own sampler if `sampler` uses the same solver, else `sampler`.
 
-    DPM++ 2M and 3M are one solver; the order in the predictor's file is what runs."""
+    E.g. DPM++ 2M and 3M are one solver of orders 2 and 3: a predictor of either runs at its own order."""
     if fitted is None or fitted.spec.of or sampler == AUTO:
         return sampler
     fitted_sampler = fitted.spec.sampler
@@ -104,10 +104,17 @@ def nfe_for_denoise(nfe: int, denoise: float, choice_for: Callable[[int], Choice
 
 
 def below_denoise(times: Tensor, model: Any, denoise: float) -> Tensor:
-    """Cut base times to those at and below the level at which a share `denoise` of the model's time is left.
+    """Return the part of a schedule that a run with this `denoise` takes, as float32.
 
-    Returns them as float32; none at denoise 0, as ComfyUI's own samplers. Raises ValueError if no step is
-    left."""
+    It is the noise level where the run starts, then the levels below it; empty at denoise 0, as in ComfyUI.
+
+    Args:
+        times: noise levels of the whole schedule, falling.
+        model: the MODEL.
+        denoise: ComfyUI's denoise, in [0, 1].
+
+    Raises:
+        ValueError: No step is left."""
     if denoise >= 1.0:
         return times.float()
     if denoise <= 0.0:

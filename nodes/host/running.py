@@ -22,15 +22,17 @@ INTERVAL = 0.2  # seconds between two updates of the page
 
 
 def start_of(model: Any, latent: dict) -> Tensor:
-    """Return a LATENT's samples `[B, C, ...]`; an empty LATENT in the MODEL's shape, as KSampler does."""
+    """Return a LATENT's samples `[B, C, ...]`.
+
+    If all are 0, they get the number of channels that the MODEL needs, as in KSampler."""
     tags = {name: latent[tag] for name, tag in shape_tags().items() if latent.get(tag) is not None}
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **tags)
 
 
 def shape_tags() -> dict[str, str]:
-    """Return the names of a LATENT's entries that describe the shape of an empty LATENT.
+    """Return which entry of a LATENT goes to each parameter of ComfyUI's `fix_empty_latent_channels`.
 
-    By the parameter of ComfyUI's fix_empty_latent_channels that takes each; {} in older versions."""
+    E.g. {"downscale_ratio_spacial": "downscale_ratio_spacial"}; {} in older versions of ComfyUI."""
     parameters = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # another pack's function around ComfyUI's
         return dict(zip(TAGS, TAGS))
@@ -110,7 +112,7 @@ def text_ui(node_id: str | None, text: str) -> Any:
 
 
 class Executing(NamedTuple):
-    """The node that ComfyUI is executing, or whose fingerprint it is computing."""
+    """The node that ComfyUI is executing, or whose `fingerprint_inputs` (IS_CHANGED) it is calling."""
 
     run: str  # of the queue; unique even where a client gives two prompts the same id
     node: str  # node id
@@ -118,7 +120,9 @@ class Executing(NamedTuple):
 
 
 def executing() -> Executing | None:
-    """Return what ComfyUI is executing; None outside a run, or if this version does not tell."""
+    """Return the run, node and list item that ComfyUI is executing.
+
+    None outside a run, or if this version of ComfyUI does not tell."""
     try:
         from comfy_execution.utils import get_executing_context
 

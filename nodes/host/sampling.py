@@ -62,11 +62,11 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     """Return the function that ComfyUI calls as `sample_<name>`.
 
     The function's options, beside the arguments of a k-diffusion sampler:
-        predictor: a Fitted. None: the predictor applied to the MODEL, else the best one in the library.
-        if_missing: as in amed.choose. None: ComfyUI's own KSampler runs it; a plain solver then replaces any
-            predictor that was not fitted to exactly these noise levels.
+        predictor: a predictor (Fitted). None: the one applied to the MODEL, else the best in the library.
+        if_missing: what to do if no predictor fits, as in amed.choose. None (as in ComfyUI's own KSampler):
+            run a solver without predictor unless one was fitted on exactly these noise levels.
         report: the Report to fill. None: the report is shown on the node that samples.
-        on_request: called with the Request to the library.
+        on_request: called with the settings (Request) by which the library is searched.
     It raises PredictorError if there is no predictor and `if_missing` is "error".
 
     Args:
@@ -149,14 +149,15 @@ def choose_for_run(
         guider: ComfyUI's guider, or None if it cannot be found.
         name: the sampler, or "auto".
         sigmas: the run's noise levels.
-        fitted: a given predictor, or None.
-        if_missing: as in `sampler_function`.
+        fitted: the predictor to use; None: search the library.
+        if_missing: what to do if no predictor fits: "error", or run a solver without predictor. None: the
+            latter, and only a predictor that was fitted on exactly these noise levels fits.
         options: the run's model options, which may have more hooks than the MODEL.
-        on_request: called with the Request to the library.
+        on_request: called with the settings (Request) by which the library is searched.
 
     Returns:
-        The choice; None for a single noise level above 0 without a given predictor, where all solvers
-        agree."""
+        The choice; None if `fitted` is None and only one noise level is above 0, where all solvers give the
+        same result."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
@@ -177,7 +178,7 @@ def choose_for_run(
 
 
 def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
-    """Choose for a run whose model cannot be found: the given predictor, else a plain solver."""
+    """Choose the given predictor, or a solver without predictor, for a run whose model cannot be found."""
     run_request = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False,
                           if_missing=if_missing, advice=HIDDEN)  # fmt: skip
     choice = choose(Library([]), run_request)
@@ -185,7 +186,7 @@ def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_mis
 
 
 def apply_advice(run_request: Request, sigma_max: float) -> str:
-    """Return advice on how to run a predictor instead of a plain solver in ComfyUI's own KSampler.
+    """Return advice on how to run a predictor in ComfyUI's own KSampler, which ran a solver without one.
 
     It names Apply AMED Predictor if the library has a predictor for this model, guidance and number of
     evaluations, else Calibrate AMED. "" for a run that starts below sigma_max, where an applied predictor
@@ -245,9 +246,9 @@ def add_remarks(report: Report, *remarks: str) -> None:
 
 
 def plain_function(setting: Setting) -> Callable[..., Tensor]:
-    """Return a k-diffusion function that runs a plain solver.
+    """Return a k-diffusion function that runs a solver without a predictor.
 
-    Its analytic first step is only used where the run starts from pure noise."""
+    Its analytic first step (AFS) is only used if the run starts from pure noise."""
 
     def sample_plain(model, x, sigmas, extra_args=None, callback=None, disable=None, **_options):
         if len(sigmas) < 2:
@@ -264,10 +265,10 @@ def plain_function(setting: Setting) -> Callable[..., Tensor]:
 
 
 def may_start_analytically(model: Any, extra_args: dict[str, Any], fitted: Fitted | None = None) -> bool:
-    """Whether the analytic first step may be used: without an inpainting mask, and not for a flow model.
+    """Whether a run may use the analytic first step (AFS).
 
-    A predictor that was fitted to a flow model with that step may use it; so may any learned one if the model
-    cannot be found."""
+    It may not with an inpainting mask. For a flow model, only a learned predictor that was fitted to a flow
+    model may use it; if the model cannot be found, only a learned predictor."""
     sampling = model_sampling_of(model)
     flow, learned = sampling is not None and is_flow(sampling), fitted is not None and fitted.spec.learned
     as_fitted = learned and (sampling is None or fitted.spec.prediction_type == "flow")

@@ -33,9 +33,10 @@ def trainable(value: Any) -> Any:
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Change each block of a network (an item of its lists of modules) to keep no activations.
+    """Turn on gradient checkpointing for each block of a network, in place.
 
-    The block runs again in the backward pass. Only for a network that nothing else uses."""
+    A block is an item of a ModuleList or Sequential, or a child module with parameters. No other code may use
+    the network."""
     for child in module.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             checkpoint_blocks(child)

@@ -15,12 +15,11 @@ LAYERS = 24  # layers of the network that are watched
 
 
 class Watch:
-    """Context manager that detects evaluations answered by a cache, by counting the network's layers that
-    run.
+    """Context manager that detects evaluations answered by a cache, by counting the layers that run.
 
-    A step cache skips all layers, or all but the first and the last. So an evaluation in which less than half
-    of the layers run that others ran was not computed by the network. The layers of a compiled network cannot
-    be watched; only its calls are counted."""
+    A step cache skips all layers of the network, or all but the first and the last. So an evaluation that
+    runs less than half as many layers as an earlier one was answered by a cache. The layers of a compiled
+    network cannot be watched; for it, only an evaluation without a call of the network is detected."""
 
     def __init__(self, model: Any):
         self.model = model
@@ -63,9 +62,9 @@ class Watch:
         self.most, self.called = max(self.most, len(self.ran)), self.called or self.calls > 0
         if 2 * len(self.ran) < self.most or (self.called and not self.calls):
             raise CachedError(
-                "an evaluation was answered by a cache and not by the network, because of what is on this "
-                f"MODEL: {', '.join(caching_features(self.model)) or 'another pack'}. Connect the MODEL from "
-                "before that node, and put the node after this one"
+                "an evaluation was answered not by the network but by a cache on the MODEL "
+                f"({', '.join(caching_features(self.model)) or 'of another pack'}). Connect this node to the "
+                "MODEL from before the node that adds the cache, and add the cache later"
             )
 
 

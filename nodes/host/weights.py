@@ -44,9 +44,10 @@ def weights_of(model: Any) -> tuple[list[tuple[str, Weight]], bool]:
 
 
 def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
-    """Return (weight, conversion) of each parameter of a MODEL's network by name, with parts it replaces.
+    """Return (weight, conversion) of each parameter of a MODEL's network, by name.
 
-    The conversion is the function that ComfyUI applies to a weight before it computes, or None."""
+    Modules and weights that the MODEL's object patches replace are those of the patches. The conversion is
+    the function that ComfyUI applies to the stored weight before it computes with it, or None."""
     parameters = dict(module_parameters(model.model.diffusion_model))
     for name, part in [*model.object_patches_backup.items(), *replaced_parts(model)]:
         inside = f"{name}.".removeprefix(PREFIX)
@@ -59,7 +60,7 @@ def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
 
 
 def replaced_parts(model: Any) -> list[tuple[str, nn.Module | Tensor]]:
-    """Return (name, module or weight) of each part of its network that a MODEL replaces by another."""
+    """Return (name, module or weight) of each object patch of a MODEL that replaces a part of its network."""
     inside = [(n, p) for n, p in model.object_patches.items() if f"{n}.".startswith(PREFIX)]
     return [(n, p) for n, p in inside if isinstance(p, nn.Module | Tensor)]
 
@@ -75,7 +76,7 @@ def module_parameters(network: nn.Module) -> dict[str, tuple[Tensor, Callable | 
 
 
 def merges(patches: list[tuple]) -> list[tuple]:
-    """Return those of a weight's patches that are merges, without the LoRAs of the merged weights."""
+    """Return those patches of a weight that merge it with other models' weights, without any LoRAs."""
     merging = []
     for strength, addend, keep, *rest in patches:
         if isinstance(addend, list):
@@ -108,7 +109,7 @@ def readable(weight: Tensor, convert: Callable | None) -> Weight:
 
 
 def scaled(scale: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
-    """Multiply values by a weight's scale, with the signature of ComfyUI's conversions."""
+    """Multiply stored values by the scale of a quantised weight; `inplace` is ignored."""
     return values * scale.to(values)
 
 
@@ -128,7 +129,7 @@ class Converted(Stored):
 
 
 class Packed:
-    """A weight of ComfyUI-GGUF: blocks of codes, of which only the blocks that are read are unpacked."""
+    """A quantised weight of ComfyUI-GGUF, of which only the blocks that are read are dequantised."""
 
     packed = False
 
@@ -137,7 +138,7 @@ class Packed:
         self.unpack = sys.modules[type(tensor).__module__].dequantize_tensor
 
     def unpacked(self, data: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Unpack blocks of codes to float32 values of this shape."""
+        """Dequantise blocks of GGUF data to a float32 tensor of the given shape."""
         codes = type(self.tensor)(data, tensor_type=self.tensor.tensor_type, tensor_shape=torch.Size(shape))
         values: Tensor = self.unpack(codes, torch.float32, torch.float32)
         return values.as_subclass(Tensor)
@@ -161,8 +162,9 @@ class Packed:
 
 
 class Merged:
-    """A weight with the merges of the graph. Its rounding steps are the sums of those of the merged
-    weights."""
+    """A weight after the model merges of a graph have been applied.
+
+    Its quantisation step is the sum of those of the merged weights, each times its strength."""
 
     def __init__(self, base: Weight, patches: list[tuple], key: str):
         self.base, self.patches, self.key = base, patches, key
@@ -181,7 +183,7 @@ class Merged:
         return values, steps
 
     def addend(self, patch: Any) -> Weight | None:
-        """Return the weight that a patch adds; None if it adds anything but a weight."""
+        """Return the weight tensor that a merge adds; None for another kind of patch (e.g. LoRA)."""
         if isinstance(patch, list):
             (weight, convert), *patches = patch
             base = readable(weight, convert)
@@ -193,7 +195,11 @@ class Merged:
         return readable(value[0], None) if plain else None
 
     def computed(self, starts: list[int], count: int) -> Tensor:
-        """Read values after ComfyUI's own function has applied the patches to the whole weight."""
+        """Apply the patches to the whole weight by ComfyUI's own function, and return runs of its values.
+
+        Args:
+            starts: index of the first value of each run in the flattened weight.
+            count: values per run."""
         whole = self.base.whole().float().clone().reshape(self.shape)
         flat = comfy.lora.calculate_weight(self.patches, whole, self.key).flatten()
         return torch.stack([flat[start : start + count] for start in starts]).float().cpu()

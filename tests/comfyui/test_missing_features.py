@@ -30,7 +30,7 @@ def lists(problem: str, **other: Any) -> dict:
     return {"problems": problem, "sampler": True, "schedule": True, "predictors": True} | other
 
 
-COUNT, AROUND = "too old to count evaluations", "too old to put a predictor around"
+COUNT, AROUND = "too old to count evaluations", "too old to put an AMED predictor around"
 WANTED = {
     "patcher_extension": Want(None, OWN, PASSES, covers=("comfy.patcher_extension",)),
     "patcher_extension.add_wrapper_with_key": Want(None, OWN, PASSES),

@@ -124,7 +124,7 @@ def test_calibrate_fits_the_model_itself_under_a_cache(server, graph, put):
 def test_a_feature_that_replaces_the_network_is_named_and_nothing_saved(server, graph):
     small = Small(graph, "wan", length=1).patch("TestStepCache", resets="never")
     small.calibrate("spoiled")
-    with pytest.raises(RunError, match=r"not by the network.*TestStepCache.*before that node"):
+    with pytest.raises(RunError, match=r"not by the network.*TestStepCache.*from before the node"):
         server.run(small.g.nodes)
     assert not list(folder(server).glob("spoiled*"))
 
