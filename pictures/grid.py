@@ -23,7 +23,7 @@ FULL_BAR = 3
 
 @dataclass(frozen=True)
 class SamplerRow:
-    """One sampler of the comparison picture: its images and its measured figures."""
+    """One sampler's row in a picture that compares samplers: its images, cost and distance to a reference."""
 
     name: str
     details: tuple[str, ...] = ()  # lines below the name: settings, evaluations, seconds
@@ -44,7 +44,9 @@ class Layout:
 
     @classmethod
     def of(cls, columns: int, rows: list[SamplerRow]) -> "Layout":
-        """Compute the sizes for `columns` seeds; the samples have the shape of the first row that has any."""
+        """Compute the sizes of a picture with `columns` columns of samples.
+
+        All samples have the height and width of those in the first row that did not fail."""
         shapes = [row.pictures.shape for row in rows if row.pictures is not None]
         height, width = shapes[0][-2:] if shapes else (1, 1)
         column = min(MAX_TILE, (WIDTH - MIN_LABEL - EDGE) / columns)
@@ -53,11 +55,11 @@ class Layout:
         return cls(column, (column - GAP) * height / width, full)
 
     def samples_left(self, columns: int) -> float:
-        """Return the x, in units, at which the first column of samples begins."""
+        """Return where the first column of samples begins: its x, in 1/500 of the picture's width."""
         return WIDTH - EDGE - self.column * columns
 
     def height(self, row: SamplerRow, columns: int) -> float:
-        """Return the height of a row of the comparison, with its note and the gap below it."""
+        """Return a row's height with its note and the gap below it, in 1/500 of the picture's width."""
         label = 20 + LINE_HEIGHT * len(row.details) + (BAR_HEIGHT if row.distance is not None else 0)
         if row.pictures is None:
             width = WIDTH - self.samples_left(columns) - EDGE
@@ -73,9 +75,9 @@ def picture(
     """Draw the comparison picture: one row per sampler, one column per seed.
 
     Args:
-        columns: names of the columns, i.e. the seeds of the rows' pictures.
+        columns: heading of each column, i.e. its seed.
         rows: one per sampler, from top to bottom.
-        scale: pixels per unit; reduced if the picture would have more than `MAX_PIXELS` pixels."""
+        scale: picture width in pixels / 500; reduced if the picture would exceed `MAX_PIXELS` pixels."""
     layout, count = Layout.of(len(columns), rows), len(columns)
     left, column = layout.samples_left(count), layout.column
     heights = [layout.height(row, count) for row in rows]
@@ -115,7 +117,7 @@ def picture(
 
 
 def draw_label(pen: Pen, row: SamplerRow, top: float, width: float, full_distance: float) -> None:
-    """Draw the label of a sampler's row: its name, its details, and its distance as a number and a bar."""
+    """Draw a row's label: the sampler's name, its details, and its distance to the reference with a bar."""
     pen.write((EDGE, top), row.name, NAME_SIZE, GOOD if row.nearest else INK, width)
     y = top + 20
     for line in row.details:
@@ -131,9 +133,9 @@ def draw_label(pen: Pen, row: SamplerRow, top: float, width: float, full_distanc
 
 
 def sample_image(sample: Tensor, width: float, height: float, scale: float) -> Image.Image:
-    """Return a sample `[3, H, W]` (uint8) as an image of `width` by `height` units.
+    """Return a sample `[3, H, W]` (uint8), resized to `width * scale` by `height * scale` pixels.
 
-    A sample of at most 32 pixels is enlarged without smoothing."""
+    A sample whose sides have at most 32 pixels is first enlarged 8 times without smoothing."""
     image = Image.fromarray(sample.cpu().movedim(0, -1).contiguous().numpy())
     size = max(1, round(width * scale)), max(1, round(height * scale))
     if max(image.size) <= 32:  # enlarge by a whole number first, so that all pixels get the same size

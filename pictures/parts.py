@@ -12,10 +12,10 @@ NAMES = {  # kind of split, as in a predictor file's field `parts` -> name of ea
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Return display names for the parts into which a predictor splits a slope.
+    """Return display names for the parts of a slope (dx/dsigma) that a predictor weights separately.
 
     Args:
-        parts: kind of split, as in the predictor file; an unknown kind gives "part 1", "part 2", ...
+        parts: kind of split, e.g. "bands" (of spatial frequency); an unknown kind gives "part 1", ...
         count: number of parts, used for an unknown kind."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 

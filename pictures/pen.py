@@ -47,8 +47,8 @@ class Pen:
 
         Args:
             at: the upper left corner of the text, or with `middle` the middle of its upper edge.
-            size: font size, in units.
-            width: largest width, in units; wider text is shrunk, broken and at last cut (see `fit_text`).
+            size: font size, in 1/500 of the picture's width, like all lengths here.
+            width: largest width; wider text is wrapped and, if it is still too long, shrunk and then cut.
                 0: unlimited.
             lines: largest number of lines.
             halo: whether to outline the letters in white, for text on top of other drawings."""

@@ -106,10 +106,10 @@ def draw_curve(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], col
 
 
 def constants(fitted: Any) -> Image.Image:
-    """Plot a predictor's fitted numbers over the noise level.
+    """Plot a predictor's fitted numbers over the noise level, one curve per number.
 
-    There is one curve per constant. For a predictor of AMED Multistep, which is a table of weights, there is
-    one per weight of the newest slopes (or per part of the newest slope), and one per channel of the offsets.
+    For the sampler AMED Multistep, these are the weights of the newest slopes (dx/dsigma), or of each part of
+    the newest slope if it is split, and the constant slope added to each latent channel, if any.
 
     Args:
         fitted: an amed.Fitted."""
@@ -217,7 +217,7 @@ def error_bars(rows: Sequence[Any]) -> Image.Image:
 
 
 def stack(parts: Sequence[Image.Image]) -> Image.Image:
-    """Return one image that contains all parts, from top to bottom."""
+    """Return the images stacked in one column, from top to bottom."""
     whole = Image.new("RGB", (max(p.width for p in parts), sum(p.height for p in parts)), BACK)
     top = 0
     for part in parts:
@@ -250,7 +250,7 @@ def training(measurements: list[tuple[int, list[float], float]], untrained: floa
     """Draw the report of a training: samples, and the held-out error beside that of the untrained solver.
 
     Args:
-        measurements: (images seen, losses per interval, held-out error) of each measurement.
+        measurements: one (images seen, loss per interval of noise levels, held-out error) per measurement.
         untrained: held-out error before training.
         pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
     last = float(measurements[-1][0])
@@ -268,7 +268,7 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
 
     Args:
         progress: an amed.fit.Progress.
-        look: its amed.fit.Look: the best fit and the best plain solver so far.
+        look: the best fit and the best plain solver so far, an amed.fit.preview.Preview.
         pictures: name -> samples `[n, 3, H, W]` in [-1, 1], of which the first is shown."""
     image = Image.new("RGB", (WIDTH, 232), BACK)
     draw = ImageDraw.Draw(image)

@@ -45,9 +45,9 @@ def picture(
     Args:
         reference: the trajectory of a run with many steps.
         runs: the learned solver first, then the plain solver with which it is compared.
-        weights: title of a table -> weights `[N, H]` of the learned solver's moves, for each move the newest
-            slope first.
-        scale: pixels per unit."""
+        weights: title of a table -> weights `[N, H]` of the learned solver: in each of its N steps, those of
+            the H latest slopes (dx/dsigma), the newest first.
+        scale: picture width in pixels / 500."""
     tables = sum(54 + ROW_HEIGHT * (min(len(w), MAX_ROWS) + (len(w) > MAX_ROWS)) for w in weights.values())
     levels = 34 + LEVELS_HEIGHT * len(runs) + AXIS_HEIGHT
     height = 62 + LEGEND_HEIGHT + PLANE_HEIGHT + MARGIN + levels + 16 + tables
@@ -84,9 +84,9 @@ def draw_legend(pen: Pen, y: float, reference: SolverRun, runs: list[SolverRun])
 
 
 def draw_paths(pen: Pen, top: float, reference: SolverRun, runs: list[SolverRun]) -> None:
-    """Draw the trajectories in their plane, with the noise on the left; each axis has its own scale.
+    """Draw the trajectories, projected on a plane, with the noise on the left; each axis has its own scale.
 
-    The axes are mirrored where necessary, so that the reference goes right and bends up."""
+    The axes are mirrored where necessary, so that the reference trajectory goes right and bends up."""
     ref = reference.points.tolist()
     turn = 1 if ref[-1][0] >= ref[0][0] else -1
     middle = sum(v for _, v in ref) / len(ref) - (ref[0][1] + ref[-1][1]) / 2
@@ -115,7 +115,7 @@ def draw_paths(pen: Pen, top: float, reference: SolverRun, runs: list[SolverRun]
 
 
 def draw_numbers(pen: Pen, places: list[tuple[float, float]]) -> None:
-    """Write the number of each move above its starting point, except numbers that would cover something."""
+    """Write each step's number above the point where it starts, unless it would cover a point or number."""
     taken = list(places)
     for step, (x, y) in enumerate(places[:-1], 1):
         if all(math.dist((x, y - NUMBER_GAP), other) >= NUMBER_GAP - 1 for other in taken):
@@ -156,7 +156,9 @@ def draw_levels(pen: Pen, y: float, runs: list[SolverRun]) -> float:
 
 
 def draw_weights(pen: Pen, y: float, name: str, values: Tensor, times: list[float]) -> float:
-    """Draw a table of the weights `[N, H]` of each move, coloured by size; return the y below it."""
+    """Draw a table of weights `[N, H]`: N steps, H latest slopes (dx/dsigma). Return the y below it.
+
+    Cells are coloured by the sign and size of the weight."""
     pen.write((EDGE, y), name, 13, INK, WIDTH - 2 * EDGE)
     columns = min(values.shape[1], MAX_COLUMNS)
     left = EDGE + 124

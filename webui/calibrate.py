@@ -68,8 +68,8 @@ class Form:
             try:
                 values[field_name] = kind(value)
             except (TypeError, ValueError, OverflowError):
-                number = "whole number" if kind is int else "number"
-                raise ValueError(f"{field_name} is {value!r}: give a {number}") from None
+                kind_of_number = "whole number" if kind is int else "number"
+                raise ValueError(f"{field_name} is {value!r}: give a {kind_of_number}") from None
         form = cls(lines, nfe=parts, **values)
         if entry_of(form.sampler) is None and form.sampler not in host_samplers.labels():
             raise ValueError(f"sampler is {form.sampler!r}: choose one of {', '.join(choices())}")
@@ -86,7 +86,7 @@ class Form:
 
     @property
     def entry(self) -> SamplerEntry:
-        """The AMED sampler that is fitted; AMED Multistep if one of the WebUI's own samplers is."""
+        """The selected AMED sampler; AMED Multistep as a stand-in for one of the WebUI's own samplers."""
         return entry_of(self.sampler) or entry_of(label_of("amed_multistep"))
 
     @property
@@ -95,7 +95,7 @@ class Form:
         return entry_of(self.sampler) is None
 
     def job(self) -> Job:
-        """Return the job for amed.fit. Raises ValueError if no fit with these fields is possible."""
+        """Return the settings of the fits, an amed.fit.Job. Raises ValueError if no such fit is possible."""
         job = Job(self.nfe, self.entry.sampler, self.guidance, self.budget, self.seed, self.batch)
         job.settings()
         return job
@@ -112,7 +112,7 @@ class Form:
 
 
 def choices() -> list[str]:
-    """Return the labels of all samplers that can be fitted: AMED's, then the WebUI's own."""
+    """Return the labels of all samplers that a predictor can be fitted for: AMED's, then the WebUI's."""
     return [*LABELS, *host_samplers.labels()]
 
 
@@ -120,7 +120,8 @@ class PromptDenoiser:
     """The WebUI's denoiser for samples with different prompts.
 
     It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` selects a prompt of the batch
-    for each sample. `evaluate` is its amed.loop.Evaluate.
+    for each sample. `evaluate` can also return the output of the U-Net's middle block and the results of the
+    prompt and of the negative prompt alone.
 
     Args:
         denoiser: the WebUI's CFGDenoiser.
@@ -147,7 +148,7 @@ class PromptDenoiser:
 
 
 def make_target(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
-    """Return what amed.fit fits to: the WebUI's denoiser, on noise shaped like x `[B, C, H, W]`.
+    """Return a fit's target (amed.fit.Target): the WebUI's denoiser, and noise shaped like x `[B, C, H, W]`.
 
     Each sample has one of the form's prompts, drawn at random."""
     low, high = host.sigma_range(denoiser.inner_model)
@@ -184,7 +185,7 @@ def show_progress(progress: Progress) -> None:
 
 
 def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Callable[..., Tensor]:
-    """Return the function that fits in place of sampling (`GenerationSettings.calibrate`).
+    """Return the function that fits predictors when it is called in place of the sampler.
 
     It adds its results to `outcome`. After an interruption, the finished fits and the best unfinished one are
     saved. Raises ValueError if the form's name is not a valid file name."""

@@ -52,13 +52,14 @@ class Recording:
 
 
 class RowOrder(Protocol):
-    """How to find each image's rows among those that a WebUI passes through its network.
+    """Finds each image's rows in the batches that a WebUI passes through its network.
 
-    In all methods `count` is the number of images and `extra_args` the arguments of the WebUI's denoiser."""
+    A row is one image with one prompt or negative prompt. In all methods `count` is the number of images and
+    `extra_args` the arguments of the WebUI's denoiser."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
         """Return the middle block's output for the first prompt of each image, `[count, C, H, W]`; None if
-        the rows cannot be assigned to images."""
+        it is unknown which batch row belongs to which image."""
 
     def recording_halves(self, denoiser: Any, recording: Recording) -> AbstractContextManager[None]:
         """Return a context manager that records the denoised images of the prompts and of the negative prompt
@@ -80,7 +81,7 @@ def prompts_of(extra_args: dict[str, Any], count: int) -> list[list[Any]] | None
 
 
 class PromptsFirst:
-    """The row order of A1111: all prompts, then all negative prompts."""
+    """The order of the batch rows in A1111: those of all prompts, then those of all negative prompts."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
         prompts = prompts_of(extra_args, count)
@@ -127,12 +128,12 @@ def weighted_mean(rows: Tensor, weights: list[float]) -> Tensor:
 
 
 class Chunks:
-    """The row order of Forge and reForge: chunks of one row per image."""
+    """The order of the batch rows in Forge and reForge: prompt by prompt, each with one row per image."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """Return the middle block's output for the last prompt chunk, `[count, C, H, W]`.
+        """Return the middle block's output for the first prompt of each image, `[count, C, H, W]`.
 
-        Chunks run in reversed order, so it belongs to the first prompt."""
+        Prompts run in reversed order, so these rows are the last that belong to a prompt."""
         for call in reversed(calls):
             chunks = call.chunks or []
             if len(call.output) != count * len(chunks):
@@ -171,12 +172,12 @@ class Chunks:
 
 
 class HostEvaluate:
-    """The Evaluate (see amed.loop) of a WebUI's CFGDenoiser.
+    """Evaluates a WebUI's CFGDenoiser, with the additional outputs of amed.loop.Evaluate.
 
     Args:
         network: returns the network in use now (a refiner may replace it during a run), or None if the model
             has none.
-        order: the row order of the WebUI."""
+        order: the order of the batch rows in this WebUI."""
 
     def __init__(self, network: Callable[[], nn.Module | None], order: RowOrder):
         self.network, self.order = network, order
@@ -254,9 +255,10 @@ def record_bottleneck(recording: Recording) -> Callable[..., None]:
 
 
 def apply_mask(denoiser: Any, half: Half, denoised: Tensor) -> Half:
-    """Return one half of guidance with the unmasked part of the image restored when inpainting.
+    """When inpainting, restore the unmasked part of one prompt's denoised images.
 
-    The WebUI does the same to `denoised` (`CFGDenoiser.apply_blend`)."""
+    `half`: denoised images of the prompt or of the negative prompt. The WebUI does the same to
+    `denoised` (`CFGDenoiser.apply_blend`)."""
     mask = getattr(denoiser, "mask", None)
     if half is None or mask is None or getattr(denoiser, "mask_before_denoising", False):
         return None if half is None else half.to(denoised)

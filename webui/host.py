@@ -86,8 +86,7 @@ def library() -> Library:
 
 
 def listed_predictors() -> list[str]:
-    """Return the names of the user's predictors, and of the bundled ones for model families of the WebUI (the
-    demo model's are left out)."""
+    """Return the names of the user's predictors and of the bundled ones, except those for the demo model."""
     of_user, families = Library([user_folder()]).names(), ("", *FAMILIES.values())
     named = library().named().items()
     return [name for name, fitted in named if name in of_user or fitted.spec.model_family in families]
@@ -139,7 +138,7 @@ def current_network() -> nn.Module | None:
 def guidance_is_patched(model: Any) -> bool:
     """Return whether a patch of Forge (e.g. a latent modifier, PAG or SAG) changes the result of guidance.
 
-    A predictor must not give the halves of guidance separate weights then."""
+    Then a predictor must not weight the results of the prompt and of the negative prompt separately."""
     options = getattr(getattr(getattr(model, "forge_objects", None), "unet", None), "model_options", {})
     names = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
              "sampler_calc_cond_batch_function")  # fmt: skip
@@ -147,19 +146,19 @@ def guidance_is_patched(model: Any) -> bool:
 
 
 def is_forge() -> bool:
-    """Return whether the loaded checkpoint is one of Forge or reForge."""
+    """Return whether the WebUI is Forge or reForge, judging by the loaded checkpoint."""
     return hasattr(loaded_model(), "forge_objects")
 
 
 def row_order() -> RowOrder:
-    """Return the order in which the rows of an evaluation pass through the loaded network."""
+    """Return the order in which the WebUI passes prompts and negative prompts through the network."""
     return Chunks() if is_forge() else PromptsFirst()
 
 
 def identity(model: Any) -> Identity:
-    """Return a checkpoint's identity.
+    """Return what identifies a checkpoint: its model family, and a hash and a signature of its weights.
 
-    It is read only once per file, when the checkpoint is loaded and no LoRA has changed its weights yet."""
+    Computed once per file, when the checkpoint is loaded and no LoRA has changed its weights yet."""
     info = getattr(model, "sd_checkpoint_info", None)
     file = getattr(info, "filename", None)
     stamp = os.path.getmtime(file) if file and os.path.isfile(file) else id(model)
@@ -170,7 +169,7 @@ def identity(model: Any) -> Identity:
 
 
 def read_identity(model: Any) -> Identity:
-    """Compute a checkpoint's identity from its weights; without a fingerprint if they cannot be read."""
+    """Return a checkpoint's model family, and a hash and a signature of its weights if they can be read."""
     family = next((name for flag, name in FAMILIES.items() if getattr(model, flag, False)), None)
     family = family or type(model).__name__.lower()
     try:
@@ -214,7 +213,7 @@ def amed_sigmas(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
 
 
 def schedule_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> Tensor:
-    """Return the noise levels `[n + 1]`, ending in 0, of the schedule AMED for the WebUI's own samplers."""
+    """Return noise levels `[n + 1]`, ending in 0: the schedule type AMED, for the WebUI's own samplers."""
     sigmas = amed_sigmas(inner_model, n, float(sigma_min), float(sigma_max))
     return torch.cat([sigmas.float(), torch.zeros(1)]).to(device)
 

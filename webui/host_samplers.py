@@ -20,12 +20,12 @@ from .samplers import AUTOMATIC, SCHEDULE_LABEL
 
 
 def labels() -> list[str]:
-    """Return the labels of the WebUI's samplers that can be fitted: those that add no noise."""
+    """Return the labels of the WebUI's samplers that add no noise; a predictor can be fitted for each."""
     return list(host.sampler_functions())
 
 
 def host_sampler(label: str, denoiser: Any) -> HostSampler:
-    """Return one of the WebUI's samplers, with the WebUI's schedules, in the form that amed.fit takes.
+    """Return one of the WebUI's samplers, with the WebUI's schedules, as an amed.fit.HostSampler.
 
     Args:
         label: one of `labels()`; KeyError for any other.
@@ -50,8 +50,8 @@ def load_predictor(name: str, label: str) -> Fitted | None:
     if functions.get(label, ("", None))[0] != fitted.spec.of:
         fitted_sampler = next((k for k, v in functions.items() if v[0] == fitted.spec.of), fitted.spec.of)
         raise PredictorError(
-            f"{fitted.label} was fitted for {fitted_sampler}, not for {label}: choose that sampler, or "
-            "another predictor"
+            f"the predictor {fitted.label} was fitted for {fitted_sampler}, not for {label}: choose the "
+            f"sampler {fitted_sampler}, or another predictor"
         )
     return fitted
 

@@ -92,7 +92,7 @@ class GenerationSettings:
         return self.predictor != AUTO and self.predictor not in WITHOUT_FILE
 
     def request(self, entry: SamplerEntry, identity: Identity, guidance: float, **fields: Any) -> Request:
-        """Make the request to amed.choose; `fields` are further fields of the Request."""
+        """Make the request with which amed.choose looks for a predictor; `fields`: its other fields."""
         return Request(
             identity,
             entry.sampler,
@@ -140,8 +140,8 @@ def preview_choice(
 ) -> Choice:
     """Choose the predictor of a generation before its noise levels are known.
 
-    Where no predictor is found, the noise levels of the returned choice are placeholders; only their number
-    is right. `steps` counts only if neither an NFE nor a file is given. Raises PredictorError."""
+    If no predictor is found, only the number of the returned noise levels is right, not their values.
+    `steps` is used only if neither an NFE nor a predictor file is given. Raises PredictorError."""
     request = settings.request(
         entry, identity, guidance, schedule=lambda count: schedules.logsnr(count, 0.03, 15.0)
     )
@@ -163,16 +163,18 @@ def load_predictor(name: str, entry: SamplerEntry) -> Fitted:
     if not fitted.spec.answers(entry.sampler):
         fitted_sampler = fitted.spec.of or label_of(fitted.spec.sampler)
         raise PredictorError(
-            f"{fitted.label} was fitted for {fitted_sampler}, not for {entry.label}: choose "
-            "that sampler, or another predictor"
+            f"the predictor {fitted.label} was fitted for {fitted_sampler}, not for {entry.label}: choose "
+            f"the sampler {fitted_sampler}, or another predictor"
         )
     return fitted
 
 
 def choice_without_file(kind: str, request: Request, remarks: tuple[str, ...] = ()) -> Choice:
-    """Return the plain or the untrained solver for a request, with these remarks.
+    """Return the solver that runs without a predictor file.
 
-    `kind` is "plain" or "untrained"."""
+    Args:
+        kind: "plain" (an ordinary solver) or "untrained" (the AMED sampler with nothing fitted).
+        remarks: what the user is told about the run."""
     fitted = WITHOUT_FILE[kind](request)
     choice = choose(host.library(), replace(request, sampler=AUTO, nfe=None, fitted=fitted))
     return replace(choice, remarks=remarks)
@@ -235,7 +237,7 @@ def other_levels_remark(fitted: Fitted) -> str:
 
 
 def schedule_advice(request: Request) -> str:
-    """Return the advice for a plain solver on a schedule that the user chose: how to run a predictor instead.
+    """Return the advice to a user whose choice of schedule type rules out a predictor: how to run one.
 
     Args:
         request: the Request of the pass, with its noise levels as `times`."""
@@ -253,7 +255,7 @@ def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def sigmas(entry: SamplerEntry, sampler: Any, p: Any, steps: int) -> Tensor:
-    """Return the noise levels `[steps + 1]` of a pass, and store its choice in `sampler.amed_choice`."""
+    """Choose a pass's predictor, store it in `sampler.amed_choice`, return the noise levels `[steps + 1]`."""
     low, high = host.sigma_range(sampler.model_wrap)
     host.set_schedule_in_infotext(p, SCHEDULE_LABEL)
     settings = settings_of(p)

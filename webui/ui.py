@@ -261,9 +261,9 @@ def add_axes() -> None:
         return lambda p, x, xs: setattr(p, attribute, x)
 
     def check_names(p: Any, xs: list[str]) -> None:
-        for x in xs:
-            if x not in (AUTO, *WITHOUT_FILE, *host.library().names()):
-                raise RuntimeError(f"Unknown AMED predictor {x}: choose one of the AMED accordion's list")
+        for name in xs:
+            if name not in (AUTO, *WITHOUT_FILE, *host.library().names()):
+                raise RuntimeError(f"Unknown AMED predictor {name}: choose one listed in the AMED accordion")
 
     module.axis_options += [
         module.AxisOption(
