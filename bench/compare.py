@@ -13,13 +13,13 @@ SHORT = {"rmse_ref": "error", "fd_ref": "FD", "fd_data": "above the reference's 
 
 
 def cells(rows: list[Row]) -> list[tuple[float, int]]:
-    """Return the cells of the benchmark, i.e. each (guidance, NFE) of the rows, sorted."""
+    """Return the (guidance, NFE) pairs that occur in a list of benchmark results, sorted."""
     return sorted({(r.entry.guidance, r.entry.cell) for r in rows})
 
 
 @dataclass
 class Compared:
-    """A calibrated table compared with the best other solver in one measure, at one NFE and guidance."""
+    """Comparison of a calibrated AMED solver with the best ComfyUI solver in one measure, e.g. the error."""
 
     nfe: int
     guidance: float
@@ -33,23 +33,25 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """The ratio and its interval, for people."""
+        """The ratio of the two solvers' values with its 90 % interval as text, e.g. "0.50 (0.40 to 0.60)"."""
         if self.ratio is None:
             return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
 
 
 def above_reference(measured: Measured, measure: str, reference: Measured | None) -> tuple[float, Tensor]:
-    """Return a measure's value and its resamples; FD to data less that of the reference, if it is given."""
+    """Return a measured value and its bootstrap resamples.
+
+    For "fd_data", the Fréchet distance to the data, the reference's own value is subtracted if given."""
     if measure != "fd_data" or reference is None:
         return measured.value, measured.resampled
     return measured.value - reference.value, measured.resampled - reference.resampled
 
 
 def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
-    """Compare one of our rows with the best other solver of its cell.
+    """Compare an AMED solver with the best ComfyUI solver of as many network passes, at the same guidance.
 
-    Both rows were resampled with the same noises, so the ratios of the resamples are paired."""
+    Both results have the same bootstrap resamples of the noises, so each resample has its own ratio."""
     nfe, guidance = our_row.entry.cell, our_row.entry.guidance
     best = min(others(rows, nfe, guidance), key=lambda r: r.measures[measure].value)
     ours, ours_resampled = above_reference(our_row.measures[measure], measure, reference)
@@ -64,7 +66,7 @@ def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measure
 
 
 def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = CALIBRATED) -> Row | None:
-    """Return the row of a kind of calibrated table at one NFE and guidance; None if there is none."""
+    """Return the result of a calibrated AMED solver at one NFE and guidance; None if it was not measured."""
     matching = (
         r for r in rows if (r.entry.cell, r.entry.guidance, r.predictor) == (nfe, guidance, predictor)
     )
@@ -72,10 +74,10 @@ def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = 
 
 
 def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
-    """Return the calibrated table with the lowest error at the cost of `nfe` evaluations, if there is one.
+    """Return the result of the calibrated AMED solver with the lowest error at the cost of `nfe` evaluations.
 
-    The candidates are the table of `nfe` evaluations, and with guidance that of one evaluation more which
-    skips the negative prompt in two of them."""
+    The candidates take `nfe` evaluations or, with guidance, one more, two of which skip the negative prompt.
+    None if there is no candidate."""
     cell_rows = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
     candidates = [
         r for r in cell_rows if CALIBRATED in r.predictor and r.predictor != QUICK_TABLE and r.nfe <= nfe + 1
@@ -86,7 +88,7 @@ def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
 def all_compared(
     rows: list[Row], references: dict[float, Measured], predictor: str = CALIBRATED
 ) -> list[Compared]:
-    """Compare a kind of calibrated table with the best other solver, at each NFE, guidance and measure."""
+    """Compare a calibrated AMED solver with the best ComfyUI solver at each NFE, guidance and measure."""
     tables = [calibrated_row(rows, nfe, guidance, predictor) for guidance, nfe in cells(rows)]
     return [against_best(r, rows, m, references.get(r.entry.guidance)) for r in tables if r for m in SHORT]
 
@@ -97,7 +99,9 @@ def rank(values: list[float]) -> Tensor:
 
 
 def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
-    """Return (NFE, guidance, Spearman's rank correlation of both Fréchet distances) for each cell."""
+    """Compare the ranks of the solvers by two Fréchet distances, on classifier and on U-Net features.
+
+    Returns (NFE, guidance, Spearman's rank correlation) for each NFE and guidance."""
     ranks = []
     for guidance, nfe in cells(rows):
         cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
@@ -107,7 +111,7 @@ def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
 
 
 def ahead_by(rows: list[Row], measure: str) -> int:
-    """Count at how many (NFE, guidance) the calibrated table beats all other solvers in a measure."""
+    """Count the (NFE, guidance) pairs where calibrated AMED beats all ComfyUI solvers in one measure."""
     count = 0
     for guidance, nfe in cells(rows):
         our_row, best = calibrated_row(rows, nfe, guidance), best_others(rows, nfe, guidance)[measure]

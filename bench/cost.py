@@ -46,7 +46,7 @@ def free_model(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
 
 
 def free_evaluate(model: Callable, x: Tensor, sigma: Tensor, args: dict, wants: frozenset[str]) -> Evaluation:
-    """Evaluate a model that costs nothing; its bottleneck is zeros."""
+    """Evaluate a model that costs nothing, with zeros for its bottleneck features if they are wanted."""
     return Evaluation(model(x, sigma), x.new_zeros(len(x), 8, 8, 8) if "bottleneck" in wants else None)
 
 
@@ -59,9 +59,10 @@ def k_diffusion_sampling() -> ModuleType:
 
 
 def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
-    """Return the samplers to time, by name: the sampler each is compared with, and run(model, x).
+    """Return the samplers to time, {name: (baseline, run)}.
 
-    Each run takes NFE evaluations. `channels` is the number of channels of the latent."""
+    `baseline` is the name of the sampler to compare with, "" for none; run(model, x) makes NFE evaluations.
+    `channels` is the number of channels of the latent."""
     sampling = k_diffusion_sampling()
 
     def k_diffusion_run(function: Callable, steps: int) -> Callable[..., Tensor]:
@@ -98,7 +99,7 @@ def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
 
 
 def file_of(solver: str, nfe: int = NFE) -> Path:
-    """Return the file of the demo model's predictor for a solver and an NFE, without guidance."""
+    """Return the file of AMED parameters for the demo model, by solver and NFE, without guidance."""
     name = f"emoji32-{solver}-nfe{nfe}-cfg1.safetensors"
     return next(folder / name for folder in FOLDERS if (folder / name).is_file())
 
@@ -120,7 +121,7 @@ def seconds(calls: dict[str, Callable[[], Any]], min_seconds: float = 0.6) -> di
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of the tensors created inside it: `now` alive, and their `peak`."""
+    """A context that counts the bytes of tensors created in it: those alive (`now`) and their `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -152,7 +153,9 @@ class Live(TorchDispatchMode):
 
 
 def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 128, 128)) -> float:
-    """Return a run's peak memory beyond its start noise, in latents; the model returns a new tensor."""
+    """Return a run's peak memory beyond its start noise, as a multiple of that noise's size.
+
+    The model of the run returns a new tensor of that size."""
     x = torch.randn(shape)
     with Live() as live:
         call(lambda x, sigma, **kwargs: x * 0.5, x)
@@ -180,7 +183,7 @@ def memory() -> dict[str, float]:
 
 
 def share() -> list[dict[str, Any]]:
-    """Return the share of the time that is not the model when the demo model is sampled, by batch size."""
+    """Measure the sampler's own share of the sampling time of the demo model, by sampler and batch size."""
     denoiser, rows = demo.load_denoiser(), []
     for batch in BATCHES:
         x = torch.randn(batch, 3, 32, 32)
@@ -239,10 +242,10 @@ def imports(rounds: int = 5) -> dict[str, float]:
 
 
 def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any]]]:
-    """Measure how times grow with evaluations, batch and resolution.
+    """Measure how the times of sampling and calibration grow with evaluations, batch size and resolution.
 
-    Returns the seconds of sampling the demo model with a calibrated table, and the seconds and evaluations of
-    a quick calibration of an analytic model, which itself costs next to nothing."""
+    Returns the seconds that calibrated AMED solvers take to sample the demo model, and the seconds and model
+    evaluations of a quick calibration to an analytic model, which itself costs next to nothing."""
     denoiser, sampling, fitting = demo.load_denoiser(), [], []
     for nfe, batch, side in [(n, 4, 32) for n in nfes] + [(5, 1, 32), (5, 16, 32), (5, 4, 64), (5, 4, 128)]:
         fitted = amed.load(file_of("multistep", nfe))
@@ -274,7 +277,7 @@ def growth(nfes: tuple[int, ...] = (3, 5, 7, 9)) -> dict[str, list[dict[str, Any
 
 @dataclass(frozen=True)
 class Learned:
-    """A fitted predictor, how to run it, and what the fit cost."""
+    """Fitted AMED parameters (constants or a network), how to sample with them, and what the fit cost."""
 
     predictor: Any
     sigmas: Tensor
@@ -283,13 +286,13 @@ class Learned:
     passes: int  # cost of the fit: 1 for each sample through the network, 2 more for its gradient
 
     def ends(self, problem: Problem) -> Tensor:
-        """Return the images that the predictor makes from the noises of a problem."""
+        """Sample the noises of `problem` with the fitted parameters; return the images."""
         options = {"predictor": self.predictor, "afs": self.afs, "evaluate": problem.target.evaluate}
         return run(problem.guided, problem.noise, self.sigmas, self.solver, problem.args, **options)[0]
 
 
 def calibrated(target: Target, nfe: int, budget: int) -> Learned:
-    """Calibrate a table without guidance, with a budget of evaluations."""
+    """Calibrate the constants of an AMED solver without guidance, within `budget` model evaluations."""
     counter = Counter(target.model)
     calibration = Calibration(replace(target, model=counter, features=None), Settings(nfe, budget=budget))
     for _ in calibration.run():
@@ -299,7 +302,7 @@ def calibrated(target: Target, nfe: int, budget: int) -> Learned:
 
 
 def trained(target: Target, nfe: int, images: int) -> Learned:
-    """Train AMED-Solver's network by Algorithm 1 without guidance, on this many images."""
+    """Train AMED-Solver's network by Algorithm 1 of the AMED paper on `images` images, without guidance."""
     student = paper.plan("amed", nfe)
     times = student.teacher.times("time_uniform", student.num_steps, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
     predictor, base = BottleneckPredictor(0.01, 0.0), times[:: student.teacher.extra + 1]
@@ -318,9 +321,10 @@ def trained(target: Target, nfe: int, images: int) -> Learned:
 
 
 def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, Any]]:
-    """Compare a quick calibration with Algorithm 1 on the demo model without guidance.
+    """Compare a quick calibration with Algorithm 1 of the AMED paper on the demo model without guidance.
 
-    Returns their passes, seconds, and errors on noises that neither saw."""
+    Returns each fit's network passes (one per sample, two more for its gradient), its seconds, and its error
+    on noises that neither fit saw."""
     problem, plan, rows = Problem(1.0, noises, 9), reference_plan(60), []
     reference = run(problem.guided, problem.noise, plan.sigmas(), plan.solver, problem.args)[0]
     for name, fit in (
@@ -336,7 +340,9 @@ def fits(nfe: int = 5, images: int = 128, noises: int = 64) -> list[dict[str, An
 
 
 def cost(quick: bool = False) -> dict[str, Any]:
-    """Measure all costs: loop, memory, imports, fits. `quick` leaves out large latents and the fits."""
+    """Measure time and memory of the sampling loop, import times, and the cost of fitting a solver.
+
+    `quick` leaves out the fits, large latents and large batches."""
     torch.set_num_threads(1)
     print("  overhead, memory, imports", flush=True)
     costs = {

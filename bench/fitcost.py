@@ -38,18 +38,18 @@ PASSES_AN_IMAGE = 25  # of Algorithm 1, roughly; only used to order the jobs
 
 @cache
 def problem(count: int) -> Problem:
-    """Return the demo model with the noises to measure fits on."""
+    """Return the demo model without guidance with `count` noises, on which the fits are measured."""
     return Problem(1.0, count, SEED)
 
 
 def reference(count: int, start: int, stop: int) -> Tensor:
-    """Return the reference images of some of the noises."""
+    """Return the reference images, sampled in 60 evaluations, of the noises from `start` to `stop`."""
     part, plan = problem(count).part(start, stop), reference_plan(60)
     return run(part.guided, part.noise, plan.sigmas(), plan.solver, part.args)[0]
 
 
 def greedy(samples: int) -> Learned:
-    """Fit a greedy table of AMED-Solver, on the schedule that the paper recommends."""
+    """Fit AMED-Solver's constants interval by interval, on the schedule that its paper recommends."""
     fit_target, solver = target(1.0), Solver("amed")
     base = schedules.make("time_uniform", (NFE + 1) // 2 + 1, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
     noise, args = fit_target.draw(torch.Generator().manual_seed(SEED + 1), samples)
@@ -59,16 +59,17 @@ def greedy(samples: int) -> Learned:
 
 
 def fitted(kind: str, size: int) -> Learned:
-    """Run one fit of the demo model.
+    """Run one fit of the demo model: a calibration, Algorithm 1 of the paper, or greedy constants.
 
-    `size` is the budget of a calibration, the images of Algorithm 1, or the noises of a greedy table."""
+    `size` is the budget of a calibration in evaluations, the number of training images of Algorithm 1, or the
+    number of noises of the greedy fit."""
     if kind == "calibration":
         return calibrated(target(1.0), NFE, size)
     return trained(target(1.0), NFE, size) if kind == "Algorithm 1" else greedy(size)
 
 
 def measure(kind: str, size: int, count: int) -> dict[str, Any]:
-    """Run one fit and measure its images; return its row of docs/fit_cost.json."""
+    """Run one fit and measure the images sampled with it; return its entry of docs/fit_cost.json."""
     problem_set, reference_images, learned = problem(count), load_file(FILE)["images"], fitted(kind, size)
     ends, features = learned.ends(problem_set), problem_set.target.features
     distance = frechet(Statistics.of(features(ends)), Statistics.of(features(reference_images)))
@@ -83,7 +84,7 @@ def work(job: tuple[str, int, int]) -> float:
 
 
 def fit_costs(jobs: list[tuple[str, int]], count: int, processes: int) -> list[dict[str, Any]]:
-    """Run and measure a fit for every (kind, size); return their rows in the same order."""
+    """Run and measure a fit for each (kind of fit, its size) in `jobs`; return the results in that order."""
     OUT.mkdir(exist_ok=True)
     with Workers(processes) as workers:
         parts = [(count, start, min(start + PART, count)) for start in range(0, count, PART)]

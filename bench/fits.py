@@ -25,7 +25,7 @@ NFES, GUIDANCES = range(3, 11), (1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class FitJob:
-    """One calibration and the file it is saved in."""
+    """The settings of one calibration of the demo model, and the file for its result."""
 
     nfe: int
     guidance: float = 1.0
@@ -35,7 +35,7 @@ class FitJob:
 
     @property
     def file(self) -> Path:
-        """The file that the predictor is saved in."""
+        """The file for the calibrated solver constants."""
         kind = "flow-multistep" if self.flow else "multistep-quick" if self.budget == "quick" else "multistep"
         name = f"{NAME}-{kind}-nfe{self.nfe}-cfg{self.guidance:g}"
         bench_only = self.flow or self.passes or self.budget == "quick"
@@ -50,7 +50,7 @@ class FitJob:
 
 
 def fit_jobs() -> list[FitJob]:
-    """Return all calibrations of the benchmark."""
+    """Return a FitJob for each calibration that the benchmark needs."""
     cells = [(n, g) for g in GUIDANCES for n in NFES]
     normal = [FitJob(n, g) for n, g in cells]
     quick = [FitJob(n, g, "quick") for n, g in cells]

@@ -32,7 +32,7 @@ KINDS = ("normal", "thorough", "wide")
 
 @dataclass(frozen=True)
 class Wide(Settings):
-    """Settings with so many samples that the form of the table limits the result, not their noise."""
+    """Calibration settings with so many samples that only the solver's own form limits its quality."""
 
     @property
     def held_out(self) -> int:
@@ -44,13 +44,13 @@ class Wide(Settings):
 
 
 def file_of(kind: str, nfe: int, guidance: float) -> Path:
-    """Return the file of a calibrated table: bundled if normal, otherwise in bench/out."""
+    """Return the file of a calibrated solver: bundled for the budget "normal", otherwise in bench/out."""
     name = f"{NAME}-multistep{'' if kind == 'normal' else f'-{kind}'}-nfe{nfe}-cfg{guidance:g}.safetensors"
     return (BUNDLED if kind == "normal" else OUT) / name
 
 
 def fitted(kind: str, nfe: int, guidance: float) -> int:
-    """Fit a calibrated table and save it; return the evaluations that the fit made."""
+    """Calibrate an AMED solver and save it; return the number of model evaluations that this took."""
     budget, settings_class = (WIDE_BUDGET, Wide) if kind == "wide" else (PRESETS["thorough"], Settings)
     fit_target = replace(target(guidance, dtype=torch.bfloat16), features=None)
     calibration = Calibration(fit_target, settings_class(nfe, budget=budget, guidance=guidance, batch=32))
@@ -62,13 +62,13 @@ def fitted(kind: str, nfe: int, guidance: float) -> int:
 
 
 def entry(kind: str, nfe: int, guidance: float) -> Entry:
-    """Return the benchmark's entry that measures a kind of calibrated table."""
+    """Return the measurement of a calibration of one kind ("normal", "thorough" or "wide")."""
     passes = nfe if guidance == 1 else 2 * nfe
     return Entry(nfe, passes, guidance, NOISES, file=str(file_of(kind, nfe, guidance)))
 
 
 def line(kind: str, row: Row, evaluations: int | None = None) -> dict[str, Any]:
-    """Return the row of docs/floor.json for a measured row."""
+    """Return the entry of docs/floor.json for one measured solver."""
     return row.as_dict() | {"kind": kind} | ({} if evaluations is None else {"fit_evaluations": evaluations})
 
 
@@ -79,7 +79,9 @@ def enough(guidance: float) -> bool:
 
 
 def cell(plan: Plan, workers: Workers, nfe: int, guidance: float) -> list[dict[str, Any]]:
-    """Return the rows of one NFE and guidance on all noises: our tables, then the nearest other solvers."""
+    """Calibrate AMED solvers and measure them with the nearest ComfyUI solvers at one NFE and guidance.
+
+    Returns their entries of docs/floor.json, AMED's first."""
     jobs = [(kind, nfe, guidance) for kind in ("wide", "thorough")]
     fit_evaluations = {job[0]: evaluations for job, evaluations in workers.each("fits", fitted, jobs)}
     passes = nfe if guidance == 1 else 2 * nfe

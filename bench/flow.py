@@ -39,7 +39,7 @@ class FlowForm(nn.Module):
 
 
 def flow_target(dtype: torch.dtype = torch.float32) -> Target:
-    """Return the demo model without guidance, in flow form, as a Target."""
+    """Return the demo model without guidance as a flow-matching model that can be calibrated to."""
     base_target = target(1.0, dtype=dtype)
     return replace(
         base_target,

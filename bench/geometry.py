@@ -30,14 +30,14 @@ COMPONENTS = 8  # of the principal component analysis, in the figure
 
 
 def heun() -> Plain:
-    """Return a Heun run of 80 evaluations on the polynomial schedule.
+    """Return the settings of a Heun run of 80 evaluations on the polynomial schedule.
 
-    Every eighth of its 41 times is one of the N = 6 base times."""
+    Every eighth of its 41 times is one of the N = 6 base times, the ends of the intervals in figure 5."""
     return Plain(Solver("heun"), "polynomial", 7.0, EVALUATIONS // 2 + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
-    """Return the states of some noises at every time of `heun()`, `[41, n, 3, 32, 32]`."""
+    """Return the states of `count` noises at all times of a Heun run, `[41, n, 3, 32, 32]`."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     return torch.stack(path_of(noises.part(start, start + count), heun()).states)
 

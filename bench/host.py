@@ -64,7 +64,9 @@ def modules() -> SimpleNamespace:
     """Return ComfyUI's modules. Raises RuntimeError if there is no ComfyUI (`make host` installs one)."""
     root = find()
     if root is None:
-        raise RuntimeError("no ComfyUI was found to take the other samplers from: run `make host`")
+        raise RuntimeError(
+            "no ComfyUI was found, whose samplers the benchmark measures: run `make host` to install one"
+        )
     sys.path.append(str(root))  # last, because ComfyUI's `tests` and `nodes` must not hide ours
     from comfy.cli_args import args
 
@@ -158,7 +160,7 @@ def sample(
 
 @cache
 def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int | None:
-    """Count the evaluations of a run of `steps` steps; None if the sampler cannot run this way."""
+    """Count the evaluations of a run of `steps` steps; None if the sampler fails with these settings."""
     counter = Counter(lambda x, sigma: 0.5 * x)
     sigmas = torch.linspace(2, 0.1, steps + 1, dtype=torch.float64).exp()
     if to_zero:

@@ -20,7 +20,7 @@ class _Enough(Exception):
 
 
 class Bottleneck:
-    """A second set of features: the mean over the pixels of the demo U-Net's middle block at sigma 0.2.
+    """Image features for a second Fréchet distance: the demo U-Net's middle block at sigma 0.2, pixel mean.
 
     Call it with images `[B, 3, 32, 32]` for features `[B, 128]`."""
 
@@ -110,9 +110,10 @@ class Ruler:
         self.projected = reference.flatten(1) @ self.directions
 
     def measure(self, images: Tensor) -> dict[str, Measured]:
-        """Measure images: rmse_ref, fd_ref, fd_data and swd with resamples, fd_ref_unet without.
+        """Return the error, Fréchet distances and sliced Wasserstein distance (`swd`) of images, by name.
 
-        All but fd_data are distances to the reference images."""
+        All are distances to the reference images except `fd_data`, which is to the data. All have bootstrap
+        resamples except `fd_ref_unet`, the Fréchet distance on U-Net features."""
         count = len(images)
         squares = (images - self.reference).double().square().flatten(1).mean(1)
         features = self.classifier(images).double()

@@ -27,10 +27,10 @@ Grids = dict[int, Tensor]  # number of steps -> searched grid, [steps + 1]
 
 @dataclass(frozen=True)
 class Setting:
-    """One run of another solver.
+    """A ComfyUI sampler with its schedule and number of steps, for one run of the benchmark.
 
-    The schedules of the host end at 0, the others at sigma_min. Those of bench.flow are for the model in flow
-    form."""
+    ComfyUI's sigma schedules end at 0, the others at sigma_min. The schedules of bench.flow are for the demo
+    model in flow form, i.e. as a flow-matching model."""
 
     variant: host.Variant
     schedule: str  # a name of OURS, host.HOST_SCHEDULES or flow.SCHEDULES, or "searched"
@@ -59,7 +59,7 @@ class Setting:
         return schedules.make(kind, self.steps + 1, SIGMA_MIN, SIGMA_MAX, rho)
 
     def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
-        """Run this sampler setting on the noises of a problem; return its images and their cost."""
+        """Sample the noises of `problem` with this setting; return the images and their cost."""
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
@@ -90,7 +90,9 @@ class Setting:
 
 
 def candidates(nfe: int) -> Iterator[Setting]:
-    """Yield all settings that take exactly `nfe` evaluations, which are counted in a run without a model."""
+    """Yield every setting of ComfyUI's samplers that takes exactly `nfe` evaluations.
+
+    The evaluations are counted in a run with a stand-in for the model."""
     schedule_kinds = [(kind, False, afs) for kind, afs in product((*OURS, "searched"), (False, True))]
     schedule_kinds += [(kind, True, False) for kind in host.HOST_SCHEDULES]
     for variant, (kind, to_zero, afs) in product(host.VARIANTS, schedule_kinds):
@@ -101,7 +103,9 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """Yield all settings of exactly `nfe` evaluations for the model in flow form (no analytic first step)."""
+    """Yield every setting of ComfyUI's samplers that samples a flow model in exactly `nfe` evaluations.
+
+    None has an analytic first step."""
     for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:

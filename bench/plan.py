@@ -46,7 +46,7 @@ class Plan:
     workers: int = os.cpu_count() or 1  # processes
 
     def total(self, guidance: float) -> int:
-        """Return the number of noises drawn at a guidance scale; every row uses the first of them."""
+        """Return the number of noises to draw at a guidance scale: the most that any measurement uses."""
         return max(self.noises[guidance], self.many.get(guidance, 0))
 
 
@@ -55,7 +55,7 @@ QUICK = Plan({1.0: 24, 4.0: 12}, (3, 5, 7), {}, 0, 4, 20)
 
 @dataclass(frozen=True)
 class Entry:
-    """One row to measure: a setting of another solver, or a predictor file."""
+    """A measurement to make: of a ComfyUI sampler's setting or a file of fitted AMED parameters."""
 
     nfe: int  # evaluations per image that it must take
     passes: int  # network passes per image that it must take
@@ -66,12 +66,12 @@ class Entry:
 
     @property
     def cell(self) -> int:
-        """The NFE under which the row is listed: that of a solver with as many network passes."""
+        """The number of full evaluations that cost as many network passes; the result is listed under it."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property
     def flow(self) -> bool:
-        """Whether this row is of the model in flow form."""
+        """Whether the demo model is sampled as a flow model."""
         return self.setting.flow if self.setting else "-flow-" in Path(self.file).name
 
     @property
@@ -82,13 +82,13 @@ class Entry:
 
     @property
     def work(self) -> float:
-        """The network passes of this row, to order the jobs."""
+        """The number of network passes of this measurement, by which the jobs are ordered."""
         return self.passes * self.count
 
 
 @dataclass
 class Row:
-    """What was measured for an entry: one solver at one NFE and guidance."""
+    """The result of one measurement: one solver at one NFE and guidance."""
 
     entry: Entry
     solver: str  # for people
@@ -132,7 +132,7 @@ PLUGINS = {
 
 
 def label(fitted: Fitted) -> tuple[str, str]:
-    """Return how a predictor is shown to people: its solver, and its kind (table or MLP)."""
+    """Return the names to show for a fitted AMED solver: that of the solver, and its kind, e.g. "MLP"."""
     spec = fitted.spec
     if spec.solver == MULTISTEP:
         passes_label = f"{CALIBRATED}, {fitted.passes} passes"
@@ -145,10 +145,10 @@ def label(fitted: Fitted) -> tuple[str, str]:
 
 @cache
 def predictors() -> tuple[tuple[str, Fitted], ...]:
-    """Return (file, predictor) for each predictor of the demo model.
+    """Return (file, fitted AMED solver) for each file that was fitted to the demo model.
 
-    Left out are plain solvers, and predictors that take an odd number of passes with guidance, because no
-    other solver takes as many."""
+    Left out are files of plain solvers, which have no learned parameters, and with guidance those that take
+    an odd number of network passes, because no ComfyUI sampler takes as many."""
     model_fingerprint = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
     files = {path.name: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))}
     loaded = ((str(path), load(path)) for path in files.values())
@@ -162,14 +162,16 @@ def predictors() -> tuple[tuple[str, Fitted], ...]:
 
 
 def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
-    """Return the best settings of the other solvers from bench/settings.json, and the searched grids."""
+    """Return the best settings of ComfyUI's samplers at one NFE and guidance, from bench/settings.json.
+
+    Also returns the searched noise levels at this guidance, by number of steps."""
     known = json.loads(SETTINGS.read_text())
     grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
     return [Setting.of(setting) for setting in known[f"{nfe} {guidance:g}"]], grids
 
 
 def entries(plan: Plan) -> list[Entry]:
-    """Return all rows that a plan has to measure, without those of the flow form."""
+    """Return the measurements that a benchmark plan asks for, except those of the flow model."""
     wanted = []
     for guidance, count in plan.noises.items():
         for nfe in plan.nfes:
@@ -182,7 +184,7 @@ def entries(plan: Plan) -> list[Entry]:
 
 
 def flow_entries(plan: Plan) -> list[Entry]:
-    """Return all rows that a plan has to measure of the model in flow form."""
+    """Return the measurements that a plan asks for of the demo model as a flow model."""
     if not plan.flow:
         return []
     wanted = [Entry(n, n, 1.0, plan.flow, setting) for n in flow.NFES for setting in flow_settings(n)]

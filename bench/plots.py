@@ -20,10 +20,11 @@ COLOURS = dict(zip(host.SOLVERS, plt.cm.tab20(np.linspace(0, 1, len(host.SOLVERS
 
 
 def lines(rows: list[Row], guidance: float, measure: str) -> dict[str, dict[int, float]]:
-    """Return the lines of a plot, {name: {evaluations: value of a measure}}.
+    """Return the lines of a plot, {name: {NFE: value of `measure`}}.
 
-    There is a line for each other solver at its best settings, each kind of calibrated table, the best
-    AMED-Plugin, and AMED-Solver. A table that skips passes is placed at the evaluations of equal cost."""
+    There is a line for each ComfyUI sampler at its best settings, each kind of calibrated AMED multistep
+    solver, the best AMED-Plugin, and AMED-Solver. A solver that skips the negative prompt in some evaluations
+    is placed at the NFE that costs as many network passes."""
     names = {CALIBRATED: "AMED multistep, calibrated", QUICK_TABLE: "AMED multistep, calibrated quick"}
     by_name: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -82,7 +83,7 @@ def quality(rows: list[Row], file: Path) -> None:
 
 
 def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
-    """Draw the images of the first noises by the reference, AMED, the best other and common solvers."""
+    """Draw images of the same noises by the reference, AMED, and the best and common ComfyUI samplers."""
     cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
     best = best_others(rows, nfe, guidance)
     shown = [("reference, 100", OUT / "strips" / f"{guidance:g}-reference.png")]
@@ -143,7 +144,7 @@ def figure_4(figures: dict[str, Any], file: Path) -> None:
 
 
 def figure_5(figures: dict[str, Any], file: Path) -> None:
-    """Draw the paper's figure 5: what the best r gains in each interval, and the best r."""
+    """Draw the AMED paper's figure 5: the best mid time r in each interval, and what it gains."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, (name, student) in enumerate(figures["students"].items()):
         x = np.arange(1, len(student["alignment"]) + 1)

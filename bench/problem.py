@@ -31,7 +31,7 @@ class Remembering(Counter):
         model.model.register_forward_pre_hook(self.count_passes)
 
     def count_passes(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Count the samples of a call of the network."""
+        """Add the samples of one network call to `passes`; a forward pre-hook of the network."""
         self.passes += len(inputs[0])
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
@@ -59,13 +59,14 @@ class Ends:
 
 
 class Problem:
-    """The demo model at a guidance scale, or in flow form, with noises and their arguments.
+    """A sampling task: the demo model at a guidance scale, or as a flow model, with noises to start from.
 
     Args:
-        guidance: guidance scale; 1 in flow form.
-        count, seed: of the noises.
-        dtype: of the network.
-        flow: whether the model is in flow form."""
+        guidance: guidance scale; 1 for the flow model.
+        count: number of noises.
+        seed: seed of the noises.
+        dtype: dtype of the network.
+        flow: whether the demo model is used as a flow model."""
 
     def __init__(
         self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32, flow: bool = False
@@ -82,14 +83,14 @@ class Problem:
         return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":
-        """Return this problem with only its noises from `start` to `stop`."""
+        """Return a copy of the task with only the noises from `start` to `stop`."""
         part, rows = object.__new__(Problem), slice(start, stop)
         noise = self.noise[rows]
         part.__dict__ = {**self.__dict__, "count": len(noise), "noise": noise, "args": cut(self.args, rows)}
         return part
 
     def first(self, count: int) -> "Problem":
-        """Return this problem with only its first `count` noises."""
+        """Return a copy of the task with only the first `count` noises."""
         return self.part(0, count)
 
     def run(

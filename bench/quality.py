@@ -45,12 +45,12 @@ from .workers import Workers
 
 @cache
 def problem(guidance: float, count: int, seed: int, dtype: str, flow: bool = False) -> Problem:
-    """Return the demo model with its noises; made only once per process."""
+    """Return the demo model with `count` noises to sample; made only once per process."""
     return Problem(guidance, count, seed, getattr(torch, dtype), flow)
 
 
 def drawn(plan: Plan, guidance: float, flow: bool = False) -> Problem:
-    """Return the demo model with all noises of the plan at a guidance scale."""
+    """Return the demo model with all noises that the benchmark uses at a guidance scale."""
     count = plan.flow if flow else plan.total(guidance)
     return problem(guidance, count, plan.seed, plan.dtype, flow)
 
@@ -62,7 +62,7 @@ def reference_file(guidance: float, flow: bool = False) -> Path:
 
 @cache
 def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
-    """Return the Ruler that measures images against the first `count` reference images."""
+    """Return an object that measures images against the first `count` reference images."""
     images = load_file(reference_file(guidance, flow))["images"]
     return Ruler(images[:count], drawn(plan, guidance, flow).denoiser, plan.resamples)
 
@@ -79,7 +79,9 @@ def reference(
 
 
 def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
-    """Sample with a predictor file on its own schedule; return the images with their cost, and the file."""
+    """Sample with a file of fitted AMED parameters, on its own noise levels.
+
+    Returns the images with their cost, and the loaded file."""
     fitted = load(Path(file))
     spec, sigmas = fitted.spec, fitted.sigmas()
     # a remembered evaluation contains neither the bottleneck nor the halves
@@ -105,9 +107,9 @@ def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
 
 
 def measure(plan: Plan, entry: Entry) -> Row:
-    """Run one entry and measure it.
+    """Make one measurement of the benchmark and return its result.
 
-    Raises RuntimeError if it took other evaluations or passes than the entry states."""
+    Raises RuntimeError if the run took another number of evaluations or passes than `entry` states."""
     noises = drawn(plan, entry.guidance, entry.flow).first(entry.count)
     if entry.setting is not None:
         grids = {} if entry.flow else settings(entry.nfe, entry.guidance)[1]
@@ -133,7 +135,7 @@ def measure(plan: Plan, entry: Entry) -> Row:
 
 
 def strip_file(row: Row) -> Path:
-    """Return the PNG file for the first images of a row, side by side."""
+    """Return the PNG file that shows the first images of a result side by side."""
     entry = row.entry
     return OUT / "strips" / f"{entry.guidance:g}-{entry.cell}-{row.solver}-{row.predictor}.png"
 
@@ -151,9 +153,9 @@ def strip(images: Tensor, file: Path) -> None:
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the reference images of all noises, and of the first noises with twice the evaluations.
+    """Return the reference images of all noises (100 evaluations), and of the first noises with 200.
 
-    They are saved in bench/out; with `resume` those of an earlier run are used."""
+    They are saved in bench/out; with `resume` those saved by an earlier run are loaded."""
     file = reference_file(guidance, flow)
     count = plan.flow if flow else plan.total(guidance)
     if not (resume and file.is_file()):
@@ -174,7 +176,9 @@ def reference_images(
 def references(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> dict[str, Any]:
-    """Return the reference's row, with its distance to a reference of twice the evaluations as a check."""
+    """Return the reference's entry for docs/results.json or docs/flow.json.
+
+    It includes the distance to a run of twice the evaluations, to check that the reference has converged."""
     images, twice = reference_images(plan, workers, guidance, resume, flow)
     first = images[: len(twice)]
     if not flow:
@@ -201,7 +205,7 @@ def references(
 
 
 def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Measured]:
-    """Return the reference's own Fréchet distance to the data for each guidance, on this many noises."""
+    """Return the reference images' Fréchet distance to the data for each {guidance: number of noises}."""
     distances = {}
     for guidance, count in noises.items():
         images = load_file(reference_file(guidance))["images"][:count]
@@ -211,7 +215,7 @@ def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Me
 
 
 def median(images: Tensor, reference: Tensor) -> float:
-    """Return the error of the median noise."""
+    """Return the median of the images' errors to the reference."""
     return float(torch.tensor([rmse(a, b) for a, b in zip(images, reference)]).median())
 
 
@@ -245,7 +249,7 @@ def save_row(row: Row) -> None:
 
 
 def measured(plan: Plan, workers: Workers, title: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Measure the `wanted` entries without a row in `old`; return the rows of all wanted entries."""
+    """Make the `wanted` measurements that `old` does not contain; return the results of all wanted ones."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
     for _, row in workers.each(title, measure, jobs, work=lambda job: job[1].work):
@@ -255,21 +259,21 @@ def measured(plan: Plan, workers: Workers, title: str, wanted: list[Entry], old:
 
 
 def others(rows: list[Row], nfe: int, guidance: float) -> list[Row]:
-    """Return the rows of the other solvers at one NFE and guidance."""
+    """Return the results of ComfyUI's samplers at one NFE and guidance."""
     return [r for r in rows if not r.entry.file and (r.nfe, r.entry.guidance) == (nfe, guidance)]
 
 
 def best_others(rows: list[Row], nfe: int, guidance: float) -> dict[str, Row]:
-    """Return for each measure the row of the best other solver at one NFE and guidance."""
+    """Return, for each measure, the result of the best ComfyUI sampler at one NFE and guidance."""
     cell_rows = others(rows, nfe, guidance)
     return {name: min(cell_rows, key=lambda r: r.measures[name].value) for name in MEASURES}
 
 
 def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[Row]:
-    """Return the rows of the `count` best other solvers at one NFE and guidance.
+    """Return the results of the `count` best ComfyUI samplers at one NFE and guidance.
 
     First the one with the lowest error, then the one with the lowest Fréchet distance, then those with the
-    lowest error times the root of that distance."""
+    lowest error times the square root of that distance."""
     best = best_others(rows, nfe, guidance)
 
     def score(row: Row) -> float:
@@ -280,7 +284,9 @@ def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[
 
 
 def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
-    """Return entries that measure the calibrated tables and their nearest rivals on `plan.many` noises."""
+    """Return the measurements to repeat on more noises (`plan.many`).
+
+    They are those of the calibrated AMED solvers and of the nearest ComfyUI samplers."""
     wanted = []
     for guidance, count in plan.many.items():
         for nfe in plan.nfes:
@@ -301,12 +307,12 @@ class Results:
 
     @property
     def large(self) -> list[Row]:
-        """The rows on the largest number of noises: `many`, or all rows if there are none."""
+        """The results on many noises, or all results if none were measured on many."""
         return self.many or self.rows
 
 
 def quality(plan: Plan, resume: bool = False) -> Results:
-    """Measure everything that the plan contains."""
+    """Make all measurements of a benchmark plan; with `resume`, continue an interrupted run."""
     OUT.mkdir(exist_ok=True)
     plan_file = OUT / "plan.txt"
     if resume and not (plan_file.is_file() and plan_file.read_text() == repr(plan)):

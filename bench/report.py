@@ -30,7 +30,7 @@ HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "rati
 
 
 def line(c: Compared) -> list[Any]:
-    """Return a comparison as a line of a table, i.e. its cells under the headings HEAD."""
+    """Return a comparison of two solvers as the cells of a Markdown table's line, under the headings HEAD."""
     which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
@@ -41,7 +41,9 @@ def at(guidance: float, nfe: int) -> str:
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
-    """Return our tables' ratios to the best other solver, {"table measure": {(guidance, NFE): ratio}}."""
+    """Return the ratios of AMED's values to those of the best ComfyUI solver.
+
+    They are grouped by calibration budget and measure, e.g. {"normal rmse_ref": {(guidance, NFE): ratio}}."""
     ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:
@@ -51,7 +53,7 @@ def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
 
 
 def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
-    """Return a table of each kind's ratios to the best other solver in every cell, and their averages."""
+    """Return a Markdown table of the ratios of AMED's values to the best ComfyUI solver's, with averages."""
     kinds = [(name, measure) for name in tables for measure in ("rmse_ref", "fd_ref")]
     comparison_of = {(n, c.measure, c.guidance, c.nfe): c for n, cs in tables.items() for c in cs}
     body = []
@@ -147,7 +149,7 @@ def flow_rows(rows: list[Row]) -> list[str]:
 
 
 def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -> list[str]:
-    """Return the README's table: error and Fréchet distance of the best other solvers and of our table."""
+    """Return the README's table: error and Fréchet distance of the best ComfyUI solvers and of AMED."""
     cells: dict[tuple, dict[str, Compared]] = {}
     for c in all_compared:
         cells.setdefault((c.guidance, c.nfe), {})[c.measure] = c
@@ -215,7 +217,7 @@ def many_noises(rows: list[Row]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """Return how a row's solver is shown; our predictors are in bold, with their kind."""
+    """Return a solver's name for the tables; AMED's are bold and followed by the kind of their parameters."""
     if not row.entry.file:
         return row.solver
     predictor = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")
@@ -251,16 +253,17 @@ def page(
     pictures: list[str],
     extra_rows: dict[str, list[dict]],
 ) -> str:
-    """Return the text of docs/RESULTS.md, i.e. page.md with all values filled in.
+    """Return the text of docs/RESULTS.md, i.e. the template page.md with all values filled in.
 
     Args:
-        plan: of the run.
-        measured: its results.
-        reference_distances: the reference's FD to data for each guidance, on the noises of `measured.large`.
-        figures: the numbers of bench.geometry.
-        cost: the numbers of bench.cost.
-        pictures: file names of the grids.
-        extra_rows: the rows of each file of MORE; empty where it does not exist."""
+        plan: the benchmark plan that was run.
+        measured: the results of the run.
+        reference_distances: Fréchet distance of the reference images to the data for each guidance, on the
+            noises of `measured.large`.
+        figures: numbers for the AMED paper's figures 4 and 5, from bench.geometry.
+        cost: measured times and memory, from bench.cost.
+        pictures: file names of the image grids.
+        extra_rows: rows of each JSON file named in MORE; empty where the file does not exist."""
     rows, large, ranks = measured.rows, measured.large, agreement(measured.rows)
     tables = {
         name: all_compared(large, reference_distances, kind)
@@ -327,7 +330,7 @@ def listed(rows: list[dict[str, Any]]) -> str:
 
 
 def write_all(folder: Path, page_text: str, measured: Results, figures: dict, cost: dict) -> None:
-    """Write the page and the JSON files, each through a temporary file."""
+    """Write RESULTS.md and its JSON files into `folder`, each through a temporary file."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("results.json", listed(results(measured))),

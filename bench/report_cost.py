@@ -10,7 +10,7 @@ LOOP_AT = ("4x128x128", 1)
 
 
 def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of page.md on the paper's figures 4 and 5."""
+    """Return the values on the AMED paper's figures 4 and 5 that fill the results page."""
     worst, students = max(figures["error_mean"]), figures["students"]
     body = []
     for name, student in students.items():
@@ -106,7 +106,7 @@ def floor(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def fits(costs: dict[str, Any]) -> list[str]:
-    """Return the sections on fitting and growth, if they were measured."""
+    """Return the sections on the cost of fitting and on how costs grow, if they were measured."""
     if "fits" not in costs:
         return []
     fit_rows = [
@@ -143,7 +143,7 @@ def fits(costs: dict[str, Any]) -> list[str]:
 
 
 def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of page.md on the sampling loop, memory, imports and fits."""
+    """Return the values on sampling time, memory, imports and fitting that fill the results page."""
     ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
     return {
         "cost_nfe": costs["nfe"],

@@ -9,7 +9,7 @@ COMMAND = "python -m bench.samplers"
 
 
 def fitted_with(row: dict[str, Any]) -> str:
-    """Format the cost of a row's fit, e.g. "2500, 12 s": evaluations and seconds."""
+    """Format what a fit cost, as evaluations and seconds, e.g. "2500, 12 s"."""
     seconds = row.get("fit_seconds")
     return f"{row['fit_evaluations']}" + (f", {seconds:.0f} s" if seconds else "")
 

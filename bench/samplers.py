@@ -54,12 +54,12 @@ def sampler_of(name: str) -> HostSampler:
 
 @cache
 def problem(guidance: float, seed: int) -> Problem:
-    """Return the noises of a seed as a problem: those to measure on, or those to search schedules on."""
+    """Return the demo model with a seed's noises: SEED to measure on, others to search schedules on."""
     return Problem(guidance, NOISES if seed == SEED else SEARCHED, seed, DTYPE)
 
 
 def reference(guidance: float, seed: int, start: int, stop: int) -> Tensor:
-    """Return the reference images of some of the noises."""
+    """Return the reference images, sampled in 60 evaluations, of the noises from `start` to `stop`."""
     part, plan = problem(guidance, seed).part(start, stop), reference_plan(60)
     return run(part.guided, part.noise, plan.sigmas(), plan.solver, part.args)[0]
 
@@ -98,7 +98,7 @@ def karras(steps: int) -> Tensor:
 def ends(
     sampler: HostSampler, problem_set: Problem, sigmas: Tensor, fitted: Any = None
 ) -> tuple[Tensor, int]:
-    """Run a sampler, with fitted constants or without; return its images and the evaluations counted."""
+    """Run a ComfyUI sampler, plain or with fitted AMED constants; return images and evaluations."""
 
     def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         denoiser = model if fitted is None else ScaledDenoiser(model, fitted.at)

@@ -41,7 +41,7 @@ def reference_plan(evaluations: int) -> Plain:
 
 @torch.no_grad()
 def path_of(problem: Problem, plan: Plain) -> Path:
-    """Return the states of a problem's noises at every time of a plain run."""
+    """Run the solver of `plan` on the noises of `problem`; return the states at each noise level."""
     sigmas = plan.sigmas()
     x = problem.noise * sigmas[0].float()
     run = states(Run(problem.guided, problem.args), plan.solver, x, sigmas, afs=plan.afs)
@@ -49,12 +49,16 @@ def path_of(problem: Problem, plan: Plain) -> Path:
 
 
 def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
-    """Return the states of a problem's noises at every step of a reference run."""
+    """Run the reference solver on the noises of `problem`; return the states at each noise level."""
     return path_of(problem, reference_plan(evaluations))
 
 
 def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
-    """Return the best settings of each solver, chosen as described at the top of this file."""
+    """Return the best settings of each ComfyUI sampler, ranked in two rounds.
+
+    The first round ranks all settings by error on FEW noises. The second runs the BEST of each sampler on all
+    noises and keeps that of the lowest error, and that of the lowest error times the root of the Fréchet
+    distance."""
     few, reference_statistics = problem.first(FEW), Statistics.of(features(reference))
     errors = []
     for setting in candidates(nfe):
@@ -74,17 +78,17 @@ def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features
 
 
 def flow_reference(problem: Problem, evaluations: int = 100) -> Tensor:
-    """Return the reference images of a problem in flow form, from a run of the model in its own form.
+    """Sample the reference images of a flow-model problem by running the model in its original form.
 
-    A flow model starts at s = 1 from pure noise; its first slope, which leads to the model's highest sigma,
-    moves x a little."""
+    In flow form a run starts from pure noise at s = 1. Its first step to the model's highest sigma moves x a
+    little, so that step is applied before the run."""
     model, plan = Guided(problem.denoiser, 1.0), reference_plan(evaluations)
     first = model(problem.noise * SIGMA_MAX, torch.full((problem.count,), SIGMA_MAX), **problem.args)
     return run(model, problem.noise + first / SIGMA_MAX, plan.sigmas(), plan.solver, problem.args)[0]
 
 
 def flow_settings(nfe: int) -> list[Setting]:
-    """Return each solver's best setting for the flow form from bench/settings.json; search if not there."""
+    """Return the best setting of each ComfyUI sampler for the flow model; search any that is not saved."""
     key = f"flow {nfe}"
     if key not in json.loads(SETTINGS.read_text()):
         problem = Problem(1.0, FLOW, SEED, torch.bfloat16, flow=True)

@@ -15,7 +15,9 @@ from amed.table import Number, Row
 
 @dataclass(frozen=True)
 class BestR:
-    """The best mid times of N - 1 intervals for n samples; distances are root mean square over x."""
+    """The best mid times r (0: start of the interval, 1: its end) of N - 1 intervals for n samples.
+
+    Distances are root mean square over x."""
 
     r: Tensor  # [N-1, n], the r that ends nearest to the reference
     best: Tensor  # [N-1, n], its distance
@@ -23,17 +25,19 @@ class BestR:
 
     @property
     def alignment(self) -> Tensor:
-        """The share of the distance at r = 1/2 that the best r removes, over all samples, `[N-1]`."""
+        """The share of the distance to the reference at r = 1/2 that the best mid time r removes, `[N-1]`."""
         return 1 - (self.best.square().mean(1) / self.half.square().mean(1)).sqrt()
 
     @property
     def spread(self) -> Tensor:
-        """The standard deviation of the best r over the samples, `[N-1]`."""
+        """The standard deviation over the samples of the best mid time r, `[N-1]`."""
         return self.r.std(dim=1)
 
 
 class GivenR:
-    """A predictor of given r with c = a = 1: for each interval a number, or a tensor with one per sample."""
+    """A predictor that returns given mid times r, and 1 for AMED's scales c and a.
+
+    For each interval r is a number, or a tensor with one per sample."""
 
     wants_bottleneck = False
 
@@ -46,7 +50,7 @@ class GivenR:
 
 
 def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """Return the rows of AMED-Plugin on a solver over base `times`, with the mid times given by r."""
+    """Return the evaluations of AMED-Plugin on a solver over base `times`, with given mid times r."""
     rows = []
     for row in rows_of(solver, times, GivenR(r), False, like):
         weights = row.weights(None) if callable(row.weights) else row.weights
@@ -64,15 +68,16 @@ def best_r(
     grid: Tensor | None = None,
     done: Callable[[int], None] = lambda interval: None,
 ) -> BestR:
-    """Search the best r in each interval on a grid, with c = a = 1, from the first interval to the last.
+    """Search the best mid time r in each interval on a grid, from the first interval to the last.
 
-    A single-step solver starts every interval at the reference; a multistep one continues from its own best
-    states, with their history.
+    r is 0 at the start of an interval, 1 at its end; AMED's scales c and a stay 1. A single-step solver
+    starts every interval at the reference; a multistep one continues from its own best states, with their
+    history.
 
     Args:
         model: the denoiser, called with `extra_args`.
-        solver: the student.
-        sigmas: base times `[N]`.
+        solver: the solver that takes the mid times.
+        sigmas: base times `[N]`, the ends of the intervals.
         reference: the N states `[n, ...]` of a fine trajectory at these times.
         grid: values of r, with 1/2 among them; default 0.05 to 0.95 in steps of 0.05.
         done: called with the number of each interval that is finished.
@@ -81,7 +86,7 @@ def best_r(
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
     half = int((grid - 0.5).abs().argmin())
     if abs(float(grid[half]) - 0.5) > 1e-9:
-        raise ValueError("the grid of r must contain 1/2, the value of the plain solver: add 0.5 to it")
+        raise ValueError("the mid times in `grid` must include 0.5, the plain solver's value: add it")
     if len(reference) != len(sigmas):
         raise ValueError(
             f"the reference has {len(reference)} states for {len(sigmas)} times: give one state per time"
