@@ -38,21 +38,20 @@ def preferred(
     attached: Fitted | None = None,
     carried: Callable[[], Fitted | None] | None = None,
 ) -> tuple[T, list[str]]:
-    """Use the first source of a predictor that a run has. Every host goes through this function, so the order
-    is:
+    """Use the first predictor (the fitted constants of a sampler) that is available, in this order:
 
-    1. the predictor that the user named or linked: first the copy that the workflow carries, then the file;
+    1. the predictor that the user named or linked: first its copy stored in the workflow, then the file;
     2. the predictor attached to the MODEL (in a WebUI: prepared for this generation);
-    3. the copy that the workflow carries of an earlier choice from the library;
-    4. the library, i.e. `choose`, which runs what `Request.if_missing` says if it has none.
+    3. a copy stored in the workflow, of a predictor that an earlier run took from the library;
+    4. the library of predictor files, by calling `library`.
 
     Args:
-        take: uses a predictor; raises PredictorError if the run cannot.
-        library: uses the library (4).
-        named: the named predictor (1), or a function that loads it; None if none was named.
+        take: function that uses a predictor (1 to 3); raises PredictorError if the run cannot use it.
+        library: function that searches the library (4), usually by `choose`.
+        named: the named predictor (1), or a function that loads it; None if the user named none.
         attached: the attached predictor (2); None if there is none.
-        carried: returns the workflow's copy, or None if it has none; None for a host without workflows. A
-            copy that cannot be read or used is skipped with a remark.
+        carried: function that returns the copy stored in the workflow, or None if there is none; None for a
+            host without workflows. A copy that cannot be read or used is skipped with a remark.
 
     Returns:
         The result of `take` or `library`, and remarks for the user.
@@ -74,12 +73,16 @@ def preferred(
 
 
 def choose(library: Library, request: Request) -> Choice:
-    """Return the predictor for a request: `Request.fitted`, else the library's for this checkpoint, else the
-    library's for its family. Of several, the one at the nearest guidance scale is taken (see `best`).
+    """Return the predictor for a request: `request.fitted` if it is set, else the best in the library.
+
+    The library holds the predictor files. Predictors for the same checkpoint are preferred to others of its
+    model family, and of several the nearest guidance scale is taken (see `best`). If none fits,
+    `request.if_missing` says whether to raise an error or to run a solver without fitted constants.
 
     Raises:
-        PredictorError: None fits. The message says what was looked for, what there is, and what to do.
-        ValueError: An untrained or plain run is not possible at this number of evaluations."""
+        PredictorError: No predictor fits. The message says what was looked for, what there is, and what to
+            do.
+        ValueError: A solver without fitted constants cannot run at this number of evaluations."""
     fitted, remarks, count = request.fitted, list[str](), request.count
     missing = PredictorError("")
     if fitted is not None:
@@ -90,7 +93,11 @@ def choose(library: Library, request: Request) -> Choice:
         try:
             fitted = find(library, request)
             if request.below and not within_reach(fitted, count):
-                raise PredictorError(f"the predictor {fitted.label} is not for {count - 1} steps: calibrate")
+                steps = count - 1
+                raise PredictorError(
+                    f"the predictor {fitted.label} was not fitted for {steps} steps or a similar number: "
+                    f"calibrate a predictor for {steps} steps"
+                )
         except PredictorError as error:
             fitted, missing = near(library, request) if request.below and not request.exact else None, error
     if fitted is None:
@@ -117,8 +124,8 @@ def choose(library: Library, request: Request) -> Choice:
 
 
 def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
-    """Return a remark if a predictor for this checkpoint and number of evaluations was left out because the
-    run cannot evaluate the halves of guidance apart."""
+    """Return a remark if the run cannot use a predictor for its checkpoint and number of evaluations, because
+    that needs guidance's conditional and unconditional result separately."""
     excluded = [
         f for f in library.fitted()
         if f.wants_halves and not request.halves
@@ -131,24 +138,25 @@ def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
 
 
 def check_fits(fitted: Fitted, request: Request) -> None:
-    """Check that a predictor that was named, linked or attached can serve a request.
+    """Check that a predictor that the user named, linked or attached fits a request.
 
     Raises:
-        PredictorError: It is for another sampler or number of evaluations, or it needs the halves of guidance
-            where the run cannot evaluate them apart."""
+        PredictorError: It was fitted for another sampler or number of evaluations, or it needs guidance's
+            conditional and unconditional result separately, which the run cannot provide."""
     sampler, nfe = fitted.spec.sampler, fitted.nfe
     if fitted.wants_halves and not request.halves:
         raise PredictorError(
-            f"the predictor {fitted.label} takes the halves of guidance apart, which this run's guidance (a "
-            "patch such as RescaleCFG or PAG, or a special guider) does not allow: remove the patch or "
-            "guider, or choose another predictor"
+            f"the predictor {fitted.label} needs the conditional and the unconditional result separately, "
+            "which this run's guidance (a patch such as RescaleCFG or PAG, or a special guider) does not "
+            "allow: remove the patch or guider, or choose another predictor"
         )
     if fitted.spec.of != request.of:
-        fitted_for = f"the host's sampler {fitted.spec.of}" if fitted.spec.of else sampler
+        sampler_name = fitted.spec.of or sampler
+        fitted_sampler = f"the host's sampler {sampler_name}" if fitted.spec.of else sampler_name
+        run_sampler = request.of or "an AMED sampler"
         raise PredictorError(
-            f"the predictor {fitted.label} was fitted for {fitted_for}, not for "
-            f"{request.of or 'an AMED sampler'}: run it in a node where you can choose "
-            f"{fitted.spec.of or sampler}, or choose another predictor"
+            f"the predictor {fitted.label} was fitted for {fitted_sampler}, not for {run_sampler}: "
+            f"run it in a node where you can choose {sampler_name}, or choose another predictor"
         )
     if not fitted.spec.answers(request.sampler):
         raise PredictorError(
@@ -163,10 +171,11 @@ def check_fits(fitted: Fitted, request: Request) -> None:
 
 
 def find(library: Library, request: Request) -> Fitted:
-    """Return the library's predictor for a request, by its noise levels or else its number of evaluations.
+    """Return the library's best predictor for a request: by the noise levels that the request gives, else by
+    the number of evaluations.
 
     Raises:
-        PredictorError: The library has none."""
+        PredictorError: The library has no predictor that fits."""
     fits = [f for f in usable(library, request) if f.spec.answers(request.sampler)]
     if request.times is None:
         return by_nfe(library, fits, request, request.nfe)
@@ -194,19 +203,21 @@ def find(library: Library, request: Request) -> Fitted:
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:
-    """Return the library's predictors for the request's kind of sampler (its own, or the host's that is
-    wrapped), without those whose own fit found them useless, and those with halves where the run does not
-    allow them."""
+    """Return the library's predictors that a run can use.
+
+    They were fitted for an AMED sampler, or for the sampler of the host that the run wraps. Predictors that
+    failed in their own fit are left out, and those that need guidance's conditional and unconditional result
+    separately, if the run cannot provide that."""
     fits = [f for f in library.fitted() if f.spec.of == request.of and f.spec.usable]
     return [f for f in fits if request.halves or not f.wants_halves]
 
 
 def by_nfe(library: Library, candidates: list[Fitted], request: Request, nfe: int | None) -> Fitted:
-    """Return the best of `candidates` with `nfe` evaluations (None: any): for this checkpoint, else for its
-    family.
+    """Return the best of several predictors with `nfe` evaluations, or any number if `nfe` is None. Those for
+    the same checkpoint are preferred to others of its model family.
 
     Raises:
-        PredictorError: There is none."""
+        PredictorError: None of the predictors fits."""
     model = request.model
     fits = [f for f in candidates if nfe in (None, f.nfe)]
     same = [f for f in fits if model.same(f.spec.identity)]
@@ -252,10 +263,11 @@ def not_found(library: Library, request: Request, nfe: int | None) -> PredictorE
 def best(fits: list[Fitted], request: Request) -> Fitted:
     """Return the best of predictors that all fit a request.
 
-    Those of this very checkpoint come first (if the model cannot be identified: those of no particular
-    checkpoint), then the nearest guidance scale by ratio. Of the remaining ones, the least stated error wins:
-    RMSE to the reference times the square root of the Fréchet distance if all state both, else the RMSE if
-    any states it, else the Fréchet distance."""
+    Predictors for the same checkpoint come first, or, if the model cannot be identified, those whose file
+    names no checkpoint; then those at the nearest guidance scale, by ratio. Of these, the one with the lowest
+    error according to its file is returned. The error is the RMSE to the reference images times the square
+    root of the Fréchet distance if all files state both, else the RMSE if any file states it, else the
+    Fréchet distance."""
 
     def distance(f: Fitted) -> tuple[bool, float]:
         model, identity = request.model, f.spec.identity
@@ -272,8 +284,8 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
 
 
 def near(library: Library, request: Request) -> Fitted | None:
-    """Return the predictor of this very checkpoint with the nearest number of noise levels, for a run over
-    the lower part of a schedule; None if none is within REACH."""
+    """Return the predictor for the same checkpoint with the nearest number of noise levels, for a run over
+    the lower part of a schedule (e.g. img2img); None if all numbers differ by more than a factor of 1.6."""
     sampler, count = request.sampler, request.count
     fits = [f for f in usable(library, request) if sampler in (AUTO, f.spec.sampler)]
     fits = [f for f in fits if within_reach(f, count) and request.model.same(f.spec.identity)]
@@ -285,8 +297,8 @@ def near(library: Library, request: Request) -> Fitted | None:
 
 
 def within_reach(fitted: Fitted, count: int) -> bool:
-    """Return whether a predictor may run with `count` noise levels, a factor of at most REACH from its own
-    number."""
+    """Return whether `count` noise levels differ by at most a factor of 1.6 (REACH) from the number that a
+    predictor was fitted on."""
     return 1 / REACH <= count / fitted.spec.num_steps <= REACH
 
 

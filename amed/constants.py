@@ -25,14 +25,14 @@ SAME = 0.01  # noise levels closer than this, in log sigma, count as the same ev
 
 
 def same_times(times: Tensor, reference: Tensor) -> bool:
-    """Return whether the positive noise levels of `times` equal `reference` (both `[n]`, within SAME)."""
+    """Return whether the positive noise levels of `times` equal `reference`, both `[n]`, within 1 %."""
     times = as_double(times)
     times = times[times > 0]
     return len(times) == len(reference) and bool(((times / reference).log().abs() < SAME).all())
 
 
 def from_the_top(times: Tensor, sigma_max: float) -> bool:
-    """Return whether a list of noise levels begins at `sigma_max` (within SAME)."""
+    """Return whether a list of noise levels begins at `sigma_max`, within 1 %."""
     return abs(math.log(float(times[0]) / sigma_max)) < SAME
 
 
@@ -63,14 +63,15 @@ def fitted_sigmas(sigmas: Tensor) -> Tensor:
 
 
 class Constants:
-    """A predictor with fixed constants for each interval. On other noise levels they are interpolated in log
-    sigma.
+    """A predictor with fixed constants for each interval between two noise levels. For other noise levels,
+    the constants are interpolated in log sigma.
 
     Args:
-        sigmas: `[N]`, the noise levels it is fitted on, falling and positive.
-        rescales: whether the scaled noise level changes only the timestep of a VP model (`Row.rescaled`).
-        names: names of the constants, as in `Recipe.constants`.
-        values: `[N - 1]` for each name; absent ones have the default of their Parameter.
+        sigmas: `[N]`, the noise levels that the constants are fitted on, falling and positive.
+        rescales: whether the constant a only changes the timestep given to a VP model, and x is scaled to
+            match (`Row.rescaled`). Default: False.
+        names: names of the constants, as in `Recipe.constants`. Default: r, c, a.
+        values: `[N - 1]` for each name. Default: the constant's own (`Parameter.default`).
 
     Raises:
         ValueError: A name is unknown, or a length or value does not fit.
@@ -101,22 +102,24 @@ class Constants:
 
 
 class Multistep:
-    """The student `multistep`: a fitted table, with free times and free weights on all slopes in hand.
+    """A fitted multistep solver: a table of noise levels, and of each step's weights on all slopes so far.
 
-    With AFS the first slope is analytic and a[0] has no effect. Without AFS the analytic slope at the start,
-    x_0 / sqrt(1 + t_0^2), counts as a slope before the first: it costs no evaluation and may have weights
-    too.
+    With an analytic first step (AFS) the first slope is x / sqrt(1 + sigma^2) and a[0] has no effect. Without
+    it, this slope counts as one before the first evaluation: it costs nothing and may have weights too.
 
     Args:
         sigmas: `[N + 1]`, the noise levels of the run, falling and positive; one evaluation at each but the
             last.
-        weights: `[N, H]`, or `[N, H, S]` with S parts; H at most N + 1. Entry [n, k] is step n's weight on
-            the slope k evaluations back (0 is the newest), as a share of the step's length.
-        a: `[N]`, scale of the noise level that the model is given. Default: ones.
-        parts: how slopes are split, a name of PARTS. Default: not at all.
-        offset: `[N, C]`, a constant slope per channel, as a share of the step's length. Default: none.
-        alone: steps whose evaluation skips the unconditional half of guidance. Needs parts with `halves`, and
-            excludes step 0. Default: none.
+        weights: `[N, H]`, or `[N, H, S]` if slopes are split into S parts; H at most N + 1. Entry [n, k] is
+            step n's weight on the slope k evaluations back (0 is the newest), as a share of the step's
+            length.
+        a: `[N]`, factor on the noise level that the model is given. Default: ones.
+        parts: how each slope is split, e.g. into bands of spatial frequency; a name of PARTS. Default: not
+            split.
+        offset: `[N, C]`, a constant added to each channel, as a share of the step's length. Default: none.
+        alone: numbers of the steps that evaluate only the conditional result of guidance, not the
+            unconditional one. Needs the parts "halves" or "halves+bands"; step 0 is not allowed. Default:
+            none.
 
     Raises:
         ValueError: A shape or value does not fit."""
@@ -129,27 +132,28 @@ class Multistep:
         weights = as_double(weights)
         if parts not in PARTS:
             names = ", ".join(map(repr, PARTS))
-            raise ValueError(f"parts is {parts!r}, which names no way to split slopes: choose one of {names}")
+            raise ValueError(f"unknown way to split slopes, parts={parts!r}: choose one of {names}")
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
         shape = tuple(weights.shape)
         if len(shape) != 3 or shape[::2] != (steps, count) or not 1 <= shape[1] <= steps + 1:
-            by = f" by {count} parts" if count > 1 else ""
+            axes = f"{steps} steps, 1 to {steps + 1} slopes"
+            expected_shape = f"({axes}, {count} parts)" if count > 1 else f"({axes})"
             raise ValueError(
-                f"the weights of a multistep table must have {steps} rows (one per step) of 1 to {steps + 1} "
-                f"slopes{by}, but have shape {shape}"
+                f"the weights of a multistep table must have shape {expected_shape}, not {shape}"
             )
         if not weights.isfinite().all():
             raise ValueError("the weights of a multistep table contain NaN or infinity: calibrate again")
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError(
-                "the weights of a multistep table use slopes from before the start of the run: step n may "
-                "weigh n + 2 slopes, so set the others to 0"
+                "the weights of a multistep table use slopes from before the start of the run: in row n, set "
+                "all weights after the first n + 2 to 0"
             )
         self.a = as_double([1.0] * steps if a is None else a)
         if self.a.shape != (steps,):
             raise ValueError(
-                f"the scale a must have one value per step ({steps}), but has shape {tuple(self.a.shape)}"
+                f"the constant a (factor on the model's noise level) must have one value per step ({steps}), "
+                f"but has shape {tuple(self.a.shape)}"
             )
         PARAMETERS["a"].check(self.a)
         self.weights = weights
@@ -157,22 +161,25 @@ class Multistep:
         if self.offset is not None:
             if self.offset.ndim != 2 or len(self.offset) != steps:
                 raise ValueError(
-                    f"the offset of a multistep table must have one row per step ({steps}), but has shape "
-                    f"{tuple(self.offset.shape)}"
+                    f"the offset of a multistep table must have one row per step ({steps}) and one column "
+                    f"per channel, but has shape {tuple(self.offset.shape)}"
                 )
             if not self.offset.isfinite().all():
-                raise ValueError("the offset of a multistep table contains NaN or infinity: calibrate again")
+                raise ValueError(
+                    "the offset (a constant per step and channel) of a multistep table contains NaN or "
+                    "infinity: calibrate again"
+                )
         self.alone = tuple(alone)
         if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
-                f"steps {self.alone} of a multistep table cannot do without the unconditional half of "
-                f"guidance: this needs parts with halves (they are {parts!r}), and step numbers from 1 to "
-                f"{steps - 1}"
+                f"steps {self.alone} of a multistep table cannot skip the unconditional result of guidance: "
+                f"this needs step numbers from 1 to {steps - 1}, and parts 'halves' or 'halves+bands', but "
+                f"parts is {parts!r}"
             )
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The table's tensors by the names that they have in a file."""
+        """The table's tensors, by their names in a predictor file."""
         weights = self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0]
         values = {"weights": weights, "a": self.a}
         if self.offset is not None:
@@ -183,19 +190,20 @@ class Multistep:
         return values
 
     def before_first(self) -> bool:
-        """Return whether any step weighs the analytic slope at the start, before the first evaluation."""
+        """Return whether any step has a weight on the analytic slope of the initial noise,
+        x / sqrt(1 + sigma^2), which comes before the first evaluation."""
         return bool(self.weights.movedim(2, 0).diagonal(1, 1, 2).any())
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
-        """Return the rows of a run.
+        """Return the table of a run: one row for each evaluation and the move after it.
 
-        On other noise levels than the table's, weights are interpolated. A run that starts below the table's
-        first level lacks the earlier slopes; their weights are added to that of its oldest slope. The end of
-        the run is then a continuous function of its start, also where the start crosses one of the table's
-        levels.
+        For other noise levels than the fitted ones, weights are interpolated in log sigma. A run that starts
+        below the first fitted level lacks the earlier slopes; their weights are added to that of its oldest
+        slope. So the result changes continuously with the noise level at which the run starts.
 
         Args:
-            times: noise levels, falling; a last 0 is one more row. Default: the table's.
+            times: noise levels, falling; a last 0 adds a row that ends at the denoised image. Default: the
+                fitted ones.
             afs: whether the first step is analytic."""
         given = self.sigmas.tolist() if times is None else times
         on, grid = [t for t in given if t > 0], self.sigmas[:-1]
@@ -221,10 +229,10 @@ class Multistep:
 
 def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
                  predictor: Constants | Multistep | None = None) -> Multistep:  # fmt: skip
-    """Return the Multistep that computes the same as `solver`.
+    """Convert a solver to a `Multistep`, a table of noise levels and weights that gives the same result.
 
     Args:
-        solver: the solver; "multistep" without a predictor is `known.fallback`.
+        solver: the solver; "multistep", which is none without a predictor, counts as iPNDM of second order.
         sigmas: `[n]`, the base noise levels, falling and positive.
         afs: whether the first step is analytic; the Multistep must run with the same setting.
         predictor: the constants of AMED-Solver or of a plugin; None for the plain solver. A Multistep is
@@ -232,7 +240,7 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
 
     Raises:
         ValueError: No table can express the run: the solver evaluates twice at one noise level (Heun), or the
-            predictor rescales x, or the predictor is a network."""
+            predictor scales x to a changed timestep (`rescales`), or the predictor is a network."""
     if isinstance(predictor, Multistep):
         return predictor
     solver = fallback(solver)
@@ -243,7 +251,8 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
         )
     if getattr(predictor, "rescales", False):
         raise ValueError(
-            "a predictor that rescales x cannot be converted to a multistep table: use it as it is"
+            "a predictor that rescales x to a changed timestep of the model cannot be converted to a "
+            "multistep table: use it as it is"
         )
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError(
@@ -258,11 +267,12 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
 
 
 def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
-    """Return the moves of a table as weights `[rows, H]`, in the form of `Multistep.weights`.
+    """Return each step's weights on the slopes so far, as shares of its length, `[rows, H]`, newest first.
 
     Args:
-        table: a table whose noise levels fall.
-        afs: whether the first row is analytic. If not, a row may also weigh the analytic slope at the start.
+        table: the steps of a run, with falling noise levels.
+        afs: whether the first step is analytic. If not, a step may also have a weight on the analytic slope
+            at the start, x / sqrt(1 + sigma^2).
         rounding: smaller weights become 0."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
     times = [*(float(row.sigma) for row in rows), table.end]

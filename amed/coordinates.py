@@ -19,16 +19,17 @@ NO_STEP = (
 
 
 def not_finite_on_cpu(v: Number) -> bool:
-    """Return whether a number is a CPU tensor with NaN or infinity: tensors divide by 0 without an error.
-    False for tensors on other devices, which would have to be waited for."""
+    """Return whether a number is a CPU tensor that contains NaN or infinity, e.g. after a division by 0.
+
+    Always False for tensors on other devices, because checking them would wait for the device."""
     return isinstance(v, Tensor) and v.device.type == "cpu" and not bool(v.isfinite().all())
 
 
 class Sum:
-    """A vector in coordinates, e.g. x - 0.5 d_1: a coefficient for each unit vector's index, absent ones
-    zero.
+    """A symbolic sum of x and slopes, e.g. x - 0.5 d_1, stored as coefficients by index: 0 is x, k is the
+    k-th slope.
 
-    A coefficient is a number, or a Tensor with one number per sample."""
+    A coefficient is a number, or a Tensor with one number per sample. A missing one is zero."""
 
     __slots__ = ("of",)
 
@@ -55,24 +56,26 @@ class Sum:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Sum":
-        """Return a Tensor times a Sum, for which torch calls this method first."""
+        """Return the product of a Tensor and a Sum (torch calls this for `tensor * sum`)."""
         number, vector = args
         return Sum.__mul__(vector, number)
 
 
 class Compiler:
-    """A run of a recipe on coordinates, which yields the run's rows.
+    """Runs a solver's formula on symbolic sums of slopes, to find each step's weights on the slopes.
 
-    Positions are relative to the current x, so that numbers have the size of a move and not of x, and single
-    precision suffices."""
+    Sums are relative to the current x, so that their values are as small as one move, and single precision
+    suffices."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
-        """Args:
-        solver: a solver with a recipe.
-        times: noise levels, falling and positive.
-        predictor: gives each interval's constants; None for the plain solver.
-        afs: whether the first step is analytic.
-        like: an x of the run, if constants depend on the sample; None if they are numbers."""
+        """Prepare to compute the steps of one run.
+
+        Args:
+            solver: a solver that is defined by a formula (not "multistep").
+            times: noise levels, falling and positive.
+            predictor: gives the constants of each interval between noise levels; None for the plain solver.
+            afs: whether the first step is analytic.
+            like: a tensor like the run's x, if constants depend on the sample; None if they are numbers."""
         self.solver, self.recipe, self.predictor, self.afs = solver, solver.recipe, predictor, afs
         self.times, self.like = times, like
         self.legs = solver.each(predictor is not None) * (len(times) - 1)  # moves of the run
@@ -85,8 +88,10 @@ class Compiler:
         self.constants: dict[str, Number] = {}  # of the current interval
 
     def number(self, v: Number) -> Number:
-        """Return a constant in the form in which it multiplies x. A single number on the CPU becomes a float
-        if x is on another device; if x is on the CPU, it stays a Tensor, which rounds as in a batch."""
+        """Return a constant in a form that can be multiplied with x.
+
+        If x is on another device than the CPU, a single number on the CPU becomes a float. If x is on the
+        CPU, it stays a Tensor, so that results for one sample are the same as in a batch."""
         if self.like is None or not isinstance(v, Tensor):
             return v
         away = v.device.type == "cpu" != self.like.device.type
@@ -95,21 +100,28 @@ class Compiler:
         return beside(v, self.like)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
-        """Return x at s after one move of a solver with one evaluation per step, with scale c and the other
-        constants by name."""
+        """Return x after one step of the solver's formula from the current x, for solvers with one evaluation
+        per step.
+
+        Args:
+            s: noise level at the end of the step.
+            c: scale of the step's direction.
+            more: the formula's other constants, by name."""
         order = self.solver.order(self.seen, self.leg, self.legs)
         self.leg += 1
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
-        """Return the move from the current x to `x`."""
+        """Return `x` minus the current x, as a sum of slopes (or of x and images, if the solver predicts
+        data)."""
         difference = x - self.here
         if not self.data:
             difference.of.pop(0, None)
         return difference
 
     def opening(self, n: int) -> Row | None:
-        """Return the row that opens interval n, still without weights; None after the last interval."""
+        """Return the first row (evaluation and move) of the interval from noise level n to n + 1, without
+        weights yet; None after the last interval."""
         if n == len(self.times) - 1:
             return None
         analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
@@ -118,8 +130,13 @@ class Compiler:
         return Row(self.times[n], (), analytic=analytic, closes=not two, data=self.data, wants=wants)
 
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
-        """Return the move of an evaluated row of interval n, and the row that follows (None: the run
-        ends)."""
+        """Return the move that follows the evaluation of a row, and the next row, or None at the end of the
+        run.
+
+        Args:
+            row: the row that was evaluated.
+            n: index of its interval, from noise level n to n + 1.
+            bottleneck: the U-Net's bottleneck in this evaluation; None if it was not captured."""
         t, t_next = self.times[n : n + 2]
         unit = Sum({1 + self.seen: 1.0})
         level = self.number(row.sigma)
@@ -152,13 +169,16 @@ class Compiler:
         return self.moved(x), self.opening(n + 1)
 
     def weights(self, move: Vector, reach: int) -> Weights:
-        """Return a move as weights on the last `reach` slopes in hand, newest first."""
+        """Return a move's weights on the newest slopes, at most `reach` of them, newest first."""
         shares = [move.of.get(k, 0.0) for k in range(self.seen, max(self.seen - reach, 0), -1)]
         newest = (move.of.get(0, 0.0), shares[0]) if self.data else (shares[0],)
         return (newest, *((share,) for share in shares[1:]))
 
     def rows(self, fixed: bool) -> Iterator[Row]:
-        """Yield the rows. `fixed`: their weights are numbers; otherwise functions of the loop's State."""
+        """Yield the rows of the run, each one evaluation and one move.
+
+        Args:
+            fixed: whether the rows' weights are numbers; if not, they are functions of the loop's State."""
         reach = max(self.solver.max_order, 1 + self.recipe.pair) + self.recipe.corrects
         row, interval = self.opening(0), 0
         while row is not None:
@@ -188,15 +208,15 @@ class Compiler:
 
 def rows(solver: Solver, times: list[float], predictor: Predictor | None = None, afs: bool = False,
          like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """Yield the rows of a solver that has a recipe.
+    """Yield the rows of a solver's run: each row is one evaluation, and one move along weighted slopes.
 
-    With constants that are numbers, or none, the rows' weights are numbers. Otherwise they are functions of
-    the loop's State, which call the predictor.
+    The weights are numbers if there is no predictor, or if it has fixed constants. Otherwise they are
+    functions of the loop's State that call the predictor.
 
     Args:
-        solver: the solver.
+        solver: a solver that is defined by a formula (not "multistep").
         times: noise levels, falling and positive; a last 0 is one more row, to the denoised image.
-        predictor: gives each interval's constants; None for the plain solver.
+        predictor: gives the constants of each interval between noise levels; None for the plain solver.
         afs: whether the first step is analytic.
         like: a tensor with the dtype, device and number of axes of x, needed for weights that are functions.
 
@@ -211,7 +231,8 @@ def rows(solver: Solver, times: list[float], predictor: Predictor | None = None,
 
 
 def detach(v: Any) -> Any:
-    """Return a Tensor, Sum or Point without gradient; other values unchanged."""
+    """Return a Tensor, a Sum of slopes or a Point (one evaluation) without gradient, and any other value
+    unchanged."""
     if isinstance(v, Point):
         return Point(**{name: detach(value) for name, value in vars(v).items()})
     if isinstance(v, Sum):
@@ -221,5 +242,7 @@ def detach(v: Any) -> Any:
 
 def compiled(solver: Solver, times: list[float], predictor: Predictor | None = None,
              afs: bool = False) -> Table:  # fmt: skip
-    """Return the table of a solver over `times` (see `rows`); a predictor's constants must be numbers."""
+    """Return a solver's run over the noise levels `times` as a table of evaluations and weighted moves.
+
+    The predictor, if any, must have fixed constants. The arguments are those of `rows`."""
     return Table.of(rows(solver, times, predictor, afs), times[-1])

@@ -21,5 +21,6 @@ def as_double(value: Any) -> Tensor:
 
 
 def as_like(value: Tensor, x: Tensor) -> Tensor:
-    """Return a tensor with the device and dtype of `x`, which may be float64 on the CPU."""
+    """Return `value` with the device and dtype of `x`, also if x is float64 on the CPU and the value's device
+    has no float64."""
     return (value.cpu() if x.device.type == "cpu" else value).to(x)

@@ -13,11 +13,11 @@ from .loop import Denoiser, Evaluate, Evaluation, denoised_only
 
 
 class FromModule:
-    """An Evaluate that captures a module's output as the bottleneck, by a forward hook during each
-    evaluation.
+    """A way to evaluate a model (loop.Evaluate) that also returns the output of one module as the bottleneck,
+    captured by a forward hook.
 
     Args:
-        module: a U-Net's middle block. Its first output with at least as many rows as x is taken.
+        module: a U-Net's middle block. Its first output with at least as many rows as x is returned.
         conditional_first: under guidance the module gets more rows than x; True if the conditional rows are
             the first of them, False if they are the last. Default: True."""
 
@@ -63,7 +63,8 @@ class Guided(nn.Module):
     def halves(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """Return the guided denoised image, and what each half alone denoises to (None at scale 1)."""
+        """Return the guided denoised image, and the conditional and the unconditional one (None at scale
+        1)."""
         if self.scale == 1.0:
             return Evaluation(self.model(x, sigma, **cond))
         both = {key: torch.cat([cond[key], uncond[key]]) for key in cond}
@@ -73,7 +74,7 @@ class Guided(nn.Module):
     def conditional(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """Return what the conditional half alone denoises to, which takes one pass instead of two."""
+        """Return the denoised image for `cond` alone, which takes one pass of the model instead of two."""
         return Evaluation(self.model(x, sigma, **cond))
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
@@ -84,8 +85,11 @@ class Guided(nn.Module):
 def evaluate_guided(
     model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate a Guided, or any denoiser that has `halves` and `conditional` as Guided does (a
-    loop.Evaluate)."""
+    """Evaluate a denoiser as `wants` says: with guidance, with both results of guidance, or with the
+    conditional one only.
+
+    The last two need a `Guided`, or another denoiser with its methods `halves` and `conditional`; others are
+    just called. See loop.Evaluate for the arguments."""
     conditional = getattr(model, "conditional", None)
     if "cond" in wants and conditional is not None:
         half: Evaluation = conditional(x, sigma, **extra_args)
@@ -110,8 +114,10 @@ def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
 
 
 class Thresholded:
-    """An Evaluate that applies dynamic thresholding to another one's denoised image, for pixel models. As in
-    AMED's authors' code, the image at the end of the run is not thresholded."""
+    """A way to evaluate a model (loop.Evaluate) that applies dynamic thresholding to the denoised image, for
+    pixel models.
+
+    As in AMED's authors' code, the image at the end of the run is not thresholded."""
 
     def __init__(self, evaluate: Evaluate = denoised_only):
         self.evaluate = evaluate

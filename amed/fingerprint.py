@@ -33,7 +33,7 @@ class Weight(Protocol):
 
     @property
     def packed(self) -> bool:
-        """Whether the format is unknown, so that `read` returns codes instead of values."""
+        """Whether the quantised format is unknown, so that `read` returns raw codes instead of weights."""
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
         """Return runs of consecutive values of the flattened weight.
@@ -49,7 +49,8 @@ class Weight(Protocol):
 
 
 class Stored:
-    """The `Weight` of a tensor: floats, codes, or a class with its own `dequantize()`."""
+    """A `Weight` stored as a tensor: of floats, of quantised codes, or of a class with its own
+    `dequantize()`."""
 
     def __init__(self, tensor: Tensor):
         self.tensor = tensor.detach()
@@ -62,7 +63,8 @@ class Stored:
         return tuple(self.tensor.shape)
 
     def whole(self) -> Tensor:
-        """Return all values of the tensor, dequantised; bytes of an unknown format are centred on 0."""
+        """Return all values, dequantised if possible; bytes of an unknown format are reduced by 127.5, so
+        that they are centred on 0."""
         values: Tensor = self.tensor.dequantize() if self.quantised else self.tensor
         return values.float() - 127.5 if values.dtype == torch.uint8 else values
 
@@ -81,11 +83,12 @@ Named = Iterable[tuple[str, Tensor | Weight]]
 
 
 def step_of(runs: Tensor) -> Tensor:
-    """Return the step of the quantiser for each value of `runs` `[n, count]`; 0 for values not quantised.
+    """Return the quantisation step of each weight in `runs`, n runs of consecutive weights `[n, count]`; 0 if
+    not quantised.
 
-    Values on an even grid (Q4_0, Q4_K, ...) differ by multiples of its step, in groups of at least 16. For a
-    code book (IQ4_NL, NF4, ...), which has few distinct values, the smallest gap counts as the step. For a
-    group of equal values, which do not reveal the step, it is infinity."""
+    In formats with evenly spaced values (Q4_0, Q4_K, ...), weights in groups of at least 16 differ by
+    multiples of the step. For formats with a code book of few values (IQ4_NL, NF4, ...), the smallest gap
+    between values counts as the step. If all weights of a group are equal, the step is infinity."""
     groups = runs.reshape(-1, GROUP) if runs.shape[-1] % GROUP == 0 else runs
     ordered, gaps = gaps_of(groups)
     least = gaps.amin(-1, keepdim=True) if gaps.shape[-1] else torch.full_like(ordered[:, :1], torch.inf)

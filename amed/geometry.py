@@ -78,7 +78,7 @@ class Plane:
         return cls(mean, (vectors / values.clamp(min=1e-300).sqrt()).T @ (x - mean))
 
     def project(self, states: Tensor) -> Tensor:
-        """Return the coordinates `[n, k]` of states `[n, ...]`."""
+        """Project states `[n, ...]` to the plane, and return their coordinates in it, `[n, k]`."""
         return (as_double(states).flatten(1) - self.mean) @ self.axes.T
 
     def lost(self, states: Tensor) -> Tensor:
@@ -91,24 +91,25 @@ class Plane:
 
 @dataclass(frozen=True)
 class Walk:
-    """A run of one sample: the states that it passed, and the table that moved it."""
+    """A recorded run of one sample: x at each noise level, and each step's weights on the slopes."""
 
     states: Tensor  # x at each of the N rows, and the end state; float32 on the CPU, `[N+1, ...]`
     table: Table  # the rows as they ran, with the numbers for this sample
 
     @property
     def times(self) -> list[float]:
-        """The noise levels of the states."""
+        """The noise level of each of the recorded `states`."""
         return [*(float(row.sigma) for row in self.table.rows), self.table.end]
 
     def shares(self, predictor: Any = None, afs: bool = False) -> Tensor:
-        """Return the weights `[N, H, S]` of each move on the H newest slopes and their S parts.
-
-        They are in shares of the step's length, newest slope first.
+        """Return each step's weights on the slopes so far, newest first, as shares of the step's length.
 
         Args:
-            predictor: of the run; the weights of a Multistep are returned as they are.
+            predictor: the predictor of the run. For a Multistep its own weights are returned.
             afs: whether the first step was analytic.
+
+        Returns:
+            `[N, H, S]`: N steps, H slopes, and S parts that slopes are split into (1 except in a Multistep).
         """
         if isinstance(predictor, Multistep):
             return predictor.weights
@@ -118,14 +119,14 @@ class Walk:
 def walk(
     problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None, afs: bool = False
 ) -> Walk:
-    """Run one sample, and store its path.
+    """Run a solver on one sample, and return x at each noise level and the weights of each step.
 
     Args:
         problem: the model and its arguments.
         solver: the solver that runs.
         x: state `[1, ...]` at sigmas[0].
         sigmas: falling, positive noise levels.
-        predictor: of the solver's constants; default: none.
+        predictor: gives the solver's constants. Default: none, the plain solver.
         afs: whether the first step is analytic.
     """
     times = sigmas.tolist()
@@ -143,9 +144,10 @@ def walk(
 
 
 def recorded(rows: Iterable[Row], record: list[Row]) -> Iterator[Row]:
-    """Yield a run's rows, and append each to `record` when it moves, with its weights as plain numbers.
+    """Yield the rows of a run; when the loop computes a row's weights, append a copy with them to `record`.
 
-    A row's weights may be computed only once, so they are recorded while the loop computes them."""
+    The copy holds the weights as plain numbers. They cannot be computed later, because a row's weights may be
+    computed only once."""
 
     def recording(row: Row) -> Any:
         def weigh(state: Any) -> Any:

@@ -19,7 +19,7 @@ from .run import parts_of, trajectory
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler that hosts list."""
+    """A sampler for the host's dropdown: its solver, name and description."""
 
     solver: Solver  # what it runs without a predictor, and the student of its predictors
     label: str  # its name in a dropdown
@@ -110,18 +110,20 @@ def sample(
 
 def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
              options: dict[str, Any]) -> tuple[Solver, Any, bool, bool]:  # fmt: skip
-    """Return what a call of `sample_<name>` runs. The settings of a predictor file take precedence over the
-    sampler's defaults.
+    """Return the solver and settings of a call of `sample_<name>`.
+
+    The settings of a predictor file take precedence over the sampler's defaults.
 
     Args:
-        name: the sampler.
-        predictor: a Fitted (file), a Predictor, or None.
+        name: name of the sampler, without "sample_".
+        predictor: a loaded predictor file (Fitted), a Predictor, or None for the plain solver.
         sigmas: `[n]`, the run's noise levels.
         afs: whether the first step is analytic; None: as in the file, if the run starts at its sigma_max.
         options: fields of Solver, for a predictor that is not a Fitted.
 
     Returns:
-        The solver, the predictor, whether the first step is analytic, and whether to threshold.
+        The solver, the predictor, whether the first step is analytic, and whether to apply dynamic
+        thresholding.
 
     Raises:
         ValueError: The predictor is for another sampler, or options were given with a file."""
@@ -138,10 +140,10 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
             f"the options {', '.join(options)} cannot be set, because the predictor file sets the solver: "
             "leave them out"
         )
-    if spec.of:
+    if host_sampler := spec.of:
         raise ValueError(
-            f"this predictor was fitted for the host's sampler {spec.of!r}, not for sample_{name}: use it "
-            "with that sampler, or choose another predictor"
+            f"this predictor was fitted for the host's sampler {host_sampler!r}, not for sample_{name}: use "
+            "it with that sampler, or choose another predictor"
         )
     if ENTRIES[spec.sampler].solver.name != default.name:
         raise ValueError(
@@ -153,7 +155,7 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
 
 
 def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
-    """Return the function `sample_<name>` of an entry."""
+    """Return the function `sample_<name>` that runs an entry's sampler, in k-diffusion's interface."""
 
     def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
                 callback: Any = None, disable: bool | None = None, *, predictor: Any = None,
@@ -193,19 +195,20 @@ SAMPLERS = {name: _k_diffusion(name, entry) for name, entry in ENTRIES.items()}
 
 
 def solver_of(sampler: str) -> Solver:
-    """Return the solver that a sampler of ENTRIES runs by default. Raises KeyError for another name."""
+    """Return the default solver of one of this package's samplers, e.g. iPNDM for "amed_ipndm". Raises
+    KeyError for another name."""
     return ENTRIES[sampler].solver
 
 
 def sampler_of(solver: str, max_order: int = 1) -> str:
-    """Return the name of the sampler that runs a solver as a student: of several, the one of that order
-    (DPM-Solver++ has 2M and 3M), or the first.
+    """Return the name of the sampler that runs a solver with fitted constants: of several, the one of order
+    `max_order` (DPM-Solver++ has 2M and 3M), or the first.
 
     Raises ValueError if there is none."""
     names = [name for name, entry in ENTRIES.items() if entry.solver.name == solver]
     if not names:
         raise ValueError(
-            f"no sampler runs predictors of the solver {solver!r}: add one to kdiffusion.ENTRIES"
+            f"no sampler runs predictors for the solver {solver!r}: choose one in amed.kdiffusion.ENTRIES"
         )
     return next((name for name in names if ENTRIES[name].solver.max_order == max_order), names[0])
 

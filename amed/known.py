@@ -20,7 +20,7 @@ GAIN = 0.83  # error of a calibration relative to DEMO's solvers: the median of 
 
 @dataclass(frozen=True)
 class Known:
-    """A plain solver and its schedule."""
+    """A solver to run without fitted constants, and its schedule."""
 
     solver: Solver
     kind: str = "time_uniform"  # of schedules.KINDS
@@ -28,7 +28,7 @@ class Known:
     afs: bool = True  # whether the first step is analytic
 
     def count(self, nfe: int) -> int:
-        """Return the number of noise levels for `nfe` evaluations."""
+        """Return the number of noise levels for `nfe` evaluations, one more with an analytic first step."""
         return nfe + 1 + self.afs
 
     def sigmas(self, nfe: int, low: float, high: float) -> Tensor:
@@ -72,21 +72,23 @@ FAMILIES = {"emoji32": DEMO}
 
 
 def best(family: str, nfe: int, guidance: float) -> Known | None:
-    """Return the best plain solver at the nearest measured guidance scale; None if the model family or the
-    number of evaluations was not measured."""
+    """Return the solver without fitted constants that was best in the benchmark, at the benchmark's nearest
+    guidance scale; None if it has no result for the model family or the number of evaluations."""
     by_guidance = FAMILIES.get(family, {})
     nearest = min(by_guidance, key=lambda g: abs(math.log(g / max(guidance, 1e-3))), default=0.0)
     return by_guidance.get(nearest, {}).get(nfe)
 
 
 def on_list(guidance: float) -> Solver:
-    """Return the plain solver for noise levels that the user chose: iPNDM of third order without guidance,
-    `fallback` with it. On the demo model, with 3 to 10 steps of the amed, karras, normal and simple
-    schedules, its mean error on each schedule is at most that of ComfyUI's iPNDM (fourth order)."""
+    """Return the solver that runs, without fitted constants, on noise levels that the user chose.
+
+    It is iPNDM of third order without guidance, and of second order with guidance. On the demo model, with 3
+    to 10 steps of the amed, karras, normal and simple schedules, its mean error on each schedule is at most
+    that of ComfyUI's iPNDM (fourth order)."""
     return IPNDM_3 if guidance < GUIDED else fallback()
 
 
 def fallback(solver: Solver | None = None) -> Solver:
-    """Return the solver that runs where nothing was fitted: `solver` if it has a recipe; iPNDM of second
-    order if `solver` is None, or "multistep" (which has no table then)."""
+    """Return the solver to run without a predictor (fitted constants): `solver` itself, or iPNDM of second
+    order if it is None or "multistep", which cannot run without a predictor."""
     return solver if solver is not None and solver.has_recipe else IPNDM_2

@@ -13,7 +13,7 @@ import torch
 from comfyui.predictor_kinds import CFG, KINDS, NFE, Kind, RunResult, Small, run
 from safetensors.torch import load
 
-APART = r"halves of guidance apart, which .* does not allow: remove the patch or guider, or choose another"
+APART = r"unconditional result separately, which .* does not allow: remove the patch or guider"
 HALVES = {"halves": APART}
 EVERY = tuple(kind.name for kind in KINDS)
 BY_NODES = tuple(kind.name for kind in KINDS if not kind.sampler)

@@ -138,7 +138,7 @@ def test_a_patch_on_guidance_excludes_tables_of_halves(server, graph, save_table
     assert f"note: {FILE} (multistep, 4 evaluations in 6 passes" in report and "left out: " in report
     g = graph()
     g.model = [g.add(kind, model=g.model, **inputs), 0]
-    with pytest.raises(RunError, match="takes the halves of guidance apart"):
+    with pytest.raises(RunError, match="needs the conditional and the unconditional result separately"):
         sampled(server, g, predictor=FILE)
 
 

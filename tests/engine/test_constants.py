@@ -68,8 +68,8 @@ def test_weights_interpolate_in_log_sigma(between):
         ((TIMES, torch.full((4, 1), torch.nan)), "weights"),
         ((TIMES, torch.ones(4, 1), torch.zeros(4)), "a"),
         ((TIMES, torch.ones(4, 1, 2)), "weights"),  # two parts, but no way to split them
-        ((TIMES, torch.ones(4, 1), None, "guidance"), "by 2 parts"),
-        ((TIMES, torch.ones(4, 1), None, "colours"), "parts is 'colours'"),
+        ((TIMES, torch.ones(4, 1), None, "guidance"), "slopes, 2 parts"),
+        ((TIMES, torch.ones(4, 1), None, "colours"), "parts='colours'"),
     ],
 )
 def test_bad_tables_are_refused(tensors, named):

@@ -188,7 +188,7 @@ def test_spared_passes_are_neither_run_nor_weighed(parts):
 
 def test_steps_that_cannot_be_spared_are_an_error():
     for parts, alone in (("", (1,)), ("bands", (2,)), ("guidance", (2,)), ("halves", (0,)), ("halves", (4,))):
-        with pytest.raises(ValueError, match="cannot do without the unconditional half"):
+        with pytest.raises(ValueError, match="cannot skip the unconditional result"):
             random_table(parts, alone=alone)
 
 
@@ -223,7 +223,7 @@ def test_a_table_of_halves_is_not_chosen_where_guidance_cannot_be_split(tmp_path
         choice.fitted.name == "whole.safetensors"
         and "left out: it takes guidance apart" in choice.remarks[-1]
     )
-    with pytest.raises(PredictorError, match="takes the halves of guidance apart, which this run"):
+    with pytest.raises(PredictorError, match="unconditional result separately, which this run"):
         choose(library, Request(identity, guidance=4.0, nfe=4, halves=False, fitted=apart))
     assert not any(
         "apart" in remark for remark in choose(library, Request(identity, guidance=4.0, nfe=4)).remarks

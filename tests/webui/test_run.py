@@ -168,7 +168,7 @@ def test_where_guidance_stays_whole_it_is_not_taken_apart(spared):
     if objects is None:
         return  # A1111 has no such patches
     objects.unet.model_options["sampler_post_cfg_function"] = [lambda args: args["denoised"]]
-    with pytest.raises(PredictorError, match="spared.safetensors .* takes the halves of guidance apart"):
+    with pytest.raises(PredictorError, match="spared.safetensors .* unconditional result separately"):
         images(spared, ("spared.safetensors",), sampler_name="AMED Multistep", cfg_scale=2.0)
 
 
