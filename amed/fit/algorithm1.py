@@ -61,7 +61,9 @@ class Teacher:
 
 
 def checkpointed(evaluate: Evaluate) -> Evaluate:
-    """Return an `Evaluate` that recomputes activations in the backward pass, which saves memory."""
+    """Wrap `evaluate`, which calls the model, so that the backward pass recomputes activations.
+
+    This saves memory. With gradients enabled only the denoised image is returned."""
 
     def evaluate_checkpointed(
         model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
@@ -75,16 +77,16 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
 
 def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor,
            targets: list[Tensor], afs: bool) -> Iterator[Tensor]:  # fmt: skip
-    """Yield the loss of each interval, from high noise to low, with a gradient to the predictor.
+    """Yield the training loss of each interval between two base times, from high noise to low.
 
-    It is the squared error to the teacher's state, summed over a sample's values and averaged over the batch.
-    The predictor is to be updated after each. A single-step student starts every interval from the teacher's
-    state, a multistep one from its own.
+    It is the squared error to the teacher's state at the interval's end, summed over a sample's values and
+    averaged over the batch. Update the predictor after each loss. A single-step student starts every
+    interval from the teacher's state, a multistep one from its own.
 
     Args:
         problem: the model and its arguments.
-        solver: the student.
-        predictor: of its constants.
+        solver: the student, whose constants the predictor gives.
+        predictor: the module to train; the losses have gradients with respect to its weights.
         x: states `[n, ...]` at base[0].
         base: base times `[N]`.
         targets: the teacher's N - 1 states.
@@ -143,24 +145,25 @@ def train(
     error: Callable[[Tensor, Tensor, dict[str, Any]], float] | None = None,
     resume: dict[str, Any] | None = None,
 ) -> Iterator[TrainingProgress]:  # fmt: skip
-    """Fit `predictor` in place; yields after every batch.
+    """Train `predictor` in place, and yield the progress after every batch.
 
     When the generator ends or is closed, the predictor holds the best held-out state, not the last one.
-    Gradients that are not finite are replaced by 0 (as the authors do); an interval whose loss is not finite
-    is skipped.
+    Gradients that are not finite are replaced by 0 (as the authors do); an interval whose loss is not
+    finite is skipped.
 
     Args:
         model: the denoiser; its weights get no gradient.
-        solver: the student.
-        predictor: of the student's constants, to fit.
-        times: the *teacher's* times, from Teacher.times; the student's base times are every (extra + 1)-th.
+        solver: the student, whose constants the predictor gives.
+        predictor: the module to train.
+        times: the *teacher's* times, from Teacher.times; the student's base times are every (extra +
+            1)-th.
         draw: (generator, n) -> (x at times[0] `[n, ...]`, extra_args).
-        teacher: whose states are fitted to.
+        teacher: the solver whose states the student is trained to reach.
         settings: length and optimiser.
         afs: whether the student's first step is analytic.
-        evaluate: how the model is called; default: for the denoised image only.
-        error: (end states, x, extra_args) -> held-out error by which the best state is chosen; default: root
-            mean square distance to the teacher's end states.
+        evaluate: calls the model once; default: for the denoised image only.
+        error: (end states, x, extra_args) -> held-out error by which the best state is chosen; default:
+            root mean square distance to the teacher's end states.
         resume: `TrainingProgress.state()` of an earlier run with the same settings.
 
     Raises:
@@ -237,7 +240,7 @@ def train(
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The student and the teacher with which Algorithm 1 reaches a number of evaluations."""
+    """The student (the solver to train) and its teacher, for one number of evaluations."""
 
     solver: Solver  # the student
     num_steps: int  # number of the student's base times N
@@ -266,7 +269,9 @@ def plan(sampler: str, nfe: int, extra: int = 1, may_afs: bool = True) -> Traini
     """
     solver, afs = solver_of(sampler), bool(nfe % 2)
     if not solver.has_recipe:
-        raise ValueError(f"{sampler} has no network to train: calibrate it, or choose another sampler")
+        raise ValueError(
+            f"{sampler} has no network to train: use calibrate instead, or choose another sampler"
+        )
     if nfe < 2 or (afs and not may_afs):
         allowed = "at least 2" if may_afs else "an even number"
         raise ValueError(f"nfe is {nfe}: set it to {allowed} to train {sampler} on this model")

@@ -37,17 +37,17 @@ from .variable_projection import LAGS
 
 
 class Calibration(Stages):
-    """One calibration of one sampler at one number of evaluations.
+    """The fit of a sampler's constants to a model, at one number of evaluations per sample.
 
-    `run()` is a generator that may be closed, or interrupted by an exception of the model, at any point. Once
-    the search is finished, `result()` then returns the best result so far. The same settings and model give
-    the same result.
+    `run()` is a generator, which may be closed or stopped by an exception at any time. After its first
+    stage, the search of solvers without fitted constants, `result()` returns the best result so far. The
+    same settings and model give the same result.
 
     Args:
-        target: the model and its samples.
+        target: the model, and a function that draws noise for it.
         settings: of this fit.
-        references: shared with other fits, whose number of held-out samples this fit then has too. None: its
-            own.
+        references: samples with converged end states, shared with other fits; their number of held-out
+            samples replaces that of `settings`. None: the fit makes its own.
         start: a predictor to resume from; use another seed to fit it to other noise.
         on_progress: called after every evaluation of the model.
 
@@ -60,8 +60,8 @@ class Calibration(Stages):
                  on_progress: Callable[[Progress], None] = lambda progress: None):  # fmt: skip
         if start is not None and (start.nfe != settings.nfe or start.spec.sampler != settings.sampler):
             raise ValueError(
-                f"{start.label} cannot be resumed for {settings.sampler} at nfe {settings.nfe}: choose the "
-                "sampler and the nfe of that file, or start a new fit"
+                f"predictor {start.label} cannot be resumed for {settings.sampler} at nfe {settings.nfe}: "
+                "set the sampler and the nfe that it was fitted for, or fit a new predictor"
             )
         super().__init__(target, settings, references, on_progress, small_calls(target, settings))
         self.start = start
@@ -76,7 +76,7 @@ class Calibration(Stages):
 
     @property
     def best(self) -> Fit | None:
-        """The fit with the best held-out score; None before the first."""
+        """The fit with the best held-out score; None before any fit was scored."""
         judged = [fit for fit in self.fits if fit.best is not None]
         return min(judged, key=lambda fit: fit.held_out, default=None)
 
@@ -87,13 +87,13 @@ class Calibration(Stages):
 
     @property
     def searched(self) -> Search:
-        """The result of the search of plain solvers.
+        """The result of the search of plain solvers, i.e. solvers without fitted constants.
 
         Raises:
             RuntimeError: the search is not finished.
         """
         if self.search is None:
-            raise RuntimeError("no result yet: run() has not finished the search of plain solvers")
+            raise RuntimeError("no result yet: continue run() until `ready` is True")
         return self.search
 
     def run(self) -> Iterator[Progress]:
@@ -128,10 +128,11 @@ class Calibration(Stages):
             yield f"{name} as usually set: {rmse(end, judge.held_out.end):.4f}"
 
     def _starts(self) -> Iterator[str]:
-        """Add the fits and score their starts.
+        """Create the fits, and score the constants that each starts from.
 
-        If there is a predictor to resume from, it is the only start. Otherwise multistep starts from the best
-        plain solver and from tables in closed form, the paper's students from greedy constants."""
+        A predictor to resume from is the only start. Otherwise amed_multistep starts from the best plain
+        solver and from weights fitted by least squares, a sampler of the paper from constants fitted
+        interval by interval."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if not isinstance(constants, Constants | Multistep):
@@ -145,21 +146,21 @@ class Calibration(Stages):
             yield from self._students()
 
     def _fit(self, name: str, constants: Multistep | Constants, afs: bool) -> Fit:
-        """Add a fit that starts from these constants."""
+        """Create a fit that starts from `constants`, add it to `self.fits` and return it."""
         solver = solver_of(self.settings.sampler)
         self.fits.append(Fit.at(name, Parametrisation(solver, constants, afs, LAGS)))
         return self.fits[-1]
 
     def _open(self, name: str, constants: Multistep | Constants, afs: bool) -> str:
-        """Add a fit and score its start; returns a line of progress."""
+        """Create a fit that starts from `constants` and score it; return a line of progress."""
         fit = self._fit(name, constants, afs)
         return f"start: {name}: held-out error {self._score(fit, fit.values, record=True):.4f}"
 
     def _from_plain(self) -> None:
-        """Add a fit that starts from the best finalist of the search.
+        """Create a fit that starts from the noise levels and weights of the best plain (unfitted) solver.
 
-        Solvers that evaluate twice at one noise level (Heun) are skipped: no table of falling times expresses
-        them."""
+        Solvers that evaluate twice at one noise level (Heun) are skipped, because a multistep solver
+        cannot reproduce them: its noise levels fall at every evaluation."""
         known = self.searched
         for setting in known.ranking:
             if not setting.solver.recipe.repeats_time and setting in known.ends:
@@ -169,7 +170,7 @@ class Calibration(Stages):
                 return
 
     def _closed(self) -> Iterator[str]:
-        """Add tables by variable projection, and score each."""
+        """Create and score fits that start from weights found by least squares (TableSearch)."""
         settings, plain_search, held_out = self.settings, self.searched, self.references.held_out
         count = min(settings.traced, self.references.traced)  # shared references may trace fewer
         yield from self.references.make(held_out + count)
@@ -191,9 +192,10 @@ class Calibration(Stages):
             yield f"{candidate.name}: held-out error {score:.4f}"
 
     def _students(self) -> Iterator[str]:
-        """Add fits of one of the paper's students from greedy constants on the best schedules.
+        """Create a fit of a sampler of the paper on each of the best one or two schedules.
 
-        If there are several, each gets one iteration, so that the better one is polished."""
+        Each starts from the constants that `greedy_table` finds interval by interval. If there are two
+        fits, each gets one Gauss-Newton iteration, so that the better one can be continued."""
         settings, target = self.settings, self.target
         solver, afs = solver_of(settings.sampler), bool(settings.nfe % 2)
         if afs and target.flow:
@@ -243,7 +245,9 @@ class Calibration(Stages):
         return score
 
     def _affordable(self, fit: Fit) -> int:
-        """Return the samples that the budget allows for the next iteration and its score; 0 if too few."""
+        """Return how many samples the next iteration can use within the budget; 0 if too few.
+
+        The evaluations that score the iteration's result are included."""
         run, derivatives = Runner(self.model, fit.parametrisation).evaluations()
 
         def cost(count: int) -> int:

@@ -37,7 +37,7 @@ class ResultRow:
     fd_ref: float | None  # Fréchet distance to the reference; None without features
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as rounded numbers for a file; without fd_ref if it is None."""
+        """Return the row for a file, with rounded numbers; a Fréchet distance `fd_ref` of None is omitted."""
         row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
         row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
@@ -45,7 +45,7 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a calibration."""
+    """The result of a calibration, i.e. of the fit of a sampler's constants to a model."""
 
     fitted: Fitted  # the predictor to save, never worse than `best_plain` on the held-out samples
     improved: bool  # whether it is a fit; False: it is the best plain solver
@@ -85,7 +85,9 @@ class Result:
         return warnings
 
     def table(self, name: str) -> str:
-        """Return the comparison as lines of text; `name`: the file that the predictor was saved as."""
+        """Return the errors of the predictor and of the solvers it is compared with, as lines of text.
+
+        `name`: the predictor's file."""
         lines = [f"{name}: {self.text}", f"fitted with {self.evaluations} evaluations"]
         return "\n".join(lines + [f"  {row.solver}, {row.schedule}: {row.error:.4f}" for row in self.rows])
 
@@ -121,35 +123,37 @@ class Judge:
     evaluate: Evaluate = denoised_only  # how the model is called
 
     def plain(self, setting: plain_solvers.Setting, samples: Samples | None = None) -> Tensor:
-        """Return the end states of a plain solver; samples default to the held-out ones."""
+        """Return the end states of an unfitted solver; `samples` default to the held-out ones."""
         samples, sigmas = samples or self.held_out, setting.sigmas()
         x = samples.noise * sigmas[0].to(samples.noise)
         return sample(self.model, x, sigmas, setting.solver, samples.args, disable=True, afs=setting.afs,
                       evaluate=in_batches(self.batch, self.evaluate))  # fmt: skip
 
     def rival(self, rival: Rival) -> Tensor:
-        """Return the end states of a host's solver on the held-out samples."""
+        """Run a solver to compare with on the held-out samples, and return its end states."""
         parts = self.held_out.batches(self.batch)
         return torch.cat([rival(self.model, part.noise, part.args) for part in parts])
 
     def error(self, end: Tensor) -> float:
-        """Return the robust error of end states to the reference."""
+        """Return the robust error (by Cauchy's loss) of end states to those of converged runs."""
         return robust(per_sample(end, self.held_out.end), self.scale)
 
     def verdict(self, end: Tensor) -> dict[str, Any]:
-        """Return the metrics that mark a predictor with these end states as unusable, if it is."""
+        """Return the metrics that mark a predictor as unusable; none if it is usable.
+
+        It is unusable if its end states `end` are no nearer to the references than without any sampling."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def metrics(
         self, rows: list[ResultRow], end: Tensor, evaluations: int, passes: int | None = None
     ) -> dict[str, Any]:
-        """Return the metrics of a predictor for its file.
+        """Return the metrics to write to a predictor's file.
 
         Args:
             rows: the comparison; the first is the predictor, the second the best plain solver.
-            end: end states of the predictor.
-            evaluations: of the model that the calibration took.
-            passes: network passes per sample; None: two per evaluation.
+            end: the predictor's end states on the held-out samples.
+            evaluations: number of evaluations of the model that the calibration took.
+            passes: network passes per sample under guidance; None: two per evaluation.
         """
         first, best = rows[0].as_dict(), rows[1].as_dict()
         metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
@@ -160,29 +164,34 @@ class Judge:
         return metrics | self.verdict(end)
 
     def distance(self, end: Tensor) -> float | None:
-        """Return the Fréchet distance of end states; None without features or if they are not finite."""
+        """Return the Fréchet distance between the features of end states and of the references.
+
+        None if the model has no feature function, or an end state is not finite."""
         if self.features is None or not end.isfinite().all():
             return None
         statistics, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
         return max(frechet(statistics, reference), 0.0)
 
     def score(self, end: Tensor) -> float:
-        """Return the score of end states, by which a fit is chosen; lower is better.
+        """Return the score of end states by which the best fit is chosen; lower is better.
 
-        It is the geometric mean of two robust errors, times the root of the Fréchet distance where there are
-        features. The second error has a scale WIDE times larger: jumps to another image count, but two or
-        three of them do not decide, as in an RMSE."""
+        It is the geometric mean of two robust errors to the references, times the square root of the
+        Fréchet distance if the model has a feature function. The second error's scale is WIDE times
+        larger: samples that end in another image count more in it, but two or three of them do not decide,
+        as they would in an RMSE."""
         distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
     def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> ResultRow:
-        """Return the row of a solver with these end states."""
+        """Return a solver's row of the comparison, with the errors of its end states `end`."""
         error, square = self.error(end), rmse(end, self.held_out.end)
         return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 
 
 def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
-    """Return DPM++ 2M and iPNDM-4 as hosts set them: the karras schedule with `nfe` noise levels, then 0."""
+    """Return DPM++ 2M and iPNDM-4, by name, on the karras schedule of `nfe` noise levels and a final 0.
+
+    ComfyUI and the WebUI run them in this way."""
     sigmas = schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
     sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
 

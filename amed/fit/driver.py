@@ -39,9 +39,10 @@ class Job:
         short = [nfe for nfe, budget in budgets if budget < smallest_budget(nfe)]
         if short:
             least = ", ".join(f"{smallest_budget(nfe):,} for nfe {nfe}" for nfe in short)
+            budget_per_fit = budgets[0][1]
             raise ValueError(
-                f"the budget is {budgets[0][1]:,} evaluations for each fit, but a calibration takes at least "
-                f"{least}: raise the budget, or set it to quick"
+                f"the budget of {budget_per_fit:,} evaluations per fit is too small (at least {least}): "
+                "raise it, or set it to quick"
             )
         return [
             Settings(nfe, self.sampler, budget, self.guidance, self.seed, self.batch, self.passes)
@@ -78,18 +79,18 @@ class Outcome:
 
 def fit(target: Target, job: Job, path: Callable[[int], Path], on_progress: Callable[[Progress], None],
         outcome: Outcome | None = None, start: Fitted | None = None) -> Outcome:  # fmt: skip
-    """Fit and save each number of evaluations of a job.
+    """Fit a sampler at each number of evaluations of a job, and save each predictor.
 
-    If an exception ends the job early (a BaseException, e.g. a host's interruption, too), the best result of
-    the current fit is saved as unfinished, `outcome.interrupted` is set, and the exception is raised again.
-    After a CachedError nothing of the current fit is saved.
+    If an exception ends the job early (a BaseException, e.g. a host's interruption, too), the best result
+    of the current fit is saved as unfinished, `outcome.interrupted` is set, and the exception is raised
+    again. If it is a CachedError (a cache answered in place of the model), the current fit is not saved.
 
     Args:
-        target: the model and its samples.
-        job: the fits, which share their references.
-        path: returns the file to save to for an nfe.
-        on_progress: called with the progress of the whole job after every evaluation of the model; may raise
-            to stop.
+        target: the model, and a function that draws noise for it.
+        job: the settings of the fits; all of them use the same reference runs of the model.
+        path: returns the file to save to for a number of evaluations (nfe).
+        on_progress: called with the progress of the whole job after every evaluation of the model; may
+            raise to stop.
         outcome: filled while the job runs, for callers that catch the exception; default: a new one.
         start: a predictor to resume from.
 
@@ -97,7 +98,7 @@ def fit(target: Target, job: Job, path: Callable[[int], Path], on_progress: Call
         The saved fits.
 
     Raises:
-        ValueError: the job cannot be fitted; raised before any evaluation.
+        ValueError: a setting is invalid, or the sampler cannot be calibrated on this model.
         UnsavedError: (a ValueError) a file cannot be written; raised before any evaluation.
     """
     outcome, settings = outcome or Outcome(), job.settings()

@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 
 class NormalEquations:
-    """The matrix J^T W J `[P, P]` and the vector J^T W r `[P]` of an iteration, float64 on the CPU.
+    """The matrix J^T W J and the vector J^T W r of a Gauss-Newton iteration on P constants.
 
-    J: derivatives of the end states by the constants; W: Cauchy's weights of the samples; r: the end states'
-    distance to the reference. Batches of samples are added one by one, so memory holds P + 1 end states of
-    one batch."""
+    They are `[P, P]` and `[P]`, float64 on the CPU. J: derivatives of the end states by the constants; W:
+    weights of the samples by Cauchy's loss; r: end states minus references. Batches of samples are added
+    one by one, so memory holds P + 1 end states of one batch."""
 
     def __init__(self, size: int):
         self.matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -67,16 +67,17 @@ class NormalEquations:
         self, name: str, attempt: Callable[[Tensor], tuple[float, T] | None],
         dampings: Sequence[float] = DAMPINGS, floor: float = 0.0,
     ) -> Generator[str, None, list[tuple[float, T]]]:  # fmt: skip
-        """Try a step at each damping; yields a line of progress after each.
+        """Try the step of each damping; yields a line of progress after each.
 
         Args:
             name: what is fitted, for the lines of progress.
-            attempt: takes the step `[P]`, returns the loss and the constants it leads to; None to skip it.
-            dampings: tried in this order.
+            attempt: takes a step `[P]`; returns the loss and the constants after it, or None if they are
+                invalid.
+            dampings: values of `damping` for `step`, in the order in which they are tried.
             floor: see `step`.
 
         Returns:
-            (loss, constants) of each damping that was not skipped.
+            (loss, constants) of each valid step.
         """
         tried = []
         for damping in dampings:

@@ -22,7 +22,7 @@ Values = dict[str, float]  # constants of an interval by name
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of a student, for trying several constants in it; those of earlier intervals are fixed."""
+    """One interval of a solver's run, in which several constants can be tried."""
 
     problem: Problem
     solver: Solver
@@ -33,9 +33,10 @@ class Interval:
     target: Tensor  # the teacher's state `[n, ...]` at the interval's end
 
     def rows(self, values: Values) -> list[Row]:
-        """Return the interval's rows with these constants; in the first interval also the analytic row.
+        """Return the steps of this interval, one per evaluation, with the constants `values`.
 
-        The constants of later intervals do not matter; they are the defaults."""
+        In the first interval an analytic first step precedes them. Later intervals get default constants,
+        which have no effect here."""
         count, n = len(self.base) - 1, len(self.before)
         default = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
         given = [default | v for v in (*self.before, values, *[default] * (count - n - 1))]
@@ -46,15 +47,17 @@ class Interval:
         return [replace(row, needed=None) for row in rows[(lead + 2 * n if n else 0) : lead + 2 * n + 2]]
 
     def opened(self) -> "Interval":
-        """Return the interval with its state after the first evaluation, which no constant changes."""
+        """Return this interval with the state after its first evaluation, which no constant changes."""
         run = loop(self.problem, self.rows({}), self.state)
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 
     def trial(self, r: float, a: float = 1.0) -> tuple[float, Values, State]:
-        """Return the median sample's error, the constants and the end state, for the best c at this r and a.
+        """Return the median error, the constants and the end state of the interval with r, a and the best c.
 
-        x is linear in c: x(c) = x(0) + c (x(1) - x(0)). In a solver of two evaluations per interval, x(0) is
-        the interval's start, so the best c follows from one run."""
+        r places the middle evaluation, a scales the noise level that the model is given, c scales the
+        direction. The error is the median sample's. The end state x is linear in c: x(c) = x(0) + c (x(1)
+        - x(0)). In a solver of two evaluations per interval, x(0) is the interval's start, so the best c
+        follows from one run; other solvers keep c = 1."""
         c = 1.0
         *_, end = loop(self.problem, self.rows({"r": r, "a": a})[-2:], self.state)
         if self.solver.recipe.pair:
@@ -71,15 +74,16 @@ def greedy_table(
     model: Denoiser, solver: Solver, base: Tensor, noise: Tensor, args: dict[str, Any], afs: bool,
     extra: int = 2,
 ) -> Constants:  # fmt: skip
-    """Return the constants that bring each interval nearest to a Heun teacher's states.
+    """Return the constants r, c and a that bring each interval's end nearest to a Heun teacher's state.
 
-    In each interval r is found on a grid and on the parabola through its best three points, with c in closed
-    form for each; then a is tried at two other values. The median sample's error decides, so that a sample
-    that jumps to another image does not.
+    The intervals are fitted one after the other. r, which places the middle evaluation, is found on a grid
+    and on the parabola through its best three points, with c, the scale of the direction, in closed form
+    for each r. Then two other values of a, the scale of the noise level that the model is given, are
+    tried. The median sample's error decides, so that samples that end in another image do not.
 
     Args:
         model: the denoiser.
-        solver: the student.
+        solver: the solver whose constants are fitted.
         base: base times `[N]`.
         noise: unit noise `[n, ...]`.
         args: further arguments of the model.

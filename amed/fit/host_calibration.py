@@ -31,7 +31,7 @@ TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, for 
 
 @dataclass
 class HostCandidate:
-    """Constants of the host's sampler, with their score."""
+    """Constants fitted to a sampler of the host (ComfyUI or the WebUI), with their score."""
 
     name: str  # for people
     fit: HostFit
@@ -41,16 +41,17 @@ class HostCandidate:
 
 
 class HostCalibration(Stages):
-    """One calibration of a host's sampler, at the most evaluations it can take up to `settings.nfe`.
+    """The fit of AMED-Plugin to a sampler of the host (ComfyUI or the WebUI).
 
-    It is compared with the same sampler on its best schedule and as usually set, and with AMED multistep
-    with weights in closed form.
+    It takes the largest number of evaluations up to `settings.nfe` that the sampler can run with. Its
+    result is compared with the same sampler, unfitted, on its best schedule and on the karras schedule,
+    and with AMED multistep, whose weights are fitted by least squares.
 
     Args:
-        target: the model and its samples.
+        target: the model, and a function that draws noise for it.
         settings: of this fit; `sampler` and `passes` are unused.
         sampler: the host's sampler.
-        references: shared with other fits; None: its own.
+        references: samples with converged end states, shared with other fits; None: the fit makes its own.
         on_progress: called after every evaluation of the model.
     """
 
@@ -89,7 +90,9 @@ class HostCalibration(Stages):
         yield self._progress("fit", "done")
 
     def _fit(self, schedule: HostSchedule, with_a: bool = True) -> HostFit:
-        """Return a fit of the host's sampler that starts on a schedule."""
+        """Return a fit of the host's sampler that starts on `schedule`.
+
+        `with_a`: also fit a, the scales of the noise levels that the model is given."""
         batch = self.settings.batch
         return HostFit(self.model, self.sampler, schedule, self.target.sigma_min, batch, with_a)
 
@@ -116,15 +119,20 @@ class HostCalibration(Stages):
         self.plain = min(tried, key=lambda candidate: candidate.score)
 
     def _searched(self) -> tuple[Judge, HostCandidate]:
-        """Return the judge, and the host's sampler on its best schedule; RuntimeError before the search."""
+        """Return the Judge that scores end states, and the host's sampler on its best schedule.
+
+        Raises:
+            RuntimeError: the search of schedules is not finished.
+        """
         if self.judge is None or self.plain is None:
-            raise RuntimeError("no result yet: run() has not finished the search of schedules")
+            raise RuntimeError("no result yet: continue run() until `ready` is True")
         return self.judge, self.plain
 
     def _usual(self) -> Iterator[str]:
-        """Run the host's sampler on the karras schedule, the usual setting, with as many evaluations.
+        """Run the host's sampler unfitted on the karras schedule, with as many evaluations as the fit.
 
-        A sampler that skips the last level gets one level more."""
+        Of the schedules with this number of evaluations the longest is run, because some samplers skip the
+        last level."""
         judge, plain = self._searched()
         count, ends = len(plain.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
         for number in range(count + 1, max(count - 2, 1), -1):
@@ -164,7 +172,7 @@ class HostCalibration(Stages):
             yield f"{self.sampler.name}: error {loss:.4f}, held out {judge.error(end):.4f}"
 
     def _table(self) -> Iterator[str]:
-        """Fit a table of AMED multistep in closed form, for the comparison; on references made so far."""
+        """Fit AMED multistep by least squares for the comparison, on reference runs that are already made."""
         judge, first, nfe = self._searched()[0], self.references.held_out, self.settings.nfe
         made = len(self.references.ends) * self.references.block - first
         count = min(TABLE_SAMPLES, made, self.references.traced, self.left // nfe - first)

@@ -34,7 +34,7 @@ EQUAL = 1e-3  # most distance of two equal samples of a batch at the end, in sha
 
 @dataclass(frozen=True)
 class HostSampler:
-    """A sampler of the host, as a black box."""
+    """A sampler of the host (ComfyUI or the WebUI), called as a black box."""
 
     name: str  # for people and files
     # (model, x at the first level, sigmas `[n + 1]` with their 0, args) -> end states
@@ -74,9 +74,10 @@ class HostSampler:
 
 
 class RecordingDenoiser:
-    """A denoiser that records (sigma, sum of the output) of each call, for amed.loop.check.
+    """A wrapper around a denoiser that records sigma and the output's sum at each call.
 
-    A host's sampler does not stop at NaN by itself. Has the attributes of the denoiser."""
+    amed.loop.check finds NaN in these records after the run, since a host's sampler does not stop at NaN
+    by itself. Other attributes are those of the wrapped denoiser."""
 
     def __init__(self, model: Denoiser):
         self._model, self.watch = model, list[tuple[Number, Tensor]]()
@@ -91,7 +92,9 @@ class RecordingDenoiser:
 
 
 class FreeDenoiser:
-    """The exact denoiser of unit Gaussian data, which costs nothing; has the attributes of a real one."""
+    """The exact denoiser of unit Gaussian data, for runs of a sampler without the model.
+
+    Other attributes are those of the real model."""
 
     def __init__(self, real: Denoiser):
         self._real = real
@@ -106,7 +109,7 @@ class FreeDenoiser:
 
 @dataclass(frozen=True)
 class HostSchedule:
-    """A schedule that a host's sampler can be run on."""
+    """A schedule for a host's sampler, with the calls of the model that the sampler makes on it."""
 
     schedule: str  # name, for people
     sigmas: Tensor  # falling, positive noise levels, float64 `[n]`; the sampler is also given a 0
@@ -119,20 +122,22 @@ class HostSchedule:
 
 
 def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor) -> list[HostSchedule]:
-    """Return the schedules to try a host's sampler on.
+    """Return the schedules to try a host's sampler on, all with the same number of evaluations.
 
-    All take the same number of evaluations: the largest that the sampler can take up to `nfe`. They are
-    plain_solvers.SCHEDULES, then the host's own ones that differ from these. Each comes in two variants: with
-    the model's lowest level before the 0, and without it.
+    It is the largest number up to `nfe` that the sampler can run with. The schedules are those of
+    plain_solvers.SCHEDULES (FLOW_SCHEDULES for flow models), then the host's own ones that differ from
+    these. Each comes in two variants: with the model's lowest noise level before the final 0, and without
+    it.
 
     Args:
         sampler: the host's sampler.
         target: the model.
         nfe: most evaluations per sample.
-        noise: unit noise `[n, ...]`, for the shape of a sample.
+        noise: unit noise `[n, ...]`, for runs of the sampler without the model.
 
     Raises:
-        ValueError: the sampler draws noise, or can take no number of evaluations from nfe / 2 to `nfe`.
+        ValueError: the sampler draws noise, or can run with no number of evaluations from nfe / 2 to
+            `nfe`.
     """
 
     def engine_schedules(count: int) -> list[HostSchedule]:
@@ -173,10 +178,10 @@ def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor
             if calls < nfe / 2:
                 break
             return with_hosts_own(count, calls, [s for s in engine_schedules(count) if s.nfe == calls])
-    but_others = f", but {', '.join(str(n) for n in sorted(above)[:3])}" if above else ""
+    possible_numbers = f" (but with {', '.join(str(n) for n in sorted(above)[:3])})" if above else ""
     raise ValueError(
-        f"{sampler.name} takes no number of evaluations near {nfe}{but_others}: choose another number of "
-        "evaluations, or another sampler"
+        f"{sampler.name} cannot run with {nfe} evaluations or a few less{possible_numbers}: choose another "
+        "number of evaluations, or another sampler"
     )
 
 
@@ -187,10 +192,11 @@ def with_zero(sigmas: Tensor) -> Tensor:
 
 @dataclass
 class HostFit:
-    """The constants of a host's sampler as one vector, and the fit of them.
+    """The constants of AMED-Plugin around a host's sampler as one vector, and their fit.
 
-    The vector holds the log of all noise levels but the first, then c of each call, then log a of each call
-    (if `with_a`): float64 `[P]`."""
+    The vector, float64 `[P]`, holds the log of all noise levels of the schedule but the first, then c (the
+    scale of the direction) for each call of the model, then log a for each call (a: the scale of the noise
+    level that the model is given; only if `with_a`)."""
 
     model: Denoiser
     sampler: HostSampler
@@ -200,38 +206,45 @@ class HostFit:
     with_a: bool = True  # whether a is fitted
 
     def vector(self) -> Tensor:
-        """Return the constants `[P]` at the start, which leave the sampler as it is."""
+        """Return the initial constants `[P]`, which do not change the sampler: all scales c and a are 1."""
         times = self.start.sigmas[1:].log()
         calls = self.start.nfe
         return torch.cat([times, times.new_ones(calls), times.new_zeros(calls * self.with_a)])
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split a vector of constants into noise levels `[n]`, c `[E]` and a `[E]` of each call."""
+        """Split a vector of constants into noise levels `[n]` and the scales c and a of each call, `[E]`."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         times = torch.cat([self.start.sigmas[:1], values[:inner].exp()])
         c, a = values[inner : inner + calls], values[inner + calls :]
         return times, c, a.exp() if self.with_a else torch.ones(calls, dtype=torch.float64)
 
     def build(self, values: Tensor, noise: Tensor) -> Outside:
-        """Return the predictor with these constants; `noise` `[n, ...]`: for the shape of a sample."""
+        """Return the predictor with the constants `values`.
+
+        `noise` `[n, ...]` is for a run of the sampler without the model, which finds the levels of its
+        calls."""
         times, c, a = self.split(values)
         levels = self.levels(values, noise)
         return Outside(times, torch.tensor(levels, dtype=torch.float64), c, a)
 
     def levels(self, values: Tensor, noise: Tensor) -> list[float]:
-        """Return the noise level of each call; their number may change if the sampler edits its schedule."""
+        """Return the noise level of each call of the model, with the constants `values`.
+
+        Their number may differ from `start.nfe`, since some samplers edit the schedule that they are
+        given."""
         return self.sampler.call_levels(noise, with_zero(self.split(values)[0]), self.model)
 
     @torch.no_grad()
     def end(self, values: Tensor, samples: Samples, memos: Sequence[Memo] | None = None,
             keep: bool = False) -> Tensor:  # fmt: skip
-        """Run the host's sampler with some constants, and return the end states `[n, ...]`.
+        """Run the host's sampler with the constants `values`, and return the end states `[n, ...]`.
 
         Args:
             values: the constants `[P]`.
-            samples: to run.
-            memos: the calls of an earlier run, one per batch, that answer equal calls of this one.
-            keep: record this run in the memos.
+            samples: whose noise the sampler starts from.
+            memos: recorded model calls of an earlier run, one Memo per batch; equal calls reuse their
+                results.
+            keep: record this run's calls in `memos`.
 
         Raises:
             NotFiniteError: the model returned NaN or infinity.
@@ -261,9 +274,9 @@ class HostFit:
         return torch.cat([WIDE * gaps, *scales])
 
     def bounded(self, values: Tensor, moved: Tensor) -> Tensor:
-        """Return `moved` `[P]` limited to each constant's reach from `values` and to its bounds.
+        """Return the constants `moved` `[P]`, limited to their bounds and to the longest move from `values`.
 
-        Times stay in order."""
+        The noise levels stay in falling order."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         kinds = ["t"] * inner + ["c"] * calls + ["a"] * calls * self.with_a
         limits = [(PARAMETERS[k].reach, PARAMETERS[k].low, PARAMETERS[k].high) for k in kinds]
@@ -285,18 +298,19 @@ class HostFit:
     def iterate(
         self, values: Tensor, samples: Samples, scale: float
     ) -> Generator[str, None, tuple[float, Tensor]]:
-        """Run one Gauss-Newton iteration.
+        """Run one Gauss-Newton iteration on the constants.
 
         Args:
             values: constants at the start `[P]`.
             samples: to fit to.
-            scale: of the robust error, a mean squared error.
+            scale: scale of Cauchy's loss, a mean squared error.
 
         Yields:
             Lines of progress.
 
         Returns:
-            The robust error and the constants of the best trial, or of `values` if no trial is better.
+            The robust error (by Cauchy's loss) and the constants of the best trial, or of `values` if no
+            trial is better.
         """
         memos = [Memo(self.model) for _ in samples.batches(self.batch)]
         end = self.end(values, samples, memos, keep=True)

@@ -39,13 +39,17 @@ class Counter(nn.Module):
 
     @property
     def halves(self) -> Any:
-        """The model's `halves` method (see amed.evaluate), counted; None if the model has none."""
+        """The model's `halves` method, with its calls counted; None if the model has none.
+
+        Besides the guided image, it returns the conditional and the unconditional one."""
         method: Any = getattr(self.model, "halves", None)
         return method and partial(Counter.forward, self, function=method)
 
     @property
     def conditional(self) -> Any:
-        """The model's `conditional` method (see amed.evaluate), counted; None if the model has none."""
+        """The model's `conditional` method, with its calls counted; None if the model has none.
+
+        It returns the conditional image alone, in one network pass."""
         method: Any = getattr(self.model, "conditional", None)
         return method and partial(Counter.forward, self, function=method)
 
@@ -91,7 +95,7 @@ def run(
     predictor: Predictor | Any = None, afs: bool = False, evaluate: Evaluate = denoised_only, batch: int = 64,
     done: Callable[[int], None] = lambda count: None,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """Sample many noises in batches.
+    """Sample images from many noises, in batches.
 
     Args:
         model: the denoiser.
@@ -99,9 +103,9 @@ def run(
         sigmas: falling noise levels.
         solver: the solver that runs.
         extra_args: arguments of the model; tensors `[n, ...]` among them are split with the noise.
-        predictor: of the solver's constants; default: none.
+        predictor: gives the solver's fitted constants; None: the solver runs unfitted.
         afs: whether the first step is analytic.
-        evaluate: how the model is called.
+        evaluate: calls the model once; default: for the denoised image only.
         batch: most samples in one call of the model.
         done: called after each batch with the number of samples so far; may raise to stop.
 

@@ -22,7 +22,7 @@ CLOSEST = 0.05  # least distance of two times, in log sigma
 
 @dataclass(frozen=True)
 class Constant:
-    """One element of the vector of fitted constants."""
+    """One fitted constant of a solver, an element of the vector that a fit moves."""
 
     kind: str  # a name of PARAMETERS
     n: int  # interval; for a time, its index among the base times
@@ -34,20 +34,22 @@ class Constant:
 
     @property
     def parameter(self) -> Parameter:
-        """The description of this kind of constant: step, bounds and transform."""
+        """The properties of this kind of constant: finite-difference step, bounds and transform."""
         return PARAMETERS[self.kind]
 
 
 class Parametrisation:
-    """The fitted constants of a student, as a vector.
+    """The fitted constants of a solver as one vector, and the conversion between them.
 
-    They are the inner times and, for multistep, a and the weights on at most `lags` slopes; for a recipe its
-    constants of each interval. The last time is not fitted, since nothing is evaluated there. The weights of
-    a slope's bands move together: there are too many of them for finite differences.
+    The vector holds the noise levels between the first and the last. For a multistep solver the weights on
+    at most `lags` slopes and a (the scale of the noise level that the model is given) follow, for another
+    solver its constants (e.g. r, c, a) in each interval. The last noise level is not fitted, since the
+    model is not evaluated there. If a slope is split into bands of spatial frequency, their weights change
+    by the same amount: there are too many for finite differences.
 
     Args:
-        solver: the student.
-        start: its constants at the start.
+        solver: the solver whose constants are fitted.
+        start: its initial constants.
         afs: whether the first step is analytic.
         lags: most slopes whose weights are fitted; None: all.
     """
@@ -80,7 +82,9 @@ class Parametrisation:
         self.constants = [Constant(*f, step=self.step(*f[:2])) for f in fields]
 
     def step(self, kind: str, n: int) -> float:
-        """Return the finite-difference step of a constant of interval n, in fitted units."""
+        """Return the finite-difference step of a constant in interval n; `kind`: its name in PARAMETERS.
+
+        The step is in the constant's unit in the fit, e.g. the log of a noise level."""
         step = PARAMETERS[kind].step
         if kind != "w":
             return step
@@ -88,7 +92,7 @@ class Parametrisation:
         return float(min(step, 1.5 * step * max(t_next, 0.1) / (t - t_next)))
 
     def vector(self) -> Tensor:
-        """Return the constants at the start in fitted units, float64 `[P]`."""
+        """Return the initial constants in the fit's units (e.g. log noise levels), float64 `[P]`."""
         values = [(c, self.lists[c.kind][c.n]) for c in self.constants]
         return torch.stack([c.parameter.fitted(v[c.k, c.s] if c.kind == "w" else v) for c, v in values])
 
@@ -107,15 +111,15 @@ class Parametrisation:
         return Constants(sigmas, start.rescales, start.names, **lists)
 
     def table(self, predictor: Multistep | Constants) -> Table:
-        """Return the table that runs a predictor of this student."""
+        """Return the steps of a run with the constants of `predictor`, one per evaluation, as a Table."""
         if isinstance(predictor, Multistep):
             return predictor.table(None, self.afs)
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
 
     def bounded(self, start: Tensor, values: Tensor) -> Tensor:
-        """Return `values` `[P]` limited to each constant's reach from `start` and to its bounds.
+        """Return the constants `values` `[P]`, limited to their bounds and to the longest move from `start`.
 
-        Times stay in order."""
+        The noise levels stay in falling order."""
         limits = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
         reach, low, high = torch.tensor(limits, dtype=torch.float64).T
         values = torch.maximum(torch.minimum(values, start + reach), start - reach).clamp(low, high)
@@ -125,7 +129,7 @@ class Parametrisation:
 
 
 def ordered(ends: Tensor, times: Tensor) -> Tensor:
-    """Return log times `[P]` moved so that they fall between the first and the last of `ends`.
+    """Return log noise levels `times` `[P]`, moved into falling order between the first and last of `ends`.
 
     Neighbours keep a distance of CLOSEST, or less where there is no room for it."""
     first, last = float(ends[0]), float(ends[-1])
@@ -138,7 +142,7 @@ def ordered(ends: Tensor, times: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs a student on unit noise, for different constants."""
+    """Runs a solver from unit noise, each time with other constants."""
 
     model: Denoiser
     parametrisation: Parametrisation
@@ -147,9 +151,10 @@ class Runner:
     def _run(
         self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None
     ) -> Iterator[State]:
-        """Yield the states of a run from the start, or from `state`.
+        """Run the solver from `noise`, or from `state` in the middle of a run, and yield its states.
 
-        All slopes are stored, since runs with other constants that start in the middle may need them."""
+        All slopes are stored, since a later run with other constants may start in the middle and need
+        them."""
         predictor = self.parametrisation.build(values)
         rows = [replace(row, needed=None) for row in self.parametrisation.table(predictor).rows]
         state = state or State(noise.to(torch.promote_types(noise.dtype, torch.float32)) * rows[0].sigma)
@@ -159,7 +164,7 @@ class Runner:
 
     @torch.no_grad()
     def states(self, values: Tensor, noise: Tensor, args: dict[str, Any]) -> list[State]:
-        """Return the state at each row, after its evaluation, and the end state."""
+        """Return the state after each evaluation (or analytic first step) and the end state of a run."""
         run = list(self._run(values, noise, args, None))
         return [*(state for state in run if state.looked), run[-1]]
 
@@ -170,9 +175,9 @@ class Runner:
 
     def rerun(self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State],
               constant: Constant) -> Tensor:  # fmt: skip
-        """Return the end states for `values` that differ in one constant from those of `states`.
+        """Return the end states for constants that differ from an earlier run's in `constant` alone.
 
-        The run starts at the first row that the constant changes."""
+        The run starts at the first step that this constant changes, from the earlier run's `states`."""
         state = states[constant.start]
         if not constant.looked:
             state = replace(state, slopes=state.slopes[:-1], looked=False)

@@ -30,7 +30,7 @@ FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("polynomial", 3.0),
 
 
 def name_of(solver: Solver) -> str:
-    """Return the solver's name in SOLVERS, or else that of its recipe."""
+    """Return the solver's name in SOLVERS, or `solver.name` if it is not listed there."""
     return next((name for name, listed in SOLVERS.items() if listed == solver), solver.name)
 
 

@@ -25,7 +25,7 @@ PATIENCE = 6  # iterations without a better held-out score before the fit stops
 
 @dataclass
 class Fit:
-    """The state of a running joint fit."""
+    """The state of a fit that moves all constants of a solver at once."""
 
     name: str  # for people
     parametrisation: Parametrisation
@@ -40,17 +40,20 @@ class Fit:
 
     @classmethod
     def at(cls, name: str, parametrisation: Parametrisation) -> "Fit":
-        """Return a fit that starts from the constants of a parametrisation."""
+        """Return a fit that starts from the initial constants of `parametrisation`."""
         return cls(name, parametrisation, parametrisation.vector())
 
     def judged(self, values: Tensor, end: Tensor, score: float) -> None:
-        """Store constants with their held-out end states if their score is the best so far."""
+        """Record the held-out score of the constants `values`.
+
+        If it is the best so far, the constants and their held-out end states are stored as the fit's
+        result."""
         self.waited += 1
         if score < self.held_out:
             self.best, self.end, self.held_out, self.waited = values.clone(), end, score, 0
 
     def iterate(self, model: Denoiser, samples: Samples, batch: int, scale: float) -> Iterator[str]:
-        """Run one Gauss-Newton iteration on all constants, and move to its best trial.
+        """Run one Gauss-Newton iteration on all constants, and take the best of its damped steps.
 
         Yields lines of progress. The finite differences of the first iteration are twice as wide.
 
@@ -58,7 +61,7 @@ class Fit:
             model: the denoiser.
             samples: to fit to.
             batch: most samples in one call of the model.
-            scale: of the robust error, a mean squared error.
+            scale: scale of Cauchy's loss, a mean squared error.
         """
         runner, wide = Runner(model, self.parametrisation), 1 if self.iterations else 2
         batches, constants = list(samples.batches(batch)), self.parametrisation.constants

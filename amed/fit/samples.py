@@ -21,7 +21,7 @@ BLOCK = 8  # samples drawn at once
 
 @dataclass(frozen=True)
 class Samples:
-    """Noises with their references."""
+    """Noises, and the end states of converged runs of the model from them."""
 
     noise: Tensor  # unit noise `[n, ...]`
     args: dict[str, Any]  # further arguments of the model; tensors among them are `[n, ...]`
@@ -65,15 +65,15 @@ class Path:
 
 
 class References:
-    """Samples with converged end states, made on demand and shared by the calibrations of a job.
+    """Samples with end states of converged runs, made when needed and shared by the fits of a job.
 
-    Sample i is the same whatever else was made.
+    A sample does not depend on how many samples are made.
 
     Args:
-        target: the model and its samples.
+        target: the model, and a function that draws noise for it.
         held_out: number of samples, the first ones, that decide which fit is saved.
-        traced: number of samples after these whose whole trajectories are stored.
-        evaluations: of a reference trajectory.
+        traced: number of samples, after the held-out ones, whose whole trajectories are stored.
+        evaluations: number of evaluations per converged run.
         seed: of the noise.
         batch: most samples in one call of the model.
     """
@@ -94,7 +94,9 @@ class References:
         self.ends: list[Tensor] = []
 
     def make(self, count: int) -> Iterator[str]:
-        """Make references until there are `count`; yields a line of progress after each block."""
+        """Run the model until there are `count` samples with converged end states.
+
+        Yields a line of progress after each block of samples."""
         while len(self.ends) * self.block < count:
             generator = seeded(self.seed * 1_000_003 + len(self.ends))
             noise, args = self.draw(generator, self.block)
@@ -116,14 +118,16 @@ class References:
         return blocks * self.block * self.evaluations
 
     def path(self, first: int, count: int) -> Path:
-        """Return the trajectories of `count` samples from number `first` on; all must be made and traced."""
+        """Return the trajectories of `count` samples from index `first` on.
+
+        The samples must be made already, and be among those whose trajectories are stored."""
         blocks = range(first // self.block, -(-(first + count) // self.block))
         part = slice(first - blocks[0] * self.block, None)
         path = zip(*(self.paths[block] for block in blocks))
         return Path(self.setting.sigmas(), tuple(torch.cat(s)[part][:count] for s in path))
 
     def take(self, first: int, count: int) -> Samples:
-        """Return `count` samples from number `first` on; all must be made."""
+        """Return `count` samples from index `first` on, which `make` must have made already."""
         part = slice(first, first + count)
         return Samples(torch.cat(self.noise)[part], cut(joined(self.args), part), torch.cat(self.ends)[part])
 
@@ -137,7 +141,7 @@ def joined(args: list[Any]) -> Any:
 
 
 def in_batches(size: int, evaluate: Evaluate = denoised_only) -> Evaluate:
-    """Return an `Evaluate` that calls the model with at most `size` samples at a time."""
+    """Wrap `evaluate`, which calls the model, so that a call has at most `size` samples."""
 
     def evaluate_batches(model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any],
                          wants: frozenset[str]) -> Evaluation:  # fmt: skip
@@ -159,9 +163,10 @@ def per_sample(end: Tensor, target: Tensor) -> Tensor:
 
 
 def scale_of(errors: Iterable[Tensor]) -> float:
-    """Return the scale for `robust` from the mean squared errors `[n]` of several solvers.
+    """Return the scale of Cauchy's loss (see `robust`) for the errors of several solvers.
 
-    It is half the median of the best of them."""
+    `errors`: mean squared errors `[n]` of the samples, for each solver. The scale is half the lowest of
+    the solvers' median errors."""
     return 0.5 * float(min(error.median() for error in errors)) + 1e-12
 
 

@@ -18,7 +18,7 @@ SECOND = 20  # settings in the second round
 
 @dataclass(frozen=True)
 class Search:
-    """The result of a search."""
+    """The result of the search for the best plain solver, i.e. solver without fitted constants."""
 
     # All settings that were tried, best first; finalists by the held-out samples, others by a few samples.
     ranking: list[Setting]
@@ -27,10 +27,11 @@ class Search:
     judge: Judge  # with the scale that follows from the finalists
 
     def schedules(self, settings: Settings) -> list[Setting]:
-        """Return settings with the schedules to fit tables on, each schedule once.
+        """Return settings on whose schedules a multistep solver's weights are to be fitted.
 
-        Only solvers with one evaluation per step count. First comes the best setting, then USUAL, then the
-        best setting's twin with or without AFS, then the next best ones."""
+        Each schedule occurs once; only settings whose solver has one evaluation per step count. First
+        comes the best setting, then the one on the schedule USUAL, then the best setting with its analytic
+        first step (AFS) added or removed, then the next best ones."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]
@@ -44,7 +45,10 @@ class Search:
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
-    """Return the samples per setting in the first round, and the number of settings the budget allows."""
+    """Return the sizes of the search's first round.
+
+    They are the samples that each solver setting runs on, and the number of settings that the budget
+    allows."""
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.07 if settings.large else 0.15
     return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
@@ -60,10 +64,10 @@ def small_calls(target: Target, settings: Settings) -> int:
 def search(
     target: Target, settings: Settings, references: References, judge: Judge
 ) -> Generator[str, None, Search]:
-    """Search the plain solvers over all settings; yields lines of progress.
+    """Search for the best plain solver (one without fitted constants) and schedule.
 
-    All settings run on one or two samples, the best SECOND on two or four more, and the best few on the
-    held-out samples, which decide."""
+    Yields lines of progress. All settings run on one or two samples, the SECOND best ones on two or four
+    more, and the best few on the held-out samples, which decide."""
     left = settings_for(target, settings.plain_nfe)  # likely ones first: a small budget cuts the others
     unit, count = first_round(settings)
     left = left[:count]

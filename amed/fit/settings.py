@@ -55,7 +55,8 @@ class Settings:
     """Settings of one fit: one sampler at one number of evaluations.
 
     Raises:
-        ValueError: a field is out of range, or `passes` does not go with the sampler or the guidance scale.
+        ValueError: a field is out of range, or `passes` is set without guidance or for a sampler that
+            cannot skip network passes.
     """
 
     nfe: int  # evaluations per sample, from sigma_max to sigma_min; at least 2
@@ -89,22 +90,22 @@ class Settings:
             )
         if not self.nfe + 1 <= self.passes <= 2 * self.nfe:
             raise ValueError(
-                f"passes is {self.passes}, but {self.nfe} evaluations take {self.nfe + 1} to {2 * self.nfe} "
-                "under guidance: set passes within this range"
+                f"passes is {self.passes}: set it to {self.nfe + 1} to {2 * self.nfe}, the network passes "
+                f"that {self.nfe} evaluations can take under guidance"
             )
 
     @property
     def spared(self) -> int:
-        """Number of evaluations that skip the unconditional half."""
+        """Number of evaluations under guidance that skip the unconditional network pass."""
         return 0 if self.passes is None else 2 * self.nfe - self.passes
 
     @property
     def plain_nfe(self) -> int:
-        """Evaluations of the plain solvers to compare with; they take as many network passes as the fit."""
+        """Evaluations of the unfitted solvers to compare with: those that the fit's network passes allow."""
         return self.nfe if self.passes is None else self.passes // 2
 
     def by_budget(self, quick: int, normal: int, thorough: int) -> int:
-        """Return one of three numbers, by the size of the budget: below LARGE, below HUGE, or above."""
+        """Return `quick` for a budget below LARGE, `normal` for one below HUGE, and `thorough` above."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property
@@ -119,7 +120,7 @@ class Settings:
 
     @property
     def traced(self) -> int:
-        """Number of samples whose whole reference trajectory is stored, for weights in closed form."""
+        """Number of samples whose whole reference trajectory is stored, to fit weights by least squares."""
         quick = 16 if self.budget <= 2_000 else 32 if self.nfe < 7 else 20
         return self.by_budget(quick, 48 if self.nfe < 7 else 32, 128)
 

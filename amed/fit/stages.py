@@ -19,23 +19,25 @@ from .variable_projection import VariableProjection
 
 
 def references_for(target: Target, settings: Settings) -> References:
-    """Return the references of a calibration; calibrations with the same target and seed may share them."""
+    """Return the References of a fit, which make its samples with converged end states.
+
+    Fits with the same target and seed may share them."""
     return References(
         target, settings.held_out, settings.traced, settings.reference, settings.seed, settings.batch
     )
 
 
 class Stages:
-    """Base class of the calibrations: one fit at one number of evaluations, in stages.
+    """Base class of the calibrations, each the fit of one sampler at one number of evaluations.
 
     Args:
-        target: the model and its samples.
+        target: the model, and a function that draws noise for it.
         settings: of this fit.
-        references: shared with other fits, whose number of held-out samples this fit then has too. None: its
-            own.
-        on_progress: called after every evaluation of the model; `run` yields less often, after each piece of
-            work.
-        small: samples still to be evaluated in small calls, for the estimate of the time left.
+        references: samples with converged end states, shared with other fits; their number of held-out
+            samples replaces that of `settings`. None: the fit makes its own.
+        on_progress: called after every evaluation of the model; `run` yields less often, after each piece
+            of work.
+        small: evaluations that will be made in calls with few samples, for the estimate of the time left.
     """
 
     def __init__(self, target: Target, settings: Settings, references: References | None,
@@ -92,7 +94,10 @@ class Stages:
         raise NotImplementedError
 
     def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
-        """Return a preview of the plain solver and the best fit, on the held-out samples."""
+        """Return the preview that compares the best fit with the best unfitted solver.
+
+        `fit_end`, `plain_end`: their end states on the held-out samples; `solver`: the unfitted one, for
+        people."""
         error, best = math.nan if fit_end is None else judge.error(fit_end), judge.error(plain_end)
         images = {"reference": judge.held_out.end, "plain": plain_end}
         if fit_end is not None:
@@ -101,7 +106,9 @@ class Stages:
         return Preview(error, best, solver, curve, images)
 
     def _projection(self, judge: Judge, count: int) -> VariableProjection:
-        """Return variable projection on the `count` samples after the held-out ones, which must be made."""
+        """Return a VariableProjection, which fits a solver's weights by least squares, for some samples.
+
+        They are the `count` samples after the held-out ones, and must be made already."""
         first, evaluate = self.references.held_out, self.target.evaluate or denoised_only
         samples, path = self.references.take(first, count), self.references.path(first, count)
         return VariableProjection(
@@ -109,7 +116,7 @@ class Stages:
         )
 
     def _held_out_end(self, judge: Judge, parametrisation: Parametrisation, values: Tensor) -> Tensor:
-        """Return the end states of the held-out samples for the constants `values`."""
+        """Run the solver with the constants `values` on the held-out samples; return its end states."""
         evaluate = in_batches(self.settings.batch, self.target.evaluate or denoised_only)
         runner = Runner(self.model, parametrisation, evaluate)
         return runner.end(values, judge.held_out.noise, judge.held_out.args)
@@ -140,7 +147,7 @@ class Stages:
         return Progress(stage, text, spent, budget, self.score, nfe, seconds, self.preview)
 
     def _made(self, rows: int) -> None:
-        """Count an evaluation of `rows` samples that a reference took."""
+        """Count an evaluation of `rows` samples in a reference run, and report progress."""
         self.reference_evaluations += rows
         self._evaluated(rows)
 

@@ -35,7 +35,7 @@ Judged = Generator[str | Candidate, float | None, None]
 
 @dataclass
 class TableSearch:
-    """Fits tables in rounds."""
+    """The search for a multistep solver's noise levels and weights, in several rounds."""
 
     stage: VariableProjection  # with all samples
     settings: Settings
@@ -44,20 +44,20 @@ class TableSearch:
     flow: bool = False  # flow model: no plain solver starts analytically, but a table with its offset may
 
     def subset(self, count: int, round: int = 0) -> VariableProjection:
-        """Return the variable projection on `count` of the samples, others in each round."""
+        """Return `stage` limited to `count` of its samples; each round gets others."""
         first = round * count % max(len(self.stage.samples) - count + 1, 1)
         rows = slice(first, first + count)
         return replace(self.stage, samples=self.stage.samples.cut(rows), path=self.stage.path.cut(rows))
 
     @property
     def judging(self) -> int:
-        """Number of evaluations that it takes to fit one table on all samples and to score it."""
+        """Evaluations that it takes to fit weights to all samples, and to score them on the held-out ones."""
         return (len(self.stage.samples) + self.settings.held_out) * self.settings.nfe
 
     def run(self) -> Judged:
-        """Run the search: yields lines of progress, and tables.
+        """Run the search; yields lines of progress (str) and fitted multistep solvers (Candidate).
 
-        The held-out score of each table must be sent back into the generator."""
+        The caller must send the held-out score of each Candidate back into the generator."""
         settings, spared = self.settings, self.settings.spared
         guided = GUIDED if settings.large else GUIDED[::-1]
         shapes = fitting(SHAPES if settings.guidance == 1 else guided, self.stage.samples.noise)
@@ -112,13 +112,15 @@ class TableSearch:
 
 
 def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
-    """Return the shapes of tables that samples like `x` `[n, ...]` can have.
+    """Return `shapes` without bands of spatial frequency if samples like `x` `[n, ...]` have none.
 
-    Latents of sound and nested latents, `[n, C, L]`, have no bands of spatial frequency."""
+    These are latents of sound and nested latents, `[n, C, L]`."""
     flat = tuple(replace(shape, parts=shape.parts.replace("bands", "")) for shape in shapes)
     return shapes if x.ndim > 3 else tuple(dict.fromkeys(flat))
 
 
 def halved(parts: str) -> str:
-    """Return the name of `parts` combined with guidance's halves, e.g. "halves+bands" for "bands"."""
+    """Return the name of a split of slopes that is also split by guidance.
+
+    E.g. "halves+bands" for "bands", where the halves are the conditional and the unconditional result."""
     return "+".join(["halves", parts] if parts else ["halves"])

@@ -20,10 +20,10 @@ Rival = Callable[[Denoiser, Tensor, dict[str, Any]], Tensor]  # (model, noise [n
 
 
 class CachedError(ValueError):
-    """Raised when a cache answers an evaluation in place of the model, e.g. a node that skips steps.
+    """Raised when a cache answers in place of the model, e.g. that of a node which skips steps.
 
-    What was measured is then not the model's, and `fit` saves nothing of it. The message names the cause
-    and says what to do."""
+    Errors measured on its answers say nothing about the model, so `fit` does not save the current fit. The
+    message names the cause and says what to do."""
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -51,7 +51,7 @@ class Target:
 
     @property
     def identity(self) -> Identity:
-        """The identity of the checkpoint, by which runs find predictors for it."""
+        """The checkpoint's model family, fingerprint and signature, by which predictors for it are found."""
         return Identity(self.family, self.fingerprint, self.signature)
 
     @property
@@ -60,7 +60,7 @@ class Target:
         return self.prediction_type == "flow"
 
     def spec(self, solver: Solver | str, times: Tensor, guidance: float, **fields: Any) -> Spec:
-        """Return the header of a predictor file fitted to this target; `fields`: further fields of Spec."""
+        """Return the header (Spec) of a predictor file for this model; `fields`: further fields of it."""
         return Spec.on(
             solver,
             times,

@@ -38,7 +38,7 @@ SIMPLER = 0.1  # ridge of the simpler table itself, in shares of the table's rid
 
 @dataclass(frozen=True)
 class Shape:
-    """The form of a table: which weights it has, and how strongly they are regularised."""
+    """Which weights a multistep solver has at each step, and how strongly they are regularised."""
 
     parts: str = ""  # how slopes are split, a name of PARTS; "" for no split
     offset: bool = False  # whether each channel has an offset
@@ -47,14 +47,14 @@ class Shape:
 
     @property
     def text(self) -> str:
-        """The parts, the offset and the ridge, for people."""
+        """How slopes are split, whether there are offsets, and the ridge (regularisation), for people."""
         words = [*filter(None, self.parts.split("+")), *["offset"] * self.offset]
         return f"{' and '.join(words) or 'whole slopes'}, ridge {self.ridge:g}"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a student whose weights were found on the way."""
+    """A run of a multistep solver on given noise levels, with the weights that were fitted during it."""
 
     sigmas: Tensor  # times, float64 `[N+1]`
     weights: Tensor  # `[N, H, S]` of each step on the H newest slopes and their S parts
@@ -69,14 +69,14 @@ class Run:
 
     @property
     def table(self) -> Multistep:
-        """The multistep predictor with the run's times and weights."""
+        """The multistep predictor with this run's noise levels and weights."""
         shape = self.shape
         return Multistep(self.sigmas, self.weights, None, shape.parts, self.offset, shape.spared)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A table with weights in closed form."""
+    """A multistep solver with weights fitted by least squares, and its error."""
 
     loss: float  # robust error on the samples that it was fitted to
     name: str  # for people
@@ -86,14 +86,16 @@ class Candidate:
 
     @property
     def cost(self) -> int:
-        """Number of evaluations per sample that `VariableProjection.refine` takes."""
+        """Evaluations per sample of one refinement of the noise levels (VariableProjection.refine)."""
         moves = len(self.run.sigmas) - 2
         return moves * (moves + 1) // 2 + len(DAMPINGS) * (moves + 1 - self.afs)
 
 
 @dataclass(frozen=True)
 class VariableProjection:
-    """Fits weights and times of tables to samples with known reference trajectories."""
+    """Fits a multistep solver's weights and noise levels to samples with known reference trajectories.
+
+    The weights follow by least squares for any noise levels, so only the noise levels are searched."""
 
     model: Denoiser
     samples: Samples
@@ -105,14 +107,15 @@ class VariableProjection:
 
     @torch.no_grad()
     def run(self, sigmas: Tensor, afs: bool, shape: Shape, earlier: Run | None = None, since: int = 0) -> Run:
-        """Run a student on given times, with the best weights at each step.
+        """Run a multistep solver on given noise levels, and fit the weights of each step on the way.
 
         Args:
-            sigmas: times, float64 `[N+1]`.
+            sigmas: noise levels, float64 `[N+1]`.
             afs: whether the first step is analytic.
-            shape: of the table.
-            earlier: an earlier run with the same times up to number `since`, to continue from.
-            since: interval from which the weights are fitted; those before are taken from `earlier`.
+            shape: which weights there are.
+            earlier: a run with the same noise levels up to index `since`, to continue from.
+            since: first step whose weights are fitted; those of the steps before are copied from
+                `earlier`.
         """
         noise, steps, parts = self.samples.noise, len(sigmas) - 1, PARTS[shape.parts]
         usual = as_multistep(fallback(), sigmas, afs).weights[..., 0]
@@ -127,7 +130,9 @@ class VariableProjection:
             before, state = earlier.states[:since], earlier.states[since]
 
         def decide(n: int, state: State) -> Weights:
-            """Return the best weights of row n, and write its offset into the tensor that the row holds."""
+            """Fit the weights and the offset of step n; return the weights times the step's length.
+
+            The offset is written into shifts[n], the tensor that the step's Row refers to."""
             t, t_next = sigmas[n : n + 2].tolist()
             hand = list(reversed(state.slopes))[: weights.shape[1]]
             slots = [
@@ -168,16 +173,17 @@ class VariableProjection:
 
     def products(self, hand: Sequence[tuple[Tensor | None, ...]], wanted: Tensor, part: slice,
                  shape: Shape) -> Tensor:  # fmt: skip
-        """Return the inner products of the unknowns' directions and the wanted slope, for some samples.
+        """Return the inner products of a step's slopes, its offsets and the wanted slope, for some samples.
 
         Args:
-            hand: slopes in hand by parts, newest first.
-            wanted: slope `[n, ...]` that leads to the reference.
+            hand: stored slopes, newest first, split into parts.
+            wanted: slope `[n, ...]` that leads to the reference at the step's end.
             part: slice of the samples.
-            shape: of the table.
+            shape: which weights there are.
 
         Returns:
-            `[n, k+1, k+1]`: the k slopes' parts and channels, and last the wanted slope.
+            `[n, k+1, k+1]`: first the k unknowns (parts of slopes, then offsets of channels), last the
+            wanted slope.
         """
         split = PARTS[shape.parts]
         columns = [
@@ -199,20 +205,22 @@ class VariableProjection:
         return torch.cat([upper, middle, lower], dim=1)
 
     def loss(self, run: Run) -> float:
-        """Return the robust error of a run's end states to the references."""
+        """Return the robust error (by Cauchy's loss) of a run's end states to the references."""
         return robust(per_sample(run.end, self.samples.end), self.scale)
 
     def candidate(
         self, sigmas: Tensor, afs: bool, shape: Shape, name: str, refined: bool = False
     ) -> Candidate:
-        """Return the table with the best weights on `sigmas` `[N+1]`; for other arguments see Candidate."""
+        """Fit the weights of a multistep solver on the noise levels `sigmas` `[N+1]`.
+
+        For the other arguments see Candidate and Shape."""
         run = self.run(sigmas, afs, shape)
         return Candidate(self.loss(run), name, run, afs, refined)
 
     def schedules(self, settings: list[Setting], shape: Shape) -> Generator[str, None, list[Candidate]]:
-        """Fit weights on the schedule of each setting.
+        """Fit a multistep solver's weights on the schedule of each setting.
 
-        Yields lines of progress; returns the tables, best first."""
+        Yields lines of progress; returns the fitted solvers, best first."""
         tried = []
         for setting in settings:
             name = f"closed form on {setting.schedule}"
@@ -256,12 +264,15 @@ class VariableProjection:
 
 
 def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
-    """Return which unknowns share a weight in the simpler table: all bands of a slope's part.
+    """Return which weights are equal in the simpler solver that a fit is regularised towards.
+
+    They are those of all bands of spatial frequency of one slope, or of one half of it if slopes are also
+    split by guidance. The offsets stay apart.
 
     Args:
         parts: how slopes are split.
         slots: (lag, part) of each weight.
-        count: number of unknowns k; those after the weights are offsets.
+        count: number of unknowns k, i.e. the weights and the offsets after them.
 
     Returns:
         `[k, m]`: 1 where an unknown belongs to one of the m groups, 0 elsewhere.
@@ -273,15 +284,15 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
 
 
 def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
-    """Return the prior weight of a slope's part: the plain solver's.
+    """Return the unfitted solver's weight of a part of a slope, towards which the fitted one is pulled.
 
-    Where the newest slope lacks this part, the newest slope that has it stands in for all.
+    If the newest slope lacks this part, the newest slope that has it gets the weights of all.
 
     Args:
-        plain_weights: the plain solver's weights by lag.
-        hand: slopes in hand by parts, newest first; a part is None where it was not evaluated.
+        plain_weights: the unfitted solver's weights by lag.
+        hand: stored slopes, newest first, split into parts; a part is None where it was not evaluated.
         lag: of the slope, 0 for the newest.
-        part: number of the part.
+        part: index of the part.
     """
     if hand[0][part] is not None:
         return float(plain_weights[lag]) if lag < len(plain_weights) else 0.0
@@ -292,18 +303,18 @@ def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], la
 def best_weights(
     products: Tensor, prior: Tensor, ridge: float = 1e-6, groups: Tensor | None = None
 ) -> Tensor:
-    """Return the weights `[k]` with which the sum of the slopes is nearest to the wanted slope.
+    """Return the weights `[k]` with which the sum of the slopes comes nearest to the wanted slope.
 
-    Least squares are reweighted by Cauchy's weights, so that a sample that jumps to another image does not
-    decide.
+    They are found by least squares, reweighted by Cauchy's weights, so that a sample that ends in another
+    image does not decide.
 
     Args:
-        products: `[n, k+1, k+1]`, see VariableProjection.products.
-        prior: weights `[k]` of the plain solver.
-        ridge: pull towards the simpler table, in shares of each slope's own square.
-        groups: `[k, m]`, see `band_groups`. The simpler table has one weight per group; its weights are found
-            in the same way, with a pull SIMPLER times as strong towards `prior`. None: the simpler table is
-            `prior`.
+        products: `[n, k+1, k+1]`, inner products of the slopes and the wanted one, see
+            VariableProjection.products.
+        prior: weights `[k]` of the unfitted solver.
+        ridge: strength of the pull towards simpler weights, in shares of each slope's own square.
+        groups: `[k, m]`, see `band_groups`. The simpler weights are equal within each group, and are found
+            in the same way, with a pull SIMPLER times as strong towards `prior`. None: they are `prior`.
     """
     count, w = len(prior), prior.clone()
     gram, right, square = products[:, :count, :count], products[:, :count, count], products[:, count, count]

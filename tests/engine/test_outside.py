@@ -159,7 +159,9 @@ def test_each_sampler_takes_the_nearest_possible_evaluations(target, noise, name
 
 def test_impossible_numbers_of_evaluations_are_errors(target, noise):
     """One level alone is not a list; the error names possible numbers."""
-    with pytest.raises(ValueError, match="heun takes no number of evaluations near 2, but 3: choose another"):
+    with pytest.raises(
+        ValueError, match=r"heun cannot run with 2 evaluations or a few less \(but with 3\): choose another"
+    ):
         host_schedules(SAMPLERS["heun"], target, 2, noise)
 
 
