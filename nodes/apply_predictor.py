@@ -18,7 +18,7 @@ from .schema import SOLVERS, Predictor, cfg_input, missing_input, nfe_input, sch
 
 
 class ApplyPredictor(io.ComfyNode):
-    """Apply a predictor to a MODEL, for the amed entries of the ordinary KSampler."""
+    """Apply a predictor to a MODEL, so that the amed samplers of the ordinary KSampler use it."""
 
     @classmethod
     def define_schema(cls):
@@ -27,9 +27,9 @@ class ApplyPredictor(io.ComfyNode):
             node_id="AMEDApplyPredictor",
             display_name="Apply AMED Predictor",
             search_aliases=["amed", "few steps", "fast sampler", "ksampler"],
-            description="Apply a predictor to a MODEL. The ordinary KSampler's amed samplers then use it, "
-            "and its amed scheduler gives the predictor's noise levels. Without a linked predictor, the "
-            "library's best for this model is applied.",
+            description="Apply a predictor (learned solver constants) to a MODEL. The ordinary KSampler's "
+            "amed samplers then use it, and its amed scheduler gives the predictor's noise levels. If none "
+            "is linked, the best installed predictor for this model is applied.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to apply the predictor to. The input itself is not changed."
@@ -37,11 +37,11 @@ class ApplyPredictor(io.ComfyNode):
                 Predictor.Input(
                     "predictor",
                     optional=True,
-                    tooltip="The predictor to apply. Not linked: the library's best for the MODEL.",
+                    tooltip="The predictor to apply. Not linked: the best installed one for the MODEL.",
                 ),
                 io.Combo.Input("sampler", options=SOLVERS, default="auto", optional=True,
                                tooltip="The sampler to find a predictor for, if none is linked. auto: the "
-                                       "best."),
+                                       "best predictor of any sampler."),
                 nfe_input(2, optional=True, tooltip="Number of evaluations to find a predictor for, if none "
                           "is linked."),
                 cfg_input(optional=True, tooltip="The guidance scale (cfg) you will sample with, to find a "
@@ -56,8 +56,8 @@ class ApplyPredictor(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The model with the predictor, for the KSampler. Set the KSampler as this node's "
-                    "text says."
+                    tooltip="The model with the predictor, for the KSampler. This node shows the sampler, "
+                    "scheduler, steps and cfg to set there."
                 )
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],

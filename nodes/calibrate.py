@@ -18,7 +18,7 @@ MORE = tuple(f"positive_{i}" for i in (2, 3, 4))  # inputs for additional prompt
 
 
 class Calibrate(io.ComfyNode):
-    """Fit predictors to a MODEL with its prompts, by sampling, and save them."""
+    """Fit predictors to a MODEL and the linked prompts, by sampling, and save them."""
 
     @classmethod
     def define_schema(cls):
@@ -26,8 +26,9 @@ class Calibrate(io.ComfyNode):
             node_id="AMEDCalibrate",
             display_name="Calibrate AMED",
             search_aliases=["amed", "calibrate", "fit predictor", "few steps"],
-            description="Fit a few dozen constants to this model, by sampling only, for better images at few "
-            "evaluations. The predictor is saved in models/amed_predictors, where auto finds it.",
+            description="Fit a predictor (a few dozen solver constants) to this model, by sampling only, for "
+            "better images at few evaluations. It is saved in models/amed_predictors, where nodes set to "
+            "auto find it.",
             inputs=[
                 *fit_inputs(),
                 io.Combo.Input("sampler", options=list(SAMPLERS), default="amed_multistep",
@@ -100,8 +101,7 @@ def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> 
 
 
 def sample_rows(to_rgb: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
-    """Return the sample images of a calibration's report as RGB, one row per label (reference, AMED,
-    plain)."""
+    """Return a calibration's sample images as RGB, by label: reference run, AMED, best plain solver."""
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",

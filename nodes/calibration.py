@@ -65,12 +65,12 @@ def calibrate(
 
     Args:
         model: the MODEL.
-        prompts: its conditionings and size.
-        job: what to fit; each number of evaluations gives one predictor.
+        prompts: the conditionings and the latent size to fit with.
+        job: the calibration's settings; one predictor is fitted per number of evaluations.
         name: beginning of the files' names.
         node_id: the node that shows the progress, or None.
-        wrapped: a SAMPLER of ComfyUI or another pack, to which AMED-Plugin is fitted; None: the job's
-            sampler.
+        wrapped: a SAMPLER of ComfyUI or another pack, to which AMED-Plugin is fitted; None: fit
+            `job.sampler`.
 
     Raises:
         ValueError: for a job that is not possible with this MODEL."""
@@ -82,8 +82,9 @@ def calibrate(
         path(nfe)
     if job.passes is not None and (patches := whole_guidance(model.model_options)):
         raise ValueError(
-            f"passes cannot be limited, because this MODEL has {', '.join(patches)}, which needs both halves "
-            "of guidance. Set passes to 0, or calibrate without that patch"
+            f"passes cannot be limited, because this MODEL has {', '.join(patches)}, which needs the results "
+            "of both prompts (positive and negative) at every evaluation. Set passes to 0, or calibrate "
+            "without that patch"
         )
     total = sum(settings.budget for settings in job.settings())
     display = ProgressDisplay(rgb_converter(model, prompts), node_id, total)
@@ -115,6 +116,8 @@ def calibrate_now(
 
 
 def rgb_converter(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:
-    """Return a function that converts a fit's samples to rough RGB; of nested samples the first part."""
+    """Return a function that converts a fit's samples to rough RGB previews.
+
+    Of ComfyUI's nested latents (e.g. video with sound), it converts the first part."""
     blank = blank_sample(model, prompts.latent)
     return lambda samples: preview_pixels(model, visible_part(blank, samples))

@@ -43,7 +43,7 @@ class Progress:
         self.bar = progress_bar(node_id, 1)
 
     def set_total(self, total: int) -> None:
-        """Set the total number of evaluations, once it is known."""
+        """Set the number of evaluations that the whole comparison will take."""
         self.total, self.begin = total, time.monotonic()
         self.bar = progress_bar(self.node_id, max(total, 1))
 
@@ -60,7 +60,9 @@ class Progress:
         self.done += 1
 
     def row_finished(self, evaluations: int, picture: Image.Image) -> None:
-        """Show the picture after a row; evaluations: the planned ones of all rows so far."""
+        """Show the picture after a row is finished.
+
+        evaluations: number of evaluations planned for all rows up to this one."""
         self.done = evaluations
         self.bar(self.done, picture)
 
@@ -113,7 +115,7 @@ def save_rows(scene: Scene, rows: list[Measured]) -> Path:
 def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
     """Draw the images of all rows as a grid: the reference, then each number of evaluations under a heading.
 
-    scale: pixels per unit of the grid."""
+    scale: resolution of the picture, in pixels per unit of the layout."""
     guidance = f"guidance {scene.guidance:g}" if scene.guidance != 1 else "no guidance"
     caption = f"{guidance}; evaluations and network passes were counted around the model"
     if any(not math.isnan(row.distance) for row in rows):
@@ -143,7 +145,7 @@ def grid_row(row: Measured, above: str, best: bool) -> grid.SamplerRow:
 
 
 def seconds_text(value: float) -> str:
-    """Format a number of seconds."""
+    """Format a number of seconds for the picture, e.g. "1.5 s" or "0.25 s"."""
     return f"{value:.1f} s" if value >= 1 else f"{value:.2g} s"
 
 
@@ -155,7 +157,7 @@ def nearest(rows: list[Measured], nfe: int) -> Measured | None:
 
 
 def cells(row: Measured) -> list[str]:
-    """Return a row's values as text, one per column of the table (see HEAD)."""
+    """Return a row's values as text, in the order of the table's columns."""
     names = [row.entry.sampler, row.setting or row.entry.scheduler, str(row.nfe)]
     if row.pixels is None:
         return [*names, "", "", "", "", "", row.note]

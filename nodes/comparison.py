@@ -85,13 +85,15 @@ class Scene:
         return {k: v for k, v in self.latent.items() if k != "batch_index"} | parts
 
     def sample(self, plan: Plan, number: int) -> Any:
-        """Sample one image; return the LATENT's samples, which may be nested."""
+        """Sample one image; return the LATENT's samples, nested if they have parts (video and sound)."""
         arguments = self.guidance, self.positive, self.negative, self.start(number)
         seed = self.seeds[number]
         return run(self.model, plan.sampler, plan.sigmas, seed, *arguments, quiet=True)["samples"]
 
     def pixels(self, samples: Any) -> Tensor:
-        """Decode one image to `[3, H, W]`, uint8; of nested samples the first part."""
+        """Decode one image to `[3, H, W]`, uint8.
+
+        Of nested samples (e.g. video with sound), only the first part is decoded."""
         if self.vae is None:
             latents = visible_part(samples, network_space(self.model, packed(samples)))
             values = preview_pixels(self.model, latents)[0] / 2 + 0.5
@@ -157,13 +159,13 @@ def plain_plan(scene: Scene, nfe: int) -> Plan:
 
 
 def choice_plan(choice: Choice, setting: str) -> Plan:
-    """Return the plan of a predictor that amed.choose has chosen."""
+    """Return the plan that runs a chosen predictor; setting: its name in the table."""
     sampler = amed_sampler(choice.sampler, predictor=choice.fitted)
     return Plan(sampler, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 
 
 def setting_plan(setting: Setting) -> Plan:
-    """Return the plan of a plain solver's setting."""
+    """Return the plan that runs a plain solver with its schedule."""
     sampler = as_sampler(plain_function(setting))
     return Plan(sampler, setting.sigmas().float(), f"{setting.name}, {setting.schedule}")
 
@@ -175,9 +177,9 @@ class TooManyError(Exception):
 def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
     """Return the most steps that one of ComfyUI's samplers makes in `nfe` evaluations.
 
-    The evaluations are counted in trial runs that do not call the network. They use the MODEL without hooks,
-    because a cache would skip evaluations and keep the trials' results. Raises ValueError if not even one
-    step fits."""
+    The evaluations are counted in trial runs that do not call the network. The MODEL's hooks are left out of
+    them, because a caching hook would skip evaluations and store the trials' results. Raises ValueError if
+    not even one step fits."""
     most, stop_if_interrupted = 4 * nfe + 20, scene.model.model_options[COUNT].before
 
     def before() -> None:
@@ -205,7 +207,8 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
         steps, evaluations = steps + 1, more
     if not 0 < evaluations <= nfe:
         raise ValueError(
-            f"{sampler} cannot keep to {nfe} evaluations, whatever its steps: raise nfe or remove it"
+            f"{sampler} cannot keep to {nfe} evaluations with any number of steps: raise nfe, or remove "
+            f"{sampler} from samplers"
         )
     return steps
 

@@ -64,7 +64,7 @@ def labels(context: Tensor) -> Tensor:
 
 
 def conditioning(category: str) -> list:
-    """Return ComfyUI's CONDITIONING for a category."""
+    """Return ComfyUI's CONDITIONING for a category of emoji, or for "none"."""
     one_hot = torch.zeros(1, 1, CLASSES + 1)
     if category != NONE:
         one_hot[0, 0, CATEGORIES.index(category)] = 1.0
@@ -110,8 +110,11 @@ class DemoModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(tooltip="The demo model, for any sampler."),
                 io.Conditioning.Output(display_name="positive", tooltip="The conditioning for the category."),
-                io.Conditioning.Output(display_name="negative", tooltip="The conditioning for no category."),
-                io.Latent.Output(display_name="latent", tooltip="An empty latent of this size."),
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="The conditioning without a category, to link as the negative prompt.",
+                ),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of the given size."),
             ],
         )
 

@@ -8,7 +8,7 @@ from .schema import schema
 
 
 class EvaluationsUsed(io.ComfyNode):
-    """Read the count of the node that sampled a LATENT.
+    """Show how many evaluations the node that sampled a LATENT used.
 
     The LATENT is passed through, so that this node runs after the sampling."""
 
@@ -29,7 +29,8 @@ class EvaluationsUsed(io.ComfyNode):
             outputs=[
                 io.Latent.Output(tooltip="The input samples, unchanged."),
                 io.Int.Output(
-                    display_name="evaluations", tooltip="Number of evaluations, one after the other."
+                    display_name="evaluations",
+                    tooltip="Number of evaluations of the model. With guidance, both prompts count as one.",
                 ),
                 io.Int.Output(
                     display_name="rows",

@@ -19,7 +19,7 @@ from .schema import SOLVERS, cfg_input, denoise_input, missing_input, nfe_input,
 
 
 class AmedKSampler(io.ComfyNode):
-    """Sample a LATENT at a number of evaluations, with the best predictor for the MODEL."""
+    """Sample a LATENT in a given number of evaluations, with the best predictor for the MODEL."""
 
     @classmethod
     def define_schema(cls):
@@ -27,7 +27,8 @@ class AmedKSampler(io.ComfyNode):
             node_id="AMEDKSampler",
             display_name="AMED KSampler (fast, few steps)",
             search_aliases=["amed", "ksampler", "fast sampler", "few steps", "turbo", "low steps", "speed"],
-            description="Sample in a handful of evaluations with a predictor fitted to this model.",
+            description="Sample in a handful of evaluations with a predictor (learned solver constants) "
+            "fitted to this model.",
             inputs=[
                 io.Model.Input("model", tooltip="Your checkpoint, with its LoRAs and patches."),
                 io.Combo.Input(
@@ -35,14 +36,13 @@ class AmedKSampler(io.ComfyNode):
                     options=[AUTO, *library().names()],
                     default=AUTO,
                     tooltip="The predictor file to use. auto: the predictor applied to the MODEL, else the "
-                    "library's best for this model, sampler and nfe.",
+                    "best installed one for this model, sampler and nfe.",
                 ),
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
                     default=AUTO,
-                    tooltip="The sampler to run. auto: the sampler of the predictor applied to the MODEL, "
-                    "else the best one.",
+                    tooltip="The sampler to run. auto: the one that the predictor was fitted for.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -12,7 +12,7 @@ from .schema import Predictor, schema
 
 
 class LoadPredictor(io.ComfyNode):
-    """Load a predictor from a file of the library, or from its code as text."""
+    """Load a predictor from a file in models/amed_predictors or in this pack, or from its code as text."""
 
     @classmethod
     def define_schema(cls):
@@ -20,8 +20,8 @@ class LoadPredictor(io.ComfyNode):
             node_id="AMEDLoadPredictor",
             display_name="Load AMED Predictor",
             search_aliases=["amed", "few steps", "open predictor"],
-            description="Load a fitted AMED predictor from models/amed_predictors or from those of this "
-                        "pack.",
+            description="Load an AMED predictor (learned solver constants) from a file in "
+                        "models/amed_predictors or in this pack.",
             inputs=[
                 io.Combo.Input("name", options=library().names(), tooltip="The predictor file to load."),
                 io.String.Input("code", default="", multiline=True, optional=True,

@@ -34,7 +34,7 @@ class PlainSolver(io.ComfyNode):
                     default=5,
                     min=1,
                     max=10_000,
-                    tooltip="Number of network evaluations, one after the other.",
+                    tooltip="Number of network evaluations in a run, from noise to image.",
                 ),
                 io.Combo.Input(
                     "schedule",
@@ -61,7 +61,7 @@ class PlainSolver(io.ComfyNode):
             ],
             outputs=[
                 io.Sampler.Output(tooltip="The solver, for SamplerCustom and SamplerCustomAdvanced."),
-                io.Sigmas.Output(tooltip="The schedule's noise levels, for the same node."),
+                io.Sigmas.Output(tooltip="The schedule's noise levels, for the node that gets the SAMPLER."),
             ],
         )
 
@@ -75,6 +75,6 @@ class PlainSolver(io.ComfyNode):
         if setting is None:
             raise ValueError(
                 f"{solver} {'with' if afs else 'without'} the analytic first step cannot take {nfe} "
-                f"evaluations: it takes 2 per interval{', less 1' if afs else ''}. Change nfe or afs"
+                f"evaluations, only {'odd' if afs else 'even'} numbers: change nfe or afs"
             )
         return io.NodeOutput(as_sampler(plain_function(setting)), setting.sigmas().float())

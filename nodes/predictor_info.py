@@ -14,7 +14,11 @@ from .schema import Predictor, schema
 
 
 def part_weights(parts: str, weights: Tensor) -> Iterator[tuple[str, list[float]]]:
-    """Yield the name and the weights of each part of a slope, from a row's weights `[slopes, parts]`."""
+    """Yield the name of each part of a step's slopes, e.g. "the finest band", and its weights.
+
+    Args:
+        parts: how the predictor splits slopes, e.g. "bands" (of spatial frequency); "": not at all.
+        weights: the step's weights `[slopes, parts]`, newest slope first."""
     return zip(names_of(parts, weights.shape[-1]), map(trimmed, weights.T.tolist()))
 
 

@@ -14,7 +14,7 @@ UNKNOWN = Identity("", "")  # this node has no MODEL
 
 
 class AmedSampler(io.ComfyNode):
-    """Make a SAMPLER for SamplerCustom and SamplerCustomAdvanced."""
+    """Make a SAMPLER that runs a predictor, for SamplerCustom and SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls):
@@ -27,16 +27,15 @@ class AmedSampler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
-                    tooltip="The sampler to run. auto: the predictor's, or without a predictor the best one "
-                    "for the MODEL.",
+                    tooltip="The sampler to run. auto: the one that the predictor was fitted for.",
                 ),
                 missing_input(calibrate=False),
                 Predictor.Input("predictor", optional=True, tooltip=DEFAULT_PREDICTOR),
                 io.Sampler.Input(
                     "wrapped",
                     optional=True,
-                    tooltip="The SAMPLER that the predictor was fitted to, if it is another pack's. Only "
-                    "needed for such a predictor.",
+                    tooltip="The SAMPLER that the predictor was fitted to. Only needed if that SAMPLER is "
+                    "from another pack.",
                 ),
             ],
             outputs=[

@@ -34,8 +34,9 @@ def read_entries(text: str) -> list[Entry]:
 
 
 def read_entry(line: str, number: int) -> Entry:
-    """Parse one line of the list of samplers; number: the line's, for messages. Raises ValueError for an
-    unknown name."""
+    """Parse one line of Compare AMED's list of samplers. Raises ValueError for an unknown name.
+
+    number: of the line, from 1, for messages."""
     names, schedulers = dropdown_names()
     name, _, scheduler = (part.strip().lower() for part in line.partition("/"))
     own_names = (PLAIN, *OWN_SAMPLERS)

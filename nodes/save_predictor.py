@@ -18,7 +18,7 @@ class SavePredictor(io.ComfyNode):
             node_id="AMEDSavePredictor",
             display_name="Save AMED Predictor",
             search_aliases=["amed"],
-            description="Save a predictor in models/amed_predictors, where auto finds it.",
+            description="Save a predictor in models/amed_predictors, where nodes set to auto find it.",
             inputs=[
                 Predictor.Input(
                     "predictor", tooltip="The predictor to save, from any node that outputs one."

@@ -31,7 +31,7 @@ class AmedScheduler(io.ComfyNode):
                     "sampler",
                     options=SOLVERS,
                     tooltip="The sampler to find a predictor for, if none is linked or applied. auto: the "
-                    "best.",
+                    "best predictor of any sampler.",
                 ),
                 nfe_input(
                     tooltip="Number of evaluations to find a predictor for, if none is linked or applied."

@@ -13,7 +13,7 @@ CATEGORY = "sampling/AMED"
 SOLVERS = [AUTO, *SAMPLERS]
 Predictor = io.Custom("AMED_PREDICTOR")
 DEFAULT_PREDICTOR = (
-    "The predictor to use. Not linked: the one applied to the MODEL, else the library's best for the MODEL."
+    "The predictor to use. Not linked: the one applied to the MODEL, else the best installed one for it."
 )
 
 
@@ -123,8 +123,8 @@ def checked_name(name: str) -> str:
     `seed`, and ComfyUI's page then reads that widget's value into `name`."""
     if name in CONTROLS:
         raise ValueError(
-            f"name is {name!r}, which belongs to the seed of an older version of this node: type the name "
-            "again"
+            f"name is {name!r}, which ComfyUI read from the seed control of an older version of this node: "
+            "type the name again"
         )
     return name
 

@@ -65,7 +65,7 @@ class Training:
 
     @property
     def text(self) -> str:
-        """The training's result as text: errors, usability, and where it was saved."""
+        """The training's result as text: errors, whether the predictor is usable, and where it was saved."""
         lines = [
             f"{self.fitted.name}: {self.fitted.spec.how}",
             f"held-out error to the teacher: {self.best:.4f}; untrained {self.untrained:.4f}",
@@ -145,15 +145,16 @@ def by_gradient(
     settings: Settings,
     training: Training,
 ) -> Iterator[int]:
-    """Train the paper's network by gradient descent, in place; yield the number of images after each batch.
+    """Train the AMED paper's network by gradient descent, in place.
 
-    When the generator ends or is closed, the predictor has its best state.
+    Yields the number of images trained on, after each batch. When the generator ends or is closed, the
+    predictor has its best state.
 
     Args:
         target: the model and its noise.
         job: the settings of the training.
-        planned: the student and its teacher.
-        times: base times of the teacher, float64.
+        planned: the solver to train for (student), and its more exact teacher.
+        times: the teacher's noise levels, falling, float64.
         predictor: the network.
         settings: batch size, learning rate and others.
         training: filled with the progress and the result.
@@ -172,8 +173,8 @@ def by_gradient(
     evaluation = target.evaluate(denoiser, x[:1], times[:1].to(x), first_args, frozenset({"bottleneck"}))
     if evaluation.bottleneck is None:
         raise PredictorError(
-            f"{target.family or 'this model'} has no middle block, which the paper's network needs as input: "
-            "use Calibrate AMED, which fits constants to any model"
+            f"{target.family or 'this model'} has no U-Net middle block, whose output the AMED paper's "
+            "network needs as input: use Calibrate AMED, which fits constants to any model"
         )
     truth = planned.teacher.states(denoiser, x, times, args)[-1]
 
@@ -202,7 +203,7 @@ def spec_of(
     settings: Settings,
     training: Training,
 ) -> Spec:
-    """Return the header of the predictor's file; base: the predictor's base times."""
+    """Return the header of the predictor's file; base: the noise levels between which it places steps."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
     how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
     metrics = {"error": round(training.best, 5), "untrained_error": round(training.untrained, 5)}
@@ -216,7 +217,7 @@ def spec_of(
 
 
 class TrainPredictor(io.ComfyNode):
-    """Train the paper's network for a MODEL and a prompt, and save it."""
+    """Train the AMED paper's network for a MODEL and a prompt, and save it."""
 
     @classmethod
     def define_schema(cls):
@@ -224,9 +225,9 @@ class TrainPredictor(io.ComfyNode):
             node_id="AMEDTrainPredictor",
             display_name="Train AMED Predictor",
             search_aliases=["amed", "train", "algorithm 1", "few steps"],
-            description="Train the paper's network by gradient descent (Algorithm 1). Training needs more "
-            "memory than sampling. Calibrate AMED needs no more memory than sampling, and gives better "
-            "images.",
+            description="Train the AMED paper's network by gradient descent (its Algorithm 1). Training "
+            "needs more memory than sampling. Calibrate AMED needs no more memory than sampling, and gives "
+            "better images.",
             inputs=[
                 *fit_inputs(),
                 io.Combo.Input("sampler", options=NETWORKS, default="amed",

@@ -44,14 +44,14 @@ class Job:
 
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
-        """Return the job that runs a predictor at given noise levels."""
+        """Return the Job for a predictor at given noise levels."""
         spec = fitted.spec
         name = ENTRIES[spec.sampler].label if spec.learned else f"plain {spec.solver}-{spec.max_order}"
         return cls(name, spec.student, sigmas, spec.afs, fitted)
 
     @classmethod
     def of_plain(cls, setting: Setting, name: str = "") -> "Job":
-        """Return the job that runs a plain solver's setting; name: for the picture, default the setting's."""
+        """Return the Job for a plain solver with its schedule; name: in the picture, "" for the solver's."""
         return cls(name or setting.name, setting.solver, setting.sigmas(), setting.afs)
 
     @property
@@ -83,7 +83,7 @@ class Trajectory:
 
     @property
     def shares(self) -> Tensor:
-        """The solver's weights `[moves, slopes, parts]`: how each move combines the slopes."""
+        """Each step's weights `[steps, slopes, parts]` on the slopes; parts: e.g. frequency bands, or one."""
         return self.walk.shares(self.job.predictor, self.job.afs)
 
 
@@ -107,20 +107,20 @@ def run_jobs(
 
 
 def scaled(model: Any, walk: Walk) -> Tensor:
-    """Scale a trajectory's states as the network's input, so that they have one size at every noise level."""
+    """Scale a trajectory's states as the network receives them: about equally large at every noise level."""
     levels = torch.tensor(walk.times, dtype=torch.float32)
     return network_input(sampling_of(model), levels, walk.states)
 
 
 def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: float, loss: float) -> list[str]:
-    """Return the node's text: what ran, how flat the trajectory is, the distances of the ends, the moves.
+    """Return the node's text: evaluations, distances to the plane and the reference, and each step's weights.
 
     Args:
         trajectories: the reference, the learned solver, and the plain solver.
         fitted: the predictor.
-        scaled_loss: largest share of the drawn states (in the scale of the network's input) outside the
+        scaled_loss: largest relative distance of the drawn states (scaled as the network's input) to their
             plane.
-        loss: the same of the states x."""
+        loss: the same for the unscaled states x and their own plane."""
     reference, learned, *_ = trajectories
     counted = ", ".join(f"{t.job.name} {t.evaluations}" for t in trajectories)
     lines = [
@@ -155,7 +155,7 @@ def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> 
 
     Args:
         trajectories: the reference, the learned solver, and the plain solver.
-        points: their states in the plane.
+        points: the states of each, projected onto the plane of the reference.
         caption: the line under the title."""
     reference, learned, *_ = trajectories
     runs = []

@@ -26,7 +26,7 @@ MOST = 512  # nodes that are remembered; a forgotten one runs once more
 
 @dataclass
 class Memory:
-    """The requests that a node made to the library, and their results."""
+    """One node's requests to the library of predictors, and the results that it got."""
 
     mark: str = field(default_factory=lambda: uuid4().hex)  # the fingerprint while all results stay the same
     # By (node that made the request, its signature, index in its list of inputs): the run of the graph, and
@@ -39,12 +39,12 @@ _latest: OrderedDict[str, Memory] = OrderedDict()  # by node id, in the latest g
 
 
 def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
-    """Return the value of `fingerprint_inputs` for the node whose fingerprint ComfyUI computes.
+    """Return a node's fingerprint: ComfyUI runs the node again when this text changes.
 
     Args:
-        file: the predictor file that the node's inputs name; None if the name is linked.
+        file: name of a predictor file that the node loads; "" for none, None if the name is linked.
         also: other text on which the node's result depends.
-        widgets: the node's inputs."""
+        widgets: the values of the node's inputs."""
     now = executing()
     if now is None:  # ComfyUI does not tell the node: any change of any file counts
         return content_hash(None)
@@ -61,9 +61,14 @@ def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
 
 
 def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> Memory:
-    """Return the memory stored under a key; a given memory replaces it, and a missing one is created.
+    """Return the Memory stored under a key; if there is none, create and store one.
 
-    The least recently used memories are dropped when there are more than MOST."""
+    At most MOST memories are stored; the least recently used are dropped.
+
+    Args:
+        memories: the stored ones.
+        key: where to look.
+        memory: stored under the key first, in place of what is there; None: nothing is replaced."""
     stored = memories[key] = memory or memories.get(key) or Memory()
     memories.move_to_end(key)
     while len(memories) > MOST:
@@ -72,13 +77,14 @@ def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> 
 
 
 def remember(request: Request, memory: Memory | None = None) -> None:
-    """Store a request to the library and its result, so that the node runs again when the result changes.
+    """Store a request to the library of predictors and its result.
 
-    A request that brings its own predictor is not stored.
+    When the library would give another result, the node's fingerprint changes and ComfyUI runs it again. A
+    request that brings its own predictor is not stored.
 
     Args:
         request: the request.
-        memory: the memory of the node that depends on the result. None: that of the executing node."""
+        memory: the Memory of the node that depends on the result. None: that of the executing node."""
     now = executing()
     memory = memory or (None if now is None else _latest.get(now.node))
     if now is None or memory is None or request.fitted is not None:
@@ -96,16 +102,16 @@ def remember(request: Request, memory: Memory | None = None) -> None:
 
 
 def remember_later() -> Callable[[Request], None]:
-    """Return a function that stores a request for the node that is executing now.
+    """Return a function that stores requests for the node that is executing now, whenever it is called.
 
-    It is called later, when another node samples with this node's SAMPLER."""
+    AMED Sampler needs it: its request is only made when another node samples with its SAMPLER."""
     now = executing()
     memory = None if now is None else _latest.get(now.node)
     return lambda request: remember(request, memory or Memory())
 
 
 def result_hash(request: Request) -> str:
-    """Return a hash of the predictor that the library gives for a request; "" for none."""
+    """Return a hash of the predictor with which the library answers a request; "" if it has none."""
     try:
         return fitted_hash(choose(library(), request).fitted)
     except PredictorError:
@@ -118,6 +124,8 @@ def fitted_hash(fitted: Fitted) -> str:
 
 
 def carried_hash(png: Any, node: str) -> str:
-    """Return a hash of the predictor that a workflow carries for a node; "" for none."""
+    """Return a hash of the predictors stored in a workflow for a node; "" if there are none.
+
+    png: ComfyUI's EXTRA_PNGINFO, which has the workflow."""
     entry = workflow_entries(png).get(node)
     return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest() if entry else ""

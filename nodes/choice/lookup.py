@@ -27,15 +27,15 @@ class Wanted:
     node_id: str | None  # the node, which shows the progress of a calibration
 
     def request(self, **fields: Any) -> Request:
-        """Return the amed.choose Request for these inputs; fields: other fields of the Request."""
+        """Return these inputs as a request to the library of predictors; fields: its other fields."""
         return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **fields)
 
 
 def look_up(wanted: Wanted, png: Any = None) -> Choice:
     """Choose the predictor for a node, and write it into the workflow.
 
-    The first that exists of: the predictor that the workflow carries for this node, the library's for the
-    MODEL, and, as `if_missing` says, one calibrated now or a plain solver.
+    Take the first that exists: the predictor stored in the workflow for this node, else the library's best
+    for the MODEL, else what `if_missing` says, e.g. one calibrated now or a plain solver.
 
     Args:
         wanted: the node's inputs.
@@ -64,10 +64,10 @@ def look_up(wanted: Wanted, png: Any = None) -> Choice:
 
 
 def library_or_calibration(wanted: Wanted) -> Choice:
-    """Return the choice of `look_up` from the library, or from a calibration, without the workflow.
+    """Choose a node's predictor from the library, or do what `if_missing` says, e.g. calibrate one.
 
-    If a calibration is requested, the library's predictor is used only if it is for this checkpoint and
-    guidance."""
+    If `if_missing` is "calibrate now", the library's predictor is taken only if it was fitted to this
+    checkpoint at this guidance scale."""
     node_request, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
     if wanted.if_missing != CALIBRATE:
         return choose(library(), node_request)
@@ -92,9 +92,10 @@ def library_or_calibration(wanted: Wanted) -> Choice:
 
 
 def reasons_to_calibrate(choice: Choice, node_request: Request) -> list[str]:
-    """Return why a new calibration is needed although the library has a predictor; empty if it is not.
+    """Return the reasons to calibrate although the library has a predictor; empty if there are none.
 
-    The predictor then was fitted to another checkpoint or another guidance scale."""
+    A reason is that the predictor was fitted to another checkpoint or another guidance scale, or that the
+    MODEL's checkpoint is unknown."""
     identified = choice.fitted.spec.identity.known
     unknown = (
         ["this checkpoint cannot be told from others"] if identified and not node_request.model.known else []

@@ -28,10 +28,11 @@ def load_named(name: str) -> Fitted:
     Raises PredictorError, with the most similar name, if there is no such file."""
     if name not in (names := library().names()):
         similar = get_close_matches(name, names, n=1, cutoff=0.3)
-        near = "".join(f" The nearest is {n!r}." for n in similar)
+        nearest_name = "".join(f" The nearest is {n!r}." for n in similar)
         raise PredictorError(
-            f"there is no predictor {name!r} in models/{FOLDER}, nor with this pack.{near}\n"
-            "Choose another, put that file there, or paste its code into Load AMED Predictor."
+            f"there is no predictor {name!r} in models/{FOLDER} or in this pack.{nearest_name}\n"
+            "Choose another, copy the file there, or paste the predictor's code (from AMED Predictor Info) "
+            "into Load AMED Predictor."
         )
     return library().load(name)
 
@@ -83,7 +84,7 @@ def write_predictor(
 ) -> None:
     """Write a node's predictor into the prompt's workflow.
 
-    A predictor without a model (e.g. a plain solver) is not written, because every installation can make it.
+    A solver that was not fitted to a model (e.g. a plain one) is not written: every installation can make it.
 
     Args:
         png: ComfyUI's EXTRA_PNGINFO.

@@ -181,7 +181,7 @@ def test_a_latent_of_four_channels_has_preview_colours(server, graph, flow):
         ({"samplers": "euler / karas"}, "there is no scheduler 'karas'\nThe nearest names are: karras"),
         ({"samplers": "amed / karras"}, "amed brings its own noise levels"),
         ({"nfe": "5, many"}, "nfe is '5, many'"),
-        ({"reference": 9}, "reference is 9: to measure 5 evaluations by, give at least 10, or 0 for none"),
+        ({"reference": 9}, "too few evaluations to measure 5 evaluations by: set it to at least 10, or to 0"),
     ],
 )
 def test_invalid_inputs_are_named(server, graph, changed, expected):
