@@ -132,7 +132,8 @@ def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
         and f.nfe == fitted.nfe and request.model.same(f.spec.identity)
     ]  # fmt: skip
     return [
-        f"{f.label} left out: it takes guidance apart, which this run's guidance does not allow"
+        f"{f.label} left out: it needs the conditional and the unconditional result separately, which this "
+        "run does not give"
         for f in excluded[:1]
     ]
 

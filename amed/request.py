@@ -86,7 +86,7 @@ class Report:
 
     def text(self) -> str:
         """Return the report as text: a line on the predictor, one on the evaluations, and one per remark."""
-        passes = "" if self.passes is None else f", {self.passes} network passes an image"
+        passes = "" if self.passes is None else f", {self.passes} network passes per image"
         lines = [
             f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",
             f"evaluations counted: {self.evaluations}{passes}",

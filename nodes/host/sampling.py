@@ -235,7 +235,7 @@ def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
 def short_report(report: Report) -> str:
     """Return a report as text for one of ComfyUI's nodes, of which two lines are visible: remarks come
     first."""
-    passes = "" if report.passes is None else f", {report.passes} passes an image"
+    passes = "" if report.passes is None else f", {report.passes} passes per image"
     name = report.fitted.name if report.fitted else "no predictor"
     return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])
 

@@ -179,7 +179,7 @@ class RunResult:
     @property
     def counted(self) -> tuple[int, int] | None:
         """Return the evaluations and the passes per image that the report states."""
-        match = re.search(r"AMED: (\d+) evaluations, (\d+) passes an image", self.report)
+        match = re.search(r"AMED: (\d+) evaluations, (\d+) passes per image", self.report)
         return None if match is None else (int(match[1]), int(match[2]))
 
 

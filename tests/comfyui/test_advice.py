@@ -64,7 +64,7 @@ def test_advice_of_the_ordinary_ksampler_without_apply(server, graph, steps, cfg
     fitted, remark = run(
         server, g, g.ksampler(name, scheduler, int(count), cfg=float(at), model=[applied, 0])
     )
-    assert re.fullmatch(rf"AMED: {steps} evaluations, \d+ passes an image, emoji32-multistep\S+", remark)
+    assert re.fullmatch(rf"AMED: {steps} evaluations, \d+ passes per image, emoji32-multistep\S+", remark)
     assert rms_distance(fitted, reference) < rms_distance(plain, reference)
 
 
@@ -165,6 +165,6 @@ def test_the_advised_change_lets_the_plain_solver_run(server, graph):
                         sigmas=[node, 1], **g.around()), 0]  # fmt: skip
         return run(server, g, latent)[0]
 
-    with pytest.raises(RunError, match="takes 2 per interval. Change nfe or afs"):
+    with pytest.raises(RunError, match="cannot take 5 evaluations, only even numbers: change nfe or afs"):
         plain()
     assert plain(nfe=6).isfinite().all() and plain(afs=True).isfinite().all()

@@ -80,7 +80,7 @@ def test_an_images_metadata_states_what_ran(server, graph):
     mine = metadata["amed"][node]
     assert (mine["predictor"], mine["solver"]) == (FILE, "amed")
     assert (mine["evaluations"], mine["passes"], mine["guidance"]) == (4, 8, 2.0)
-    assert "evaluations counted: 4, 8 network passes an image" in mine["text"]
+    assert "evaluations counted: 4, 8 network passes per image" in mine["text"]
     _, metadata, node = saved_by_ksampler(server, graph, {}, nfe=12, sampler="auto", if_missing="plain")
     mine = metadata["amed"][node]
     assert mine["predictor"] == "plain" and mine["evaluations"] == 12 and len(mine["notes"]) == 1

@@ -158,7 +158,7 @@ def test_a_wrong_count_is_found(sound):
     broken(
         invariants.counts_are_true,
         altered(sound, network_counts=network_counts | {"rows": 2 * network_counts["rows"]}),
-        "passes an image",
+        "passes per image",
     )
     broken(invariants.counts_are_true, altered(sound, node_texts={}), "no report")
 

@@ -65,10 +65,10 @@ def test_spared_passes_are_counted_and_the_image_stays_near(server, graph, save_
     save_table(table_of_parts())
     report, images = sampled(server, graph(batch=batch))
     assert f"predictor: {FILE} (multistep, 4 evaluations in 6 passes, guidance {SCALE}" in report
-    assert "evaluations counted: 4, 6 network passes an image" in report and "note:" not in report
+    assert "evaluations counted: 4, 6 network passes per image" in report and "note:" not in report
     save_table(table_of_parts(alone=()))
     report, unspared = sampled(server, graph(batch=batch))
-    assert "evaluations counted: 4, 8 network passes an image" in report and "note:" not in report
+    assert "evaluations counted: 4, 8 network passes per image" in report and "note:" not in report
     assert len(images) == batch and images.std() > 10 and abs(images - unspared).max() <= 2
     save_table(Multistep(TIMES, table_of_parts().weights[..., :BANDS], None, "bands"))
     assert (
@@ -134,7 +134,7 @@ def test_a_patch_on_guidance_excludes_tables_of_halves(server, graph, save_table
     g = graph()
     g.model = [g.add(kind, model=g.model, **inputs), 0]
     report, _ = sampled(server, g)
-    assert f"predictor: {FILE}" not in report and "4, 8 network passes an image" in report
+    assert f"predictor: {FILE}" not in report and "4, 8 network passes per image" in report
     assert f"note: {FILE} (multistep, 4 evaluations in 6 passes" in report and "left out: " in report
     g = graph()
     g.model = [g.add(kind, model=g.model, **inputs), 0]
@@ -180,7 +180,7 @@ def test_other_guiders_do_not_split_guidance(server, graph, save_table, kind):
 
     server.run(g.nodes, on_event)
     keeps_guidance = kind in ("DualCFGGuider", "PerpNegGuider")
-    assert f"AMED: 4 evaluations, {passes} passes an image, " in texts[-1]
+    assert f"AMED: 4 evaluations, {passes} passes per image, " in texts[-1]
     assert texts[-1].endswith(FILE) != keeps_guidance and ("left out" in texts[-1]) == keeps_guidance
     assert "could not be captured" not in texts[-1]
 
@@ -280,4 +280,4 @@ def test_a_table_with_fewer_passes_is_calibrated(server, graph):
     fitted = load_predictor(server.base / "models" / "amed_predictors" / name)
     report, _ = sampled(server, graph(), predictor=name)
     assert fitted.spec.learned and (fitted.nfe, fitted.passes) == (4, 6)
-    assert "evaluations counted: 4, 6 network passes an image" in report
+    assert "evaluations counted: 4, 6 network passes per image" in report

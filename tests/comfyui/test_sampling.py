@@ -89,7 +89,7 @@ def test_a_dropdown_sampler_without_a_predictor_reports_the_plain_solver(server,
     )
     assert text.startswith(f"the plain solver ipndm-3 ran: {missing}") and "The nearest is " in text
     assert text.splitlines()[1:] == [
-        "AMED: 20 evaluations, 20 passes an image, plain"
+        "AMED: 20 evaluations, 20 passes per image, plain"
     ]  # the last step goes to 0
 
 
@@ -99,7 +99,7 @@ def test_default_settings_work_for_any_number_of_evaluations(server, graph):
         g = graph()
         latent = g.amed(nfe=nfe, if_missing="plain", sampler="auto", guidance=5.0)
         text = run_text(server, g, latent)
-        assert f"evaluations counted: {nfe}, {2 * nfe} network passes an image" in text
+        assert f"evaluations counted: {nfe}, {2 * nfe} network passes per image" in text
         assert "predictor: plain" in text and text.count("note: ") == 1 and "less error" in text
     inputs = server.object_info()["AMEDKSampler"]["input"]["required"]
     assert inputs["if_missing"][1]["default"] == "plain" and inputs["nfe"][1]["default"] == 8
@@ -125,7 +125,7 @@ def test_a_wrong_schedule_is_answered_with_the_right_steps(server, graph):
     latent = right.ksampler("amed", "amed", 2, model=[applied, 0])
     right.show(latent)
     server.run(right.nodes, messages)
-    expected = "AMED: 4 evaluations, 4 passes an image, test_amed.safetensors"
+    expected = "AMED: 4 evaluations, 4 passes per image, test_amed.safetensors"
     assert messages.texts[latent[0]][-1] == expected
 
 

@@ -57,7 +57,7 @@ def test_default_settings_give_an_image_and_one_line(server, graph):
     latents, report = sd.run(server, sd.amed(8, 5.0, "auto", if_missing="plain"))
     assert latents.isfinite().all() and latents.std() > 0.1
     assert "predictor: plain (ipndm-2, 8 evaluations; nothing fitted)" in report
-    assert "evaluations counted: 8, 16 network passes an image" in report and report.count("note: ") == 1
+    assert "evaluations counted: 8, 16 network passes per image" in report and report.count("note: ") == 1
     assert "The nearest is sd15-dpmpp-2m-nfe10" in report and "Calibrating once gave" in report
 
 

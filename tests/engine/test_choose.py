@@ -404,7 +404,7 @@ def test_the_report_of_a_run(library):
     assert report.passes == 10
     assert report.text().splitlines() == [
         "predictor: multi5.safetensors (multistep, 5 evaluations; model of multi5)",
-        "evaluations counted: 5, 10 network passes an image",
+        "evaluations counted: 5, 10 network passes per image",
         "note: a remark",
     ]
     assert Report().text() == "predictor: none\nevaluations counted: 0"

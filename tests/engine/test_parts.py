@@ -221,7 +221,7 @@ def test_a_table_of_halves_is_not_chosen_where_guidance_cannot_be_split(tmp_path
     choice = choose(library, Request(identity, guidance=4.0, nfe=4, halves=False))
     assert (
         choice.fitted.name == "whole.safetensors"
-        and "left out: it takes guidance apart" in choice.remarks[-1]
+        and "left out: it needs the conditional and the unconditional result" in choice.remarks[-1]
     )
     with pytest.raises(PredictorError, match="unconditional result separately, which this run"):
         choose(library, Request(identity, guidance=4.0, nfe=4, halves=False, fitted=apart))

@@ -118,7 +118,7 @@ def test_texts_on_nodes_are_readable(page):
 @pytest.mark.parametrize(
     "text",
     [
-        "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes an image",
+        "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes per image",
         "44% done, about 5 s left: 16 references",
         "a.safetensors: error 0.1\nsaved as a.safetensors (unfinished) in /models/amed_predictors",
     ],

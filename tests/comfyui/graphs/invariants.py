@@ -117,8 +117,8 @@ def images_are_whole(case: Case) -> None:
 
 # --- counts and reports ------------------------------------------------------------------------------------
 
-COUNTED = re.compile(r"evaluations counted: (\d+)(?:, (\d+) network passes an image)?")
-BRIEF = re.compile(r"AMED: (\d+) evaluations?(?:, (\d+) passes an image)?")
+COUNTED = re.compile(r"evaluations counted: (\d+)(?:, (\d+) network passes per image)?")
+BRIEF = re.compile(r"AMED: (\d+) evaluations?(?:, (\d+) passes per image)?")
 USED = re.compile(r"(\d+) evaluations?, (\d+) rows")
 
 

@@ -34,7 +34,7 @@ MAKE = """lines => {
     app.graph.extra.amed_test = values;
 }"""
 LINES = {
-    "AMEDKSampler": "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes an image",
+    "AMEDKSampler": "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes per image",
     "AMEDCalibrate": "44% done, about 5 s left: 16 references",
 }
 
