@@ -34,7 +34,8 @@ MAKE = """lines => {
     app.graph.extra.amed_test = values;
 }"""
 LINES = {
-    "AMEDKSampler": "predictor: a.safetensors (multistep)\nevaluations counted: 5, 5 network passes per image",
+    "AMEDKSampler": "predictor: a.safetensors (multistep)\n"
+    "evaluations counted: 5, 5 network passes per image",
     "AMEDCalibrate": "44% done, about 5 s left: 16 references",
 }
 
