@@ -143,11 +143,11 @@ class Chromium:
         self.stack.close()
 
     def opened(self) -> None:
-        """Prepare the newly opened tab; a subclass may do more than go to `url`."""
+        """Load `url` in the new tab; a subclass may override this, e.g. to wait until the page is ready."""
         self.tab.goto(self.url)
 
     def of_ours(self) -> list[str]:
-        """Return the complaints that come from this pack's files or name it."""
+        """Return the console messages that name a JavaScript file of this pack or contain "AMED: "."""
         return [text for text in self.complaints if f"/{PACK}/js" in text or "AMED: " in text]
 
     def on_console(self, message: Any) -> None:
@@ -198,11 +198,11 @@ class Page(Chromium):
         self.settle()
 
     def nodes(self) -> list[dict]:
-        """Return the nodes of the open workflow as the page has them, with their widgets."""
+        """Return the nodes of the open workflow as dicts of id, type, position, size, inputs and widgets."""
         return self.tab.evaluate(READ)
 
     def node(self, kind: str) -> dict:
-        """Return the node of a class, of which the open workflow has one."""
+        """Return the node of class `kind`; the open workflow must have exactly one."""
         (only,) = [node for node in self.nodes() if node["type"] == kind]
         return only
 
@@ -211,7 +211,7 @@ class Page(Chromium):
         return self.tab.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def change(self, kind: str, **values: object) -> None:
-        """Set widgets of a class's only node, as typing into them does."""
+        """Set widgets, given by name, of the only node of class `kind`, and run their callbacks."""
         self.tab.evaluate(
             """([id, values]) => {
                 const node = app.graph.getNodeById(id);
@@ -229,7 +229,7 @@ class Page(Chromium):
         )
 
     def press(self, kind: str, name: str) -> None:
-        """Press a button of a class's only node."""
+        """Press the button `name` on the only node of class `kind`."""
         self.tab.evaluate(
             """([id, name]) => {
                 const node = app.graph.getNodeById(id), button = node.widgets.find(w => w.name === name);
@@ -247,7 +247,7 @@ class Page(Chromium):
     # -- runs
 
     def queue(self) -> str:
-        """Press Run and return the run's id. Raises PageError with the server's and the page's reasons."""
+        """Press Run and return the run's id. Raises PageError if ComfyUI refuses the workflow."""
         self.tab.evaluate("window.heard.outputs = {}")
         button = self.tab.locator("[data-testid=queue-button] button").first
         with self.tab.expect_response(
@@ -294,7 +294,7 @@ class Page(Chromium):
     # -- what the page shows
 
     def settle(self, milliseconds: int = 150) -> None:
-        """Draw the canvas and give the page time to show it."""
+        """Redraw the canvas and wait, so that the page shows its current state."""
         self.tab.evaluate("app.canvas.draw(true, true)")
         self.tab.wait_for_timeout(milliseconds)
 
@@ -311,7 +311,7 @@ class Page(Chromium):
             self.tab.wait_for_timeout(200)
 
     def text_on(self, node: str | int) -> str:
-        """Return the text on a node: that of the HTML widgets above it (not of what the canvas draws)."""
+        """Return the visible text of a node's HTML widgets and text previews, not what the canvas draws."""
         return self.tab.evaluate(
             """id => app.graph.getNodeById(id).widgets.map(w => {
                 const seen = w.element ?? null;
@@ -335,7 +335,7 @@ class Page(Chromium):
         return shown.inner_text()
 
     def tab_of(self, name: str) -> None:
-        """Go to the tab of an open workflow."""
+        """Switch to the tab of the open workflow whose file name starts with `name`."""
         self.tab.locator(".workflow-tabs .p-togglebutton", has_text=name).last.click()
         self.tab.wait_for_function(
             f"name => {ACTIVE}?.filename.startsWith(name) && app.graph.nodes.length", arg=name
@@ -345,9 +345,9 @@ class Page(Chromium):
         self.settle(500)
 
     def bounds(self, ids: list | None = None) -> tuple[float, float, float, float]:
-        """Return the rectangle x, y, width, height in the graph around some nodes, with titles and badges.
+        """Return the rectangle (x, y, width, height) around nodes and their titles, in graph coordinates.
 
-        By default around all nodes and groups."""
+        `ids` are the nodes' ids; by default the rectangle is around all nodes and groups."""
         self.settle()  # a node gets its size when it is drawn
         boxes = [(*n["pos"], *n["size"]) for n in self.nodes() if ids is None or n["id"] in ids]
         if ids is None:
@@ -356,7 +356,9 @@ class Page(Chromium):
         return x, y, max(b[0] + b[2] for b in boxes) - x, max(b[1] + b[3] for b in boxes) - y
 
     def view(self, rectangle: tuple[float, float, float, float], most: float = 1.5) -> dict[str, float]:
-        """Show a rectangle of the graph, enlarged at most `most` times; return where it is on the screen."""
+        """Move and zoom the canvas to a rectangle of the graph; return its place on the screen, in pixels.
+
+        `most` limits the zoom factor."""
         place = self.tab.evaluate(MOVE, [*rectangle, most])
         self.settle()
         with contextlib.suppress(Exception):  # continue even if an image never arrives

@@ -33,7 +33,7 @@ def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
 
 
 def sampled(denoiser: demo.Denoiser, label: Tensor, guidance: float, seed: int) -> Tensor:
-    """Sample one image per label with 60 evaluations."""
+    """Return one image of the demo model per label, `[n, 3, 32, 32]`, sampled with 60 evaluations."""
     noise = torch.randn(len(label), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     setting, args = REFERENCE, categories(label)
     return run(Guided(denoiser, guidance), noise, setting.sigmas(), setting.solver, args)[0]

@@ -59,7 +59,9 @@ class Result:
     server: "Server" = field(repr=False)
 
     def files(self, kind: str = "images", node: str | int | None = None) -> list[dict]:
-        """Return the file entries (`filename`, `subfolder`, `type`) of a node, by default of all nodes."""
+        """Return the files that a node wrote, each as a dict of `filename`, `subfolder` and `type`.
+
+        `kind` is their key in the node's output, e.g. "images"; without `node`, files of all nodes."""
         chosen = self.outputs.values() if node is None else [self.outputs.get(str(node), {})]
         return [entry for ui in chosen for entry in ui.get(kind, [])]
 
@@ -219,7 +221,7 @@ class Server:
         return json.loads(answer) if answer else {}
 
     def view(self, entry: dict) -> bytes:
-        """Return the content of a file that a node wrote, given its entry."""
+        """Return the content of an output file; `entry` has its `filename`, `subfolder` and `type`."""
         return self.request("/view?" + urllib.parse.urlencode(entry))
 
     def interrupt(self) -> None:
@@ -233,8 +235,8 @@ class Server:
     def submit(self, graph: dict, workflow: dict | None = None) -> str:
         """Queue an API-format graph and return the run's id.
 
-        The `workflow` is sent along as the page does, for the images' metadata. Raises GraphError with
-        ComfyUI's reasons."""
+        `workflow`, the saved workflow, is put into the metadata of saved images. Raises GraphError with
+        ComfyUI's reasons if it refuses the graph."""
         body = {"prompt": graph, "client_id": self.client}
         if workflow is not None:
             body["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
@@ -255,9 +257,9 @@ class Server:
         Args:
             graph: the graph, `{id: {class_type, inputs}}`.
             on_event: called as `on_event(type, data)` for each websocket message of this run, e.g. with
-                ("progress", {"value", "max"}); for binary ones with ("binary", {"bytes"}).
+                ("progress", {"value", "max"}); binary messages (previews) give ("binary", {"bytes"}).
             timeout: seconds after which ServerError is raised.
-            workflow: the saved workflow, for the images' metadata.
+            workflow: the saved workflow, put into the metadata of saved images.
 
         Raises GraphError, RunError, Interrupted or ServerError."""
         import websocket  # imported here because only runs need it

@@ -39,7 +39,7 @@ DEFAULT_FILE = Path(__file__).parent / "data" / "emoji32.safetensors"
 
 
 def fetch(folder: Path) -> Path:
-    """Download the package's archive into `folder` with `npm pack` and return its path.
+    """Download the emoji package's archive (.tgz) into `folder` with `npm pack`; return its path.
 
     Raises RuntimeError if npm is missing or fails."""
     try:
@@ -48,17 +48,18 @@ def fetch(folder: Path) -> Path:
         )
     except FileNotFoundError:
         raise RuntimeError(
-            f"npm was not found: install Node.js, or pass --tgz with a download of {PACKAGE}"
+            f"npm was not found: install Node.js, or pass a downloaded archive of {PACKAGE} with --tgz"
         ) from None
     if run.returncode:
         raise RuntimeError(
-            f"`npm pack {PACKAGE}` failed ({run.stderr.strip()}): check the network, or pass --tgz"
+            f"`npm pack {PACKAGE}` failed ({run.stderr.strip()}): check the network, or pass a downloaded "
+            "archive with --tgz"
         )
     return folder / run.stdout.strip().splitlines()[-1]
 
 
 def build(tgz: Path) -> dict[str, torch.Tensor]:
-    """Build the data set from the archive, in the package's order.
+    """Build the data set from the emoji package's archive, sorted by the emoji's `sort_order`.
 
     Returns `images` uint8 [N, 3, 32, 32] and `labels` int64 [N]."""
     images, labels = [], []
@@ -89,7 +90,7 @@ def load(file: Path = DEFAULT_FILE) -> tuple[torch.Tensor, torch.Tensor]:
 def mirrored(
     images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Mirror a random half of the images [B, 3, H, W], except those of the categories in UNMIRRORED."""
+    """Mirror each image [B, 3, H, W] with probability 1/2, except symbols and flags (UNMIRRORED)."""
     fixed = torch.isin(labels, torch.tensor([CATEGORIES.index(c) for c in UNMIRRORED]))
     flip = (torch.rand(len(images), generator=generator) < 0.5) & ~fixed
     return torch.where(flip[:, None, None, None], images.flip(-1), images)

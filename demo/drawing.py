@@ -68,17 +68,17 @@ class Example:
 
 
 def sockets(info: dict) -> dict[str, str]:
-    """Return the names and types of a class's linked inputs, in the page's order."""
+    """Return the inputs of a node class that take a link, name -> type, in the page's order."""
     return {name: kind_of(spec)[0] for name, spec in input_specs(info).items() if not is_widget(spec)}
 
 
 def widgets(info: dict) -> dict[str, list]:
-    """Return the widgets of a class, i.e. the inputs that are typed or chosen on the node."""
+    """Return the widgets of a node class (inputs typed or chosen on the node), name -> specification."""
     return {name: spec for name, spec in input_specs(info).items() if is_widget(spec)}
 
 
 def default(spec: list) -> object:
-    """Return the value that a widget has on a new node, from its description by the server."""
+    """Return a widget's value on a new node: the default in its specification, or else its first choice."""
     kind, options = kind_of(spec)
     choices = kind if isinstance(kind, list) else options.get("options")
     empty = {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}
@@ -111,7 +111,7 @@ def place(columns: list[Column], object_info: dict) -> list[Node]:
 
 
 def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]:
-    """Return a workflow's nodes as the page saves them, and links `[id, from, output, to, input, type]`.
+    """Return nodes in the JSON form of a saved workflow, and links `[id, from, output, to, input, type]`.
 
     Raises KeyError for an input or widget that the class does not have, ValueError for an unknown output."""
     numbers = {node.name: i for i, node in enumerate(nodes, 1)}
@@ -167,7 +167,7 @@ def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
 
 
 def boxes(groups: dict[str, list[str]], nodes: list[Node]) -> list[dict]:
-    """Return the coloured group boxes of a workflow, each around the nodes it names."""
+    """Return the coloured group boxes of a workflow; `groups` maps a box's title to its nodes' names."""
     groups_json = []
     for number, (title, names) in enumerate(groups.items(), 1):
         inside = [node for node in nodes if node.name in names]
@@ -225,7 +225,7 @@ def subgraph(
 
     Args:
         name, about: its title and its description.
-        columns: its nodes.
+        columns: the nodes inside it.
         inside: (node, input) for each input of the subgraph; inputs of the same name become one.
         outside: "node.output" for each output of the subgraph.
         shown: (node, widget) for each widget that the subgraph's node shows.
@@ -282,5 +282,5 @@ def subgraph(
 
 
 def end(key: str, slot: dict, pos: list[int]) -> dict:
-    """Return an input or output of a subgraph, with the name and type of the slot it is linked to."""
+    """Return the JSON of a subgraph's input or output; `slot` is the node's slot that it is linked to."""
     return {"id": identity(key), "name": slot["name"], "type": slot["type"], "linkIds": [], "pos": pos}

@@ -41,14 +41,15 @@ STUDENTS = ("amed", "ipndm", "dpmpp")
 
 
 def kind(solver: Solver) -> str:
-    """Return the name under which a plain solver is measured, one for each order of a multistep solver."""
+    """Return "single-step", or a multistep solver's name with its order, e.g. "ipndm-2"."""
     return "single-step" if solver.single_step else f"{solver.name}-{solver.max_order}"
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
-    """Return the row of the plain solver that a student must beat.
+    """Return the measured figures of the plain solver that a fitted predictor must beat.
 
-    For iPNDM that is any order of it, for DPM++ the same order, for AMED-Solver the best single-step one."""
+    A plugin on iPNDM must beat the best order of iPNDM, a plugin on DPM++ the same order of DPM++, and
+    AMED-Solver the best single-step solver (by Fréchet distance)."""
     prefix = "ipndm" if student.name == "ipndm" else kind(student)
     return min((row for name, row in measured.items() if name.startswith(prefix)), key=lambda row: row.fd_ref)
 
@@ -64,12 +65,12 @@ TEST, TUNE = 256, 64  # numbers of noises to measure on, and to tune with
 
 
 class Bench:
-    """The demo model at one guidance scale, with noises and their converged reference images.
+    """The demo model at one guidance scale, with test and tuning noises and their converged images.
 
     Args:
         weights: file of the demo model's weights.
-        count: number of noises to measure on.
-        seed: of those noises; `seed + 1` is that of the noises for tuning."""
+        count: number of test noises.
+        seed: seed of the test noises; the tuning noises have `seed + 1`."""
 
     def __init__(self, guidance: float, weights: Path, count: int = TEST, seed: int = 7):
         self.guidance = guidance
@@ -84,11 +85,11 @@ class Bench:
         self.reference_statistics = Statistics.of(self.features(self.reference))
 
     def drawn(self, count: int, seed: int) -> tuple[Tensor, Args]:
-        """Return `count` unit noises and their arguments."""
+        """Return `count` unit noises and the model's arguments for them (emoji categories)."""
         return self.exact.draw(torch.Generator().manual_seed(seed), count)
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Args]:
-        """Return noise at sigma_max and its arguments, for training."""
+        """Return training noise, scaled to sigma_max, and the model's arguments (emoji categories)."""
         noise, args = self.exact.draw(generator, batch)
         return noise * demo.SIGMA_MAX, args
 
@@ -101,9 +102,9 @@ class Bench:
         predictor=None,
         count: int | None = None,
     ) -> tuple[Tensor, int]:
-        """Run a solver on the noises to measure on, or on the first `count` noises for tuning.
+        """Sample with a solver from the test noises, or from the first `count` tuning noises.
 
-        Returns the end states and the number of evaluations."""
+        Returns the images and the number of evaluations."""
         noise, args = self.noise, self.args
         if count is not None:
             noise, args = self.tune_noise[:count], cut(self.tune_args, slice(0, count))
@@ -113,14 +114,14 @@ class Bench:
     def tried(
         self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None
     ) -> tuple[Tensor, Tensor]:
-        """Run a solver on the first `count` noises for tuning, in `fast` precision (bfloat16), for ranking.
+        """Sample with a solver from the first `count` tuning noises, in bfloat16, to rank solvers.
 
-        Returns the end states and their reference."""
+        Returns the images and the converged images of the same noises."""
         images, _ = self.run(self.fast, solver, sigmas, afs, predictor, count)
         return images, self.tune_reference[:count]
 
     def converged(self, name: str, noise: Tensor, args: dict) -> Tensor:
-        """Return the reference images of these noises; they are saved in demo/data and reused."""
+        """Return the images of a 60-evaluation run from each noise; demo/data keeps them for later calls."""
         which = hashlib.sha256(noise.numpy().tobytes()).hexdigest()[:8]
         file = CACHE / f"{name}-{self.exact.fingerprint}-cfg{self.guidance:g}-{which}.safetensors"
         if not file.is_file():
@@ -130,18 +131,18 @@ class Bench:
         return load_file(file)["images"]
 
     def distance(self, images: Tensor, reference: Tensor) -> float:
-        """Return the error times the root of the Fréchet distance, which falls when either does."""
+        """Return RMSE times the root of the Fréchet distance, one figure to rank by; lower is better."""
         statistics = (Statistics.of(self.features(v)) for v in (images, reference))
         return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
-        """Return `distance` for end states of the held-out noises, by which training chooses the state."""
+        """Return `distance` of images `end` made from held-out noise x; training keeps the lowest."""
         if self.held_out is None or not torch.equal(self.held_out[0], x):
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
 
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
-        """Measure a result (images, evaluations) and return its row."""
+        """Return the figures of images sampled from the test noises; `result` is (images, evaluations)."""
         images, nfe = result
         statistics = Statistics.of(self.features(images))
         return Row(
@@ -156,13 +157,13 @@ class Bench:
         )
 
     def measure(self, setting: Setting) -> Row:
-        """Sample with a plain solver on the noises to measure on; return its row."""
+        """Sample from the test noises with a plain solver (no predictor); return its figures."""
         begin = time.perf_counter()
         result = self.run(self.exact, setting.solver, setting.sigmas(), setting.afs)
         return self.row(setting.name, setting.schedule, result, time.perf_counter() - begin)
 
     def measure_fitted(self, fitted: Fitted) -> Row:
-        """Sample with a fitted predictor on the noises to measure on; return its row."""
+        """Sample from the test noises with a fitted predictor; return its figures."""
         begin = time.perf_counter()
         spec = fitted.spec
         result = self.run(self.exact, spec.student, fitted.sigmas(), spec.afs, fitted.predictor)
@@ -174,7 +175,7 @@ class Bench:
 
 
 def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Setting]:
-    """Sort plain settings, best first, by error on 16 noises; the best `keep` by `Bench.distance` on 64."""
+    """Sort solver settings by RMSE on 16 noises, then the best `keep` by `Bench.distance` on 64."""
     ranking = sorted(settings, key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
     best = ranking[:keep]
     best.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
@@ -182,10 +183,10 @@ def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Settin
 
 
 def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
-    """Search a student's constants coarsely by forward evaluations; Algorithm 1 starts from the result.
+    """Search AMED's constants r, c, a of each interval by sampling; Algorithm 1 starts from the result.
 
-    From r `[N-1]` and c = a = 1, the constants are moved one after the other while `Bench.distance` falls on
-    32 noises. Returns the distance reached and the constants [r, c, a]."""
+    Starts at r `[N-1]` and c = a = 1, and changes one constant at a time where that lowers `Bench.distance`
+    on 32 noises. Returns the lowest distance and the constants [r, c, a]."""
 
     def value(now: list[list[float]]) -> float:
         moved = Constants(base, **dict(zip("rca", now)))
@@ -205,12 +206,12 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 
 
 def base_times(start: Setting) -> Tensor:
-    """Return a student's base times; for AMED-Plugin every other time of its plain solver."""
+    """Return AMED-Solver's noise levels, or for AMED-Plugin every other one of its plain solver's."""
     return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 
 def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
-    """Return AMED-Solver's best schedules on 16 noises, each with its best constant r."""
+    """Return the `count` best schedules for AMED-Solver, each with its best r, by RMSE on 16 noises."""
     starts = []
     num_steps = (nfe + 1) // 2 + 1
     for schedule, rho in plain_solvers.SCHEDULES:
@@ -225,9 +226,9 @@ def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, l
 
 
 def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
-    """Fit a student (AMED-Solver or a plugin) by Algorithm 1, from the best result of the coarse search.
+    """Fit AMED-Solver or an AMED-Plugin by Algorithm 1, from the best constants that `coarse` finds.
 
-    A plugin starts from its plain solver's times, AMED-Solver from constant mid points."""
+    `coarse` starts at the plain solver's times for a plugin, at equal r for AMED-Solver."""
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
@@ -284,10 +285,10 @@ def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: 
 
 
 def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
-    """Search, fit and measure at one NFE, and save the predictors that win.
+    """Measure the plain solvers at one NFE, fit predictors, and save those that beat their plain solver.
 
-    Returns the measured rows as dicts; `kept` is True for a saved predictor, False for one that lost, None
-    for a plain solver."""
+    Returns the figures of each solver as a dict; `kept` is True for a saved predictor, False for one that
+    lost, None for a plain solver."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
     ranking = search(bench, plain_solvers.settings_for(bench.exact, nfe))
     settings_by_kind: dict[str, Setting] = {}
@@ -342,9 +343,9 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
 
 
 def measure_tables(bench: Bench, nfes: list[int]) -> None:
-    """Measure the bundled calibrated tables on the same noises, and write the figures into their files.
+    """Measure the bundled calibrated predictors on the test noises; write the figures into their files.
 
-    `auto` takes the file that states the lowest error."""
+    The automatic choice of a predictor ("auto") compares these figures."""
     for nfe in nfes:
         file = FOLDER / f"{NAME}-multistep-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         fitted = load(file)
@@ -357,7 +358,7 @@ def measure_tables(bench: Bench, nfes: list[int]) -> None:
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """Return the new rows, and the old ones of students that were not fitted this time."""
+    """Return the new figures, and the old ones of AMED solvers that were not fitted this time."""
 
     def student(row: dict) -> str | None:
         return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)

@@ -35,7 +35,7 @@ def note(*paragraphs: str) -> str:
 
 
 def demo_model(batch: int = 9) -> Node:
-    """Return the node of the model that comes with the pack."""
+    """Return the node of the demo model, which comes with the pack."""
     return Node("demo", "AMEDDemoModel", values={"batch_size": batch})
 
 
@@ -76,7 +76,7 @@ def size(side: int, kind: str = "EmptyLatentImage") -> Node:
 
 def amed(latent: str, positive: str = "positive.CONDITIONING", negative: str = "negative.CONDITIONING",
          model: str = "checkpoint.MODEL", control: str = "randomize", **values: object) -> Node:  # fmt: skip
-    """Return an AMED KSampler with links and values; the seed is 1."""
+    """Return an AMED KSampler linked to the given outputs; `values` are its widgets, by default seed 1."""
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     return Node("amed", "AMEDKSampler", links, {"seed": 1} | values, control=control)
 
@@ -148,7 +148,7 @@ def calibrate() -> Example:
 
 def text_to_image(note_text: str, model: Model, latent: Node, prompt_nodes: list[Node], sampler: Node,
                   *between: Node) -> Example:  # fmt: skip
-    """Return a workflow from a prompt to a saved image; nodes `between` stand before the sampler."""
+    """Return a workflow from a prompt to a saved image; nodes `between` are placed left of the sampler."""
     columns = [Column([loader(model)]), Column([*prompt_nodes, latent], top=200)]
     columns += [Column(list(between), top=200)] if between else []
     return Example(
@@ -366,7 +366,7 @@ DEMOS = [name for name in EXAMPLES if name[:2] in ("01", "02", "10", "11", "12",
 
 
 def text_to_image_subgraph(name: str, info: dict) -> dict:
-    """Return the blueprint of a subgraph MODEL, CLIP, VAE -> IMAGE."""
+    """Return the blueprint of a subgraph that takes MODEL, CLIP and VAE and samples an image of a prompt."""
     text, sampler, decoded = prompts(CORGI, ""), amed("latent.LATENT"), saved()[0].nodes[0]
     for node in (*text, sampler, decoded):
         node.links = {k: v for k, v in node.links.items() if not v.startswith("checkpoint.")}

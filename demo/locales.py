@@ -12,7 +12,7 @@ CATEGORY = "sampling/AMED"
 
 
 def english(nodes: dict[str, dict]) -> dict[str, Any]:
-    """Return the texts of nodes given as in /object_info, by class name."""
+    """Return the names, descriptions and tooltips of nodes, by class; `nodes` is as in /object_info."""
     return {name: node_text(node) for name, node in sorted(nodes.items())}
 
 

@@ -20,7 +20,7 @@ CLASSES, UNCONDITIONAL = 10, 10  # label 10 means "no category", for classifier-
 class ResBlock(nn.Module):
     """A residual block: GroupNorm, SiLU and convolution, twice.
 
-    The embedding scales and shifts the second norm (adaptive group norm)."""
+    The embedding of noise level and category scales and shifts the second norm (adaptive group norm)."""
 
     def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float):
         super().__init__()
@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence of blocks that all receive the embedding."""
+    """A sequence of blocks that all receive the embedding of noise level and category."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for block in self:

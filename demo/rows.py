@@ -20,12 +20,12 @@ class Row:
     seconds: float  # sampling time of all samples
 
     def as_dict(self) -> dict:
-        """Return the fields, with floats rounded to five digits."""
+        """Return the measured figures by name, with floats rounded to five decimals."""
         return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as a Markdown table."""
+    """Return a Markdown table with one line of measured figures per solver."""
     lines = [
         "| solver | schedule | evaluations | guidance | error | FD to reference | FD to data | s |",
         "|---|---|---|---|---|---|---|---|",

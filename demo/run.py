@@ -45,10 +45,10 @@ class Entry:
 
 
 def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
-    """Return what is compared: the reference, AMED, other samplers at usual settings, the best plain ones.
+    """Return the samplers that `make demo` compares: a reference, AMED, usual samplers, best plain solvers.
 
-    The best plain settings are the best by Fréchet distance (`best`, from demo/best_plain.json) and, where it
-    is another, the best by error (amed/known.py)."""
+    `best` is the plain solver with the lowest Fréchet distance (from demo/best_plain.json). If another has
+    the lowest error (amed/known.py), it is compared too."""
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
@@ -81,10 +81,9 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
 
 
 def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: str, batch: int) -> dict:
-    """Return a workflow's graph for one batch.
+    """Change an API-format graph so that it samples one batch with the entry's settings, and return it.
 
-    The entry's settings and the seed are set, evaluations are counted, and the latents are saved instead of
-    shown."""
+    Nodes are added that count the evaluations and save the latents; the preview nodes are removed."""
 
     def node(*kinds: str) -> str:
         return next(i for i, n in graph.items() if n["class_type"] in kinds)
@@ -122,9 +121,9 @@ def sampled(
     samples: int,
     progress: Callable[[int], None],
 ) -> tuple[Tensor, int, float, str]:
-    """Sample all images of one row of the comparison, in the server.
+    """Sample all images of one compared sampler, in ComfyUI.
 
-    Returns all images `[samples, 3, 32, 32]`, the evaluations of a batch, seconds in the server, and the name
+    Returns all images `[samples, 3, 32, 32]`, the evaluations of a batch, seconds in ComfyUI, and the name
     of the predictor file that ran ("" for none). Raises RuntimeError if the batches took different numbers of
     evaluations."""
     images, counts, seconds, predictor = [], set(), 0.0, ""
@@ -149,7 +148,7 @@ def sampled(
 
 
 def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
-    """Draw the picture: one row of images per solver with its figures on the left, one column per seed."""
+    """Draw the comparison into `file`: per solver a line with its figures and one image per seed."""
     side, left, gap = 32 * SCALE, 330, 6
     page = Image.new("RGB", (left + COLUMNS * (side + gap), len(rows) * (side + gap) + gap), "white")
     draw = ImageDraw.Draw(page)

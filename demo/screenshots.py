@@ -89,7 +89,7 @@ def calibrate(page: Page) -> None:
 
 
 def rest() -> Example:
-    """Return a workflow with those of our nodes that no example has, for their help pages."""
+    """Return a workflow with this pack's nodes that no example has, to take their help pages' pictures."""
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
     train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
@@ -109,7 +109,7 @@ def rest() -> Example:
 
 
 def help_pages(page: Page) -> None:
-    """Take a picture of each of our nodes in use, for its help page."""
+    """Take a picture of each of this pack's nodes after a run, for its help page."""
     files = [file for file in sorted(WORKFLOWS.glob("*.json")) if "AMEDDemoModel" in kinds(file)]
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder) / "others.json"
@@ -130,7 +130,7 @@ def help_pages(page: Page) -> None:
 
 
 def thumbnails(page: Page) -> None:
-    """Make the thumbnails of the examples that need a checkpoint: AMED KSampler and what is before it."""
+    """Make the thumbnails of the examples that need a checkpoint: AMED KSampler and the nodes left of it."""
     for file in sorted(WORKFLOWS.glob("*.json")):
         if "AMEDDemoModel" in kinds(file):
             continue

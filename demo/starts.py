@@ -9,13 +9,13 @@ from amed.fit.plain_solvers import Setting
 def start_from(
     predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
 ) -> None:
-    """Set a fresh BottleneckPredictor to constants in each interval, whatever the bottleneck.
+    """Initialise the paper's network (BottleneckPredictor) to output given constants in each interval.
 
-    With the mid times of a plain solver's schedule, a plugin then equals that solver, and training can only
-    leave it for something better.
+    The U-Net's features then have no effect. With r from `mid_times`, an AMED-Plugin starts equal to its
+    plain solver.
 
     Args:
-        base: base times `[N]`.
+        base: noise levels `[N]` between which the intervals lie.
         r, c, a: constants `[N-1]`; c and a default to 1, and are clamped to the predictor's ranges."""
     pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
     targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
@@ -39,9 +39,9 @@ def start_from(
 
 
 def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Split a one-evaluation solver's schedule into base times and mid times.
+    """Split a plain solver's noise levels into the base times and mid times of an AMED-Plugin on it.
 
-    Returns every other time `[N]` and the r `[N-1]` that places the remaining times between them. Raises
+    Returns every other level `[N]`, and r `[N-1]`, the positions of the levels between them. Raises
     ValueError if the number of times is even."""
     times = setting.sigmas()
     if len(times) % 2 == 0:

@@ -15,7 +15,7 @@ KINDS = ("calibrated table, quick", "calibrated table")
 
 
 def files() -> list[str]:
-    """Return a Markdown table with one line per bundled file."""
+    """Return the lines of a Markdown table of the bundled predictor files."""
     lines = ["| file | for | solver | NFE | guidance | how |", "|" + "---|" * 6]
     for path in sorted(FOLDER.glob("*.safetensors")):
         spec = load(path).spec
@@ -28,9 +28,9 @@ def files() -> list[str]:
 
 
 def measured() -> list[str]:
-    """Return a table of the plain solvers, each at its best setting, and the fitted predictors.
+    """Return the lines of a Markdown table of the plain solvers at their best settings and the predictors.
 
-    The lines are grouped by guidance and NFE; the lowest Fréchet distance of each group is bold."""
+    They are grouped by guidance and NFE; the lowest Fréchet distance of each group is bold."""
     head = "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |"
     lines = [head, "|" + "---|" * 8]
     rows_by_key = json.loads((FOLDER / "measured.json").read_text())
@@ -47,10 +47,10 @@ def measured() -> list[str]:
 
 
 def calibrated() -> list[str]:
-    """Return a table of the calibrated tables beside the best of all other solvers.
+    """Return the lines of a Markdown table of the calibrated predictors beside the best other solvers.
 
-    For each NFE and guidance, on the largest set of noises measured: the lowest error and the lowest Fréchet
-    distance of any other solver, those of the quick and the normal calibration, and their ratios."""
+    For each NFE and guidance, at the largest number of noises measured: the lowest error and the lowest
+    Fréchet distance of any other solver, those of the quick and the normal calibration, and their ratios."""
     names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     rows = [row for row in json.loads(RESULTS.read_text()) if "solver" in row]
@@ -83,7 +83,7 @@ def calibrated() -> list[str]:
 
 
 def write(page: Path, tables: dict[str, list[str]]) -> None:
-    """Replace the table between the markers `<!-- name -->` and `<!-- end -->` of a page, for each name."""
+    """Replace each table of a page, between the lines `<!-- name -->` and `<!-- end -->`, by new lines."""
     text = page.read_text()
     for name, lines in tables.items():
         head, rest = text.split(f"<!-- {name} -->\n")

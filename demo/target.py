@@ -17,14 +17,14 @@ Args = dict[str, dict[str, Tensor]]  # arguments of both halves of the guided mo
 
 
 def categories(label: Tensor) -> Args:
-    """Return the guided model's arguments for categories `[n]`; the unconditional half has no category."""
+    """Return the guided model's arguments for category labels `[n]`; its unconditional pass gets none."""
     return {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
 
 
 def draw_at(guidance: float) -> Draw:
-    """Return a function (generator, count) -> unit noises `[count, 3, 32, 32]` and their arguments.
+    """Return a function (generator, count) -> (unit noises `[count, 3, 32, 32]`, the model's arguments).
 
-    The categories are random; at guidance 1 there are none."""
+    The arguments are random emoji categories; at guidance 1, no category."""
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, Args]:
         noise = torch.randn(count, 3, 32, 32, generator=generator)
@@ -35,7 +35,7 @@ def draw_at(guidance: float) -> Draw:
 
 
 def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
-    """Return the demo model at a guidance scale as a Target; its `model` is an amed.evaluate.Guided."""
+    """Return the demo model at a guidance scale as a Target (a model that can be fitted to and measured)."""
     guided = Guided(demo.load_denoiser(weights, dtype), guidance)
     identity = identity_of(NAME, guided.named_parameters())
     return Target(

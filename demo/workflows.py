@@ -47,9 +47,11 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
     """Return a saved node's `widgets_values` by name.
 
     Optional inputs that were added after the workflow was saved have no value and keep their defaults, as in
-    the page. Nodes of this pack are read as web/js/saved.js reads them, in any order that a version wrote.
+    the page. For this pack's nodes, the orders of widgets that older versions saved are recognised too, as in
+    web/js/saved.js.
 
-    Raises ValueError if the number of values is wrong, or a seed is not followed by one of CONTROLS."""
+    Raises ValueError if the number of values is wrong, or a seed is not followed by a choice of
+    control_after_generate."""
     specs, values = input_specs(info), node.get("widgets_values") or []
     written, ours = node.get("properties", {}).get(NAMES), node["type"].startswith("AMED")
     if ours and written and len(written) == len(values):
@@ -68,20 +70,20 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
     if ours:
         orders = [widget_order(specs, beside) for beside in (lambda name, _: name in SEEDS, lambda *_: False)]
         names = next(filter(fits, orders), names)
-    where = f"node {node['id']} ({node['type']})"
+    node_label = f"node {node['id']} ({node['type']})"
     if added_later(names[len(values) :]):
         names = names[: len(values)]
     if len(values) != len(names):
         wanted = [name or "an upload button" for name in names]
         raise ValueError(
-            f"{where} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}; "
+            f"{node_label} has {len(values)} widget values for {len(names)} widgets: {', '.join(wanted)}; "
             "save the workflow again in ComfyUI's page"
         )
     for name, value in zip(names, values, strict=True):
         if name == CONTROL and value not in CONTROLS:
             raise ValueError(
-                f"{where} has {value!r} where {CONTROL} belongs, so its widget values are shifted: save the "
-                "workflow again in ComfyUI's page"
+                f"{node_label} has {value!r} where control_after_generate belongs, so its widget values are "
+                "shifted: save the workflow again in ComfyUI's page"
             )
     return {name: value for name, value in zip(names, values) if name in specs and value is not None}
 
@@ -89,7 +91,8 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
 def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -> list[str]:
     """Return the names of a node's widgets in the page's order.
 
-    CONTROL follows each input for which `control(name, spec)` is true; "" stands for an upload button."""
+    "control_after_generate" follows each input for which `control(name, spec)` is true; "" stands for an
+    upload button."""
     names = []
     for name, spec in specs.items():
         if is_widget(spec):
@@ -102,7 +105,7 @@ def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -
 
 
 def could_be(name: str, value: object, specs: dict[str, list]) -> bool:
-    """Return whether a value is possible for the widget `name`."""
+    """Return whether a value has the right type for the widget `name`, or is None."""
     if name == CONTROL:
         return value in CONTROLS
     kind = kind_of(specs[name])[0]
@@ -117,27 +120,27 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
         workflow: the saved JSON.
         object_info: the server's description of its nodes.
 
-    Raises ValueError with the node's id and class if it is unknown, bypassed (only the page can run that),
-    lacks an input, has inputs or widgets that the server does not know, or is linked from an output that does
-    not exist."""
+    Raises ValueError with a node's id and class if the node is unknown, is bypassed (only the page can run
+    such a workflow), lacks an input, has an input or a widget that the server does not know, or is linked to
+    an output that does not exist."""
     links = {link[0]: link for link in workflow["links"]}
     nodes = {node["id"]: node for node in workflow["nodes"] if node.get("mode", 0) != NEVER}
     graph = {}
     for node in nodes.values():
-        kind, where = node["type"], f"node {node['id']} ({node['type']})"
+        kind, node_label = node["type"], f"node {node['id']} ({node['type']})"
         if kind in ONLY_FOR_PEOPLE:
             continue
         if kind not in object_info:
-            raise ValueError(f"{where} is unknown to this ComfyUI: update ComfyUI, or install the node")
+            raise ValueError(f"{node_label} is unknown to this ComfyUI: update ComfyUI, or install the node")
         if node.get("mode", 0) == BYPASS:
             raise ValueError(
-                f"{where} is bypassed, which only ComfyUI's page can run: remove the node or enable it"
+                f"{node_label} is bypassed, which only ComfyUI's page can run: remove the node or enable it"
             )
         specs, inputs = input_specs(object_info[kind]), widget_values(node, object_info[kind])
         for slot in node.get("inputs", []):
             if slot["name"] not in specs:
                 raise ValueError(
-                    f"{where} has no input {slot['name']!r}: link one that exists ({', '.join(specs)})"
+                    f"{node_label} has no input {slot['name']!r}: link one that exists ({', '.join(specs)})"
                 )
             if slot.get("link") is None:
                 continue
@@ -146,12 +149,12 @@ def to_api(workflow: dict, object_info: dict) -> dict[str, dict]:
                 continue
             if output >= len(object_info[nodes[source]["type"]]["output"]):
                 raise ValueError(
-                    f"input {slot['name']} of {where} is linked to output {output} of node {source} "
+                    f"input {slot['name']} of {node_label} is linked to output {output} of node {source} "
                     f"({nodes[source]['type']}), which has fewer outputs: link it again"
                 )
             inputs[slot["name"]] = [str(source), output]
         missing = [name for name in object_info[kind]["input"].get("required", {}) if name not in inputs]
         if missing:
-            raise ValueError(f"{where} has no value for {', '.join(missing)}: link or set these inputs")
+            raise ValueError(f"{node_label} has no value for {', '.join(missing)}: link or set these inputs")
         graph[str(node["id"])] = {"class_type": kind, "inputs": inputs}
     return graph
