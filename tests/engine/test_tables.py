@@ -140,7 +140,7 @@ def test_a_file_of_a_plain_heun_runs_under_multistep(model, noise, tmp_path, afs
         heun = sample(model, noise * sigmas[0], sigmas, Solver("heun"), disable=True, afs=afs and at_the_top)
         assert torch.equal(mine, heun)
         assert counter.evaluations == (fitted.nfe if at_the_top else 5)
-    with pytest.raises(ValueError, match="fitted for 'heun'.*amed_multistep"):
+    with pytest.raises(ValueError, match="fitted for the solver 'heun'.*amed_multistep"):
         amed.sample_amed(model, noise * 40, SIGMAS, disable=True, predictor=fitted)
 
 
