@@ -73,11 +73,12 @@ def preferred(
 
 
 def choose(library: Library, request: Request) -> Choice:
-    """Return the predictor for a request: `request.fitted` if it is set, else the best in the library.
+    """Return the predictor (fitted constants) for a run: `request.fitted` if it is set, else the best one in
+    the library of predictor files.
 
-    The library holds the predictor files. Predictors for the same checkpoint are preferred to others of its
-    model family, and of several the nearest guidance scale is taken (see `best`). If none fits,
-    `request.if_missing` says whether to raise an error or to run a solver without fitted constants.
+    Predictors for the same checkpoint are preferred to others of its model family, and of several the nearest
+    guidance scale is taken (see `best`). If none fits, `request.if_missing` says whether to raise an error or
+    to run a solver without fitted constants.
 
     Raises:
         PredictorError: No predictor fits. The message says what was looked for, what there is, and what to
@@ -124,8 +125,9 @@ def choose(library: Library, request: Request) -> Choice:
 
 
 def left_out(library: Library, request: Request, fitted: Fitted) -> list[str]:
-    """Return a remark if the run cannot use a predictor for its checkpoint and number of evaluations, because
-    that needs guidance's conditional and unconditional result separately."""
+    """Return a remark that names a predictor that the run cannot use, if the library has one: it was fitted
+    for the run's checkpoint and number of evaluations, but needs guidance's conditional and unconditional
+    result separately, and the run has only the guided one."""
     excluded = [
         f for f in library.fitted()
         if f.wants_halves and not request.halves
@@ -172,8 +174,8 @@ def check_fits(fitted: Fitted, request: Request) -> None:
 
 
 def find(library: Library, request: Request) -> Fitted:
-    """Return the library's best predictor for a request: by the noise levels that the request gives, else by
-    the number of evaluations.
+    """Return the library's best predictor for a run, looked up by the run's noise levels, or by its number of
+    evaluations if the request states no noise levels.
 
     Raises:
         PredictorError: The library has no predictor that fits."""
@@ -206,9 +208,9 @@ def find(library: Library, request: Request) -> Fitted:
 def usable(library: Library, request: Request) -> list[Fitted]:
     """Return the library's predictors that a run can use.
 
-    They were fitted for an AMED sampler, or for the sampler of the host that the run wraps. Predictors that
-    failed in their own fit are left out, and those that need guidance's conditional and unconditional result
-    separately, if the run cannot provide that."""
+    These were fitted for this package's samplers, or for a sampler of the host if the run uses one.
+    Predictors whose file says that they are no better than no sampling at all are left out. So are those that
+    need guidance's conditional and unconditional result separately, if the run cannot provide that."""
     fits = [f for f in library.fitted() if f.spec.of == request.of and f.spec.usable]
     return [f for f in fits if request.halves or not f.wants_halves]
 
