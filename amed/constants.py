@@ -37,8 +37,10 @@ def from_the_top(times: Tensor, sigma_max: float) -> bool:
 
 
 def interpolated(sigmas: Tensor, values: Tensor, t: float) -> Tensor:
-    """Return the value `[...]` at noise level t of values `[N, ...]` given at falling noise levels `[N]`:
-    linear in log sigma, constant beyond both ends."""
+    """Interpolate a fitted constant, e.g. a weight, to noise level t, and return the result `[...]`.
+
+    Its `values` `[N, ...]` are known at N falling noise levels `sigmas`. The interpolation is linear in log
+    sigma; above the first and below the last of these levels, the nearest value is returned."""
     rising, x = [math.log(s) for s in reversed(sigmas.tolist())], math.log(t)
     high = min(bisect_left(rising, x - 1e-5), len(rising) - 1)
     low, last = max(high - 1, 0), len(rising) - 1
@@ -68,8 +70,8 @@ class Constants:
 
     Args:
         sigmas: `[N]`, the noise levels that the constants are fitted on, falling and positive.
-        rescales: whether the constant a only changes the timestep given to a VP model, and x is scaled to
-            match (`Row.rescaled`). Default: False.
+        rescales: whether the constant a changes only the timestep that a VP network is given, not its input:
+            x is then rescaled to cancel the effect of a. Default: False.
         names: names of the constants, as in `Recipe.constants`. Default: r, c, a.
         values: `[N - 1]` for each name. Default: the constant's own (`Parameter.default`).
 
@@ -104,8 +106,8 @@ class Constants:
 class Multistep:
     """A fitted multistep solver: a table of noise levels, and of each step's weights on all slopes so far.
 
-    With an analytic first step (AFS) the first slope is x / sqrt(1 + sigma^2) and a[0] has no effect. Without
-    it, this slope counts as one before the first evaluation: it costs nothing and may have weights too.
+    With an analytic first step (AFS) the first slope is x / sqrt(1 + sigma^2), which needs no evaluation.
+    Without AFS, steps may have a weight on this slope too, as if it were evaluated just before the first.
 
     Args:
         sigmas: `[N + 1]`, the noise levels of the run, falling and positive; one evaluation at each but the
@@ -113,12 +115,14 @@ class Multistep:
         weights: `[N, H]`, or `[N, H, S]` if slopes are split into S parts; H at most N + 1. Entry [n, k] is
             step n's weight on the slope k evaluations back (0 is the newest), as a share of the step's
             length.
-        a: `[N]`, factor on the noise level that the model is given. Default: ones.
+        a: `[N]`, factor on the noise level that the model is given; not used with AFS in step 0. Default:
+            ones.
         parts: how each slope is split, e.g. into bands of spatial frequency; a name of PARTS. Default: not
             split.
-        offset: `[N, C]`, a constant added to each channel, as a share of the step's length. Default: none.
-        alone: numbers of the steps that evaluate only the conditional result of guidance, not the
-            unconditional one. Needs the parts "halves" or "halves+bands"; step 0 is not allowed. Default:
+        offset: `[N, C]`, a constant that step n adds to each of C channels of x, as a share of the step's
+            length. Default: none.
+        alone: indices of the steps that evaluate only the conditional result of guidance, not the
+            unconditional one. Needs `parts` "halves" or "halves+bands"; step 0 is not allowed. Default:
             none.
 
     Raises:
@@ -173,13 +177,13 @@ class Multistep:
         if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
                 f"steps {self.alone} of a multistep table cannot skip the unconditional result of guidance: "
-                f"this needs step numbers from 1 to {steps - 1}, and parts 'halves' or 'halves+bands', but "
-                f"parts is {parts!r}"
+                f"choose steps from 1 to {steps - 1}, and set parts (how slopes are split) to 'halves' or "
+                f"'halves+bands', not {parts!r}"
             )
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The table's tensors, by their names in a predictor file."""
+        """The fitted tensors (weights, a, perhaps offset and alone), by their names in a predictor file."""
         weights = self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0]
         values = {"weights": weights, "a": self.a}
         if self.offset is not None:
@@ -232,9 +236,9 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     """Convert a solver to a `Multistep`, a table of noise levels and weights that gives the same result.
 
     Args:
-        solver: the solver; "multistep", which is none without a predictor, counts as iPNDM of second order.
-        sigmas: `[n]`, the base noise levels, falling and positive.
-        afs: whether the first step is analytic; the Multistep must run with the same setting.
+        solver: the solver; "multistep" stands for iPNDM of second order here.
+        sigmas: `[n]`, the solver's noise levels, falling and positive.
+        afs: whether the first step is analytic; the result must be run with the same `afs`.
         predictor: the constants of AMED-Solver or of a plugin; None for the plain solver. A Multistep is
             returned as it is.
 
@@ -267,7 +271,8 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
 
 
 def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
-    """Return each step's weights on the slopes so far, as shares of its length, `[rows, H]`, newest first.
+    """Return each step's weights on the slopes so far, newest slope first, as shares of the step's length,
+    `[steps, H]`.
 
     Args:
         table: the steps of a run, with falling noise levels.

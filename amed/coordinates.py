@@ -64,8 +64,7 @@ class Sum:
 class Compiler:
     """Runs a solver's formula on symbolic sums of slopes, to find each step's weights on the slopes.
 
-    Sums are relative to the current x, so that their values are as small as one move, and single precision
-    suffices."""
+    Only the change of x in a step is computed, not x itself, so that single precision suffices."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
         """Prepare to compute the steps of one run.
@@ -112,8 +111,8 @@ class Compiler:
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
-        """Return `x` minus the current x, as a sum of slopes (or of x and images, if the solver predicts
-        data)."""
+        """Return `x` minus the current x, as a symbolic sum of slopes (or of the current x and denoised
+        images, if the solver predicts data)."""
         difference = x - self.here
         if not self.data:
             difference.of.pop(0, None)
@@ -130,11 +129,11 @@ class Compiler:
         return Row(self.times[n], (), analytic=analytic, closes=not two, data=self.data, wants=wants)
 
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
-        """Return the move that follows the evaluation of a row, and the next row, or None at the end of the
-        run.
+        """Return the move of x that follows an evaluation, and the next row (evaluation and move) of the run,
+        which is None at its end.
 
         Args:
-            row: the row that was evaluated.
+            row: the row whose evaluation was made.
             n: index of its interval, from noise level n to n + 1.
             bottleneck: the U-Net's bottleneck in this evaluation; None if it was not captured."""
         t, t_next = self.times[n : n + 2]
@@ -178,7 +177,8 @@ class Compiler:
         """Yield the rows of the run, each one evaluation and one move.
 
         Args:
-            fixed: whether the rows' weights are numbers; if not, they are functions of the loop's State."""
+            fixed: whether the moves' weights are numbers; if not, each row has a function that computes them
+                after its evaluation."""
         reach = max(self.solver.max_order, 1 + self.recipe.pair) + self.recipe.corrects
         row, interval = self.opening(0), 0
         while row is not None:
@@ -210,15 +210,15 @@ def rows(solver: Solver, times: list[float], predictor: Predictor | None = None,
          like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
     """Yield the rows of a solver's run: each row is one evaluation, and one move along weighted slopes.
 
-    The weights are numbers if there is no predictor, or if it has fixed constants. Otherwise they are
-    functions of the loop's State that call the predictor.
+    The weights are numbers if there is no predictor, or if it has fixed constants. For other predictors, each
+    row has a function that computes its weights after its evaluation.
 
     Args:
         solver: a solver that is defined by a formula (not "multistep").
         times: noise levels, falling and positive; a last 0 is one more row, to the denoised image.
         predictor: gives the constants of each interval between noise levels; None for the plain solver.
         afs: whether the first step is analytic.
-        like: a tensor with the dtype, device and number of axes of x, needed for weights that are functions.
+        like: a tensor with the dtype, device and number of axes of x; needed unless the weights are numbers.
 
     Raises:
         ValueError: Two noise levels are too close, e.g. because a network returned r = 0."""
