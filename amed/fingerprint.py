@@ -33,7 +33,8 @@ class Weight(Protocol):
 
     @property
     def packed(self) -> bool:
-        """Whether the quantised format is unknown, so that `read` returns raw codes instead of weights."""
+        """Whether the weight is stored in an unknown quantised format, so that `read` cannot dequantise it
+        and returns its raw codes."""
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
         """Return runs of consecutive values of the flattened weight.
@@ -69,7 +70,8 @@ class Stored:
         return values.float() - 127.5 if values.dtype == torch.uint8 else values
 
     def read(self, starts: list[int], count: int) -> tuple[Tensor, Tensor]:
-        """Return runs of `count` values from each of `starts`, and the quantiser's step for each value."""
+        """Return `count` consecutive values of the flattened weight from each index in `starts` on, and for
+        each value how far it may be from the unquantised weight."""
         stored = self.whole().flatten()
         values = torch.stack([stored[start : start + count] for start in starts]).float().cpu()
         steps = step_of(values)
@@ -104,7 +106,8 @@ def step_of(runs: Tensor) -> Tensor:
 
 
 def gaps_of(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of each group sorted, and the gaps between them; a gap of 0 becomes infinity."""
+    """Return the weights of each group `[groups, n]` in rising order, and the differences between neighbours
+    in this order; a difference of 0 becomes infinity."""
     ordered = groups.sort(dim=-1).values
     gaps, least = ordered.diff(dim=-1), 1e-6 * ordered.abs().amax(-1, keepdim=True)
     return ordered, torch.where(gaps > least, gaps, torch.inf)
@@ -129,9 +132,9 @@ def numel(weight: Weight) -> int:
 def fingerprint(weights: Named) -> str:
     """Return a hash of a network's weights, 16 hexadecimal digits.
 
-    It covers the shapes, and the signs of the first 4096 values, of 16 matrices spread over the sorted names.
-    Signs are equal in float32, float16 and bfloat16, and any training flips some. Names only determine the
-    order, so a common prefix has no effect.
+    It covers 16 weight matrices spread over the sorted names: the shape of each, and which of its first 4096
+    values are positive. This is equal in float32, float16 and bfloat16, and any training changes it. Names
+    only determine the order, so a common prefix has no effect.
 
     Args:
         weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
@@ -156,9 +159,9 @@ def fingerprint(weights: Named) -> str:
 def signature(weights: Named) -> str:
     """Return a text of about 700 characters that identifies a network's weights in any precision.
 
-    It contains the signs of 4096 values: 4 runs of 32 from each of 32 matrices spread over the sorted names.
-    A sign is left out if the value is so close to 0 that quantisation may have changed it. `alike` compares
-    two signatures.
+    It contains the signs (plus or minus) of 4096 weights: 4 times 32 consecutive ones from each of 32 weight
+    matrices, spread over the sorted names. The sign of a weight is left out if the weight is so close to 0
+    that quantisation may have changed it. `alike` compares two signatures.
 
     Args:
         weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
@@ -187,9 +190,11 @@ def signature(weights: Named) -> str:
 
 @lru_cache(maxsize=1024)
 def signs_of(text: str) -> tuple[int, int, int] | None:
-    """Decode a signature into its number of values, their signs, and which signs are certain (both as bits).
+    """Decode a network's signature, a text with the signs of some of its weights (see `signature`).
 
-    None if the text is not a signature."""
+    Returns:
+        The number of weights; their signs as bits, 1 for positive; and as bits which of these signs are
+        certain. None if the text is not a signature."""
     if not text.startswith(VERSION):
         return None
     try:
@@ -205,9 +210,11 @@ def signs_of(text: str) -> tuple[int, int, int] | None:
 
 
 def distance(first: str, second: str) -> tuple[int, int] | None:
-    """Return how many signs of two signatures are opposite, and how many are certain in both.
+    """Compare the signatures of two networks, each with the signs of the same weights (see `signature`).
 
-    None if one of the texts is not a signature."""
+    Returns:
+        How many weights have opposite signs, and how many could be compared. None if one of the texts is not
+        a signature."""
     a, b = signs_of(first), signs_of(second)
     if a is None or b is None:
         return None
@@ -218,7 +225,8 @@ def distance(first: str, second: str) -> tuple[int, int] | None:
 
 
 def alike(first: str, second: str) -> bool | None:
-    """Return whether two signatures belong to the same checkpoint; None if they cannot be compared."""
+    """Return whether two signatures of network weights (see `signature`) belong to the same checkpoint; None
+    if they cannot be compared."""
     counts = distance(first, second)
     if counts is None or counts[1] < MIN_SHARED:
         return None
@@ -228,7 +236,8 @@ def alike(first: str, second: str) -> bool | None:
 
 @dataclass(frozen=True)
 class Identity:
-    """The identity of a checkpoint: its family, and the hash and signature of its weights."""
+    """The identity of a checkpoint: its model family (e.g. SD 1.5), and two texts computed from its weights,
+    the hash `fingerprint` and the `signature`, which can also be compared between quantised copies."""
 
     family: str  # e.g. "sd15" or "sdxl"; "": unknown
     fingerprint: str  # see `fingerprint`; "": the weights cannot be read
