@@ -17,9 +17,10 @@ class FromModule:
     captured by a forward hook.
 
     Args:
-        module: a U-Net's middle block. Its first output with at least as many rows as x is returned.
-        conditional_first: under guidance the module gets more rows than x; True if the conditional rows are
-            the first of them, False if they are the last. Default: True."""
+        module: a U-Net's middle block. Its first output whose batch is at least as large as that of x is
+            returned.
+        conditional_first: whether the conditional images come first in the module's batch, which under
+            guidance holds unconditional ones too; if not, they come last. Default: True."""
 
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first

@@ -37,7 +37,8 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
     """
     if len(states) < components:
         raise ValueError(
-            f"{components} components need at least as many states, got {len(states)}: use more evaluations"
+            f"{components} principal components need a run over at least {components} noise levels, not "
+            f"{len(states)}: use more evaluations"
         )
     x = as_double(states).flatten(2).transpose(0, 1)  # [n, T, d]
     centred = x - x.mean(dim=1, keepdim=True)
@@ -57,19 +58,19 @@ class Plane:
 
     @classmethod
     def of(cls, states: Tensor, components: int = 2) -> "Plane":
-        """Return the plane of a trajectory.
+        """Return the plane that is closest to a trajectory, by PCA.
 
         Args:
             states: x at T times, `[T, ...]`.
-            components: number of components k.
+            components: number k of principal components that span it.
 
         Raises:
             ValueError: no more times than components.
         """
         if len(states) <= components:
             raise ValueError(
-                f"{components} components need more than {components} states, got {len(states)}: use more "
-                "evaluations"
+                f"{components} principal components need a run over more than {components} noise levels, not "
+                f"{len(states)}: use more evaluations"
             )
         x = as_double(states).flatten(1)
         mean = x.mean(dim=0)
@@ -144,10 +145,8 @@ def walk(
 
 
 def recorded(rows: Iterable[Row], record: list[Row]) -> Iterator[Row]:
-    """Yield the rows of a run; when the loop computes a row's weights, append a copy with them to `record`.
-
-    The copy holds the weights as plain numbers. They cannot be computed later, because a row's weights may be
-    computed only once."""
+    """Yield the rows (steps) of a run and record them: when the loop computes a row's weights, a copy of the
+    row with these weights as plain numbers is appended to `record`."""
 
     def recording(row: Row) -> Any:
         def weigh(state: Any) -> Any:

@@ -19,7 +19,7 @@ from .run import parts_of, trajectory
 
 @dataclass(frozen=True)
 class Entry:
-    """A sampler for the host's dropdown: its solver, name and description."""
+    """One of this package's samplers: its default solver, its name in a host's dropdown, a description."""
 
     solver: Solver  # what it runs without a predictor, and the student of its predictors
     label: str  # its name in a dropdown
@@ -155,7 +155,7 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
 
 
 def _k_diffusion(name: str, entry: Entry) -> Callable[..., Tensor]:
-    """Return the function `sample_<name>` that runs an entry's sampler, in k-diffusion's interface."""
+    """Return one of this package's samplers as a function `sample_<name>` with k-diffusion's interface."""
 
     def sampler(model: Denoiser, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
                 callback: Any = None, disable: bool | None = None, *, predictor: Any = None,

@@ -28,7 +28,8 @@ class Known:
     afs: bool = True  # whether the first step is analytic
 
     def count(self, nfe: int) -> int:
-        """Return the number of noise levels for `nfe` evaluations, one more with an analytic first step."""
+        """Return the number of noise levels for `nfe` evaluations: nfe + 1, or nfe + 2 with an analytic first
+        step, which needs no evaluation."""
         return nfe + 1 + self.afs
 
     def sigmas(self, nfe: int, low: float, high: float) -> Tensor:

@@ -126,10 +126,10 @@ class State:
 
 
 def look(problem: Problem, state: State, row: Row) -> State:
-    """Evaluate the slope dx/dsigma at the current x, and return the new state, before x is moved.
+    """Evaluate the slope dx/dsigma at the current x, and return the state of the run with this slope added; x
+    is not moved.
 
-    The first evaluation of an interval carries no gradient, because its input does not depend on what is
-    learned for that interval."""
+    In training, the first evaluation of each interval between two noise levels is made without gradient."""
     x, sigma, sigma_model = state.x, beside(row.sigma, state.x), row.sigma_model
     sigma_model = row.sigma if sigma_model is None else sigma_model
     if row.opens and x.requires_grad:
@@ -258,10 +258,10 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
         return
     finite = torch.stack([total for _, total in watch]).isfinite().tolist() if watch else []
     if all(finite):
-        start = "finite" if x.isfinite().all() else "not finite"
+        finite_or_not = "finite" if x.isfinite().all() else "not finite"
         raise NotFiniteError(
-            "the result of this run contains NaN or infinity; the latent it started from was "
-            f"{start}. {REMEDY}"
+            "the result of this run contains NaN or infinity; its initial latent was "
+            f"{finite_or_not}. {REMEDY}"
         )
     first = finite.index(False)
     raise not_finite(watch[first][0], None if first else x)
