@@ -39,12 +39,12 @@ def show(text: str, last: bool = False) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> None:
-    """Calibrate predictors for each number of evaluations, save them, and print their errors."""
+    """Calibrate one predictor for each number of evaluations in --nfe, save them, and print their errors."""
     model, out = target.load(args.model, args.guidance), Path(args.out)
     if args.features and model.features is None:
         raise ValueError(
-            f"--features cannot be used, because the model {args.model} has no Target.features: "
-            "leave out --features"
+            f"--features cannot be used, because the Target that {args.model} returns has no feature "
+            "function (Target.features): leave out --features"
         )
     if args.scale_guidance:
         show("--scale-guidance has no effect any more: it did not improve the results", last=True)
@@ -82,7 +82,8 @@ def run_train(args: argparse.Namespace) -> None:
     model = target.load(args.model, args.guidance)
     if model.evaluate is None:
         raise ValueError(
-            f"the model {args.model} has no Target.evaluate, so the network cannot be trained: use calibrate"
+            f"the network cannot be trained, because the Target that {args.model} returns has no "
+            "Target.evaluate, which the training calls: use the command calibrate"
         )
     store.check_writable(args.out)
     plan = training.plan(args.sampler, args.nfe, args.extra, not model.flow)
@@ -133,14 +134,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     def sample(
         label: str, part: slice, sigmas: torch.Tensor, solver: Solver, **options: Any
     ) -> tuple[torch.Tensor, int, float]:
-        """Sample the noises of the slice `part`; return the images, evaluations per image, and seconds."""
+        """Generate images from the noises in slice `part`; return images, evaluations per image, seconds."""
         begin = time.perf_counter()
         options |= {"batch": args.batch, "done": lambda n: show(f"{label}: {n}")}
         images, nfe = run(model.model, noise[part], sigmas, solver, cut(extra, part), **options)
         return images, nfe, time.perf_counter() - begin
 
     def add_row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
-        """Add a row to the table: a solver and the errors of its images against the reference."""
+        """Add a solver to the table, with the distance of its images to those of a run with many steps."""
         error = round(rmse(images, reference), 5)
         row = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance, "rmse_ref": error}
         if model.features:
@@ -206,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(name: str, work: Any, text: str, guidance: bool | None = None) -> Any:
-        """Add a command and return its `add_argument`.
+        """Add a command to the command line; return the function that adds an option to it.
 
         Args:
             guidance: which options to add: --model, --seed and --guidance (True), only --model and --seed

@@ -24,7 +24,7 @@ NAMES = ("c", "a")
 
 
 class Outside:
-    """A predictor for one sampler of a host at one number of evaluations.
+    """A predictor for one of the host's own samplers (e.g. ComfyUI's), at one number of evaluations.
 
     Args:
         sigmas: `[n]`, the noise levels that the sampler is given, falling and positive; a 0 follows them.
@@ -72,7 +72,7 @@ class Outside:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The tensors by the names that they have in a predictor file."""
+        """The fitted tensors by their names in a predictor file: noise levels, c and a of the model calls."""
         return {"levels": self.levels, "c": self.c, "a": self.a}
 
     def at(self, number: int, sigma: float) -> tuple[float, float]:
@@ -136,11 +136,10 @@ class BoundDenoiser:
 
 
 class Memo:
-    """A denoiser that records the calls of one run, and answers a later run from them as long as the two
-    agree.
+    """A denoiser that records the calls of one run, so that later runs need not repeat the same calls.
 
-    A sampler that draws no noise is a function of its model's outputs, so runs that begin alike agree up to
-    the first call with another input."""
+    A later run gets the recorded outputs until it makes a call with another input; from then on the model is
+    called."""
 
     def __init__(self, model: Denoiser):
         self._model = model
@@ -150,7 +149,7 @@ class Memo:
         self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        """Begin a run; with `keep` its calls are recorded, in place of those of the recorded run."""
+        """Begin a run; with `keep` its calls are recorded, and the earlier record is deleted."""
         self.number, self.records, self.same = 0, keep, not keep
         if keep:
             self.calls = []

@@ -33,11 +33,11 @@ class Parameter:
     below: float = torch.inf  # a valid value is less than this
 
     def fitted(self, value: Tensor) -> Tensor:
-        """Return a value as the fit sees it, e.g. its logarithm (see `transform`)."""
+        """Return a constant's value on the scale of the fit, e.g. its logarithm (see `transform`)."""
         return TRANSFORMS[self.transform][0](value)
 
     def value(self, fitted: Tensor) -> Tensor:
-        """Return the value of a number that was fitted, e.g. its exponential: the inverse of `fitted`."""
+        """Return a constant's value from its value on the scale of the fit: the inverse of `fitted`."""
         return TRANSFORMS[self.transform][1](fitted)
 
     def check(self, value: Tensor) -> None:

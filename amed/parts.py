@@ -29,7 +29,7 @@ class Parts:
     levels: tuple[int, ...] = ()
 
     def full(self, stored: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return a slope's parts at its full size, `[B, ...]` each; frequency bands are stored smaller."""
+        """Return a slope's parts, all at its full size; bands of spatial frequency are stored smaller."""
         levels, parts = self.levels or (0,) * len(stored), list(stored)
         for i in range(len(stored) - 1, -1, -1):
             low = stored[i]
@@ -45,7 +45,7 @@ class Parts:
         return parts
 
     def total(self, stored: Sequence[Tensor | None]) -> Any:
-        """Return the whole slope `[B, ...]` that `split` has split into the tensors `stored`."""
+        """Return the whole slope `[B, ...]` again from its parts as `split` returned them."""
         return sum(v for i, v in enumerate(stored) if v is not None and not (self.levels and self.levels[i]))
 
     def check(self, x: Tensor) -> None:
@@ -98,7 +98,9 @@ def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ..
 
 
 def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """Split a slope as `halves` does, then each of these two parts into bands of spatial frequency."""
+    """Split the slope into that of the prompt alone and what guidance adds to it, each in bands of frequency.
+
+    The parts of what guidance adds are None if the evaluation skipped the negative prompt."""
     cond, added = halves(d, x, sigma, evaluation)
     assert cond is not None
     none = (None,) * BANDS if added is None else bands(added, x, sigma, evaluation)

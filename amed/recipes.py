@@ -26,7 +26,7 @@ Vector = Any  # an image, or coordinates (coordinates.Sum): can be added, and mu
 
 @dataclass
 class Point:
-    """One evaluation of the run so far."""
+    """One evaluation of the model in a run, with its results, which the solver's later steps use."""
 
     t: Number  # noise level of the evaluation
     d: Vector = None  # slope; None if the solver predicts data
@@ -131,7 +131,8 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vector | None = None) -> Vector:
     """Return the higher-order term of UniP's step from the newest evaluation to noise level s (Zhao et al.
-    2023, eq. 3, in units of sigma); with `seen`, the denoised image at s, that of UniC's correction."""
+    2023, eq. 3, in units of sigma); or that of UniC's correction, if the denoised image at s is given as
+    `seen`."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
     phi = expm1(step)
@@ -268,12 +269,14 @@ class Solver:
         return self.has_recipe and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
-        """Return the evaluations per interval. `learned`: with AMED's mid time, which a predictor gives."""
+        """Return the evaluations per interval: two if it has a mid time, otherwise one.
+
+        `learned`: whether an AMED predictor runs the solver; it adds a mid time, except to
+        "multistep"."""
         return 2 if self.has_recipe and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
-        """Return how many evaluations a run over `base_times` positive noise levels takes, for planning.
-        Reported numbers are counted, not computed."""
+        """Return how many evaluations of the model a run over `base_times` positive noise levels takes."""
         return self.each(learned) * (base_times - 1) - afs
 
     def order(self, seen: int, leg: int, legs: int) -> int:

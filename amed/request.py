@@ -49,13 +49,13 @@ class Request:
 
     @property
     def count(self) -> int:
-        """The number of noise levels in `times`, 0 if the request is for a number of evaluations."""
+        """The number of the run's noise levels; 0 if `times` is None."""
         return len(self.times) if isinstance(self.times, Tensor) else self.times or 0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The predictor that a run takes."""
+    """The predictor chosen for a run, with the run's noise levels and remarks for the user."""
 
     fitted: Fitted  # the predictor; for a plain or untrained solver one without a file
     sigmas: Tensor  # the run's noise levels, float64 `[n]`, falling, without a last 0
@@ -81,7 +81,9 @@ class Report:
 
     @property
     def passes(self) -> int | None:
-        """Network passes per image; with guidance, most evaluations take two."""
+        """Network passes per image.
+
+        With guidance an evaluation takes two, or one if it skips the negative prompt."""
         return None if self.rows is None else round(self.rows / self.batch)
 
     def text(self) -> str:

@@ -28,11 +28,11 @@ def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool
         times: noise levels, falling; a last 0 is one more step.
         predictor: constants, a table or a network; None for the plain solver.
         afs: whether the first step is analytic.
-        like: a tensor with the dtype, device and channels of the run's x; None: the steps are not run.
+        like: a tensor with the dtype, device and channels of the run's x; None if no image is generated.
 
     Raises:
-        ValueError: The predictor's offsets have another number of channels than `like`, or two noise levels
-            are too close.
+        ValueError: The predictor is for latents with another number of channels than `like`, or two noise
+            levels are too close.
         NotFiniteError: A weight exceeds LARGEST."""
     if predictor is None or getattr(predictor, "fixed", False):
         return iter(offsets_on(table_of(solver, tuple(times), predictor, afs).rows, like))
@@ -115,6 +115,8 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
 
 def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,
            afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Return the state of a run at the end of each interval of `sigmas`; arguments as in `trajectory`."""
+    """Return x and the slopes so far, as a `State`, at the end of each interval of `sigmas`.
+
+    The arguments are those of `trajectory`."""
     run = trajectory(problem, solver, x, sigmas, predictor, afs)
     return (state for state in run if not state.looked and state.row.closes)

@@ -19,7 +19,7 @@ Weights = Sequence[Sequence[Number]]
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One step of a run: one evaluation of the slope, and one move. Immutable once yielded."""
+    """One step of a run: one evaluation of the slope dx/dsigma, then one move of x. Never changed later."""
 
     sigma: Number  # noise level at which x stands
     # weights of the move on the slopes in hand, newest first; or a function of the loop's State that returns
@@ -39,7 +39,7 @@ class Row:
     offset: Tensor | None = None  # [C]: constant that the move adds to each channel; None: nothing
 
     def weigh(self, state: Any = None) -> Weights:
-        """Return the weights of the step's move; `state`, that of the run, is needed if they depend on it."""
+        """Return the weights of the slopes in this step's move; a network computes them from `state`."""
         return self.weights(state) if callable(self.weights) else self.weights
 
 

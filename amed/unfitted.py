@@ -49,7 +49,8 @@ def at_least_two(times: Tensor) -> Tensor:
 def best_known(request: Request, nfe: int) -> known.Known | None:
     """Return the plain solver that was measured as best for the model family and `nfe` evaluations.
 
-    None if nothing was measured, or if this run cannot have its analytic first step or number of levels."""
+    None if nothing was measured, or if that solver needs an analytic first step or a number of noise levels
+    that the request does not allow."""
     measured = known.best(request.model.family, nfe, request.guidance) if nfe > 0 else None
     if measured is None or (measured.afs and not request.afs):
         return None
@@ -57,8 +58,8 @@ def best_known(request: Request, nfe: int) -> known.Known | None:
 
 
 def plain_remark(plain: Fitted, missing: PredictorError, request: Request) -> str:
-    """Return the remark for a run without a predictor: the plain solver that ran, why, the nearest predictor,
-    and advice: the host's, or what a calibration would gain."""
+    """Return the remark for a run without a predictor: the plain solver that ran and why, the nearest
+    predictor, and the advice to calibrate or to do what the host suggests."""
     lines = str(missing).splitlines()
     nearest = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
     order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""

@@ -25,7 +25,7 @@ MAX_BYTES = 400_000  # of an unpacked code; the paper's network has 38,000
 
 
 def code_of(fitted: Fitted) -> str:
-    """Return the code of a predictor, a text to paste; equal predictors give equal codes."""
+    """Return a predictor as a text to copy and paste, its code; equal predictors give equal codes."""
     data = safetensors.torch.save(tensors_of(fitted), metadata=to_header(fitted.spec))
     return MARK + base64.urlsafe_b64encode(zlib.compress(with_sorted_header(data), 9)).decode()
 
@@ -46,16 +46,18 @@ def from_code(text: str, name: str) -> Fitted:
         return fitted_from(from_header(header_of(data).get("__metadata__") or {}), tensors, name)
     except SafetensorError as error:
         raise PredictorError(
-            f"{name}: the code does not hold a complete predictor ({error}): "
+            f"{name}: the code (a predictor as text) does not hold a complete predictor ({error}): "
             "copy the whole code again from AMED Predictor Info"
         ) from None
     except ValueError as error:
         problem_and_remedy = shortened(error)
-        raise PredictorError(f"{name}: the code cannot be loaded: {problem_and_remedy}") from None
+        raise PredictorError(
+            f"{name}: the code (a predictor as text) cannot be loaded: {problem_and_remedy}"
+        ) from None
 
 
 def unpack(code: str) -> bytes:
-    """Unpack a predictor's code, without whitespace, to the bytes of its safetensors file.
+    """Return the safetensors file, as bytes, that a predictor's code (a text without whitespace) contains.
 
     Raises:
         ValueError: if the code is too long, damaged or incomplete.
@@ -68,7 +70,7 @@ def unpack(code: str) -> bytes:
     if len(code) > MAX_CHARACTERS:
         raise ValueError(
             f"the code of a predictor has at most {MAX_CHARACTERS} characters, this one has {len(code)}: "
-            "copy the code again, or use the predictor's file"
+            "copy the code again from AMED Predictor Info, or load the predictor's file"
         )
     try:
         packed = base64.b64decode(code[len(MARK) :], altchars=b"-_", validate=True)
@@ -80,8 +82,8 @@ def unpack(code: str) -> bytes:
         ) from None
     if len(data) > MAX_BYTES:
         raise ValueError(
-            f"the predictor's code unpacks to more than {MAX_BYTES} bytes: copy the code again, or use the "
-            "predictor's file"
+            f"the predictor's code unpacks to more than {MAX_BYTES} bytes: copy the code again from AMED "
+            "Predictor Info, or load the predictor's file"
         )
     if not decompressor.eof or decompressor.unused_data:
         raise ValueError(
@@ -98,7 +100,8 @@ def header_of(data: bytes) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict):
         raise ValueError(
-            "the code does not hold a complete predictor: copy the whole code again from AMED Predictor Info"
+            "the code (a predictor as text) does not hold a complete predictor: "
+            "copy the whole code again from AMED Predictor Info"
         )
     return header
 

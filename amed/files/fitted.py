@@ -46,7 +46,9 @@ class Fitted:
 
     @property
     def passes(self) -> int:
-        """Passes through the network per image: with guidance two per evaluation, minus the skipped ones."""
+        """Passes through the diffusion model per image.
+
+        With guidance an evaluation takes two, or one if it skips the negative prompt."""
         guided = self.nfe * (1 if self.spec.guidance == 1 else 2)
         return guided - len(getattr(self.predictor, "alone", ()))
 
@@ -81,15 +83,14 @@ class Fitted:
 
 
 def constants_of(fitted: Fitted) -> dict[str, Tensor]:
-    """Return the constants of a predictor by name; empty for a network or a plain solver.
+    """Return the fitted tensors of a predictor by name; empty for a network or a plain solver.
 
-    They are, e.g., mid time r, direction scale c and time scale a for each interval; weights and a for each
-    step of a multistep solver; or noise level, c and a for each model call of a host's sampler."""
+    For AMED-Solver, e.g., they are the mid time r, direction scale c and time scale a of each interval."""
     return getattr(fitted.predictor, "values", {})
 
 
 def tensors_of(fitted: Fitted) -> dict[str, Tensor]:
-    """Return the tensors of a predictor's file: `sigmas` `[num_steps]` and the constants or the network."""
+    """Return the tensors of a predictor's file: noise levels `sigmas`, and constants or network weights."""
     network = fitted.predictor
     learned = network.state_dict() if isinstance(network, BottleneckPredictor) else constants_of(fitted)
     return {k: v.detach().cpu().contiguous().clone() for k, v in {"sigmas": fitted.base, **learned}.items()}
@@ -125,7 +126,7 @@ def check_types(spec: Spec, tensors: dict[str, Tensor]) -> None:
 
 
 def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[str, Tensor]]:
-    """Convert tensor `g` of format 1, which scales what guidance adds in each step, to weights of format 2.
+    """Convert tensor `g` of an old predictor file, a factor on guidance in each step, to today's `weights`.
 
     A header and tensors without `g` are returned unchanged. Raises ValueError if `g` is invalid."""
     g = tensors.pop("g", None) if spec.solver == MULTISTEP else None

@@ -17,8 +17,8 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
 
     It may replace only a file for the same sampler, number of evaluations, guidance scale and checkpoint. A
     usable predictor (better than no sampling at all) replaces an unusable one. If both are alike in this, a
-    finished fit replaces an unfinished one, and otherwise the file with the lower stated error stays; of
-    equal errors the new one counts. Threads and processes may call this at the same time.
+    finished fit replaces an unfinished one, and otherwise the new file replaces one whose stated error is not
+    lower. Threads and processes may call this at the same time.
 
     Args:
         finished: whether the fit ran to its end.
@@ -42,8 +42,8 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
             saved_path = save(place, fitted)
     except UnsavedError as error:
         raise UnsavedError(
-            f"{error}. The predictor is not lost: paste its code into Load AMED Predictor; "
-            f"this is its code: {code_of(fitted)}"
+            f"{error}. The predictor is not lost: paste its code, the text that follows, into Load AMED "
+            f"Predictor; this is its code: {code_of(fitted)}"
         ) from error
     state = "" if finished else " (unfinished)"
     return saved_path, "; ".join([*remarks, f"saved as {saved_path.name}{state} in {saved_path.parent}"])

@@ -39,7 +39,7 @@ def name_part(text: str, default: str = "model") -> str:
 
 
 def fit_file_name(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
-    """Return the file name of a fit, e.g. "NAME-nfe6-cfg4-passes10.safetensors".
+    """Return the file name of a predictor, e.g. "NAME-nfe6-cfg4-passes10.safetensors" for 6 evaluations.
 
     Raises:
         ValueError: if `name` is not a valid file name.

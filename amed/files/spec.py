@@ -117,7 +117,7 @@ class Spec:
         """Return the Spec of a solver that runs on given noise levels.
 
         Args:
-            solver: a Solver, or the name of one that has no other options.
+            solver: a Solver, or only its name; its other settings then have their defaults.
             times: noise levels, falling `[N]`, without a last 0. The schedule is "custom" unless `fields`
                 names another.
             fields: the other fields of the Spec.
@@ -161,7 +161,9 @@ class Spec:
 
     @property
     def usable(self) -> bool:
-        """Whether the fit was better than no sampling at all; True if the file does not state it."""
+        """Whether the predictor's images came closer to the reference images than unrelated images do.
+
+        True if the file does not state it."""
         return self.metrics.get("usable") is not False
 
     @property
