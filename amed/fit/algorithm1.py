@@ -29,7 +29,9 @@ HELD_OUT = 1_000_003  # added to the seed for the noises that choose the best st
 
 @dataclass(frozen=True)
 class Teacher:
-    """A plain solver on the student's schedule with more points, whose states the student is fitted to."""
+    """A plain solver with more evaluations than the student, the solver to train.
+
+    The student is trained to reach the teacher's states at the end of each of its intervals."""
 
     solver: Solver = field(default_factory=lambda: Solver("heun"))
     extra: int = 1  # additional points inside each interval, the paper's M
@@ -63,7 +65,8 @@ class Teacher:
 def checkpointed(evaluate: Evaluate) -> Evaluate:
     """Wrap `evaluate`, which calls the model, so that the backward pass recomputes activations.
 
-    This saves memory. With gradients enabled only the denoised image is returned."""
+    This saves memory. With gradients enabled it calls the model itself instead of `evaluate`, so nothing but
+    the denoised image is returned."""
 
     def evaluate_checkpointed(
         model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
@@ -135,7 +138,7 @@ class TrainingProgress:
 
     @property
     def loss(self) -> float:
-        """Sum of the intervals' losses."""
+        """Training loss of the batch, summed over all intervals between two base times."""
         return sum(self.losses)
 
 
@@ -147,7 +150,9 @@ def train(
 ) -> Iterator[TrainingProgress]:  # fmt: skip
     """Train `predictor` in place, and yield the progress after every batch.
 
-    When the generator ends or is closed, the predictor holds the best held-out state, not the last one.
+    `predictor` gives the constants of a student, the solver that is trained to reach a teacher's states. When
+    the generator ends or is closed, the predictor has the weights with the lowest held-out error, not the
+    last ones.
     Gradients that are not finite are replaced by 0 (as the authors do); an interval whose loss is not
     finite is skipped.
 
@@ -162,8 +167,8 @@ def train(
         settings: length and optimiser.
         afs: whether the student's first step is analytic.
         evaluate: calls the model once; default: for the denoised image only.
-        error: (end states, x, extra_args) -> held-out error by which the best state is chosen; default:
-            root mean square distance to the teacher's end states.
+        error: (end states, x, extra_args) -> held-out error by which the best weights are chosen;
+            default: root mean square distance to the teacher's end states.
         resume: `TrainingProgress.state()` of an earlier run with the same settings.
 
     Raises:

@@ -130,9 +130,9 @@ class Calibration(Stages):
     def _starts(self) -> Iterator[str]:
         """Create the fits, and score the constants that each starts from.
 
-        A predictor to resume from is the only start. Otherwise amed_multistep starts from the best plain
-        solver and from weights fitted by least squares, a sampler of the paper from constants fitted
-        interval by interval."""
+        With a predictor to resume from there is one fit, which starts from its constants. Otherwise
+        amed_multistep gets several fits, from the best plain solver and from weights found by least
+        squares; a sampler of the paper starts from constants that are found interval by interval."""
         if self.start is not None:
             spec, constants = self.start.spec, self.start.predictor
             if not isinstance(constants, Constants | Multistep):
@@ -216,7 +216,7 @@ class Calibration(Stages):
                 yield from self._iterate(fit, ITERATION_SAMPLES // 2, self.references.held_out)
 
     def _polish(self) -> Iterator[str]:
-        """Iterate the best fit until the budget is spent."""
+        """Run Gauss-Newton iterations on the best fit until the budget is spent or it stops improving."""
         while (fit := self.best) and fit.waited < PATIENCE and (count := self._affordable(fit)):
             yield from self._iterate(fit, count, self.used)
             self.used += count
@@ -235,7 +235,7 @@ class Calibration(Stages):
         yield f"{fit.name}: held-out error {score:.4f}, best {fit.held_out:.4f}"
 
     def _score(self, fit: Fit, values: Tensor, record: bool = False) -> float:
-        """Return the held-out score of a fit's constants; `record`: add their error to the history."""
+        """Return the held-out score of a fit's constants; `record`: append their error to `self.history`."""
         judge = self.searched.judge
         end = self._held_out_end(judge, fit.parametrisation, values)
         score = judge.score(end)

@@ -102,11 +102,12 @@ def without_sampling(ends: Tensor) -> Tensor:
 
 
 def verdict(error: float, blank: float) -> dict[str, Any]:
-    """Return the metrics that mark a predictor as unusable; none if it is usable.
+    """Return the entries that mark a predictor as unusable in its file; empty if it is usable.
 
     Args:
-        error: its held-out error.
-        blank: the error of no sampling at all; a usable predictor is below it.
+        error: the predictor's held-out error.
+        blank: the error of images that were not sampled (see `without_sampling`); that of a usable
+            predictor is lower.
     """
     return {} if error < blank else {"usable": False, "no_sampling_error": round(blank, 5)}
 
@@ -139,9 +140,10 @@ class Judge:
         return robust(per_sample(end, self.held_out.end), self.scale)
 
     def verdict(self, end: Tensor) -> dict[str, Any]:
-        """Return the metrics that mark a predictor as unusable; none if it is usable.
+        """Return the entries that mark a predictor as unusable in its file; empty if it is usable.
 
-        It is unusable if its end states `end` are no nearer to the references than without any sampling."""
+        It is unusable if its end states `end` are no nearer to those of converged runs than images that
+        were not sampled (see `without_sampling`)."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def metrics(
@@ -175,10 +177,10 @@ class Judge:
     def score(self, end: Tensor) -> float:
         """Return the score of end states by which the best fit is chosen; lower is better.
 
-        It is the geometric mean of two robust errors to the references, times the square root of the
-        Fréchet distance if the model has a feature function. The second error's scale is WIDE times
-        larger: samples that end in another image count more in it, but two or three of them do not decide,
-        as they would in an RMSE."""
+        It is the geometric mean of two robust errors (by Cauchy's loss) to the end states of converged
+        runs, times the square root of the Fréchet distance if the model has a feature function. Cauchy's
+        loss has a WIDE times larger scale in the second error, so samples that end in another image count
+        more in it, though less than in an RMSE."""
         distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 

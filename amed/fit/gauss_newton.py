@@ -51,11 +51,11 @@ class NormalEquations:
         self.vector += as_double(jacobian @ residual)
 
     def step(self, damping: float, floor: float = 0.0) -> Tensor:
-        """Return the step `[P]` to subtract from the constants.
+        """Solve the damped normal equations; return the step `[P]` to subtract from the constants.
 
         Args:
-            damping: share of each diagonal element that is added to it.
-            floor: share of the largest diagonal element that is added to all, so that constants without
+            damping: each diagonal element of the matrix is increased by this share of itself.
+            floor: each is also increased by this share of the largest one, so that constants without
                 effect do not move.
         """
         scales = self.matrix.diagonal()
@@ -67,7 +67,7 @@ class NormalEquations:
         self, name: str, attempt: Callable[[Tensor], tuple[float, T] | None],
         dampings: Sequence[float] = DAMPINGS, floor: float = 0.0,
     ) -> Generator[str, None, list[tuple[float, T]]]:  # fmt: skip
-        """Try the step of each damping; yields a line of progress after each.
+        """Try the Gauss-Newton step with each damping; yields a line of progress after each.
 
         Args:
             name: what is fitted, for the lines of progress.

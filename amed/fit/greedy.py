@@ -47,7 +47,9 @@ class Interval:
         return [replace(row, needed=None) for row in rows[(lead + 2 * n if n else 0) : lead + 2 * n + 2]]
 
     def opened(self) -> "Interval":
-        """Return this interval with the state after its first evaluation, which no constant changes."""
+        """Make the interval's first evaluation, and return the interval with the state after it.
+
+        It is made only once, because no constant that is tried changes its result."""
         run = loop(self.problem, self.rows({}), self.state)
         return replace(self, state=next(s for s in run if s.looked and s.row.opens))
 

@@ -131,8 +131,8 @@ class HostCalibration(Stages):
     def _usual(self) -> Iterator[str]:
         """Run the host's sampler unfitted on the karras schedule, with as many evaluations as the fit.
 
-        Of the schedules with this number of evaluations the longest is run, because some samplers skip the
-        last level."""
+        Some samplers skip the last noise level, so schedules of different lengths can take the same number of
+        evaluations; the longest of them is run."""
         judge, plain = self._searched()
         count, ends = len(plain.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
         for number in range(count + 1, max(count - 2, 1), -1):

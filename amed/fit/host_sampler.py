@@ -230,8 +230,8 @@ class HostFit:
     def levels(self, values: Tensor, noise: Tensor) -> list[float]:
         """Return the noise level of each call of the model, with the constants `values`.
 
-        Their number may differ from `start.nfe`, since some samplers edit the schedule that they are
-        given."""
+        The number of calls may differ from that on the initial schedule, since some samplers edit the
+        schedule that they are given."""
         return self.sampler.call_levels(noise, with_zero(self.split(values)[0]), self.model)
 
     @torch.no_grad()

@@ -44,14 +44,15 @@ class Parametrisation:
     The vector holds the noise levels between the first and the last. For a multistep solver the weights on
     at most `lags` slopes and a (the scale of the noise level that the model is given) follow, for another
     solver its constants (e.g. r, c, a) in each interval. The last noise level is not fitted, since the
-    model is not evaluated there. If a slope is split into bands of spatial frequency, their weights change
-    by the same amount: there are too many for finite differences.
+    model is not evaluated there. If slopes are split into bands of spatial frequency, one element of the
+    vector moves the weights of all bands of a slope by the same amount, which saves evaluations.
 
     Args:
         solver: the solver whose constants are fitted.
         start: its initial constants.
         afs: whether the first step is analytic.
-        lags: most slopes whose weights are fitted; None: all.
+        lags: in each step of a multistep solver, the weights on this many newest slopes are fitted; None:
+            all.
     """
 
     def __init__(self, solver: Solver, start: Multistep | Constants, afs: bool, lags: int | None = None):
@@ -97,7 +98,7 @@ class Parametrisation:
         return torch.stack([c.parameter.fitted(v[c.k, c.s] if c.kind == "w" else v) for c, v in values])
 
     def build(self, values: Tensor) -> Multistep | Constants:
-        """Return the predictor with these constants `[P]`; its `sigmas` are the fitted times."""
+        """Return the predictor with the constants `values` `[P]`, the noise levels (`sigmas`) included."""
         lists = {name: value.clone() for name, value in self.lists.items()}
         for c, value in zip(self.constants, values):
             if c.kind == "w":
@@ -184,7 +185,9 @@ class Runner:
         return self.end(values, noise, args, state)
 
     def evaluations(self) -> tuple[int, int]:
-        """Return the evaluations per sample of a run, and of a run with all derivatives."""
+        """Return the evaluations per sample of a run, and of a run with its finite differences.
+
+        The finite differences are those of the end state by each constant."""
         student = self.parametrisation
         counts = [not row.analytic for row in student.table(student.start).rows]
         run = sum(counts)

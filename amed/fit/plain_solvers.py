@@ -69,7 +69,9 @@ class Setting:
 
 def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, Solver] = SOLVERS,
                kinds: tuple[tuple[str, float], ...] = SCHEDULES) -> list[Setting]:  # fmt: skip
-    """Return every setting that takes exactly `nfe` evaluations from sigma_max to sigma_min.
+    """Return each plain solver on each schedule, with a length that takes exactly `nfe` evaluations.
+
+    Each comes with and without an analytic first step, where such a length exists.
 
     Args:
         nfe: evaluations per sample.
@@ -87,7 +89,9 @@ def candidates(nfe: int, sigma_min: float, sigma_max: float, solvers: dict[str, 
 
 
 def settings_for(target: Target, nfe: int) -> list[Setting]:
-    """Return every setting for a target at `nfe` evaluations; flow models have no analytic first step."""
+    """Return each plain solver on each schedule for the model `target`, with `nfe` evaluations.
+
+    On flow models none has an analytic first step."""
     kinds = FLOW_SCHEDULES if target.flow else SCHEDULES
     settings = candidates(nfe, target.sigma_min, target.sigma_max, SOLVERS, kinds)
     return [setting for setting in settings if not (setting.afs and target.flow)]

@@ -52,7 +52,7 @@ class Path:
         return Path(self.times, tuple(state[part] for state in self.states))
 
     def at(self, t: float) -> Tensor:
-        """Return the states `[n, ...]` at noise level `t`, on the cubic through the four nearest times."""
+        """Return the states `[n, ...]` at noise level `t`, interpolated between the stored ones (cubic)."""
         times, count = self.times.tolist(), len(self.times)
         below = next((i for i, time in enumerate(times) if time <= t * (1 + 1e-9)), count - 1)
         first = min(max(below - 2, 0), count - 4)
@@ -113,7 +113,7 @@ class References:
             yield f"{len(self.ends) * self.block} references"
 
     def cost(self, count: int) -> int:
-        """Return the evaluations still needed until there are `count` references."""
+        """Return the evaluations still needed until there are `count` samples with converged end states."""
         blocks = max(0, -(-count // self.block) - len(self.ends))
         return blocks * self.block * self.evaluations
 

@@ -27,11 +27,11 @@ class Search:
     judge: Judge  # with the scale that follows from the finalists
 
     def schedules(self, settings: Settings) -> list[Setting]:
-        """Return settings on whose schedules a multistep solver's weights are to be fitted.
+        """Return the schedules to fit a multistep solver's weights on, each with a plain solver.
 
-        Each schedule occurs once; only settings whose solver has one evaluation per step count. First
-        comes the best setting, then the one on the schedule USUAL, then the best setting with its analytic
-        first step (AFS) added or removed, then the next best ones."""
+        Only plain solvers with one evaluation per step count, and no schedule occurs twice. The order is:
+        the schedule of the best solver, the schedule USUAL, the first one with its analytic first step
+        (AFS) added or removed, those of the next best solvers."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]
@@ -45,10 +45,10 @@ class Search:
 
 
 def first_round(settings: Settings) -> tuple[int, int]:
-    """Return the sizes of the search's first round.
+    """Return two numbers for the first round of the search for the best plain solver and schedule.
 
-    They are the samples that each solver setting runs on, and the number of settings that the budget
-    allows."""
+    They are the number of samples that each solver runs on, and how many pairs of a solver and a schedule
+    the budget allows."""
     unit = 2 if 240 * settings.nfe < 0.12 * settings.budget else 1
     share = 0.07 if settings.large else 0.15
     return unit, max(12, int((share * settings.budget / settings.nfe - 40 * unit) / unit))
@@ -66,8 +66,8 @@ def search(
 ) -> Generator[str, None, Search]:
     """Search for the best plain solver (one without fitted constants) and schedule.
 
-    Yields lines of progress. All settings run on one or two samples, the SECOND best ones on two or four
-    more, and the best few on the held-out samples, which decide."""
+    Yields lines of progress. Each pair of a solver and a schedule runs on one or two samples, the best 20
+    (SECOND) on two or four more, and the best few on the held-out samples, which decide."""
     left = settings_for(target, settings.plain_nfe)  # likely ones first: a small budget cuts the others
     unit, count = first_round(settings)
     left = left[:count]

@@ -101,11 +101,13 @@ class Settings:
 
     @property
     def plain_nfe(self) -> int:
-        """Evaluations of the unfitted solvers to compare with: those that the fit's network passes allow."""
+        """Evaluations of the unfitted solvers to compare with.
+
+        If `passes` is set, it is half of it, since under guidance they take two passes per evaluation."""
         return self.nfe if self.passes is None else self.passes // 2
 
     def by_budget(self, quick: int, normal: int, thorough: int) -> int:
-        """Return `quick` for a budget below LARGE, `normal` for one below HUGE, and `thorough` above."""
+        """Return the argument for this budget: `quick` below LARGE, `normal` below HUGE, else `thorough`."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property

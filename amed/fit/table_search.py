@@ -44,7 +44,7 @@ class TableSearch:
     flow: bool = False  # flow model: no plain solver starts analytically, but a table with its offset may
 
     def subset(self, count: int, round: int = 0) -> VariableProjection:
-        """Return `stage` limited to `count` of its samples; each round gets others."""
+        """Return `self.stage`, which fits the weights, limited to `count` samples; each round gets others."""
         first = round * count % max(len(self.stage.samples) - count + 1, 1)
         rows = slice(first, first + count)
         return replace(self.stage, samples=self.stage.samples.cut(rows), path=self.stage.path.cut(rows))
@@ -97,10 +97,10 @@ class TableSearch:
                 scores[each] = min(scores.get(each, float("inf")), score or 0.0)
 
     def patterns(self, few: VariableProjection, start: Candidate) -> Generator[str, None, list[Candidate]]:
-        """Try all patterns of steps that skip the unconditional half.
+        """Try which steps can best skip the unconditional network pass of guidance.
 
-        Only late steps are tried, because a skipped pass among the first ones costs far too much error.
-        Yields lines of progress; returns a table for each of the best patterns, best first."""
+        Only late steps are tried, because a skipped pass in an early one raises the error far too much.
+        Yields lines of progress; returns the multistep solvers with the best choices, best first."""
         spared, steps = self.settings.spared, len(start.run.sigmas) - 1
         last = range(max(1 + start.afs, steps - spared - REACH), steps)
         tried = []
@@ -112,15 +112,15 @@ class TableSearch:
 
 
 def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
-    """Return `shapes` without bands of spatial frequency if samples like `x` `[n, ...]` have none.
+    """Return the settings of a fit's weights, without a split by spatial frequency where there is none.
 
-    These are latents of sound and nested latents, `[n, C, L]`."""
+    There is none for latents `x` of sound and nested latents, `[n, C, L]`."""
     flat = tuple(replace(shape, parts=shape.parts.replace("bands", "")) for shape in shapes)
     return shapes if x.ndim > 3 else tuple(dict.fromkeys(flat))
 
 
 def halved(parts: str) -> str:
-    """Return the name of a split of slopes that is also split by guidance.
+    """Return the name of a way to split slopes, with a split by guidance added: "bands" -> "halves+bands".
 
-    E.g. "halves+bands" for "bands", where the halves are the conditional and the unconditional result."""
+    The halves are what the conditional and the unconditional result contribute."""
     return "+".join(["halves", parts] if parts else ["halves"])

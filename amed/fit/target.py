@@ -33,7 +33,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Target:
-    """A model to fit to, with its noise levels, its samples and what a file says about it."""
+    """A model to fit a sampler to: how to call it, how to draw noise for it, and what identifies it."""
 
     model: Denoiser  # (x, sigma, **args) -> denoised, with guidance applied
     draw: Draw  # (generator, n) -> (unit noise `[n, ...]`, the model's args)
@@ -51,7 +51,10 @@ class Target:
 
     @property
     def identity(self) -> Identity:
-        """The checkpoint's model family, fingerprint and signature, by which predictors for it are found."""
+        """What predictors for the checkpoint are found by.
+
+        It is the kind of model (family), a hash of the weights (fingerprint), and a signature of the weights
+        that quantisation does not change."""
         return Identity(self.family, self.fingerprint, self.signature)
 
     @property

@@ -132,7 +132,7 @@ class VariableProjection:
         def decide(n: int, state: State) -> Weights:
             """Fit the weights and the offset of step n; return the weights times the step's length.
 
-            The offset is written into shifts[n], the tensor that the step's Row refers to."""
+            The offset, a constant added to each channel, is written into the tensor shifts[n]."""
             t, t_next = sigmas[n : n + 2].tolist()
             hand = list(reversed(state.slopes))[: weights.shape[1]]
             slots = [
@@ -218,7 +218,7 @@ class VariableProjection:
         return Candidate(self.loss(run), name, run, afs, refined)
 
     def schedules(self, settings: list[Setting], shape: Shape) -> Generator[str, None, list[Candidate]]:
-        """Fit a multistep solver's weights on the schedule of each setting.
+        """Fit a multistep solver's weights on each schedule of `settings` by least squares.
 
         Yields lines of progress; returns the fitted solvers, best first."""
         tried = []
@@ -229,11 +229,14 @@ class VariableProjection:
         return sorted(tried, key=lambda candidate: candidate.loss)
 
     def refine(self, start: Candidate, wide: float) -> Generator[str, None, Candidate]:
-        """Run one Gauss-Newton iteration on the times; the weights follow at every trial.
+        """Run one Gauss-Newton iteration on the noise levels of a multistep solver.
+
+        For all noise levels that are tried, the weights are fitted again by least squares.
 
         Args:
-            start: the table to refine.
-            wide: width of the finite differences, in shares of a time's distance to its nearer neighbour.
+            start: the solver to refine.
+            wide: width of the finite differences, in shares of the distance to the nearer of the two
+                neighbouring noise levels, in log sigma.
                 Narrow ones fail from NFE 7 on, because samples that jump to another image roughen the loss.
 
         Yields:
@@ -264,15 +267,16 @@ class VariableProjection:
 
 
 def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
-    """Return which weights are equal in the simpler solver that a fit is regularised towards.
+    """Return groups of weights, towards whose common value a fit of the weights is regularised.
 
-    They are those of all bands of spatial frequency of one slope, or of one half of it if slopes are also
-    split by guidance. The offsets stay apart.
+    A group has the weights on all bands of spatial frequency of one slope; if slopes are also split by
+    guidance, the conditional and the unconditional half each have a group. The constants that are added to
+    channels (offsets) have a group each.
 
     Args:
         parts: how slopes are split.
         slots: (lag, part) of each weight.
-        count: number of unknowns k, i.e. the weights and the offsets after them.
+        count: number of unknowns k: the weights, then the offsets.
 
     Returns:
         `[k, m]`: 1 where an unknown belongs to one of the m groups, 0 elsewhere.
@@ -284,9 +288,10 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
 
 
 def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
-    """Return the unfitted solver's weight of a part of a slope, towards which the fitted one is pulled.
+    """Return the unfitted solver's weight on a part of a slope, towards which the fit is regularised.
 
-    If the newest slope lacks this part, the newest slope that has it gets the weights of all.
+    A part is e.g. a band of spatial frequency. Where the newest slope has no such part (it was not
+    evaluated), the newest slope that has it gets the sum of all slopes' weights, and the others get 0.
 
     Args:
         plain_weights: the unfitted solver's weights by lag.
@@ -303,10 +308,10 @@ def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], la
 def best_weights(
     products: Tensor, prior: Tensor, ridge: float = 1e-6, groups: Tensor | None = None
 ) -> Tensor:
-    """Return the weights `[k]` with which the sum of the slopes comes nearest to the wanted slope.
+    """Return the weights `[k]` of slopes whose weighted sum comes nearest to a wanted slope.
 
-    They are found by least squares, reweighted by Cauchy's weights, so that a sample that ends in another
-    image does not decide.
+    They are found by least squares, with less weight on samples with a large error (Cauchy's loss), so
+    that a sample that ends in another image does not decide.
 
     Args:
         products: `[n, k+1, k+1]`, inner products of the slopes and the wanted one, see
