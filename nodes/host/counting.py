@@ -22,7 +22,9 @@ MOST = 1024  # runs of nodes whose counts are kept
 
 
 def count_rows(model_options: dict, report: Report) -> None:
-    """Count into `report.rows` the batch sizes of the network's calls, which include both prompts' images.
+    """Add the batch size of each call of the network to `report.rows`.
+
+    With guidance, a batch holds each image twice: for the positive and for the negative prompt.
 
     `report.rows` stays None if this ComfyUI is too old for wrappers around `apply_model`."""
 
@@ -48,7 +50,9 @@ class Tally:
 
 @dataclass
 class NodeRun:
-    """The evaluation counts of one sampling node in one run of the graph: a Tally per item of a list."""
+    """The evaluation counts of one sampling node in one run of the graph.
+
+    A node with a list as input runs once per item, and each item has its own Tally."""
 
     run: str  # which run of the graph, as in Executing
     items: dict[int, Tally] = field(default_factory=dict)  # by index in the node's list of inputs
@@ -147,7 +151,7 @@ class Count:
     def tally(self) -> Tally:
         """Return the evaluation counts of the executing node.
 
-        In a thread, where ComfyUI does not tell which node executes, they are those of the last known one."""
+        If ComfyUI does not tell which node executes, e.g. in a thread, the last known node is assumed."""
         now = executing()
         if now is not None and now != self._now:
             self._now, self._tally = now, tally_of(self.name, now)

@@ -67,7 +67,11 @@ def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]
 
 
 def missing_outputs(evaluation: Evaluation, wants: frozenset[str]) -> list[str]:
-    """Return a message for each wanted output that an evaluation lacks."""
+    """Return a message for each output that a solver wants but the model could not give.
+
+    Args:
+        evaluation: the outputs that the model gave.
+        wants: names of the outputs that the solver wants, as in `evaluate`."""
     outputs = {
         BOTTLENECK: evaluation.bottleneck,
         HALVES: evaluation.denoised if COND in wants else evaluation.cond,
@@ -132,8 +136,16 @@ def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int
 def with_original(
     model: Any, sigma: Tensor, extra_args: dict[str, Any], half: Tensor | None
 ) -> Tensor | None:
-    """Return a half of guidance with the original image outside the inpainting mask, as ComfyUI's denoiser
-    restores it after guidance; None if the original image cannot be found."""
+    """Return one prompt's denoised image with the original image outside the inpainting mask.
+
+    ComfyUI's denoiser does the same with the guided image. Returns None if the original image cannot be
+    found.
+
+    Args:
+        model: ComfyUI's denoiser.
+        sigma: the noise level.
+        extra_args: the run's arguments.
+        half: what the positive or the negative prompt alone denoises to; None is returned as it is."""
     mask = extra_args.get("denoise_mask")
     if mask is None or half is None:
         return half

@@ -133,10 +133,11 @@ class PromptedDenoiser:
         ]
 
     def levels(self, level: Tensor) -> Tensor:
-        """Return the noise levels of a sampling that starts at `level`: it, the lower ones, then 0.
+        """Return the noise levels of a sampling for one evaluation at noise level `level`.
 
-        With context windows, which depend on the step's index in the whole run, the list starts with the
-        higher levels, of which `level` replaces the lowest."""
+        They are `level`, the lower levels of the run, then 0. Context windows depend on the step's index in
+        the whole run: with them, the run's higher levels come first. If `level` lies between two levels of
+        the run, it replaces the higher one."""
         times = self.times.to(level)
         below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
         before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above

@@ -51,7 +51,7 @@ def content_hash(name: str | None) -> str:
 def user_folders() -> list[Path]:
     """Return models/amed_predictors and the folders that extra_model_paths.yaml adds to it.
 
-    Only the first if this ComfyUI did not accept it as a model folder."""
+    Only models/amed_predictors if it could not be registered as a model folder of ComfyUI."""
     if FOLDER not in folder_paths.folder_names_and_paths:
         return [Path(folder_paths.models_dir) / FOLDER]
     return [Path(p) for p in folder_paths.get_folder_paths(FOLDER)]

@@ -145,8 +145,8 @@ def whole_guidance(options: dict) -> list[str]:
 def watch_halves(options: dict, listener: Callable[[list[Tensor], list], None]) -> None:
     """Call `listener(denoised, prompts)` at each evaluation before any function that changes guidance.
 
-    `denoised` are the network's results for the positive and the negative prompt; a prompt is None if it was
-    not evaluated."""
+    Both are lists, the positive prompt first, then the negative: `denoised` holds the denoised images,
+    `prompts` the conditionings. The conditioning of a prompt that was not evaluated is None."""
 
     def pre_cfg(args: dict) -> list:
         denoised = args["conds_out"]

@@ -30,9 +30,10 @@ ATTACHED = "amed_predictor"  # the key in model_options, and the attribute of a 
 
 
 def identity(model: Any) -> Identity:
-    """Return which checkpoint a MODEL's network is, independent of the precision it is stored in.
+    """Return the Identity of a MODEL's checkpoint: its model family and a hash of its weights.
 
-    Merges made in the graph give another identity, LoRAs do not (see `weights`)."""
+    It depends neither on the precision of the weights nor on LoRAs. A merge made in the graph has another
+    identity than the merged models."""
     patches = getattr(model, "patches_uuid", None)
     if patches is None or replaced_parts(model):
         return read_identity(model)
@@ -48,7 +49,7 @@ def identity(model: Any) -> Identity:
 
 
 def read_identity(model: Any) -> Identity:
-    """Compute a MODEL's identity from its weights; without a fingerprint if they cannot be read."""
+    """Compute a MODEL's Identity (see `identity`); it has no hash if the weights cannot be read."""
     config = getattr(model.model, "model_config", None)
     # newer hosts' configurations return None for unknown names
     family = getattr(config, "amed_family", None) or type(config).__name__.lower()
@@ -228,7 +229,7 @@ def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> 
     Args:
         network: called as ComfyUI calls a diffusion model, `network(x, c_noise, context=, ...)`; has a
             `dtype`.
-        family: the model family, for predictors.
+        family: name of the model family, which is stored with predictors fitted to the MODEL.
         settings: `sigma_min`, `sigma_max` and `sigma_data`."""
 
     class Pixels(comfy.latent_formats.LatentFormat):

@@ -33,7 +33,7 @@ def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -
 
     Args:
         sampler: the SAMPLER.
-        denoiser: starts ComfyUI's sampling.
+        denoiser: the MODEL as a denoiser, which starts ComfyUI's sampling for each run of the SAMPLER.
         model_sampling: the noise levels of the MODEL, for ComfyUI's schedules.
 
     Raises:

@@ -48,7 +48,7 @@ def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
 
 
 def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
-    """Return the solver and schedule of the reference: a run of many evaluations that shows the errors."""
+    """Return the solver and schedule of a run of many evaluations, to compare shorter runs with."""
     model_sampling = sampling_of(model)
     low, high = sigma_range(model_sampling)
     rho = 1.0 if is_flow(model_sampling) else 7.0
@@ -56,9 +56,10 @@ def reference_setting(model: Any, evaluations: int) -> plain_solvers.Setting:
 
 
 def sampler_for(fitted: Fitted | None, sampler: str) -> str:
-    """Return the predictor's own sampler if `sampler` uses the same solver, else `sampler`.
+    """Return the sampler that a predictor was fitted to, if `sampler` differs from it only in its order.
 
-    E.g. DPM++ 2M and 3M are one solver of orders 2 and 3: a predictor of either runs at its own order."""
+    E.g. a predictor fitted to DPM++ 2M runs with DPM++ 2M although DPM++ 3M is selected. For samplers that
+    differ in more, return `sampler`."""
     if fitted is None or fitted.spec.of or sampler == AUTO:
         return sampler
     fitted_sampler = fitted.spec.sampler
@@ -72,8 +73,8 @@ def denoise_remarks(
 
     Args:
         nfe: the node's input.
-        denoise: the node's input, the share of the model's time that is sampled.
-        evaluations: counted in the run.
+        denoise: the node's input, as in KSampler.
+        evaluations: number of evaluations in the run.
         choice_for: returns what the node would run with another nfe; None if its predictor is fixed.
         model: the MODEL."""
     if not 0.0 < denoise < 1.0 or evaluations >= nfe:
@@ -88,9 +89,10 @@ def denoise_remarks(
 
 
 def nfe_for_denoise(nfe: int, denoise: float, choice_for: Callable[[int], Choice], model: Any) -> int | None:
-    """Return the lowest nfe, up to 10 times `nfe`, whose schedule has `nfe` evaluations below the start.
+    """Return the nfe to set so that a run with this `denoise` makes at least `nfe` evaluations.
 
-    Schedules of different nfe differ, so each is looked up. Returns None if there is none."""
+    It is the lowest such number up to 10 times `nfe`, or None if there is none. A run with denoise < 1 skips
+    the high noise levels of its schedule, and every nfe has another schedule."""
     for more in range(nfe + 1, 10 * nfe + 1):
         try:
             choice = choice_for(more)

@@ -30,9 +30,10 @@ def start_of(model: Any, latent: dict) -> Tensor:
 
 
 def shape_tags() -> dict[str, str]:
-    """Return which entry of a LATENT goes to each parameter of ComfyUI's `fix_empty_latent_channels`.
+    """Return the parameters of ComfyUI's `fix_empty_latent_channels` that are entries of a LATENT.
 
-    E.g. {"downscale_ratio_spacial": "downscale_ratio_spacial"}; {} in older versions of ComfyUI."""
+    The dict maps the name of each such parameter to the name of the LATENT's entry. It is empty in older
+    versions of ComfyUI."""
     parameters = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # another pack's function around ComfyUI's
         return dict(zip(TAGS, TAGS))

@@ -64,7 +64,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
     The function's options, beside the arguments of a k-diffusion sampler:
         predictor: a predictor (Fitted). None: the one applied to the MODEL, else the best in the library.
         if_missing: what to do if no predictor fits, as in amed.choose. None (as in ComfyUI's own KSampler):
-            run a solver without predictor unless one was fitted on exactly these noise levels.
+            use only a predictor that was fitted on exactly the run's noise levels, else run a solver
+            without predictor.
         report: the Report to fill. None: the report is shown on the node that samples.
         on_request: called with the settings (Request) by which the library is searched.
     It raises PredictorError if there is no predictor and `if_missing` is "error".

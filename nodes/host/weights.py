@@ -164,7 +164,8 @@ class Packed:
 class Merged:
     """A weight after the model merges of a graph have been applied.
 
-    Its quantisation step is the sum of those of the merged weights, each times its strength."""
+    Its quantisation step is the sum of the merged weights' quantisation steps, each multiplied by the
+    strength of that weight in the merge."""
 
     def __init__(self, base: Weight, patches: list[tuple], key: str):
         self.base, self.patches, self.key = base, patches, key
@@ -195,11 +196,11 @@ class Merged:
         return readable(value[0], None) if plain else None
 
     def computed(self, starts: list[int], count: int) -> Tensor:
-        """Apply the patches to the whole weight by ComfyUI's own function, and return runs of its values.
+        """Apply the patches to the whole weight by ComfyUI's own function, and return slices of the result.
 
         Args:
-            starts: index of the first value of each run in the flattened weight.
-            count: values per run."""
+            starts: index of the first value of each slice in the flattened weight.
+            count: number of values per slice."""
         whole = self.base.whole().float().clone().reshape(self.shape)
         flat = comfy.lora.calculate_weight(self.patches, whole, self.key).flatten()
         return torch.stack([flat[start : start + count] for start in starts]).float().cpu()
