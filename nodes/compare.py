@@ -60,7 +60,7 @@ class Progress:
         self.done += 1
 
     def row_finished(self, evaluations: int, picture: Image.Image) -> None:
-        """Show the picture after a row is finished.
+        """Show the picture after a row of the comparison is finished.
 
         evaluations: number of evaluations planned for all rows up to this one."""
         self.done = evaluations
@@ -99,7 +99,7 @@ def measure_all(scene: Scene, rows: list[Measured], progress: Progress) -> list[
 
 
 def save_rows(scene: Scene, rows: list[Measured]) -> Path:
-    """Save rows as a picture and a CSV file in ComfyUI's output folder; return the picture's path."""
+    """Save a comparison as a picture and a CSV file in ComfyUI's output folder; return the picture's path."""
     folder, number = output_folder(), 1
     while (path := folder / f"{INTERRUPTED}_{number:05}.png").exists():
         number += 1
@@ -157,7 +157,7 @@ def nearest(rows: list[Measured], nfe: int) -> Measured | None:
 
 
 def cells(row: Measured) -> list[str]:
-    """Return a row's values as text, in the order of the table's columns."""
+    """Return one sampler's measurements as text, in the order of the table's columns."""
     names = [row.entry.sampler, row.setting or row.entry.scheduler, str(row.nfe)]
     if row.pixels is None:
         return [*names, "", "", "", "", "", row.note]
@@ -166,7 +166,9 @@ def cells(row: Measured) -> list[str]:
 
 
 def as_csv(scene: Scene, rows: list[Measured]) -> str:
-    """Return all rows as CSV, each followed by guidance, first seed and number of seeds."""
+    """Return a comparison as CSV, one line per sampler and number of evaluations.
+
+    Every line ends with the guidance, the first seed and the number of seeds."""
     stream = text_io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*HEAD, "guidance", "first_seed", "seeds"])
@@ -197,8 +199,9 @@ class Compare(io.ComfyNode):
             display_name="Compare AMED",
             search_aliases=["amed", "compare samplers", "xy plot", "xyz plot", "sampler grid", "benchmark",
                             "fast sampler", "few steps", "which sampler"],
-            description="Compare samplers on your own model, at the same evaluations and seeds: one picture, "
-            "and a table of each sampler's cost and its distance to a run of many evaluations.",
+            description="Compare samplers on your own model, at the same number of evaluations and the same "
+            "seeds: one picture, and a table of each sampler's cost and its distance to a run of many "
+            "evaluations.",
             inputs=[
                 *sampled_inputs(
                     "The model to compare on, with its LoRAs. The input itself is not changed.",

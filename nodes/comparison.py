@@ -122,9 +122,10 @@ def plan_row(scene: Scene, entry: Entry, nfe: int) -> Plan:
 
 
 def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
-    """Return the plan of a predictor: the one applied to the MODEL if it matches, else the library's best.
+    """Return the SAMPLER and SIGMAS of a predictor for the MODEL.
 
-    Raises ValueError if the library has no predictor for the MODEL at `nfe` evaluations."""
+    It is the predictor applied to the MODEL if that matches, else the library's best. Raises ValueError
+    if the library has no predictor for the MODEL at `nfe` evaluations."""
     applied = applied_predictor(scene.model.model_options)
     fits = (
         applied is not None and not applied.spec.of and applied.nfe == nfe and applied.spec.answers(sampler)
@@ -152,20 +153,20 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
 
 
 def plain_plan(scene: Scene, nfe: int) -> Plan:
-    """Return the plan of the best plain solver known for the MODEL, which needs no predictor."""
+    """Return the SAMPLER and SIGMAS of the best solver without a predictor that is known for the MODEL."""
     choice = plain_choice(scene.model, nfe, scene.guidance)
     spec = choice.fitted.spec
     return choice_plan(choice, f"{spec.solver}-{spec.max_order}{' + AFS' if spec.afs else ''}")
 
 
 def choice_plan(choice: Choice, setting: str) -> Plan:
-    """Return the plan that runs a chosen predictor; setting: its name in the table."""
+    """Return the SAMPLER and SIGMAS of a predictor; setting: text for the table's column "setting"."""
     sampler = amed_sampler(choice.sampler, predictor=choice.fitted)
     return Plan(sampler, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 
 
 def setting_plan(setting: Setting) -> Plan:
-    """Return the plan that runs a plain solver with its schedule."""
+    """Return the SAMPLER and SIGMAS of a solver without a predictor, on its schedule."""
     sampler = as_sampler(plain_function(setting))
     return Plan(sampler, setting.sigmas().float(), f"{setting.name}, {setting.schedule}")
 
@@ -217,9 +218,9 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
 
 
 def measure(scene: Scene, plan: Plan, row: Measured, reference: list[Tensor] | None) -> None:
-    """Sample all images of a row and write the measurements into the row. Raises the sampler's errors.
+    """Sample one sampler's images and write the measurements into its row. Raises the sampler's errors.
 
-    reference: the final states of the reference, or None."""
+    reference: the final latents of the run that distances are measured to, or None."""
     row.setting, row.steps = plan.setting, len(plan.sigmas) - 1
     read_count(scene.model)
     images, pixels, seconds = [], [], []

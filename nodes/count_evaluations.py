@@ -18,7 +18,10 @@ class CountEvaluations(io.ComfyNode):
             description="Count the evaluations of any sampler: put this node before the sampler, and AMED "
             "Evaluations Used after it to read the count.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to count on. The input itself is not changed.")
+                io.Model.Input(
+                    "model",
+                    tooltip="The model whose evaluations are counted. The input itself is not changed.",
+                )
             ],
             outputs=[
                 io.Model.Output(

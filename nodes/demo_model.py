@@ -17,7 +17,7 @@ NONE = "none"
 
 
 class DiffusionModel(nn.Module):
-    """The demo U-Net with the signature by which ComfyUI calls a diffusion model.
+    """The demo U-Net, with the arguments that ComfyUI passes to a diffusion model.
 
     Patches of the middle block are applied as ComfyUI's own U-Nets do."""
 
@@ -32,10 +32,10 @@ class DiffusionModel(nn.Module):
 
         Args:
             x: the network's input `[B, 3, H, W]`.
-            timesteps: c_noise `[B]`.
-            context: `[B, n, 11]`, a one-hot category; all zeros for none.
+            timesteps: the noise level as the network receives it (EDM's c_noise) `[B]`.
+            context: the category of emoji, one-hot `[B, n, 11]`; all zeros: no category.
             control: not used.
-            call: other arguments of ComfyUI, of which the network options are used.
+            call: ComfyUI's other arguments, of which only `transformer_options` is used.
 
         Raises:
             ValueError: for a size that is no multiple of 4, or for a prompt of another model."""
@@ -58,7 +58,7 @@ class DiffusionModel(nn.Module):
 
 
 def labels(context: Tensor) -> Tensor:
-    """Return the categories `[B]` of one-hot contexts `[B, n, 11]`; UNCONDITIONAL for all zeros."""
+    """Return the indices `[B]` of one-hot categories `[B, n, 11]`; UNCONDITIONAL where all are zero."""
     one_hot = context[:, 0]
     return torch.where(one_hot.abs().amax(dim=1) > 0, one_hot.argmax(dim=1), UNCONDITIONAL)
 

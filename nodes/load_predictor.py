@@ -12,7 +12,7 @@ from .schema import Predictor, schema
 
 
 class LoadPredictor(io.ComfyNode):
-    """Load a predictor from a file in models/amed_predictors or in this pack, or from its code as text."""
+    """Load a predictor from a file in models/amed_predictors or in this pack, or from pasted text."""
 
     @classmethod
     def define_schema(cls):

@@ -14,16 +14,16 @@ from .schema import Predictor, schema
 
 
 def part_weights(parts: str, weights: Tensor) -> Iterator[tuple[str, list[float]]]:
-    """Yield the name of each part of a step's slopes, e.g. "the finest band", and its weights.
+    """Yield the name of each part of the slopes (dx/dsigma), and that part's weights in one step.
 
     Args:
-        parts: how the predictor splits slopes, e.g. "bands" (of spatial frequency); "": not at all.
+        parts: how slopes are split, e.g. "bands" (of spatial frequency); "": not at all.
         weights: the step's weights `[slopes, parts]`, newest slope first."""
     return zip(names_of(parts, weights.shape[-1]), map(trimmed, weights.T.tolist()))
 
 
 class PredictorInfo(io.ComfyNode):
-    """Show a predictor as text and as a plot, and as a code to paste."""
+    """Describe a predictor as text and as a plot, and return it as text to paste into Load AMED Predictor."""
 
     @classmethod
     def define_schema(cls):

@@ -38,7 +38,7 @@ def missing_input(calibrate: bool = True, **fields: Any) -> Any:
 
 
 def nfe_input(minimum: int = 1, **fields: Any) -> Any:
-    """Return the input `nfe`, the number of evaluations; fields: other fields of the input."""
+    """Return the input `nfe`, the number of evaluations; fields: other arguments of io.Int.Input."""
     tooltip = (
         "Number of network evaluations, one after the other. With guidance each needs two passes of the "
         "network."
@@ -47,7 +47,7 @@ def nfe_input(minimum: int = 1, **fields: Any) -> Any:
 
 
 def cfg_input(**fields: Any) -> Any:
-    """Return the input `guidance`, the guidance scale of a run; fields: other fields of the input."""
+    """Return the input `guidance`, the guidance scale; fields: other arguments of io.Float.Input."""
     tooltip = "Classifier-free guidance scale (cfg in other samplers). 1: no guidance, which halves the work."
     usual = {"default": 5.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tooltip}
     return io.Float.Input("guidance", **usual | fields)
@@ -112,12 +112,12 @@ CONTROLS = ("fixed", "increment", "decrement", "randomize")  # values of that wi
 
 
 def name_input(default: str, tooltip: str) -> Any:
-    """Return the input `name`, under which a fit is saved."""
+    """Return the input `name`, the beginning of the saved predictor's file name."""
     return io.String.Input("name", default=default, tooltip=tooltip)
 
 
 def checked_name(name: str) -> str:
-    """Return the input `name` of a fit after a check.
+    """Return the value of the input `name`, after a check.
 
     Raises ValueError for values like "randomize": workflows of an older version had a widget with them beside
     `seed`, and ComfyUI's page then reads that widget's value into `name`."""

@@ -48,7 +48,7 @@ class TrainingJob:
 
 @dataclass
 class Training:
-    """The state of a training, and its result."""
+    """The progress of a training, and its result."""
 
     untrained: float = 0.0  # held-out error of the same solver with r = 1/2
     blank: float = math.inf  # held-out error without sampling
@@ -60,7 +60,7 @@ class Training:
 
     @property
     def best(self) -> float:
-        """The lowest held-out error. The network's state at that batch is saved."""
+        """The lowest held-out error so far. The network is saved with its weights after that batch."""
         return min(error for _, _, error in self.progress)
 
     @property
@@ -83,7 +83,7 @@ class Training:
 def train_and_save(
     model: Any, prompts: Prompts, job: TrainingJob, settings: Settings, node_id: str | None = None
 ) -> Training:
-    """Train a predictor on a copy of the MODEL and save it; if the user interrupts, the best state so far.
+    """Train a predictor on a copy of the MODEL and save it; if the user interrupts, the best one so far.
 
     Raises:
         ValueError: if sampler and nfe do not fit together, or a prompt changes the network's weights.
@@ -148,10 +148,10 @@ def by_gradient(
     """Train the AMED paper's network by gradient descent, in place.
 
     Yields the number of images trained on, after each batch. When the generator ends or is closed, the
-    predictor has its best state.
+    network has the weights with the lowest held-out error.
 
     Args:
-        target: the model and its noise.
+        target: the model to train for, with a function that draws its noise.
         job: the settings of the training.
         planned: the solver to train for (student), and its more exact teacher.
         times: the teacher's noise levels, falling, float64.
@@ -203,7 +203,7 @@ def spec_of(
     settings: Settings,
     training: Training,
 ) -> Spec:
-    """Return the header of the predictor's file; base: the noise levels between which it places steps."""
+    """Return the header of the predictor's file; base: the noise levels between which it adds new ones."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
     how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
     metrics = {"error": round(training.best, 5), "untrained_error": round(training.untrained, 5)}

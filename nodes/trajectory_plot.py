@@ -44,14 +44,16 @@ class Job:
 
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
-        """Return the Job for a predictor at given noise levels."""
+        """Return the Job that runs a predictor at given noise levels."""
         spec = fitted.spec
         name = ENTRIES[spec.sampler].label if spec.learned else f"plain {spec.solver}-{spec.max_order}"
         return cls(name, spec.student, sigmas, spec.afs, fitted)
 
     @classmethod
     def of_plain(cls, setting: Setting, name: str = "") -> "Job":
-        """Return the Job for a plain solver with its schedule; name: in the picture, "" for the solver's."""
+        """Return the Job that runs a plain solver on its schedule.
+
+        name: label in the picture; "": the solver's name."""
         return cls(name or setting.name, setting.solver, setting.sigmas(), setting.afs)
 
     @property
@@ -83,7 +85,9 @@ class Trajectory:
 
     @property
     def shares(self) -> Tensor:
-        """Each step's weights `[steps, slopes, parts]` on the slopes; parts: e.g. frequency bands, or one."""
+        """The weight of each slope (dx/dsigma) in each step, per frequency band, `[steps, slopes, bands]`.
+
+        Of predictors with other parts than bands, per part; without parts, the last dimension is 1."""
         return self.walk.shares(self.job.predictor, self.job.afs)
 
 

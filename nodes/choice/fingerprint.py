@@ -66,9 +66,9 @@ def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> 
     At most MOST memories are stored; the least recently used are dropped.
 
     Args:
-        memories: the stored ones.
-        key: where to look.
-        memory: stored under the key first, in place of what is there; None: nothing is replaced."""
+        memories: all stored memories, by key; the least recently used first.
+        key: the key of the Memory to return.
+        memory: a Memory to store under the key in place of the old one; None: keep the old one."""
     stored = memories[key] = memory or memories.get(key) or Memory()
     memories.move_to_end(key)
     while len(memories) > MOST:
@@ -80,7 +80,8 @@ def remember(request: Request, memory: Memory | None = None) -> None:
     """Store a request to the library of predictors and its result.
 
     When the library would give another result, the node's fingerprint changes and ComfyUI runs it again. A
-    request that brings its own predictor is not stored.
+    request for a predictor that is already given (e.g. by a link) does not depend on the library, and is not
+    stored.
 
     Args:
         request: the request.
@@ -111,7 +112,7 @@ def remember_later() -> Callable[[Request], None]:
 
 
 def result_hash(request: Request) -> str:
-    """Return a hash of the predictor with which the library answers a request; "" if it has none."""
+    """Return a hash of the predictor that the library chooses for a request; "" if it has none."""
     try:
         return fitted_hash(choose(library(), request).fitted)
     except PredictorError:

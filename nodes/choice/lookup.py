@@ -27,7 +27,9 @@ class Wanted:
     node_id: str | None  # the node, which shows the progress of a calibration
 
     def request(self, **fields: Any) -> Request:
-        """Return these inputs as a request to the library of predictors; fields: its other fields."""
+        """Return these inputs as a request to the library of predictors.
+
+        fields: further fields of the Request."""
         return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **fields)
 
 

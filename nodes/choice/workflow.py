@@ -31,18 +31,18 @@ def load_named(name: str) -> Fitted:
         nearest_name = "".join(f" The nearest is {n!r}." for n in similar)
         raise PredictorError(
             f"there is no predictor {name!r} in models/{FOLDER} or in this pack.{nearest_name}\n"
-            "Choose another, copy the file there, or paste the predictor's code (from AMED Predictor Info) "
-            "into Load AMED Predictor."
+            "Choose another, copy the file there, or paste the predictor as text (`code` of AMED Predictor "
+            "Info) into Load AMED Predictor."
         )
     return library().load(name)
 
 
 def workflow_entries(png: Any, create: bool = False) -> dict:
-    """Return the pack's entries in a prompt's workflow, by node id.
+    """Return the predictors that are stored in a workflow, each as a dict with its settings, by node id.
 
     Args:
-        png: ComfyUI's EXTRA_PNGINFO.
-        create: whether to add the dict of entries to the workflow if it is missing."""
+        png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
+        create: whether to add an empty dict for them to the workflow if there is none."""
     holder = png.get("workflow") if isinstance(png, dict) else None
     for key in ("extra", KEY):
         if not isinstance(holder, dict):
@@ -109,7 +109,7 @@ def write_predictor(
 def carried_predictor(
     png: Any, node_id: str | None, widgets: dict, model_identity: Identity | None = None
 ) -> Fitted | None:
-    """Return the predictor that the workflow carried for a node when it was sent, or None.
+    """Return the predictor that was stored in the workflow for a node before this run, or None.
 
     Args:
         png: ComfyUI's EXTRA_PNGINFO.
@@ -135,7 +135,7 @@ def carried_predictor(
 
 
 def read_entry(entry: dict, model_identity: Identity | None) -> Fitted:
-    """Return the predictor in one entry of a workflow.
+    """Return the predictor in a dict that `write_predictor` stored in a workflow.
 
     Raises PredictorError if it is broken, or not for the checkpoint `model_identity` (None: any)."""
     fitted = from_code(str(entry.get("code")), "the workflow's predictor")
