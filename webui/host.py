@@ -158,7 +158,7 @@ def row_order() -> RowOrder:
 def identity(model: Any) -> Identity:
     """Return what identifies a checkpoint: its model family, and two fingerprints of its weights.
 
-    One fingerprint is a hash; the other stays the same if the weights are quantised.
+    One fingerprint is a hash; the other also recognises the weights after quantisation.
     Computed once per file, when the checkpoint is loaded and no LoRA has changed its weights yet."""
     info = getattr(model, "sd_checkpoint_info", None)
     file = getattr(info, "filename", None)
