@@ -44,9 +44,9 @@ class Layout:
 
     @classmethod
     def of(cls, columns: int, rows: list[SamplerRow]) -> "Layout":
-        """Compute the sizes of a picture with `columns` columns of samples.
+        """Return the layout of a picture with `columns` columns of samples.
 
-        All samples have the height and width of those in the first row that did not fail."""
+        All samples are drawn with the height and width of those in the first row that did not fail."""
         shapes = [row.pictures.shape for row in rows if row.pictures is not None]
         height, width = shapes[0][-2:] if shapes else (1, 1)
         column = min(MAX_TILE, (WIDTH - MIN_LABEL - EDGE) / columns)

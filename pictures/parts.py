@@ -12,11 +12,11 @@ NAMES = {  # kind of split, as in a predictor file's field `parts` -> name of ea
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Return display names for the parts of a slope (dx/dsigma) that a predictor weights separately.
+    """Return display names for the parts of a slope (dx/dsigma), e.g. its bands of spatial frequency.
 
     Args:
-        parts: kind of split, e.g. "bands" (of spatial frequency); an unknown kind gives "part 1", ...
-        count: number of parts, used for an unknown kind."""
+        parts: the kind of split, e.g. "bands", as named in predictor files.
+        count: number of parts, called "part 1", "part 2", ... if the kind is unknown."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 
 

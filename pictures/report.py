@@ -106,10 +106,11 @@ def draw_curve(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], col
 
 
 def constants(fitted: Any) -> Image.Image:
-    """Plot a predictor's fitted numbers over the noise level, one curve per number.
+    """Plot the numbers fitted for a sampler (a predictor) over the noise level, one curve per kind of number.
 
-    For the sampler AMED Multistep, these are the weights of the newest slopes (dx/dsigma), or of each part of
-    the newest slope if it is split, and the constant slope added to each latent channel, if any.
+    For AMED Multistep, these are the weights of the last few slopes (dx/dsigma) in a step. If slopes are
+    split into parts, only the weights of the newest slope's parts are drawn. If a constant was fitted that is
+    added to the slope, there is a curve for each latent channel.
 
     Args:
         fitted: an amed.Fitted."""
@@ -197,7 +198,7 @@ def sample_rows(pictures: dict[str, Tensor], highest: int = MAX_SAMPLES) -> Imag
 
 
 def error_bars(rows: Sequence[Any]) -> Image.Image:
-    """Draw the error of a calibrated predictor and of the best plain solvers as bars.
+    """Draw bars for the error of a calibrated sampler and of the best plain solvers (without fitted numbers).
 
     Args:
         rows: `rows` of an amed.fit.Result; only the first `MAX_ROWS` are drawn."""
@@ -230,7 +231,7 @@ def stack(parts: Sequence[Image.Image]) -> Image.Image:
 
 
 def calibration(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """Draw the report of a finished calibration: its error, its samples, and the errors of plain solvers.
+    """Draw the report of a finished calibration: samples, and its error beside those of plain solvers.
 
     Args:
         result: an amed.fit.Result.
@@ -247,10 +248,10 @@ def calibration(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
 
 def training(measurements: list[tuple[int, list[float], float]], untrained: float,
              pictures: dict[str, Tensor]) -> Image.Image:  # fmt: skip
-    """Draw the report of a training: samples, and the held-out error beside that of the untrained solver.
+    """Draw the report of training an AMED network: its samples, and its error on noise not used in training.
 
     Args:
-        measurements: one (images seen, loss per interval of noise levels, held-out error) per measurement.
+        measurements: one (images so far, loss of each sampling step, held-out error) per measurement.
         untrained: held-out error before training.
         pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
     last = float(measurements[-1][0])
@@ -264,7 +265,7 @@ def training(measurements: list[tuple[int, list[float], float]], untrained: floa
 
 
 def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
-    """Draw a calibration in progress: its error relative to the best plain solver, and the time left.
+    """Draw a calibration in progress: the time left, and its error divided by the best plain solver's.
 
     Args:
         progress: an amed.fit.Progress.
@@ -307,10 +308,10 @@ def time_left(seconds: float) -> str:
 
 
 def error_curve(curve: Sequence[tuple[int, float]]) -> Image.Image:
-    """Plot the error of a running calibration.
+    """Plot the error of a running calibration over the number of evaluations.
 
     Args:
-        curve: points (evaluations so far, error relative to that of the best plain solver)."""
+        curve: points (evaluations so far, error divided by that of the best plain solver)."""
     image = Image.new("RGB", (WIDTH, 190), BACK)
     draw = ImageDraw.Draw(image)
     first, last = curve[0][0], max(curve[-1][0], curve[0][0] + 1)

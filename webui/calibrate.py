@@ -29,7 +29,7 @@ MAX_NAME_BYTES = 120  # length of a file name that is made from the checkpoint's
 
 @dataclass(frozen=True)
 class Form:
-    """The fields of the AMED tab, and of POST /amed/calibrate."""
+    """The settings of a calibration, from the WebUI's AMED tab or from a request POST /amed/calibrate."""
 
     prompts: list[str]  # 1 to 8 prompts
     negative: str = ""  # negative prompt
@@ -86,16 +86,16 @@ class Form:
 
     @property
     def entry(self) -> SamplerEntry:
-        """The selected AMED sampler; AMED Multistep as a stand-in for one of the WebUI's own samplers."""
+        """The selected AMED sampler; AMED Multistep if one of the WebUI's own samplers is selected."""
         return entry_of(self.sampler) or entry_of(label_of("amed_multistep"))
 
     @property
     def is_host_sampler(self) -> bool:
-        """Whether one of the WebUI's own samplers is fitted."""
+        """Whether one of the WebUI's own samplers is selected, not one of AMED's."""
         return entry_of(self.sampler) is None
 
     def job(self) -> Job:
-        """Return the settings of the fits, an amed.fit.Job. Raises ValueError if no such fit is possible."""
+        """Return the form's settings as an amed.fit.Job. Raises ValueError if one of them is out of range."""
         job = Job(self.nfe, self.entry.sampler, self.guidance, self.budget, self.seed, self.batch)
         job.settings()
         return job
@@ -117,10 +117,10 @@ def choices() -> list[str]:
 
 
 class PromptDenoiser:
-    """The WebUI's denoiser for samples with different prompts.
+    """The WebUI's denoiser, called with a prompt number for each sample.
 
-    It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` selects a prompt of the batch
-    for each sample. `evaluate` can also return the output of the U-Net's middle block and the results of the
+    It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` has the number of each
+    sample's prompt. `evaluate` can also return the output of the U-Net's middle block and the results of the
     prompt and of the negative prompt alone.
 
     Args:
@@ -138,19 +138,19 @@ class PromptDenoiser:
     def evaluate(
         self, model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
     ) -> Evaluation:
-        """Evaluate samples with different prompts, as amed.loop.Evaluate.
+        """Evaluate the model once, for samples with different prompts (an amed.loop.Evaluate).
 
         Args:
-            model: this object, or a wrapper that calls it.
+            model: this PromptDenoiser, or a wrapper that calls it.
             extra_args: `extra_args["prompt"]` `[B]` has the number of each sample's prompt."""
         args = host.args_for_prompts(self.extra_args, extra_args["prompt"].tolist())
         return self.host.record(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
 
 
 def make_target(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
-    """Return a fit's target (amed.fit.Target): the WebUI's denoiser, and noise shaped like x `[B, C, H, W]`.
+    """Describe the WebUI's model for a fit, as an amed.fit.Target: its denoiser, noise levels and noise.
 
-    Each sample has one of the form's prompts, drawn at random."""
+    The noise has the shape of x `[B, C, H, W]`; each sample has a random one of the form's prompts."""
     low, high = host.sigma_range(denoiser.inner_model)
     scale, identity = host.noise_scale(checkpoint, high), host.identity(checkpoint)
     model = PromptDenoiser(denoiser, extra_args)
@@ -168,13 +168,13 @@ def make_target(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_arg
 
 @dataclass
 class CalibrationOutcome(Outcome):
-    """The results of a calibration."""
+    """The saved predictors of a calibration, with a picture of the report for each."""
 
     pictures: list[Image.Image] = field(default_factory=list)  # the report of each fit
 
     @property
     def saved(self) -> list[str]:
-        """The names of the saved files."""
+        """The names of the saved predictor files."""
         return [saved.path.name for saved in self.fits]
 
 
@@ -185,9 +185,9 @@ def show_progress(progress: Progress) -> None:
 
 
 def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Callable[..., Tensor]:
-    """Return the function that fits predictors when it is called in place of the sampler.
+    """Return a function that fits predictors; the WebUI calls it in place of a sampler.
 
-    It adds its results to `outcome`. After an interruption, the finished fits and the best unfinished one are
+    It adds each fit to `outcome`. After an interruption, the finished fits and the best unfinished one are
     saved. Raises ValueError if the form's name is not a valid file name."""
     name = host.checkpoint_name(checkpoint)
     names = {nfe: form.file_name(nfe, name) for nfe in form.nfe}  # raises before any evaluation is made
@@ -209,7 +209,7 @@ def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Ca
 
 
 def calibrate(form: Form) -> CalibrationOutcome:
-    """Fit, compare and save a predictor for each number of evaluations.
+    """Fit and save a predictor for each number of evaluations in the form, and draw a report of each.
 
     Must run in the WebUI's queue and on its thread for generations (see `calibrate_in_queue`)."""
     outcome, checkpoint = CalibrationOutcome(), host.checkpoint()

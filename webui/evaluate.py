@@ -44,7 +44,7 @@ class NetworkCall:
 
 @dataclass
 class Recording:
-    """What was recorded during one evaluation of the denoiser."""
+    """The network calls and denoised images recorded during one evaluation of the denoiser."""
 
     calls: list[NetworkCall] = field(default_factory=list)  # in the order in which they ran
     # A1111: the denoised rows of each call; Forge: one pair (prompt, negative prompt) of denoised images
@@ -68,8 +68,8 @@ class RowOrder(Protocol):
     def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
         """Return the denoised images `[count, ...]` of the prompts and of the negative prompt.
 
-        Several prompts joined by AND give their weighted mean. A half is None if it did not run or its rows
-        cannot be assigned to images."""
+        Several prompts joined by AND give their weighted mean. Either is None if it was not computed or
+        cannot be assigned to the images."""
 
 
 def prompts_of(extra_args: dict[str, Any], count: int) -> list[list[Any]] | None:
@@ -172,7 +172,8 @@ class Chunks:
 
 
 class HostEvaluate:
-    """Evaluates a WebUI's CFGDenoiser, with the additional outputs of amed.loop.Evaluate.
+    """Evaluates a WebUI's CFGDenoiser; on request also returns the output of the U-Net's middle block,
+    and the results of the prompt and of the negative prompt alone (an amed.loop.Evaluate).
 
     Args:
         network: returns the network in use now (a refiner may replace it during a run), or None if the model
@@ -201,14 +202,14 @@ class HostEvaluate:
         extra_args: dict[str, Any],
         wants: frozenset[str],
     ) -> Evaluation:
-        """Run one evaluation and record what `wants` names.
+        """Run one evaluation; return its result and the additional outputs named in `wants`.
 
         Args:
             denoise: calls `denoiser` and returns the denoised images.
             denoiser: the WebUI's CFGDenoiser.
             count: number of images.
             extra_args: the arguments with which `denoise` calls the denoiser.
-            wants: names of additional outputs, as in amed.loop.Evaluate."""
+            wants: may contain "bottleneck" and "halves", see amed.loop.Evaluate."""
         self.evaluations += 1
         recording, network = Recording(), self.network()
         middle = getattr(network, "middle_block", None) if "bottleneck" in wants else None
@@ -231,7 +232,7 @@ class HostEvaluate:
         return Evaluation(denoised, bottleneck, *(apply_mask(denoiser, half, denoised) for half in halves))
 
     def count_rows(self, recording: Recording) -> Callable[..., None]:
-        """Make a pre-hook of the network that adds each call to `recording` and its rows to `self.rows`."""
+        """Make a network pre-hook that records each call and adds its batch size to `self.rows`."""
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs.get("x")
@@ -244,7 +245,7 @@ class HostEvaluate:
 
 
 def record_bottleneck(recording: Recording) -> Callable[..., None]:
-    """Make a hook of the middle block's last module that adds its output to the newest recorded call."""
+    """Make a forward hook of the U-Net's middle block that stores its output in the newest network call."""
 
     def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
         if not recording.calls:

@@ -56,7 +56,7 @@ def sampler_functions() -> dict[str, tuple[str, Callable]]:
     """Return the WebUI's own samplers that run over a list of noise levels and add no noise.
 
     Returns:
-        label -> (k-diffusion's name, which other hosts use too; the sampling function)."""
+        label -> (the sampler's name in k-diffusion, its sampling function)."""
     functions = {}
     library = getattr(sd_samplers_kdiffusion, "k_diffusion", sd_samplers_kdiffusion)
     sampling = getattr(library, "sampling", None)  # reForge has it in sd_samplers_kdiffusion itself
@@ -156,8 +156,9 @@ def row_order() -> RowOrder:
 
 
 def identity(model: Any) -> Identity:
-    """Return what identifies a checkpoint: its model family, and a hash and a signature of its weights.
+    """Return what identifies a checkpoint: its model family, and two fingerprints of its weights.
 
+    One fingerprint is a hash; the other also recognises the weights after quantisation.
     Computed once per file, when the checkpoint is loaded and no LoRA has changed its weights yet."""
     info = getattr(model, "sd_checkpoint_info", None)
     file = getattr(info, "filename", None)
@@ -169,7 +170,7 @@ def identity(model: Any) -> Identity:
 
 
 def read_identity(model: Any) -> Identity:
-    """Return a checkpoint's model family, and a hash and a signature of its weights if they can be read."""
+    """Return a checkpoint's model family, and fingerprints of its weights if they can be read."""
     family = next((name for flag, name in FAMILIES.items() if getattr(model, flag, False)), None)
     family = family or type(model).__name__.lower()
     try:
@@ -206,7 +207,7 @@ def sigma_range(model_wrap: Any) -> tuple[float, float]:
 
 
 def amed_sigmas(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
-    """Return `count` noise levels from `high` to `low`, uniform in the model's own time (float64)."""
+    """Return `count` noise levels from `high` to `low`, evenly spaced in timesteps (float64)."""
     if count < 2:
         return torch.tensor([high], dtype=torch.float64)
     return schedules.make("discrete", count, low, high, table=model_wrap.sigmas)

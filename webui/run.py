@@ -92,7 +92,7 @@ class GenerationSettings:
         return self.predictor != AUTO and self.predictor not in WITHOUT_FILE
 
     def request(self, entry: SamplerEntry, identity: Identity, guidance: float, **fields: Any) -> Request:
-        """Make the request with which amed.choose looks for a predictor; `fields`: its other fields."""
+        """Make the request with which amed.choose looks for a predictor; `fields`: more fields of Request."""
         return Request(
             identity,
             entry.sampler,
@@ -121,7 +121,7 @@ def settings_of(p: Any) -> GenerationSettings:
 
 
 def prepare(p: Any, entry: SamplerEntry, settings: GenerationSettings) -> None:
-    """Before a generation, set its number of steps to that of the given NFE or of the named predictor.
+    """Before a generation, set its number of steps to what the given NFE or the named predictor needs.
 
     Raises PredictorError or ValueError if no such run is possible."""
     if not (settings.nfe or settings.names_a_file):
@@ -250,7 +250,7 @@ def schedule_advice(request: Request) -> str:
 
 
 def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
-    """Shorten remarks of amed.choose for the infotext."""
+    """Shorten the remarks on the choice of a predictor (from amed.choose) for the infotext."""
     return tuple(remark.replace("untrained, as asked: ", "untrained: ") for remark in remarks)
 
 

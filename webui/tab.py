@@ -72,7 +72,7 @@ def calibration_updates(fields: dict[str, Any]) -> Iterator[tuple[str, list]]:
     """Run a calibration in a thread; yield its progress, and at the end its result, as (text, pictures).
 
     Args:
-        fields: the fields of the tab, by the names of calibrate.Form's."""
+        fields: the values of the tab's fields, named as in calibrate.Form."""
     try:
         form = calibrate.Form.of(fields)
     except ValueError as error:
@@ -98,7 +98,7 @@ def calibration_updates(fields: dict[str, Any]) -> Iterator[tuple[str, list]]:
 
 
 def list_predictors() -> dict[str, Any]:
-    """Return the description of each predictor by name, and the problems of files that cannot be read."""
+    """Return a description of each predictor, and the error of each predictor file that cannot be read."""
     library = host.library()
     labels = {name: fitted.label for name, fitted in library.named().items()}
     return {"predictors": labels, "broken": library.problems()}

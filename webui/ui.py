@@ -22,7 +22,7 @@ OTHER_SAMPLER = "Choose one of the AMED samplers to use this."
 
 
 def predictor_choices() -> list[str]:
-    """Return the choices for "AMED predictor": auto, plain, untrained, then the names of files."""
+    """Return the choices for "AMED predictor": auto, plain, untrained, then the predictor files."""
     return [AUTO, *WITHOUT_FILE, *host.listed_predictors()]
 
 
