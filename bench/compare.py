@@ -33,7 +33,7 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """The ratio of the two solvers' values with its 90 % interval as text, e.g. "0.50 (0.40 to 0.60)"."""
+        """AMED's value over ComfyUI's, with its 90 % interval, as text, e.g. "0.50 (0.40 to 0.60)"."""
         if self.ratio is None:
             return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
@@ -51,7 +51,8 @@ def above_reference(measured: Measured, measure: str, reference: Measured | None
 def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
     """Compare an AMED solver with the best ComfyUI solver of as many network passes, at the same guidance.
 
-    Both results have the same bootstrap resamples of the noises, so each resample has its own ratio."""
+    The interval of the ratio is that of the ratios in each bootstrap resample of the noises; the resamples
+    are the same for both solvers."""
     nfe, guidance = our_row.entry.cell, our_row.entry.guidance
     best = min(others(rows, nfe, guidance), key=lambda r: r.measures[measure].value)
     ours, ours_resampled = above_reference(our_row.measures[measure], measure, reference)
@@ -76,8 +77,8 @@ def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = 
 def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
     """Return the result of the calibrated AMED solver with the lowest error at the cost of `nfe` evaluations.
 
-    The candidates take `nfe` evaluations or, with guidance, one more, two of which skip the negative prompt.
-    None if there is no candidate."""
+    With guidance an evaluation costs two network passes, or one if it skips the negative prompt. So a solver
+    of `nfe` + 1 evaluations costs the same if two of them skip it. None if no such solver was measured."""
     cell_rows = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
     candidates = [
         r for r in cell_rows if CALIBRATED in r.predictor and r.predictor != QUICK_TABLE and r.nfe <= nfe + 1

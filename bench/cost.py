@@ -46,7 +46,7 @@ def free_model(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
 
 
 def free_evaluate(model: Callable, x: Tensor, sigma: Tensor, args: dict, wants: frozenset[str]) -> Evaluation:
-    """Evaluate a model that costs nothing, with zeros for its bottleneck features if they are wanted."""
+    """Call `model`, with zeros as its U-Net bottleneck features if "bottleneck" is in `wants`."""
     return Evaluation(model(x, sigma), x.new_zeros(len(x), 8, 8, 8) if "bottleneck" in wants else None)
 
 
@@ -129,7 +129,7 @@ class Live(TorchDispatchMode):
         self.seen: set[int] = set()
 
     def forget(self, key: int, size: int) -> None:
-        """Stop counting a storage that was freed."""
+        """Stop counting the memory of a tensor that was freed."""
         self.seen.discard(key)
         self.now -= size
 
@@ -155,7 +155,7 @@ class Live(TorchDispatchMode):
 def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 128, 128)) -> float:
     """Return a run's peak memory beyond its start noise, as a multiple of that noise's size.
 
-    The model of the run returns a new tensor of that size."""
+    The run uses a trivial model, which only halves x."""
     x = torch.randn(shape)
     with Live() as live:
         call(lambda x, sigma, **kwargs: x * 0.5, x)
@@ -163,7 +163,9 @@ def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 12
 
 
 def overhead(shapes: tuple = SHAPES, batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
-    """Measure milliseconds per run of NFE evaluations without a model, and the ratio to k-diffusion's."""
+    """Measure each sampler's milliseconds per run with a model that does nothing.
+
+    Also returns the ratio to the time of the k-diffusion sampler that it is compared with."""
     rows = []
     for shape in shapes:
         compared = samplers(shape[0])

@@ -59,10 +59,10 @@ def greedy(samples: int) -> Learned:
 
 
 def fitted(kind: str, size: int) -> Learned:
-    """Run one fit of the demo model: a calibration, Algorithm 1 of the paper, or greedy constants.
+    """Fit AMED to the demo model: by calibration, by Algorithm 1 of the AMED paper, or by `greedy`.
 
     `size` is the budget of a calibration in evaluations, the number of training images of Algorithm 1, or the
-    number of noises of the greedy fit."""
+    number of noises for `greedy`."""
     if kind == "calibration":
         return calibrated(target(1.0), NFE, size)
     return trained(target(1.0), NFE, size) if kind == "Algorithm 1" else greedy(size)

@@ -32,7 +32,7 @@ KINDS = ("normal", "thorough", "wide")
 
 @dataclass(frozen=True)
 class Wide(Settings):
-    """Calibration settings with so many samples that only the solver's own form limits its quality."""
+    """Calibration settings with so many samples that their number should not limit the quality."""
 
     @property
     def held_out(self) -> int:
@@ -62,7 +62,7 @@ def fitted(kind: str, nfe: int, guidance: float) -> int:
 
 
 def entry(kind: str, nfe: int, guidance: float) -> Entry:
-    """Return the measurement of a calibration of one kind ("normal", "thorough" or "wide")."""
+    """Describe the measurement to make of a solver calibrated as `kind` says: normal, thorough or wide."""
     passes = nfe if guidance == 1 else 2 * nfe
     return Entry(nfe, passes, guidance, NOISES, file=str(file_of(kind, nfe, guidance)))
 
@@ -79,7 +79,7 @@ def enough(guidance: float) -> bool:
 
 
 def cell(plan: Plan, workers: Workers, nfe: int, guidance: float) -> list[dict[str, Any]]:
-    """Calibrate AMED solvers and measure them with the nearest ComfyUI solvers at one NFE and guidance.
+    """Calibrate AMED solvers; measure them and the best ComfyUI solvers at one NFE and guidance.
 
     Returns their entries of docs/floor.json, AMED's first."""
     jobs = [(kind, nfe, guidance) for kind in ("wide", "thorough")]

@@ -39,7 +39,7 @@ class FlowForm(nn.Module):
 
 
 def flow_target(dtype: torch.dtype = torch.float32) -> Target:
-    """Return the demo model without guidance as a flow-matching model that can be calibrated to."""
+    """Return the demo model without guidance as a flow-matching model, for which AMED can be calibrated."""
     base_target = target(1.0, dtype=dtype)
     return replace(
         base_target,
@@ -60,5 +60,5 @@ def sigmas(schedule: str, steps: int) -> Tensor:
 
 
 def image(x: Tensor, s: float) -> Tensor:
-    """Convert the state of a run that ends at level s into an image in the model's own units."""
+    """Return the image of a flow-model run that ended with x at flow level s: x / (1 - s)."""
     return x / (1 - s)

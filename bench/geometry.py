@@ -32,26 +32,27 @@ COMPONENTS = 8  # of the principal component analysis, in the figure
 def heun() -> Plain:
     """Return the settings of a Heun run of 80 evaluations on the polynomial schedule.
 
-    Every eighth of its 41 times is one of the N = 6 base times, the ends of the intervals in figure 5."""
+    Every eighth of its 41 noise levels is an end of one of the 5 intervals in the AMED paper's figure 5."""
     return Plain(Solver("heun"), "polynomial", 7.0, EVALUATIONS // 2 + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
-    """Return the states of `count` noises at all times of a Heun run, `[41, n, 3, 32, 32]`."""
+    """Sample n = `count` noises with Heun; return x at all noise levels, `[41, n, 3, 32, 32]`."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     return torch.stack(path_of(noises.part(start, start + count), heun()).states)
 
 
 def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Measure the paper's figure 4, the flatness of trajectories, on some noises.
+    """Measure how flat the sampling trajectories of n = `count` noises are (figure 4 of the AMED paper).
 
-    Returns relative projection errors `[41, n]` and shares of the variance `[n, 8]`."""
+    Returns the relative error of projecting a trajectory onto its main plane, `[41, n]`, and the shares of
+    its variance along its first principal components, `[n, 8]`."""
     error, variance = trajectory_pca(states_of(plan, start, count))
     return error, variance[:, :COMPONENTS]
 
 
 def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
-    """Measure the paper's figure 5 for one solver: the best mid time in each interval."""
+    """Measure the AMED paper's figure 5 for one solver: the best mid time r in each interval."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
     stride = EVALUATIONS // 2 // (N - 1)
@@ -69,7 +70,7 @@ def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
 def geometry(
     plan: Plan, workers: Workers, trajectories: int = TRAJECTORIES, samples: int = SAMPLES
 ) -> dict[str, Any]:
-    """Measure the paper's figures 4 and 5; return their numbers for docs/geometry.json."""
+    """Measure the AMED paper's figures 4 and 5; return their numbers for docs/geometry.json."""
     jobs = [(plan, start, min(CHUNK, trajectories - start)) for start in range(0, trajectories, CHUNK)]
     parts = dict(workers.each("figure 4", flatness, jobs))
     error = torch.cat([parts[job][0] for job in jobs], dim=1)

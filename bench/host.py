@@ -150,7 +150,7 @@ def sample(
         afs: whether the first step is analytic.
         flow: whether it is a flow model.
 
-    Returns the end state, shaped like x."""
+    Returns x at the end of the run."""
     host = modules()
     function = getattr(host.uni_pc if variant.solver == "uni_pc" else host.sampling, variant.function)
     sigmas = sigmas.to(x.dtype).clone()

@@ -20,9 +20,9 @@ class _Enough(Exception):
 
 
 class Bottleneck:
-    """Image features for a second Fréchet distance: the demo U-Net's middle block at sigma 0.2, pixel mean.
+    """Image features for a second Fréchet distance, from the demo U-Net's middle block at sigma 0.2.
 
-    Call it with images `[B, 3, 32, 32]` for features `[B, 128]`."""
+    They are averaged over pixels. Call it with images `[B, 3, 32, 32]` for features `[B, 128]`."""
 
     def __init__(self, denoiser: demo.Denoiser, sigma: float = 0.2):
         self.denoiser, self.sigma = denoiser, sigma

@@ -44,11 +44,11 @@ class Setting:
 
     @property
     def flow(self) -> bool:
-        """Whether the setting is for the model in flow form."""
+        """Whether the demo model is sampled as a flow-matching model."""
         return self.schedule in flow.SCHEDULES
 
     def sigmas(self, grids: Grids) -> Tensor:
-        """Return the noise levels, float64 `[steps + 1]`; `grids` are those of the schedule "searched"."""
+        """Return the noise levels, float64 `[steps + 1]`; those of the schedule "searched" are in `grids`."""
         if self.flow:
             return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
@@ -90,9 +90,9 @@ class Setting:
 
 
 def candidates(nfe: int) -> Iterator[Setting]:
-    """Yield every setting of ComfyUI's samplers that takes exactly `nfe` evaluations.
+    """Yield each ComfyUI sampler with each schedule on which it can take exactly `nfe` evaluations.
 
-    The evaluations are counted in a run with a stand-in for the model."""
+    The evaluations are counted by running the sampler on a trivial model."""
     schedule_kinds = [(kind, False, afs) for kind, afs in product((*OURS, "searched"), (False, True))]
     schedule_kinds += [(kind, True, False) for kind in host.HOST_SCHEDULES]
     for variant, (kind, to_zero, afs) in product(host.VARIANTS, schedule_kinds):
@@ -103,7 +103,7 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """Yield every setting of ComfyUI's samplers that samples a flow model in exactly `nfe` evaluations.
+    """Yield each ComfyUI sampler with each flow schedule on which it can take exactly `nfe` evaluations.
 
     None has an analytic first step."""
     for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
@@ -114,9 +114,10 @@ def flow_candidates(nfe: int) -> Iterator[Setting]:
 
 
 def searched_grids(path: Path, most_steps: int) -> Grids:
-    """Choose grids of 2 to `most_steps` steps from the times of a reference path, by dynamic programming.
+    """Search the best noise levels for 2 to `most_steps` steps, by dynamic programming.
 
-    Each grid has the least sum of the errors of single Euler steps along the path, averaged over the samples.
+    They are chosen from the levels of a reference trajectory, so that Euler steps, each started on the
+    trajectory, miss it the least in sum, averaged over the samples.
     This is the idea of GITS (Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion
     Sampling")."""
     times, count = path.times, len(path.times)

@@ -55,7 +55,7 @@ QUICK = Plan({1.0: 24, 4.0: 12}, (3, 5, 7), {}, 0, 4, 20)
 
 @dataclass(frozen=True)
 class Entry:
-    """A measurement to make: of a ComfyUI sampler's setting or a file of fitted AMED parameters."""
+    """A measurement to make: of a ComfyUI sampler on one schedule, or of a file of AMED parameters."""
 
     nfe: int  # evaluations per image that it must take
     passes: int  # network passes per image that it must take
@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def cell(self) -> int:
-        """The number of full evaluations that cost as many network passes; the result is listed under it."""
+        """The NFE to list the result under: the network passes, halved with guidance (two an evaluation)."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property
@@ -132,7 +132,7 @@ PLUGINS = {
 
 
 def label(fitted: Fitted) -> tuple[str, str]:
-    """Return the names to show for a fitted AMED solver: that of the solver, and its kind, e.g. "MLP"."""
+    """Return the name to show for a fitted AMED solver, and the kind of its parameters, e.g. "MLP"."""
     spec = fitted.spec
     if spec.solver == MULTISTEP:
         passes_label = f"{CALIBRATED}, {fitted.passes} passes"

@@ -102,7 +102,8 @@ class Problem:
         """Sample every batch of noises.
 
         Args:
-            sample: called as sample(model, unit noise, arguments); returns the end state.
+            sample: called as sample(model, noise, arguments) with noise of standard deviation 1; returns x at
+                the end of the run.
             batch: noises in a batch.
             end: the noise level where the sampler stops.
 

@@ -79,7 +79,7 @@ def reference(
 
 
 def run_file(noises: Problem, file: str) -> tuple[Ends, Fitted]:
-    """Sample with a file of fitted AMED parameters, on its own noise levels.
+    """Sample with a file of fitted AMED parameters, on the noise levels stored in it.
 
     Returns the images with their cost, and the loaded file."""
     fitted = load(Path(file))
@@ -153,9 +153,10 @@ def strip(images: Tensor, file: Path) -> None:
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the reference images of all noises (100 evaluations), and of the first noises with 200.
+    """Return the reference images of all noises, and those of the first `plan.converged` sampled finer.
 
-    They are saved in bench/out; with `resume` those saved by an earlier run are loaded."""
+    The former take 100 evaluations, the latter 200. They are saved in bench/out; with `resume` those saved by
+    an earlier run are loaded."""
     file = reference_file(guidance, flow)
     count = plan.flow if flow else plan.total(guidance)
     if not (resume and file.is_file()):
@@ -286,7 +287,7 @@ def nearest(rows: list[Row], nfe: int, guidance: float, count: int = 3) -> list[
 def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
     """Return the measurements to repeat on more noises (`plan.many`).
 
-    They are those of the calibrated AMED solvers and of the nearest ComfyUI samplers."""
+    They are those of the calibrated AMED solvers and of the best ComfyUI samplers at each NFE."""
     wanted = []
     for guidance, count in plan.many.items():
         for nfe in plan.nfes:

@@ -70,9 +70,9 @@ def file_of(guidance: float, seed: int) -> Any:
 
 
 def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
-    """Return ComfyUI's schedules by name, float64 `[n + 1]` with a 0 at the end; karras first.
+    """Return ComfyUI's and this pack's schedules by name, float64 `[n + 1]`, ending at 0; karras first.
 
-    Each takes as many evaluations as the sampler can take up to `nfe`."""
+    On each the sampler takes `nfe` evaluations, or the next lower number that it can take."""
     zero_model, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)
 
     def calls(sigmas: Tensor) -> int:

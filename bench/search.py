@@ -35,13 +35,13 @@ FLOW = 16  # noises of the flow form
 
 
 def reference_plan(evaluations: int) -> Plain:
-    """Return the reference's setting: iPNDM-4 on the polynomial schedule, one evaluation per step."""
+    """Return how reference images are sampled: iPNDM-4, polynomial schedule, one evaluation per step."""
     return Plain(Solver("ipndm", 4), "polynomial", 7.0, evaluations + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 @torch.no_grad()
 def path_of(problem: Problem, plan: Plain) -> Path:
-    """Run the solver of `plan` on the noises of `problem`; return the states at each noise level."""
+    """Sample the noises of `problem` as `plan` says; return x at each noise level."""
     sigmas = plan.sigmas()
     x = problem.noise * sigmas[0].float()
     run = states(Run(problem.guided, problem.args), plan.solver, x, sigmas, afs=plan.afs)
@@ -49,16 +49,16 @@ def path_of(problem: Problem, plan: Plain) -> Path:
 
 
 def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
-    """Run the reference solver on the noises of `problem`; return the states at each noise level."""
+    """Sample the noises of `problem` with the reference solver; return x at each noise level."""
     return path_of(problem, reference_plan(evaluations))
 
 
 def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
-    """Return the best settings of each ComfyUI sampler, ranked in two rounds.
+    """Return the best one or two settings (schedule, steps, order) of each ComfyUI sampler.
 
-    The first round ranks all settings by error on FEW noises. The second runs the BEST of each sampler on all
-    noises and keeps that of the lowest error, and that of the lowest error times the root of the Fréchet
-    distance."""
+    A first round ranks all settings by error on FEW noises. A second one runs each sampler's first BEST of
+    them on all noises. It keeps the setting with the lowest error, and the one with the lowest error times
+    the square root of the Fréchet distance."""
     few, reference_statistics = problem.first(FEW), Statistics.of(features(reference))
     errors = []
     for setting in candidates(nfe):

@@ -50,7 +50,7 @@ class GivenR:
 
 
 def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """Return the evaluations of AMED-Plugin on a solver over base `times`, with given mid times r."""
+    """Return AMED-Plugin's solver constants, a Row per evaluation, at `times` and given mid times r."""
     rows = []
     for row in rows_of(solver, times, GivenR(r), False, like):
         weights = row.weights(None) if callable(row.weights) else row.weights
@@ -71,12 +71,12 @@ def best_r(
     """Search the best mid time r in each interval on a grid, from the first interval to the last.
 
     r is 0 at the start of an interval, 1 at its end; AMED's scales c and a stay 1. A single-step solver
-    starts every interval at the reference; a multistep one continues from its own best states, with their
-    history.
+    starts every interval at the reference; a multistep one goes on from where its best r led in the interval
+    before, and uses its earlier evaluations.
 
     Args:
         model: the denoiser, called with `extra_args`.
-        solver: the solver that takes the mid times.
+        solver: the solver to search r for.
         sigmas: base times `[N]`, the ends of the intervals.
         reference: the N states `[n, ...]` of a fine trajectory at these times.
         grid: values of r, with 1/2 among them; default 0.05 to 0.95 in steps of 0.05.
