@@ -284,7 +284,7 @@ class Page(Chromium):
         return self.tab.evaluate("window.heard.outputs")
 
     def server_images(self, output: dict) -> list:
-        """Return the images of an output node's `ui`, as uint8 arrays `[H, W, 3]`."""
+        """Fetch from the server the images that a node's `ui` output names, as uint8 arrays `[H, W, 3]`."""
         return Result({"": output}, 0.0, self.server).images()
 
     def stop(self) -> None:

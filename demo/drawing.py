@@ -282,5 +282,5 @@ def subgraph(
 
 
 def end(key: str, slot: dict, pos: list[int]) -> dict:
-    """Return the JSON of a subgraph's input or output; `slot` is the node's slot that it is linked to."""
+    """Return the JSON of a subgraph's input or output; `slot`, of a node inside it, gives name and type."""
     return {"id": identity(key), "name": slot["name"], "type": slot["type"], "linkIds": [], "pos": pos}

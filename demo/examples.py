@@ -42,7 +42,7 @@ def write_all(info: dict) -> None:
 
 
 def card(images: list[Image.Image]) -> Image.Image:
-    """Return a template's picture: one image, or several of equal size joined into a square."""
+    """Return an example's picture for the template browser: one image, or several joined into a square."""
     across = math.isqrt(len(images) - 1) + 1
     side, gap = CARD // across, 4 if across > 1 else 0
     if across == 1:

@@ -41,15 +41,15 @@ STUDENTS = ("amed", "ipndm", "dpmpp")
 
 
 def kind(solver: Solver) -> str:
-    """Return "single-step", or a multistep solver's name with its order, e.g. "ipndm-2"."""
+    """Return "single-step" for a single-step solver, else its name with its order, e.g. "ipndm-2"."""
     return "single-step" if solver.single_step else f"{solver.name}-{solver.max_order}"
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
-    """Return the measured figures of the plain solver that a fitted predictor must beat.
+    """Return the measured figures of the solver without AMED that a newly fitted AMED solver must beat.
 
-    A plugin on iPNDM must beat the best order of iPNDM, a plugin on DPM++ the same order of DPM++, and
-    AMED-Solver the best single-step solver (by Fréchet distance)."""
+    An AMED-Plugin on iPNDM must beat iPNDM at its best order, one on DPM++ must beat DPM++ at the same order,
+    and AMED-Solver the best single-step solver. Best means the lowest Fréchet distance."""
     prefix = "ipndm" if student.name == "ipndm" else kind(student)
     return min((row for name, row in measured.items() if name.startswith(prefix)), key=lambda row: row.fd_ref)
 
@@ -65,12 +65,15 @@ TEST, TUNE = 256, 64  # numbers of noises to measure on, and to tune with
 
 
 class Bench:
-    """The demo model at one guidance scale, with test and tuning noises and their converged images.
+    """The demo model at one guidance scale, with fixed noises to start from and the images they should give.
+
+    There are test noises, to measure solvers on, and tuning noises, to choose between solvers. The image that
+    a noise should give is that of a run with 60 evaluations.
 
     Args:
         weights: file of the demo model's weights.
         count: number of test noises.
-        seed: seed of the test noises; the tuning noises have `seed + 1`."""
+        seed: random seed of the test noises; the tuning noises have `seed + 1`."""
 
     def __init__(self, guidance: float, weights: Path, count: int = TEST, seed: int = 7):
         self.guidance = guidance
@@ -116,7 +119,7 @@ class Bench:
     ) -> tuple[Tensor, Tensor]:
         """Sample with a solver from the first `count` tuning noises, in bfloat16, to rank solvers.
 
-        Returns the images and the converged images of the same noises."""
+        Returns the images, and those of a 60-evaluation run from the same noises."""
         images, _ = self.run(self.fast, solver, sigmas, afs, predictor, count)
         return images, self.tune_reference[:count]
 
@@ -136,13 +139,17 @@ class Bench:
         return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
-        """Return `distance` of images `end` made from held-out noise x; training keeps the lowest."""
+        """Return `distance` between images `end` and those of a 60-evaluation run from the same noise x.
+
+        The noise is not used for training; training keeps the weights with the lowest value."""
         if self.held_out is None or not torch.equal(self.held_out[0], x):
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
 
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
-        """Return the figures of images sampled from the test noises; `result` is (images, evaluations)."""
+        """Return the error and Fréchet distances of images sampled from the test noises, as a Row.
+
+        `result` is (images, number of evaluations)."""
         images, nfe = result
         statistics = Statistics.of(self.features(images))
         return Row(
@@ -175,7 +182,9 @@ class Bench:
 
 
 def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Setting]:
-    """Sort solver settings by RMSE on 16 noises, then the best `keep` by `Bench.distance` on 64."""
+    """Sort solvers and their schedules, best first, by the images that they give.
+
+    All are sorted by RMSE on 16 noises, then the best `keep` again by `Bench.distance` on 64."""
     ranking = sorted(settings, key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
     best = ranking[:keep]
     best.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
@@ -183,10 +192,10 @@ def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Settin
 
 
 def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
-    """Search AMED's constants r, c, a of each interval by sampling; Algorithm 1 starts from the result.
+    """Search good values of AMED's r, c and a for each step, without training a network.
 
-    Starts at r `[N-1]` and c = a = 1, and changes one constant at a time where that lowers `Bench.distance`
-    on 32 noises. Returns the lowest distance and the constants [r, c, a]."""
+    Starts at the given r `[N-1]` and c = a = 1, and changes one value at a time where that lowers
+    `Bench.distance` of images sampled from 32 noises. Returns that lowest distance and [r, c, a]."""
 
     def value(now: list[list[float]]) -> float:
         moved = Constants(base, **dict(zip("rca", now)))
@@ -206,12 +215,16 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 
 
 def base_times(start: Setting) -> Tensor:
-    """Return AMED-Solver's noise levels, or for AMED-Plugin every other one of its plain solver's."""
+    """Return the noise levels between which AMED inserts a mid time.
+
+    For AMED-Solver these are all levels of `start`; for an AMED-Plugin, every other level."""
     return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 
 def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
-    """Return the `count` best schedules for AMED-Solver, each with its best r, by RMSE on 16 noises."""
+    """Return the `count` schedules on which AMED-Solver has the lowest RMSE on 16 noises.
+
+    Each comes with its best r, where r (the position of the mid time) is the same in all steps."""
     starts = []
     num_steps = (nfe + 1) // 2 + 1
     for schedule, rho in plain_solvers.SCHEDULES:
@@ -226,9 +239,10 @@ def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, l
 
 
 def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
-    """Fit AMED-Solver or an AMED-Plugin by Algorithm 1, from the best constants that `coarse` finds.
+    """Fit AMED-Solver or an AMED-Plugin: search r, c and a with `coarse`, then train by Algorithm 1.
 
-    `coarse` starts at the plain solver's times for a plugin, at equal r for AMED-Solver."""
+    For a plugin the search starts at the noise levels of the solver that it extends; for AMED-Solver, at the
+    same r in all steps."""
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
@@ -358,7 +372,7 @@ def measure_tables(bench: Bench, nfes: list[int]) -> None:
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """Return the new figures, and the old ones of AMED solvers that were not fitted this time."""
+    """Return the rows of figures of this run, and the old rows of AMED solvers that it did not fit."""
 
     def student(row: dict) -> str | None:
         return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)

@@ -45,10 +45,10 @@ class Entry:
 
 
 def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
-    """Return the samplers that `make demo` compares: a reference, AMED, usual samplers, best plain solvers.
+    """Return the samplers that `make demo` compares: a reference, AMED's, usual ones, the best without AMED.
 
-    `best` is the plain solver with the lowest Fréchet distance (from demo/best_plain.json). If another has
-    the lowest error (amed/known.py), it is compared too."""
+    `best` is the solver without AMED that has the lowest Fréchet distance (from demo/best_plain.json). If
+    another one has the lowest error (amed/known.py), it is compared too."""
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
@@ -81,7 +81,7 @@ def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
 
 
 def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: str, batch: int) -> dict:
-    """Change an API-format graph so that it samples one batch with the entry's settings, and return it.
+    """Change an API-format graph so that it samples one batch with the sampler `entry`, and return it.
 
     Nodes are added that count the evaluations and save the latents; the preview nodes are removed."""
 

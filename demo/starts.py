@@ -9,14 +9,15 @@ from amed.fit.plain_solvers import Setting
 def start_from(
     predictor: nn.Module, base: Tensor, r: Tensor, c: Tensor | None = None, a: Tensor | None = None
 ) -> None:
-    """Initialise the paper's network (BottleneckPredictor) to output given constants in each interval.
+    """Initialise the paper's network (BottleneckPredictor) so that it outputs the given r, c and a.
 
-    The U-Net's features then have no effect. With r from `mid_times`, an AMED-Plugin starts equal to its
-    plain solver.
+    The U-Net's features then have no effect. With r from `mid_times`, an untrained AMED-Plugin gives the same
+    images as the solver that it extends.
 
     Args:
-        base: noise levels `[N]` between which the intervals lie.
-        r, c, a: constants `[N-1]`; c and a default to 1, and are clamped to the predictor's ranges."""
+        base: noise levels `[N]`; each step goes from one to the next.
+        r, c, a: outputs for each step `[N-1]`; c and a default to 1, and are limited to what the network can
+            output."""
     pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
     targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
     for layer, value, scale in (
@@ -39,14 +40,14 @@ def start_from(
 
 
 def mid_times(setting: Setting) -> tuple[Tensor, Tensor]:
-    """Split a plain solver's noise levels into the base times and mid times of an AMED-Plugin on it.
+    """Split a solver's noise levels into those of an AMED-Plugin's steps and the mid times between them.
 
-    Returns every other level `[N]`, and r `[N-1]`, the positions of the levels between them. Raises
-    ValueError if the number of times is even."""
+    Returns every other level `[N]`, and r `[N-1]`: where each level between two of these lies in ln(sigma),
+    from 0 (the higher) to 1. Raises ValueError if the number of levels is even."""
     times = setting.sigmas()
     if len(times) % 2 == 0:
         raise ValueError(
-            f"{len(times)} times cannot be split into base and mid times: give an odd number of times"
+            f"{len(times)} noise levels cannot be split into steps with a mid time each: give an odd number"
         )
     base = times[::2]
     return base, torch.log(times[1::2] / base[:-1]) / torch.log(base[1:] / base[:-1])

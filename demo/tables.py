@@ -49,8 +49,9 @@ def measured() -> list[str]:
 def calibrated() -> list[str]:
     """Return the lines of a Markdown table of the calibrated predictors beside the best other solvers.
 
-    For each NFE and guidance, at the largest number of noises measured: the lowest error and the lowest
-    Fréchet distance of any other solver, those of the quick and the normal calibration, and their ratios."""
+    For each NFE and guidance, from the runs with the most noises: the lowest error and the lowest Fréchet
+    distance of any other solver; those of the quick and of the normal calibration; and the latter figures
+    divided by the best other solver's."""
     names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     rows = [row for row in json.loads(RESULTS.read_text()) if "solver" in row]

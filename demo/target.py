@@ -17,7 +17,7 @@ Args = dict[str, dict[str, Tensor]]  # arguments of both halves of the guided mo
 
 
 def categories(label: Tensor) -> Args:
-    """Return the guided model's arguments for category labels `[n]`; its unconditional pass gets none."""
+    """Return a guided model's arguments for category labels `[n]`; its unconditional pass gets no label."""
     return {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
 
 

@@ -40,7 +40,7 @@ def edm_loss(
 
 
 def save_half(state: dict[str, torch.Tensor], file: Path) -> None:
-    """Save a state in half precision, through a temporary file so that `file` is never incomplete."""
+    """Save a network's weights in half precision, through a temporary file, so `file` is never incomplete."""
     part = file.with_suffix(".part")
     save_file({k: v.half().contiguous() for k, v in state.items()}, part)
     os.replace(part, file)
