@@ -50,8 +50,9 @@ def preferred(
         library: function that searches the library (4), usually by `choose`.
         named: the named predictor (1), or a function that loads it; None if the user named none.
         attached: the attached predictor (2); None if there is none.
-        carried: function that returns the copy stored in the workflow, or None if there is none; None for a
-            host without workflows. A copy that cannot be read or used is skipped with a remark.
+        carried: function that returns the copy stored in the workflow, or None if there is none. Pass None
+            where there are no workflows (WebUI). A copy that cannot be read or used is skipped with a
+            remark.
 
     Returns:
         The result of `take` or `library`, and remarks for the user.
@@ -174,11 +175,11 @@ def check_fits(fitted: Fitted, request: Request) -> None:
 
 
 def find(library: Library, request: Request) -> Fitted:
-    """Return the library's best predictor for a run, looked up by the run's noise levels, or by its number of
-    evaluations if the request states no noise levels.
+    """Return the best predictor for a run from the library of predictor files, looked up by the run's noise
+    levels, or by its number of evaluations if the request states no noise levels.
 
     Raises:
-        PredictorError: The library has no predictor that fits."""
+        PredictorError: No predictor fits."""
     fits = [f for f in usable(library, request) if f.spec.answers(request.sampler)]
     if request.times is None:
         return by_nfe(library, fits, request, request.nfe)
@@ -206,18 +207,18 @@ def find(library: Library, request: Request) -> Fitted:
 
 
 def usable(library: Library, request: Request) -> list[Fitted]:
-    """Return the library's predictors that a run can use.
+    """Return the predictors of the library (a folder of predictor files) that a run can use.
 
-    These were fitted for this package's samplers, or for a sampler of the host if the run uses one.
-    Predictors whose file says that they are no better than no sampling at all are left out. So are those that
-    need guidance's conditional and unconditional result separately, if the run cannot provide that."""
+    Left out are predictors for samplers of another origin (this package, or ComfyUI or the WebUI), those
+    whose file says that they are no better than no sampling at all, and those that need guidance's
+    conditional and unconditional result separately if the run cannot provide that."""
     fits = [f for f in library.fitted() if f.spec.of == request.of and f.spec.usable]
     return [f for f in fits if request.halves or not f.wants_halves]
 
 
 def by_nfe(library: Library, candidates: list[Fitted], request: Request, nfe: int | None) -> Fitted:
-    """Return the best of several predictors with `nfe` evaluations, or any number if `nfe` is None. Those for
-    the same checkpoint are preferred to others of its model family.
+    """Return the best of the `candidates` (predictors) that take `nfe` evaluations, or any number if `nfe` is
+    None. Those for the run's checkpoint are preferred to others for its model family.
 
     Raises:
         PredictorError: None of the predictors fits."""
@@ -287,8 +288,10 @@ def best(fits: list[Fitted], request: Request) -> Fitted:
 
 
 def near(library: Library, request: Request) -> Fitted | None:
-    """Return the predictor for the same checkpoint with the nearest number of noise levels, for a run over
-    the lower part of a schedule (e.g. img2img); None if all numbers differ by more than a factor of 1.6."""
+    """Return a predictor for a run that starts below the highest noise level, e.g. img2img.
+
+    It is the one that was fitted for the run's checkpoint and the nearest number of noise levels; None if all
+    these numbers differ from the run's by more than a factor of 1.6."""
     sampler, count = request.sampler, request.count
     fits = [f for f in usable(library, request) if sampler in (AUTO, f.spec.sampler)]
     fits = [f for f in fits if within_reach(f, count) and request.model.same(f.spec.identity)]

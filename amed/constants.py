@@ -70,15 +70,15 @@ class Constants:
 
     Args:
         sigmas: `[N]`, the noise levels that the constants are fitted on, falling and positive.
-        rescales: whether the constant a changes only the timestep that a VP network is given, not its input:
-            x is then rescaled to cancel the effect of a. Default: False.
-        names: names of the constants, as in `Recipe.constants`. Default: r, c, a.
-        values: `[N - 1]` for each name. Default: the constant's own (`Parameter.default`).
+        rescales: whether the constant a changes only the timestep that a VP network is given, while the input
+            of the network stays the same. Default: False.
+        names: names of the constants. Default: those of AMED (Zhou et al. 2024, sec. 3.3), r (position of the
+            intermediate noise level), c (factor on the step's direction) and a (factor on the noise level
+            that the model is given).
+        values: `[N - 1]` for each name, the constants. Default: r = 0.5, c = 1, a = 1.
 
     Raises:
-        ValueError: A name is unknown, or a length or value does not fit.
-
-    Source: r, c, a of AMED (Zhou et al. 2024, sec. 3.3)."""
+        ValueError: A name is unknown, or a length or value does not fit."""
 
     wants_bottleneck, fixed = False, True
 
@@ -104,26 +104,26 @@ class Constants:
 
 
 class Multistep:
-    """A fitted multistep solver: a table of noise levels, and of each step's weights on all slopes so far.
+    """A fitted multistep solver: for N steps, the noise levels, and the weights of the slopes dx/dsigma of
+    this and all earlier evaluations.
 
-    With an analytic first step (AFS) the first slope is x / sqrt(1 + sigma^2), which needs no evaluation.
-    Without AFS, steps may have a weight on this slope too, as if it were evaluated just before the first.
+    If the first step is analytic (AFS), its slope is x / sqrt(1 + sigma^2) and needs no evaluation. If not,
+    the weights may still use this slope, as if it were evaluated just before step 0.
 
     Args:
         sigmas: `[N + 1]`, the noise levels of the run, falling and positive; one evaluation at each but the
             last.
-        weights: `[N, H]`, or `[N, H, S]` if slopes are split into S parts; H at most N + 1. Entry [n, k] is
-            step n's weight on the slope k evaluations back (0 is the newest), as a share of the step's
-            length.
-        a: `[N]`, factor on the noise level that the model is given; not used with AFS in step 0. Default:
-            ones.
-        parts: how each slope is split, e.g. into bands of spatial frequency; a name of PARTS. Default: not
-            split.
-        offset: `[N, C]`, a constant that step n adds to each of C channels of x, as a share of the step's
-            length. Default: none.
-        alone: indices of the steps that evaluate only the conditional result of guidance, not the
-            unconditional one. Needs `parts` "halves" or "halves+bands"; step 0 is not allowed. Default:
-            none.
+        weights: `[N, H]`, H at most N + 1. Entry [n, k] is the weight of step n for the slope k evaluations
+            back (0: the newest), relative to the step's length in sigma. `[N, H, S]` with `parts`, which
+            split a slope into S terms with a weight each.
+        a: `[N]`, factor on the noise level that the model is given in each step. Default: ones.
+        parts: how slopes are split: "bands" (4 bands of spatial frequency), "guidance" or "halves" (two
+            shares, from guidance's conditional and unconditional result), "halves+bands" (both). Default:
+            not split.
+        offset: `[N, C]`, a constant that each step adds to each of C channels of x, relative to the step's
+            length in sigma. Default: none.
+        alone: indices of the steps that skip guidance's unconditional pass; not step 0, and only with
+            `parts` "halves" or "halves+bands". Default: none.
 
     Raises:
         ValueError: A shape or value does not fit."""
@@ -183,7 +183,7 @@ class Multistep:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The fitted tensors (weights, a, perhaps offset and alone), by their names in a predictor file."""
+        """The fitted tensors by their names in a predictor file: the weights, and further constants."""
         weights = self.weights if PARTS[self.parts].count > 1 else self.weights[..., 0]
         values = {"weights": weights, "a": self.a}
         if self.offset is not None:
@@ -199,16 +199,16 @@ class Multistep:
         return bool(self.weights.movedim(2, 0).diagonal(1, 1, 2).any())
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
-        """Return the table of a run: one row for each evaluation and the move after it.
+        """Return the table of weights for each step of a run.
 
         For other noise levels than the fitted ones, weights are interpolated in log sigma. A run that starts
-        below the first fitted level lacks the earlier slopes; their weights are added to that of its oldest
-        slope. So the result changes continuously with the noise level at which the run starts.
+        below the first fitted level (e.g. img2img) lacks the earlier slopes; their weights are added to that
+        of its oldest slope.
 
         Args:
-            times: noise levels, falling; a last 0 adds a row that ends at the denoised image. Default: the
+            times: noise levels, falling; a last 0 adds a step that ends at the denoised image. Default: the
                 fitted ones.
-            afs: whether the first step is analytic."""
+            afs: whether the first step uses an analytic slope, without an evaluation."""
         given = self.sigmas.tolist() if times is None else times
         on, grid = [t for t in given if t > 0], self.sigmas[:-1]
         fitted = same_times(as_double(on), self.sigmas)
@@ -236,15 +236,16 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
     """Convert a solver to a `Multistep`, a table of noise levels and weights that gives the same result.
 
     Args:
-        solver: the solver; "multistep" stands for iPNDM of second order here.
+        solver: the solver; "multistep" is converted as iPNDM of second order.
         sigmas: `[n]`, the solver's noise levels, falling and positive.
-        afs: whether the first step is analytic; the result must be run with the same `afs`.
-        predictor: the constants of AMED-Solver or of a plugin; None for the plain solver. A Multistep is
-            returned as it is.
+        afs: whether the first step uses an analytic slope, without an evaluation; run the result with the
+            same value.
+        predictor: fitted constants of AMED-Solver or AMED-Plugin; None for the plain solver. A Multistep is
+            returned unchanged.
 
     Raises:
-        ValueError: No table can express the run: the solver evaluates twice at one noise level (Heun), or the
-            predictor scales x to a changed timestep (`rescales`), or the predictor is a network."""
+        ValueError: No table can express the run: the solver evaluates twice at one noise level (Heun), the
+            predictor rescales x (`Constants.rescales`), or it is a network."""
     if isinstance(predictor, Multistep):
         return predictor
     solver = fallback(solver)
@@ -271,13 +272,13 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
 
 
 def shares_of(table: Table, afs: bool, rounding: float = ROUNDING) -> Tensor:
-    """Return each step's weights on the slopes so far, newest slope first, as shares of the step's length,
-    `[steps, H]`.
+    """Return each step's weights on the slopes of this and earlier steps, newest first, relative to the
+    step's length in sigma, `[steps, H]`.
 
     Args:
         table: the steps of a run, with falling noise levels.
-        afs: whether the first step is analytic. If not, a step may also have a weight on the analytic slope
-            at the start, x / sqrt(1 + sigma^2).
+        afs: whether the first step uses the analytic slope x / sqrt(1 + sigma^2), without an evaluation. If
+            not, steps may have a weight on this slope as one more, older than the first.
         rounding: smaller weights become 0."""
     rows, steps, lead = table.rows, len(table.rows), int(not afs)
     times = [*(float(row.sigma) for row in rows), table.end]

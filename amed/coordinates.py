@@ -26,8 +26,8 @@ def not_finite_on_cpu(v: Number) -> bool:
 
 
 class Sum:
-    """A symbolic sum of x and slopes, e.g. x - 0.5 d_1, stored as coefficients by index: 0 is x, k is the
-    k-th slope.
+    """A symbolic sum of x and slopes dx/dsigma, e.g. x - 0.5 d_1, stored as coefficients by index: 0 is x, k
+    is the k-th slope.
 
     A coefficient is a number, or a Tensor with one number per sample. A missing one is zero."""
 
@@ -43,7 +43,7 @@ class Sum:
         return Sum(of)
 
     def __radd__(self, zero: float) -> "Sum":
-        """Return 0 + self, with which Python's `sum` begins."""
+        """Return 0 + this sum, so that Python's `sum`, which starts at 0, can add such sums."""
         return self
 
     def __sub__(self, other: "Sum") -> "Sum":
@@ -62,9 +62,10 @@ class Sum:
 
 
 class Compiler:
-    """Runs a solver's formula on symbolic sums of slopes, to find each step's weights on the slopes.
+    """Runs a solver's formula on symbolic sums of slopes (dx/dsigma), to find the weights by which each step
+    adds slopes to x.
 
-    Only the change of x in a step is computed, not x itself, so that single precision suffices."""
+    The sums stand for the change of x in a step, not x itself, so that single precision suffices."""
 
     def __init__(self, solver: Solver, times: list[float], predictor: Predictor | None, afs: bool, like: Any):
         """Prepare to compute the steps of one run.
@@ -73,8 +74,9 @@ class Compiler:
             solver: a solver that is defined by a formula (not "multistep").
             times: noise levels, falling and positive.
             predictor: gives the constants of each interval between noise levels; None for the plain solver.
-            afs: whether the first step is analytic.
-            like: a tensor like the run's x, if constants depend on the sample; None if they are numbers."""
+            afs: whether the first step uses an analytic slope, without an evaluation.
+            like: a tensor with the dtype, device and number of axes of x, for constants that differ between
+                samples; None if all constants are plain numbers."""
         self.solver, self.recipe, self.predictor, self.afs = solver, solver.recipe, predictor, afs
         self.times, self.like = times, like
         self.legs = solver.each(predictor is not None) * (len(times) - 1)  # moves of the run
@@ -87,10 +89,10 @@ class Compiler:
         self.constants: dict[str, Number] = {}  # of the current interval
 
     def number(self, v: Number) -> Number:
-        """Return a constant in a form that can be multiplied with x.
+        """Return a solver's constant, a number or a Tensor with one per sample, so that it can be multiplied
+        with x.
 
-        If x is on another device than the CPU, a single number on the CPU becomes a float. If x is on the
-        CPU, it stays a Tensor, so that results for one sample are the same as in a batch."""
+        If x is on a GPU, a Tensor with one number on the CPU becomes a float."""
         if self.like is None or not isinstance(v, Tensor):
             return v
         away = v.device.type == "cpu" != self.like.device.type
@@ -99,28 +101,27 @@ class Compiler:
         return beside(v, self.like)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
-        """Return x after one step of the solver's formula from the current x, for solvers with one evaluation
-        per step.
+        """Return x after one step of the solver's formula from the current x, as a symbolic sum.
 
         Args:
             s: noise level at the end of the step.
-            c: scale of the step's direction.
-            more: the formula's other constants, by name."""
+            c: AMED's factor on the direction of the step; 1 without a predictor.
+            more: further fitted constants of the formula, by name."""
         order = self.solver.order(self.seen, self.leg, self.legs)
         self.leg += 1
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
-        """Return `x` minus the current x, as a symbolic sum of slopes (or of the current x and denoised
-        images, if the solver predicts data)."""
+        """Return `x` minus the current x, as a symbolic sum of slopes, or of x and denoised images for
+        solvers that predict data, e.g. DPM++."""
         difference = x - self.here
         if not self.data:
             difference.of.pop(0, None)
         return difference
 
     def opening(self, n: int) -> Row | None:
-        """Return the first row (evaluation and move) of the interval from noise level n to n + 1, without
-        weights yet; None after the last interval."""
+        """Return the first step (an evaluation, then a change of x) between noise levels n and n + 1, without
+        its weights; None if n is the last level."""
         if n == len(self.times) - 1:
             return None
         analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
@@ -129,13 +130,14 @@ class Compiler:
         return Row(self.times[n], (), analytic=analytic, closes=not two, data=self.data, wants=wants)
 
     def advance(self, row: Row, n: int, bottleneck: Tensor | None) -> tuple[Vector, Row | None]:
-        """Return the move of x that follows an evaluation, and the next row (evaluation and move) of the run,
-        which is None at its end.
+        """Return the change of x after an evaluation, as a symbolic sum, and the next step of the run (None
+        at its end).
 
         Args:
-            row: the row whose evaluation was made.
-            n: index of its interval, from noise level n to n + 1.
-            bottleneck: the U-Net's bottleneck in this evaluation; None if it was not captured."""
+            row: the step whose evaluation was made.
+            n: index of the noise level at which its interval starts.
+            bottleneck: output of the U-Net's middle block in this evaluation, the input of an AMED network;
+                None if not captured."""
         t, t_next = self.times[n : n + 2]
         unit = Sum({1 + self.seen: 1.0})
         level = self.number(row.sigma)
@@ -168,17 +170,17 @@ class Compiler:
         return self.moved(x), self.opening(n + 1)
 
     def weights(self, move: Vector, reach: int) -> Weights:
-        """Return a move's weights on the newest slopes, at most `reach` of them, newest first."""
+        """Return the weights of at most the `reach` newest slopes in `move`, a change of x, newest first."""
         shares = [move.of.get(k, 0.0) for k in range(self.seen, max(self.seen - reach, 0), -1)]
         newest = (move.of.get(0, 0.0), shares[0]) if self.data else (shares[0],)
         return (newest, *((share,) for share in shares[1:]))
 
     def rows(self, fixed: bool) -> Iterator[Row]:
-        """Yield the rows of the run, each one evaluation and one move.
+        """Yield the steps of the run: each one evaluation, and the weights for the change of x after it.
 
         Args:
-            fixed: whether the moves' weights are numbers; if not, each row has a function that computes them
-                after its evaluation."""
+            fixed: whether the weights are known in advance; if not, each step gets a function that computes
+                them after its evaluation."""
         reach = max(self.solver.max_order, 1 + self.recipe.pair) + self.recipe.corrects
         row, interval = self.opening(0), 0
         while row is not None:
@@ -208,17 +210,18 @@ class Compiler:
 
 def rows(solver: Solver, times: list[float], predictor: Predictor | None = None, afs: bool = False,
          like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """Yield the rows of a solver's run: each row is one evaluation, and one move along weighted slopes.
+    """Yield the steps of a solver's run: each one evaluation, and the weights by which slopes are then added
+    to x.
 
-    The weights are numbers if there is no predictor, or if it has fixed constants. For other predictors, each
-    row has a function that computes its weights after its evaluation.
+    The weights are numbers without a predictor, or if it has fixed constants. If it is a network, each step
+    has a function that computes them after its evaluation.
 
     Args:
         solver: a solver that is defined by a formula (not "multistep").
-        times: noise levels, falling and positive; a last 0 is one more row, to the denoised image.
+        times: noise levels, falling and positive; a last 0 is one more step, to the denoised image.
         predictor: gives the constants of each interval between noise levels; None for the plain solver.
-        afs: whether the first step is analytic.
-        like: a tensor with the dtype, device and number of axes of x; needed unless the weights are numbers.
+        afs: whether the first step uses an analytic slope, without an evaluation.
+        like: a tensor with the dtype, device and number of axes of x; needed if the predictor is a network.
 
     Raises:
         ValueError: Two noise levels are too close, e.g. because a network returned r = 0."""
@@ -242,7 +245,7 @@ def detach(v: Any) -> Any:
 
 def compiled(solver: Solver, times: list[float], predictor: Predictor | None = None,
              afs: bool = False) -> Table:  # fmt: skip
-    """Return a solver's run over the noise levels `times` as a table of evaluations and weighted moves.
+    """Return a solver's run over the noise levels `times` as a table of weights for each step.
 
-    The predictor, if any, must have fixed constants. The arguments are those of `rows`."""
+    The predictor, if any, must have fixed constants. See `rows` for the arguments."""
     return Table.of(rows(solver, times, predictor, afs), times[-1])

@@ -21,6 +21,8 @@ def as_double(value: Any) -> Tensor:
 
 
 def as_like(value: Tensor, x: Tensor) -> Tensor:
-    """Return `value` with the device and dtype of `x`, also if x is float64 on the CPU and the value's device
-    has no float64."""
+    """Return `value` on the device and in the dtype of `x`.
+
+    Unlike `value.to(x)`, this also works from a device without float64 (e.g. Apple's GPUs) to a float64 x on
+    the CPU."""
     return (value.cpu() if x.device.type == "cpu" else value).to(x)

@@ -13,14 +13,13 @@ from .loop import Denoiser, Evaluate, Evaluation, denoised_only
 
 
 class FromModule:
-    """A way to evaluate a model (loop.Evaluate) that also returns the output of one module as the bottleneck,
-    captured by a forward hook.
+    """Evaluates a model (see loop.Evaluate), and also returns the output of its U-Net's middle block (the
+    bottleneck, input of an AMED predictor), captured by a forward hook.
 
     Args:
-        module: a U-Net's middle block. Its first output whose batch is at least as large as that of x is
-            returned.
-        conditional_first: whether the conditional images come first in the module's batch, which under
-            guidance holds unconditional ones too; if not, they come last. Default: True."""
+        module: the middle block.
+        conditional_first: whether the conditional images come first in the model's batch under guidance, or
+            last. Default: True."""
 
     def __init__(self, module: nn.Module, conditional_first: bool = True):
         self.module, self.conditional_first = module, conditional_first
@@ -49,12 +48,12 @@ class Guided(nn.Module):
     """A denoiser with classifier-free guidance, D = D_uncond + scale (D_cond - D_uncond) (Ho & Salimans
     2022).
 
-    Call it as guided(x, sigma, cond=..., uncond=...), with dicts of the inner model's extra arguments,
-    tensors `[B, ...]`. Both halves are computed in one call, conditional rows first. At scale 1 the
-    unconditional half is skipped.
+    Call it as guided(x, sigma, cond=..., uncond=...), where both are dicts of extra arguments for the model,
+    tensors `[B, ...]`. D_cond and D_uncond are computed in one batch, D_cond first. At scale 1, D_uncond is
+    not computed.
 
     Args:
-        model: the inner denoiser, model(x, sigma, **cond) -> denoised.
+        model: the denoiser without guidance, model(x, sigma, **cond) -> denoised.
         scale: the guidance scale."""
 
     def __init__(self, model: Denoiser, scale: float):
@@ -75,7 +74,8 @@ class Guided(nn.Module):
     def conditional(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """Return the denoised image for `cond` alone, which takes one pass of the model instead of two."""
+        """Return the denoised image for the condition `cond` alone, without guidance, which takes one network
+        pass per sample instead of two."""
         return Evaluation(self.model(x, sigma, **cond))
 
     def forward(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]) -> Tensor:
@@ -86,11 +86,11 @@ class Guided(nn.Module):
 def evaluate_guided(
     model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate a denoiser as `wants` says: with guidance, with both results of guidance, or with the
-    conditional one only.
+    """Evaluate a denoiser with guidance. If `wants` contains "halves", also return the conditional and the
+    unconditional result; if "cond", return only the conditional one.
 
-    The last two need a `Guided`, or another denoiser with its methods `halves` and `conditional`; others are
-    just called. See loop.Evaluate for the arguments."""
+    For these, `model` must be a `Guided` or have its methods `halves` and `conditional`; else it is just
+    called. See loop.Evaluate for the arguments."""
     conditional = getattr(model, "conditional", None)
     if "cond" in wants and conditional is not None:
         half: Evaluation = conditional(x, sigma, **extra_args)
@@ -103,8 +103,10 @@ def evaluate_guided(
 
 
 def dynamic_threshold(denoised: Tensor, quantile: float = 0.995) -> Tensor:
-    """Return `denoised` `[B, ...]` after Imagen's dynamic thresholding, for pixel models only: each sample is
-    clamped to a bound, the quantile of its absolute values or 1 if that is larger, and divided by it."""
+    """Apply Imagen's dynamic thresholding to the denoised images of a pixel model, `[B, ...]`.
+
+    Each sample is clamped to plus or minus a bound and divided by it. The bound is the `quantile` of the
+    sample's absolute values, but at least 1."""
     # torch.quantile takes 16 million values at most, and converts them to float64
     ordered = denoised.abs().flatten(1).sort(dim=1).values
     rank = quantile * (ordered.shape[1] - 1)

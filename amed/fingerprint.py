@@ -29,7 +29,7 @@ class Weight(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the weight that the network uses."""
+        """The shape of the weight, not of its quantised codes."""
 
     @property
     def packed(self) -> bool:
@@ -44,7 +44,7 @@ class Weight(Protocol):
             count: values per run.
 
         Returns:
-            The values, and for each the step of its quantiser: how far it may be from the unquantised weight.
+            The values, and for each its quantisation step: how far it may be from the unquantised weight.
             Both float32 `[len(starts), count]` on the CPU.
         """
 
@@ -60,7 +60,7 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the tensor."""
+        """The shape of the stored tensor."""
         return tuple(self.tensor.shape)
 
     def whole(self) -> Tensor:
@@ -85,12 +85,14 @@ Named = Iterable[tuple[str, Tensor | Weight]]
 
 
 def step_of(runs: Tensor) -> Tensor:
-    """Return the quantisation step of each weight in `runs`, n runs of consecutive weights `[n, count]`; 0 if
-    not quantised.
+    """Estimate the quantisation step of each weight from the gaps between weights; 0 if not quantised.
 
-    In formats with evenly spaced values (Q4_0, Q4_K, ...), weights in groups of at least 16 differ by
-    multiples of the step. For formats with a code book of few values (IQ4_NL, NF4, ...), the smallest gap
-    between values counts as the step. If all weights of a group are equal, the step is infinity."""
+    In formats with evenly spaced values (Q4_0, Q4_K, ...), weights near each other differ by multiples of the
+    step. For formats with few, uneven values (IQ4_NL, NF4, ...), the smallest gap counts as the step. If all
+    weights of a group are equal, the step is infinity.
+
+    Args:
+        runs: `[n, count]`, n runs of consecutive weights."""
     groups = runs.reshape(-1, GROUP) if runs.shape[-1] % GROUP == 0 else runs
     ordered, gaps = gaps_of(groups)
     least = gaps.amin(-1, keepdim=True) if gaps.shape[-1] else torch.full_like(ordered[:, :1], torch.inf)
@@ -106,8 +108,8 @@ def step_of(runs: Tensor) -> Tensor:
 
 
 def gaps_of(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weights of each group `[groups, n]` in rising order, and the differences between neighbours
-    in this order; a difference of 0 becomes infinity."""
+    """Sort the weights of each group, `[groups, n]`. Return them and the differences between neighbours; a
+    difference of 0 becomes infinity."""
     ordered = groups.sort(dim=-1).values
     gaps, least = ordered.diff(dim=-1), 1e-6 * ordered.abs().amax(-1, keepdim=True)
     return ordered, torch.where(gaps > least, gaps, torch.inf)
@@ -263,7 +265,7 @@ def identity_of(family: str, weights: Named, merge: bool = False) -> Identity:
     Args:
         family: e.g. "sd15".
         weights: (name, weight) pairs, e.g. `unet.named_parameters()`.
-        merge: whether the network is a merge made in the running graph.
+        merge: whether the network is a merge of models, made in the running workflow.
 
     Raises:
         ValueError: if the network has no weight matrix.

@@ -22,10 +22,10 @@ ROUNDING = 1e-5  # a weight below this is rounding: networks compute in float32
 
 
 def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]:
-    """Measure how flat each sample's trajectory is (Zhou et al. 2024, fig. 4), by PCA about its mean.
+    """Measure by PCA how close each sample's sampling trajectory is to a plane (Zhou et al. 2024, fig. 4).
 
     Args:
-        states: x at T times, `[T, n, ...]`.
+        states: x of n samples at T noise levels, `[T, n, ...]`.
         components: number of principal components to project on.
 
     Returns:
@@ -33,7 +33,7 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
         `[n, T]`, largest first.
 
     Raises:
-        ValueError: fewer times than components.
+        ValueError: there are fewer noise levels than components.
     """
     if len(states) < components:
         raise ValueError(
@@ -51,7 +51,7 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Plane:
-    """The first principal components of one trajectory."""
+    """The plane through the first principal components of one sampling trajectory."""
 
     mean: Tensor  # of the trajectory, float64 `[d]`
     axes: Tensor  # directions of the components, float64 `[k, d]`
@@ -61,11 +61,11 @@ class Plane:
         """Return the plane that is closest to a trajectory, by PCA.
 
         Args:
-            states: x at T times, `[T, ...]`.
-            components: number k of principal components that span it.
+            states: x of one sample at T noise levels, `[T, ...]`.
+            components: number of principal components that span the plane.
 
         Raises:
-            ValueError: no more times than components.
+            ValueError: there are not more noise levels than components.
         """
         if len(states) <= components:
             raise ValueError(
@@ -79,11 +79,13 @@ class Plane:
         return cls(mean, (vectors / values.clamp(min=1e-300).sqrt()).T @ (x - mean))
 
     def project(self, states: Tensor) -> Tensor:
-        """Project states `[n, ...]` to the plane, and return their coordinates in it, `[n, k]`."""
+        """Project n states (values of x, `[n, ...]`) to the plane, and return their coordinates in it,
+        `[n, k]` for k principal components."""
         return (as_double(states).flatten(1) - self.mean) @ self.axes.T
 
     def lost(self, states: Tensor) -> Tensor:
-        """Return the relative distance of states `[n, ...]` to the plane: |x - projected x| / |x|, `[n]`."""
+        """Return the relative distance of n states (values of x, `[n, ...]`) to the plane,
+        |x - projected x| / |x|, `[n]`."""
         x = as_double(states).flatten(1)
         back = self.mean + self.project(states) @ self.axes
         lost: Tensor = (x - back).norm(dim=1) / x.norm(dim=1)
@@ -92,25 +94,28 @@ class Plane:
 
 @dataclass(frozen=True)
 class Walk:
-    """A recorded run of one sample: x at each noise level, and each step's weights on the slopes."""
+    """A recorded run of one sample: x at each noise level, and the weights by which each step added slopes
+    (dx/dsigma) to x."""
 
     states: Tensor  # x at each of the N rows, and the end state; float32 on the CPU, `[N+1, ...]`
     table: Table  # the rows as they ran, with the numbers for this sample
 
     @property
     def times(self) -> list[float]:
-        """The noise level of each of the recorded `states`."""
+        """The noise level of each recorded x."""
         return [*(float(row.sigma) for row in self.table.rows), self.table.end]
 
     def shares(self, predictor: Any = None, afs: bool = False) -> Tensor:
-        """Return each step's weights on the slopes so far, newest first, as shares of the step's length.
+        """Return each step's weights on the slopes (dx/dsigma) of this and earlier steps, newest first,
+        relative to the step's length in sigma.
 
         Args:
-            predictor: the predictor of the run. For a Multistep its own weights are returned.
-            afs: whether the first step was analytic.
+            predictor: the predictor of the run. If it is a Multistep, its fitted weights are returned.
+            afs: whether the first step used an analytic slope, without an evaluation.
 
         Returns:
-            `[N, H, S]`: N steps, H slopes, and S parts that slopes are split into (1 except in a Multistep).
+            `[N, H, S]`, for N steps and H slopes; S is 1, or for a Multistep that splits slopes, e.g. into
+            frequency bands, the number of terms.
         """
         if isinstance(predictor, Multistep):
             return predictor.weights
@@ -120,15 +125,15 @@ class Walk:
 def walk(
     problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None, afs: bool = False
 ) -> Walk:
-    """Run a solver on one sample, and return x at each noise level and the weights of each step.
+    """Run a solver on one sample, and record x at each noise level and the weights of each step.
 
     Args:
         problem: the model and its arguments.
-        solver: the solver that runs.
-        x: state `[1, ...]` at sigmas[0].
+        solver: the solver to run.
+        x: `[1, ...]`, noisy at sigmas[0].
         sigmas: falling, positive noise levels.
-        predictor: gives the solver's constants. Default: none, the plain solver.
-        afs: whether the first step is analytic.
+        predictor: gives the solver's fitted constants. Default: none, the plain solver.
+        afs: whether the first step uses an analytic slope, without an evaluation.
     """
     times = sigmas.tolist()
     problem = replace(problem, dtype=problem.dtype or x.dtype, parts=parts_of(predictor))
@@ -145,8 +150,8 @@ def walk(
 
 
 def recorded(rows: Iterable[Row], record: list[Row]) -> Iterator[Row]:
-    """Yield the rows (steps) of a run and record them: when the loop computes a row's weights, a copy of the
-    row with these weights as plain numbers is appended to `record`."""
+    """Yield the steps of a run. When the loop computes the weights of a step, a copy of the step with these
+    weights as plain numbers is appended to the list `record`."""
 
     def recording(row: Row) -> Any:
         def weigh(state: Any) -> Any:

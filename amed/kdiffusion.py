@@ -65,17 +65,19 @@ def sample(
     Args:
         model: model(x, sigma, **extra_args) -> denoised.
         x: `[B, ...]`, noisy at sigmas[0].
-        sigmas: `[n]`, n >= 2, falling. A last 0 is one more evaluation, whose denoised image is the end.
-        solver: the solver; "multistep" without a predictor runs iPNDM-2.
+        sigmas: `[n]`, n >= 2, falling noise levels. If the last is 0, the denoised image of one more
+            evaluation is the result.
+        solver: the solver; "multistep" without a predictor runs iPNDM of second order.
         extra_args: keyword arguments of the model. Default: none.
         callback: called once per step of `sigmas` with k-diffusion's dict (x, i, sigma, sigma_hat, denoised).
         disable: whether to hide the console bar. Default: tqdm's.
-        predictor: constants, a table or a network; None for the plain solver.
-        afs: whether the first step is analytic. Default: False.
+        predictor: fitted constants, a fitted table of weights, or a network that predicts the constants; None
+            for the plain solver.
+        afs: whether the first step uses an analytic slope, without an evaluation. Default: False.
         evaluate: how the model is called, see loop.Evaluate. Default: `loop.denoised_only`.
 
     Returns:
-        The end of the run, `[B, ...]` in x's dtype.
+        The result of the run, `[B, ...]` in x's dtype.
 
     Raises:
         ValueError: The noise levels do not fall, or the predictor does not fit x.
@@ -110,16 +112,17 @@ def sample(
 
 def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
              options: dict[str, Any]) -> tuple[Solver, Any, bool, bool]:  # fmt: skip
-    """Return the solver and settings of a call of `sample_<name>`.
-
-    The settings of a predictor file take precedence over the sampler's defaults.
+    """Return what a call of the function `sample_<name>` runs: a predictor file's settings, else the
+    sampler's defaults.
 
     Args:
         name: name of the sampler, without "sample_".
-        predictor: a loaded predictor file (Fitted), a Predictor, or None for the plain solver.
+        predictor: a loaded predictor file (Fitted), other fitted constants (Predictor), or None for the plain
+            solver.
         sigmas: `[n]`, the run's noise levels.
-        afs: whether the first step is analytic; None: as in the file, if the run starts at its sigma_max.
-        options: fields of Solver, for a predictor that is not a Fitted.
+        afs: whether the first step uses an analytic slope, without an evaluation. None: as in the file if the
+            run starts at the noise level that the file was fitted from, else False.
+        options: fields of Solver to change, e.g. max_order; not allowed with a predictor file.
 
     Returns:
         The solver, the predictor, whether the first step is analytic, and whether to apply dynamic
@@ -201,8 +204,8 @@ def solver_of(sampler: str) -> Solver:
 
 
 def sampler_of(solver: str, max_order: int = 1) -> str:
-    """Return the name of the sampler that runs a solver with fitted constants: of several, the one of order
-    `max_order` (DPM-Solver++ has 2M and 3M), or the first.
+    """Return the name of this package's sampler for a solver, e.g. "amed_ipndm" for "ipndm". If there are
+    several (DPM-Solver++ 2M and 3M), it is the one of order `max_order`, or the first.
 
     Raises ValueError if there is none."""
     names = [name for name, entry in ENTRIES.items() if entry.solver.name == solver]
@@ -214,11 +217,11 @@ def sampler_of(solver: str, max_order: int = 1) -> str:
 
 
 def register(namespace: Any) -> list[str]:
-    """Add the samplers to a k-diffusion `sampling` module as `sample_<name>`. Calling it again changes
-    nothing, and a function that already has such a name is not replaced.
+    """Add this package's samplers to a k-diffusion `sampling` module as functions `sample_<name>`. Existing
+    functions are not replaced.
 
     Args:
-        namespace: the module, of the package k-diffusion or of a host.
+        namespace: the module: k-diffusion's, or ComfyUI's or the WebUI's copy of it.
 
     Returns:
         The names of the samplers that the module now has from this package."""

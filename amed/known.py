@@ -73,8 +73,9 @@ FAMILIES = {"emoji32": DEMO}
 
 
 def best(family: str, nfe: int, guidance: float) -> Known | None:
-    """Return the solver without fitted constants that was best in the benchmark, at the benchmark's nearest
-    guidance scale; None if it has no result for the model family or the number of evaluations."""
+    """Return the best solver without fitted constants for a model family, `nfe` evaluations and a guidance
+    scale, according to this project's benchmark (at its nearest guidance scale); None if the benchmark has no
+    result."""
     by_guidance = FAMILIES.get(family, {})
     nearest = min(by_guidance, key=lambda g: abs(math.log(g / max(guidance, 1e-3))), default=0.0)
     return by_guidance.get(nearest, {}).get(nfe)
@@ -83,9 +84,9 @@ def best(family: str, nfe: int, guidance: float) -> Known | None:
 def on_list(guidance: float) -> Solver:
     """Return the solver that runs, without fitted constants, on noise levels that the user chose.
 
-    It is iPNDM of third order without guidance, and of second order with guidance. On the demo model, with 3
-    to 10 steps of the amed, karras, normal and simple schedules, its mean error on each schedule is at most
-    that of ComfyUI's iPNDM (fourth order)."""
+    It is iPNDM of third order without guidance, and of second order with guidance. On the demo model its mean
+    error is at most that of ComfyUI's iPNDM (fourth order), on each of the schedules amed, karras, normal and
+    simple with 3 to 10 steps."""
     return IPNDM_3 if guidance < GUIDED else fallback()
 
 

@@ -34,8 +34,8 @@ class NotFiniteError(ValueError):
 
 @dataclass(eq=False, slots=True)
 class Evaluation:
-    """The outputs of one evaluation of the model. An output that was not wanted, or that the host cannot
-    provide, is None."""
+    """The outputs of one evaluation of the model: the denoised image, and on request the U-Net's bottleneck
+    and guidance's conditional and unconditional result. The others are None."""
 
     denoised: Tensor  # [B, ...] like x: the model's estimate of the image, with guidance
     bottleneck: Tensor | None = (
@@ -53,9 +53,10 @@ class Evaluate(Protocol):
         x: `[B, ...]`, the noisy latents.
         sigma: `[B]`, their noise level.
         extra_args: keyword arguments of the model.
-        wants: words that say what this evaluation is for. "bottleneck": also return `bottleneck`, if
-            possible. "halves": also return `cond` and `uncond`, if possible. "cond": skip the negative
-            prompt; `denoised` is what the prompt alone denoises to. "end": `denoised` is the run's result.
+        wants: set of any of these words. "bottleneck": also return the output of the U-Net's middle block, if
+            possible. "halves": also return the denoised images of the prompt and the negative prompt, if
+            possible. "cond": skip the negative prompt, and return the denoised image of the prompt alone.
+            "end": the denoised image is the run's result.
 
     Returns:
         The Evaluation."""
@@ -85,16 +86,16 @@ class Problem:
     watch: list[tuple[Number, Tensor]] | None = None
 
     def call(self, x: Tensor, sigma: Number, wants: frozenset[str]) -> Evaluation:
-        """Evaluate the model once, in `dtype`; the denoised image is returned in x's dtype.
+        """Evaluate the model once; the denoised image is returned in x's dtype.
 
         Args:
-            x: `[B, ...]`.
-            sigma: the noise level, a number or `[B]`.
-            wants: additional outputs, see Evaluate.
+            x: `[B, ...]`, the noisy latents.
+            sigma: their noise level, a number or `[B]`.
+            wants: names of additional outputs, e.g. "bottleneck", see Evaluate.
 
         Raises:
-            NotFiniteError: The output contains NaN or infinity. If `watch` is a list, `check` reports this
-                after the run instead."""
+            NotFiniteError: The output contains NaN or infinity. Not raised if `Problem.watch` is a list: then
+                call `check` after the run."""
         dtype = self.dtype or x.dtype
         if isinstance(sigma, Tensor):
             levels = sigma.flatten().expand(len(x)).to(x.device, dtype)
@@ -115,7 +116,7 @@ class Problem:
 
 @dataclass(eq=False, slots=True)
 class State:
-    """The state of a run after a step's evaluation of the model, or after the step's move of x."""
+    """The state of a run after a step's evaluation of the model, or after the change of x that follows it."""
 
     x: Tensor  # [B, ...]
     slopes: tuple[Slope, ...] = ()  # slopes in hand, oldest first
@@ -126,8 +127,8 @@ class State:
 
 
 def look(problem: Problem, state: State, row: Row) -> State:
-    """Evaluate the slope dx/dsigma at the current x, and return the state of the run with this slope added; x
-    is not moved.
+    """Evaluate the slope dx/dsigma at the current x, and return the state of the run with this slope added. x
+    is not changed.
 
     In training, the first evaluation of each interval between two noise levels is made without gradient."""
     x, sigma, sigma_model = state.x, beside(row.sigma, state.x), row.sigma_model
@@ -160,9 +161,11 @@ def move(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[
 
     Args:
         x: `[B, ...]`; not changed.
-        slopes: the slopes, oldest first, each split into parts that add up to it.
-        weights: the weight of each part of each slope, newest slope first.
-        levels: part i is stored at 1/2^levels[i] of x's size; (): all parts have x's size."""
+        slopes: the slopes, oldest first. Each is a tuple of terms that add up to it: one, or several such as
+            its frequency bands.
+        weights: the weight of each term of each slope, newest slope first.
+        levels: for frequency bands: term i is stored at 1/2^levels[i] of x's size. Default: all terms have
+            x's size."""
     if levels:
         return banded(x, slopes, weights, levels)
     new = False  # whether x is a new tensor, which may be changed in place
@@ -185,9 +188,9 @@ def move(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[
 def banded(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequence[int]) -> Tensor:
     """Return x plus the weighted sum of slopes that are split into bands of spatial frequency.
 
-    The slopes are stored as image pyramids: each level is summed at its own size, then enlarged. A band is
-    the difference of its level and the next coarser one, so the weight of a level is its band's weight minus
-    that of the next finer band."""
+    Each slope is stored as an image pyramid (full, 1/2, 1/4 ... size). Each size is summed on its own, then
+    enlarged. As a band is the difference between two sizes, the weight of a size is its band's weight minus
+    that of the next finer band. The arguments are those of `move`."""
     low: Tensor | None = None
     for level in range(max(levels), 0, -1):
         total: Tensor | None = None
@@ -204,13 +207,13 @@ def banded(x: Tensor, slopes: Sequence[Slope], weights: Weights, levels: Sequenc
 
 
 def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]:
-    """Run the steps of a solver. Yield the state twice per step: after the evaluation and after the move.
+    """Run the steps of a solver. Yield the state twice per step: after its evaluation of the model, and after
+    the change of x.
 
     Args:
         problem: the model and its arguments.
         rows: the steps to run.
-        state: where the run starts. If the first step was evaluated already (`State.looked`), the run
-            resumes with its move.
+        state: x at the start. To resume a run, a state that it yielded; `rows` are then the steps left.
 
     Raises:
         NotFiniteError: The model returned NaN or infinity. Not raised if `Problem.watch` is a list: then call
@@ -234,8 +237,8 @@ def loop(problem: Problem, rows: Iterable[Row], state: State) -> Iterator[State]
 
 
 def not_finite(sigma: Number, x: Tensor | None = None) -> NotFiniteError:
-    """Return the error for a model that returned NaN or infinity at noise level `sigma`. With the model's
-    input x the message also says whether that was finite."""
+    """Return the error for a model that returned NaN or infinity at noise level `sigma`. If the model's input
+    `x` is given, the message also says whether it was finite."""
     level = float(sigma.flatten()[0]) if isinstance(sigma, Tensor) else sigma
     message = f"the model returned NaN or infinity at sigma={level:.5g}"
     if x is not None:
@@ -247,8 +250,8 @@ def check(watch: list[tuple[Number, Tensor]], x: Tensor, end: Tensor) -> None:
     """Check that the result of a run is finite. This waits for the device, so call it after the run.
 
     Args:
-        watch: the list `Problem.watch`, which the run has filled.
-        x: `[B, ...]`, where the run started.
+        watch: the list `Problem.watch`, with the noise level and the sum of the output of each evaluation.
+        x: `[B, ...]`, the run's initial latent.
         end: `[B, ...]`, the run's result.
 
     Raises:
