@@ -31,7 +31,7 @@ CONVERTER = "predictors.authors", "convert"  # by name, like the demo model: the
 
 
 def show(text: str, last: bool = False) -> None:
-    """Print a progress line on stderr, over the previous one; outside a terminal only if it is the `last`."""
+    """Print a progress line on stderr over the previous one; outside a terminal, print only the `last`."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text[:110]}", end="\n" if last else "", file=sys.stderr, flush=True)
     elif last:
@@ -113,9 +113,10 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Print a table of the errors of predictor files, and of plain solvers, each at its best schedule.
+    """Print a table of the errors of predictor files, and of solvers that ran without a predictor.
 
-    An error is the distance to the images of a run with many steps."""
+    Each solver without a predictor runs on the schedule that suits it best. An error is the root-mean-square
+    difference to the images of a run with many steps from the same noise."""
     fits = [files.load(path) for path in args.file]
     scales = {fitted.spec.guidance for fitted in fits}
     if len(scales) > 1:
@@ -134,14 +135,25 @@ def run_evaluate(args: argparse.Namespace) -> None:
     def sample(
         label: str, part: slice, sigmas: torch.Tensor, solver: Solver, **options: Any
     ) -> tuple[torch.Tensor, int, float]:
-        """Generate images from the noises in slice `part`; return images, evaluations per image, seconds."""
+        """Generate images from the part of the noises that a slice selects.
+
+        Args:
+            label: name of the solver, for the progress line.
+            part: slice of the noises.
+            sigmas: noise levels of the run.
+            solver: the solver.
+            options: further arguments of `run`, e.g. the predictor.
+
+        Returns:
+            The images, the number of evaluations per image, and the seconds taken.
+        """
         begin = time.perf_counter()
         options |= {"batch": args.batch, "done": lambda n: show(f"{label}: {n}")}
         images, nfe = run(model.model, noise[part], sigmas, solver, cut(extra, part), **options)
         return images, nfe, time.perf_counter() - begin
 
     def add_row(solver: str, schedule: str, images: torch.Tensor, nfe: int, seconds: float) -> None:
-        """Add a solver to the table, with the distance of its images to those of a run with many steps."""
+        """Add a line to the printed table: a solver, and the error of its images (see `run_evaluate`)."""
         error = round(rmse(images, reference), 5)
         row = {"solver": solver, "schedule": schedule, "nfe": nfe, "guidance": guidance, "rmse_ref": error}
         if model.features:
@@ -201,7 +213,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; each command stores its function as `run`."""
+    """Return the parser of the command line. Its result has the function of the chosen command as `run`."""
     top = argparse.ArgumentParser(prog="python -m amed", description="Fit, measure and read AMED predictors.")
     top.add_argument("--threads", type=int, help="number of torch's threads; 1 is fastest for small networks")
     commands = top.add_subparsers(dest="command", required=True)
@@ -210,6 +222,9 @@ def parser() -> argparse.ArgumentParser:
         """Add a command to the command line; return the function that adds an option to it.
 
         Args:
+            name: the command.
+            work: function that runs it.
+            text: its help text.
             guidance: which options to add: --model, --seed and --guidance (True), only --model and --seed
                 (False), or none of these (None).
         """

@@ -10,31 +10,31 @@ from .double import as_like
 
 
 def pool(bottleneck: Tensor) -> Tensor:
-    """Return the network's input `[B, 64]` from a bottleneck `[B, C, H, W]`: the mean over channels, pooled
-    to 8x8."""
+    """Return the input `[B, 64]` of the AMED network from a U-Net's bottleneck `[B, C, H, W]`: the mean over
+    channels, pooled to 8x8."""
     return F.adaptive_avg_pool2d(bottleneck.mean(dim=1, keepdim=True), 8).flatten(1)
 
 
 @lru_cache(maxsize=64)
 def waves(times: tuple[float, ...], freqs: torch.dtype, dtype: torch.dtype, device: torch.device,
           inference: bool) -> Tensor:  # fmt: skip
-    """Return sines and cosines `[n, 8]` of n times at 4 frequencies from 1 to 1/10000, cached because every
-    run needs the same.
+    """Return sines and cosines `[n, 8]` of n noise levels at 4 frequencies from 1 to 1/10000, an input of the
+    AMED network. Cached, because every run needs the same.
 
     Args:
-        times: the n times.
-        freqs: dtype in which the frequencies are stored.
+        times: the noise levels.
+        freqs: dtype of the frequencies.
         dtype, device: of the result.
-        inference: whether inference mode is on; its tensors cannot be used outside, so they are cached
-            apart."""
+        inference: whether torch's inference mode is on. Tensors made in it cannot be used outside of it, so
+            they are cached apart."""
     frequencies = (10000.0 ** -torch.linspace(0, 1, 4)).to(device, freqs)
     angle = torch.stack([frequencies * t for t in times]).to(dtype)
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class Linear(nn.Module):
-    """A linear layer that is not torch's class, which WebUIs replace while they load a checkpoint, and whose
-    forward they patch for LoRAs."""
+    """A linear layer to use instead of torch.nn.Linear, which WebUIs replace while they load a checkpoint and
+    patch for LoRAs."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -50,8 +50,8 @@ class Linear(nn.Module):
 
 
 def sigmoid(v: Tensor) -> Tensor:
-    """Return the logistic function of v, equal for equal elements. On a CPU, the last bit of torch.sigmoid
-    depends on an element's position."""
+    """Return the logistic function of v. Equal elements give equal results; with torch.sigmoid on a CPU they
+    can differ in the last bit."""
     return 1 / (1 + (-v).exp())
 
 
@@ -59,9 +59,10 @@ class BottleneckPredictor(nn.Module):
     """The network of the AMED paper, which returns the constants of an interval of the schedule: the mid time
     r, the direction scale c and the time scale a.
 
-    It is a small MLP on the U-Net's bottleneck and the noise levels at both ends of the interval. It has
-    8,929 parameters, plus 21 each for c and a. Without a bottleneck (analytic first step, or a host that
-    provides none) its input is zeros. Tensor names are those of the authors' weight files.
+    It is a small MLP with two inputs: the U-Net's bottleneck, and the noise levels at both ends of the
+    interval. It has 8,929 parameters, plus 21 each for c and a. If there is no bottleneck (after an analytic
+    first step, or because the host provides none), zeros replace it. Tensor names are those of the authors'
+    weight files.
 
     Args:
         scale_dir: c lies in 1 ± scale_dir, 0 <= scale_dir < 1; 0: c is not learned. Default: 0.01.
@@ -95,15 +96,15 @@ class BottleneckPredictor(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
     def adopt(self, weights: dict[str, Tensor]) -> "BottleneckPredictor":
-        """Set all parameters from tensors by name, freeze them, and return the network. Used instead of
+        """Set all parameters from `weights`, tensors by name, freeze them, and return the network. Replaces
         load_state_dict, which WebUIs patch."""
         for name, parameter in self.named_parameters():
             parameter.data = weights[name].detach().clone()
         return self.eval().requires_grad_(False)
 
     def embed(self, t: Tensor) -> Tensor:
-        """Return the embedding `[n, 8]` of times `[n]`: sines and cosines at 4 frequencies from 1 to 1/10000,
-        then a linear layer and SiLU."""
+        """Return the embedding `[n, 8]` of noise levels `[n]`: sines and cosines at 4 frequencies from 1 to
+        1/10000, then a linear layer and SiLU."""
         angle = t.reshape(-1, 1) * torch.as_tensor(self.freqs).to(t.dtype)
         return F.silu(self.map_layer0(torch.cat([angle.sin(), angle.cos()], dim=1)))
 
@@ -115,7 +116,7 @@ class BottleneckPredictor(nn.Module):
 
         Args:
             t_cur, t_next: noise levels at the interval's start and end.
-            bottleneck: `[B, C, H, W]` at `t_cur`, or None."""
+            bottleneck: the U-Net's bottleneck at `t_cur`, `[B, C, H, W]`; None: zeros."""
         like = self.fc_r.weight
         features = like.new_zeros(1, 64) if bottleneck is None else as_like(pool(bottleneck), like)
         freqs, inference = torch.as_tensor(self.freqs).dtype, torch.is_inference_mode_enabled()

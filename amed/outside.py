@@ -27,11 +27,11 @@ class Outside:
     """A predictor for one of the host's own samplers (e.g. ComfyUI's), at one number of evaluations.
 
     Args:
-        sigmas: `[n]`, the noise levels that the sampler is given, falling and positive; a 0 follows them.
-        levels: `[E]`, the noise level of each of the sampler's calls of the model, in order. A level may
-            occur twice.
-        c: `[E]`, scale of the direction for each call. Default: ones.
-        a: `[E]`, scale of the noise level that the model is given in each call. Default: ones.
+        sigmas: `[n]`, the noise levels that the sampler is given, falling and positive, without the last 0.
+        levels: `[E]`, the noise level of each call of the model by the sampler, in order. A level may occur
+            twice.
+        c: `[E]`, a factor on the direction x - denoised for each call of the model. Default: ones.
+        a: `[E]`, a factor on the noise level that the model is given in each call. Default: ones.
 
     Raises:
         ValueError: A shape or value does not fit."""
@@ -76,10 +76,12 @@ class Outside:
         return {"levels": self.levels, "c": self.c, "a": self.a}
 
     def at(self, number: int, sigma: float) -> tuple[float, float]:
-        """Return the direction scale c and the time scale a for the sampler's call `number` (from 0).
+        """Return the direction scale c and the time scale a for a call of the model by the sampler.
 
-        If the call is at another noise level `sigma` than in the fit, both are interpolated between the
-        fitted levels above and below."""
+        Args:
+            number: index of the call in the run, from 0.
+            sigma: its noise level. If it differs from that of the fit, c and a are interpolated between the
+                fitted levels above and below."""
         if sigma <= 0:
             return 1.0, 1.0
         if number < len(self.levels) and abs(math.log(sigma / float(self.levels[number]))) < SAME:
@@ -89,14 +91,14 @@ class Outside:
 
 
 class ScaledDenoiser:
-    """A host's denoiser with a predictor's scales applied in each call, for one run of the host's sampler: c
-    of the direction, a of the noise level. Other attributes are the denoiser's.
+    """A host's denoiser that applies a predictor's factors in each call: c to the direction x - denoised, and
+    a to the noise level. It serves one run of the host's sampler, and has the denoiser's other attributes.
 
     Args:
         model: the host's denoiser, model(x, sigma, ...) -> denoised.
-        at: at(number, sigma) -> (c, a) of a call, e.g. `Outside.at`.
+        at: function (index of the call, sigma) -> (c, a), e.g. `Outside.at`.
         mask: returns the inpainting mask of the latest call, or None. Where the mask is 0, the denoised image
-            is the original one, and the direction to it is not scaled."""
+            is the original one, and c is not applied."""
 
     def __init__(self, model: Denoiser, at: Callable[[int, float], tuple[float, float]],
                  mask: Callable[[], Tensor | None] = lambda: None):  # fmt: skip
@@ -117,13 +119,12 @@ class ScaledDenoiser:
 
 
 class BoundDenoiser:
-    """A denoiser with fixed extra arguments, for a host's samplers. It has exactly the attributes of `real`,
-    because samplers test with hasattr.
+    """A denoiser that gives the model the same extra arguments in each call, for a host's samplers.
 
     Args:
         model: called as model(x, sigma, **args).
         args: the extra arguments; those that the sampler passes are ignored.
-        real: the host's denoiser, whose attributes the sampler sees."""
+        real: the host's denoiser. The sampler sees exactly its attributes, which it may test with hasattr."""
 
     def __init__(self, model: Denoiser, args: dict[str, Any], real: Any):
         self._model, self._args, self._real = model, args, real
@@ -149,7 +150,8 @@ class Memo:
         self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        """Begin a run; with `keep` its calls are recorded, and the earlier record is deleted."""
+        """Begin a run and return this denoiser. With `keep` its calls are recorded, and an earlier record
+        is deleted; otherwise the run uses the record."""
         self.number, self.records, self.same = 0, keep, not keep
         if keep:
             self.calls = []

@@ -18,8 +18,8 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {  # value -> what is fitte
 class Parameter:
     """A kind of constant that a calibration fits, e.g. the mid time: its names, range and step sizes.
 
-    The fit takes derivatives by finite differences with wide steps on purpose. A small step would be lost in
-    half precision or between a model's 1000 timesteps, and would mistake a jump of the result for a slope."""
+    The fit estimates derivatives by finite differences. Their step is large on purpose: a small one would be
+    lost in half precision or between a model's 1000 timesteps."""
 
     name: str  # in recipes, files and Constants
     text: str  # in reports
@@ -33,15 +33,15 @@ class Parameter:
     below: float = torch.inf  # a valid value is less than this
 
     def fitted(self, value: Tensor) -> Tensor:
-        """Return a constant's value on the scale of the fit, e.g. its logarithm (see `transform`)."""
+        """Convert a constant's value to the number that the fit varies, e.g. its logarithm."""
         return TRANSFORMS[self.transform][0](value)
 
     def value(self, fitted: Tensor) -> Tensor:
-        """Return a constant's value from its value on the scale of the fit: the inverse of `fitted`."""
+        """Convert the number that the fit varies, e.g. a logarithm, back to the constant's value."""
         return TRANSFORMS[self.transform][1](fitted)
 
     def check(self, value: Tensor) -> None:
-        """Check that all values are finite and between `above` and `below`.
+        """Check that all values are finite and in the range that is valid for this constant.
 
         Raises:
             ValueError: One is not; the message names the constant and the range."""

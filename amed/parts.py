@@ -18,7 +18,7 @@ Split = Callable[[Tensor, Tensor, Any, Any], tuple[Tensor | None, ...]]
 
 @dataclass(frozen=True)
 class Parts:
-    """A way to split the slope dx/dsigma into parts, so that a solver can weigh each part separately."""
+    """A way to split the slope dx/dsigma into parts, e.g. frequency bands, that get separate weights."""
 
     count: int  # number of parts
     split: Split  # splits one slope
@@ -29,7 +29,10 @@ class Parts:
     levels: tuple[int, ...] = ()
 
     def full(self, stored: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return a slope's parts, all at its full size; bands of spatial frequency are stored smaller."""
+        """Return the parts of a slope dx/dsigma, each at the slope's full size.
+
+        Args:
+            stored: the parts as `split` returned them; frequency bands are smaller there."""
         levels, parts = self.levels or (0,) * len(stored), list(stored)
         for i in range(len(stored) - 1, -1, -1):
             low = stored[i]
@@ -45,7 +48,7 @@ class Parts:
         return parts
 
     def total(self, stored: Sequence[Tensor | None]) -> Any:
-        """Return the whole slope `[B, ...]` again from its parts as `split` returned them."""
+        """Return the whole slope dx/dsigma `[B, ...]`, put together from the parts that `split` returned."""
         return sum(v for i, v in enumerate(stored) if v is not None and not (self.levels and self.levels[i]))
 
     def check(self, x: Tensor) -> None:
@@ -87,10 +90,11 @@ def halves(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | 
 
 
 def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ...]:
-    """Split a slope into 4 bands of spatial frequency; return it at full, 1/2, 1/4 and 1/8 of its size.
+    """Split a slope dx/dsigma into 4 bands of spatial frequency.
 
-    The differences between these sizes are the bands: frequencies above about 1/4 cycle per pixel, from 1/8
-    to 1/4, from 1/16 to 1/8, and the rest. Bands in cycles per pixel fit every image size."""
+    Returns:
+        The slope at full, 1/2, 1/4 and 1/8 of its size. A band is the difference of two neighbouring sizes;
+        the lowest band is the smallest size itself."""
     pyramid = [d]
     for _ in range(BANDS - 1):
         pyramid.append(down(pyramid[-1]))
@@ -98,7 +102,8 @@ def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ..
 
 
 def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor | None, ...]:
-    """Split the slope into that of the prompt alone and what guidance adds to it, each in bands of frequency.
+    """Split the slope dx/dsigma into that of the prompt alone and what guidance adds to it, and each of these
+    into 4 frequency bands.
 
     The parts of what guidance adds are None if the evaluation skipped the negative prompt."""
     cond, added = halves(d, x, sigma, evaluation)
@@ -108,8 +113,7 @@ def halves_in_bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[
 
 
 def down(v: Tensor) -> Tensor:
-    """Return the means of 2x2 pixels, at half the size; the last row or column of an odd size averages
-    fewer."""
+    """Return v at half its size. A pixel is the mean of 2x2 pixels, of fewer at the edge of an odd size."""
     if not (v.shape[-1] % 2 or v.shape[-2] % 2):  # four times faster on a CPU
         rows = v[..., ::2, :] + v[..., 1::2, :]
         return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)

@@ -95,9 +95,8 @@ def dpmpp(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 
 def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
-    """tAB-DEIS (Zhang & Chen 2023, eq. 15): the slopes' polynomial in the time tau of the VP process from
-    0.002 to 80, integrated over the noise level by the same sum as in ComfyUI's sample_deis, with its
-    discretisation error (0.001 per pixel for three steps from sigma 80)."""
+    """tAB-DEIS (Zhang & Chen 2023, eq. 15): interpolate the last slopes by a polynomial in the time of the VP
+    process with noise levels 0.002 to 80, and integrate it, by the same sum as ComfyUI's sample_deis."""
     t = h[-1].t
     if order == 1:
         return x + c * (s - t) * h[-1].d
@@ -119,8 +118,7 @@ def deis(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: 
 
 def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c: Number) -> Vector:
     """UniPC with B(h), data prediction (Zhao et al. 2023, alg. 5 and 7): the newest evaluation first corrects
-    the step that led to it, then predicts the next. In both, the learned scale c is applied to the
-    displacement from the corrected x."""
+    the step that led to it, then predicts the next. Both changes of x are scaled by the learned c."""
     here = h[-1]
     if len(h) > 1:  # prediction and correction of the last step share its first-order part
         last = h[-2]
@@ -130,9 +128,15 @@ def unipc(solver: "Solver", x: Vector, h: list[Point], s: Number, order: int, c:
 
 
 def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vector | None = None) -> Vector:
-    """Return the higher-order term of UniP's step from the newest evaluation to noise level s (Zhao et al.
-    2023, eq. 3, in units of sigma); or that of UniC's correction, if the denoised image at s is given as
-    `seen`."""
+    """Return the higher-order term of a step of UniPC from the newest evaluation to noise level s (Zhao et
+    al. 2023, eq. 3, in units of sigma).
+
+    Args:
+        solver: UniPC with its variant of B(h).
+        h: the evaluations so far, newest last.
+        s: noise level at the end of the step.
+        order: order of the step.
+        seen: the denoised image at s, for the corrector (UniC). Default: none, for the predictor (UniP)."""
     t, m = h[-1].t, [point.data for point in reversed(h[-order:])]
     step = log(s) - log(t)  # -h of the paper
     phi = expm1(step)
@@ -156,7 +160,9 @@ def unipc_leg(solver: "Solver", h: list[Point], s: Number, order: int, seen: Vec
 
 
 def solve(matrix: list[list[Number]], right: list[Number]) -> list[Number]:
-    """Solve a small linear system by elimination, of numbers or tensors. The first row must have no zero."""
+    """Solve a small system of linear equations, of numbers or tensors, by elimination.
+
+    The rows are not exchanged, so that no pivot may be 0."""
     rows = [[*row, value] for row, value in zip(matrix, right)]
     for i in range(len(rows)):
         pivot: list[Number] = [v / rows[i][i] for v in rows[i]]
@@ -176,7 +182,7 @@ def amed(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c
 
 
 def dpm_2(x: Vector, d: Vector, d_mid: Vector, t: Number, s: Number, r: Number, c: Number) -> Vector:
-    """DPM-Solver-2(r) (Lu et al. 2022, alg. 4; usually r = 1/2). A learned r also changes the weights."""
+    """DPM-Solver-2(r) (Lu et al. 2022, alg. 4; usually r = 1/2): the weights of both slopes depend on r."""
     return x + c * (s - t) * (1 / (2 * r) * d_mid + (1 - 1 / (2 * r)) * d)
 
 
@@ -254,36 +260,46 @@ class Solver:
 
     @property
     def recipe(self) -> Recipe:
-        """The solver's formula and traits. Raises KeyError for "multistep", which has none."""
+        """The solver's formula and properties. Raises KeyError for "multistep", which has no formula."""
         return RECIPES[self.name]
 
     @property
     def predicts_data(self) -> bool:
-        """Whether a step is a weighted sum of x and denoised images instead of slopes."""
+        """Whether a step is a weighted sum of x and denoised images, not of x and slopes dx/dsigma."""
         trait = self.recipe.predicts_data if self.has_recipe else "never"
         return trait == "always" or (trait == "optional" and self.predict_x0)
 
     @property
     def single_step(self) -> bool:
-        """Whether an interval uses no slope of the previous interval."""
+        """Whether an interval is solved from its own slopes alone, without those of earlier intervals."""
         return self.has_recipe and (self.recipe.pair or self.recipe.orders == 1)
 
     def each(self, learned: bool) -> int:
-        """Return the evaluations per interval: two if it has a mid time, otherwise one.
+        """Return the evaluations of the model per interval: two if it has a mid time, otherwise one.
 
-        `learned`: whether an AMED predictor runs the solver; it adds a mid time, except to
-        "multistep"."""
+        Args:
+            learned: whether an AMED predictor runs the solver; it adds a mid time, except to "multistep"."""
         return 2 if self.has_recipe and (self.recipe.pair or learned) else 1
 
     def evaluations(self, base_times: int, afs: bool, learned: bool) -> int:
-        """Return how many evaluations of the model a run over `base_times` positive noise levels takes."""
+        """Return how many evaluations of the model a run takes.
+
+        Args:
+            base_times: number of positive noise levels in the schedule.
+            afs: whether the first step is analytic, which saves an evaluation.
+            learned: whether an AMED predictor runs the solver."""
         return self.each(learned) * (base_times - 1) - afs
 
     def order(self, seen: int, leg: int, legs: int) -> int:
-        """Return the order of a run's step number `leg`, from 0 to `legs` - 1, after `seen` evaluations.
+        """Return the order of one step of a run: `max_order`, or less.
 
-        It is `max_order`, or less where evaluations are too few, or at the end (`lower_order_final`). A
-        solver that also corrects its steps (UniPC) has at most order legs - 1."""
+        It is less while there are few evaluations, and in the last steps if `lower_order_final` is set.
+        UniPC, which also corrects its steps, has at most order legs - 1.
+
+        Args:
+            seen: number of evaluations so far.
+            leg: number of the step, from 0.
+            legs: number of steps of the run."""
         highest = min(self.max_order, max(1, legs - 1)) if self.recipe.corrects else self.max_order
         final = self.recipe.lowers and self.lower_order_final and leg + 1 >= highest
         return min(highest, seen, legs - leg) if final else min(highest, seen)
@@ -294,10 +310,11 @@ class Predictor(Protocol):
 
     Args:
         t, t_next: noise levels at the interval's start and end.
-        bottleneck: `[B, C, H, W]`, the bottleneck at t if `wants_bottleneck` and the host provides it.
+        bottleneck: `[B, C, H, W]`, the U-Net's bottleneck at t; None if the predictor does not need it or the
+            host does not provide it.
 
     Returns:
-        Mid time r, direction scale c and time scale a (or the constants that `Recipe.constants` names):
+        Mid time r, direction scale c and time scale a, or other constants that the solver's formula needs:
         numbers, or Tensors `[B]` or `[1]`."""
 
     wants_bottleneck: bool  # whether the call needs the bottleneck of the evaluation at t

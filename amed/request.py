@@ -12,7 +12,7 @@ AUTO, PLAIN, UNTRAINED = "auto", "plain", "untrained"
 
 
 def no_schedule(count: int) -> Tensor:
-    """The default of `Request.schedule`, for hosts that never run without a predictor.
+    """Raise an error. A host that runs without a predictor must set `Request.schedule` instead.
 
     Raises:
         ValueError: Always."""
@@ -21,7 +21,7 @@ def no_schedule(count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of a run that needs a predictor."""
+    """The properties of a run that decide which predictor it gets: checkpoint, sampler, guidance etc."""
 
     model: Identity  # the checkpoint
     sampler: str = AUTO  # a name of kdiffusion.ENTRIES, or "auto": the best by the errors that files state
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def count(self) -> int:
-        """The number of the run's noise levels; 0 if `times` is None."""
+        """The number of the run's noise levels; 0 if the request leaves them to the predictor."""
         return len(self.times) if isinstance(self.times, Tensor) else self.times or 0
 
 
@@ -65,7 +65,7 @@ class Choice:
 
     @property
     def sampler(self) -> str:
-        """The sampler that runs the predictor: a name of kdiffusion.ENTRIES, or "outside" (the host's)."""
+        """The sampler that runs the predictor, e.g. "amed_multistep"; "outside" for a sampler of the host."""
         return self.fitted.spec.sampler
 
 

@@ -21,13 +21,13 @@ LARGEST = 1e30  # of a weight: float32 holds its products with x
 
 def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool = False,
             like: Tensor | None = None) -> Iterator[Row]:  # fmt: skip
-    """Return the steps of a run, each with its noise level and the weights of its move.
+    """Return the steps of a run, each with its noise level and the weights of the slopes that change x.
 
     Args:
-        solver: the solver; "multistep" without a predictor runs `known.fallback`.
+        solver: the solver; "multistep" without a predictor is replaced by a plain solver, `known.fallback`.
         times: noise levels, falling; a last 0 is one more step.
-        predictor: constants, a table or a network; None for the plain solver.
-        afs: whether the first step is analytic.
+        predictor: constants, weights for each step (Multistep), or a network; None for the plain solver.
+        afs: whether the first step is analytic, i.e. without an evaluation of the model.
         like: a tensor with the dtype, device and channels of the run's x; None if no image is generated.
 
     Raises:
@@ -40,12 +40,14 @@ def rows_of(solver: Solver, times: list[float], predictor: Any = None, afs: bool
 
 
 def offsets_on(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
-    """Return the steps of a run, their offsets (a constant per channel, added to x) converted to `like`.
+    """Return the steps of a run with their offsets (constants added to each channel of x) on x's device.
 
-    `like` `[B, C, ...]` sets the dtype, device and number of axes. All offsets are copied at once.
+    Args:
+        rows: the steps.
+        like: `[B, C, ...]`, a tensor with the dtype, device and number of axes of x; None: change nothing.
 
     Raises:
-        ValueError: `like` has another number of channels."""
+        ValueError: `like` has another number of channels than the offsets."""
     if like is None or not any(row.offset is not None for row in rows):
         return rows
     offsets = torch.stack([row.offset for row in rows if row.offset is not None])
@@ -60,10 +62,14 @@ def offsets_on(rows: Sequence[Row], like: Tensor | None) -> Sequence[Row]:
 
 @lru_cache(maxsize=32)
 def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, afs: bool = False) -> Table:
-    """Return the table of a run over the noise levels `times`: its steps and their weights. Cached.
+    """Return all steps of a run and their weights, as a Table. Cached.
 
     Args:
-        predictor: not a network, because its weights depend on the image; None for the plain solver.
+        solver: the solver.
+        times: noise levels, falling; a last 0 is one more step.
+        predictor: constants, or weights for each step (Multistep); None for the plain solver. A network is
+            not allowed, because its weights depend on the image.
+        afs: whether the first step is analytic, i.e. without an evaluation of the model.
 
     Raises:
         NotFiniteError: A weight exceeds LARGEST."""
@@ -82,23 +88,26 @@ def table_of(solver: Solver, times: tuple[float, ...], predictor: Any = None, af
 
 
 def parts_of(predictor: Any) -> Parts:
-    """Return how a predictor splits the slope dx/dsigma into parts. Without a predictor it stays whole."""
+    """Return the way in which a predictor splits the slope dx/dsigma into parts, e.g. frequency bands.
+
+    Without a predictor the slope is not split."""
     return PARTS[getattr(predictor, "parts", "")]
 
 
 def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Predictor | Any = None,
                afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Return the states of a run, two per step: after the evaluation of the model, and after the move of x.
+    """Return the states of a run, two per step: after the evaluation of the model, and after the change of x.
 
     The run computes in float32 or better; the model is called in `problem.dtype`, by default x's dtype.
 
     Args:
-        problem: the model and how it is called; `parts` is ignored, because the predictor sets it.
+        problem: the model and how it is called. The predictor replaces `problem.parts`, the way in which
+            slopes are split.
         solver: the solver.
         x: `[B, ...]`, noisy at sigmas[0].
         sigmas: `[n]`, n >= 2, falling. A last 0 is one more evaluation, whose denoised image is the end.
-        predictor: constants, a table or a network; None for the plain solver.
-        afs: whether the first step is analytic.
+        predictor: constants, weights for each step (Multistep), or a network; None for the plain solver.
+        afs: whether the first step is analytic, i.e. without an evaluation of the model.
 
     Raises:
         ValueError: The noise levels do not fall, or the predictor does not fit x.
@@ -115,7 +124,7 @@ def trajectory(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, pred
 
 def states(problem: Problem, solver: Solver, x: Tensor, sigmas: Tensor, predictor: Any = None,
            afs: bool = False) -> Iterator[State]:  # fmt: skip
-    """Return x and the slopes so far, as a `State`, at the end of each interval of `sigmas`.
+    """Return the `State` (x and the slopes so far) at the end of each interval between the noise levels.
 
     The arguments are those of `trajectory`."""
     run = trajectory(problem, solver, x, sigmas, predictor, afs)

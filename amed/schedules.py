@@ -19,41 +19,49 @@ VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and 
 
 
 def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """EDM's schedule (Karras et al. 2022, eq. 5): uniform in sigma^(1/rho). `rho=7` recovers "karras"."""
+    """Return EDM's schedule (Karras et al. 2022, eq. 5): uniform in sigma^(1/rho). rho = 7 gives "karras"."""
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     root = sigma_max ** (1 / rho) + u * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))
     return torch.pow(root, rho)
 
 
 def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Uniform in log sigma, i.e. in half the log signal-to-noise ratio ("exponential" in k-diffusion)."""
+    """Return a schedule that is uniform in log sigma ("exponential" in k-diffusion)."""
     return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64).exp()
 
 
 def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
-    """Return beta_d and beta_min of the VP process with noise level sigma_min at t = 0.001 and sigma_max at t
-    = 1 (Song et al. 2021; EDM, table 1)."""
+    """Return beta_d and beta_min of the VP process whose noise level is sigma_min at t = 0.001 and sigma_max
+    at t = 1 (Song et al. 2021; EDM, table 1)."""
     low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
     beta_d = 2 * (low / VP_EPSILON - high) / (VP_EPSILON - 1)
     return beta_d, high - beta_d / 2
 
 
 def vp_time(sigma: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """Return the time t at which the VP process of `vp_betas` has noise level `sigma`, in sigma's shape."""
+    """Return the time t, in sigma's shape, at which a VP process has noise level `sigma`.
+
+    Args:
+        sigma: noise levels of any shape.
+        sigma_min, sigma_max: noise levels of the process at t = 0.001 and t = 1."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     return ((beta_min**2 + 2 * beta_d * torch.log1p(sigma**2)).sqrt() - beta_min) / beta_d
 
 
 def vp_pace(t: Tensor, sigma_min: float, sigma_max: float) -> Tensor:
-    """Return d sigma / dt of the VP process of `vp_betas` at time t, in t's shape."""
+    """Return d sigma / dt of a VP process at time t, in t's shape.
+
+    Args:
+        t: times of any shape.
+        sigma_min, sigma_max: noise levels of the process at t = 0.001 and t = 1."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     square = torch.expm1(beta_d * t**2 / 2 + beta_min * t)
     return (beta_d * t + beta_min) * (square + 1) / (2 * square.sqrt())
 
 
 def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
-    """Uniform in t^(1/rho) of the VP process sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1 whose ends,
-    t = 0.001 and 1, are sigma_min and sigma_max (AMED's recommendation for AMED-Solver, rho 1)."""
+    """Return a schedule that is uniform in t^(1/rho), where t is the time of the VP process with noise level
+    sigma_min at t = 0.001 and sigma_max at t = 1. AMED's authors recommend it for AMED-Solver, with rho 1."""
     beta_d, beta_min = vp_betas(sigma_min, sigma_max)
     u = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     t = (1 + u * (VP_EPSILON ** (1 / rho) - 1)) ** rho
@@ -61,7 +69,7 @@ def time_uniform(num_steps: int, sigma_min: float, sigma_max: float, rho: float 
 
 
 def from_start(times: Tensor, start: float) -> Tensor:
-    """Return `start` followed by those of `times` (falling) that are below it; only [start] if none is."""
+    """Return the schedule of a run from noise level `start`: `start`, then the `times` that are below it."""
     return torch.cat([times.new_tensor([start]), times[times < start * (1 - NEAR)]])
 
 
@@ -79,8 +87,9 @@ def _log_alpha(sigma: Tensor) -> np.ndarray:
 
 
 def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
-    """Return the fractional training step of noise levels: linear in log alpha between the entries of
-    `table`, as in DPM-Solver's NoiseScheduleVP, and clamped to its ends.
+    """Return the fractional training steps of noise levels, as DPM-Solver's NoiseScheduleVP does.
+
+    They are interpolated linearly in log alpha between the levels in `table`, and clamped to its ends.
 
     Args:
         sigma: noise levels of any shape.
@@ -90,18 +99,25 @@ def sigma_to_t(sigma: Tensor, table: Tensor) -> Tensor:
 
 
 def t_to_sigma(t: Tensor, table: Tensor) -> Tensor:
-    """Return the noise levels of fractional training steps `t`, the inverse of `sigma_to_t`."""
+    """Return the noise levels of fractional training steps, the inverse of `sigma_to_t`.
+
+    Args:
+        t: training steps of any shape.
+        table: `[steps]`, the noise level of each training step, ascending."""
     log_alpha = np.interp(as_double(t).numpy(), np.arange(len(table)), _log_alpha(table))
     return torch.from_numpy(np.asarray(np.expm1(-2 * log_alpha))).sqrt()
 
 
 def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0,
              table: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Uniform in t^(1/rho) over a model's training steps, interpolated between them. With rho 1 this is
-    latent diffusion's schedule. Training steps are numbered from 1, as in DPM-Solver's time t = (step + 1) /
-    1000, so that rho has the same effect.
+    """Return a schedule that is uniform in t^(1/rho), where t is a model's training step, with fractions.
+
+    With rho 1 this is latent diffusion's schedule. Training steps are numbered from 1, as in DPM-Solver.
 
     Args:
+        num_steps: number of noise levels.
+        sigma_min, sigma_max: the ends.
+        rho: the exponent.
         table: `[steps]`, the noise level of each training step, ascending. Default: Stable Diffusion's."""
     table = sd_sigmas() if table is None else table
     ends = (float(sigma_to_t(torch.tensor(s), table)) + 1 for s in (sigma_max, sigma_min))
@@ -112,14 +128,14 @@ def discrete(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 1.
 
 def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float | None = None,
          table: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Return a schedule, float64 `[num_steps]`.
+    """Return a schedule of noise levels, float64 `[num_steps]`, falling from sigma_max to sigma_min.
 
     Args:
-        kind: one of KINDS.
+        kind: "polynomial", "logsnr", "time_uniform" or "discrete".
         num_steps: number of noise levels, at least 2.
         sigma_min, sigma_max: the ends, 0 < sigma_min < sigma_max.
-        rho: the schedule's exponent. Default: that of DEFAULT_RHO.
-        table: noise levels of the model's training steps, for `discrete` only.
+        rho: the schedule's exponent. Default: 7 for "polynomial", otherwise 1.
+        table: noise levels of the model's training steps, for "discrete" only.
 
     Raises:
         ValueError: The kind is unknown, or a number is out of range."""
@@ -142,7 +158,7 @@ def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: flo
 
 
 def checked(sigmas: Tensor) -> Tensor:
-    """Return a host's noise levels `[n]` as float64, if they can be sampled on.
+    """Check the noise levels `[n]` that a host gives for a run, and return them as float64.
 
     Raises:
         ValueError: They are fewer than 2, not finite, negative, or do not fall at every step; the message

@@ -19,7 +19,7 @@ Weights = Sequence[Sequence[Number]]
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One step of a run: one evaluation of the slope dx/dsigma, then one move of x. Never changed later."""
+    """One step of a run: an evaluation of the slope dx/dsigma, then a weighted sum of slopes moves x."""
 
     sigma: Number  # noise level at which x stands
     # weights of the move on the slopes in hand, newest first; or a function of the loop's State that returns
@@ -39,7 +39,10 @@ class Row:
     offset: Tensor | None = None  # [C]: constant that the move adds to each channel; None: nothing
 
     def weigh(self, state: Any = None) -> Weights:
-        """Return the weights of the slopes in this step's move; a network computes them from `state`."""
+        """Return the weights of the slopes by which this step changes x.
+
+        Args:
+            state: the run's State; needed only if the weights depend on the image, as with a network."""
         return self.weights(state) if callable(self.weights) else self.weights
 
 
@@ -53,7 +56,12 @@ class Table:
 
     @classmethod
     def of(cls, rows: Iterable[Row], end: float, parts: str = "") -> "Table":
-        """Return a table of `rows`, with `Row.needed` set: which slopes the later rows still use."""
+        """Return a Table of a run's steps, with `Row.needed` set: which slopes the later steps still need.
+
+        Args:
+            rows: the steps.
+            end: noise level at which the last step ends; 0 for the denoised image.
+            parts: how slopes are split, e.g. "bands" (of frequency). Default: not at all."""
         rows = tuple(rows)
         used = [False] * len(rows)
         with_needed = []
@@ -65,11 +73,11 @@ class Table:
 
     @property
     def nfe(self) -> int:
-        """The number of evaluations of the model, one after the other."""
+        """The number of evaluations of the model in a run; an analytic first step has none."""
         return sum(not row.analytic for row in self.rows)
 
 
 def beside(v: Number, x: Tensor) -> Number:
-    """Return a number in the shape, dtype and device in which it multiplies x `[B, ...]`: a Tensor `[B]` or
-    `[1]` gets x's number of axes, a float stays a float."""
+    """Return a number in the form in which it can multiply x `[B, ...]`: a Tensor `[B]` or `[1]` gets x's
+    number of axes, dtype and device; a float stays a float."""
     return v.to(x).view(-1, *[1] * (x.ndim - 1)) if isinstance(v, Tensor) and v.ndim < x.ndim else v

@@ -13,7 +13,7 @@ from .request import AUTO, PLAIN, UNTRAINED, Request
 
 
 def plain_for(request: Request) -> Fitted:
-    """Return the best plain solver known for a request, as a predictor without constants.
+    """Return the best known solver without a predictor for a request, as a `Fitted` without constants.
 
     Raises:
         ValueError: The request is for fewer than 1 evaluation."""
@@ -40,9 +40,10 @@ def plain_for(request: Request) -> Fitted:
 
 
 def at_least_two(times: Tensor) -> Tensor:
-    """Return `times`; a single noise level is followed by half of it, because a predictor's header needs two.
+    """Return the noise levels `times`, at least two of them, because a predictor's header needs two.
 
-    The added level has no effect: a run over one level and 0 only takes the model's denoised image."""
+    A single level is followed by half of it. This has no effect: a run over one level and 0 only takes the
+    model's denoised image."""
     return times if len(times) > 1 else torch.cat([times, times / 2])
 
 
@@ -69,7 +70,7 @@ def plain_remark(plain: Fitted, missing: PredictorError, request: Request) -> st
 
 
 def untrained_for(request: Request) -> Fitted:
-    """Return the solver of the requested sampler as a predictor with default constants: nothing is learned.
+    """Return the solver of the requested sampler as a predictor with default constants: nothing was fitted.
 
     Raises:
         ValueError: The solver cannot take this number of evaluations."""
@@ -91,7 +92,10 @@ def untrained_for(request: Request) -> Fitted:
 def untrained(sampler: str, times: Tensor, afs: bool = False) -> Fitted:
     """Return a sampler's solver as a predictor with default constants: mid time r = 1/2 and scales of 1.
 
-    For amed_multistep it has the weights of `known.fallback` (iPNDM of second order)."""
+    Args:
+        sampler: the sampler; amed_multistep gets the weights of iPNDM of second order.
+        times: noise levels, falling, without a last 0.
+        afs: whether the first step is analytic, i.e. without an evaluation of the model."""
     solver, times = solver_of(sampler), at_least_two(as_double(times))
     kind = "geometric midpoints" if solver.has_recipe else known.FALLBACK
     constants: Constants | Multistep

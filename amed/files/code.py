@@ -57,7 +57,10 @@ def from_code(text: str, name: str) -> Fitted:
 
 
 def unpack(code: str) -> bytes:
-    """Return the safetensors file, as bytes, that a predictor's code (a text without whitespace) contains.
+    """Return the safetensors file, as bytes, that a predictor's code (the predictor as text) contains.
+
+    Args:
+        code: the code, without whitespace.
 
     Raises:
         ValueError: if the code is too long, damaged or incomplete.

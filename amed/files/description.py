@@ -25,9 +25,10 @@ def describe(fitted: Fitted, part_weights: PartWeights | None = None) -> str:
     """Return the content of a predictor file as text: the header, then the constants of each interval.
 
     Args:
-        part_weights: for solvers that weigh parts of the slope (e.g. frequency bands) separately: function
-            (name of the split, weights `[slopes, parts]`) -> name and weights of each part, which are
-            printed in a line of their own. Default: all weights of an interval in one line.
+        part_weights: for predictors that weigh parts of the slope dx/dsigma separately, e.g. its frequency
+            bands: a function that is given the kind of split (e.g. "bands") and the weights of one step,
+            `[slopes, parts]`, and returns the name and the weights of each part, to print one part per
+            line. Default: all weights of a step in one line.
     """
     spec, constants = fitted.spec, dict(constants_of(fitted))
     header = {name: text for name, text in to_header(spec).items() if text not in ('""', "{}", "[]")}

@@ -31,7 +31,7 @@ class Fitted:
 
     @property
     def wants_bottleneck(self) -> bool:
-        """Whether each evaluation must return the U-Net's bottleneck."""
+        """Whether each evaluation must also return the U-Net's bottleneck, for the predictor's network."""
         return self.predictor is not None and self.predictor.wants_bottleneck
 
     @property
@@ -41,7 +41,9 @@ class Fitted:
 
     @property
     def wants_halves(self) -> bool:
-        """Whether each evaluation must return the prompt's and the negative prompt's results separately."""
+        """Whether each evaluation must return the prompt's and the negative prompt's results separately.
+
+        True if the predictor weighs them separately."""
         return "halves" in PARTS[self.spec.parts].wants
 
     @property
@@ -70,7 +72,7 @@ class Fitted:
     def to(self, device: torch.device | str) -> "Fitted":
         """Return this predictor with its network copied to `device`; constants stay on the CPU.
 
-        The original is not changed, because a Library may keep it for other runs."""
+        The original is not changed, because other runs may use it."""
         network = self.predictor
         if not isinstance(network, BottleneckPredictor):
             return self
@@ -126,7 +128,7 @@ def check_types(spec: Spec, tensors: dict[str, Tensor]) -> None:
 
 
 def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[str, Tensor]]:
-    """Convert tensor `g` of an old predictor file, a factor on guidance in each step, to today's `weights`.
+    """Convert tensor `g` of an old predictor file, a factor on guidance in each step, to tensor `weights`.
 
     A header and tensors without `g` are returned unchanged. Raises ValueError if `g` is invalid."""
     g = tensors.pop("g", None) if spec.solver == MULTISTEP else None
@@ -146,6 +148,10 @@ def convert_factors(spec: Spec, tensors: dict[str, Tensor]) -> tuple[Spec, dict[
 
 def base_times(spec: Spec, tensors: dict[str, Tensor]) -> Tensor:
     """Return the noise levels that a predictor was fitted on (tensor `sigmas`), float64 `[num_steps]`.
+
+    Args:
+        spec: the header of the predictor's file.
+        tensors: the tensors of the file by name.
 
     Raises:
         ValueError: if the noise levels are missing or contradict the header.
@@ -215,7 +221,7 @@ def build_predictor(spec: Spec, tensors: dict[str, Tensor]) -> Predictor | None:
 
 
 def build_table(spec: Spec, tensors: dict[str, Tensor]) -> Multistep:
-    """Build a `Multistep` predictor, a table of weights for each step, from the tensors of its file.
+    """Build a `Multistep` predictor, which holds the weights of the slopes in each step, from its tensors.
 
     Raises:
         ValueError: if a tensor is missing or invalid; the message names the tensor.

@@ -15,19 +15,21 @@ from .store import load, save
 def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
     """Save a fitted predictor as `path`, or as NAME-2, NAME-3, ... if it must not replace the file there.
 
-    It may replace only a file for the same sampler, number of evaluations, guidance scale and checkpoint. A
-    usable predictor (better than no sampling at all) replaces an unusable one. If both are alike in this, a
-    finished fit replaces an unfinished one, and otherwise the new file replaces one whose stated error is not
-    lower. Threads and processes may call this at the same time.
+    It replaces a file only if both are for the same sampler, number of evaluations, guidance scale and
+    checkpoint, and the file is not better. A usable predictor (its images are nearer to the reference images
+    than images from other noise are) is better than an unusable one. Otherwise a finished fit is better than
+    an unfinished one, and then the one with the lower error. Threads and processes may call this at once.
 
     Args:
+        path: the wanted path.
+        fitted: the predictor.
         finished: whether the fit ran to its end.
 
     Returns:
         The path of the saved file, and a sentence that names it and the files that were not replaced.
 
     Raises:
-        UnsavedError: if the file cannot be written; the message contains the predictor's code.
+        UnsavedError: if the file cannot be written; the message contains the predictor as text (its code).
     """
     spec = replace(fitted.spec, metrics={**fitted.spec.metrics, "finished": finished})
     fitted, remarks = replace(fitted, spec=spec), []
@@ -50,7 +52,9 @@ def keep(path: Path, fitted: Fitted, finished: bool = True) -> tuple[Path, str]:
 
 
 def requested_sampler(spec: Spec) -> str:
-    """Return the sampler that the user asked to calibrate; "" if an older file does not state it."""
+    """Return the sampler that the user asked to calibrate, even if the file holds another, plain solver.
+
+    "" if a file of an older version does not state it."""
     return spec.sampler if spec.learned else spec.fitted_for
 
 

@@ -14,7 +14,7 @@ Stamp = tuple[int, int]
 def stamp_of(path: Path) -> Stamp:
     """Return a file's modification time in ns and its inode; (0, 0) if the file was deleted.
 
-    A replaced file has another stamp. The time alone is too coarse for two files saved at once."""
+    If either has changed, the file is loaded again. Two files saved at once can have the same time."""
     try:
         status = path.stat()
     except OSError:
@@ -71,16 +71,16 @@ class Library:
         return [str(result) for result in results if isinstance(result, PredictorError)]
 
     def fitted(self) -> list[Fitted]:
-        """Return all predictors that can be loaded, in the order of the folders."""
+        """Return all predictors that can be loaded, sorted by folder and file name."""
         return list(self.named().values())
 
     def named(self) -> dict[str, Fitted]:
-        """Return the predictors that can be loaded, by file name, in the order of the folders."""
+        """Return all predictors that can be loaded, by file name, sorted by folder and file name."""
         results = {name: self._try(path) for name, path in self.paths().items()}
         return {name: result for name, result in results.items() if isinstance(result, Fitted)}
 
     def links_outside(self, path: Path) -> bool:
-        """Return whether a file in these folders is a link to a file outside them."""
+        """Return whether a predictor file is a link to a file outside the predictor folders."""
         if not path.is_symlink():
             return False
         real = Path(os.path.realpath(path))

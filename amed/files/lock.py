@@ -20,7 +20,7 @@ if sys.platform == "win32":  # Windows cannot lock a folder: lock a temporary fi
     import msvcrt
 
     def open_folder(folder: Path) -> int:
-        """Return a file descriptor of a temporary file that is locked instead of `folder`."""
+        """Return the file descriptor of a temporary file to lock, because Windows cannot lock a folder."""
         name = sha256(os.path.normcase(folder.resolve()).encode()).hexdigest()[:16]
         return os.open(Path(tempfile.gettempdir()) / f"amed-{name}.lock", os.O_RDWR | os.O_CREAT)
 
@@ -32,7 +32,7 @@ else:
     import fcntl
 
     def open_folder(folder: Path) -> int:
-        """Return a file descriptor of `folder`."""
+        """Return a file descriptor of `folder`, to lock it."""
         return os.open(folder, os.O_RDONLY)
 
     def take_lock(handle: int) -> None:
@@ -42,11 +42,11 @@ else:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder` during a `with` block; the folder is created if it does not exist.
+    """Hold a lock on `folder` during a `with` block, so that only one thread or process saves files there.
 
-    The operating system releases the lock when its process ends, and no file is left in the folder. On a file
-    system without locks only the threads of this process wait for each other. After TIMEOUT the block runs
-    without the lock."""
+    The folder is created if it does not exist. The operating system releases the lock when its process ends,
+    and no file is left in the folder. On a file system without locks only the threads of this process wait
+    for each other. If the lock is not free after TIMEOUT seconds, the block runs without it."""
     acquired = _threads.acquire(timeout=TIMEOUT)
     handle = None
     try:

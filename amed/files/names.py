@@ -39,7 +39,13 @@ def name_part(text: str, default: str = "model") -> str:
 
 
 def fit_file_name(name: str, nfe: int, guidance: float, passes: int | None = None) -> str:
-    """Return the file name of a predictor, e.g. "NAME-nfe6-cfg4-passes10.safetensors" for 6 evaluations.
+    """Return a predictor's file name, e.g. "NAME-nfe6-cfg4-passes10.safetensors".
+
+    Args:
+        name: the beginning of the file name.
+        nfe: evaluations of the model per image.
+        guidance: guidance scale.
+        passes: network passes per image (two per evaluation with guidance); None: not part of the name.
 
     Raises:
         ValueError: if `name` is not a valid file name.

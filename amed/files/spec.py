@@ -114,7 +114,7 @@ class Spec:
 
     @classmethod
     def on(cls, solver: Solver | str, times: Tensor, **fields: Any) -> "Spec":
-        """Return the Spec of a solver that runs on given noise levels.
+        """Return the header (Spec) of a predictor for a solver that runs on given noise levels.
 
         Args:
             solver: a Solver, or only its name; its other settings then have their defaults.
@@ -132,7 +132,7 @@ class Spec:
 
     @property
     def identity(self) -> Identity:
-        """The identity of the checkpoint that the predictor was fitted to."""
+        """Model family and fingerprints of the checkpoint that the predictor was fitted to."""
         return Identity(self.model_family, self.model_fingerprint, self.model_signature)
 
     @property
@@ -151,7 +151,7 @@ class Spec:
         return Solver(self.solver, **{name: getattr(self, name) for name in names})
 
     def metric(self, name: str) -> float:
-        """Return a value of `metrics` as a finite float; infinity if it is absent or not a finite number."""
+        """Return a measured value of the header, e.g. "error"; infinity if it is absent or not finite."""
         value = self.metrics.get(name)
         try:
             number = float(value) if isinstance(value, int | float) else math.inf
@@ -161,9 +161,9 @@ class Spec:
 
     @property
     def usable(self) -> bool:
-        """Whether the predictor's images came closer to the reference images than unrelated images do.
+        """Whether the predictor's images are nearer to the reference images than images from other noise are.
 
-        True if the file does not state it."""
+        The reference images come from runs with many steps. True if the file does not state it."""
         return self.metrics.get("usable") is not False
 
     @property
@@ -173,25 +173,25 @@ class Spec:
 
     @property
     def sampler(self) -> str:
-        """Name of the AMED sampler that runs the predictor, "amed_multistep" for a plain solver.
+        """Name of the AMED sampler that runs the predictor; "outside" if a sampler of the host runs it.
 
-        "outside" if the predictor was fitted for a sampler of the host."""
+        A plain solver, for which nothing was fitted, runs in "amed_multistep"."""
         if self.solver == OUTSIDE:
             return OUTSIDE
         return sampler_of(self.solver, self.max_order) if self.learned else "amed_multistep"
 
     def answers(self, sampler: str) -> bool:
-        """Return whether `sampler` may use the predictor; "auto" always may."""
+        """Return whether a user who requests `sampler` may get this predictor; with "auto" always."""
         return sampler in ("auto", self.sampler, self.fitted_for)
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the model from sigma_max to sigma_min; one more if the host continues to sigma 0."""
+        """Evaluations of the model from sigma_max to sigma_min; a further step to sigma 0 takes one more."""
         return self.calls or self.student.evaluations(self.num_steps, self.afs, self.learned)
 
     @property
     def requires(self) -> list[str]:
-        """Names of the features that a program must support to run the predictor."""
+        """Names of the optional parts of the file format that a program must know to run the predictor."""
         if self.solver == OUTSIDE:
             return [OUTSIDE]
         recipe = self.features == "none" and self.solver != MULTISTEP
@@ -202,7 +202,7 @@ class Spec:
 
 
 def to_header(spec: Spec) -> dict[str, str]:
-    """Return the safetensors header of a Spec: a key for each field, with its value as JSON."""
+    """Return a Spec (a predictor's settings) as a safetensors header: each field's value as JSON."""
     fields = dataclasses.asdict(spec)
     if not spec.fitted_for:  # left out, so that other files stay byte for byte as they were before this field
         del fields["fitted_for"]
@@ -211,7 +211,7 @@ def to_header(spec: Spec) -> dict[str, str]:
 
 
 def from_header(header: dict[str, str]) -> Spec:
-    """Return the Spec of a safetensors header.
+    """Read a Spec, the settings of a predictor, from the header of a safetensors file.
 
     Raises:
         ValueError: if a field is missing, unreadable or of the wrong type, or if this version lacks a feature
@@ -249,10 +249,13 @@ def from_header(header: dict[str, str]) -> Spec:
 
 
 def read_field(header: dict[str, str], name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-    """Return the value of a header field; `default` if the field is absent.
+    """Return the value of a field of a predictor file's header.
 
     Args:
+        header: the header, with each value as JSON.
+        name: the field.
         kind: the type, or types, that the value must have.
+        default: returned if the field is absent.
 
     Raises:
         ValueError: if the field is too long, not JSON, of the wrong type, nested too deep, or has control
@@ -298,6 +301,6 @@ def read_field(header: dict[str, str], name: str, kind: type | tuple[type, ...],
 
 
 def is_too_deep(value: Any, depth: int = 0) -> bool:
-    """Return whether lists and objects are nested more than MAX_DEPTH levels deep."""
+    """Return whether a JSON value has lists or objects nested more than MAX_DEPTH levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return depth > MAX_DEPTH or any(is_too_deep(v, depth + 1) for v in inner)

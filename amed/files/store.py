@@ -127,7 +127,7 @@ def check_writable(path: Path) -> None:
 
 
 def unsaved_error(path: Path, error: OSError) -> UnsavedError:
-    """Return the error for a file that could not be written because of `error`."""
+    """Return the UnsavedError for a file that could not be written because of the OSError `error`."""
     return UnsavedError(
         f"{path}: not saved: {error.strerror or error}; free some space in {path.parent}, or make it writable"
     )
