@@ -37,14 +37,14 @@ class Teacher:
     extra: int = 1  # additional points inside each interval, the paper's M
 
     def times(self, kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-        """Return the teacher's times, float64 `[(extra + 1) (num_steps - 1) + 1]`.
+        """Return the teacher's noise levels, float64: the student's base times and the points between them.
 
         Args:
-            kind: of the schedule, a name of schedules.KINDS.
+            kind: kind of the schedule, a name of schedules.KINDS.
             num_steps: number of the student's base times.
             sigma_min: lowest noise level.
             sigma_max: highest noise level.
-            rho: of the schedule.
+            rho: exponent of the schedule, e.g. 7: uniform in sigma^(1/7) for "polynomial".
         """
         return schedules.make(kind, (self.extra + 1) * (num_steps - 1) + 1, sigma_min, sigma_max, rho)
 
@@ -65,8 +65,8 @@ class Teacher:
 def checkpointed(evaluate: Evaluate) -> Evaluate:
     """Wrap `evaluate`, which calls the model, so that the backward pass recomputes activations.
 
-    This saves memory. With gradients enabled it calls the model itself instead of `evaluate`, so nothing but
-    the denoised image is returned."""
+    This saves memory. While gradients are enabled, only the denoised image is returned, since `evaluate` is
+    then replaced by a plain call of the model."""
 
     def evaluate_checkpointed(
         model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
@@ -90,9 +90,9 @@ def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, ba
         problem: the model and its arguments.
         solver: the student, whose constants the predictor gives.
         predictor: the module to train; the losses have gradients with respect to its weights.
-        x: states `[n, ...]` at base[0].
+        x: states `[n, ...]` at base[0], where the run starts.
         base: base times `[N]`.
-        targets: the teacher's N - 1 states.
+        targets: the teacher's states `[n, ...]` at base[1:].
         afs: whether the first step is analytic.
     """
     times, starts = base.tolist(), [x, *targets[:-1]] if solver.single_step else [x]
@@ -109,7 +109,7 @@ def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, ba
 
 @dataclass(frozen=True)
 class Settings:
-    """The length and the optimiser of a training run."""
+    """Settings of a training run: its length, its optimiser and its noise."""
 
     images: int = 10_000  # trajectories in all
     batch: int = 64  # trajectories per update of each interval
@@ -160,14 +160,13 @@ def train(
         model: the denoiser; its weights get no gradient.
         solver: the student, whose constants the predictor gives.
         predictor: the module to train.
-        times: the *teacher's* times, from Teacher.times; the student's base times are every (extra +
-            1)-th.
-        draw: (generator, n) -> (x at times[0] `[n, ...]`, extra_args).
+        times: the noise levels of the *teacher*, from Teacher.times; the student's are among them.
+        draw: draws training data: (generator, n) -> (states `[n, ...]` at times[0], extra_args).
         teacher: the solver whose states the student is trained to reach.
         settings: length and optimiser.
         afs: whether the student's first step is analytic.
         evaluate: calls the model once; default: for the denoised image only.
-        error: (end states, x, extra_args) -> held-out error by which the best weights are chosen;
+        error: (end states, start states, extra_args) -> held-out error that chooses the best weights;
             default: root mean square distance to the teacher's end states.
         resume: `TrainingProgress.state()` of an earlier run with the same settings.
 

@@ -170,7 +170,7 @@ class Calibration(Stages):
                 return
 
     def _closed(self) -> Iterator[str]:
-        """Create and score fits that start from weights found by least squares (TableSearch)."""
+        """Create and score fits whose initial noise levels and weights TableSearch finds by least squares."""
         settings, plain_search, held_out = self.settings, self.searched, self.references.held_out
         count = min(settings.traced, self.references.traced)  # shared references may trace fewer
         yield from self.references.make(held_out + count)
@@ -194,8 +194,8 @@ class Calibration(Stages):
     def _students(self) -> Iterator[str]:
         """Create a fit of a sampler of the paper on each of the best one or two schedules.
 
-        Each starts from the constants that `greedy_table` finds interval by interval. If there are two
-        fits, each gets one Gauss-Newton iteration, so that the better one can be continued."""
+        Each starts from constants that are found interval by interval (`greedy_table`). Of two fits, each
+        gets one Gauss-Newton iteration, which tells the better one."""
         settings, target = self.settings, self.target
         solver, afs = solver_of(settings.sampler), bool(settings.nfe % 2)
         if afs and target.flow:
@@ -227,7 +227,7 @@ class Calibration(Stages):
                 self._score(fit, fit.parametrisation.bounded(mean, mean))
 
     def _iterate(self, fit: Fit, count: int, first: int) -> Iterator[str]:
-        """Run one iteration of a fit on `count` samples from number `first` on, and score the result."""
+        """Run one iteration of a fit on the `count` samples from index `first` on, and score the result."""
         yield from self.references.make(first + count)
         samples = self.references.take(first, count)
         yield from fit.iterate(self.model, samples, self.settings.batch, self.searched.judge.scale)

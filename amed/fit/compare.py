@@ -37,7 +37,7 @@ class ResultRow:
     fd_ref: float | None  # Fréchet distance to the reference; None without features
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row for a file, with rounded numbers; a Fréchet distance `fd_ref` of None is omitted."""
+        """Return the row as a dict for a file; numbers are rounded, and `fd_ref` is omitted if None."""
         row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
         row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
@@ -93,11 +93,10 @@ class Result:
 
 
 def without_sampling(ends: Tensor) -> Tensor:
-    """Return the images that stand for "no sampling at all", to compare a predictor with.
+    """Return `ends` `[n, ...]` in another order, so that each reference image is paired with a wrong one.
 
-    For each reference image `[n, ...]` it is another reference image, from another noise. The mean of all
-    references would be too strict a bar: in squared error it beats every sharp image that is not exactly the
-    reference. With a single reference the result is infinite."""
+    The error of these pairs is the limit above which a predictor is unusable: its images are then no nearer
+    to the references than unrelated images are. For a single image the result is infinite."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 
@@ -106,8 +105,8 @@ def verdict(error: float, blank: float) -> dict[str, Any]:
 
     Args:
         error: the predictor's held-out error.
-        blank: the error of images that were not sampled (see `without_sampling`); that of a usable
-            predictor is lower.
+        blank: the error of unrelated images (see `without_sampling`); that of a usable predictor is
+            lower.
     """
     return {} if error < blank else {"usable": False, "no_sampling_error": round(blank, 5)}
 
@@ -142,8 +141,8 @@ class Judge:
     def verdict(self, end: Tensor) -> dict[str, Any]:
         """Return the entries that mark a predictor as unusable in its file; empty if it is usable.
 
-        It is unusable if its end states `end` are no nearer to those of converged runs than images that
-        were not sampled (see `without_sampling`)."""
+        It is unusable if its end states `end` are no nearer to those of converged runs than unrelated
+        images are (see `without_sampling`)."""
         return verdict(self.error(end), self.error(without_sampling(self.held_out.end)))
 
     def metrics(
@@ -152,10 +151,10 @@ class Judge:
         """Return the metrics to write to a predictor's file.
 
         Args:
-            rows: the comparison; the first is the predictor, the second the best plain solver.
+            rows: errors of each solver; the first is the predictor, the second the best plain solver.
             end: the predictor's end states on the held-out samples.
             evaluations: number of evaluations of the model that the calibration took.
-            passes: network passes per sample under guidance; None: two per evaluation.
+            passes: network passes per sample; None: the usual two per evaluation with guidance.
         """
         first, best = rows[0].as_dict(), rows[1].as_dict()
         metrics = {k: v for k, v in first.items() if k not in ("solver", "schedule")}
@@ -166,9 +165,10 @@ class Judge:
         return metrics | self.verdict(end)
 
     def distance(self, end: Tensor) -> float | None:
-        """Return the Fréchet distance between the features of end states and of the references.
+        """Return the Fréchet distance between end states and those of converged runs, as in FID.
 
-        None if the model has no feature function, or an end state is not finite."""
+        It compares their image features. None if the model has no feature function, or an end state is
+        not finite."""
         if self.features is None or not end.isfinite().all():
             return None
         statistics, reference = (Statistics.of(self.features(v)) for v in (end, self.held_out.end))
@@ -177,15 +177,14 @@ class Judge:
     def score(self, end: Tensor) -> float:
         """Return the score of end states by which the best fit is chosen; lower is better.
 
-        It is the geometric mean of two robust errors (by Cauchy's loss) to the end states of converged
-        runs, times the square root of the Fréchet distance if the model has a feature function. Cauchy's
-        loss has a WIDE times larger scale in the second error, so samples that end in another image count
-        more in it, though less than in an RMSE."""
+        It is the geometric mean of two robust errors to the end states of converged runs, times the
+        square root of the Fréchet distance if the model has a feature function. The second error is less
+        robust: samples that end in another image count more in it."""
         distance, wide = self.distance(end), robust(per_sample(end, self.held_out.end), WIDE * self.scale)
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
     def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> ResultRow:
-        """Return a solver's row of the comparison, with the errors of its end states `end`."""
+        """Return the errors of a solver's end states `end`, as a row of the comparison of solvers."""
         error, square = self.error(end), rmse(end, self.held_out.end)
         return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 

@@ -38,7 +38,7 @@ class NormalEquations:
             end: end states `[n, ...]` at the current constants.
             reference: end states `[n, ...]` to come near to.
             scale: of Cauchy's loss, a mean squared error.
-            moved: for each constant, the end states `[n, ...]` with it moved, and the step it was moved by.
+            moved: for each constant, the end states `[n, ...]` with a changed value of it, and the change.
         """
         weight = (1 / (1 + per_sample(end, reference) / scale)).sqrt().to(end)[:, None]
         residual = ((end - reference.to(end)).flatten(1) * weight).flatten()
@@ -71,10 +71,10 @@ class NormalEquations:
 
         Args:
             name: what is fitted, for the lines of progress.
-            attempt: takes a step `[P]`; returns the loss and the constants after it, or None if they are
-                invalid.
-            dampings: values of `damping` for `step`, in the order in which they are tried.
-            floor: see `step`.
+            attempt: takes a step `[P]`; returns the loss and the constants after this step, or None if
+                these are invalid.
+            dampings: added to the matrix's diagonal, in shares of each element.
+            floor: also added to it, in shares of the largest element.
 
         Returns:
             (loss, constants) of each valid step.

@@ -22,7 +22,7 @@ Values = dict[str, float]  # constants of an interval by name
 
 @dataclass(frozen=True)
 class Interval:
-    """One interval of a solver's run, in which several constants can be tried."""
+    """One interval between two base times of a run, to try several constants on it."""
 
     problem: Problem
     solver: Solver

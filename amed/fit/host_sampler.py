@@ -43,9 +43,9 @@ class HostSampler:
     schedules: Callable[[int], dict[str, Tensor]] | None = None
 
     def call_levels(self, noise: Tensor, sigmas: Tensor, real: Denoiser) -> list[float]:
-        """Return the noise level of each call that the sampler makes of the model.
+        """Return the noise levels at which the sampler calls the model.
 
-        No evaluation of the model is spent.
+        They are found by a run with a trivial denoiser instead of the model.
 
         Args:
             noise: unit noise `[n, ...]`; only the first sample is used.
@@ -221,8 +221,8 @@ class HostFit:
     def build(self, values: Tensor, noise: Tensor) -> Outside:
         """Return the predictor with the constants `values`.
 
-        `noise` `[n, ...]` is for a run of the sampler without the model, which finds the levels of its
-        calls."""
+        `noise` `[n, ...]` is for a run without the model, which finds the noise levels at which the
+        sampler calls it."""
         times, c, a = self.split(values)
         levels = self.levels(values, noise)
         return Outside(times, torch.tensor(levels, dtype=torch.float64), c, a)
@@ -274,7 +274,7 @@ class HostFit:
         return torch.cat([WIDE * gaps, *scales])
 
     def bounded(self, values: Tensor, moved: Tensor) -> Tensor:
-        """Return the constants `moved` `[P]`, limited to their bounds and to the longest move from `values`.
+        """Return the constants `moved` `[P]`, limited to their bounds and to a largest change from `values`.
 
         The noise levels stay in falling order."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe

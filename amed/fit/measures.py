@@ -61,14 +61,14 @@ def rmse(x: Tensor, reference: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The mean and covariance of features."""
+    """The mean and covariance of image features, for a Fréchet distance (as in FID)."""
 
     mean: Tensor  # `[F]`, float64 on the CPU
     cov: Tensor  # `[F, F]`, float64 on the CPU
 
     @classmethod
     def of(cls, features: Tensor) -> "Statistics":
-        """Return the mean and covariance of features `[n, F]`.
+        """Return the mean and covariance of the image features `[n, F]` of n images.
 
         Raises:
             ValueError: fewer than 2 rows, or a value is not finite.
@@ -125,7 +125,7 @@ def run(
 
 
 def cut(value: Any, part: slice) -> Any:
-    """Return rows of a tensor, or of every tensor in a nested dict; anything else unchanged."""
+    """Return a slice of the samples of a tensor, or of all tensors in a nested dict; else `value` itself."""
     if isinstance(value, dict):
         return {k: cut(v, part) for k, v in value.items()}
     return value[part] if isinstance(value, Tensor) else value

@@ -83,9 +83,9 @@ class Parametrisation:
         self.constants = [Constant(*f, step=self.step(*f[:2])) for f in fields]
 
     def step(self, kind: str, n: int) -> float:
-        """Return the finite-difference step of a constant in interval n; `kind`: its name in PARAMETERS.
+        """Return the change of a constant in interval n for a finite difference, in the unit of the fit.
 
-        The step is in the constant's unit in the fit, e.g. the log of a noise level."""
+        `kind`: the constant's name in PARAMETERS. The unit is e.g. the log of a noise level."""
         step = PARAMETERS[kind].step
         if kind != "w":
             return step
@@ -112,13 +112,13 @@ class Parametrisation:
         return Constants(sigmas, start.rescales, start.names, **lists)
 
     def table(self, predictor: Multistep | Constants) -> Table:
-        """Return the steps of a run with the constants of `predictor`, one per evaluation, as a Table."""
+        """Return the steps of a run with the constants of `predictor`, one per evaluation."""
         if isinstance(predictor, Multistep):
             return predictor.table(None, self.afs)
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
 
     def bounded(self, start: Tensor, values: Tensor) -> Tensor:
-        """Return the constants `values` `[P]`, limited to their bounds and to the longest move from `start`.
+        """Return the constants `values` `[P]`, limited to their bounds and to a largest change from `start`.
 
         The noise levels stay in falling order."""
         limits = [(c.parameter.reach, c.parameter.low, c.parameter.high) for c in self.constants]
@@ -130,9 +130,9 @@ class Parametrisation:
 
 
 def ordered(ends: Tensor, times: Tensor) -> Tensor:
-    """Return log noise levels `times` `[P]`, moved into falling order between the first and last of `ends`.
+    """Return log noise levels `times` `[P]`, changed to fall between the first and last value of `ends`.
 
-    Neighbours keep a distance of CLOSEST, or less where there is no room for it."""
+    The distance of neighbours is at least CLOSEST, or less if there is no room for it."""
     first, last = float(ends[0]), float(ends[-1])
     close, times = min(CLOSEST, (first - last) / (2 * len(times) + 2)), times.clone()
     for i in range(len(times)):

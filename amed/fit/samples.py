@@ -74,7 +74,7 @@ class References:
         held_out: number of samples, the first ones, that decide which fit is saved.
         traced: number of samples, after the held-out ones, whose whole trajectories are stored.
         evaluations: number of evaluations per converged run.
-        seed: of the noise.
+        seed: seed of the noise.
         batch: most samples in one call of the model.
     """
 

@@ -29,9 +29,9 @@ class Search:
     def schedules(self, settings: Settings) -> list[Setting]:
         """Return the schedules to fit a multistep solver's weights on, each with a plain solver.
 
-        Only plain solvers with one evaluation per step count, and no schedule occurs twice. The order is:
-        the schedule of the best solver, the schedule USUAL, the first one with its analytic first step
-        (AFS) added or removed, those of the next best solvers."""
+        They are those of the best plain solvers with one evaluation per step, best first, without
+        repetition. Second comes USUAL, which suits most models, and third the best one with its analytic
+        first step (AFS) added or removed."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]

@@ -55,8 +55,8 @@ class Settings:
     """Settings of one fit: one sampler at one number of evaluations.
 
     Raises:
-        ValueError: a field is out of range, or `passes` is set without guidance or for a sampler that
-            cannot skip network passes.
+        ValueError: a field is out of range, or `passes` (network passes per sample) is set without
+            guidance or for a sampler that cannot skip network passes.
     """
 
     nfe: int  # evaluations per sample, from sigma_max to sigma_min; at least 2
@@ -103,16 +103,17 @@ class Settings:
     def plain_nfe(self) -> int:
         """Evaluations of the unfitted solvers to compare with.
 
-        If `passes` is set, it is half of it, since under guidance they take two passes per evaluation."""
+        Fewer than `nfe` if the fitted sampler skips network passes of guidance: the unfitted solvers take
+        two in each evaluation, and get no more passes than it."""
         return self.nfe if self.passes is None else self.passes // 2
 
     def by_budget(self, quick: int, normal: int, thorough: int) -> int:
-        """Return the argument for this budget: `quick` below LARGE, `normal` below HUGE, else `thorough`."""
+        """Return one of three values: `quick` for a small budget, `normal`, or `thorough` for a large one."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property
     def large(self) -> bool:
-        """Whether the budget is LARGE or more."""
+        """Whether the budget allows a larger search (LARGE evaluations or more)."""
         return self.budget >= LARGE
 
     @property

@@ -44,7 +44,7 @@ class TableSearch:
     flow: bool = False  # flow model: no plain solver starts analytically, but a table with its offset may
 
     def subset(self, count: int, round: int = 0) -> VariableProjection:
-        """Return `self.stage`, which fits the weights, limited to `count` samples; each round gets others."""
+        """Return the fit of the weights, limited to `count` samples; each round of the search gets others."""
         first = round * count % max(len(self.stage.samples) - count + 1, 1)
         rows = slice(first, first + count)
         return replace(self.stage, samples=self.stage.samples.cut(rows), path=self.stage.path.cut(rows))
@@ -112,15 +112,16 @@ class TableSearch:
 
 
 def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:
-    """Return the settings of a fit's weights, without a split by spatial frequency where there is none.
+    """Return `shapes`, the settings of fits of weights, adapted to latents of the shape of `x`.
 
-    There is none for latents `x` of sound and nested latents, `[n, C, L]`."""
+    Only latents of images can have weights for each band of spatial frequency. For those of sound and
+    nested ones, `[n, C, L]`, this split is removed."""
     flat = tuple(replace(shape, parts=shape.parts.replace("bands", "")) for shape in shapes)
     return shapes if x.ndim > 3 else tuple(dict.fromkeys(flat))
 
 
 def halved(parts: str) -> str:
-    """Return the name of a way to split slopes, with a split by guidance added: "bands" -> "halves+bands".
+    """Return the name of a split of slopes with a split by guidance added: "bands" -> "halves+bands".
 
-    The halves are what the conditional and the unconditional result contribute."""
+    Bands are those of spatial frequency, halves the shares of the conditional and unconditional result."""
     return "+".join(["halves", parts] if parts else ["halves"])

@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def text(self) -> str:
-        """How slopes are split, whether there are offsets, and the ridge (regularisation), for people."""
+        """Description for people: how slopes are split, offsets, and the ridge (regularisation)."""
         words = [*filter(None, self.parts.split("+")), *["offset"] * self.offset]
         return f"{' and '.join(words) or 'whole slopes'}, ridge {self.ridge:g}"
 
@@ -112,7 +112,7 @@ class VariableProjection:
         Args:
             sigmas: noise levels, float64 `[N+1]`.
             afs: whether the first step is analytic.
-            shape: which weights there are.
+            shape: settings of the weights, e.g. whether each band of spatial frequency has its own.
             earlier: a run with the same noise levels up to index `since`, to continue from.
             since: first step whose weights are fitted; those of the steps before are copied from
                 `earlier`.
@@ -132,7 +132,7 @@ class VariableProjection:
         def decide(n: int, state: State) -> Weights:
             """Fit the weights and the offset of step n; return the weights times the step's length.
 
-            The offset, a constant added to each channel, is written into the tensor shifts[n]."""
+            The offset, a constant that the step adds to each channel, is written into shifts[n]."""
             t, t_next = sigmas[n : n + 2].tolist()
             hand = list(reversed(state.slopes))[: weights.shape[1]]
             slots = [
@@ -173,13 +173,13 @@ class VariableProjection:
 
     def products(self, hand: Sequence[tuple[Tensor | None, ...]], wanted: Tensor, part: slice,
                  shape: Shape) -> Tensor:  # fmt: skip
-        """Return the inner products of a step's slopes, its offsets and the wanted slope, for some samples.
+        """Return the inner products from which a step's weights and offsets follow by least squares.
 
         Args:
-            hand: stored slopes, newest first, split into parts.
+            hand: stored slopes, newest first, each split into parts, e.g. bands of spatial frequency.
             wanted: slope `[n, ...]` that leads to the reference at the step's end.
-            part: slice of the samples.
-            shape: which weights there are.
+            part: slice of the samples to compute for.
+            shape: settings of the weights, e.g. whether each band of spatial frequency has its own.
 
         Returns:
             `[n, k+1, k+1]`: first the k unknowns (parts of slopes, then offsets of channels), last the
@@ -211,9 +211,15 @@ class VariableProjection:
     def candidate(
         self, sigmas: Tensor, afs: bool, shape: Shape, name: str, refined: bool = False
     ) -> Candidate:
-        """Fit the weights of a multistep solver on the noise levels `sigmas` `[N+1]`.
+        """Fit the weights of a multistep solver on given noise levels.
 
-        For the other arguments see Candidate and Shape."""
+        Args:
+            sigmas: noise levels, float64 `[N+1]`.
+            afs: whether the first step is analytic.
+            shape: settings of the weights, e.g. whether each band of spatial frequency has its own.
+            name: name of the fit, for people.
+            refined: whether the noise levels were refined.
+        """
         run = self.run(sigmas, afs, shape)
         return Candidate(self.loss(run), name, run, afs, refined)
 
@@ -235,9 +241,8 @@ class VariableProjection:
 
         Args:
             start: the solver to refine.
-            wide: width of the finite differences, in shares of the distance to the nearer of the two
-                neighbouring noise levels, in log sigma.
-                Narrow ones fail from NFE 7 on, because samples that jump to another image roughen the loss.
+            wide: width of the finite differences in log sigma, as a share of the distance to the nearer
+                neighbouring noise level. Narrow ones fail from NFE 7 on, because the loss is not smooth.
 
         Yields:
             Lines of progress.
@@ -267,19 +272,19 @@ class VariableProjection:
 
 
 def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tensor:
-    """Return groups of weights, towards whose common value a fit of the weights is regularised.
+    """Return groups of weights; a fit is regularised towards equal weights within each group.
 
     A group has the weights on all bands of spatial frequency of one slope; if slopes are also split by
-    guidance, the conditional and the unconditional half each have a group. The constants that are added to
-    channels (offsets) have a group each.
+    guidance, the conditional and the unconditional half each have a group. Each offset (a constant that is
+    added to a channel) is a group of its own.
 
     Args:
-        parts: how slopes are split.
-        slots: (lag, part) of each weight.
-        count: number of unknowns k: the weights, then the offsets.
+        parts: how slopes are split, e.g. into bands of spatial frequency.
+        slots: (lag, part) of each weight: the age of its slope in steps, and the index of the part.
+        count: number k of all weights and offsets.
 
     Returns:
-        `[k, m]`: 1 where an unknown belongs to one of the m groups, 0 elsewhere.
+        `[k, m]`: 1 where a weight or offset belongs to one of the m groups, 0 elsewhere.
     """
     levels = parts.levels or (0,) * parts.count
     of = [*((k, s - levels[s]) for k, s in slots), *((n, -1) for n in range(count - len(slots)))]
@@ -288,15 +293,16 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
 
 
 def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
-    """Return the unfitted solver's weight on a part of a slope, towards which the fit is regularised.
+    """Return the weight on a part of a slope towards which the fit is regularised.
 
-    A part is e.g. a band of spatial frequency. Where the newest slope has no such part (it was not
-    evaluated), the newest slope that has it gets the sum of all slopes' weights, and the others get 0.
+    It is the unfitted solver's. A part is e.g. what the unconditional result contributes to the slope. If
+    the newest slope lacks the part (it was not evaluated), the newest one that has it gets the sum of all
+    weights, and the others get 0.
 
     Args:
-        plain_weights: the unfitted solver's weights by lag.
+        plain_weights: the unfitted solver's weights on the slopes, newest first.
         hand: stored slopes, newest first, split into parts; a part is None where it was not evaluated.
-        lag: of the slope, 0 for the newest.
+        lag: index of the slope in `hand`.
         part: index of the part.
     """
     if hand[0][part] is not None:
@@ -318,8 +324,8 @@ def best_weights(
             VariableProjection.products.
         prior: weights `[k]` of the unfitted solver.
         ridge: strength of the pull towards simpler weights, in shares of each slope's own square.
-        groups: `[k, m]`, see `band_groups`. The simpler weights are equal within each group, and are found
-            in the same way, with a pull SIMPLER times as strong towards `prior`. None: they are `prior`.
+        groups: `[k, m]`, see `band_groups`: the simpler weights are fitted, but equal within each group.
+            None: they are `prior`.
     """
     count, w = len(prior), prior.clone()
     gram, right, square = products[:, :count, :count], products[:, :count, count], products[:, count, count]
