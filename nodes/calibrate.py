@@ -92,7 +92,7 @@ class Calibrate(io.ComfyNode):
 
 
 def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> torch.Tensor:
-    """Return the reports of calibrations as an IMAGE `[n, H, W, 3]`, padded to the same height."""
+    """Draw the report of each calibration, and return them as an IMAGE `[n, H, W, 3]` of the same height."""
     images = [report.as_image(report.calibration(result, sample_rows(to_rgb, result))) for result in results]
     high = max(image.shape[1] for image in images)
     return torch.cat(
@@ -101,7 +101,7 @@ def report_images(to_rgb: Callable[[Tensor], Tensor], results: list[Result]) -> 
 
 
 def sample_rows(to_rgb: Callable[[Tensor], Tensor], result: Result) -> dict[str, torch.Tensor]:
-    """Return a calibration's sample images as RGB, by label: reference run, AMED, best plain solver."""
+    """Return RGB sample images for a calibration's report, by solver: reference, AMED, best plain solver."""
     labels = {
         "reference": "reference",
         "fit": "AMED" if result.improved else "kept",

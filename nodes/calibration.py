@@ -29,13 +29,12 @@ INTERVAL = 2.0  # seconds between two pictures
 class ProgressDisplay:
     """The progress of a calibration on its node: a bar, a picture and a line of text.
 
-    The bar moves after every evaluation; picture and text change when a stage begins, and then every INTERVAL
-    seconds.
+    The bar moves after every evaluation; picture and text change every few seconds.
 
     Args:
-        to_rgb: converts samples to RGB `[n, 3, H, W]`.
-        node_id: the node, or None.
-        total: the budget in evaluations."""
+        to_rgb: function that converts latents to RGB images `[n, 3, H, W]` for the picture.
+        node_id: id of the node that shows the progress; None: show it on no node.
+        total: number of model evaluations in the whole calibration, for the bar."""
 
     def __init__(self, to_rgb: Callable[[Tensor], Tensor], node_id: str | None, total: int):
         self.to_rgb, self.node_id, self.bar = to_rgb, node_id, progress_bar(node_id, total)
@@ -65,15 +64,16 @@ def calibrate(
 
     Args:
         model: the MODEL.
-        prompts: the conditionings and the latent size to fit with.
-        job: the calibration's settings; one predictor is fitted per number of evaluations.
-        name: beginning of the files' names.
-        node_id: the node that shows the progress, or None.
-        wrapped: a SAMPLER of ComfyUI or another pack, to which AMED-Plugin is fitted; None: fit
-            `job.sampler`.
+        prompts: the prompts (CONDITIONING) and a LATENT of the image size to fit with.
+        job: sampler, numbers of evaluations, guidance scale and other settings; one predictor is fitted for
+            each number of evaluations.
+        name: beginning of the predictor files' names.
+        node_id: id of the node that shows the progress; None: show it on no node.
+        wrapped: a SAMPLER of ComfyUI or another pack to improve with AMED-Plugin; None: fit the sampler named
+            in `job`.
 
     Raises:
-        ValueError: for a job that is not possible with this MODEL."""
+        ValueError: if the settings are not possible with this MODEL."""
 
     def path(nfe: int) -> Path:
         return user_folder() / fit_file_name(name, nfe, job.guidance, job.passes)
@@ -107,7 +107,7 @@ def calibrate_now(
 ) -> SavedFit:
     """Run a quick calibration for a node that found no predictor.
 
-    The predictor is saved under a name made from the checkpoint, so that the library finds it next time."""
+    The predictor is saved in models/amed_predictors, where nodes find it the next time."""
     model_identity = identity(model)
     job = Job((nfe,), "amed_multistep" if sampler == AUTO else sampler, guidance, "quick", batch=BATCH)
     checkpoint, sampler = model_identity.fingerprint[:8] or "unknown", job.sampler.removeprefix("amed_")
@@ -116,8 +116,8 @@ def calibrate_now(
 
 
 def rgb_converter(model: Any, prompts: Prompts) -> Callable[[Tensor], Tensor]:
-    """Return a function that converts a fit's samples to rough RGB previews.
+    """Return a function that converts sampled latents to rough RGB previews, without a VAE.
 
-    Of ComfyUI's nested latents (e.g. video with sound), it converts the first part."""
+    Of latents that combine e.g. video and sound, it converts the video."""
     blank = blank_sample(model, prompts.latent)
     return lambda samples: preview_pixels(model, visible_part(blank, samples))

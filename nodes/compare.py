@@ -43,7 +43,7 @@ class Progress:
         self.bar = progress_bar(node_id, 1)
 
     def set_total(self, total: int) -> None:
-        """Set the number of evaluations that the whole comparison will take."""
+        """Set the number of evaluations that the whole comparison will take, for the progress bar."""
         self.total, self.begin = total, time.monotonic()
         self.bar = progress_bar(self.node_id, max(total, 1))
 
@@ -60,14 +60,14 @@ class Progress:
         self.done += 1
 
     def row_finished(self, evaluations: int, picture: Image.Image) -> None:
-        """Show the picture after a row of the comparison is finished.
+        """Update the progress bar and show the picture so far, after one more sampler has run.
 
-        evaluations: number of evaluations planned for all rows up to this one."""
+        evaluations: number of evaluations done so far, for the bar."""
         self.done = evaluations
         self.bar(self.done, picture)
 
     def show(self, text: str) -> None:
-        """Show text on the node."""
+        """Show a text (e.g. progress or the summary) on the Compare AMED node."""
         if self.node_id:
             show_text(self.node_id, text)
 
@@ -75,8 +75,8 @@ class Progress:
 def measure_all(scene: Scene, rows: list[Measured], progress: Progress) -> list[Measured]:
     """Run and measure all samplers of a comparison, with progress on the node.
 
-    If the user interrupts, the finished rows are saved in ComfyUI's output folder and the interrupt is
-    raised. Raises ValueError if no row gave an image."""
+    If the user interrupts, the results so far are saved in ComfyUI's output folder, and the interrupt is
+    raised again. Raises ValueError if no sampler gave an image."""
     finished: list[Measured] = []
     spent = 0
     try:
@@ -113,9 +113,9 @@ def save_rows(scene: Scene, rows: list[Measured]) -> Path:
 
 
 def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
-    """Draw the images of all rows as a grid: the reference, then each number of evaluations under a heading.
+    """Draw the images of all samplers as a grid: one row per sampler, one column per seed.
 
-    scale: resolution of the picture, in pixels per unit of the layout."""
+    scale: resolution of the picture; twice the scale gives twice the width and height in pixels."""
     guidance = f"guidance {scene.guidance:g}" if scene.guidance != 1 else "no guidance"
     caption = f"{guidance}; evaluations and network passes were counted around the model"
     if any(not math.isnan(row.distance) for row in rows):
@@ -129,12 +129,12 @@ def draw(scene: Scene, rows: list[Measured], scale: float) -> Image.Image:
 
 
 def grid_row(row: Measured, above: str, best: bool) -> grid.SamplerRow:
-    """Return a measured row as a row of the drawn grid.
+    """Convert one sampler's results to a row of the picture that compares samplers.
 
     Args:
-        row: the measured row.
-        above: the heading above it, or "".
-        best: whether it is marked as the nearest to the reference."""
+        row: the sampler's images and measurements.
+        above: a heading to draw above the row, e.g. "6 evaluations"; "": none.
+        best: whether to mark the sampler as the nearest to the reference."""
     name = row.entry.sampler
     if row.pixels is None:
         return grid.SamplerRow(name, tuple(filter(None, [row.entry.scheduler])), note=row.note, heading=above)
@@ -150,14 +150,15 @@ def seconds_text(value: float) -> str:
 
 
 def nearest(rows: list[Measured], nfe: int) -> Measured | None:
-    """Return the row nearest to the reference among those that took at most the requested `nfe`
-    evaluations."""
+    """Return the sampler's row whose images are nearest to the reference run, of those compared at `nfe`.
+
+    Samplers that took more than `nfe` evaluations are left out."""
     fair = [row for row in rows if row.nfe == nfe >= row.evaluations and not math.isnan(row.distance)]
     return min(fair, key=lambda row: row.distance, default=None)
 
 
 def cells(row: Measured) -> list[str]:
-    """Return one sampler's measurements as text, in the order of the table's columns."""
+    """Return one sampler's measurements (evaluations, seconds, distance, ...) as cells of a table."""
     names = [row.entry.sampler, row.setting or row.entry.scheduler, str(row.nfe)]
     if row.pixels is None:
         return [*names, "", "", "", "", "", row.note]
@@ -178,8 +179,9 @@ def as_csv(scene: Scene, rows: list[Measured]) -> str:
 
 
 def summary(rows: list[Measured]) -> str:
-    """Return one line per number of evaluations: the row nearest to the reference, and samplers that
-    failed."""
+    """Return a text that says, for each number of evaluations, which sampler was best and which failed.
+
+    The best is the nearest to the reference run."""
     lines = []
     for nfe in dict.fromkeys(row.nfe for row in rows if row.entry.sampler != REFERENCE):
         group = [row for row in rows if row.nfe == nfe and row.entry.sampler != REFERENCE]

@@ -31,7 +31,7 @@ LONGEST = 240  # characters of a note
 
 @dataclass(frozen=True)
 class Plan:
-    """The SAMPLER and SIGMAS that one row of a comparison runs."""
+    """The SAMPLER and SIGMAS with which one sampler of a comparison runs."""
 
     sampler: Any  # a SAMPLER
     sigmas: Tensor  # SIGMAS
@@ -41,7 +41,7 @@ class Plan:
 
 @dataclass
 class Measured:
-    """A row of the comparison: one sampler at one number of evaluations."""
+    """The results of one compared sampler at one number of evaluations: images and measurements."""
 
     entry: Entry
     nfe: int  # requested evaluations
@@ -58,7 +58,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scene:
-    """The model, prompts, latents and seeds that all rows of a comparison share."""
+    """The model, prompts, latents and seeds, which are the same for all samplers of a comparison."""
 
     model: Any  # a counting MODEL
     positive: list  # CONDITIONING
@@ -74,7 +74,7 @@ class Scene:
         return [(self.first + number) % 2**64 for number in range(self.count)]
 
     def start(self, number: int) -> dict:
-        """Return the LATENT from which one image is sampled, as a batch of one."""
+        """Return the LATENT (a batch of one) from which image `number` (from 0) is sampled."""
         size = len(parts_of(self.latent["samples"])[0])
         parts = {}
         for name in ("samples", "noise_mask"):
@@ -85,7 +85,7 @@ class Scene:
         return {k: v for k, v in self.latent.items() if k != "batch_index"} | parts
 
     def sample(self, plan: Plan, number: int) -> Any:
-        """Sample one image; return the LATENT's samples, nested if they have parts (video and sound)."""
+        """Sample image `number` (from 0) with a SAMPLER and SIGMAS (`plan`); return its latent."""
         arguments = self.guidance, self.positive, self.negative, self.start(number)
         seed = self.seeds[number]
         return run(self.model, plan.sampler, plan.sigmas, seed, *arguments, quiet=True)["samples"]
@@ -93,7 +93,7 @@ class Scene:
     def pixels(self, samples: Any) -> Tensor:
         """Decode one image to `[3, H, W]`, uint8.
 
-        Of nested samples (e.g. video with sound), only the first part is decoded."""
+        Of a video, the first frame is returned."""
         if self.vae is None:
             latents = visible_part(samples, network_space(self.model, packed(samples)))
             values = preview_pixels(self.model, latents)[0] / 2 + 0.5
@@ -107,7 +107,7 @@ class Scene:
 
 
 def plan_row(scene: Scene, entry: Entry, nfe: int) -> Plan:
-    """Return the plan (SAMPLER and SIGMAS) of one sampler of the list at `nfe` evaluations.
+    """Return the SAMPLER and SIGMAS with which a compared sampler runs at `nfe` evaluations.
 
     Raises ValueError if the sampler cannot run at `nfe` evaluations."""
     if entry.sampler == REFERENCE:
@@ -124,8 +124,8 @@ def plan_row(scene: Scene, entry: Entry, nfe: int) -> Plan:
 def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
     """Return the SAMPLER and SIGMAS of a predictor for the MODEL.
 
-    It is the predictor applied to the MODEL if that matches, else the library's best. Raises ValueError
-    if the library has no predictor for the MODEL at `nfe` evaluations."""
+    The predictor is the one applied to the MODEL, if it is for this sampler and nfe, else the best installed
+    one. Raises ValueError if there is no predictor for the MODEL at `nfe` evaluations."""
     applied = applied_predictor(scene.model.model_options)
     fits = (
         applied is not None and not applied.spec.of and applied.nfe == nfe and applied.spec.answers(sampler)
@@ -153,34 +153,37 @@ def amed_plan(scene: Scene, sampler: str, nfe: int) -> Plan:
 
 
 def plain_plan(scene: Scene, nfe: int) -> Plan:
-    """Return the SAMPLER and SIGMAS of the best solver without a predictor that is known for the MODEL."""
+    """Return the SAMPLER and SIGMAS of the best plain solver (without a predictor) known for the MODEL."""
     choice = plain_choice(scene.model, nfe, scene.guidance)
     spec = choice.fitted.spec
     return choice_plan(choice, f"{spec.solver}-{spec.max_order}{' + AFS' if spec.afs else ''}")
 
 
 def choice_plan(choice: Choice, setting: str) -> Plan:
-    """Return the SAMPLER and SIGMAS of a predictor; setting: text for the table's column "setting"."""
+    """Return the SAMPLER and SIGMAS that run a predictor or a plain solver.
+
+    Args:
+        choice: the predictor or plain solver, with its noise levels.
+        setting: its name, to show in the comparison."""
     sampler = amed_sampler(choice.sampler, predictor=choice.fitted)
     return Plan(sampler, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 
 
 def setting_plan(setting: Setting) -> Plan:
-    """Return the SAMPLER and SIGMAS of a solver without a predictor, on its schedule."""
+    """Return the SAMPLER and SIGMAS of a plain solver (without a predictor)."""
     sampler = as_sampler(plain_function(setting))
     return Plan(sampler, setting.sigmas().float(), f"{setting.name}, {setting.schedule}")
 
 
 class TooManyError(Exception):
-    """Raised in a trial run that takes more evaluations than allowed."""
+    """Raised to end a trial run, which counts a sampler's evaluations, when it takes too many."""
 
 
 def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
     """Return the most steps that one of ComfyUI's samplers makes in `nfe` evaluations.
 
-    The evaluations are counted in trial runs that do not call the network. The MODEL's hooks are left out of
-    them, because a caching hook would skip evaluations and store the trials' results. Raises ValueError if
-    not even one step fits."""
+    The evaluations are counted in trial runs that do not call the network, without the MODEL's hooks. Raises
+    ValueError if even one step takes more."""
     most, stop_if_interrupted = 4 * nfe + 20, scene.model.model_options[COUNT].before
 
     def before() -> None:
@@ -218,9 +221,14 @@ def steps_within(scene: Scene, sampler: str, scheduler: str, nfe: int) -> int:
 
 
 def measure(scene: Scene, plan: Plan, row: Measured, reference: list[Tensor] | None) -> None:
-    """Sample one sampler's images and write the measurements into its row. Raises the sampler's errors.
+    """Sample the images of one compared sampler, and measure evaluations, seconds and distance.
 
-    reference: the final latents of the run that distances are measured to, or None."""
+    Args:
+        scene: model, prompts, latents and seeds.
+        plan: the SAMPLER and SIGMAS to run.
+        row: filled with the images and measurements.
+        reference: final latents of a run of many evaluations, to measure the distance to; None: not measured.
+    """
     row.setting, row.steps = plan.setting, len(plan.sigmas) - 1
     read_count(scene.model)
     images, pixels, seconds = [], [], []
@@ -245,9 +253,9 @@ def measure(scene: Scene, plan: Plan, row: Measured, reference: list[Tensor] | N
 
 
 def attempt(row: Measured, function: Callable[..., Any], *args: Any) -> Any:
-    """Return `function(*args)`; if it raises, return None and write the error into the row's note.
+    """Return `function(*args)`; if it raises, return None and write the error into `row.note`.
 
-    ComfyUI's interrupt is not caught."""
+    So one sampler's error does not end the comparison. ComfyUI's interrupt is not caught."""
     try:
         return function(*args)
     except Interrupted:
@@ -259,9 +267,12 @@ def attempt(row: Measured, function: Callable[..., Any], *args: Any) -> Any:
 
 
 def compare(scene: Scene, rows: list[Measured], on_plan: Callable[[int], None]) -> Iterator[Measured]:
-    """Run and measure the rows of a comparison in place; yield each row when it is done, even if it failed.
+    """Run and measure all samplers of a comparison; yield each one's results when it is done or has failed.
 
-    on_plan: called with the total number of evaluations once it is known."""
+    Args:
+        scene: model, prompts, latents and seeds.
+        rows: one for each sampler and number of evaluations; filled with its images and measurements.
+        on_plan: called once, before sampling, with the total number of evaluations, to show progress."""
     plans = [attempt(row, plan_row, scene, row.entry, row.nfe) for row in rows]
     on_plan(scene.count * sum(row.nfe for row, plan in zip(rows, plans) if plan))
     reference = None

@@ -19,7 +19,7 @@ NONE = "none"
 class DiffusionModel(nn.Module):
     """The demo U-Net, with the arguments that ComfyUI passes to a diffusion model.
 
-    Patches of the middle block are applied as ComfyUI's own U-Nets do."""
+    Other nodes' patches of the middle block work as in ComfyUI's own U-Nets."""
 
     def __init__(self, unet: UNet):
         super().__init__()
@@ -34,11 +34,11 @@ class DiffusionModel(nn.Module):
             x: the network's input `[B, 3, H, W]`.
             timesteps: the noise level as the network receives it (EDM's c_noise) `[B]`.
             context: the category of emoji, one-hot `[B, n, 11]`; all zeros: no category.
-            control: not used.
+            control: ControlNet outputs, which are not used.
             call: ComfyUI's other arguments, of which only `transformer_options` is used.
 
         Raises:
-            ValueError: for a size that is no multiple of 4, or for a prompt of another model."""
+            ValueError: if height or width is no multiple of 4, or the prompt is for another model."""
         if x.shape[-1] % 4 or x.shape[-2] % 4:
             raise ValueError(
                 "the AMED demo model makes images whose sides are multiples of 4, got a LATENT of "
@@ -58,7 +58,7 @@ class DiffusionModel(nn.Module):
 
 
 def labels(context: Tensor) -> Tensor:
-    """Return the indices `[B]` of one-hot categories `[B, n, 11]`; UNCONDITIONAL where all are zero."""
+    """Convert one-hot emoji categories `[B, n, 11]` to class labels `[B]`; all zeros: 10 (no category)."""
     one_hot = context[:, 0]
     return torch.where(one_hot.abs().amax(dim=1) > 0, one_hot.argmax(dim=1), UNCONDITIONAL)
 

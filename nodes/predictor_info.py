@@ -14,11 +14,11 @@ from .schema import Predictor, schema
 
 
 def part_weights(parts: str, weights: Tensor) -> Iterator[tuple[str, list[float]]]:
-    """Yield the name of each part of the slopes (dx/dsigma), and that part's weights in one step.
+    """Yield the name of each part of the slopes (dx/dsigma), and the weights of one step on that part.
 
     Args:
-        parts: how slopes are split, e.g. "bands" (of spatial frequency); "": not at all.
-        weights: the step's weights `[slopes, parts]`, newest slope first."""
+        parts: what each slope is split into, e.g. "bands" (of spatial frequency); "": not split.
+        weights: the step's weights on the latest slopes and their parts `[slopes, parts]`, newest first."""
     return zip(names_of(parts, weights.shape[-1]), map(trimmed, weights.T.tolist()))
 
 

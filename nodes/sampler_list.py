@@ -15,7 +15,7 @@ SUGGESTIONS = 4  # names suggested for an unknown one
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of Compare AMED's list of samplers."""
+    """A sampler for the node Compare AMED to compare, with its scheduler."""
 
     sampler: str
     scheduler: str = (
@@ -36,7 +36,7 @@ def read_entries(text: str) -> list[Entry]:
 def read_entry(line: str, number: int) -> Entry:
     """Parse one line of Compare AMED's list of samplers. Raises ValueError for an unknown name.
 
-    number: of the line, from 1, for messages."""
+    number: the line's number, from 1, to name it in error messages."""
     names, schedulers = dropdown_names()
     name, _, scheduler = (part.strip().lower() for part in line.partition("/"))
     own_names = (PLAIN, *OWN_SAMPLERS)
@@ -62,6 +62,6 @@ def read_entry(line: str, number: int) -> Entry:
 
 
 def suggestion(name: str, names: list[str]) -> str:
-    """Return a sentence with the known names that are most similar to an unknown name."""
+    """Return a sentence for an error message: which of `names` are most similar to a misspelled name."""
     near = difflib.get_close_matches(name, names, SUGGESTIONS, 0.4) or names[:SUGGESTIONS]
     return f"The nearest names are: {', '.join(dict.fromkeys(near))}"

@@ -77,6 +77,6 @@ class AmedScheduler(io.ComfyNode):
 
 
 def sampled_at(node: str) -> float:
-    """Return the guidance scale at which a node's SIGMAS are sampled in the running graph; 1 if unknown."""
+    """Return the guidance scale (cfg) of the sampling node that uses this node's SIGMAS; 1 if unknown."""
     guidance = guidance_after(running_prompt()[0], node)
     return 1.0 if guidance is None else guidance

@@ -18,13 +18,17 @@ DEFAULT_PREDICTOR = (
 
 
 def schema(**fields: Any) -> io.Schema:
-    """Return an io.Schema. Fields that an older ComfyUI does not know (search_aliases) are left out."""
+    """Return a node's io.Schema, without fields that an older ComfyUI does not know (search_aliases)."""
     known = inspect.signature(io.Schema).parameters
     return io.Schema(**{"category": CATEGORY} | {k: v for k, v in fields.items() if k in known})
 
 
 def missing_input(calibrate: bool = True, **fields: Any) -> Any:
-    """Return the input `if_missing`; calibrate: whether it has the option to calibrate now."""
+    """Return the node input `if_missing`: what to do if there is no predictor for the model.
+
+    Args:
+        calibrate: whether to offer the option "calibrate now".
+        fields: other arguments of io.Combo.Input."""
     options = [PLAIN, *([CALIBRATE] if calibrate else []), "error", UNTRAINED]
     now = "; calibrate now fits a predictor first and saves it" if calibrate else ""
     return io.Combo.Input(
@@ -38,7 +42,11 @@ def missing_input(calibrate: bool = True, **fields: Any) -> Any:
 
 
 def nfe_input(minimum: int = 1, **fields: Any) -> Any:
-    """Return the input `nfe`, the number of evaluations; fields: other arguments of io.Int.Input."""
+    """Return the node input `nfe`, the number of evaluations.
+
+    Args:
+        minimum: lowest number that the user can set.
+        fields: other arguments of io.Int.Input."""
     tooltip = (
         "Number of network evaluations, one after the other. With guidance each needs two passes of the "
         "network."
@@ -47,7 +55,9 @@ def nfe_input(minimum: int = 1, **fields: Any) -> Any:
 
 
 def cfg_input(**fields: Any) -> Any:
-    """Return the input `guidance`, the guidance scale; fields: other arguments of io.Float.Input."""
+    """Return the node input `guidance`, the guidance scale (cfg).
+
+    fields: other arguments of io.Float.Input."""
     tooltip = "Classifier-free guidance scale (cfg in other samplers). 1: no guidance, which halves the work."
     usual = {"default": 5.0, "min": 0.0, "max": 100.0, "step": 0.1, "tooltip": tooltip}
     return io.Float.Input("guidance", **usual | fields)
@@ -67,7 +77,7 @@ def denoise_input() -> Any:
 
 
 def scene_inputs(model: str, positive: str, negative: str, latent_image: str) -> list:
-    """Return the inputs for a MODEL, prompts and a LATENT; the arguments are their tooltips."""
+    """Return the node inputs for a MODEL, two prompts and a LATENT; each argument is the tooltip of one."""
     return [
         io.Model.Input("model", tooltip=model),
         io.Conditioning.Input("positive", tooltip=positive),
@@ -77,12 +87,12 @@ def scene_inputs(model: str, positive: str, negative: str, latent_image: str) ->
 
 
 def sampled_inputs(model: str, latent_image: str) -> list:
-    """Return the inputs for sampling; the arguments are the tooltips of MODEL and LATENT."""
+    """Return the node inputs MODEL, prompts and LATENT for sampling; the arguments are tooltips of two."""
     return scene_inputs(model, "The prompt.", "The negative prompt. Not used at guidance 1.", latent_image)
 
 
 def fit_inputs() -> list:
-    """Return the inputs that determine what a predictor is fitted for."""
+    """Return the node inputs MODEL, prompts and LATENT of nodes that fit a predictor."""
     return scene_inputs(
         "The model to fit for, with the LoRAs and patches that you sample with.",
         "A prompt of the kind you use.",
@@ -100,9 +110,9 @@ def seed_input(
     tooltip: str = "Seed of the noise that is fitted to. Another seed gives another fit of about the same "
     "quality.",
 ) -> Any:
-    """Return the input `seed`, without the widget that changes a seed after every run.
+    """Return the node input `seed`, without ComfyUI's control that changes the seed after every run.
 
-    ComfyUI's page would add that widget by default, but fits and pictures to compare should be repeatable."""
+    So a fit or a picture is the same when it is made again."""
     return io.Int.Input(
         "seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=tooltip
     )
@@ -117,10 +127,10 @@ def name_input(default: str, tooltip: str) -> Any:
 
 
 def checked_name(name: str) -> str:
-    """Return the value of the input `name`, after a check.
+    """Check and return the input `name`, the beginning of a predictor's file name.
 
-    Raises ValueError for values like "randomize": workflows of an older version had a widget with them beside
-    `seed`, and ComfyUI's page then reads that widget's value into `name`."""
+    Raises ValueError for "fixed", "increment", "decrement" and "randomize": ComfyUI can put this value of the
+    old seed control into `name` when it loads a workflow of an older version."""
     if name in CONTROLS:
         raise ValueError(
             f"name is {name!r}, which ComfyUI read from the seed control of an older version of this node: "
@@ -130,7 +140,7 @@ def checked_name(name: str) -> str:
 
 
 def fit_outputs() -> list:
-    """Return the outputs of nodes that fit a predictor."""
+    """Return the outputs of nodes that fit a predictor: the predictor, a picture and a text."""
     return [
         Predictor.Output(
             display_name="predictor",

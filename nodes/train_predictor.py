@@ -37,7 +37,7 @@ SCALE_DIR, SCALE_TIME = 0.01, 0.0  # as in the paper for most data sets
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """The settings of a training: sampler, evaluations, guidance, teacher and the file's name."""
+    """What to train a predictor for: sampler, evaluations and guidance; with its teacher and file name."""
 
     sampler: str
     nfe: int  # evaluations
@@ -48,7 +48,7 @@ class TrainingJob:
 
 @dataclass
 class Training:
-    """The progress of a training, and its result."""
+    """The errors of a predictor during its training, and the trained predictor."""
 
     untrained: float = 0.0  # held-out error of the same solver with r = 1/2
     blank: float = math.inf  # held-out error without sampling
@@ -60,7 +60,7 @@ class Training:
 
     @property
     def best(self) -> float:
-        """The lowest held-out error so far. The network is saved with its weights after that batch."""
+        """The lowest error so far on images that are not trained on. The best network is saved."""
         return min(error for _, _, error in self.progress)
 
     @property
@@ -83,11 +83,11 @@ class Training:
 def train_and_save(
     model: Any, prompts: Prompts, job: TrainingJob, settings: Settings, node_id: str | None = None
 ) -> Training:
-    """Train a predictor on a copy of the MODEL and save it; if the user interrupts, the best one so far.
+    """Train a predictor for a MODEL and save it. If the user interrupts, save the best so far.
 
     Raises:
-        ValueError: if sampler and nfe do not fit together, or a prompt changes the network's weights.
-        PredictorError: for a model without a middle block."""
+        ValueError: if the sampler cannot take `nfe` evaluations, or a prompt has hooks that change weights.
+        PredictorError: if the model has no U-Net middle block, which the predictor needs."""
     path = user_folder() / fit_file_name(job.name, job.nfe, job.guidance)
     if any(changes_weights(cond) for cond in (*prompts.positives, prompts.negative)):
         raise ValueError(
@@ -145,22 +145,22 @@ def by_gradient(
     settings: Settings,
     training: Training,
 ) -> Iterator[int]:
-    """Train the AMED paper's network by gradient descent, in place.
+    """Train the AMED paper's network by gradient descent; yield the number of images so far, per batch.
 
-    Yields the number of images trained on, after each batch. When the generator ends or is closed, the
-    network has the weights with the lowest held-out error.
+    At the end, also after an interrupt, the network has the weights with the lowest error on images that are
+    not trained on.
 
     Args:
-        target: the model to train for, with a function that draws its noise.
-        job: the settings of the training.
-        planned: the solver to train for (student), and its more exact teacher.
+        target: the diffusion model to train for.
+        job: sampler, number of evaluations and guidance scale to train for.
+        planned: the student (the solver to train for) and the teacher (a solver with more steps).
         times: the teacher's noise levels, falling, float64.
-        predictor: the network.
+        predictor: the network to train, changed in place.
         settings: batch size, learning rate and others.
-        training: filled with the progress and the result.
+        training: filled with the errors and with sample images.
 
     Raises:
-        PredictorError: for a model without a middle block."""
+        PredictorError: if the diffusion model has no U-Net middle block, which the network needs."""
     denoiser, solver, afs = target.model, planned.solver, planned.afs
     base = times[:: job.extra + 1]
 
@@ -203,7 +203,15 @@ def spec_of(
     settings: Settings,
     training: Training,
 ) -> Spec:
-    """Return the header of the predictor's file; base: the noise levels between which it adds new ones."""
+    """Return the header of the trained predictor's file: what it is for, how it was trained, and its errors.
+
+    Args:
+        target: the diffusion model.
+        planned: the trained solver, and the teacher that it was trained to follow.
+        base: the trained solver's given noise levels; the predictor adds one between each two.
+        job: sampler, number of evaluations and guidance scale.
+        settings: batch size and others.
+        training: the errors during training."""
     how = f"Algorithm 1: {training.progress[-1][0]} images, batch {settings.batch}, "
     how += f"{planned.teacher.solver.name} teacher, M={job.extra}"
     metrics = {"error": round(training.best, 5), "untrained_error": round(training.untrained, 5)}

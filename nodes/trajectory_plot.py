@@ -34,7 +34,7 @@ PAPER = 0.08  # the largest share of x outside the plane of two components, in t
 
 @dataclass(frozen=True)
 class Job:
-    """A solver to run at given noise levels."""
+    """A solver and the noise levels at which it runs, to draw its trajectory."""
 
     name: str  # for the picture
     solver: Solver
@@ -44,16 +44,18 @@ class Job:
 
     @classmethod
     def of_fitted(cls, fitted: Fitted, sigmas: Tensor) -> "Job":
-        """Return the Job that runs a predictor at given noise levels."""
+        """Return the Job (solver and noise levels to run) for a predictor."""
         spec = fitted.spec
         name = ENTRIES[spec.sampler].label if spec.learned else f"plain {spec.solver}-{spec.max_order}"
         return cls(name, spec.student, sigmas, spec.afs, fitted)
 
     @classmethod
     def of_plain(cls, setting: Setting, name: str = "") -> "Job":
-        """Return the Job that runs a plain solver on its schedule.
+        """Return the Job (solver and noise levels to run) for a plain solver, which has no predictor.
 
-        name: label in the picture; "": the solver's name."""
+        Args:
+            setting: the solver and its schedule.
+            name: label in the picture; "": the solver's name."""
         return cls(name or setting.name, setting.solver, setting.sigmas(), setting.afs)
 
     @property
@@ -61,7 +63,7 @@ class Job:
         return None if self.fitted is None else self.fitted.predictor
 
     def walk(self, denoiser: Any, x: Tensor) -> Walk:
-        """Run the solver from noise x; return its trajectory."""
+        """Run the solver from noise x; return x at each noise level, and each step's weights."""
         fitted = None if self.fitted is None else self.fitted.to(x.device)
         thresholds = fitted is not None and fitted.spec.thresholding
         evaluate = Thresholded(evaluate_prompted) if thresholds else evaluate_prompted
@@ -73,21 +75,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The trajectory of one solver's run, from noise to image."""
+    """The states x of one solver's run, from noise to image."""
 
     job: Job
     walk: Walk
     evaluations: int  # counted
 
     def distance(self, reference: "Trajectory") -> float:
-        """Return the root mean square distance of the final state to the reference's final state."""
+        """Return the root mean square distance of this run's final state to that of a reference run."""
         return rmse(self.walk.states[-1], reference.walk.states[-1])
 
     @property
     def shares(self) -> Tensor:
-        """The weight of each slope (dx/dsigma) in each step, per frequency band, `[steps, slopes, bands]`.
+        """The weights of each step on the latest slopes (dx/dsigma), `[steps, slopes, parts]`.
 
-        Of predictors with other parts than bands, per part; without parts, the last dimension is 1."""
+        The parts are e.g. the frequency bands of a slope, if the predictor has a weight for each; else 1."""
         return self.walk.shares(self.job.predictor, self.job.afs)
 
 
@@ -111,20 +113,20 @@ def run_jobs(
 
 
 def scaled(model: Any, walk: Walk) -> Tensor:
-    """Scale a trajectory's states as the network receives them: about equally large at every noise level."""
+    """Scale the states x of a run as the network's input is, so that all noise levels fit in one plot."""
     levels = torch.tensor(walk.times, dtype=torch.float32)
     return network_input(sampling_of(model), levels, walk.states)
 
 
 def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: float, loss: float) -> list[str]:
-    """Return the node's text: evaluations, distances to the plane and the reference, and each step's weights.
+    """Describe the plotted trajectories as text: evaluations, distances, and each step's weights.
 
     Args:
-        trajectories: the reference, the learned solver, and the plain solver.
+        trajectories: of the reference, of the predictor and of a plain solver.
         fitted: the predictor.
-        scaled_loss: largest relative distance of the drawn states (scaled as the network's input) to their
-            plane.
-        loss: the same for the unscaled states x and their own plane."""
+        scaled_loss: how far the reference trajectory, scaled as drawn, lies from the plane it is drawn in
+            (largest relative distance).
+        loss: how far the unscaled reference trajectory lies from the plane fitted to it."""
     reference, learned, *_ = trajectories
     counted = ", ".join(f"{t.job.name} {t.evaluations}" for t in trajectories)
     lines = [
@@ -155,11 +157,11 @@ def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: floa
 
 
 def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> Image.Image:
-    """Draw the trajectories in their plane, and the weights of the learned solver.
+    """Draw trajectories in the plane fitted to the reference, and the weights of the predictor's steps.
 
     Args:
-        trajectories: the reference, the learned solver, and the plain solver.
-        points: the states of each, projected onto the plane of the reference.
+        trajectories: of the reference, of the predictor and of a plain solver.
+        points: for each trajectory, its states as 2D points in that plane.
         caption: the line under the title."""
     reference, learned, *_ = trajectories
     runs = []

@@ -26,7 +26,7 @@ MOST = 512  # nodes that are remembered; a forgotten one runs once more
 
 @dataclass
 class Memory:
-    """One node's requests to the library of predictors, and the results that it got."""
+    """What one node looked up in the library of predictor files, and which predictors it found."""
 
     mark: str = field(default_factory=lambda: uuid4().hex)  # the fingerprint while all results stay the same
     # By (node that made the request, its signature, index in its list of inputs): the run of the graph, and
@@ -43,7 +43,7 @@ def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
 
     Args:
         file: name of a predictor file that the node loads; "" for none, None if the name is linked.
-        also: other text on which the node's result depends.
+        also: further text; the fingerprint changes when it changes.
         widgets: the values of the node's inputs."""
     now = executing()
     if now is None:  # ComfyUI does not tell the node: any change of any file counts
@@ -61,13 +61,13 @@ def fingerprint(file: str | None = "", also: str = "", **widgets: Any) -> str:
 
 
 def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> Memory:
-    """Return the Memory stored under a key; if there is none, create and store one.
+    """Return the Memory (one node's predictor look-ups) stored under a key, creating it if there is none.
 
-    At most MOST memories are stored; the least recently used are dropped.
+    The dict is limited to 512 entries; the least recently used are removed.
 
     Args:
-        memories: all stored memories, by key; the least recently used first.
-        key: the key of the Memory to return.
+        memories: dict of stored Memory objects, the least recently used first.
+        key: key of the Memory to return.
         memory: a Memory to store under the key in place of the old one; None: keep the old one."""
     stored = memories[key] = memory or memories.get(key) or Memory()
     memories.move_to_end(key)
@@ -77,15 +77,14 @@ def memory_at(memories: OrderedDict, key: Any, memory: Memory | None = None) -> 
 
 
 def remember(request: Request, memory: Memory | None = None) -> None:
-    """Store a request to the library of predictors and its result.
+    """Record which predictor a node found in the library of predictor files.
 
-    When the library would give another result, the node's fingerprint changes and ComfyUI runs it again. A
-    request for a predictor that is already given (e.g. by a link) does not depend on the library, and is not
-    stored.
+    If the library would later give the node another predictor, ComfyUI runs the node again. Nothing is
+    recorded if the predictor was not looked up, e.g. because it was linked to the node.
 
     Args:
-        request: the request.
-        memory: the Memory of the node that depends on the result. None: that of the executing node."""
+        request: what the node looked for, e.g. a predictor for a model and a number of evaluations.
+        memory: the node's recorded look-ups. None: those of the node that ComfyUI is executing."""
     now = executing()
     memory = memory or (None if now is None else _latest.get(now.node))
     if now is None or memory is None or request.fitted is not None:
@@ -103,16 +102,16 @@ def remember(request: Request, memory: Memory | None = None) -> None:
 
 
 def remember_later() -> Callable[[Request], None]:
-    """Return a function that stores requests for the node that is executing now, whenever it is called.
+    """Return a function that records predictor look-ups for the node that is executing now, even later.
 
-    AMED Sampler needs it: its request is only made when another node samples with its SAMPLER."""
+    AMED Sampler needs it, because its predictor is looked up later, when another node samples."""
     now = executing()
     memory = None if now is None else _latest.get(now.node)
     return lambda request: remember(request, memory or Memory())
 
 
 def result_hash(request: Request) -> str:
-    """Return a hash of the predictor that the library chooses for a request; "" if it has none."""
+    """Return a hash of the library's best predictor for a request (model, sampler, nfe); "" if none."""
     try:
         return fitted_hash(choose(library(), request).fitted)
     except PredictorError:
@@ -120,7 +119,7 @@ def result_hash(request: Request) -> str:
 
 
 def fitted_hash(fitted: Fitted) -> str:
-    """Return a hash of a predictor."""
+    """Return a SHA-256 hash of a predictor (solver constants and header), in hexadecimal."""
     return hashlib.sha256(code_of(fitted).encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from .workflow import carried_predictor, write_predictor
 
 @dataclass(frozen=True)
 class Wanted:
-    """A node's inputs that determine its predictor."""
+    """The inputs of a node that determine which predictor it uses, e.g. its MODEL, sampler and nfe."""
 
     model: Any  # the MODEL
     sampler: str  # name of the sampler, or "auto"
@@ -27,20 +27,20 @@ class Wanted:
     node_id: str | None  # the node, which shows the progress of a calibration
 
     def request(self, **fields: Any) -> Request:
-        """Return these inputs as a request to the library of predictors.
+        """Return a Request for the library's best predictor for this node's MODEL, sampler, nfe and guidance.
 
-        fields: further fields of the Request."""
+        fields: values for other fields of the Request, e.g. `if_missing`."""
         return request(self.model, self.sampler, self.guidance, nfe=self.nfe, **fields)
 
 
 def look_up(wanted: Wanted, png: Any = None) -> Choice:
     """Choose the predictor for a node, and write it into the workflow.
 
-    Take the first that exists: the predictor stored in the workflow for this node, else the library's best
-    for the MODEL, else what `if_missing` says, e.g. one calibrated now or a plain solver.
+    Take the predictor stored in the workflow for this node, else the best predictor file for the MODEL, else
+    what the node's input `if_missing` says, e.g. calibrate a predictor now or run a plain solver.
 
     Args:
-        wanted: the node's inputs.
+        wanted: the node's inputs, e.g. MODEL, sampler, nfe and `if_missing`.
         png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
 
     Raises:
@@ -66,10 +66,10 @@ def look_up(wanted: Wanted, png: Any = None) -> Choice:
 
 
 def library_or_calibration(wanted: Wanted) -> Choice:
-    """Choose a node's predictor from the library, or do what `if_missing` says, e.g. calibrate one.
+    """Choose a node's predictor from the installed files, else do what its input `if_missing` says.
 
-    If `if_missing` is "calibrate now", the library's predictor is taken only if it was fitted to this
-    checkpoint at this guidance scale."""
+    If `if_missing` is "calibrate now", a predictor fitted to another checkpoint or another guidance scale is
+    not used, and a new one is calibrated."""
     node_request, prompts = wanted.request(if_missing=wanted.if_missing), wanted.prompts
     if wanted.if_missing != CALIBRATE:
         return choose(library(), node_request)
@@ -94,7 +94,7 @@ def library_or_calibration(wanted: Wanted) -> Choice:
 
 
 def reasons_to_calibrate(choice: Choice, node_request: Request) -> list[str]:
-    """Return the reasons to calibrate although the library has a predictor; empty if there are none.
+    """Return the reasons to calibrate although an installed predictor was found; empty if there are none.
 
     A reason is that the predictor was fitted to another checkpoint or another guidance scale, or that the
     MODEL's checkpoint is unknown."""

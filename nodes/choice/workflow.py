@@ -38,11 +38,11 @@ def load_named(name: str) -> Fitted:
 
 
 def workflow_entries(png: Any, create: bool = False) -> dict:
-    """Return the predictors that are stored in a workflow, each as a dict with its settings, by node id.
+    """Return the predictors that are stored in a workflow, by node id, each as the JSON dict it is stored as.
 
     Args:
         png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
-        create: whether to add an empty dict for them to the workflow if there is none."""
+        create: whether to add an empty dict to the workflow if it stores no predictors yet."""
     holder = png.get("workflow") if isinstance(png, dict) else None
     for key in ("extra", KEY):
         if not isinstance(holder, dict):
@@ -55,7 +55,7 @@ def workflow_entries(png: Any, create: bool = False) -> dict:
 
 @dataclass
 class Metadata:
-    """The image metadata of one run of the graph, into which its nodes write predictors and reports."""
+    """The metadata that ComfyUI saves with the images of one run: nodes add predictors and reports."""
 
     png: dict  # ComfyUI's EXTRA_PNGINFO
     sent: dict  # the pack's entries in the workflow as it was sent, by node id
@@ -68,8 +68,9 @@ _metadata: list[Metadata] = []  # of the latest runs, the newest last
 
 
 def metadata_of(png: Any) -> Metadata | None:
-    """Return the Metadata of a run, identified by the object that ComfyUI passes to all its nodes, or
-    None."""
+    """Return the image metadata of the graph's current run; None if ComfyUI passes none.
+
+    png: ComfyUI's EXTRA_PNGINFO, the same dict for all nodes of one run."""
     if not isinstance(png, dict):
         return None
     metadata = next((known for known in _metadata if known.png is png), None)
@@ -82,16 +83,16 @@ def metadata_of(png: Any) -> Metadata | None:
 def write_predictor(
     png: Any, node_id: str | None, widgets: dict, fitted: Fitted, model_identity: Identity | None = None
 ) -> None:
-    """Write a node's predictor into the prompt's workflow.
+    """Write a node's predictor into the workflow that ComfyUI saves in images.
 
-    A solver that was not fitted to a model (e.g. a plain one) is not written: every installation can make it.
+    Plain solvers, which are not fitted to a model, are not written, because every installation has them.
 
     Args:
-        png: ComfyUI's EXTRA_PNGINFO.
-        node_id: the node.
-        widgets: the node's inputs on which the choice of the predictor depends.
+        png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
+        node_id: the node's id.
+        widgets: values of the node's inputs that determine the predictor, e.g. sampler and nfe.
         fitted: the predictor.
-        model_identity: the checkpoint that it runs on."""
+        model_identity: the checkpoint that the predictor runs on."""
     metadata = metadata_of(png)
     if metadata is None or not (fitted.spec.model_family or fitted.spec.model_fingerprint):
         return
@@ -112,13 +113,14 @@ def carried_predictor(
     """Return the predictor that was stored in the workflow for a node before this run, or None.
 
     Args:
-        png: ComfyUI's EXTRA_PNGINFO.
-        node_id: the node.
-        widgets: the node's inputs, which must be those that the predictor was written for.
+        png: ComfyUI's EXTRA_PNGINFO, which has the workflow.
+        node_id: the node's id.
+        widgets: values of the node's inputs, e.g. sampler and nfe; a predictor that was stored with other
+            values is ignored.
         model_identity: the checkpoint that the predictor must be for; None: any.
 
     Raises:
-        PredictorError: if the predictor is broken, or for another checkpoint."""
+        PredictorError: if the stored predictor is damaged, or for another checkpoint."""
     metadata = metadata_of(png)
     entry = metadata.sent.get(str(node_id)) if metadata else None
     first_error = None
@@ -135,9 +137,9 @@ def carried_predictor(
 
 
 def read_entry(entry: dict, model_identity: Identity | None) -> Fitted:
-    """Return the predictor in a dict that `write_predictor` stored in a workflow.
+    """Read a predictor from the JSON dict in which a workflow stores it.
 
-    Raises PredictorError if it is broken, or not for the checkpoint `model_identity` (None: any)."""
+    Raises PredictorError if it is damaged, or not for the checkpoint `model_identity` (None: any)."""
     fitted = from_code(str(entry.get("code")), "the workflow's predictor")
     spec = fitted.spec
     if model_identity is not None:
@@ -152,9 +154,10 @@ def read_entry(entry: dict, model_identity: Identity | None) -> Fitted:
 
 
 def write_report(png: Any, node_id: str | None, report: Report, guidance: float) -> None:
-    """Write what a run did into the images' metadata, under "amed" and the node's id.
+    """Write a sampling report (predictor, evaluations, notes) into the metadata that is saved with images.
 
-    If the node runs for each item of a list, its entry is a list of reports."""
+    It is stored under "amed" and the node's id. If the node runs several times, because a list is linked to
+    an input, a list of reports is stored."""
     metadata = metadata_of(png)
     if metadata is None:
         return
