@@ -36,7 +36,7 @@ class SamplerRow:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes that all rows of a comparison picture share."""
+    """Sizes that are the same for all samplers in a comparison picture."""
 
     column: float  # width of a column of samples, with the gap
     sample_height: float
@@ -44,9 +44,9 @@ class Layout:
 
     @classmethod
     def of(cls, columns: int, rows: list[SamplerRow]) -> "Layout":
-        """Return the layout of a picture with `columns` columns of samples.
+        """Return the layout of a comparison picture with `columns` columns of samples.
 
-        All samples are drawn with the height and width of those in the first row that did not fail."""
+        All samples get the aspect ratio of those of the first sampler that did not fail."""
         shapes = [row.pictures.shape for row in rows if row.pictures is not None]
         height, width = shapes[0][-2:] if shapes else (1, 1)
         column = min(MAX_TILE, (WIDTH - MIN_LABEL - EDGE) / columns)
@@ -59,7 +59,7 @@ class Layout:
         return WIDTH - EDGE - self.column * columns
 
     def height(self, row: SamplerRow, columns: int) -> float:
-        """Return a row's height with its note and the gap below it, in 1/500 of the picture's width."""
+        """Return the height of a sampler's row with note and gap, in 1/500 of the picture's width."""
         label = 20 + LINE_HEIGHT * len(row.details) + (BAR_HEIGHT if row.distance is not None else 0)
         if row.pictures is None:
             width = WIDTH - self.samples_left(columns) - EDGE
@@ -144,7 +144,7 @@ def sample_image(sample: Tensor, width: float, height: float, scale: float) -> I
 
 
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    """Return a Markdown table whose columns are also aligned in plain text."""
+    """Return a Markdown table, padded with spaces so that its columns are aligned as plain text too."""
     lines = [[cell.replace("|", "/") for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(head, *lines)]
     rows = [head, ["-" * w for w in widths], *lines]

@@ -12,15 +12,16 @@ NAMES = {  # kind of split, as in a predictor file's field `parts` -> name of ea
 
 
 def names_of(parts: str, count: int) -> tuple[str, ...]:
-    """Return display names for the parts of a slope (dx/dsigma), e.g. its bands of spatial frequency.
+    """Return display names for the parts into which a slope (dx/dsigma) is split, e.g. frequency bands.
 
     Args:
-        parts: the kind of split, e.g. "bands", as named in predictor files.
-        count: number of parts, called "part 1", "part 2", ... if the kind is unknown."""
+        parts: the kind of split as named in predictor files, e.g. "bands" (of spatial frequency) or
+            "guidance" (the slope without guidance, and what guidance adds).
+        count: number of parts; if the kind is unknown, they are called "part 1", "part 2", ..."""
     return NAMES.get(parts) or tuple(f"part {number}" for number in range(1, count + 1))
 
 
 def trimmed(weights: list[float]) -> list[float]:
-    """Return the weights without trailing zeros; at least one weight remains."""
+    """Return a list of weights without the zeros at its end, but with at least one weight."""
     last = max((n for n, w in enumerate(weights) if w != 0), default=0)
     return weights[: last + 1]

@@ -81,7 +81,7 @@ class Panel:
             write(self.draw, (left + share * (right - left), bottom + 14), label, INK, 26, 0.5, 0)
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        """Convert a point (x, y) of the plot's axes to pixel coordinates of its image."""
+        """Convert a point (x, y), in the units of the plot's axes, to pixel coordinates in its image."""
         left, top, right, bottom = self.box
         low, high = (math.log(v) for v in self.x) if self.log_x else self.x
         share = ((math.log(x) if self.log_x else x) - low) / ((high - low) or 1)
@@ -91,7 +91,7 @@ class Panel:
     def line(
         self, points: list[tuple[float, float]], colour: tuple[int, ...], name: str = "", row: int = 0
     ) -> None:
-        """Draw points (x, y) joined by lines, and write `name` as line `row` of the legend."""
+        """Join points (x, y) by lines; write `name`, if given, as line `row` of the legend (0: the first)."""
         draw_curve(self.draw, [self.at(*point) for point in points], colour)
         if name:
             write(self.draw, (self.box[2] - 6, self.box[1] + 6 + 32 * row), name, colour, 28, 1, 0)
@@ -106,14 +106,14 @@ def draw_curve(draw: ImageDraw.ImageDraw, places: list[tuple[float, float]], col
 
 
 def constants(fitted: Any) -> Image.Image:
-    """Plot the numbers fitted for a sampler (a predictor) over the noise level, one curve per kind of number.
+    """Plot the numbers fitted for a sampler over the noise level (sigma).
 
-    For AMED Multistep, these are the weights of the last few slopes (dx/dsigma) in a step. If slopes are
-    split into parts, only the weights of the newest slope's parts are drawn. If a constant was fitted that is
-    added to the slope, there is a curve for each latent channel.
+    For AMED Multistep, these are the weights of the last few slopes (dx/dsigma), one curve per slope. If each
+    slope is split, e.g. into frequency bands, there is one curve per part of the newest slope instead. If a
+    constant was fitted that is added to the slope, another plot shows it for each latent channel.
 
     Args:
-        fitted: an amed.Fitted."""
+        fitted: the fitted numbers with their noise levels, an amed.Fitted."""
     values, starts = getattr(fitted.predictor, "values", {}), fitted.base[:-1].tolist()
     if not values:
         network = "a network: its r, c, a depend on the image"
@@ -198,10 +198,10 @@ def sample_rows(pictures: dict[str, Tensor], highest: int = MAX_SAMPLES) -> Imag
 
 
 def error_bars(rows: Sequence[Any]) -> Image.Image:
-    """Draw bars for the error of a calibrated sampler and of the best plain solvers (without fitted numbers).
+    """Draw bars for the errors of a calibrated sampler and of plain solvers (without fitted numbers).
 
     Args:
-        rows: `rows` of an amed.fit.Result; only the first `MAX_ROWS` are drawn."""
+        rows: a solver and its error each (`rows` of an amed.fit.Result); the first `MAX_ROWS` are drawn."""
     rows = rows[:MAX_ROWS]
     image = Image.new("RGB", (WIDTH, 56 + 68 * len(rows)), BACK)
     draw = ImageDraw.Draw(image)
@@ -235,7 +235,7 @@ def calibration(result: Any, pictures: dict[str, Tensor]) -> Image.Image:
 
     Args:
         result: an amed.fit.Result.
-        pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
+        pictures: name to write beside the samples, e.g. "reference" -> samples `[n, 3, H, W]` in [-1, 1]."""
     first, best = result.rows[:2]
     comparison = f"{first.error / max(best.error, 1e-12):.2f} of the best plain solver's"
     if not result.improved:
@@ -251,9 +251,9 @@ def training(measurements: list[tuple[int, list[float], float]], untrained: floa
     """Draw the report of training an AMED network: its samples, and its error on noise not used in training.
 
     Args:
-        measurements: one (images so far, loss of each sampling step, held-out error) per measurement.
-        untrained: held-out error before training.
-        pictures: name of a row -> samples `[n, 3, H, W]` in [-1, 1]."""
+        measurements: (training images so far, loss of each sampling step, error) at each measurement.
+        untrained: the error before training.
+        pictures: name to write beside the samples -> samples `[n, 3, H, W]` in [-1, 1]."""
     last = float(measurements[-1][0])
     errors = [(float(n), e) for n, _, e in measurements]
     best = min(e for _, e in errors)
@@ -269,8 +269,8 @@ def live(progress: Any, look: Any, pictures: dict[str, Tensor]) -> Image.Image:
 
     Args:
         progress: an amed.fit.Progress.
-        look: the best fit and the best plain solver so far, an amed.fit.preview.Preview.
-        pictures: name -> samples `[n, 3, H, W]` in [-1, 1], of which the first is shown."""
+        look: the errors of the best fit and of the best plain solver so far, an amed.fit.preview.Preview.
+        pictures: name -> samples `[n, 3, H, W]` in [-1, 1]; the first sample of each is drawn."""
     image = Image.new("RGB", (WIDTH, 232), BACK)
     draw = ImageDraw.Draw(image)
     finished = progress.text == DONE
@@ -308,7 +308,7 @@ def time_left(seconds: float) -> str:
 
 
 def error_curve(curve: Sequence[tuple[int, float]]) -> Image.Image:
-    """Plot the error of a running calibration over the number of evaluations.
+    """Plot the error of a running calibration over the number of model evaluations it has used.
 
     Args:
         curve: points (evaluations so far, error divided by that of the best plain solver)."""

@@ -156,9 +156,9 @@ def draw_levels(pen: Pen, y: float, runs: list[SolverRun]) -> float:
 
 
 def draw_weights(pen: Pen, y: float, name: str, values: Tensor, times: list[float]) -> float:
-    """Draw a table of weights `[N, H]`: N steps, H latest slopes (dx/dsigma). Return the y below it.
+    """Draw a table of weights `[N, H]`, those of the H latest slopes (dx/dsigma) in each of N steps.
 
-    Cells are coloured by the sign and size of the weight."""
+    Cells are coloured by the sign and size of the weight. Returns the y below the table."""
     pen.write((EDGE, y), name, 13, INK, WIDTH - 2 * EDGE)
     columns = min(values.shape[1], MAX_COLUMNS)
     left = EDGE + 124

@@ -45,9 +45,9 @@ class Form:
 
     @classmethod
     def of(cls, given: dict[str, Any]) -> "Form":
-        """Check the fields of the tab, or of the API's JSON; absent fields have their defaults.
+        """Read and check the settings from the AMED tab or an API request; absent ones get their defaults.
 
-        Raises ValueError, with the field's name, for a value that is not possible."""
+        Raises ValueError, with the setting's name, for an unknown setting or a value that is not possible."""
         fields = dict(given)
         prompts = fields.pop("prompts", DEFAULT_PROMPTS)
         lines = prompts.splitlines() if isinstance(prompts, str) else prompts
@@ -95,16 +95,16 @@ class Form:
         return entry_of(self.sampler) is None
 
     def job(self) -> Job:
-        """Return the form's settings as an amed.fit.Job. Raises ValueError if one of them is out of range."""
+        """Return the calibration's settings as an amed.fit.Job. Raises ValueError if one is out of range."""
         job = Job(self.nfe, self.entry.sampler, self.guidance, self.budget, self.seed, self.batch)
         job.settings()
         return job
 
     def file_name(self, nfe: int, checkpoint: str) -> str:
-        """Return the name of the predictor file for one number of evaluations.
+        """Return the name of the predictor file fitted at `nfe` evaluations per image.
 
-        It begins with the form's name, or with those of the checkpoint and the sampler. Raises ValueError if
-        the form's name is not a valid file name."""
+        It begins with the user's name for it or, if there is none, with the checkpoint's and the sampler's.
+        Raises ValueError if the user's name is not a valid file name."""
         sampler = self.sampler if self.is_host_sampler else self.entry.sampler.removeprefix("amed_")
         default = re.sub(r"[^\w.+-]+", "-", f"{checkpoint}-{sampler}").strip("-.")
         default = default.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
@@ -117,15 +117,15 @@ def choices() -> list[str]:
 
 
 class PromptDenoiser:
-    """The WebUI's denoiser, called with a prompt number for each sample.
+    """The WebUI's denoiser for a batch whose samples have different prompts.
 
-    It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` has the number of each
-    sample's prompt. `evaluate` can also return the output of the U-Net's middle block and the results of the
-    prompt and of the negative prompt alone.
+    It is called as `denoiser(x, sigma, prompt=numbers)`, where `numbers` `[B]` has the index of each sample's
+    prompt in the list of prompts.
 
     Args:
         denoiser: the WebUI's CFGDenoiser.
-        extra_args: its arguments for a batch with one sample per prompt."""
+        extra_args: the arguments that the WebUI gives it for a batch with one sample per prompt, in the order
+            of the list."""
 
     def __init__(self, denoiser: Any, extra_args: dict[str, Any]):
         self.denoiser, self.extra_args = denoiser, extra_args
@@ -142,15 +142,20 @@ class PromptDenoiser:
 
         Args:
             model: this PromptDenoiser, or a wrapper that calls it.
-            extra_args: `extra_args["prompt"]` `[B]` has the number of each sample's prompt."""
+            extra_args: has as `prompt` `[B]` the index of each sample's prompt in the list of prompts.
+            wants: additional outputs: "bottleneck" (the output of the U-Net's middle block), "halves" (the
+                results of the prompt and of the negative prompt alone)."""
         args = host.args_for_prompts(self.extra_args, extra_args["prompt"].tolist())
         return self.host.record(lambda: model(x, sigma, **extra_args), self.denoiser, len(x), args, wants)
 
 
 def make_target(form: Form, checkpoint: Any, denoiser: Any, x: Tensor, extra_args: dict) -> Target:
-    """Describe the WebUI's model for a fit, as an amed.fit.Target: its denoiser, noise levels and noise.
+    """Describe the WebUI's model for a calibration (as an amed.fit.Target): how to call it and draw noise.
 
-    The noise has the shape of x `[B, C, H, W]`; each sample has a random one of the form's prompts."""
+    Args:
+        x: a batch `[B, C, H, W]`; the noise of each sample has the shape `[C, H, W]`.
+        extra_args: the WebUI's arguments for a batch with one sample per prompt. Each sample of the
+            calibration gets a random one of these prompts."""
     low, high = host.sigma_range(denoiser.inner_model)
     scale, identity = host.noise_scale(checkpoint, high), host.identity(checkpoint)
     model = PromptDenoiser(denoiser, extra_args)
@@ -185,10 +190,11 @@ def show_progress(progress: Progress) -> None:
 
 
 def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Callable[..., Tensor]:
-    """Return a function that fits predictors; the WebUI calls it in place of a sampler.
+    """Return a function that calibrates; the WebUI calls it in place of a sampler.
 
-    It adds each fit to `outcome`. After an interruption, the finished fits and the best unfinished one are
-    saved. Raises ValueError if the form's name is not a valid file name."""
+    It fits a predictor for each number of evaluations in `form` and adds it to `outcome`. After an
+    interruption, the finished fits and the best unfinished one are saved. Raises ValueError if the user's
+    name for the predictors is not a valid file name."""
     name = host.checkpoint_name(checkpoint)
     names = {nfe: form.file_name(nfe, name) for nfe in form.nfe}  # raises before any evaluation is made
 
@@ -209,7 +215,7 @@ def fit_function(form: Form, checkpoint: Any, outcome: CalibrationOutcome) -> Ca
 
 
 def calibrate(form: Form) -> CalibrationOutcome:
-    """Fit and save a predictor for each number of evaluations in the form, and draw a report of each.
+    """Fit and save a predictor for each number of evaluations that the user gave; draw a report of each.
 
     Must run in the WebUI's queue and on its thread for generations (see `calibrate_in_queue`)."""
     outcome, checkpoint = CalibrationOutcome(), host.checkpoint()

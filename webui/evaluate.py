@@ -35,7 +35,7 @@ Half = Tensor | None  # denoised images [B, ...] of one half of guidance; None w
 
 @dataclass
 class NetworkCall:
-    """One recorded call of the network."""
+    """One recorded call of the denoising network, e.g. of the U-Net."""
 
     rows: int  # rows of the call's input
     chunks: list[int] | None = None  # kind of each chunk: 0 prompt, 1 negative prompt; None if not stated
@@ -52,36 +52,36 @@ class Recording:
 
 
 class RowOrder(Protocol):
-    """Finds each image's rows in the batches that a WebUI passes through its network.
+    """Finds the entries of each image in the batches that a WebUI passes through its network.
 
-    A row is one image with one prompt or negative prompt. In all methods `count` is the number of images and
-    `extra_args` the arguments of the WebUI's denoiser."""
+    A batch has an entry (row) for each combination of an image with one of its prompts or negative prompts.
+    In all methods `count` is the number of images and `extra_args` the arguments of the WebUI's denoiser."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """Return the middle block's output for the first prompt of each image, `[count, C, H, W]`; None if
-        it is unknown which batch row belongs to which image."""
+        """Return the U-Net's middle block's output for the first prompt of each image, `[count, C, H, W]`;
+        None if it is unknown which entry of the batch belongs to which image."""
 
     def recording_halves(self, denoiser: Any, recording: Recording) -> AbstractContextManager[None]:
-        """Return a context manager that records the denoised images of the prompts and of the negative prompt
-        in `recording.denoised`."""
+        """Return a context manager that adds the denoised images of the prompts alone and of the negative
+        prompt alone to `recording.denoised`."""
 
     def halves(self, recording: Recording, count: int, extra_args: dict[str, Any]) -> tuple[Half, Half]:
-        """Return the denoised images `[count, ...]` of the prompts and of the negative prompt.
+        """Return the denoised images `[count, ...]` of the prompts alone and of the negative prompt alone.
 
         Several prompts joined by AND give their weighted mean. Either is None if it was not computed or
         cannot be assigned to the images."""
 
 
 def prompts_of(extra_args: dict[str, Any], count: int) -> list[list[Any]] | None:
-    """Return the prompts of each of `count` images, from the WebUI's MulticondLearnedConditioning; None if it
-    has another number of images."""
+    """Return the prompts of each of `count` images (several if joined by AND), as the WebUI encoded them;
+    None if the WebUI has prompts for another number of images."""
     prompts = getattr(extra_args.get("cond"), "batch", None)
     prompts = [[None]] * count if prompts is None else prompts
     return prompts if len(prompts) == count else None
 
 
 class PromptsFirst:
-    """The order of the batch rows in A1111: those of all prompts, then those of all negative prompts."""
+    """The order of a network batch in A1111: the images with their prompts, then with negative prompts."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
         prompts = prompts_of(extra_args, count)
@@ -121,19 +121,19 @@ class PromptsFirst:
 
 
 def weighted_mean(rows: Tensor, weights: list[float]) -> Tensor:
-    """Return the weighted mean of rows `[n, ...]`; a single row is returned unchanged."""
+    """Return the weighted mean of n denoised images `[n, ...]`; a single image is returned unchanged."""
     if len(rows) == 1:
         return rows[0]
     return sum(weight * row for weight, row in zip(weights, rows)) / sum(weights)
 
 
 class Chunks:
-    """The order of the batch rows in Forge and reForge: prompt by prompt, each with one row per image."""
+    """The order of a network batch in Forge and reForge: all images with one prompt, then with the next."""
 
     def bottleneck(self, calls: list[NetworkCall], count: int, extra_args: dict[str, Any]) -> Tensor | None:
-        """Return the middle block's output for the first prompt of each image, `[count, C, H, W]`.
+        """Return the U-Net's middle block's output for the first prompt of each image, `[count, C, H, W]`.
 
-        Prompts run in reversed order, so these rows are the last that belong to a prompt."""
+        Forge runs the prompts in reversed order: the first one comes last in the batch."""
         for call in reversed(calls):
             chunks = call.chunks or []
             if len(call.output) != count * len(chunks):
@@ -178,7 +178,7 @@ class HostEvaluate:
     Args:
         network: returns the network in use now (a refiner may replace it during a run), or None if the model
             has none.
-        order: the order of the batch rows in this WebUI."""
+        order: the order of prompts and negative prompts in this WebUI's network batches."""
 
     def __init__(self, network: Callable[[], nn.Module | None], order: RowOrder):
         self.network, self.order = network, order
@@ -209,7 +209,8 @@ class HostEvaluate:
             denoiser: the WebUI's CFGDenoiser.
             count: number of images.
             extra_args: the arguments with which `denoise` calls the denoiser.
-            wants: may contain "bottleneck" and "halves", see amed.loop.Evaluate."""
+            wants: may contain "bottleneck" (the output of the U-Net's middle block) and "halves" (the
+                results of the prompt and of the negative prompt alone)."""
         self.evaluations += 1
         recording, network = Recording(), self.network()
         middle = getattr(network, "middle_block", None) if "bottleneck" in wants else None
@@ -232,7 +233,7 @@ class HostEvaluate:
         return Evaluation(denoised, bottleneck, *(apply_mask(denoiser, half, denoised) for half in halves))
 
     def count_rows(self, recording: Recording) -> Callable[..., None]:
-        """Make a network pre-hook that records each call and adds its batch size to `self.rows`."""
+        """Make a network pre-hook that records each call and adds its batch size to the count of passes."""
 
         def hook(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs.get("x")
@@ -245,7 +246,7 @@ class HostEvaluate:
 
 
 def record_bottleneck(recording: Recording) -> Callable[..., None]:
-    """Make a forward hook of the U-Net's middle block that stores its output in the newest network call."""
+    """Make a forward hook of the U-Net's middle block that stores its output in the last recorded call."""
 
     def hook(_module: nn.Module, _args: tuple, output: Tensor) -> None:
         if not recording.calls:
@@ -256,10 +257,10 @@ def record_bottleneck(recording: Recording) -> Callable[..., None]:
 
 
 def apply_mask(denoiser: Any, half: Half, denoised: Tensor) -> Half:
-    """When inpainting, restore the unmasked part of one prompt's denoised images.
+    """When inpainting, restore the original image in the unmasked part of denoised images.
 
-    `half`: denoised images of the prompt or of the negative prompt. The WebUI does the same to
-    `denoised` (`CFGDenoiser.apply_blend`)."""
+    `half` has the images denoised for the prompt alone or for the negative prompt alone. The WebUI restores
+    the result of guidance, `denoised`, in the same way (`CFGDenoiser.apply_blend`)."""
     mask = getattr(denoiser, "mask", None)
     if half is None or mask is None or getattr(denoiser, "mask_before_denoising", False):
         return None if half is None else half.to(denoised)

@@ -138,7 +138,7 @@ def current_network() -> nn.Module | None:
 def guidance_is_patched(model: Any) -> bool:
     """Return whether a patch of Forge (e.g. a latent modifier, PAG or SAG) changes the result of guidance.
 
-    Then a predictor must not weight the results of the prompt and of the negative prompt separately."""
+    If so, AMED cannot weight the results of the prompt and of the negative prompt separately."""
     options = getattr(getattr(getattr(model, "forge_objects", None), "unet", None), "model_options", {})
     names = ("sampler_cfg_function", "sampler_post_cfg_function", "sampler_pre_cfg_function",
              "sampler_calc_cond_batch_function")  # fmt: skip
@@ -207,20 +207,20 @@ def sigma_range(model_wrap: Any) -> tuple[float, float]:
 
 
 def amed_sigmas(model_wrap: Any, count: int, low: float, high: float) -> Tensor:
-    """Return `count` noise levels from `high` to `low`, evenly spaced in timesteps (float64)."""
+    """Return `count` noise levels from `high` to `low`, evenly spaced in the model's timesteps (float64)."""
     if count < 2:
         return torch.tensor([high], dtype=torch.float64)
     return schedules.make("discrete", count, low, high, table=model_wrap.sigmas)
 
 
 def schedule_sigmas(n: int, sigma_min: float, sigma_max: float, inner_model: Any, device: Any) -> Tensor:
-    """Return noise levels `[n + 1]`, ending in 0: the schedule type AMED, for the WebUI's own samplers."""
+    """Return the noise levels `[n + 1]`, ending in 0, of AMED's schedule for the WebUI's own samplers."""
     sigmas = amed_sigmas(inner_model, n, float(sigma_min), float(sigma_max))
     return torch.cat([sigmas.float(), torch.zeros(1)]).to(device)
 
 
 def host_schedules(model_wrap: Any, steps: int) -> dict[str, Tensor]:
-    """Return the noise levels of `steps` steps of each schedule in the WebUI's list, by label.
+    """Return the noise levels that each of the WebUI's schedules gives for `steps` steps, by label.
 
     Includes the schedules of other extensions. Those that fail for this model are left out."""
     low, high = sigma_range(model_wrap)
@@ -257,13 +257,13 @@ def is_hires(p: Any) -> bool:
 
 
 def passes_per_evaluation(scale: float) -> int:
-    """Return the expected network passes per evaluation; A1111 runs two even at CFG scale 1."""
+    """Return the expected network passes per evaluation: 2, but 1 at CFG scale 1 in Forge and reForge."""
     return 1 if scale == 1 and is_forge() else 2
 
 
 def runs_lower_part(p: Any) -> bool:
-    """Return whether a pass runs only the lower part of its schedule: img2img, and the second pass of hires
-    fix."""
+    """Return whether a pass begins below its schedule's highest noise level: in img2img, and in the second
+    pass of hires fix."""
     return is_hires(p) or bool(getattr(p, "init_images", None))
 
 
@@ -274,7 +274,7 @@ def guidance(p: Any) -> float:
 
 
 def noise_scale(model: Any, sigma: float) -> float:
-    """Return the standard deviation of the WebUI's initial noise, divided by its noise level `sigma`."""
+    """Return the standard deviation of the WebUI's initial noise at noise level `sigma`, divided by it."""
     rescaled = setting("sgm_noise_multiplier", False) and prediction_type(model) != "flow"
     return (1 + sigma**-2) ** 0.5 if rescaled else 1.0
 
@@ -283,11 +283,11 @@ def noise_scale(model: Any, sigma: float) -> float:
 
 
 def args_for_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str, Any]:
-    """Return the denoiser's arguments for samples that each use one prompt of the batch.
+    """Return the denoiser's arguments for a batch of samples that each use one of several prompts.
 
     Args:
-        extra_args: the arguments for the whole batch of prompts.
-        numbers: for each sample the number of its prompt in the batch."""
+        extra_args: the arguments for a batch with one sample per prompt.
+        numbers: for each sample, the index of its prompt in that batch."""
     cond, uncond, image = (extra_args.get(k) for k in ("cond", "uncond", "image_cond"))
     chosen = dict(extra_args)
     chosen["cond"] = type(cond)(shape=(len(numbers),), batch=[cond.batch[i] for i in numbers])
@@ -299,7 +299,7 @@ def args_for_prompts(extra_args: dict[str, Any], numbers: list[int]) -> dict[str
 
 
 def set_progress(done: int, total: int, text: str) -> None:
-    """Set what the progress bar and the API show."""
+    """Set the steps done, their total and the text that the progress bar and the API show."""
     shared.state.sampling_step, shared.state.sampling_steps = done, total
     shared.state.textinfo = text
 
@@ -332,9 +332,9 @@ def gpu_queue(job: str):
 
 
 def on_main_thread(function: Callable, *args: Any) -> Any:
-    """Call a function on the thread on which Forge keeps its models, elsewhere on the current one.
+    """Call a function on the thread on which Forge keeps its models; in other WebUIs, on the current thread.
 
-    Returns its result and raises its exceptions."""
+    Returns the function's result and raises its exceptions."""
     try:
         from modules_forge import main_thread
     except ImportError:
@@ -362,7 +362,7 @@ def generate(sampler: str, prompts: list[str], negative: str, size: tuple[int, i
     Args:
         sampler: label of the sampler.
         size: width and height in pixels.
-        settings: run.GenerationSettings, stored as `p.amed`.
+        settings: AMED's settings (run.GenerationSettings), stored as `p.amed`.
 
     Returns:
         The WebUI's Processed object."""

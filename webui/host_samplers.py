@@ -25,7 +25,7 @@ def labels() -> list[str]:
 
 
 def host_sampler(label: str, denoiser: Any) -> HostSampler:
-    """Return one of the WebUI's samplers, with the WebUI's schedules, as an amed.fit.HostSampler.
+    """Return one of the WebUI's own samplers, and its schedules, for a calibration (an amed.fit.HostSampler).
 
     Args:
         label: one of `labels()`; KeyError for any other.
@@ -39,7 +39,7 @@ def host_sampler(label: str, denoiser: Any) -> HostSampler:
 
 
 def load_predictor(name: str, label: str) -> Fitted | None:
-    """Return the predictor of that name if it is for the WebUI's sampler `label`; None if it is for an AMED
+    """Return the predictor `name`, which must be for the WebUI's sampler `label`; None if it is for an AMED
     sampler.
 
     Raises PredictorError if there is no such predictor, or if it is for another of the WebUI's samplers."""
@@ -57,7 +57,7 @@ def load_predictor(name: str, label: str) -> Fitted | None:
 
 
 def prepare(p: Any, name: str) -> None:
-    """Before a generation with one of the WebUI's samplers, set the number of steps to the predictor's.
+    """Before a generation with one of the WebUI's samplers, set its steps to those of the predictor `name`.
 
     Raises PredictorError if the predictor is missing or is for another sampler."""
     fitted = load_predictor(name, p.sampler_name)
@@ -93,8 +93,8 @@ def wrap_sampler(p: Any) -> None:
 
 
 def write_infotext(p: Any, fitted: Fitted, evaluations: int, sigmas: Tensor | None) -> None:
-    """Write a pass's number of evaluations to the infotext, and a remark if its noise levels are not those
-    that the predictor was fitted on."""
+    """Write a pass's number of evaluations to the infotext, and a remark if the predictor was fitted on other
+    noise levels."""
     prefix = "AMED hires" if host.is_hires(p) else "AMED"
     p.extra_generation_params[f"{prefix} evaluations"] = evaluations
     if sigmas is not None and not same_times(sigmas, fitted.base):

@@ -62,10 +62,10 @@ class GenerationSettings:
         """Combine the settings of an X/Y/Z plot, of the accordion (or API) and of the settings page.
 
         Args:
-            p: the processing object. Its `amed_predictor` and `amed_nfe`, which the X/Y/Z plot sets, come
-                before the other arguments.
-            predictor, nfe, fallback: from the accordion or the API. "auto", 0 and "as in settings" leave the
-                value to the settings page.
+            p: the processing object. Its `amed_predictor` and `amed_nfe`, which the X/Y/Z plot sets, override
+                the other arguments.
+            predictor, nfe, fallback: from the accordion or the API. For "auto", 0 and "as in settings", the
+                value of the settings page is used.
 
         Raises:
             ValueError: if `nfe` or `fallback` has no valid value."""
@@ -92,7 +92,12 @@ class GenerationSettings:
         return self.predictor != AUTO and self.predictor not in WITHOUT_FILE
 
     def request(self, entry: SamplerEntry, identity: Identity, guidance: float, **fields: Any) -> Request:
-        """Make the request with which amed.choose looks for a predictor; `fields`: more fields of Request."""
+        """Return what amed.choose needs to find a predictor (a Request).
+
+        Args:
+            identity: what identifies the checkpoint.
+            guidance: CFG scale.
+            fields: further fields of the Request, e.g. the noise levels `times`."""
         return Request(
             identity,
             entry.sampler,
@@ -105,10 +110,10 @@ class GenerationSettings:
 
 
 def settings_of(p: Any) -> GenerationSettings:
-    """Return the settings of a generation.
+    """Return AMED's settings for a generation.
 
     Where AMED's script did not run (generations of other extensions), they come from the settings page.
-    Raises the error that the script stored in them."""
+    If the script found an error in them, it is raised here."""
     settings = getattr(p, "amed", None)
     if settings is None:
         settings = p.amed = GenerationSettings.of(p)
@@ -123,7 +128,7 @@ def settings_of(p: Any) -> GenerationSettings:
 def prepare(p: Any, entry: SamplerEntry, settings: GenerationSettings) -> None:
     """Before a generation, set its number of steps to what the given NFE or the named predictor needs.
 
-    Raises PredictorError or ValueError if no such run is possible."""
+    Raises PredictorError or ValueError if no run is possible, e.g. if the predictor takes another NFE."""
     if not (settings.nfe or settings.names_a_file):
         return
     choice = preview_choice(entry, settings, host.identity(p.sd_model), host.guidance(p))
@@ -138,10 +143,11 @@ def prepare(p: Any, entry: SamplerEntry, settings: GenerationSettings) -> None:
 def preview_choice(
     entry: SamplerEntry, settings: GenerationSettings, identity: Identity, guidance: float, steps: int = 0
 ) -> Choice:
-    """Choose the predictor of a generation before its noise levels are known.
+    """Choose a generation's predictor and number of steps before its noise levels are known.
 
-    If no predictor is found, only the number of the returned noise levels is right, not their values.
-    `steps` is used only if neither an NFE nor a predictor file is given. Raises PredictorError."""
+    If no predictor is found, the returned noise levels are placeholders: only their number is right.
+    `steps` is used only if neither an NFE nor a predictor file is given. Raises PredictorError if the named
+    predictor cannot be used, or if none is found and the user chose an error in that case."""
     request = settings.request(
         entry, identity, guidance, schedule=lambda count: schedules.logsnr(count, 0.03, 15.0)
     )
@@ -174,6 +180,7 @@ def choice_without_file(kind: str, request: Request, remarks: tuple[str, ...] = 
 
     Args:
         kind: "plain" (an ordinary solver) or "untrained" (the AMED sampler with nothing fitted).
+        request: what the run needs, e.g. its noise levels.
         remarks: what the user is told about the run."""
     fitted = WITHOUT_FILE[kind](request)
     choice = choose(host.library(), replace(request, sampler=AUTO, nfe=None, fitted=fitted))
@@ -191,11 +198,11 @@ def choose_for_pass(
 
     Args:
         times: the noise levels above 0 (falling), or only their number.
-        schedule: `schedule(count)` returns the noise levels of a solver without a predictor.
+        schedule: `schedule(count)` returns the noise levels to use if there is no predictor.
 
     Raises:
-        PredictorError: if there is no predictor and the fallback is "error", or if the named predictor cannot
-            be used."""
+        PredictorError: if the named predictor cannot be used, or if none is found and the user chose an
+            error in that case."""
     request = settings.request(
         entry, host.identity(p.sd_model), host.guidance(p), times=times, below=host.runs_lower_part(p),
         schedule=schedule, afs=host.prediction_type(p.sd_model) != "flow",
@@ -232,15 +239,15 @@ def choose_for_pass(
 
 
 def other_levels_remark(fitted: Fitted) -> str:
-    """Return the remark for a run whose noise levels are not those a predictor was fitted on."""
+    """Return the remark for a run at other noise levels than those that its predictor was fitted on."""
     return f"{fitted.name} was fitted on other noise levels than these: choose the AMED schedule"
 
 
 def schedule_advice(request: Request) -> str:
-    """Return the advice to a user whose choice of schedule type rules out a predictor: how to run one.
+    """Return advice for a user whose schedule type prevents the use of a predictor: how to run one.
 
     Args:
-        request: the Request of the pass, with its noise levels as `times`."""
+        request: the amed.choose.Request of the pass; its `times` are the noise levels of that schedule."""
     schedule = f"the schedule type {SCHEDULE_LABEL} or Automatic"
     try:
         choice = choose(host.library(), replace(request, times=request.count + 1, if_missing=ERROR))
@@ -250,12 +257,14 @@ def schedule_advice(request: Request) -> str:
 
 
 def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
-    """Shorten the remarks on the choice of a predictor (from amed.choose) for the infotext."""
+    """Return the remarks on the choice of a predictor (from amed.choose), shortened for the infotext."""
     return tuple(remark.replace("untrained, as asked: ", "untrained: ") for remark in remarks)
 
 
 def sigmas(entry: SamplerEntry, sampler: Any, p: Any, steps: int) -> Tensor:
-    """Choose a pass's predictor, store it in `sampler.amed_choice`, return the noise levels `[steps + 1]`."""
+    """Choose the predictor of a pass and return its noise levels `[steps + 1]`.
+
+    The choice is stored in `sampler.amed_choice`, where `sample` reads it."""
     low, high = host.sigma_range(sampler.model_wrap)
     host.set_schedule_in_infotext(p, SCHEDULE_LABEL)
     settings = settings_of(p)
@@ -329,7 +338,7 @@ def sample(
 
 
 def write_infotext(p: Any, report: Report) -> None:
-    """Write the report of a pass to the infotext, and its remarks below the image.
+    """Write a pass's predictor and cost to the infotext, and the remarks on it also below the image.
 
     The second pass of hires fix has its own keys, which begin with "AMED hires"."""
     infotext, prefix = p.extra_generation_params, "AMED hires" if host.is_hires(p) else "AMED"
@@ -346,5 +355,5 @@ def write_infotext(p: Any, report: Report) -> None:
 
 
 def library_name(fitted: Fitted) -> str:
-    """Return a predictor's name in the library, which includes the subfolder; else the name of its file."""
+    """Return a predictor's name in the library, with its subfolder; if it is not there, its file's name."""
     return next((n for n, other in host.library().named().items() if other.base is fitted.base), fitted.name)

@@ -51,7 +51,7 @@ def entry_of(label: str | None) -> SamplerEntry | None:
 
 
 def label_of(sampler: str) -> str:
-    """Return the dropdown label of a sampler name of amed.kdiffusion."""
+    """Return the dropdown label of an AMED sampler, given its name in amed.kdiffusion."""
     return kdiffusion.ENTRIES[sampler].label
 
 
@@ -73,8 +73,9 @@ def sampler_class(
 
     Args:
         base: the WebUI's KDiffusionSampler.
-        sample: runs the sampler, as a `SampleFunction`.
-        sigmas: returns the noise levels, as a `SigmasFunction`, if the schedule type is one of `AUTOMATIC`.
+        entry: the AMED sampler.
+        sample: runs the AMED sampler, as a `SampleFunction`.
+        sigmas: returns the noise levels if the schedule type is Automatic or AMED, as a `SigmasFunction`.
         schedule_of: returns the schedule type of a processing object."""
 
     class AmedSampler(base):
@@ -107,7 +108,9 @@ def add_samplers(
 
     Args:
         sd_samplers, common, sd_samplers_kdiffusion: the WebUI's modules (`common`: sd_samplers_common).
-        sample, sigmas, schedule_of: see `sampler_class`.
+        sample: runs an AMED sampler.
+        sigmas: returns its noise levels if the schedule type is Automatic or AMED.
+        schedule_of: returns the schedule type of a processing object.
         listed: labels to show in the dropdown; the others can only be chosen by name. None: show all."""
     added = [
         common.SamplerData(

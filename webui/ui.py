@@ -59,7 +59,7 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
     Args:
         label: label of the selected sampler.
         steps, guidance: the WebUI's Steps and CFG scale.
-        predictor, nfe: values of the accordion."""
+        predictor, nfe: the predictor and the number of evaluations selected in the AMED accordion."""
     entry = entry_of(label)
     if entry is None:
         return html.escape(host_sampler_status(label, predictor), quote=False)
@@ -83,7 +83,7 @@ def status(label: str, steps: Any, guidance: Any, predictor: str, nfe: Any) -> s
 
 
 def host_sampler_status(label: str, predictor: str) -> str:
-    """Describe what will run with one of the WebUI's own samplers, in one line of text."""
+    """Describe which predictor will run with one of the WebUI's own samplers, in one line of text."""
     settings = GenerationSettings.of(None, predictor, 0)
     try:
         named = settings.names_a_file
@@ -189,7 +189,7 @@ class Accordion:
         """Update the status line when an input changes, and Steps when NFE or the predictor changes.
 
         Args:
-            predictor, nfe: components of the accordion.
+            predictor, nfe: the accordion's input components for the predictor and the number of evaluations.
             shown: the component of the status line."""
         host_inputs = [self.host_components.get(role) for role in self.watched.values()]
         if None in host_inputs:
@@ -213,7 +213,7 @@ class Accordion:
     def process(
         self, p: Any, predictor: Any = AUTO, nfe: Any = 0, fallback: Any = SETTINGS, *_more: Any
     ) -> None:
-        """Prepare a generation.
+        """Prepare a generation: read AMED's settings and set the number of steps.
 
         An error is stored in `p.amed` for the sampler to raise, because the WebUI only prints exceptions of
         this method."""
@@ -244,7 +244,7 @@ class Accordion:
             p.amed.error = error
 
     def process_before_every_sampling(self, p: Any, *_args: Any, **_more: Any) -> None:
-        """Wrap the WebUI's own sampler just before a pass samples."""
+        """Just before a pass samples, apply the named predictor, if any, to the WebUI's own sampler."""
         host_samplers.wrap_sampler(p)
 
 
