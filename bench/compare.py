@@ -33,16 +33,17 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """AMED's value over ComfyUI's, with its 90 % interval, as text, e.g. "0.50 (0.40 to 0.60)"."""
+        """AMED's value divided by ComfyUI's, with a 90 % interval, as text, e.g. "0.50 (0.40 to 0.60)"."""
         if self.ratio is None:
             return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
 
 
 def above_reference(measured: Measured, measure: str, reference: Measured | None) -> tuple[float, Tensor]:
-    """Return a measured value and its bootstrap resamples.
+    """Return the value of a measure and its bootstrap resamples.
 
-    For "fd_data", the Fréchet distance to the data, the reference's own value is subtracted if given."""
+    For "fd_data", the Fréchet distance to the data, this is the excess over the same distance of the
+    `reference` images, if they are given."""
     if measure != "fd_data" or reference is None:
         return measured.value, measured.resampled
     return measured.value - reference.value, measured.resampled - reference.resampled
@@ -51,8 +52,7 @@ def above_reference(measured: Measured, measure: str, reference: Measured | None
 def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
     """Compare an AMED solver with the best ComfyUI solver of as many network passes, at the same guidance.
 
-    The interval of the ratio is that of the ratios in each bootstrap resample of the noises; the resamples
-    are the same for both solvers."""
+    The ratio of their values has a 90 % interval, from bootstrap resamples of the noises."""
     nfe, guidance = our_row.entry.cell, our_row.entry.guidance
     best = min(others(rows, nfe, guidance), key=lambda r: r.measures[measure].value)
     ours, ours_resampled = above_reference(our_row.measures[measure], measure, reference)
@@ -75,10 +75,11 @@ def calibrated_row(rows: list[Row], nfe: int, guidance: float, predictor: str = 
 
 
 def equal_passes(rows: list[Row], nfe: int, guidance: float) -> Row | None:
-    """Return the result of the calibrated AMED solver with the lowest error at the cost of `nfe` evaluations.
+    """Return the result of the best calibrated AMED solver that costs as much as `nfe` evaluations.
 
-    With guidance an evaluation costs two network passes, or one if it skips the negative prompt. So a solver
-    of `nfe` + 1 evaluations costs the same if two of them skip it. None if no such solver was measured."""
+    The best has the lowest error. With guidance, some of these solvers make `nfe` + 1 evaluations but skip
+    the negative prompt in two of them, which saves two network passes. None if no such solver was
+    measured."""
     cell_rows = [r for r in rows if (r.entry.cell, r.entry.guidance) == (nfe, guidance)]
     candidates = [
         r for r in cell_rows if CALIBRATED in r.predictor and r.predictor != QUICK_TABLE and r.nfe <= nfe + 1
@@ -95,14 +96,15 @@ def all_compared(
 
 
 def rank(values: list[float]) -> Tensor:
-    """Return the rank of each value, from 0."""
+    """Return the rank of each value, 0 for the lowest."""
     return torch.tensor(values).argsort().argsort().double()
 
 
 def agreement(rows: list[Row]) -> list[tuple[int, float, float]]:
-    """Compare the ranks of the solvers by two Fréchet distances, on classifier and on U-Net features.
+    """Measure how well two Fréchet distances agree on the order of the solvers, as a check of the benchmark.
 
-    Returns (NFE, guidance, Spearman's rank correlation) for each NFE and guidance."""
+    One distance uses features of an image classifier, the other features of the demo model's U-Net. Returns
+    (NFE, guidance, Spearman's rank correlation) for each NFE and guidance."""
     ranks = []
     for guidance, nfe in cells(rows):
         cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]

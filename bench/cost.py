@@ -41,17 +41,19 @@ NFE = 9  # evaluations of every run
 
 
 def free_model(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-    """A denoiser that does nothing, so that only the sampler's own time counts."""
+    """A denoiser that returns its input unchanged, to time a sampler without a network."""
     return x
 
 
 def free_evaluate(model: Callable, x: Tensor, sigma: Tensor, args: dict, wants: frozenset[str]) -> Evaluation:
-    """Call `model`, with zeros as its U-Net bottleneck features if "bottleneck" is in `wants`."""
+    """Call `model` for a sampler; add zeros as U-Net bottleneck features if `wants` contains "bottleneck".
+
+    They stand in for the features that AMED's predictor network takes as its input."""
     return Evaluation(model(x, sigma), x.new_zeros(len(x), 8, 8, 8) if "bottleneck" in wants else None)
 
 
 def k_diffusion_sampling() -> ModuleType:
-    """Import PyPI's k-diffusion without its dependencies for training."""
+    """Import the sampling module of PyPI's k-diffusion, without the packages that only training needs."""
     spec = importlib.util.spec_from_file_location("kdiffusion", ROOT / "tests" / "kdiffusion.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -61,8 +63,8 @@ def k_diffusion_sampling() -> ModuleType:
 def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
     """Return the samplers to time, {name: (baseline, run)}.
 
-    `baseline` is the name of the sampler to compare with, "" for none; run(model, x) makes NFE evaluations.
-    `channels` is the number of channels of the latent."""
+    `baseline` is the name of the sampler to compare the time with, "" for none; run(model, x) samples in
+    NFE = 9 evaluations. `channels` is the number of channels of the latent."""
     sampling = k_diffusion_sampling()
 
     def k_diffusion_run(function: Callable, steps: int) -> Callable[..., Tensor]:
@@ -105,9 +107,9 @@ def file_of(solver: str, nfe: int = NFE) -> Path:
 
 
 def seconds(calls: dict[str, Callable[[], Any]], min_seconds: float = 0.6) -> dict[str, float]:
-    """Return the median processor seconds of each call.
+    """Time the functions in `calls`, {name: function}; return the median processor seconds of each.
 
-    The calls take turns, for `min_seconds` each or 5 rounds, whichever takes longer."""
+    They are called in turn, for `min_seconds` each or 5 rounds, whichever takes longer."""
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -121,7 +123,7 @@ def seconds(calls: dict[str, Callable[[], Any]], min_seconds: float = 0.6) -> di
 
 
 class Live(TorchDispatchMode):
-    """A context that counts the bytes of tensors created in it: those alive (`now`) and their `peak`."""
+    """A context that counts the bytes of the tensors created in it: those alive (`now`), and their `peak`."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +131,7 @@ class Live(TorchDispatchMode):
         self.seen: set[int] = set()
 
     def forget(self, key: int, size: int) -> None:
-        """Stop counting the memory of a tensor that was freed."""
+        """Stop counting the memory of a tensor that was freed, `size` bytes."""
         self.seen.discard(key)
         self.now -= size
 
@@ -153,9 +155,9 @@ class Live(TorchDispatchMode):
 
 
 def peak_latents(call: Callable[..., Tensor], shape: tuple[int, ...] = (4, 4, 128, 128)) -> float:
-    """Return a run's peak memory beyond its start noise, as a multiple of that noise's size.
+    """Return the peak memory of a sampling run beyond its start noise, as a multiple of that noise's size.
 
-    The run uses a trivial model, which only halves x."""
+    The denoiser only halves x, so that almost all of the memory is the sampler's."""
     x = torch.randn(shape)
     with Live() as live:
         call(lambda x, sigma, **kwargs: x * 0.5, x)
@@ -180,12 +182,14 @@ def overhead(shapes: tuple = SHAPES, batches: tuple[int, ...] = BATCHES) -> list
 
 
 def memory() -> dict[str, float]:
-    """Measure the peak memory of each sampler, in units of one latent."""
+    """Measure the peak memory of each sampler, as a multiple of the size of the latent."""
     return {name: rounded(peak_latents(call)) for name, (_, call) in samplers().items()}
 
 
 def share() -> list[dict[str, Any]]:
-    """Measure the sampler's own share of the sampling time of the demo model, by sampler and batch size."""
+    """Measure which share of the time to sample the demo model is the sampler's own, not the network's.
+
+    Returns the share for each sampler and batch size."""
     denoiser, rows = demo.load_denoiser(), []
     for batch in BATCHES:
         x = torch.randn(batch, 3, 32, 32)
@@ -223,7 +227,7 @@ print(time.perf_counter() - t)
 
 
 def imports(rounds: int = 5) -> dict[str, float]:
-    """Measure the milliseconds of `import amed` after torch, and of the pack's import after ComfyUI.
+    """Measure the milliseconds of `import amed` after torch, and of importing this node pack after ComfyUI.
 
     Each is the median over fresh processes."""
     host = find()
@@ -288,7 +292,7 @@ class Learned:
     passes: int  # cost of the fit: 1 for each sample through the network, 2 more for its gradient
 
     def ends(self, problem: Problem) -> Tensor:
-        """Sample the noises of `problem` with the fitted parameters; return the images."""
+        """Sample the noises of `problem` with the fitted AMED parameters; return the images."""
         options = {"predictor": self.predictor, "afs": self.afs, "evaluate": problem.target.evaluate}
         return run(problem.guided, problem.noise, self.sigmas, self.solver, problem.args, **options)[0]
 

@@ -38,7 +38,7 @@ PASSES_AN_IMAGE = 25  # of Algorithm 1, roughly; only used to order the jobs
 
 @cache
 def problem(count: int) -> Problem:
-    """Return the demo model without guidance with `count` noises, on which the fits are measured."""
+    """Return the demo model without guidance, with `count` noises to measure fitted solvers on."""
     return Problem(1.0, count, SEED)
 
 
@@ -49,7 +49,7 @@ def reference(count: int, start: int, stop: int) -> Tensor:
 
 
 def greedy(samples: int) -> Learned:
-    """Fit AMED-Solver's constants interval by interval, on the schedule that its paper recommends."""
+    """Fit AMED-Solver's constants on `samples` noises, one interval between noise levels after the other."""
     fit_target, solver = target(1.0), Solver("amed")
     base = schedules.make("time_uniform", (NFE + 1) // 2 + 1, demo.SIGMA_MIN, demo.SIGMA_MAX, 1.0)
     noise, args = fit_target.draw(torch.Generator().manual_seed(SEED + 1), samples)
@@ -59,10 +59,10 @@ def greedy(samples: int) -> Learned:
 
 
 def fitted(kind: str, size: int) -> Learned:
-    """Fit AMED to the demo model: by calibration, by Algorithm 1 of the AMED paper, or by `greedy`.
+    """Fit AMED to the demo model: by calibration, by Algorithm 1 of the AMED paper, or by a greedy fit.
 
     `size` is the budget of a calibration in evaluations, the number of training images of Algorithm 1, or the
-    number of noises for `greedy`."""
+    number of noises of the greedy fit, which fits one interval after the other."""
     if kind == "calibration":
         return calibrated(target(1.0), NFE, size)
     return trained(target(1.0), NFE, size) if kind == "Algorithm 1" else greedy(size)
@@ -78,13 +78,15 @@ def measure(kind: str, size: int, count: int) -> dict[str, Any]:
 
 
 def work(job: tuple[str, int, int]) -> float:
-    """Estimate the network passes of a fit, to order the jobs."""
+    """Estimate the network passes of a fit; the fits with the most are started first."""
     kind, size, _ = job
     return size * {"calibration": 1, "Algorithm 1": PASSES_AN_IMAGE, "greedy table": 52}[kind]
 
 
 def fit_costs(jobs: list[tuple[str, int]], count: int, processes: int) -> list[dict[str, Any]]:
-    """Run and measure a fit for each (kind of fit, its size) in `jobs`; return the results in that order."""
+    """Run each fit in `jobs`, pairs (kind of fit, its size), and measure it on `count` noises.
+
+    Returns a result for each job, in the same order."""
     OUT.mkdir(exist_ok=True)
     with Workers(processes) as workers:
         parts = [(count, start, min(start + PART, count)) for start in range(0, count, PART)]

@@ -45,7 +45,7 @@ class FitJob:
 
     @property
     def work(self) -> float:
-        """Roughly the network passes of the calibration, to order the jobs."""
+        """Estimate of the network passes of this calibration; those with the most are started first."""
         return budget_of(self.budget, self.nfe) * (1 if self.guidance == 1 else 2)
 
 

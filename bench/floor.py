@@ -32,7 +32,7 @@ KINDS = ("normal", "thorough", "wide")
 
 @dataclass(frozen=True)
 class Wide(Settings):
-    """Calibration settings with so many samples that their number should not limit the quality."""
+    """Calibration settings with 512 samples, so many that more should not improve the result."""
 
     @property
     def held_out(self) -> int:
@@ -62,18 +62,20 @@ def fitted(kind: str, nfe: int, guidance: float) -> int:
 
 
 def entry(kind: str, nfe: int, guidance: float) -> Entry:
-    """Describe the measurement to make of a solver calibrated as `kind` says: normal, thorough or wide."""
+    """Return the measurement to make of an AMED solver from a normal, thorough or wide calibration.
+
+    `kind` names the calibration; a wide one has 512 samples."""
     passes = nfe if guidance == 1 else 2 * nfe
     return Entry(nfe, passes, guidance, NOISES, file=str(file_of(kind, nfe, guidance)))
 
 
 def line(kind: str, row: Row, evaluations: int | None = None) -> dict[str, Any]:
-    """Return the entry of docs/floor.json for one measured solver."""
+    """Return the result of one measured solver as a dict for docs/floor.json."""
     return row.as_dict() | {"kind": kind} | ({} if evaluations is None else {"fit_evaluations": evaluations})
 
 
 def enough(guidance: float) -> bool:
-    """Return whether bench/out has reference images of at least NOISES noises for a guidance scale."""
+    """Return whether bench/out has the NOISES reference images needed for a guidance scale."""
     file = reference_file(guidance)
     return file.is_file() and len(load_file(file)["images"]) >= NOISES
 

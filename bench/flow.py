@@ -25,7 +25,10 @@ SCHEDULES = (*POLYNOMIAL, *SIMPLE)
 
 
 class FlowForm(nn.Module):
-    """A denoiser in flow form: x `[B, C, H, W]` at flow levels s `[B]` in (0, 1] to denoised images."""
+    """The demo model's denoiser as a flow model.
+
+    Called with x `[B, C, H, W]` and flow levels s `[B]` in (0, 1], 1 being pure noise, it returns the
+    denoised images."""
 
     def __init__(self, denoiser: nn.Module):
         super().__init__()
@@ -39,7 +42,7 @@ class FlowForm(nn.Module):
 
 
 def flow_target(dtype: torch.dtype = torch.float32) -> Target:
-    """Return the demo model without guidance as a flow-matching model, for which AMED can be calibrated."""
+    """Return the demo model as a flow-matching model, without guidance, for AMED to be calibrated to."""
     base_target = target(1.0, dtype=dtype)
     return replace(
         base_target,
@@ -52,7 +55,7 @@ def flow_target(dtype: torch.dtype = torch.float32) -> Target:
 
 
 def sigmas(schedule: str, steps: int) -> Tensor:
-    """Return the flow levels of a schedule named in SCHEDULES, float64 `[steps + 1]`."""
+    """Return the flow levels of a schedule by its name, float64 `[steps + 1]`, from 1 (pure noise) down."""
     if schedule in POLYNOMIAL:
         return schedules.make("polynomial", steps + 1, S_MIN, S_MAX, POLYNOMIAL[schedule])
     s, shift = torch.linspace(1, 0, steps + 1, dtype=torch.float64), SIMPLE[schedule]

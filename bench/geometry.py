@@ -30,29 +30,32 @@ COMPONENTS = 8  # of the principal component analysis, in the figure
 
 
 def heun() -> Plain:
-    """Return the settings of a Heun run of 80 evaluations on the polynomial schedule.
-
-    Every eighth of its 41 noise levels is an end of one of the 5 intervals in the AMED paper's figure 5."""
+    """Return the settings of a Heun run of 80 evaluations, whose trajectories the benchmark analyses."""
     return Plain(Solver("heun"), "polynomial", 7.0, EVALUATIONS // 2 + 1, False, SIGMA_MIN, SIGMA_MAX)
 
 
 def states_of(plan: Plan, start: int, count: int) -> Tensor:
-    """Sample n = `count` noises with Heun; return x at all noise levels, `[41, n, 3, 32, 32]`."""
+    """Sample `count` noises, from number `start` on, by Heun's method with 80 evaluations.
+
+    Returns x at all 41 noise levels, `[41, count, 3, 32, 32]`."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     return torch.stack(path_of(noises.part(start, start + count), heun()).states)
 
 
 def flatness(plan: Plan, start: int, count: int) -> tuple[Tensor, Tensor]:
-    """Measure how flat the sampling trajectories of n = `count` noises are (figure 4 of the AMED paper).
+    """Measure how flat the sampling trajectories of `count` noises are (figure 4 of the AMED paper).
 
-    Returns the relative error of projecting a trajectory onto its main plane, `[41, n]`, and the shares of
-    its variance along its first principal components, `[n, 8]`."""
+    Returns the relative error of projecting a trajectory onto its main plane, `[41, count]`, and the shares
+    of its variance along its first principal components, `[count, 8]`."""
     error, variance = trajectory_pca(states_of(plan, start, count))
     return error, variance[:, :COMPONENTS]
 
 
 def search(plan: Plan, name: str, samples: int) -> dict[str, Any]:
-    """Measure the AMED paper's figure 5 for one solver: the best mid time r in each interval."""
+    """Measure the AMED paper's figure 5 for one solver: the best mid time r in each interval of the schedule.
+
+    The mid time, r = 0 at the start of the interval and 1 at its end, is where the solver evaluates the model
+    between two noise levels."""
     noises = problem(1.0, max(plan.total(1.0), TRAJECTORIES), plan.seed, plan.dtype)
     states = torch.cat([states_of(plan, s, min(CHUNK, samples - s)) for s in range(0, samples, CHUNK)], dim=1)
     stride = EVALUATIONS // 2 // (N - 1)

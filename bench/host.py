@@ -23,7 +23,7 @@ HOST_SCHEDULES = ("karras", "exponential", "beta", "kl_optimal")  # ComfyUI's, w
 
 @dataclass(frozen=True)
 class Variant:
-    """One of ComfyUI's samplers, with the settings of its function, e.g. its order."""
+    """One of ComfyUI's samplers with its options, e.g. its order."""
 
     solver: str  # the sampler's name
     function: str  # name of its function in ComfyUI
@@ -61,7 +61,7 @@ SOLVERS = tuple(dict.fromkeys(v.solver for v in VARIANTS))
 
 @cache
 def modules() -> SimpleNamespace:
-    """Return ComfyUI's modules. Raises RuntimeError if there is no ComfyUI (`make host` installs one)."""
+    """Import ComfyUI's sampling modules. Raises RuntimeError without a ComfyUI (`make host` installs one)."""
     root = find()
     if root is None:
         raise RuntimeError(
@@ -87,7 +87,9 @@ def modules() -> SimpleNamespace:
 
 
 def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tensor:
-    """Return a schedule of ComfyUI, `[steps + 1]` with a 0 at its end; `beta` may drop repeated levels."""
+    """Return the noise levels of a ComfyUI schedule, `[steps + 1]`, with a 0 at the end.
+
+    The schedule `beta` may return fewer, because ComfyUI drops repeated levels."""
     host = modules()
     if kind == "beta":
         sampling = host.models.ModelSamplingContinuousEDM()
@@ -104,13 +106,12 @@ def schedule(kind: str, steps: int, sigma_min: float, sigma_max: float) -> Tenso
 class HostModel(nn.Module):
     """A denoiser in the form that ComfyUI's samplers expect.
 
-    Some of them ask `inner_model.model_patcher` for the model's noise levels.
-
     Args:
-        model: the denoiser.
-        afs: whether the first call returns the analytic direction x / sqrt(1 + sigma^2), without an
-            evaluation.
-        flow: whether it is a flow model, whose signal-to-noise ratio some samplers compute differently."""
+        model: the denoiser to call.
+        afs: whether the first call skips the denoiser and returns the analytic result for almost pure noise,
+            whose direction is x / sqrt(1 + sigma^2).
+        flow: whether `model` is a flow model; some samplers then compute the signal-to-noise ratio
+            differently."""
 
     def __init__(self, model: Callable[..., Tensor], afs: bool, flow: bool = False):
         super().__init__()
@@ -140,17 +141,16 @@ def sample(
     args: dict[str, Any],
     flow: bool = False,
 ) -> Tensor:
-    """Run a ComfyUI sampler.
+    """Run a ComfyUI sampler; return x at the end.
 
     Args:
-        variant: the sampler.
-        model: the denoiser; `args` are passed on to it.
-        x: `[B, ...]`, noise times sigmas[0].
-        sigmas: `[N+1]`, falling.
-        afs: whether the first step is analytic.
-        flow: whether it is a flow model.
-
-    Returns x at the end of the run."""
+        variant: the sampler with its options.
+        model: the denoiser.
+        x: start noise `[B, ...]`, already multiplied by sigmas[0].
+        sigmas: falling noise levels, `[N+1]`.
+        afs: whether the first step is analytic, without a model call.
+        args: keyword arguments for `model`.
+        flow: whether `model` is a flow model."""
     host = modules()
     function = getattr(host.uni_pc if variant.solver == "uni_pc" else host.sampling, variant.function)
     sigmas = sigmas.to(x.dtype).clone()
@@ -160,7 +160,9 @@ def sample(
 
 @cache
 def evaluations(variant: Variant, steps: int, to_zero: bool, afs: bool) -> int | None:
-    """Count the evaluations of a run of `steps` steps; None if the sampler fails with these settings."""
+    """Count the model evaluations that a ComfyUI sampler makes in `steps` steps; None if it fails.
+
+    `to_zero` says whether the last noise level is 0, `afs` whether the first step is analytic."""
     counter = Counter(lambda x, sigma: 0.5 * x)
     sigmas = torch.linspace(2, 0.1, steps + 1, dtype=torch.float64).exp()
     if to_zero:

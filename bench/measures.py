@@ -16,7 +16,7 @@ DIRECTIONS = 128  # of the sliced Wasserstein distance
 
 
 class _Enough(Exception):
-    """Raised at the U-Net's middle block, because the rest of the network is not needed."""
+    """Exception to stop the U-Net after its middle block, whose output serves as image features."""
 
 
 class Bottleneck:
@@ -32,7 +32,7 @@ class Bottleneck:
         return torch.cat([self.of(part) for part in images.split(64)])
 
     def of(self, images: Tensor) -> Tensor:
-        """Return the features `[B, 128]` of one batch of images."""
+        """Return the U-Net's middle-block features `[B, 128]` of one batch of images."""
         unet: nn.Module = self.denoiser.inner_model
         scale = (self.sigma**2 + demo.SIGMA_DATA**2) ** 0.5
         x = (images / scale).to(unet.input.weight.dtype)
@@ -52,13 +52,15 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
     """Return the sliced 2-Wasserstein distance of two equally large sets of points.
 
     Args:
-        a, b: points `[n, d]`.
-        directions: to project on, `[d, k]`."""
+        a, b: the sets of points, `[n, d]`.
+        directions: unit vectors to project the points on, `[d, k]`."""
     return sliced(a @ directions, b @ directions)
 
 
 def sliced(a: Tensor, b: Tensor) -> float:
-    """Return the sliced 2-Wasserstein distance of two sets of points, given their projections `[n, k]`."""
+    """Return the sliced 2-Wasserstein distance of two sets of n points, given their projections `[n, k]`.
+
+    The projections are those on k random directions."""
     return float((a.sort(dim=0).values - b.sort(dim=0).values).square().mean().sqrt())
 
 
@@ -71,9 +73,10 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle 90 % of the resamples, shifted so that their mean is the value; never below 0.
+        """The 90 % interval of the measured value, from its bootstrap resamples; never below 0.
 
-        The shift is necessary because the Fréchet distance of a resample is biased upwards."""
+        The resamples are shifted so that their mean is the value, because some measures, e.g. the Fréchet
+        distance, are larger on a resample."""
         if not len(self.resampled):
             return self.value, self.value
         moved = self.resampled - self.resampled.mean() + self.value
@@ -84,10 +87,10 @@ class Measured:
 
     @classmethod
     def of(cls, measure: Callable[[Tensor], float], count: int, resamples: int = RESAMPLES) -> "Measured":
-        """Compute a measure of `count` images and its resamples.
+        """Compute a measure of `count` images, and the same on bootstrap resamples of the images.
 
-        `measure(rows)` is called with indices `[count]`: all of them, then resamples drawn with replacement.
-        The resamples are the same for every solver."""
+        `measure` is called with the indices `[count]` of the images to include. The resamples are the same
+        for every solver."""
         generator = torch.Generator().manual_seed(1)
         resampled_rows = [torch.randint(count, (count,), generator=generator) for _ in range(resamples)]
         return cls(
@@ -97,7 +100,7 @@ class Measured:
 
 
 class Ruler:
-    """Measures images against reference images of the same noises."""
+    """Measures the distances of images to reference images of the same noises, e.g. the error."""
 
     def __init__(self, reference: Tensor, denoiser: demo.Denoiser, resamples: int = RESAMPLES):
         self.reference, self.resamples = reference, resamples

@@ -29,8 +29,7 @@ Grids = dict[int, Tensor]  # number of steps -> searched grid, [steps + 1]
 class Setting:
     """A ComfyUI sampler with its schedule and number of steps, for one run of the benchmark.
 
-    ComfyUI's sigma schedules end at 0, the others at sigma_min. The schedules of bench.flow are for the demo
-    model in flow form, i.e. as a flow-matching model."""
+    ComfyUI's own schedules end at sigma 0, those of this pack at sigma_min."""
 
     variant: host.Variant
     schedule: str  # a name of OURS, host.HOST_SCHEDULES or flow.SCHEDULES, or "searched"
@@ -39,7 +38,7 @@ class Setting:
 
     @property
     def schedule_name(self) -> str:
-        """The schedule as shown to people, with "+ AFS" for an analytic first step."""
+        """The name of the schedule for tables, with "+ AFS" for an analytic first step."""
         return self.schedule + (" + AFS" if self.afs else "")
 
     @property
@@ -48,7 +47,9 @@ class Setting:
         return self.schedule in flow.SCHEDULES
 
     def sigmas(self, grids: Grids) -> Tensor:
-        """Return the noise levels, float64 `[steps + 1]`; those of the schedule "searched" are in `grids`."""
+        """Return the noise levels of the schedule, float64 `[steps + 1]`.
+
+        `grids` holds those of the schedule "searched", by number of steps."""
         if self.flow:
             return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
@@ -59,7 +60,9 @@ class Setting:
         return schedules.make(kind, self.steps + 1, SIGMA_MIN, SIGMA_MAX, rho)
 
     def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
-        """Sample the noises of `problem` with this setting; return the images and their cost."""
+        """Sample the noises of `problem` with this ComfyUI sampler; return the images and their cost.
+
+        `grids` holds the noise levels of the schedule "searched", by number of steps."""
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
@@ -69,7 +72,7 @@ class Setting:
         return problem.run(sample, batch, float(sigmas[-1]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the setting as it is written in bench/settings.json."""
+        """Return the sampler, its schedule and its steps as a dict for bench/settings.json."""
         return {
             "solver": self.variant.solver,
             "options": self.variant.options,
@@ -80,7 +83,7 @@ class Setting:
 
     @classmethod
     def of(cls, setting: dict[str, Any]) -> "Setting":
-        """Read a sampler setting that `as_dict` wrote. Raises ValueError if its sampler does not exist."""
+        """Return the sampler setting that `as_dict` wrote. Raises ValueError for an unknown sampler."""
         for variant in host.VARIANTS:
             if (variant.solver, variant.options) == (setting["solver"], setting["options"]):
                 return cls(variant, setting["schedule"], setting["steps"], setting["afs"])
@@ -103,9 +106,7 @@ def candidates(nfe: int) -> Iterator[Setting]:
 
 
 def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """Yield each ComfyUI sampler with each flow schedule on which it can take exactly `nfe` evaluations.
-
-    None has an analytic first step."""
+    """Yield each ComfyUI sampler with each flow schedule on which it takes exactly `nfe` evaluations."""
     for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:
@@ -114,12 +115,11 @@ def flow_candidates(nfe: int) -> Iterator[Setting]:
 
 
 def searched_grids(path: Path, most_steps: int) -> Grids:
-    """Search the best noise levels for 2 to `most_steps` steps, by dynamic programming.
+    """Search the best noise levels for Euler's method, for each number of steps from 2 to `most_steps`.
 
-    They are chosen from the levels of a reference trajectory, so that Euler steps, each started on the
-    trajectory, miss it the least in sum, averaged over the samples.
-    This is the idea of GITS (Chen et al. 2024, "On the Trajectory Regularity of ODE-based Diffusion
-    Sampling")."""
+    The levels are chosen, by dynamic programming, from those of the reference trajectory `path`, so that the
+    sum of the errors of the single steps is the lowest. This is the idea of GITS (Chen et al. 2024, "On the
+    Trajectory Regularity of ODE-based Diffusion Sampling")."""
     times, count = path.times, len(path.times)
     states = torch.stack([state.flatten(1) for state in path.states]).double()
     slopes = torch.zeros_like(states)

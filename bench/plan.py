@@ -31,7 +31,7 @@ CHUNK = 32  # noises of one job
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run of the benchmark measures; the keys of the dicts are guidance scales."""
+    """What a run of the benchmark measures: guidance scales, NFEs, numbers of noises, and the seed."""
 
     # noises of every row, the first ones of `seed`
     noises: dict[float, int] = field(default_factory=lambda: {1.0: 128, 2.0: 64, 4.0: 64}, hash=False)
@@ -66,7 +66,9 @@ class Entry:
 
     @property
     def cell(self) -> int:
-        """The NFE to list the result under: the network passes, halved with guidance (two an evaluation)."""
+        """The NFE to list the result under: its network passes, or half of them with guidance.
+
+        With guidance an evaluation normally takes two passes, so equal costs are listed together."""
         return self.passes if self.guidance == 1 else self.passes // 2
 
     @property
@@ -76,13 +78,13 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """A text that identifies this row within a run."""
+        """A text that identifies this measurement among those of a benchmark run."""
         which = Path(self.file).stem if self.file else json.dumps(self.setting.as_dict(), sort_keys=True)
         return f"{which} nfe {self.nfe} cfg {self.guidance:g} n {self.count}"
 
     @property
     def work(self) -> float:
-        """The number of network passes of this measurement, by which the jobs are ordered."""
+        """The number of network passes of this measurement; those with the most are started first."""
         return self.passes * self.count
 
 
@@ -99,7 +101,7 @@ class Row:
     measures: dict[str, Measured]  # by the names of MEASURES
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as it is written in docs/results.json."""
+        """Return the result as a dict for docs/results.json."""
         row = {
             "solver": self.solver,
             "schedule": self.schedule,
@@ -147,8 +149,8 @@ def label(fitted: Fitted) -> tuple[str, str]:
 def predictors() -> tuple[tuple[str, Fitted], ...]:
     """Return (file, fitted AMED solver) for each file that was fitted to the demo model.
 
-    Left out are files of plain solvers, which have no learned parameters, and with guidance those that take
-    an odd number of network passes, because no ComfyUI sampler takes as many."""
+    Files without fitted parameters are left out. So are, with guidance, solvers that take an odd number of
+    network passes, because no ComfyUI sampler takes as many."""
     model_fingerprint = fingerprint(demo.load_unet().named_parameters(prefix="inner_model"))
     files = {path.name: path for folder in reversed(FOLDERS) for path in sorted(folder.glob("*.safetensors"))}
     loaded = ((str(path), load(path)) for path in files.values())
@@ -164,7 +166,7 @@ def predictors() -> tuple[tuple[str, Fitted], ...]:
 def settings(nfe: int, guidance: float) -> tuple[list[Setting], Grids]:
     """Return the best settings of ComfyUI's samplers at one NFE and guidance, from bench/settings.json.
 
-    Also returns the searched noise levels at this guidance, by number of steps."""
+    Also returns noise levels that were searched for this guidance, {number of steps: levels}."""
     known = json.loads(SETTINGS.read_text())
     grids = {int(n): torch.tensor(g, dtype=torch.float64) for n, g in known[f"grids {guidance:g}"].items()}
     return [Setting.of(setting) for setting in known[f"{nfe} {guidance:g}"]], grids

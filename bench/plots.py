@@ -83,7 +83,9 @@ def quality(rows: list[Row], file: Path) -> None:
 
 
 def grid(rows: list[Row], guidance: float, nfe: int, file: Path, scale: int = 2) -> None:
-    """Draw images of the same noises by the reference, AMED, and the best and common ComfyUI samplers."""
+    """Draw images of the same noises, one line of images per sampler, to compare them by eye.
+
+    The lines are the reference, AMED, the best ComfyUI sampler, and a few common ones."""
     cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
     best = best_others(rows, nfe, guidance)
     shown = [("reference, 100", OUT / "strips" / f"{guidance:g}-reference.png")]
@@ -123,7 +125,9 @@ def grids(rows: list[Row], folder: Path) -> list[str]:
 
 
 def figure_4(figures: dict[str, Any], file: Path) -> None:
-    """Draw the paper's figure 4: projection error over sigma, and variance by component."""
+    """Draw the AMED paper's figure 4, on how flat sampling trajectories are.
+
+    It shows the error of projecting them onto a plane, over sigma, and their variance by component."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(figures["sigmas"], [100 * v for v in figures["error_mean"]], "k-o", ms=3, label="mean")
     left.plot(
@@ -144,7 +148,7 @@ def figure_4(figures: dict[str, Any], file: Path) -> None:
 
 
 def figure_5(figures: dict[str, Any], file: Path) -> None:
-    """Draw the AMED paper's figure 5: the best mid time r in each interval, and what it gains."""
+    """Draw the AMED paper's figure 5: the best mid time r in each interval, and the error it removes."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, (name, student) in enumerate(figures["students"].items()):
         x = np.arange(1, len(student["alignment"]) + 1)
@@ -162,7 +166,7 @@ def figure_5(figures: dict[str, Any], file: Path) -> None:
 
 
 def fit_cost(points: list[dict[str, Any]], file: Path) -> None:
-    """Plot error and Fréchet distance against the cost of a fit."""
+    """Plot error and Fréchet distance of fitted AMED solvers against the cost of fitting them."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, measure in zip(axes, ("rmse_ref", "fd_ref")):
         for name in dict.fromkeys(p["fit"] for p in points):

@@ -19,10 +19,10 @@ BATCH = 32
 
 
 class Remembering(Counter):
-    """Counts evaluations, and reuses the first evaluation of each noise, which is the same for every solver.
+    """Counts evaluations and network passes of the demo model, and caches each noise's first evaluation.
 
-    `passes` counts samples through the network. A reused evaluation and its passes are counted like any
-    other, but computed only once, as long as `remembers` is True."""
+    All solvers start with the same evaluation, at the highest sigma. It is counted for each solver, but
+    computed only once while `remembers` is True. A pass is one sample through the network."""
 
     def __init__(self, model: Guided, sigma_max: float = SIGMA_MAX):
         super().__init__(model)
@@ -31,7 +31,7 @@ class Remembering(Counter):
         model.model.register_forward_pre_hook(self.count_passes)
 
     def count_passes(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Add the samples of one network call to `passes`; a forward pre-hook of the network."""
+        """Add the number of samples in a network call to `passes`; a forward pre-hook of the network."""
         self.passes += len(inputs[0])
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
@@ -62,7 +62,7 @@ class Problem:
     """A sampling task: the demo model at a guidance scale, or as a flow model, with noises to start from.
 
     Args:
-        guidance: guidance scale; 1 for the flow model.
+        guidance: guidance scale; 1, i.e. no guidance, for the flow model.
         count: number of noises.
         seed: seed of the noises.
         dtype: dtype of the network.
@@ -83,14 +83,14 @@ class Problem:
         return self.guided.model.denoiser if self.target.flow else self.guided.model
 
     def part(self, start: int, stop: int) -> "Problem":
-        """Return a copy of the task with only the noises from `start` to `stop`."""
+        """Return a copy of this sampling task with only the noises from `start` to `stop`."""
         part, rows = object.__new__(Problem), slice(start, stop)
         noise = self.noise[rows]
         part.__dict__ = {**self.__dict__, "count": len(noise), "noise": noise, "args": cut(self.args, rows)}
         return part
 
     def first(self, count: int) -> "Problem":
-        """Return a copy of the task with only the first `count` noises."""
+        """Return a copy of this sampling task with only the first `count` noises."""
         return self.part(0, count)
 
     def run(
@@ -99,15 +99,15 @@ class Problem:
         batch: int = BATCH,
         end: float = 0.0,
     ) -> Ends:
-        """Sample every batch of noises.
+        """Sample all noises in batches; return the images, the evaluations and the network passes per image.
 
         Args:
             sample: called as sample(model, noise, arguments) with noise of standard deviation 1; returns x at
                 the end of the run.
-            batch: noises in a batch.
-            end: the noise level where the sampler stops.
+            batch: number of noises per batch.
+            end: the last noise level of the run, used to turn a flow model's x into the image.
 
-        Raises RuntimeError if the batches did not cost the same."""
+        Raises RuntimeError if the batches took different numbers of evaluations or passes."""
         ends, costs = [], set()
         for start in range(0, self.count, batch):
             part = slice(start, start + batch)

@@ -45,7 +45,7 @@ from .workers import Workers
 
 @cache
 def problem(guidance: float, count: int, seed: int, dtype: str, flow: bool = False) -> Problem:
-    """Return the demo model with `count` noises to sample; made only once per process."""
+    """Return the demo model with `count` noises to sample, created only once per process."""
     return Problem(guidance, count, seed, getattr(torch, dtype), flow)
 
 
@@ -62,7 +62,7 @@ def reference_file(guidance: float, flow: bool = False) -> Path:
 
 @cache
 def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
-    """Return an object that measures images against the first `count` reference images."""
+    """Return a Ruler, which measures images by their distances to the first `count` reference images."""
     images = load_file(reference_file(guidance, flow))["images"]
     return Ruler(images[:count], drawn(plan, guidance, flow).denoiser, plan.resamples)
 
@@ -70,7 +70,7 @@ def ruler(plan: Plan, guidance: float, count: int, flow: bool) -> Ruler:
 def reference(
     plan: Plan, guidance: float, evaluations: int, start: int, stop: int, flow: bool = False
 ) -> Tensor:
-    """Compute the reference images of the noises from `start` to `stop`."""
+    """Sample the reference images of the noises from `start` to `stop`, in `evaluations` evaluations."""
     noises = drawn(plan, guidance, flow).part(start, stop)
     if flow:
         return flow_reference(noises, evaluations)
@@ -135,7 +135,7 @@ def measure(plan: Plan, entry: Entry) -> Row:
 
 
 def strip_file(row: Row) -> Path:
-    """Return the PNG file that shows the first images of a result side by side."""
+    """Return the path of the PNG file with the first images of one solver side by side."""
     entry = row.entry
     return OUT / "strips" / f"{entry.guidance:g}-{entry.cell}-{row.solver}-{row.predictor}.png"
 
@@ -153,10 +153,10 @@ def strip(images: Tensor, file: Path) -> None:
 def reference_images(
     plan: Plan, workers: Workers, guidance: float, resume: bool, flow: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the reference images of all noises, and those of the first `plan.converged` sampled finer.
+    """Return reference images of 100 evaluations for all noises, and of 200 for the first `plan.converged`.
 
-    The former take 100 evaluations, the latter 200. They are saved in bench/out; with `resume` those saved by
-    an earlier run are loaded."""
+    The latter show whether 100 evaluations are enough. Both are saved in bench/out; with `resume`, images of
+    an earlier run are loaded instead."""
     file = reference_file(guidance, flow)
     count = plan.flow if flow else plan.total(guidance)
     if not (resume and file.is_file()):
@@ -216,12 +216,12 @@ def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Me
 
 
 def median(images: Tensor, reference: Tensor) -> float:
-    """Return the median of the images' errors to the reference."""
+    """Return the median, over the images, of each image's RMSE to its reference image."""
     return float(torch.tensor([rmse(a, b) for a, b in zip(images, reference)]).median())
 
 
 def saved_rows(resume: bool) -> dict[str, Row]:
-    """Load the rows of an interrupted run; without `resume`, delete them and return none."""
+    """Load the results of an interrupted benchmark run; without `resume`, delete them and return none."""
     file = OUT / "rows.jsonl"
     if not resume:
         file.unlink(missing_ok=True)
@@ -241,7 +241,7 @@ def saved_rows(resume: bool) -> dict[str, Row]:
 
 
 def save_row(row: Row) -> None:
-    """Append a row to bench/out/rows.jsonl."""
+    """Append a result to bench/out/rows.jsonl, so that an interrupted run can be resumed."""
     fields = dict(vars(row))
     fields["entry"] = vars(row.entry) | {"setting": row.entry.setting and row.entry.setting.as_dict()}
     fields["measures"] = {k: (m.value, m.resampled.tolist()) for k, m in row.measures.items()}
@@ -250,7 +250,7 @@ def save_row(row: Row) -> None:
 
 
 def measured(plan: Plan, workers: Workers, title: str, wanted: list[Entry], old: dict[str, Row]) -> list[Row]:
-    """Make the `wanted` measurements that `old` does not contain; return the results of all wanted ones."""
+    """Return the results of all `wanted` measurements: from `old` if it has them, otherwise measured now."""
     rows = [old[e.key] for e in wanted if e.key in old]
     jobs = [(plan, e) for e in wanted if e.key not in old]
     for _, row in workers.each(title, measure, jobs, work=lambda job: job[1].work):
@@ -299,7 +299,7 @@ def second_pass(plan: Plan, rows: list[Row]) -> list[Entry]:
 
 @dataclass
 class Results:
-    """All rows that a run of the benchmark has measured."""
+    """All results of a run of the benchmark."""
 
     references: list[dict[str, Any]]  # the reference's row for each guidance, and that of the flow form
     rows: list[Row]
@@ -308,7 +308,7 @@ class Results:
 
     @property
     def large(self) -> list[Row]:
-        """The results on many noises, or all results if none were measured on many."""
+        """The results on many noises, or those on few if nothing was measured on many."""
         return self.many or self.rows
 
 

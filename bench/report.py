@@ -30,20 +30,21 @@ HEAD = ["NFE", "guidance", "measure", "calibrated", "best other", "which", "rati
 
 
 def line(c: Compared) -> list[Any]:
-    """Return a comparison of two solvers as the cells of a Markdown table's line, under the headings HEAD."""
+    """Format the comparison of an AMED solver with a ComfyUI solver as a line of a Markdown table."""
     which = f"{c.row.solver}, {c.row.entry.setting.schedule_name}"
     return [c.nfe, guided(c.guidance), SHORT[c.measure], number(c.ours), number(c.other), which, c.text]
 
 
 def at(guidance: float, nfe: int) -> str:
-    """Return e.g. "NFE 5, guidance 2"; the guidance is omitted if it is 1."""
+    """Format an NFE and guidance as text, e.g. "NFE 5, guidance 2"; a guidance of 1 is omitted."""
     return f"NFE {nfe}" + (f", guidance {guidance:g}" if guidance != 1 else "")
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
     """Return the ratios of AMED's values to those of the best ComfyUI solver.
 
-    They are grouped by calibration budget and measure, e.g. {"normal rmse_ref": {(guidance, NFE): ratio}}."""
+    They are grouped by calibration budget and measure, e.g. {"normal rmse_ref": {(guidance, NFE): ratio}};
+    "rmse_ref" is the error."""
     ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:
@@ -79,7 +80,7 @@ def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
 
 
 def goals(tables: dict[str, list[Compared]], rows: list[Row]) -> list[str]:
-    """Return a table of the benchmark's goals, of what was measured, and by how much a goal was missed."""
+    """Return a Markdown table of the benchmark's goals, the measured values, and which goals were reached."""
     ratios_by_table, body, total = ratios(tables), [], len(cells(rows))
     for name in tables:
         for measure in ("rmse_ref", "fd_ref"):
@@ -126,7 +127,7 @@ def ahead(all_compared: list[Compared]) -> list[str]:
 
 
 def flow_rows(rows: list[Row]) -> list[str]:
-    """Return the section on the model in flow form, if it was measured."""
+    """Return the results page's section on the demo model as a flow model, empty if it was not measured."""
     if not rows:
         return []
     body = [
@@ -174,7 +175,7 @@ def readme(all_compared: list[Compared], nfes: tuple[int, ...] = (3, 5, 7, 9)) -
 
 
 def spread(row: Row, name: str) -> str:
-    """Format a measure of a row as text, with its 90 % interval if it has one."""
+    """Format the value of one measure, e.g. the error, with its 90 % interval if it has one."""
     measured = row.measures[name]
     if not len(measured.resampled):
         return number(measured.value)
@@ -183,7 +184,7 @@ def spread(row: Row, name: str) -> str:
 
 
 def everything(rows: list[Row]) -> list[str]:
-    """Return all rows, a table for each NFE and guidance, sorted by Fréchet distance."""
+    """Return all results as Markdown tables, one for each NFE and guidance, sorted by Fréchet distance."""
     lines: list[str] = []
     for guidance, nfe in cells(rows):
         cell_rows = [r for r in rows if (r.entry.guidance, r.entry.cell) == (guidance, nfe)]
@@ -196,7 +197,9 @@ def everything(rows: list[Row]) -> list[str]:
 
 
 def many_noises(rows: list[Row]) -> list[str]:
-    """Return the section on the rows that were measured again on many noises, if there are any."""
+    """Return the results page's section on the best solvers, measured again on more noises.
+
+    It is empty if none were."""
     if not rows:
         return []
     order = sorted(rows, key=lambda r: (r.entry.guidance, r.entry.cell, r.measures["fd_ref"].value))
@@ -225,7 +228,9 @@ def name_of(row: Row) -> str:
 
 
 def convergence(references: list[dict[str, Any]]) -> list[str]:
-    """Return a table of the reference's distances to a reference of twice the evaluations."""
+    """Return a Markdown table that shows how far the reference images have converged.
+
+    It has their distances to reference images of twice the evaluations."""
     body = [
         [
             f"{guided(r['guidance'])}{', flow form' * ('form' in r)}",
@@ -258,12 +263,12 @@ def page(
     Args:
         plan: the benchmark plan that was run.
         measured: the results of the run.
-        reference_distances: Fréchet distance of the reference images to the data for each guidance, on the
-            noises of `measured.large`.
+        reference_distances: Fréchet distance of the reference images to the data, by guidance scale.
         figures: numbers for the AMED paper's figures 4 and 5, from bench.geometry.
         cost: measured times and memory, from bench.cost.
-        pictures: file names of the image grids.
-        extra_rows: rows of each JSON file named in MORE; empty where the file does not exist."""
+        pictures: file names of the pictures that compare images of several samplers.
+        extra_rows: contents of docs/fit_cost.json, docs/floor.json and docs/samplers.json, by "fit_cost"
+            etc.; an empty list for a missing file."""
     rows, large, ranks = measured.rows, measured.large, agreement(measured.rows)
     tables = {
         name: all_compared(large, reference_distances, kind)
@@ -309,7 +314,7 @@ def page(
 
 
 def results(measured: Results) -> list[dict[str, Any]]:
-    """Return the rows of docs/results.json: the reference's first, then the others."""
+    """Return the results for docs/results.json: the reference's first, then the solvers'."""
 
     def order(row: Row) -> tuple:
         return row.entry.count, row.entry.guidance, row.entry.cell, row.measures["fd_ref"].value
@@ -319,18 +324,18 @@ def results(measured: Results) -> list[dict[str, Any]]:
 
 
 def flow_results(measured: Results) -> list[dict[str, Any]]:
-    """Return the rows of docs/flow.json: the reference's first, then the others."""
+    """Return the flow model's results for docs/flow.json: the reference's first, then the solvers'."""
     rows = sorted(measured.flow, key=lambda r: (r.nfe, r.measures["rmse_ref"].value))
     return [r for r in measured.references if "form" in r] + [row.as_dict() for row in rows]
 
 
 def listed(rows: list[dict[str, Any]]) -> str:
-    """Return JSON with one row per line."""
+    """Format a list of results as JSON with one result per line."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
 def write_all(folder: Path, page_text: str, measured: Results, figures: dict, cost: dict) -> None:
-    """Write RESULTS.md and its JSON files into `folder`, each through a temporary file."""
+    """Write RESULTS.md and its JSON files into `folder`, without leaving a partial file if interrupted."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (
         ("results.json", listed(results(measured))),

@@ -10,7 +10,7 @@ LOOP_AT = ("4x128x128", 1)
 
 
 def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
-    """Return the values on the AMED paper's figures 4 and 5 that fill the results page."""
+    """Return numbers on the AMED paper's figures 4 and 5, for the placeholders of the results page."""
     worst, students = max(figures["error_mean"]), figures["students"]
     body = []
     for name, student in students.items():
@@ -34,7 +34,9 @@ def geometry_values(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def overhead(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of each sampler's milliseconds per run, and of ratios to k-diffusion's sampler."""
+    """Return a Markdown table of each sampler's milliseconds per run, without a network.
+
+    In brackets is the ratio to the time of a k-diffusion sampler."""
     names = list(dict.fromkeys(r["sampler"] for r in rows))
     by_cell = {(r["sampler"], r["latent"], r["batch"]): r for r in rows}
     body = []
@@ -46,7 +48,7 @@ def overhead(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def loop_goals(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of the goals for the time of the sampling loop."""
+    """Return a Markdown table of the goals for the sampling loop's time, and whether they were reached."""
     body = []
     for row in rows:
         goal = LOOP.get(row["sampler"]) if (row["latent"], row["batch"]) == LOOP_AT else None
@@ -57,7 +59,9 @@ def loop_goals(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def fit_cost(points: list[dict[str, Any]]) -> list[str]:
-    """Return the section on docs/fit_cost.json, if it exists."""
+    """Return the results page's section on how the quality of a fit grows with its cost.
+
+    It is empty if docs/fit_cost.json does not exist."""
     if not points:
         return []
     body = [
@@ -81,7 +85,9 @@ def fit_cost(points: list[dict[str, Any]]) -> list[str]:
 
 
 def floor(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the section on docs/floor.json, if it exists: each kind of fit and the best other solver."""
+    """Return the results page's section on whether a longer calibration improves an AMED solver.
+
+    It compares three calibrations with the best ComfyUI sampler; empty if docs/floor.json does not exist."""
     if not rows:
         return []
     body = []
@@ -106,7 +112,7 @@ def floor(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def fits(costs: dict[str, Any]) -> list[str]:
-    """Return the sections on the cost of fitting and on how costs grow, if they were measured."""
+    """Return the results page's sections on what a fit costs and how costs grow, empty if not measured."""
     if "fits" not in costs:
         return []
     fit_rows = [
@@ -143,7 +149,7 @@ def fits(costs: dict[str, Any]) -> list[str]:
 
 
 def cost_values(costs: dict[str, Any]) -> dict[str, Any]:
-    """Return the values on sampling time, memory, imports and fitting that fill the results page."""
+    """Return text on sampling time, memory, imports and fitting, for the placeholders of the results page."""
     ours = [r for r in costs["share"] if r["sampler"].startswith("AMED")]
     return {
         "cost_nfe": costs["nfe"],

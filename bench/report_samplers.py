@@ -15,7 +15,9 @@ def fitted_with(row: dict[str, Any]) -> str:
 
 
 def outside(rows: list[dict[str, Any]]) -> list[str]:
-    """Return the section on docs/samplers.json, if it exists."""
+    """Return the results page's section on ComfyUI's samplers with and without AMED-Plugin.
+
+    It is empty if docs/samplers.json does not exist."""
     if not rows:
         return []
     body, behind = [], []

@@ -42,7 +42,7 @@ DTYPE = torch.bfloat16
 
 
 def sampler_of(name: str) -> HostSampler:
-    """Return ComfyUI's sampler of a name, which can run around any denoiser."""
+    """Return a ComfyUI sampler by its name, in a form that can sample any denoiser."""
     function = host.modules().samplers.sampler_object(name).sampler_function
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, args: dict[str, Any]) -> Tensor:
@@ -54,7 +54,9 @@ def sampler_of(name: str) -> HostSampler:
 
 @cache
 def problem(guidance: float, seed: int) -> Problem:
-    """Return the demo model with a seed's noises: SEED to measure on, others to search schedules on."""
+    """Return the demo model with the noises of a seed.
+
+    With the seed SEED these are for measuring samplers, with another for searching the best schedule."""
     return Problem(guidance, NOISES if seed == SEED else SEARCHED, seed, DTYPE)
 
 
@@ -70,9 +72,10 @@ def file_of(guidance: float, seed: int) -> Any:
 
 
 def schedules_of(sampler: HostSampler, nfe: int) -> dict[str, Tensor]:
-    """Return ComfyUI's and this pack's schedules by name, float64 `[n + 1]`, ending at 0; karras first.
+    """Return the schedules to try with a sampler, {name: sigmas}, float64 `[n + 1]`, ending at 0.
 
-    On each the sampler takes `nfe` evaluations, or the next lower number that it can take."""
+    They are ComfyUI's and this pack's, karras first. Their length makes the sampler take `nfe` evaluations,
+    or the next lower number that it can take."""
     zero_model, noise = host.HostModel(lambda x, sigma, **args: x, afs=False), torch.zeros(1, 3, 8, 8)
 
     def calls(sigmas: Tensor) -> int:
@@ -98,7 +101,7 @@ def karras(steps: int) -> Tensor:
 def ends(
     sampler: HostSampler, problem_set: Problem, sigmas: Tensor, fitted: Any = None
 ) -> tuple[Tensor, int]:
-    """Run a ComfyUI sampler, plain or with fitted AMED constants; return images and evaluations."""
+    """Run a ComfyUI sampler, plain or with fitted AMED constants; return images and number of evaluations."""
 
     def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:
         denoiser = model if fitted is None else ScaledDenoiser(model, fitted.at)
@@ -110,7 +113,7 @@ def ends(
 
 
 def measure(name: str, nfe: int, guidance: float) -> dict[str, Any]:
-    """Measure a sampler; return its row of docs/samplers.json."""
+    """Measure a ComfyUI sampler with and without AMED-Plugin; return its entry of docs/samplers.json."""
     sampler, search_problem, test_problem = (
         sampler_of(name),
         problem(guidance, OTHERS),

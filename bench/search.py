@@ -41,7 +41,7 @@ def reference_plan(evaluations: int) -> Plain:
 
 @torch.no_grad()
 def path_of(problem: Problem, plan: Plain) -> Path:
-    """Sample the noises of `problem` as `plan` says; return x at each noise level."""
+    """Sample the noises of `problem` with the solver and schedule of `plan`; return x at each noise level."""
     sigmas = plan.sigmas()
     x = problem.noise * sigmas[0].float()
     run = states(Run(problem.guided, problem.args), plan.solver, x, sigmas, afs=plan.afs)
@@ -56,9 +56,9 @@ def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
 def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features: Features) -> list[Setting]:
     """Return the best one or two settings (schedule, steps, order) of each ComfyUI sampler.
 
-    A first round ranks all settings by error on FEW noises. A second one runs each sampler's first BEST of
-    them on all noises. It keeps the setting with the lowest error, and the one with the lowest error times
-    the square root of the Fréchet distance."""
+    All settings are run on a few noises, and each sampler's 4 of lowest error on all noises. Of these, the
+    one with the lowest error is returned, and the one with the lowest error times the square root of the
+    Fréchet distance."""
     few, reference_statistics = problem.first(FEW), Statistics.of(features(reference))
     errors = []
     for setting in candidates(nfe):
@@ -78,10 +78,7 @@ def ranked(problem: Problem, reference: Tensor, grids: Grids, nfe: int, features
 
 
 def flow_reference(problem: Problem, evaluations: int = 100) -> Tensor:
-    """Sample the reference images of a flow-model problem by running the model in its original form.
-
-    In flow form a run starts from pure noise at s = 1. Its first step to the model's highest sigma moves x a
-    little, so that step is applied before the run."""
+    """Sample the reference images of a flow-model problem, with the demo model in its original sigma form."""
     model, plan = Guided(problem.denoiser, 1.0), reference_plan(evaluations)
     first = model(problem.noise * SIGMA_MAX, torch.full((problem.count,), SIGMA_MAX), **problem.args)
     return run(model, problem.noise + first / SIGMA_MAX, plan.sigmas(), plan.solver, problem.args)[0]
@@ -103,7 +100,7 @@ def flow_settings(nfe: int) -> list[Setting]:
 
 
 def save_setting(key: str, value: Any) -> None:
-    """Set one key of bench/settings.json."""
+    """Save a value under a key of bench/settings.json, e.g. the best sampler settings at one NFE."""
     remember(SETTINGS, lambda old: old | {key: value})
 
 

@@ -32,9 +32,9 @@ NFES, SEED, COUNT = (3, 5, 7, 9), 300, 32
 
 
 def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, name: str) -> Fitted:
-    """Fit a solver's AMED constants on each schedule of SCHEDULES; return the better fit.
+    """Fit a solver's AMED constants on two schedules; return the better fit.
 
-    One half of the noises is for fitting, and the error on the other half decides."""
+    One half of the noises is used to fit, the other to compare the errors."""
     candidates, half = [], COUNT // 2
     steps = (nfe + 1) // 2 + 1
     first, rest = problem.part(0, half), problem.part(half, COUNT)
@@ -58,7 +58,7 @@ def fit(problem: Problem, reference: torch.Tensor, solver: Solver, nfe: int, nam
 
 
 def main() -> None:
-    """Fit and save the AMED constants of each solver in STUDENTS for which there is no file yet."""
+    """Fit and save AMED constants for the demo model, for each solver and NFE that has no file yet."""
     FOLDER.mkdir(exist_ok=True)
     for guidance in (1.0, 2.0, 4.0):
         jobs = {

@@ -15,8 +15,9 @@ from amed.table import Number, Row
 
 @dataclass(frozen=True)
 class BestR:
-    """The best mid times r (0: start of the interval, 1: its end) of N - 1 intervals for n samples.
+    """The best mid times r in N - 1 intervals between noise levels, for each of n samples.
 
+    A mid time is where a solver evaluates the model within an interval, r = 0 being its start and 1 its end.
     Distances are root mean square over x."""
 
     r: Tensor  # [N-1, n], the r that ends nearest to the reference
@@ -25,19 +26,19 @@ class BestR:
 
     @property
     def alignment(self) -> Tensor:
-        """The share of the distance to the reference at r = 1/2 that the best mid time r removes, `[N-1]`."""
+        """The share of the distance to the reference at mid time r = 1/2 that the best r removes, `[N-1]`."""
         return 1 - (self.best.square().mean(1) / self.half.square().mean(1)).sqrt()
 
     @property
     def spread(self) -> Tensor:
-        """The standard deviation over the samples of the best mid time r, `[N-1]`."""
+        """The standard deviation of each interval's best mid time r between the samples, `[N-1]`."""
         return self.r.std(dim=1)
 
 
 class GivenR:
-    """A predictor that returns given mid times r, and 1 for AMED's scales c and a.
+    """A predictor of AMED-Plugin that returns given mid times r, and 1 for AMED's scales c and a.
 
-    For each interval r is a number, or a tensor with one per sample."""
+    `r` is a list with one entry per interval: a float, or a tensor with a value for each sample."""
 
     wants_bottleneck = False
 
@@ -50,7 +51,9 @@ class GivenR:
 
 
 def chosen_rows(solver: Solver, times: list[float], r: list[Number], like: Tensor) -> list[Row]:
-    """Return AMED-Plugin's solver constants, a Row per evaluation, at `times` and given mid times r."""
+    """Return the constants of an AMED-Plugin solver with given mid times r, one Row for each evaluation.
+
+    `times` are the noise levels between which the mid times lie."""
     rows = []
     for row in rows_of(solver, times, GivenR(r), False, like):
         weights = row.weights(None) if callable(row.weights) else row.weights
@@ -68,21 +71,22 @@ def best_r(
     grid: Tensor | None = None,
     done: Callable[[int], None] = lambda interval: None,
 ) -> BestR:
-    """Search the best mid time r in each interval on a grid, from the first interval to the last.
+    """Search the best mid time r in each interval between noise levels, from the first interval to the last.
 
-    r is 0 at the start of an interval, 1 at its end; AMED's scales c and a stay 1. A single-step solver
-    starts every interval at the reference; a multistep one goes on from where its best r led in the interval
-    before, and uses its earlier evaluations.
+    The mid time, r = 0 at the start of an interval and 1 at its end, is where the solver evaluates the model
+    within it. The best r brings x closest to a reference trajectory at the end of the interval. A single-step
+    solver starts each interval on the reference, a multistep solver where its last interval ended.
 
     Args:
-        model: the denoiser, called with `extra_args`.
+        model: the denoiser.
         solver: the solver to search r for.
-        sigmas: base times `[N]`, the ends of the intervals.
-        reference: the N states `[n, ...]` of a fine trajectory at these times.
-        grid: values of r, with 1/2 among them; default 0.05 to 0.95 in steps of 0.05.
-        done: called with the number of each interval that is finished.
+        sigmas: noise levels `[N]`, the ends of the intervals.
+        reference: x of the reference trajectory at each of these levels, N tensors `[n, ...]`.
+        extra_args: keyword arguments for `model`.
+        grid: values of r to try, which must include 1/2; default 0.05 to 0.95 in steps of 0.05.
+        done: called with the index of each finished interval, to show progress.
 
-    Raises ValueError for a grid without 1/2, or another number of reference states than of times."""
+    Raises ValueError for a grid without 1/2, or if `reference` and `sigmas` differ in length."""
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) if grid is None else grid
     half = int((grid - 0.5).abs().argmin())
     if abs(float(grid[half]) - 0.5) > 1e-9:

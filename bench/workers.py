@@ -10,12 +10,12 @@ import torch
 
 
 def start_worker() -> None:
-    """Limit torch to one thread in a new process of the pool."""
+    """Limit torch to one thread; called at the start of each worker process."""
     torch.set_num_threads(1)
 
 
 class Workers:
-    """A pool of worker processes; a context manager."""
+    """A pool of worker processes, used as a context manager."""
 
     def __init__(self, count: int):
         self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker)
@@ -36,10 +36,10 @@ class Workers:
         """Run function(*job) for each job; yield (job, result) as they finish, and print the progress.
 
         Args:
-            title: what the jobs are, for the printed line.
-            function: must be importable by the processes.
-            jobs: arguments of each call; those with the most work start first.
-            work: relative cost of a job, for their order and the time left."""
+            title: name of the jobs, for the printed progress.
+            function: run in the worker processes, which must be able to import it.
+            jobs: a tuple of arguments for each call.
+            work: returns a job's relative cost, to start the longest first and estimate the time left."""
         jobs = sorted(jobs, key=work, reverse=True)
         total, done, begin, shown = sum(map(work, jobs)), 0.0, time.perf_counter(), 0.0
         waiting = {self.pool.submit(function, *job): job for job in jobs}
