@@ -94,7 +94,7 @@ def find() -> str | None:
 
 
 def missing() -> str:
-    """Return why no page can be opened on this machine, or "" if one can."""
+    """Return why ComfyUI's page cannot be opened in a browser on this machine, or "" if it can."""
     path = os.environ.get("CHROMIUM_PATH")
     if path and shutil.which(path) is None:
         return f"CHROMIUM_PATH is {path}, which is not an executable program"
@@ -108,10 +108,10 @@ def missing() -> str:
 
 
 class Chromium:
-    """A headless browser with one tab that can reach `url` only; a context manager.
+    """A headless browser with one tab, which can reach `url` only; a context manager.
 
     `tab` is Playwright's Page. `complaints` are the console's errors and warnings and the uncaught exceptions
-    so far, each with the file it comes from."""
+    so far, as texts, each with the file it comes from."""
 
     def __init__(self, url: str, size: dict[str, int] = SIZE, scale: float = 1.0):
         self.url, self.size, self.scale = url, size, scale
@@ -143,7 +143,7 @@ class Chromium:
         self.stack.close()
 
     def opened(self) -> None:
-        """Load `url` in the new tab; a subclass may override this, e.g. to wait until the page is ready."""
+        """Load the page in the new tab; a subclass may override this, e.g. to wait until it is ready."""
         self.tab.goto(self.url)
 
     def of_ours(self) -> list[str]:
@@ -240,7 +240,7 @@ class Page(Chromium):
         self.settle()
 
     def setting(self, name: str, value: object) -> None:
-        """Change one of the page's settings."""
+        """Change a setting of ComfyUI's page, given by its id."""
         self.tab.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
         self.settle(500)
 
@@ -276,7 +276,7 @@ class Page(Chromium):
     def run(self, seconds: float = 600.0) -> dict:
         """Run the graph and wait for its end. Raises PageError if the run failed.
 
-        Returns the `ui` of every output node, by node id."""
+        Returns what each output node shows (its `ui` dict: images, text), by node id."""
         end = self.wait(self.queue(), seconds)
         if end["state"] != "done":
             error = end.get("exception_message", end["state"])
@@ -358,7 +358,7 @@ class Page(Chromium):
     def view(self, rectangle: tuple[float, float, float, float], most: float = 1.5) -> dict[str, float]:
         """Move and zoom the canvas to a rectangle of the graph; return its place on the screen, in pixels.
 
-        `most` limits the zoom factor."""
+        The zoom factor is at most `most`."""
         place = self.tab.evaluate(MOVE, [*rectangle, most])
         self.settle()
         with contextlib.suppress(Exception):  # continue even if an image never arrives

@@ -52,7 +52,7 @@ class Interrupted(RunError):
 
 @dataclass
 class Result:
-    """The outputs of a finished run."""
+    """The outputs of a finished run of a workflow."""
 
     outputs: dict[str, dict]  # node id -> its ui dict (images, text, latents, ...)
     seconds: float
@@ -61,7 +61,7 @@ class Result:
     def files(self, kind: str = "images", node: str | int | None = None) -> list[dict]:
         """Return the files that a node wrote, each as a dict of `filename`, `subfolder` and `type`.
 
-        `kind` is their key in the node's output, e.g. "images"; without `node`, files of all nodes."""
+        `kind` is the files' key in the node's output, e.g. "images"; by default, files of all nodes."""
         chosen = self.outputs.values() if node is None else [self.outputs.get(str(node), {})]
         return [entry for ui in chosen for entry in ui.get(kind, [])]
 
@@ -100,9 +100,9 @@ class Server:
 
     Args:
         base: folder of models, input, output and user data; by default a temporary one, removed at the end.
-        port: by default a free one.
+        port: port to listen on; by default a free one.
         pack: the folder of the pack to link into custom_nodes.
-        threads: of torch; one is fastest for small batches of a small model. None leaves it to torch.
+        threads: number of torch threads; 1 is fastest for the small demo model. None: torch's default.
         arguments: further arguments of ComfyUI's main.py.
 
     Its methods raise ServerError with the tail of the log if the process does not run or does not answer."""

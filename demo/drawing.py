@@ -96,7 +96,7 @@ def height(node: Node, info: dict) -> int:
 
 
 def place(columns: list[Column], object_info: dict) -> list[Node]:
-    """Give every node its size and position; return all nodes, column by column."""
+    """Set the size and position of every node; return all nodes, column by column."""
     x, placed = 0, []
     for column in columns:
         y = column.top
@@ -111,7 +111,9 @@ def place(columns: list[Column], object_info: dict) -> list[Node]:
 
 
 def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]:
-    """Return nodes in the JSON form of a saved workflow, and links `[id, from, output, to, input, type]`.
+    """Return nodes and links in the JSON form of a saved workflow.
+
+    A link is `[id, from node, its output number, to node, its input number, type]`.
 
     Raises KeyError for an input or widget that the class does not have, ValueError for an unknown output."""
     numbers = {node.name: i for i, node in enumerate(nodes, 1)}
@@ -167,7 +169,7 @@ def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
 
 
 def boxes(groups: dict[str, list[str]], nodes: list[Node]) -> list[dict]:
-    """Return the coloured group boxes of a workflow; `groups` maps a box's title to its nodes' names."""
+    """Return a workflow's coloured group boxes; `groups` maps a box's title to the names of its nodes."""
     groups_json = []
     for number, (title, names) in enumerate(groups.items(), 1):
         inside = [node for node in nodes if node.name in names]
@@ -191,7 +193,7 @@ def note(text: str, number: int, above: float) -> dict:
 
 
 def workflow(name: str, example: Example, object_info: dict) -> dict:
-    """Return the JSON of a workflow; its note stands above the nodes on the left."""
+    """Return the JSON of an example workflow; its explaining note stands above the nodes on the left."""
     nodes = place(example.columns, object_info)
     page_nodes, links = drawn(nodes, object_info)
     groups = boxes(example.groups, nodes)
@@ -205,7 +207,7 @@ def workflow(name: str, example: Example, object_info: dict) -> dict:
 
 
 def identity(name: str) -> str:
-    """Return a UUID made from a name, so that a rewritten file has the same id."""
+    """Return a UUID made from a workflow's name, so that its id stays the same when its file is rewritten."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"comfyui-amed/{name}"))
 
 
@@ -282,5 +284,10 @@ def subgraph(
 
 
 def end(key: str, slot: dict, pos: list[int]) -> dict:
-    """Return the JSON of a subgraph's input or output; `slot`, of a node inside it, gives name and type."""
+    """Return the JSON of a subgraph's input or output.
+
+    Args:
+        key: text from which its id is made.
+        slot: the input or output of a node inside, which gives the name and type.
+        pos: its position [x, y]."""
     return {"id": identity(key), "name": slot["name"], "type": slot["type"], "linkIds": [], "pos": pos}

@@ -42,7 +42,7 @@ def write_all(info: dict) -> None:
 
 
 def card(images: list[Image.Image]) -> Image.Image:
-    """Return an example's picture for the template browser: one image, or several joined into a square."""
+    """Return a workflow's picture for the template browser: one image, or several joined into a square."""
     across = math.isqrt(len(images) - 1) + 1
     side, gap = CARD // across, 4 if across > 1 else 0
     if across == 1:
@@ -55,7 +55,7 @@ def card(images: list[Image.Image]) -> Image.Image:
 
 
 def write_card(server: Server, name: str) -> None:
-    """Run a workflow and write its picture for the template browser, of the largest images that it shows."""
+    """Run a workflow and write its picture for the template browser, made of its largest output images."""
     shown = server.run_workflow(WORKFLOWS / f"{name}.json").images()
     images = {image.tobytes(): Image.fromarray(image) for image in shown}.values()
     largest = max(math.prod(image.size) for image in images)

@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         self.register_buffer("scale", torch.ones(64))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the features `[B, 64]` of images `[B, 3, 32, 32]`."""
+        """Return the last scaled activations `[B, 64]` before the logits, for images `[B, 3, 32, 32]`."""
         return self.layers(x).mean(dim=(2, 3)) * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +46,10 @@ class Classifier(nn.Module):
 
 
 class Features:
-    """The trained feature network; call it with images `[B, 3, 32, 32]` for features `[B, 64]`.
+    """The trained network whose features the Fréchet distance compares: a classifier of emoji.
 
-    `data` holds the Statistics (mean, covariance) of the training images."""
+    Call it with images `[B, 3, 32, 32]` in [-1, 1] for features `[B, 64]`. `data` holds the mean and
+    covariance of the training images' features."""
 
     def __init__(self, file: Path = WEIGHTS):
         tensors = {k: v.float() for k, v in load_file(file).items()}
@@ -63,9 +64,10 @@ class Features:
 
 
 def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
-    """Train the classifier with cross-entropy on mirrored, shifted and slightly noisy images.
+    """Train the emoji classifier with cross-entropy on mirrored, shifted and slightly noisy images.
 
-    Returns the tensors to save: the weights in half precision, and the data's statistics."""
+    Returns the tensors to save: the weights in half precision, and the mean and covariance of the
+    images' features."""
     images, labels = data.load()
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -71,6 +71,7 @@ class Bench:
     a noise should give is that of a run with 60 evaluations.
 
     Args:
+        guidance: the guidance scale; 1 is none.
         weights: file of the demo model's weights.
         count: number of test noises.
         seed: random seed of the test noises; the tuning noises have `seed + 1`."""
@@ -88,11 +89,11 @@ class Bench:
         self.reference_statistics = Statistics.of(self.features(self.reference))
 
     def drawn(self, count: int, seed: int) -> tuple[Tensor, Args]:
-        """Return `count` unit noises and the model's arguments for them (emoji categories)."""
+        """Return `count` noises of unit variance and emoji categories (the demo model's arguments)."""
         return self.exact.draw(torch.Generator().manual_seed(seed), count)
 
     def draw(self, generator: torch.Generator, batch: int) -> tuple[Tensor, Args]:
-        """Return training noise, scaled to sigma_max, and the model's arguments (emoji categories)."""
+        """Return training noise, scaled to sigma_max, and emoji categories (the demo model's arguments)."""
         noise, args = self.exact.draw(generator, batch)
         return noise * demo.SIGMA_MAX, args
 
@@ -105,9 +106,9 @@ class Bench:
         predictor=None,
         count: int | None = None,
     ) -> tuple[Tensor, int]:
-        """Sample with a solver from the test noises, or from the first `count` tuning noises.
+        """Sample with a solver from fixed noises; return the images and the number of evaluations.
 
-        Returns the images and the number of evaluations."""
+        The noises are those for testing or, with `count`, the first `count` of those for choosing solvers."""
         noise, args = self.noise, self.args
         if count is not None:
             noise, args = self.tune_noise[:count], cut(self.tune_args, slice(0, count))
@@ -117,7 +118,7 @@ class Bench:
     def tried(
         self, solver: Solver, sigmas: Tensor, count: int, afs: bool, predictor=None
     ) -> tuple[Tensor, Tensor]:
-        """Sample with a solver from the first `count` tuning noises, in bfloat16, to rank solvers.
+        """Sample with a solver to rank it: from `count` fixed noises, in bfloat16.
 
         Returns the images, and those of a 60-evaluation run from the same noises."""
         images, _ = self.run(self.fast, solver, sigmas, afs, predictor, count)
@@ -134,22 +135,22 @@ class Bench:
         return load_file(file)["images"]
 
     def distance(self, images: Tensor, reference: Tensor) -> float:
-        """Return RMSE times the root of the Fréchet distance, one figure to rank by; lower is better."""
+        """Return RMSE times the root of the Fréchet distance of two sets of images, to rank solvers."""
         statistics = (Statistics.of(self.features(v)) for v in (images, reference))
         return rmse(images, reference) * max(frechet(*statistics), 0.0) ** 0.5
 
     def held_out_error(self, end: Tensor, x: Tensor, args: dict) -> float:
         """Return `distance` between images `end` and those of a 60-evaluation run from the same noise x.
 
-        The noise is not used for training; training keeps the weights with the lowest value."""
+        x is held out from training, which in the end takes the weights with the lowest value."""
         if self.held_out is None or not torch.equal(self.held_out[0], x):
             self.held_out = x, self.converged("held-out", x / demo.SIGMA_MAX, args)
         return self.distance(end, self.held_out[1])
 
     def row(self, solver: str, schedule: str, result: tuple[Tensor, int], seconds: float) -> Row:
-        """Return the error and Fréchet distances of images sampled from the test noises, as a Row.
+        """Return the measured figures of a solver: its RMSE and Fréchet distances.
 
-        `result` is (images, number of evaluations)."""
+        `result` is (images sampled from the test noises, number of evaluations); `seconds`, their time."""
         images, nfe = result
         statistics = Statistics.of(self.features(images))
         return Row(
@@ -164,13 +165,13 @@ class Bench:
         )
 
     def measure(self, setting: Setting) -> Row:
-        """Sample from the test noises with a plain solver (no predictor); return its figures."""
+        """Measure a solver without a predictor on fixed test noises: error, Fréchet distances and time."""
         begin = time.perf_counter()
         result = self.run(self.exact, setting.solver, setting.sigmas(), setting.afs)
         return self.row(setting.name, setting.schedule, result, time.perf_counter() - begin)
 
     def measure_fitted(self, fitted: Fitted) -> Row:
-        """Sample from the test noises with a fitted predictor; return its figures."""
+        """Measure a fitted predictor on fixed test noises: error, Fréchet distances and time."""
         begin = time.perf_counter()
         spec = fitted.spec
         result = self.run(self.exact, spec.student, fitted.sigmas(), spec.afs, fitted.predictor)
@@ -182,9 +183,10 @@ class Bench:
 
 
 def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Setting]:
-    """Sort solvers and their schedules, best first, by the images that they give.
+    """Sort pairs of a solver and a schedule, best first.
 
-    All are sorted by RMSE on 16 noises, then the best `keep` again by `Bench.distance` on 64."""
+    All are sorted by the RMSE of images from 16 noises to those of a 60-evaluation run, then the best `keep`
+    again by RMSE times the root of the Fréchet distance, on 64 noises."""
     ranking = sorted(settings, key=lambda s: rmse(*bench.tried(s.solver, s.sigmas(), 16, s.afs)))
     best = ranking[:keep]
     best.sort(key=lambda s: bench.distance(*bench.tried(s.solver, s.sigmas(), 64, s.afs)))
@@ -192,10 +194,18 @@ def search(bench: Bench, settings: list[Setting], keep: int = 16) -> list[Settin
 
 
 def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[float, list[list[float]]]:
-    """Search good values of AMED's r, c and a for each step, without training a network.
+    """Search good constants r, c and a of AMED for each step, without training a network.
 
-    Starts at the given r `[N-1]` and c = a = 1, and changes one value at a time where that lowers
-    `Bench.distance` of images sampled from 32 noises. Returns that lowest distance and [r, c, a]."""
+    r is the position of the mid time; c scales the direction, a the time given to the network. One value at
+    a time is changed where that lowers the distance (RMSE times the root of the Fréchet distance) of images
+    from 32 noises to those of a 60-evaluation run.
+
+    Args:
+        start: AMED-Solver, or the solver that an AMED-Plugin extends.
+        base: noise levels `[N]`; each step goes from one to the next.
+        r: first values of r, `[N-1]`; c and a start at 1.
+
+    Returns the lowest distance and [r, c, a]."""
 
     def value(now: list[list[float]]) -> float:
         moved = Constants(base, **dict(zip("rca", now)))
@@ -217,14 +227,16 @@ def coarse(bench: Bench, start: Setting, base: Tensor, r: list[float]) -> tuple[
 def base_times(start: Setting) -> Tensor:
     """Return the noise levels between which AMED inserts a mid time.
 
-    For AMED-Solver these are all levels of `start`; for an AMED-Plugin, every other level."""
+    `start` is a solver with its schedule. For AMED-Solver the result is all levels of that schedule; for a
+    solver that an AMED-Plugin extends, every other level."""
     return start.sigmas() if start.solver.name == "amed" else mid_times(start)[0]
 
 
 def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, list[float]]]:
-    """Return the `count` schedules on which AMED-Solver has the lowest RMSE on 16 noises.
+    """Return the `count` best schedules for AMED-Solver at `nfe` evaluations, each with its best mid times.
 
-    Each comes with its best r, where r (the position of the mid time) is the same in all steps."""
+    Best means the lowest RMSE of images from 16 noises to those of a 60-evaluation run. The mid times are
+    given by r, their position between two noise levels (0: at the higher), the same in all steps."""
     starts = []
     num_steps = (nfe + 1) // 2 + 1
     for schedule, rho in plain_solvers.SCHEDULES:
@@ -239,10 +251,13 @@ def amed_starts(bench: Bench, nfe: int, count: int = 2) -> list[tuple[Setting, l
 
 
 def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: Settings) -> Fitted:
-    """Fit AMED-Solver or an AMED-Plugin: search r, c and a with `coarse`, then train by Algorithm 1.
+    """Fit AMED-Solver or an AMED-Plugin: search constants, then train by the paper's Algorithm 1.
 
-    For a plugin the search starts at the noise levels of the solver that it extends; for AMED-Solver, at the
-    same r in all steps."""
+    Args:
+        student: "amed" for AMED-Solver, or the name of the solver that an AMED-Plugin extends.
+        ranking: solvers without AMED on their schedules, best first; a plugin starts at those noise levels.
+        nfe: number of evaluations.
+        settings: settings of the training, e.g. the number of images and the learning rate."""
     if student == "amed":
         starts = amed_starts(bench, nfe)
     else:
@@ -299,10 +314,11 @@ def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: 
 
 
 def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
-    """Measure the plain solvers at one NFE, fit predictors, and save those that beat their plain solver.
+    """Measure the solvers without AMED at one NFE, fit AMED predictors, and save those that beat them.
 
-    Returns the figures of each solver as a dict; `kept` is True for a saved predictor, False for one that
-    lost, None for a plain solver."""
+    A plugin must beat the solver that it extends, AMED-Solver the best single-step one. Returns the figures
+    of each solver as a dict; its `kept` is True for a saved predictor, False for one that lost, None for a
+    solver without AMED."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
     ranking = search(bench, plain_solvers.settings_for(bench.exact, nfe))
     settings_by_kind: dict[str, Setting] = {}
@@ -357,7 +373,7 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
 
 
 def measure_tables(bench: Bench, nfes: list[int]) -> None:
-    """Measure the bundled calibrated predictors on the test noises; write the figures into their files.
+    """Measure the bundled calibrated predictors on fixed test noises; write the figures into their files.
 
     The automatic choice of a predictor ("auto") compares these figures."""
     for nfe in nfes:
@@ -372,7 +388,7 @@ def measure_tables(bench: Bench, nfes: list[int]) -> None:
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """Return the rows of figures of this run, and the old rows of AMED solvers that it did not fit."""
+    """Return the figures of a run, and the old figures of AMED solvers that this run did not fit."""
 
     def student(row: dict) -> str | None:
         return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)

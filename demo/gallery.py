@@ -70,13 +70,15 @@ def prompts(positive: str, negative: str) -> list[Node]:
 
 
 def size(side: int, kind: str = "EmptyLatentImage") -> Node:
-    """Return a node that gives a square empty latent, `side` pixels wide; `kind` is its class."""
+    """Return a node that makes an empty latent of `side` x `side` pixels; `kind` is the node's class."""
     return Node("latent", kind, values={"width": side, "height": side}, title="Size", width=380)
 
 
 def amed(latent: str, positive: str = "positive.CONDITIONING", negative: str = "negative.CONDITIONING",
          model: str = "checkpoint.MODEL", control: str = "randomize", **values: object) -> Node:  # fmt: skip
-    """Return an AMED KSampler linked to the given outputs; `values` are its widgets, by default seed 1."""
+    """Return an AMED KSampler node; `values` are its widgets' values, the other arguments its links.
+
+    A link is written "node.output"; `control` is what happens to the seed after a run."""
     links = {"model": model, "positive": positive, "negative": negative, "latent_image": latent}
     return Node("amed", "AMEDKSampler", links, {"seed": 1} | values, control=control)
 
@@ -148,7 +150,7 @@ def calibrate() -> Example:
 
 def text_to_image(note_text: str, model: Model, latent: Node, prompt_nodes: list[Node], sampler: Node,
                   *between: Node) -> Example:  # fmt: skip
-    """Return a workflow from a prompt to a saved image; nodes `between` are placed left of the sampler."""
+    """Return a text-to-image workflow that saves the image; nodes `between` stand left of the sampler."""
     columns = [Column([loader(model)]), Column([*prompt_nodes, latent], top=200)]
     columns += [Column(list(between), top=200)] if between else []
     return Example(

@@ -16,7 +16,7 @@ ALSO_NEEDED = ("requests",)
 
 
 def find() -> Path | None:
-    """Return the ComfyUI to run: COMFYUI_PATH, .comfyui in this repository, or None."""
+    """Return the folder of the ComfyUI to run: COMFYUI_PATH, else .comfyui in this repository, else None."""
     for folder in (os.environ.get("COMFYUI_PATH"), LOCAL):
         if folder and (Path(folder) / "main.py").is_file():
             return Path(folder)

@@ -58,7 +58,7 @@ class Attention(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A sequence of blocks that all receive the embedding of noise level and category."""
+    """A sequence of U-Net blocks that all receive the embedding of noise level and category."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for block in self:
@@ -67,13 +67,14 @@ class Stage(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """The raw network F(x, c_noise, label).
+    """The demo model's raw network F(x, c_noise, label), without EDM's preconditioning.
 
     Args of the call:
-        x: `[B, 3, H, W]`, H and W multiples of 4.
+        x: scaled noisy images `[B, 3, H, W]`, H and W multiples of 4.
         c_noise: `[B]`, ln(sigma) / 4.
         label: `[B]`, categories 0 to 9, or 10 for none.
-        after_middle: called with the middle block's output `[B, 128, H/4, W/4]`; what it returns replaces it.
+        after_middle: optional function of the middle block's output `[B, 128, H/4, W/4]`; its result
+            replaces that output.
 
     Returns `[B, 3, H, W]`."""
 

@@ -20,7 +20,7 @@ class Row:
     seconds: float  # sampling time of all samples
 
     def as_dict(self) -> dict:
-        """Return the measured figures by name, with floats rounded to five decimals."""
+        """Return the solver's measured figures by name, with floats rounded to five decimals."""
         return {k: round(v, 5) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 

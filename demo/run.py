@@ -45,10 +45,11 @@ class Entry:
 
 
 def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
-    """Return the samplers that `make demo` compares: a reference, AMED's, usual ones, the best without AMED.
+    """Return the samplers that `make demo` compares.
 
-    `best` is the solver without AMED that has the lowest Fréchet distance (from demo/best_plain.json). If
-    another one has the lowest error (amed/known.py), it is compared too."""
+    They are a reference of 60 evaluations, AMED's, usual ones, and the best without AMED. `best` is the one
+    without AMED that has the lowest Fréchet distance (from demo/best_plain.json). If another has the lowest
+    error (amed/known.py), it is compared too."""
 
     def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
         change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
@@ -121,11 +122,11 @@ def sampled(
     samples: int,
     progress: Callable[[int], None],
 ) -> tuple[Tensor, int, float, str]:
-    """Sample all images of one compared sampler, in ComfyUI.
+    """Sample all images of one compared sampler, in ComfyUI, in batches.
 
-    Returns all images `[samples, 3, 32, 32]`, the evaluations of a batch, seconds in ComfyUI, and the name
-    of the predictor file that ran ("" for none). Raises RuntimeError if the batches took different numbers of
-    evaluations."""
+    Returns the images `[samples, 3, 32, 32]`, the number of evaluations per image, the seconds in ComfyUI,
+    and the name of the predictor file that ran ("" for none). Raises RuntimeError if the batches took
+    different numbers of evaluations."""
     images, counts, seconds, predictor = [], set(), 0.0, ""
     workflow, info = json.loads((WORKFLOWS / entry.workflow).read_text()), server.object_info()
     for seed, offset in enumerate(range(0, samples, BATCH)):

@@ -42,7 +42,7 @@ def example(*wanted: str, without: tuple[str, ...] = ("AMEDCalibrate", "AMEDComp
 
 
 def shot(page: Page, box: dict[str, float] | None = None) -> Image.Image:
-    """Return a picture of the page, or of a rectangle of it."""
+    """Return a screenshot of ComfyUI's page, or of the rectangle `box` of it."""
     page.settle(600)
     return Image.open(io.BytesIO(page.tab.screenshot(clip=box))).convert("RGB")
 
@@ -89,7 +89,7 @@ def calibrate(page: Page) -> None:
 
 
 def rest() -> Example:
-    """Return a workflow with this pack's nodes that no example has, to take their help pages' pictures."""
+    """Return a workflow of the pack's nodes that are in no example, to picture them for the help pages."""
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
     train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}

@@ -11,13 +11,14 @@ def start_from(
 ) -> None:
     """Initialise the paper's network (BottleneckPredictor) so that it outputs the given r, c and a.
 
-    The U-Net's features then have no effect. With r from `mid_times`, an untrained AMED-Plugin gives the same
-    images as the solver that it extends.
+    With r from `mid_times`, an untrained AMED-Plugin gives the same images as the solver that it extends.
 
     Args:
+        predictor: the network to initialise.
         base: noise levels `[N]`; each step goes from one to the next.
-        r, c, a: outputs for each step `[N-1]`; c and a default to 1, and are limited to what the network can
-            output."""
+        r: position of the mid time in each step `[N-1]`, from 0 to 1.
+        c, a: scales of the direction and of the time in each step `[N-1]`, by default 1; limited to what the
+            network can output."""
     pairs = [(base[i], base[i + 1]) for i in range(len(base) - 1)]
     targets = {predictor.fc_r: torch.logit(torch.as_tensor(r, dtype=torch.float64))}
     for layer, value, scale in (

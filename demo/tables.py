@@ -28,7 +28,7 @@ def files() -> list[str]:
 
 
 def measured() -> list[str]:
-    """Return the lines of a Markdown table of the plain solvers at their best settings and the predictors.
+    """Return the lines of a Markdown table of fitted predictors and of the best solvers without one.
 
     They are grouped by guidance and NFE; the lowest Fréchet distance of each group is bold."""
     head = "| NFE | guidance | solver | schedule | error | FD to reference | FD to data | |"
@@ -49,9 +49,9 @@ def measured() -> list[str]:
 def calibrated() -> list[str]:
     """Return the lines of a Markdown table of the calibrated predictors beside the best other solvers.
 
-    For each NFE and guidance, from the runs with the most noises: the lowest error and the lowest Fréchet
-    distance of any other solver; those of the quick and of the normal calibration; and the latter figures
-    divided by the best other solver's."""
+    For each NFE and guidance it has the lowest error and Fréchet distance of solvers without a predictor,
+    those of predictors of the quick and the normal calibration, and the ratios of the latter to the former.
+    Only the measurements with the most images count."""
     names = ["NFE", "guidance", "noises", "best other", "quick", "normal", "quick / best", "normal / best"]
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     rows = [row for row in json.loads(RESULTS.read_text()) if "solver" in row]
@@ -84,7 +84,7 @@ def calibrated() -> list[str]:
 
 
 def write(page: Path, tables: dict[str, list[str]]) -> None:
-    """Replace each table of a page, between the lines `<!-- name -->` and `<!-- end -->`, by new lines."""
+    """Replace each table of a Markdown file, between `<!-- name -->` and `<!-- end -->`, by new lines."""
     text = page.read_text()
     for name, lines in tables.items():
         head, rest = text.split(f"<!-- {name} -->\n")

@@ -17,14 +17,16 @@ Args = dict[str, dict[str, Tensor]]  # arguments of both halves of the guided mo
 
 
 def categories(label: Tensor) -> Args:
-    """Return a guided model's arguments for category labels `[n]`; its unconditional pass gets no label."""
+    """Return the demo model's arguments for category labels `[n]`: the labels, and "none" for guidance's
+    unconditional pass."""
     return {"cond": {"label": label}, "uncond": {"label": torch.full_like(label, demo.UNCONDITIONAL)}}
 
 
 def draw_at(guidance: float) -> Draw:
-    """Return a function (generator, count) -> (unit noises `[count, 3, 32, 32]`, the model's arguments).
+    """Return a function that draws noises and emoji categories to run the demo model with.
 
-    The arguments are random emoji categories; at guidance 1, no category."""
+    It maps (generator, count) to (noises `[count, 3, 32, 32]` of unit variance, the model's arguments). The
+    categories are random; at guidance 1, none."""
 
     def draw(generator: torch.Generator, count: int) -> tuple[Tensor, Args]:
         noise = torch.randn(count, 3, 32, 32, generator=generator)

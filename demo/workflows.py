@@ -27,10 +27,10 @@ def is_widget(spec: list) -> bool:
 
 
 def has_control(name: str, spec: list) -> bool:
-    """Return whether the page adds a control_after_generate widget to this input.
+    """Return whether ComfyUI's page adds a control_after_generate widget to an input.
 
-    It does where the schema asks for it, and for an INT called seed or noise_seed unless the schema forbids
-    it (ComfyUI_frontend, useIntWidget)."""
+    It does where the input's schema asks for it, and for an INT called seed or noise_seed unless the schema
+    forbids it (ComfyUI_frontend, useIntWidget)."""
     kind, options = kind_of(spec)
     requested = options.get("control_after_generate")
     if requested is None:
@@ -91,8 +91,8 @@ def widget_values(node: dict, info: dict) -> dict[str, object]:
 def widget_order(specs: dict[str, list], control: Callable[[str, list], bool]) -> list[str]:
     """Return the names of a node's widgets in the page's order.
 
-    "control_after_generate" follows each input for which `control(name, spec)` is true; "" stands for an
-    upload button."""
+    `control(name, spec)` says whether "control_after_generate" follows an input; "" stands for an upload
+    button."""
     names = []
     for name, spec in specs.items():
         if is_widget(spec):
