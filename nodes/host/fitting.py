@@ -154,17 +154,10 @@ class PromptedDenoiser:
     def evaluate(
         self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
     ) -> Evaluation:
-        """Evaluate ComfyUI's denoiser, with additional outputs.
+        """Evaluate ComfyUI's denoiser in a running sampling.
 
-        Args:
-            x: states `[B, ...]`.
-            sigma: noise levels `[B]`.
-            wants: names of the additional outputs, e.g. `bottleneck`.
-            denoiser: ComfyUI's denoiser in a running sampling.
-            extra_args: the arguments that ComfyUI gives a sampler for the denoiser.
-
-        Raises:
-            CachedError: another pack's cache answered in place of the network."""
+        `wants` names additional outputs, e.g. `bottleneck`; `extra_args` are the denoiser's other arguments.
+        Raises CachedError if another pack's cache answered in place of the network."""
         self.watch.begin(extra_args["model_options"])
         result = evaluate(denoiser, x, sigma, extra_args, wants)
         self.watch.end()
@@ -299,13 +292,7 @@ def prompted_denoiser(
 ) -> Iterator[PromptedDenoiser]:
     """Context manager that gives a MODEL as a denoiser for fitting a predictor, without gradients.
 
-    At the end, the hooks that it sets on the network are removed.
-
-    Args:
-        model: the MODEL.
-        prompts: the prompts and the latent size.
-        guidance: guidance scale (cfg).
-        seed: seed of ComfyUI's samplings.
-        steps: number of steps of the runs that the predictor is fitted to."""
+    At the end, the hooks that it sets on the network are removed. The arguments are those of
+    PromptedDenoiser."""
     with torch.no_grad(), Watch(model) as watch:
         yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

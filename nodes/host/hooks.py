@@ -189,14 +189,8 @@ def watch_middle(options: dict, listener: Callable[[Tensor, dict], None]) -> Non
 def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, options: dict) -> Tensor:
     """Apply the patches of a MODEL to the output of a U-Net's middle block, as ComfyUI's own U-Nets do.
 
-    It is for a U-Net that is not ComfyUI's (the demo network), so that patches work on it too.
-
-    Args:
-        h: the middle block's output.
-        x: the U-Net's input.
-        timesteps: the timestep of each sample.
-        context: the prompt's embedding.
-        options: ComfyUI's `transformer_options`, which hold the patches."""
+    For a U-Net that is not ComfyUI's (the demo network), so that patches work on it too. h is the output;
+    `options`, the `transformer_options` of the call, hold the patches."""
     patches = options.get("patches", {})
     call = {"x": x, "emb": None, "context": context, "y": None, "timesteps": timesteps, NETWORK: options}
     for patch in patches.get(MIDDLE_PATCH, ()):
@@ -208,10 +202,8 @@ def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, opt
 
 
 def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
-    """Return which prompts are in the batch of one network call, as two lists.
-
-    The first holds 0 for a positive and 1 for a negative prompt, the second the prompts' ids (None in older
-    versions of ComfyUI). `options`: the call's `transformer_options`."""
+    """Return two lists for the prompts in the batch of one network call: 0 for a positive and 1 for a negative
+    prompt; and their ids (None in older versions of ComfyUI)."""
     return options.get("cond_or_uncond") or [0], options.get("uuids")
 
 
@@ -219,9 +211,7 @@ def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
 
 
 def watch_mask(options: dict, listener: Callable[[Tensor], None]) -> None:
-    """Call `listener(mask)` with each inpainting mask that a MODEL's `denoise_mask_function` returns.
-
-    Nothing is done if the run's options have no such function."""
+    """Call `listener(mask)` with each mask that a MODEL's `denoise_mask_function` (if any) returns."""
     function = options.get(MASK)
     if function is None:
         return
@@ -240,13 +230,10 @@ def drop_mask_function(options: dict) -> None:
 
 
 def mask_at(options: dict, mask: Tensor, sigma: Tensor, denoiser: Any) -> Tensor:
-    """Return the inpainting mask at a noise level.
+    """Return the inpainting mask at noise level sigma.
 
-    Args:
-        options: the run's options. If they have a `denoise_mask_function`, it computes the mask.
-        mask: the LATENT's noise mask.
-        sigma: the noise level.
-        denoiser: ComfyUI's own denoiser (KSamplerX0Inpaint)."""
+    It is `mask` (the LATENT's noise mask), or what a `denoise_mask_function` in the run's options makes of
+    it. `denoiser` is ComfyUI's own (KSamplerX0Inpaint)."""
     function = options.get(MASK)
     if function is None:
         return mask
