@@ -202,8 +202,8 @@ def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, opt
 
 
 def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
-    """Return two lists for the prompts in the batch of one network call: 0 for a positive and 1 for a negative
-    prompt; and their ids (None in older versions of ComfyUI)."""
+    """Return two lists for the prompts in the batch of one network call: 0 for a positive and 1 for a
+    negative prompt; and their ids (None in older versions of ComfyUI)."""
     return options.get("cond_or_uncond") or [0], options.get("uuids")
 
 
