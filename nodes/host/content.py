@@ -84,7 +84,9 @@ def captured(value: Any) -> Any:
 
 
 def captured_by_function(function: types.FunctionType) -> Any:
-    """Return a function's closure, defaults and, for a lambda, its source; None if it has none of them."""
+    """Return the values in a function's closure, its defaults and, for a lambda, its source code.
+
+    None if it has none of them, or for a named function that is not defined inside another one."""
     if "<" not in function.__qualname__:  # of a module or a class: its name identifies it
         return None
     cells = [cell_content(cell) for cell in function.__closure__ or ()]
@@ -116,12 +118,12 @@ def tensor_content(value: Any) -> str:
 
 
 def is_model(value: Any) -> bool:
-    """Whether an object is a ComfyUI MODEL (ModelPatcher), of which only the weights are hashed."""
+    """Whether an object is a ComfyUI MODEL (ModelPatcher)."""
     return isinstance(getattr(value, "model", None), nn.Module) and hasattr(value, "patches")
 
 
 def network_fingerprint(value: Any) -> str:
-    """Return the fingerprint of a MODEL's or module's weights, or "" if they cannot be read."""
+    """Return a hash of the weights of a MODEL or module, or "" if they cannot be read."""
     network = value.model if is_model(value) else value
     try:
         return fingerprint(network.named_parameters())

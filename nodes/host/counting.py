@@ -22,11 +22,15 @@ MOST = 1024  # runs of nodes whose counts are kept
 
 
 def count_rows(model_options: dict, report: Report) -> None:
-    """Add the batch size of each call of the network to `report.rows`.
+    """Set a hook on a run's options that adds the batch size of each network call to `report.rows`.
 
-    With guidance, a batch holds each image twice: for the positive and for the negative prompt.
+    With guidance, a batch holds each image twice: for the positive and for the negative prompt. So
+    `report.rows` divided by the number of images is the number of network passes per image. It stays None
+    if this ComfyUI is too old for such a hook.
 
-    `report.rows` stays None if this ComfyUI is too old for wrappers around `apply_model`."""
+    Args:
+        model_options: the run's options, which are changed in place.
+        report: the report on the run."""
 
     def apply_model(executor: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         report.rows += len(x)
@@ -52,7 +56,7 @@ class Tally:
 class NodeRun:
     """The evaluation counts of one sampling node in one run of the graph.
 
-    A node with a list as input runs once per item, and each item has its own Tally."""
+    A node with a list as input runs once per item, and each item is counted separately."""
 
     run: str  # which run of the graph, as in Executing
     items: dict[int, Tally] = field(default_factory=dict)  # by index in the node's list of inputs
@@ -64,10 +68,10 @@ _runs: OrderedDict[tuple[str, str, str], NodeRun] = OrderedDict()
 
 
 def tally_of(name: str, now: Executing) -> Tally:
-    """Return the evaluation counts of the executing node; each run of the graph starts at 0.
+    """Return the evaluation counts of the executing node in this run of the graph, 0 at first.
 
     Args:
-        name: the `Count.name` of the MODEL that the node samples with.
+        name: name of the evaluation counter on the MODEL that the node samples with.
         now: the executing node."""
     key = name, now.node, signature(running_prompt()[0], now.node)
     node_run = _runs.get(key)
@@ -80,8 +84,9 @@ def tally_of(name: str, now: Executing) -> Tally:
 
 
 def handles_lists(graph: Graph, node: str) -> bool:
-    """Whether a node has INPUT_IS_LIST or OUTPUT_IS_LIST, so that its outputs may not match its inputs by
-    index."""
+    """Whether a node has INPUT_IS_LIST or OUTPUT_IS_LIST.
+
+    If so, item i of its output list may not come from item i of its input list."""
     import nodes
 
     kind = nodes.NODE_CLASS_MAPPINGS.get((graph.get(node) or {}).get("class_type"))
@@ -89,14 +94,16 @@ def handles_lists(graph: Graph, node: str) -> bool:
 
 
 def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
-    """Return the evaluation counts of the sampling node nearest before a node's `samples` input.
+    """Return the number of evaluations that made the latent linked to a node's `samples` input.
+
+    They are the counts of the nearest sampling node upstream of that input, 0 if there is none.
 
     Args:
-        name: the `Count.name` of the MODEL; nodes that sampled with other MODELs are passed over.
+        name: name of the evaluation counter on a MODEL; nodes that sampled with other MODELs are ignored.
         dynamic: ComfyUI's DYNPROMPT, which includes nodes created while the graph runs.
         reader: id of the node with the `samples` input.
-        item: index in its list of inputs. The counts of all items are added up if a node on the way has
-            INPUT_IS_LIST or OUTPUT_IS_LIST."""
+        item: if that input is a list of latents, the index of the latent. The counts of all latents are
+            added up if the sampling node or one after it has INPUT_IS_LIST or OUTPUT_IS_LIST."""
     sent = running_prompt()[0]
     graph = {node: dynamic.get_node(node) for node in dynamic.all_node_ids()} if dynamic else sent
     source = linked_node(inputs_of(graph, reader).get("samples"))
@@ -114,12 +121,13 @@ def tally_before(name: str, dynamic: Any, reader: str, item: int) -> Tally:
 
 
 def latest_run(name: str, node: str, node_signature: str) -> NodeRun | None:
-    """Return the evaluation counts of a node's latest run, or None if it has not sampled with this MODEL.
+    """Return the evaluation counts of a node's latest run, or None if it has not sampled with the MODEL.
 
     Args:
-        name: the `Count.name` of the MODEL.
-        node: the node's id; nodes that it created while it ran count too (id "12.0.0.3" for node 12).
-        node_signature: hash of the node and of all nodes it depends on."""
+        name: name of the evaluation counter on the MODEL.
+        node: the node's id, e.g. "12". Nodes that it created while it ran ("12.0.0.3") count as this node.
+        node_signature: hash of the node and of all nodes it depends on; runs with another hash, before the
+            graph was edited, are ignored."""
     for (counter, sampling_node, signed), node_run in reversed(_runs.items()):
         matches = sampling_node == node or sampling_node.startswith(f"{node}.")
         if counter == name and matches and signed == node_signature:
@@ -131,7 +139,7 @@ class Count:
     """Counts a MODEL's evaluations and adds up the batch sizes of its network's calls.
 
     The positive and the negative prompt together are one evaluation, whether ComfyUI calls the network once
-    or twice for them. A deep copy of the MODEL's options, which ComfyUI makes, has the same Count.
+    or twice for them. ComfyUI copies the MODEL's options for each run; the copies share one Count.
 
     Args:
         before: called before each evaluation; may raise to stop the run."""
@@ -165,9 +173,9 @@ class Count:
         return executor(*args, **kwargs)
 
     def call(self, executor: Callable, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Call the network and count the batch size, except if another pack's cache gave the result.
+        """Call the network and add up its batch size, as a ComfyUI wrapper of type APPLY_MODEL.
 
-        It is a ComfyUI wrapper of type APPLY_MODEL."""
+        Nothing is added if another pack's cache gave the result in place of the network."""
         before = self.networks
         self.rows += len(x)
         self.tally().rows += len(x)
@@ -180,9 +188,7 @@ class Count:
         return result
 
     def network(self, executor: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Count a call of the network and run it, as a ComfyUI wrapper of type DIFFUSION_MODEL.
-
-        Some networks do not call such wrappers."""
+        """Count a call of the network and run it, as a ComfyUI wrapper of type DIFFUSION_MODEL."""
         if not torch.compiler.is_compiling():  # else the counter would be compiled into the network
             self.networks += 1
         return executor(*args, **kwargs)
@@ -236,9 +242,10 @@ def count_of(model: Any) -> Count:
 
 
 def read_count(model: Any) -> tuple[int, int]:
-    """Return and reset a MODEL's numbers of evaluations and of images given to its network, over all nodes.
+    """Return a MODEL's number of evaluations and the sum of its network's batch sizes, and reset both to 0.
 
-    With guidance, each image is given twice. Raises ValueError for a MODEL that does not count."""
+    They count what all nodes did with the MODEL. With guidance, a batch holds each image twice. Raises
+    ValueError for a MODEL that does not count."""
     count = count_of(model)
     evaluations, rows = count.evaluations, count.rows
     count.evaluations = count.rows = 0

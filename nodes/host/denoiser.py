@@ -29,8 +29,10 @@ def attribute(holder: Any, name: str) -> Any:
 
 
 def objects_in(holder: Any) -> Iterator[Any]:
-    """Yield the objects that an object holds: attributes, closures and defaults of functions, arguments of
-    partials, items of containers."""
+    """Yield the objects directly inside an object.
+
+    These are its attributes, the closure and defaults of a function, the arguments of a partial, and the
+    items of a container."""
     if isinstance(holder, dict):
         yield from holder.values()
         return

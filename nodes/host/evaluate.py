@@ -23,19 +23,20 @@ MISSING = {
 def evaluate(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate ComfyUI's denoiser, with the additional outputs that a solver wants (amed.loop.Evaluate).
+    """Evaluate ComfyUI's denoiser and return the denoised images, with additional outputs for a solver.
 
     Args:
         model: the denoiser.
         x: states `[B, ...]`.
         sigma: noise levels `[B]`.
         extra_args: the run's arguments.
-        wants: `bottleneck` (the positive prompt's rows of the middle block's output), `halves` (what the
-            positive and the negative prompt alone denoise to, before other packs change guidance; `uncond` is
-            None without guidance), or `cond` (only the positive prompt is evaluated).
+        wants: names of the additional outputs. `bottleneck`: the output of the U-Net's middle block for the
+            positive prompt. `halves`: the images denoised with the positive prompt alone and with the
+            negative prompt alone, before other packs change guidance. `cond`: instead of the guided images,
+            return those denoised with the positive prompt alone.
 
     Returns:
-        The evaluation; what the model cannot give is None, and a warning is logged once."""
+        The evaluation; an output that the model cannot give is None."""
     if COND in wants:
         return Evaluation(conditional(model, x, sigma, extra_args))
     if not wants & MISSING.keys():
@@ -54,10 +55,10 @@ def evaluate(
 
 
 def conditional(model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-    """Return the denoised images of the positive prompt alone, evaluated at guidance 1.
+    """Return the images denoised with the positive prompt alone, i.e. at guidance 1.
 
-    It is evaluated in float32, because for the negative prompt, which it skips, ComfyUI divides 0 by 1e-37,
-    which fp16 rounds to 0."""
+    They are computed in float32: ComfyUI divides the skipped negative prompt's result, 0, by 1e-37, which
+    fp16 would round to 0."""
     guider = guider_of(model)
     scale, guider.cfg = guider.cfg, 1.0
     try:
@@ -80,8 +81,13 @@ def missing_outputs(evaluation: Evaluation, wants: frozenset[str]) -> list[str]:
 
 
 def capture_bottleneck(options: dict, positive: set, batch: int, seen: dict[str, Tensor]) -> None:
-    """Set hooks on an evaluation's options that write the U-Net's bottleneck `[batch, C, H, W]` into
-    `seen`."""
+    """Set hooks on an evaluation's options that store the output of the U-Net's middle block (bottleneck).
+
+    Args:
+        options: the evaluation's model options, which are changed in place.
+        positive: ids of the positive prompts, whose part of the output is stored.
+        batch: the number of images.
+        seen: the dict in which the output `[batch, C, H, W]` is stored as "bottleneck"."""
 
     def capture(h: Tensor, network_options: dict) -> None:
         rows = None if BOTTLENECK in seen else conditional_rows(h, network_options, positive, batch)
@@ -92,8 +98,9 @@ def capture_bottleneck(options: dict, positive: set, batch: int, seen: dict[str,
 
 
 def capture_halves(options: dict, seen: dict[str, Tensor]) -> None:
-    """Set a hook on an evaluation's options that writes the halves of guidance, `cond` and `uncond`, into
-    `seen`."""
+    """Set a hook on an evaluation's options that stores the denoised images of each prompt.
+
+    They are stored in the dict `seen`: of the positive prompt as "cond", of the negative one as "uncond"."""
 
     def capture(denoised: list[Tensor], prompts: list) -> None:
         for name, prompt, half in zip(("cond", "uncond"), prompts, denoised):
@@ -113,13 +120,13 @@ def positive_ids(model: Any) -> set:
 
 
 def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int) -> Tensor | None:
-    """Return the positive prompt's part `[B, C, H, W]` of the middle block's output for several prompts.
+    """Return the positive prompt's part `[B, C, H, W]` of the output of a U-Net's middle block.
 
     Args:
-        h: the output `[prompts * B, C, H, W]`.
+        h: the output `[prompts * B, C, H, W]` for all prompts of the call.
         network_options: the options of this call of the network (`transformer_options`).
-        positive: ids of the positive prompts. Without ids, the prompt with 0 in `cond_or_uncond` is positive,
-            which is not reliable for guiders with more than two prompts, nor with attention guidance.
+        positive: ids of the positive prompts. If ComfyUI gives no ids, the prompt with 0 in `cond_or_uncond`
+            is used, which may be wrong for guiders with more than two prompts and with attention guidance.
         batch: the number of images, B.
 
     Returns:
@@ -136,16 +143,16 @@ def conditional_rows(h: Tensor, network_options: dict, positive: set, batch: int
 def with_original(
     model: Any, sigma: Tensor, extra_args: dict[str, Any], half: Tensor | None
 ) -> Tensor | None:
-    """Return one prompt's denoised image with the original image outside the inpainting mask.
+    """Return the image denoised with one prompt, with the original image outside the inpainting mask.
 
-    ComfyUI's denoiser does the same with the guided image. Returns None if the original image cannot be
-    found.
+    Returns None if the original image cannot be found.
 
     Args:
         model: ComfyUI's denoiser.
         sigma: the noise level.
         extra_args: the run's arguments.
-        half: what the positive or the negative prompt alone denoises to; None is returned as it is."""
+        half: the image denoised with the positive or the negative prompt alone, or None (then the result is
+            None too)."""
     mask = extra_args.get("denoise_mask")
     if mask is None or half is None:
         return half

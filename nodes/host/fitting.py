@@ -43,16 +43,16 @@ class Prompts:
 class PromptedDenoiser:
     """A MODEL as the denoiser that a predictor is fitted to: `denoiser(x, sigma, prompt=)`.
 
-    A batch may mix prompts. ComfyUI starts a new sampling for each evaluation, at its noise level, so that
-    step caches and other features of other packs remember nothing from one evaluation to the next. The user
-    can interrupt before every evaluation.
+    `prompt` says which positive prompt each sample of the batch uses. Each evaluation is a ComfyUI sampling
+    of its own, so that other packs' patches, e.g. step caches, keep nothing from an earlier evaluation. The
+    user can interrupt before every evaluation.
 
     Args:
         model: the MODEL.
         prompts: the prompts and the latent size.
         guidance: guidance scale (cfg).
         seed: seed of ComfyUI's samplings.
-        steps: number of steps of the fitted runs; context windows are given the noise levels of such a run.
+        steps: number of steps of the runs that the predictor is fitted to.
         watch: detects evaluations that a cache answered in place of the network.
 
     Raises:
@@ -82,9 +82,10 @@ class PromptedDenoiser:
         Args:
             x: states `[B, ...]`.
             sigma: noise levels `[B]`.
-            prompt: `[B]`, the index of each sample's positive conditioning.
-            wants: additional outputs, as in amed.loop.Evaluate.
-            evaluations: a list to which the Evaluation with these outputs is appended."""
+            prompt: `[B]`, the index of each sample's prompt in the list of positive prompts.
+            wants: names of additional outputs, e.g. `bottleneck`.
+            evaluations: a list to which an Evaluation, the denoised samples with these outputs, is
+                appended."""
         if not self.checked:
             self.checked = True
             self.check_repeatable(x[:1], sigma[:1], int(prompt[0]))
@@ -101,9 +102,14 @@ class PromptedDenoiser:
         return whole.denoised
 
     def check_repeatable(self, x: Tensor, sigma: Tensor, number: int) -> None:
-        """Raise CachedError if the same sample `[1, ...]` is denoised differently the second time.
+        """Raise CachedError if the same sample is denoised differently the second time.
 
-        Some function on the MODEL (e.g. APG with momentum) then remembers earlier evaluations."""
+        A function on the MODEL (e.g. APG with momentum) then depends on earlier evaluations.
+
+        Args:
+            x: the sample `[1, ...]`.
+            sigma: its noise level `[1]`.
+            number: index of the prompt in the list of positive prompts."""
         results = []
         with torch.no_grad(), torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             for state in (x, -x, x):
@@ -120,24 +126,26 @@ class PromptedDenoiser:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one sample as a sampler sees it, without the batch."""
+        """The shape of one sample (a latent) as ComfyUI gives it to samplers, without the batch dimension."""
         return packed_shape(self.blank)
 
     def groups(self, prompt: Tensor) -> list[Tensor]:
-        """Return the indices of the samples that are evaluated together: those of one prompt.
+        """Divide a batch into groups of samples with the same prompt, and return the indices of each group.
 
-        With context windows each sample is alone, because ComfyUI supports them for one sample only."""
+        With context windows, which ComfyUI supports for one sample only, each group is one sample.
+
+        prompt: `[B]`, the index of each sample's prompt in the list of positive prompts."""
         rows = [(prompt == number).nonzero()[:, 0] for number in prompt.unique().tolist()]
         return [
             group for of_prompt in rows for group in of_prompt.split(1 if self.windows else len(of_prompt))
         ]
 
     def levels(self, level: Tensor) -> Tensor:
-        """Return the noise levels of a sampling for one evaluation at noise level `level`.
+        """Return SIGMAS for the ComfyUI sampling in which a single evaluation at noise level `level` is made.
 
-        They are `level`, the lower levels of the run, then 0. Context windows depend on the step's index in
-        the whole run: with them, the run's higher levels come first. If `level` lies between two levels of
-        the run, it replaces the higher one."""
+        They are `level`, the lower levels of the `amed` schedule, then 0. With context windows, which depend
+        on a step's index in the schedule, the schedule's higher levels come first; a `level` between two of
+        the schedule then replaces the higher one."""
         times = self.times.to(level)
         below, above = times[times < level * (1 - 1e-4)], times[times > level * (1 + 1e-4)]
         before = above[:-1] if self.windows and len(above) + len(below) >= len(times) else above
@@ -146,8 +154,9 @@ class PromptedDenoiser:
     def evaluate(
         self, x: Tensor, sigma: Tensor, wants: frozenset[str], denoiser: Any, extra_args: dict[str, Any]
     ) -> Evaluation:
-        """Evaluate ComfyUI's denoiser, which a running sampling provides.
+        """Evaluate ComfyUI's denoiser in a running sampling.
 
+        `wants` names additional outputs, e.g. `bottleneck`; `extra_args` are the denoiser's other arguments.
         Raises CachedError if another pack's cache answered in place of the network."""
         self.watch.begin(extra_args["model_options"])
         result = evaluate(denoiser, x, sigma, extra_args, wants)
@@ -156,13 +165,13 @@ class PromptedDenoiser:
 
     def within_sampling(self, work: Callable[[Any, dict[str, Any]], Any], count: int, sigmas: Tensor,
                         number: int = 0) -> Any:  # fmt: skip
-        """Return the result of `work(denoiser, extra_args)`, called where ComfyUI would run a sampler.
+        """Start a ComfyUI sampling in which a function runs in place of a sampler, and return its result.
 
         Args:
-            work: the function to call.
+            work: the function `work(denoiser, extra_args)`, with ComfyUI's denoiser and the arguments for it.
             count: number of samples.
             sigmas: noise levels of the sampling.
-            number: index of the positive conditioning.
+            number: index of the prompt in the list of positive prompts.
 
         Raises:
             CachedError: ComfyUI did not call the sampler, because another pack's cache answered for it."""
@@ -182,9 +191,10 @@ class PromptedDenoiser:
 
 
 def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    """Return a guider's conditionings with copies of their hooks, at the beginning of their keyframes.
+    """Return a guider's conditionings with copies of their hooks, as if no sampling had used them yet.
 
-    ComfyUI resets the keyframes of an earlier sampling, but not the noise level they were last used at."""
+    A hook may have keyframes, which change its strength during a sampling. ComfyUI does not reset them
+    completely before the next sampling."""
     copies: dict[int, Any] = {}
 
     def copied(hooks: Any) -> Any:
@@ -201,15 +211,15 @@ def with_copied_hooks(conds: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Tensor | None:
-    """Join one field (e.g. `denoised`) of the Evaluations of parts of a batch into one tensor.
+    """Join the results of a batch that was evaluated in several groups of samples.
 
     Args:
-        parts: for each part, the indices of its samples in the batch and their Evaluation.
+        parts: for each group, the indices of its samples in the batch and its Evaluation.
         count: number of samples in the batch.
-        name: the field.
+        name: the field of Evaluation to join, e.g. `denoised`.
 
     Returns:
-        `[count, ...]`; None if the field of one part is None."""
+        `[count, ...]`; None if the field is None in any group."""
     values = [getattr(evaluation, name) for _, evaluation in parts]
     if any(value is None for value in values):
         return None
@@ -224,14 +234,14 @@ def joined(parts: list[tuple[Tensor, Evaluation]], count: int, name: str) -> Ten
 def evaluate_prompted(
     model: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]
 ) -> Evaluation:
-    """Evaluate a MODEL, as a PromptedDenoiser, with additional outputs (see amed.loop.Evaluate).
+    """Evaluate a PromptedDenoiser, and return the denoised images with additional outputs.
 
     Args:
-        model: the PromptedDenoiser, or a wrapper that passes its arguments on.
+        model: the PromptedDenoiser, or a function around it.
         x: states `[B, ...]`.
         sigma: noise levels `[B]`.
-        extra_args: the other arguments of the PromptedDenoiser.
-        wants: names of the outputs wanted besides the denoised image, e.g. `bottleneck`."""
+        extra_args: the other arguments of the PromptedDenoiser, e.g. `prompt`.
+        wants: names of the additional outputs, e.g. `bottleneck`."""
     if not wants:
         return Evaluation(model(x, sigma, **extra_args))
     evaluations: list[Evaluation] = []
@@ -240,9 +250,13 @@ def evaluate_prompted(
 
 
 def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
-    """Return what amed.fit needs to fit a predictor to a MODEL (a Target).
+    """Return a Target, which describes a MODEL to amed.fit, so that a predictor can be fitted to it.
 
-    Each batch of noise that it draws gets one of the prompts, chosen at random."""
+    It also draws the noise for the fit; each batch of noise gets one positive prompt, chosen at random.
+
+    Args:
+        model: the MODEL.
+        denoiser: the MODEL as a denoiser, with the prompts of the fit."""
     model_sampling, model_identity = sampling_of(model), identity(model)
     low, high = sigma_range(model_sampling)
     scale = noise_scale(model_sampling)
@@ -276,8 +290,9 @@ def target_of(model: Any, denoiser: PromptedDenoiser) -> Target:
 def prompted_denoiser(
     model: Any, prompts: Prompts, guidance: float, seed: int, steps: int
 ) -> Iterator[PromptedDenoiser]:
-    """Context manager: give a MODEL as a denoiser for a fit, without gradients.
+    """Context manager that gives a MODEL as a denoiser for fitting a predictor, without gradients.
 
-    The hooks that it sets on the network are removed at the end."""
+    At the end, the hooks that it sets on the network are removed. The arguments are those of
+    PromptedDenoiser."""
     with torch.no_grad(), Watch(model) as watch:
         yield PromptedDenoiser(model, prompts, guidance, seed, steps, watch)

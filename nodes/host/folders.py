@@ -30,10 +30,10 @@ def library() -> Library:
 
 
 def content_hash(name: str | None) -> str:
-    """Return a hash of what a predictor file of the library holds.
+    """Return a hash of a predictor file's content, by which ComfyUI sees that the file has changed.
 
     Args:
-        name: the file. None: all files (for an input that is linked, whose value is not known yet).
+        name: the file's name in the library. None: return the hashes of all files, in one text.
 
     Returns:
         The hash; the error's text if the file cannot be loaded; "" if there is no such file."""

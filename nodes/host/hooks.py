@@ -60,10 +60,9 @@ def wrap_model(model: Any, key: str, **wrappers: Callable) -> None:
     Args:
         model: the MODEL, e.g. a clone.
         key: the key under which ComfyUI stores the wrappers.
-        wrappers: the wrappers, named by what they wrap: `sampling` (`SAMPLER.sample`; `executor.class_obj` is
-            the SAMPLER, `executor.original` that method), `evaluation` (an evaluation of the positive and the
-            negative prompt), `call` (each call of the network with its conversion of noise levels), `network`
-            (the network alone).
+        wrappers: the wrappers by what they wrap: `sampling` (`SAMPLER.sample`), `evaluation` (ComfyUI's
+            `predict_noise`, for both prompts), `call` (`apply_model`) or `network` (the diffusion model's
+            forward function).
 
     Raises:
         MissingHookError: this ComfyUI is too old for one of these wrappers."""
@@ -79,9 +78,9 @@ def wrap_model(model: Any, key: str, **wrappers: Callable) -> None:
 
 
 def wrap_calls(options: dict, key: str, function: Callable) -> None:
-    """Set a wrapper `function(executor, x, ...)` of each network call on a run's options.
+    """Set a wrapper `function(executor, x, ...)` around each call of the network on a run's options.
 
-    Raises MissingHookError if this ComfyUI has no such wrapper."""
+    `key`: the key under which ComfyUI stores it. Raises MissingHookError in a ComfyUI that is too old."""
     try:
         from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -92,9 +91,9 @@ def wrap_calls(options: dict, key: str, function: Callable) -> None:
 
 
 def watch_calls(options: dict, key: str, listener: Callable[[], None]) -> None:
-    """Call `listener()` before each call of the network in a run with these options.
+    """Set a wrapper on a run's options that calls `listener()` before each call of the network.
 
-    It is the innermost wrapper. Without effect where ComfyUI has no wrappers."""
+    It has no effect in a ComfyUI without wrappers. `key`: the key under which ComfyUI stores the wrapper."""
 
     def apply_model(executor: Any, *args: Any, **kwargs: Any) -> Any:
         listener()
@@ -135,8 +134,8 @@ def guidance_functions(options: dict) -> dict[str, list]:
 def whole_guidance(options: dict) -> list[str]:
     """Return the names of functions on a MODEL that do not allow evaluating the positive prompt alone.
 
-    They change the guided result or both prompts' results together (RescaleCFG, PAG, SAG), or may replace
-    both by cached ones (LazyCache)."""
+    They work on the results of both prompts (RescaleCFG, PAG, SAG), or may replace both by cached ones
+    (LazyCache)."""
     by_type = (options.get(NETWORK) or {}).get("wrappers", {})
     keys = [key for key, functions in by_type.get(EVALUATION, {}).items() if functions and not is_own(key)]
     return [*guidance_functions(options), *map(str, keys)]
@@ -145,8 +144,8 @@ def whole_guidance(options: dict) -> list[str]:
 def watch_halves(options: dict, listener: Callable[[list[Tensor], list], None]) -> None:
     """Call `listener(denoised, prompts)` at each evaluation before any function that changes guidance.
 
-    Both are lists, the positive prompt first, then the negative: `denoised` holds the denoised images,
-    `prompts` the conditionings. The conditioning of a prompt that was not evaluated is None."""
+    `denoised` holds the denoised images of the positive prompt, then those of the negative prompt.
+    `prompts` holds the two conditionings; that of a prompt that was not evaluated is None."""
 
     def pre_cfg(args: dict) -> list:
         denoised = args["conds_out"]
@@ -168,11 +167,10 @@ def guides_plainly(guider: Any) -> bool:
 
 
 def watch_middle(options: dict, listener: Callable[[Tensor, dict], None]) -> None:
-    """Call `listener(h, network_options)` with the output h of a U-Net's middle block, before FreeU and the
-    like.
+    """Call `listener(h, network_options)` with the output h of a U-Net's middle block.
 
-    Both the older patch (of the first output block) and the newer one are set; a ComfyUI with both calls the
-    listener twice."""
+    It is called before other packs' patches, e.g. FreeU, change h; in some versions of ComfyUI twice per
+    call of the U-Net."""
 
     def before_first_output(h: Tensor, skip: Tensor, options: dict) -> tuple[Tensor, Tensor]:
         if options.get("block") == ("output", 0):
@@ -189,9 +187,10 @@ def watch_middle(options: dict, listener: Callable[[Tensor, dict], None]) -> Non
 
 
 def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, options: dict) -> Tensor:
-    """Return a middle block's output h after the patches that ComfyUI's own U-Nets would apply there.
+    """Apply the patches of a MODEL to the output of a U-Net's middle block, as ComfyUI's own U-Nets do.
 
-    For the demo network, which is called as ComfyUI's networks are; `options` are its network options."""
+    For a U-Net that is not ComfyUI's (the demo network), so that patches work on it too. h is the output;
+    `options`, the `transformer_options` of the call, hold the patches."""
     patches = options.get("patches", {})
     call = {"x": x, "emb": None, "context": context, "y": None, "timesteps": timesteps, NETWORK: options}
     for patch in patches.get(MIDDLE_PATCH, ()):
@@ -203,8 +202,8 @@ def patched_middle(h: Tensor, x: Tensor, timesteps: Tensor, context: Tensor, opt
 
 
 def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
-    """Return, for each chunk of the batch of one network call, whether its prompt is positive (0) or negative
-    (1), and the prompts' ids where ComfyUI tells them."""
+    """Return two lists for the prompts in the batch of one network call: 0 for a positive and 1 for a
+    negative prompt; and their ids (None in older versions of ComfyUI)."""
     return options.get("cond_or_uncond") or [0], options.get("uuids")
 
 
@@ -212,8 +211,7 @@ def prompts_of_call(options: dict) -> tuple[list[int], list | None]:
 
 
 def watch_mask(options: dict, listener: Callable[[Tensor], None]) -> None:
-    """Call `listener(mask)` with each inpainting mask that a function on the MODEL (if there is one)
-    makes."""
+    """Call `listener(mask)` with each mask that a MODEL's `denoise_mask_function` (if any) returns."""
     function = options.get(MASK)
     if function is None:
         return
@@ -232,9 +230,10 @@ def drop_mask_function(options: dict) -> None:
 
 
 def mask_at(options: dict, mask: Tensor, sigma: Tensor, denoiser: Any) -> Tensor:
-    """Return the inpainting mask at noise level sigma, which a MODEL's mask function may change.
+    """Return the inpainting mask at noise level sigma.
 
-    denoiser: ComfyUI's own (KSamplerX0Inpaint)."""
+    It is `mask` (the LATENT's noise mask), or what a `denoise_mask_function` in the run's options makes of
+    it. `denoiser` is ComfyUI's own (KSamplerX0Inpaint)."""
     function = options.get(MASK)
     if function is None:
         return mask
@@ -250,10 +249,10 @@ def has_context_windows(options: dict) -> bool:
 
 
 def at_listed_level(extra_args: dict[str, Any], sigma: Tensor) -> dict[str, Any]:
-    """Return the arguments of an evaluation with its noise level sigma in `sample_sigmas`.
+    """Return the arguments of an evaluation, with its noise level sigma among the run's noise levels.
 
-    Context windows look sigma up in this list, and a solver may evaluate between two levels of it. Then sigma
-    replaces the next higher one. Without context windows the arguments are returned unchanged."""
+    Context windows look sigma up in the run's list of noise levels (`sample_sigmas`). If a solver evaluates
+    between two of them, sigma replaces the higher one. Without context windows nothing is changed."""
     options = extra_args.get("model_options") or {}
     network = options.get(NETWORK) or {}
     levels = network.get(LEVELS)
@@ -286,7 +285,7 @@ def options_of(sampler: Any) -> dict[str, Any]:
 
 
 def sampler_fields(sampler: Any) -> dict[str, Any]:
-    """Return a SAMPLER's function, options and inpainting options by field name, without empty ones."""
+    """Return a dict of a SAMPLER's function, options and inpainting options, without empty ones."""
     fields = {
         "sampler_function": function_of(sampler),
         "extra_options": getattr(sampler, "extra_options", None),

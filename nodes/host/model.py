@@ -110,7 +110,7 @@ def noise_scale(model_sampling: Any) -> float:
 def base_times(model_sampling: Any, count: int) -> Tensor:
     """Return the noise levels of the `amed` schedule, float64 `[count]`, from sigma_max to sigma_min.
 
-    They are uniform in the model's timestep; for EDM models, which have none, in the time of a VP process."""
+    They are uniform in the model's timestep, or, for EDM models, in the time of the VP process."""
     low, high = sigma_range(model_sampling)
     if isinstance(model_sampling, comfy.model_sampling.ModelSamplingContinuousEDM):
         return schedules.make("time_uniform", count, low, high)
@@ -124,10 +124,10 @@ def base_times(model_sampling: Any, count: int) -> Tensor:
 def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
     """Return the noise levels of the `amed` entry of ComfyUI's scheduler dropdown: `steps` levels, then 0.
 
-    If a predictor is applied to the MODEL and `steps` is its number of steps, they are the noise levels it
-    was fitted on. For a predictor of this pack's samplers they end without 0, so that the run takes exactly
-    the fitted number of evaluations. For a predictor around one of ComfyUI's samplers 0 follows, and before
-    it one more level if KSampler discards the penultimate level for that sampler (e.g. dpm_2)."""
+    If a predictor is applied to the MODEL and `steps` is its number of steps, they are the noise levels that
+    the predictor was fitted on. These end without 0 if the predictor is for a sampler of this pack. If it is
+    for one of ComfyUI's samplers for which KSampler discards the penultimate level (e.g. dpm_2), a level to
+    be discarded is inserted before 0."""
     applied = getattr(model_sampling, ATTACHED, None)
     fitted, host = (None, "") if applied is None else (applied.fitted.sigmas(), applied.fitted.spec.of)
     if fitted is not None and not host and steps == len(fitted) - 1:
@@ -147,7 +147,7 @@ def host_sigmas(model_sampling: Any, steps: int) -> Tensor:
 
 
 class Applied:
-    """A predictor stored in a MODEL's options; a deep copy of the options, which ComfyUI makes, shares it."""
+    """A predictor stored in a MODEL's options. ComfyUI's deep copies of the options share one object."""
 
     def __init__(self, fitted: Fitted, drops_last: bool = False):
         self.fitted = fitted
@@ -180,7 +180,9 @@ def applied_predictor(model_options: dict) -> Fitted | None:
 
 
 def copied_options(extra_args: dict[str, Any]) -> dict:
-    """Return a copy of a run's model options that may be changed."""
+    """Return a copy of a run's model options, which may be changed without an effect on the MODEL.
+
+    extra_args: the arguments that ComfyUI gives a sampler for the denoiser, with `model_options`."""
     return comfy.model_patcher.create_model_options_clone(extra_args.get("model_options") or {})
 
 
@@ -203,7 +205,7 @@ def preview_pixels(model: Any, samples: Tensor) -> Tensor:
     """Convert latents in the network's scale to rough RGB, as ComfyUI's quick previews do.
 
     Args:
-        model: the MODEL, whose latent format has the factors; without factors the result is gray.
+        model: the MODEL. If ComfyUI has no RGB factors for its latent format, the result is gray.
         samples: `[n, C, ..., H, W]`; of a video the first frame is used.
 
     Returns:

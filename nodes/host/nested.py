@@ -13,23 +13,27 @@ from .running import start_of
 
 
 def parts_of(samples: Any) -> list[Tensor]:
-    """Return the tensors of a LATENT's samples: one, or several if the samples are nested."""
+    """Return the tensors of a LATENT's samples: one, or several if they are nested (e.g. video and sound)."""
     return list(samples.unbind()) if getattr(samples, "is_nested", False) else [samples]
 
 
 def joined_like(samples: Any, parts: list[Tensor]) -> Any:
-    """Join tensors to nested samples if `samples` are nested, else return the only tensor."""
+    """Join tensors (e.g. video and sound) to nested samples if `samples` are nested.
+
+    Otherwise return the first tensor."""
     return type(samples)(parts) if getattr(samples, "is_nested", False) else parts[0]
 
 
 def blank_sample(model: Any, latent: dict) -> Any:
-    """Return zeros `[1, ...]` of the size of one sample of a LATENT, nested if the LATENT is."""
+    """Return zeros `[1, ...]` of the size of one sample of a LATENT.
+
+    They are nested (several tensors, e.g. video and sound) if the LATENT's samples are."""
     start = start_of(model, latent)
     return joined_like(start, [torch.zeros_like(part[:1]) for part in parts_of(start)])
 
 
 def repeated(sample: Any, count: int) -> Any:
-    """Repeat a sample `[1, ...]` to `[count, ...]`, nested or not."""
+    """Repeat a sample `[1, ...]`, which may be nested (e.g. video and sound), to `[count, ...]`."""
     return joined_like(sample, [p.repeat(count, *[1] * (p.ndim - 1)) for p in parts_of(sample)])
 
 
@@ -53,8 +57,9 @@ def visible_part(sample: Any, packed: Tensor) -> Tensor:
     """Return the first tensor of nested samples (of video and sound: the video) from its packed form.
 
     Args:
-        sample: a sample before packing, which shows the shapes.
-        packed: samples packed into one tensor `[n, 1, N]`; samples of one tensor are returned as they are."""
+        sample: a sample before packing, from which the shapes are read.
+        packed: the samples, packed into one tensor `[n, 1, N]`. If `sample` is not nested, they are not
+            packed either and are returned unchanged."""
     first = parts_of(sample)[0]
     if first.shape[1:] == packed.shape[1:]:
         return packed

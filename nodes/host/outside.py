@@ -26,15 +26,14 @@ from .sampling import CountedDenoiser, add_remarks, other_levels_remark, short_r
 
 
 def fit_sampler(sampler: Any, denoiser: PromptedDenoiser, model_sampling: Any) -> HostSampler:
-    """Return a SAMPLER as a HostSampler, around which amed.fit can fit a predictor.
+    """Prepare a SAMPLER of ComfyUI, as a HostSampler, for fitting a predictor to it with amed.fit.
 
-    The SAMPLER runs inside ComfyUI's sampling and can read the attributes of ComfyUI's denoiser, but its
-    evaluations go to the denoiser that the fit gives it.
+    The SAMPLER runs inside a ComfyUI sampling, but evaluates the denoiser that the fit gives it.
 
     Args:
         sampler: the SAMPLER.
-        denoiser: the MODEL as a denoiser, which starts ComfyUI's sampling for each run of the SAMPLER.
-        model_sampling: the noise levels of the MODEL, for ComfyUI's schedules.
+        denoiser: the MODEL as a denoiser, which starts a ComfyUI sampling for each run of the SAMPLER.
+        model_sampling: the MODEL's `model_sampling`, from which ComfyUI's schedules are computed.
 
     Raises:
         ValueError: the SAMPLER has no k-diffusion function."""
@@ -73,7 +72,8 @@ def wrapped(sampler: Any, fitted: Fitted, report: Report | None = None) -> Any:
     Args:
         sampler: the SAMPLER that the predictor was fitted to.
         fitted: the predictor.
-        report: the Report to fill. None: the report is shown on the node that samples.
+        report: a Report, in which evaluations and remarks on the run are stored. None: they are shown on the
+            node that samples.
 
     Raises:
         ValueError: if the predictor was fitted to another sampler."""

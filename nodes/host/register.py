@@ -67,7 +67,11 @@ def as_sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 
 
 def amed_sampler(name: str, **options: Any) -> Any:
-    """Return a SAMPLER that runs one of the pack's samplers; options as in `sampling.sampler_function`."""
+    """Return a SAMPLER that runs one of the pack's samplers.
+
+    Args:
+        name: the sampler's name, e.g. "amed", or "auto".
+        options: options of its function, e.g. `predictor` (see `sampling.sampler_function`)."""
     return as_sampler(sampler_function(name), **options)
 
 
@@ -83,7 +87,7 @@ def ksampler_setting(model: Any, name: str, scheduler: str, steps: int) -> tuple
 
 
 def schedules_of(model_sampling: Any, steps: int) -> dict[str, Tensor]:
-    """Return the noise levels of each of ComfyUI's and other packs' schedules, by name.
+    """Return the noise levels of each schedule of ComfyUI and of other packs, by the schedule's name.
 
     Schedules that fail for this model or this number of steps are left out."""
     schedules = {}
@@ -160,14 +164,16 @@ def guider_for(model: Any, conditionings: dict[str, list], guidance: float) -> A
 def host_rivals(
     model_sampling: Any, scheduler: str, nfe: int, within_sampling: Callable[..., Tensor]
 ) -> dict[str, Callable[[Any, Tensor, dict[str, Any]], Tensor]]:
-    """Return ComfyUI's DPM++ 2M, UniPC and iPNDM, to compare a fitted predictor with, by label.
+    """Return ComfyUI's DPM++ 2M, UniPC and iPNDM as functions, by label, to compare a predictor with.
+
+    Each function `run(denoiser, noise, arguments)` returns the sampled images.
 
     Args:
-        model_sampling: the noise levels of the model.
+        model_sampling: the MODEL's `model_sampling`, from which the schedule is computed.
         scheduler: name of ComfyUI's schedule.
         nfe: number of steps, with one evaluation each.
-        within_sampling: `within_sampling(work, count, sigmas)` calls `work(denoiser, extra_args)` inside
-            ComfyUI's sampling, whose denoiser has the attributes that a sampler may read."""
+        within_sampling: a function `within_sampling(work, count, sigmas)` that starts a ComfyUI sampling of
+            `count` samples and calls `work(denoiser, extra_args)` in it."""
     sigmas: Tensor = comfy.samplers.calculate_sigmas(model_sampling, scheduler, nfe)
 
     def rival(name: str) -> Callable[..., Tensor]:

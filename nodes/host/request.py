@@ -20,13 +20,14 @@ ADVICE = f"Set if_missing to {PLAIN} or {CALIBRATE!r}, or fit one with Calibrate
 
 
 def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fields: Any) -> Request:
-    """Return the Request, i.e. the run's settings by which amed.choose finds a predictor for a MODEL.
+    """Return a Request: the settings of a run, by which amed.choose finds a predictor for it.
 
     Args:
         model: the MODEL.
         sampler: name of the sampler, or "auto".
         guidance: guidance scale (cfg).
-        halves: whether the predictor may use the results of the positive and negative prompt separately.
+        halves: whether a predictor may be chosen that needs the denoised images of the positive and of the
+            negative prompt separately.
         fields: other fields of Request, e.g. `nfe`."""
     model_sampling = sampling_of(model)
     return Request(
@@ -72,10 +73,11 @@ def denoise_remarks(
     """Return a remark if denoise < 1 left a run with fewer evaluations than `nfe`, else nothing.
 
     Args:
-        nfe: the node's input.
-        denoise: the node's input, as in KSampler.
-        evaluations: number of evaluations in the run.
-        choice_for: returns what the node would run with another nfe; None if its predictor is fixed.
+        nfe: the number of evaluations set on the node.
+        denoise: the `denoise` set on the node, as in KSampler.
+        evaluations: number of evaluations that the run made.
+        choice_for: a function that returns the predictor and noise levels for another nfe, so that the
+            remark can advise an nfe. None if the predictor is fixed, e.g. linked to the node.
         model: the MODEL."""
     if not 0.0 < denoise < 1.0 or evaluations >= nfe:
         return []

@@ -22,18 +22,18 @@ INTERVAL = 0.2  # seconds between two updates of the page
 
 
 def start_of(model: Any, latent: dict) -> Tensor:
-    """Return a LATENT's samples `[B, C, ...]`.
+    """Return a LATENT's samples `[B, C, ...]`, with the number of channels that the MODEL needs.
 
-    If all are 0, they get the number of channels that the MODEL needs, as in KSampler."""
+    As in KSampler, the number of channels is only changed in an empty LATENT (all 0)."""
     tags = {name: latent[tag] for name, tag in shape_tags().items() if latent.get(tag) is not None}
     return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **tags)
 
 
 def shape_tags() -> dict[str, str]:
-    """Return the parameters of ComfyUI's `fix_empty_latent_channels` that are entries of a LATENT.
+    """Return which entries of a LATENT, e.g. its downscale ratio, `fix_empty_latent_channels` takes.
 
-    The dict maps the name of each such parameter to the name of the LATENT's entry. It is empty in older
-    versions of ComfyUI."""
+    The dict maps the name of each parameter of this ComfyUI function to the name of the LATENT's entry. It
+    is empty in older versions of ComfyUI."""
     parameters = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):  # another pack's function around ComfyUI's
         return dict(zip(TAGS, TAGS))
@@ -60,7 +60,7 @@ def run(
     """Sample as KSampler does, with noise from the seed, previews, progress and the noise mask.
 
     Args:
-        quiet: without previews and progress, for a caller that shows its own.
+        quiet: show no previews and no progress.
 
     Returns:
         The sampled LATENT."""
@@ -86,10 +86,10 @@ def run(
 
 
 def progress_bar(node_id: str | None, total: int) -> Callable[..., None]:
-    """Return a function `show(done, picture=None)` that moves a node's progress bar.
+    """Return a function `show(done, picture=None)` that moves a node's progress bar to `done` of `total`.
 
-    It may be called often; a picture (PIL) is shown below the bar. It raises ComfyUI's interrupt once the
-    user interrupts the run."""
+    It shows the picture (PIL), if given, on the node, and raises ComfyUI's InterruptProcessingException if
+    the user has interrupted the run."""
     bar = comfy.utils.ProgressBar(total, node_id=node_id) if node_id else comfy.utils.ProgressBar(total)
     sent = -math.inf
 
@@ -121,7 +121,7 @@ class Executing(NamedTuple):
 
 
 def executing() -> Executing | None:
-    """Return the run, node and list item that ComfyUI is executing.
+    """Return which node ComfyUI is executing, in which run, and for which item of a list input.
 
     None outside a run, or if this version of ComfyUI does not tell."""
     try:
@@ -146,9 +146,7 @@ def executing_node() -> str | None:
 
 
 def running_jobs() -> list[tuple]:
-    """Return (number, prompt id, graph, extra data) of each job that ComfyUI's queue is running.
-
-    These are the queue's copies: nodes do not write to them."""
+    """Return (number, prompt id, graph, extra data) of each job that ComfyUI's queue is running."""
     try:
         from server import PromptServer
 

@@ -42,9 +42,7 @@ HIDDEN = (
 
 
 class CountedDenoiser:
-    """ComfyUI's denoiser with its evaluations counted in a report.
-
-    The user can interrupt before every evaluation, not only once per step."""
+    """ComfyUI's denoiser, which counts its evaluations in a Report and stops if the user interrupts."""
 
     def __init__(self, model: Any, report: Report):
         self._inner, self._report = model, report
@@ -59,19 +57,19 @@ class CountedDenoiser:
 
 
 def sampler_function(name: str) -> Callable[..., Tensor]:
-    """Return the function that ComfyUI calls as `sample_<name>`.
+    """Return a sampler of this pack as a k-diffusion function, which ComfyUI calls as `sample_<name>`.
 
-    The function's options, beside the arguments of a k-diffusion sampler:
-        predictor: a predictor (Fitted). None: the one applied to the MODEL, else the best in the library.
-        if_missing: what to do if no predictor fits, as in amed.choose. None (as in ComfyUI's own KSampler):
-            use only a predictor that was fitted on exactly the run's noise levels, else run a solver
-            without predictor.
-        report: the Report to fill. None: the report is shown on the node that samples.
-        on_request: called with the settings (Request) by which the library is searched.
-    It raises PredictorError if there is no predictor and `if_missing` is "error".
+    The function's options, besides the arguments of a k-diffusion sampler:
+        predictor: the predictor. None: the one applied to the MODEL, else the best in the library.
+        if_missing: what to do if the library has no predictor for the run: "error" (raise PredictorError),
+            "plain" (run the best solver without predictor) or "untrained" (run the sampler's own solver).
+            None: as "plain", but also if the library's predictors were fitted on other noise levels.
+        report: a Report, in which evaluations and remarks on the run are stored. None: they are shown on the
+            node that samples.
+        on_request: a function that is given the run's settings (Request) before the library is searched.
 
     Args:
-        name: one of amed.SAMPLERS; "auto": the sampler of the chosen predictor."""
+        name: the sampler's name, one of amed.SAMPLERS. "auto": the sampler of the chosen predictor."""
 
     def sample(
         model,
@@ -151,14 +149,15 @@ def choose_for_run(
         name: the sampler, or "auto".
         sigmas: the run's noise levels.
         fitted: the predictor to use; None: search the library.
-        if_missing: what to do if no predictor fits: "error", or run a solver without predictor. None: the
-            latter, and only a predictor that was fitted on exactly these noise levels fits.
-        options: the run's model options, which may have more hooks than the MODEL.
-        on_request: called with the settings (Request) by which the library is searched.
+        if_missing: what to do if the library has no predictor for the run: "error" (raise PredictorError),
+            "plain" (run the best solver without predictor) or "untrained" (run the sampler's own solver).
+            None: as "plain", but also if the library's predictors were fitted on other noise levels.
+        options: the run's model options.
+        on_request: a function that is given the run's settings (Request) before the library is searched.
 
     Returns:
-        The choice; None if `fitted` is None and only one noise level is above 0, where all solvers give the
-        same result."""
+        The choice. None if `fitted` is None and only one noise level is above 0: the run is one step then,
+        for which all solvers give the same result."""
     times = sigmas[sigmas > 0]
     if fitted is None and len(times) < 2:
         return None
@@ -179,7 +178,14 @@ def choose_for_run(
 
 
 def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_missing: str) -> Choice:
-    """Choose the given predictor, or a solver without predictor, for a run whose model cannot be found."""
+    """Choose what to run if the MODEL cannot be found: the given predictor, or a solver without predictor.
+
+    Args:
+        name: the sampler, or "auto".
+        times: the run's noise levels above 0.
+        fitted: the predictor, or None.
+        if_missing: what to do without a predictor: "error" (raise PredictorError), "plain" (run the best
+            solver) or "untrained" (run the sampler's own solver)."""
     run_request = Request(Identity("", ""), name, times=times, fitted=fitted, halves=False,
                           if_missing=if_missing, advice=HIDDEN)  # fmt: skip
     choice = choose(Library([]), run_request)
@@ -189,9 +195,9 @@ def choose_without_model(name: str, times: Tensor, fitted: Fitted | None, if_mis
 def apply_advice(run_request: Request, sigma_max: float) -> str:
     """Return advice on how to run a predictor in ComfyUI's own KSampler, which ran a solver without one.
 
-    It names Apply AMED Predictor if the library has a predictor for this model, guidance and number of
-    evaluations, else Calibrate AMED. "" for a run that starts below sigma_max, where an applied predictor
-    would not fit either."""
+    It is to use the node Apply AMED Predictor if the library has a predictor for this model, guidance and
+    number of evaluations, else Calibrate AMED. "" if the run starts below sigma_max, because an
+    applied predictor is for runs from sigma_max."""
     nfe = run_request.count  # one per noise level, the last one to 0
     if not from_the_top(run_request.times, sigma_max):
         return ""
@@ -212,7 +218,7 @@ def apply_advice(run_request: Request, sigma_max: float) -> str:
 def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
     """Return a remark if a run's noise levels are not those its predictor was fitted on, else nothing.
 
-    model_sampling: that of the MODEL, or None if it cannot be found."""
+    model_sampling: the MODEL's `model_sampling` (noise levels), or None if it cannot be found."""
     if choice.grid == "other":
         return [other_levels_remark(choice.fitted, model_sampling)]
     if choice.grid == "below":
@@ -224,9 +230,9 @@ def grid_remarks(choice: Choice, model_sampling: Any) -> list[str]:
 
 
 def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
-    """Return the remark that tells how to get the noise levels that a predictor was fitted on.
+    """Return a remark that tells the user how to run a predictor at the noise levels it was fitted on.
 
-    That is the `amed` schedule if it gives them on this MODEL, or AMED Scheduler, which always does."""
+    It names the node AMED Scheduler and, if it gives the same levels on this MODEL, the `amed` schedule."""
     ways, steps = ["AMED Scheduler"], fitted.spec.num_steps - (not fitted.spec.of)
     if model_sampling is not None and same_times(host_sigmas(model_sampling, steps), fitted.base):
         ways.insert(0, f"the {SCHEDULER} schedule with {steps} steps")
@@ -234,8 +240,9 @@ def other_levels_remark(fitted: Fitted, model_sampling: Any) -> str:
 
 
 def short_report(report: Report) -> str:
-    """Return a report as text for one of ComfyUI's nodes, of which two lines are visible: remarks come
-    first."""
+    """Return a report as text to show on one of ComfyUI's nodes.
+
+    Remarks come first, because the node shows only about two lines."""
     passes = "" if report.passes is None else f", {report.passes} passes per image"
     name = report.fitted.name if report.fitted else "no predictor"
     return "\n".join([*report.remarks, f"AMED: {report.evaluations} evaluations{passes}, {name}"])

@@ -62,8 +62,8 @@ def checkpointed(forward: Callable) -> Callable:
 def frozen_copy(model: Any) -> Any:
     """Return a copy of a MODEL with its own weights, which gradients pass through but do not change.
 
-    Its blocks keep no activations. Call it, and use the copy, with inference mode off. All models are
-    unloaded first, which removes patches from the weights and frees memory for gradients."""
+    Gradient checkpointing is on, to save memory. Call this function, and use the copy, with inference mode
+    off. All models are unloaded first, which removes patches from the weights and frees memory."""
     unload_all()
     if getattr(model, "is_dynamic", lambda: False)():
         clone = model.clone(disable_dynamic=True)  # ComfyUI reads the file again

@@ -69,7 +69,7 @@ class Watch:
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """Return at most LAYERS layers with weights, evenly spread over a network."""
+    """Return at most 24 layers with weights (LAYERS), evenly spread over a network, to be watched."""
     layers = [module for module in network.modules() if module._parameters]
     return layers[:: -(-len(layers) // LAYERS) or 1]
 
@@ -83,7 +83,7 @@ def compiled(model: Any) -> bool:
 
 
 def caching_features(model: Any) -> list[str]:
-    """Return the names of wrappers and patches on a MODEL that may answer in place of its network."""
+    """Return the names of a MODEL's wrappers and patches that may answer in place of its network (caches)."""
     names = [str(key or origin(function)) for kind, key, function in wrappers_of(model) if kind in ANSWERING]
     replaced = network_function(model.model_options)
     names += [origin(replaced)] if replaced is not None else []

@@ -46,8 +46,8 @@ def weights_of(model: Any) -> tuple[list[tuple[str, Weight]], bool]:
 def parameters_of(model: Any) -> dict[str, tuple[Tensor, Callable | None]]:
     """Return (weight, conversion) of each parameter of a MODEL's network, by name.
 
-    Modules and weights that the MODEL's object patches replace are those of the patches. The conversion is
-    the function that ComfyUI applies to the stored weight before it computes with it, or None."""
+    The conversion is the function that ComfyUI applies to the stored weight before it computes with it (for
+    scaled fp8), or None. Where an object patch replaces a part of the network, the new part is read."""
     parameters = dict(module_parameters(model.model.diffusion_model))
     for name, part in [*model.object_patches_backup.items(), *replaced_parts(model)]:
         inside = f"{name}.".removeprefix(PREFIX)
@@ -66,7 +66,10 @@ def replaced_parts(model: Any) -> list[tuple[str, nn.Module | Tensor]]:
 
 
 def module_parameters(network: nn.Module) -> dict[str, tuple[Tensor, Callable | None]]:
-    """Return (weight, ComfyUI's conversion or None) of each parameter of a module, by name."""
+    """Return (weight, conversion) of each parameter of a module, by name.
+
+    The conversion is the function that ComfyUI applies to the stored weight before it computes with it (for
+    scaled fp8), or None."""
     parameters = {}
     for path, module in network.named_modules():
         for name, weight in module.named_parameters(prefix=path, recurse=False):
@@ -76,7 +79,7 @@ def module_parameters(network: nn.Module) -> dict[str, tuple[Tensor, Callable | 
 
 
 def merges(patches: list[tuple]) -> list[tuple]:
-    """Return those patches of a weight that merge it with other models' weights, without any LoRAs."""
+    """Return the patches of a weight that are model merges, without those that are LoRAs."""
     merging = []
     for strength, addend, keep, *rest in patches:
         if isinstance(addend, list):
@@ -90,9 +93,9 @@ def merges(patches: list[tuple]) -> list[tuple]:
 
 
 def readable(weight: Tensor, convert: Callable | None) -> Weight:
-    """Return a stored weight in a form that can be read in parts, whatever its quantisation.
+    """Return a stored weight as an object that reads and dequantises parts of it, whatever its quantisation.
 
-    convert: ComfyUI's conversion of the weight (scaled fp8), or None."""
+    convert: the function by which ComfyUI dequantises a scaled fp8 weight; None for other weights."""
     if hasattr(weight, "tensor_type") and not weight.is_floating_point():
         return Packed(weight)
     bitsandbytes = sys.modules.get("bitsandbytes.functional")  # imported, if there is such a weight
@@ -109,12 +112,14 @@ def readable(weight: Tensor, convert: Callable | None) -> Weight:
 
 
 def scaled(scale: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
-    """Multiply stored values by the scale of a quantised weight; `inplace` is ignored."""
+    """Dequantise values of a weight by multiplying them by its scale.
+
+    `inplace` has no effect; ComfyUI's own conversion functions have this argument."""
     return values * scale.to(values)
 
 
 class Converted(Stored):
-    """A weight that ComfyUI converts before it computes, value by value."""
+    """A quantised weight (e.g. scaled fp8) that a function dequantises value by value."""
 
     def __init__(self, tensor: Tensor, convert: Callable):
         super().__init__(tensor)
@@ -129,7 +134,7 @@ class Converted(Stored):
 
 
 class Packed:
-    """A quantised weight of ComfyUI-GGUF, of which only the blocks that are read are dequantised."""
+    """A quantised weight of ComfyUI-GGUF. Where possible, only the blocks that are read are dequantised."""
 
     packed = False
 
@@ -138,7 +143,7 @@ class Packed:
         self.unpack = sys.modules[type(tensor).__module__].dequantize_tensor
 
     def unpacked(self, data: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Dequantise blocks of GGUF data to a float32 tensor of the given shape."""
+        """Dequantise blocks of data in GGUF format to a float32 tensor of the given shape."""
         codes = type(self.tensor)(data, tensor_type=self.tensor.tensor_type, tensor_shape=torch.Size(shape))
         values: Tensor = self.unpack(codes, torch.float32, torch.float32)
         return values.as_subclass(Tensor)
@@ -162,10 +167,12 @@ class Packed:
 
 
 class Merged:
-    """A weight after the model merges of a graph have been applied.
+    """A weight with the model merges of a graph applied to it.
 
-    Its quantisation step is the sum of the merged weights' quantisation steps, each multiplied by the
-    strength of that weight in the merge."""
+    Args:
+        base: the weight before the merges.
+        patches: ComfyUI's patches of the weight that are merges.
+        key: the weight's name in ComfyUI."""
 
     def __init__(self, base: Weight, patches: list[tuple], key: str):
         self.base, self.patches, self.key = base, patches, key
