@@ -16,7 +16,7 @@ from amed.fit.measures import Statistics, frechet, run
 from . import data
 from . import model as demo
 from .features import Features
-from .fit import REFERENCE
+from .measuring import REFERENCE
 from .rows import tile
 from .target import categories
 
