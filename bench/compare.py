@@ -1,4 +1,4 @@
-"""Comparisons of the calibrated tables with the best other solvers, and of two sets of features."""
+"""Comparisons of the calibrated AMED solvers with the best other solvers, and of two sets of features."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """AMED's value divided by ComfyUI's, with a 90 % interval, as text, e.g. "0.50 (0.40 to 0.60)"."""
+        """The ratio with its 90 % interval as text, e.g. "0.50 (0.40 to 0.60)"; below 1, AMED is better."""
         if self.ratio is None:
             return "none: the other is no further from the data than the reference"
         return f"{self.ratio:.2f} ({self.interval[0]:.2f} to {self.interval[1]:.2f})"
@@ -52,7 +52,8 @@ def above_reference(measured: Measured, measure: str, reference: Measured | None
 def against_best(our_row: Row, rows: list[Row], measure: str, reference: Measured | None = None) -> Compared:
     """Compare an AMED solver with the best ComfyUI solver of as many network passes, at the same guidance.
 
-    The ratio of their values has a 90 % interval, from bootstrap resamples of the noises."""
+    They are compared in `measure`, e.g. the error: AMED's is divided by the other's. The ratio has a 90 %
+    interval from bootstrap resamples of the noises."""
     nfe, guidance = our_row.entry.cell, our_row.entry.guidance
     best = min(others(rows, nfe, guidance), key=lambda r: r.measures[measure].value)
     ours, ours_resampled = above_reference(our_row.measures[measure], measure, reference)

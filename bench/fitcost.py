@@ -84,9 +84,10 @@ def work(job: tuple[str, int, int]) -> float:
 
 
 def fit_costs(jobs: list[tuple[str, int]], count: int, processes: int) -> list[dict[str, Any]]:
-    """Run each fit in `jobs`, pairs (kind of fit, its size), and measure it on `count` noises.
+    """Run each fit in `jobs` and measure it on `count` noises; return a result for each, in the same order.
 
-    Returns a result for each job, in the same order."""
+    A job is (kind of fit, size): the budget of a calibration in evaluations, the number of training images of
+    Algorithm 1, or the number of noises of the greedy fit."""
     OUT.mkdir(exist_ok=True)
     with Workers(processes) as workers:
         parts = [(count, start, min(start + PART, count)) for start in range(0, count, PART)]

@@ -49,7 +49,8 @@ class Setting:
     def sigmas(self, grids: Grids) -> Tensor:
         """Return the noise levels of the schedule, float64 `[steps + 1]`.
 
-        `grids` holds those of the schedule "searched", by number of steps."""
+        `grids` holds those of the schedule "searched", by number of steps; `searched_grids` found them to be
+        the best for Euler's method."""
         if self.flow:
             return flow.sigmas(self.schedule, self.steps)
         if self.schedule in host.HOST_SCHEDULES:
@@ -62,7 +63,8 @@ class Setting:
     def run(self, problem: Problem, grids: Grids, batch: int = 32) -> Ends:
         """Sample the noises of `problem` with this ComfyUI sampler; return the images and their cost.
 
-        `grids` holds the noise levels of the schedule "searched", by number of steps."""
+        `grids` holds the noise levels of the schedule "searched", which `searched_grids` found to be the best
+        for Euler's method, by number of steps."""
         sigmas = self.sigmas(grids)
 
         def sample(model: Any, noise: Tensor, args: dict[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """Measure quality: every solver at its best settings and every predictor, on the same noises.
 
-The figures are distances to a converged reference. The work is split over processes of one thread each. Every
-finished row is saved in bench/out, so an interrupted run can continue with `--resume`."""
+The results are distances to converged reference images. The work is split over processes of one thread each.
+Every finished row is saved in bench/out, so an interrupted run can continue with `--resume`."""
 
 import json
 from dataclasses import dataclass, replace
@@ -206,7 +206,9 @@ def references(
 
 
 def reference_fd_to_data(plan: Plan, noises: dict[float, int]) -> dict[float, Measured]:
-    """Return the reference images' Fréchet distance to the data for each {guidance: number of noises}."""
+    """Return the Fréchet distance of the reference images to the data, by guidance.
+
+    `noises` gives, by guidance, the number of noises whose reference images are used."""
     distances = {}
     for guidance, count in noises.items():
         images = load_file(reference_file(guidance))["images"][:count]

@@ -41,10 +41,10 @@ def at(guidance: float, nfe: int) -> str:
 
 
 def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
-    """Return the ratios of AMED's values to those of the best ComfyUI solver.
+    """Return AMED's errors and other measures, divided by those of the best ComfyUI solver.
 
-    They are grouped by calibration budget and measure, e.g. {"normal rmse_ref": {(guidance, NFE): ratio}};
-    "rmse_ref" is the error."""
+    The ratios are grouped by calibration budget and measure, e.g. {"normal rmse_ref": {(guidance, NFE):
+    ratio}}; "rmse_ref" is the error."""
     ratios_by_table: dict[str, dict[tuple, float]] = {}
     for name, comparisons in tables.items():
         for c in comparisons:
@@ -54,7 +54,10 @@ def ratios(tables: dict[str, list[Compared]]) -> dict[str, dict[tuple, float]]:
 
 
 def ratio_table(tables: dict[str, list[Compared]]) -> list[str]:
-    """Return a Markdown table of the ratios of AMED's values to the best ComfyUI solver's, with averages."""
+    """Return a Markdown table of AMED's error and Fréchet distance, divided by the best ComfyUI solver's.
+
+    It has a line for each NFE and guidance, and one with the averages over these. The best solver is the one
+    with the lowest error or, for the ratio of Fréchet distances, the lowest distance."""
     kinds = [(name, measure) for name in tables for measure in ("rmse_ref", "fd_ref")]
     comparison_of = {(n, c.measure, c.guidance, c.nfe): c for n, cs in tables.items() for c in cs}
     body = []
@@ -220,7 +223,7 @@ def many_noises(rows: list[Row]) -> list[str]:
 
 
 def name_of(row: Row) -> str:
-    """Return a solver's name for the tables; AMED's are bold and followed by the kind of their parameters."""
+    """Return a solver's name for the tables; for AMED in bold and with e.g. "calibrated table" after it."""
     if not row.entry.file:
         return row.solver
     predictor = row.predictor + (f" of {row.nfe} evaluations" if row.nfe != row.entry.cell else "")

@@ -112,7 +112,9 @@ def floor(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def fits(costs: dict[str, Any]) -> list[str]:
-    """Return the results page's sections on what a fit costs and how costs grow, empty if not measured."""
+    """Return the results page's sections on the cost of a fit, empty if it was not measured.
+
+    They also show how the times of sampling and of calibration grow with the NFE and the image size."""
     if "fits" not in costs:
         return []
     fit_rows = [

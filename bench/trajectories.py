@@ -18,7 +18,7 @@ class BestR:
     """The best mid times r in N - 1 intervals between noise levels, for each of n samples.
 
     A mid time is where a solver evaluates the model within an interval, r = 0 being its start and 1 its end.
-    Distances are root mean square over x."""
+    The best one brings x nearest to a reference trajectory at the interval's end, by root mean square."""
 
     r: Tensor  # [N-1, n], the r that ends nearest to the reference
     best: Tensor  # [N-1, n], its distance

@@ -61,7 +61,8 @@ class Result:
     def files(self, kind: str = "images", node: str | int | None = None) -> list[dict]:
         """Return the files that a node wrote, each as a dict of `filename`, `subfolder` and `type`.
 
-        `kind` is the files' key in the node's output, e.g. "images"; by default, files of all nodes."""
+        `kind` is the files' key in the node's output, e.g. "images". `node` is the node's id; None: files of
+        all nodes."""
         chosen = self.outputs.values() if node is None else [self.outputs.get(str(node), {})]
         return [entry for ui in chosen for entry in ui.get(kind, [])]
 
@@ -182,7 +183,7 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Stop ComfyUI, and remove a temporary `base`."""
+        """Stop ComfyUI, and remove its folder of models, input and output if that is a temporary one."""
         if self.process is not None:
             self.process.terminate()
             try:

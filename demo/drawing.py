@@ -68,7 +68,7 @@ class Example:
 
 
 def sockets(info: dict) -> dict[str, str]:
-    """Return the inputs of a node class that take a link, name -> type, in the page's order."""
+    """Return the inputs of a node class that take a link, name -> type, in ComfyUI's display order."""
     return {name: kind_of(spec)[0] for name, spec in input_specs(info).items() if not is_widget(spec)}
 
 
@@ -157,7 +157,7 @@ def drawn(nodes: list[Node], object_info: dict) -> tuple[list[dict], list[list]]
 
 
 def widget_values(node: Node, fields: dict[str, list]) -> list[object]:
-    """Return a node's widget values in the page's order.
+    """Return a node's widget values in the order of ComfyUI's web page.
 
     The page adds a value after a seed (control_after_generate) and after an upload ("image")."""
     values = []

@@ -43,7 +43,7 @@ def kind(solver: Solver) -> str:
 
 
 def rival_of(student: Solver, measured: dict[str, Row]) -> Row:
-    """Return the measured figures of the solver without AMED that a newly fitted AMED solver must beat.
+    """Return the measured errors of the solver without AMED that a newly fitted AMED solver must beat.
 
     An AMED-Plugin on iPNDM must beat iPNDM at its best order, one on DPM++ must beat DPM++ at the same order,
     and AMED-Solver the best single-step solver. Best means the lowest Fréchet distance."""
@@ -191,7 +191,7 @@ def fit(bench: Bench, student: str, ranking: list[Setting], nfe: int, settings: 
 def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> list[dict]:
     """Measure the solvers without AMED at one NFE, fit AMED predictors, and save those that beat them.
 
-    A plugin must beat the solver that it extends, AMED-Solver the best single-step one. Returns the figures
+    A plugin must beat the solver that it extends, AMED-Solver the best single-step one. Returns the errors
     of each solver as a dict; its `kept` is True for a saved predictor, False for one that lost, None for a
     solver without AMED."""
     print(f"NFE {nfe}, guidance {bench.guidance:g}: searching the plain solvers ...", flush=True)
@@ -248,9 +248,9 @@ def fit_all(bench: Bench, nfe: int, students: list[str], settings: Settings) -> 
 
 
 def measure_tables(bench: Bench, nfes: list[int]) -> None:
-    """Measure the bundled calibrated predictors on fixed test noises; write the figures into their files.
+    """Measure the bundled calibrated predictors on fixed test noises; write the results into their files.
 
-    The automatic choice of a predictor ("auto") compares these figures."""
+    These are the error and Fréchet distances, which the automatic choice of a predictor ("auto") compares."""
     for nfe in nfes:
         file = FOLDER / f"{NAME}-multistep-nfe{nfe}-cfg{bench.guidance:g}.safetensors"
         fitted = load(file)
@@ -263,7 +263,7 @@ def measure_tables(bench: Bench, nfes: list[int]) -> None:
 
 
 def merged(old: list[dict], new: list[dict]) -> list[dict]:
-    """Return the figures of a run, and the old figures of AMED solvers that this run did not fit."""
+    """Return the errors measured now (`new`), and the `old` ones of AMED solvers that were not fitted now."""
 
     def student(row: dict) -> str | None:
         return next((name for name, title in TITLES.items() if row["solver"].startswith(title)), None)

@@ -37,11 +37,11 @@ class Teacher:
     extra: int = 1  # additional points inside each interval, the paper's M
 
     def times(self, kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-        """Return the teacher's noise levels, float64: the student's base times and the points between them.
+        """Return the teacher's noise levels, float64: the student's, and `extra` more between each two.
 
         Args:
             kind: kind of the schedule, a name of schedules.KINDS.
-            num_steps: number of the student's base times.
+            num_steps: number of noise levels in the student's schedule.
             sigma_min: lowest noise level.
             sigma_max: highest noise level.
             rho: exponent of the schedule, e.g. 7: uniform in sigma^(1/7) for "polynomial".
@@ -50,12 +50,12 @@ class Teacher:
 
     @torch.no_grad()
     def states(self, model: Denoiser, x: Tensor, times: Tensor, extra_args: dict[str, Any]) -> list[Tensor]:
-        """Return the teacher's states `[n, ...]` at the student's base times after the first.
+        """Return the teacher's states `[n, ...]` at all noise levels of the student's schedule but the first.
 
         Args:
             model: the denoiser.
             x: states `[n, ...]` at times[0].
-            times: the teacher's times.
+            times: the teacher's noise levels, from `times()`.
             extra_args: further arguments of the model.
         """
         run = states(Problem(model, extra_args), self.solver, x, times)
@@ -80,7 +80,7 @@ def checkpointed(evaluate: Evaluate) -> Evaluate:
 
 def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, base: Tensor,
            targets: list[Tensor], afs: bool) -> Iterator[Tensor]:  # fmt: skip
-    """Yield the training loss of each interval between two base times, from high noise to low.
+    """Yield the training loss of each interval of the student's schedule, from high noise to low.
 
     It is the squared error to the teacher's state at the interval's end, summed over a sample's values and
     averaged over the batch. Update the predictor after each loss. A single-step student starts every
@@ -91,7 +91,7 @@ def losses(problem: Problem, solver: Solver, predictor: nn.Module, x: Tensor, ba
         solver: the student, whose constants the predictor gives.
         predictor: the module to train; the losses have gradients with respect to its weights.
         x: states `[n, ...]` at base[0], where the run starts.
-        base: base times `[N]`.
+        base: noise levels `[N]` of the student's schedule.
         targets: the teacher's states `[n, ...]` at base[1:].
         afs: whether the first step is analytic.
     """
@@ -138,7 +138,7 @@ class TrainingProgress:
 
     @property
     def loss(self) -> float:
-        """Training loss of the batch, summed over all intervals between two base times."""
+        """Training loss of the batch, summed over all intervals of the trained solver's schedule."""
         return sum(self.losses)
 
 
@@ -160,7 +160,7 @@ def train(
         model: the denoiser; its weights get no gradient.
         solver: the student, whose constants the predictor gives.
         predictor: the module to train.
-        times: the noise levels of the *teacher*, from Teacher.times; the student's are among them.
+        times: the *teacher's* noise levels, from Teacher.times; the student's are among them.
         draw: draws training data: (generator, n) -> (states `[n, ...]` at times[0], extra_args).
         teacher: the solver whose states the student is trained to reach.
         settings: length and optimiser.
@@ -247,13 +247,13 @@ class TrainingPlan:
     """The student (the solver to train) and its teacher, for one number of evaluations."""
 
     solver: Solver  # the student
-    num_steps: int  # number of the student's base times N
+    num_steps: int  # number N of noise levels in the student's schedule
     afs: bool  # whether the student's first step is analytic
     teacher: Teacher
 
     @property
     def points(self) -> int:
-        """Number of the teacher's times."""
+        """Number of all noise levels in the teacher's schedule, the first and the last included."""
         return (self.teacher.extra + 1) * (self.num_steps - 1) + 1
 
 

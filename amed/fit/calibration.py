@@ -6,9 +6,10 @@
     calibration.result().fitted
 
 No gradient is taken, so it works with any model that a host can sample with. Its stages, with their modules:
-references (samples), the search of plain solvers (search), tables by variable projection (table_search,
-variable_projection; for the paper's students greedy constants instead), a joint fit of all constants (polish)
-and the comparison on held-out samples (compare). The best of all is the result; it may be a plain solver."""
+samples with converged end states (samples), the search of plain solvers (search), a multistep solver's
+weights by variable projection (table_search, variable_projection; for the paper's samplers constants fitted
+interval by interval instead: greedy), a joint fit of all constants (polish) and the comparison with plain
+solvers on held-out samples (compare). The best of all is the result; it may be a plain solver."""
 
 from collections.abc import Callable, Iterator
 from time import perf_counter
@@ -170,7 +171,9 @@ class Calibration(Stages):
                 return
 
     def _closed(self) -> Iterator[str]:
-        """Create and score fits whose initial noise levels and weights TableSearch finds by least squares."""
+        """Create and score fits of a multistep solver that start from weights found in closed form.
+
+        TableSearch searches the noise levels; the weights on them follow by least squares."""
         settings, plain_search, held_out = self.settings, self.searched, self.references.held_out
         count = min(settings.traced, self.references.traced)  # shared references may trace fewer
         yield from self.references.make(held_out + count)

@@ -26,7 +26,7 @@ WIDE = 10.0  # scale of the second robust error in Judge.score, in multiples of 
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A row of the comparison: a solver and its errors on the held-out samples."""
+    """One of the compared solvers, with its errors on the held-out samples."""
 
     solver: str  # name, for people
     schedule: str  # name, for people
@@ -37,7 +37,9 @@ class ResultRow:
     fd_ref: float | None  # Fréchet distance to the reference; None without features
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row as a dict for a file; numbers are rounded, and `fd_ref` is omitted if None."""
+        """Return the row as a dict for a file, with rounded numbers.
+
+        `fd_ref`, the Fréchet distance to the end states of converged runs, is omitted if it is None."""
         row = {"solver": self.solver, "schedule": self.schedule, "nfe": self.nfe, "guidance": self.guidance}
         row |= {"error": round(self.error, 5), "rmse_ref": round(self.rmse_ref, 5)}
         return row | ({} if self.fd_ref is None else {"fd_ref": round(self.fd_ref, 5)})
@@ -96,7 +98,7 @@ def without_sampling(ends: Tensor) -> Tensor:
     """Return `ends` `[n, ...]` in another order, so that each reference image is paired with a wrong one.
 
     The error of these pairs is the limit above which a predictor is unusable: its images are then no nearer
-    to the references than unrelated images are. For a single image the result is infinite."""
+    to the reference images than unrelated ones are. For a single image the result is infinite."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 
@@ -184,7 +186,7 @@ class Judge:
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
     def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> ResultRow:
-        """Return the errors of a solver's end states `end`, as a row of the comparison of solvers."""
+        """Return the errors of a solver's end states `end`, to compare them with those of other solvers."""
         error, square = self.error(end), rmse(end, self.held_out.end)
         return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 

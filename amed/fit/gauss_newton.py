@@ -22,8 +22,8 @@ class NormalEquations:
     """The matrix J^T W J and the vector J^T W r of a Gauss-Newton iteration on P constants.
 
     They are `[P, P]` and `[P]`, float64 on the CPU. J: derivatives of the end states by the constants; W:
-    weights of the samples by Cauchy's loss; r: end states minus references. Batches of samples are added
-    one by one, so memory holds P + 1 end states of one batch."""
+    weights of the samples by Cauchy's loss; r: end states minus those of converged runs. Batches of samples
+    are added one by one, so memory holds P + 1 end states of one batch."""
 
     def __init__(self, size: int):
         self.matrix = torch.zeros(size, size, dtype=torch.float64)
@@ -31,13 +31,13 @@ class NormalEquations:
 
     def add(self, name: str, end: Tensor, reference: Tensor, scale: float,
             moved: Iterable[tuple[Tensor, float]]) -> Iterator[str]:  # fmt: skip
-        """Add a batch of samples; yields a line of progress after each derivative.
+        """Add a batch of samples to the matrix and the vector; yields a line of progress per derivative.
 
         Args:
             name: what is fitted, for the lines of progress.
             end: end states `[n, ...]` at the current constants.
             reference: end states `[n, ...]` to come near to.
-            scale: of Cauchy's loss, a mean squared error.
+            scale: mean squared error at which a sample's weight is 1/2, the scale of Cauchy's loss.
             moved: for each constant, the end states `[n, ...]` with a changed value of it, and the change.
         """
         weight = (1 / (1 + per_sample(end, reference) / scale)).sqrt().to(end)[:, None]

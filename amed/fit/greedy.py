@@ -22,11 +22,11 @@ Values = dict[str, float]  # constants of an interval by name
 
 @dataclass(frozen=True)
 class Interval:
-    """One interval between two base times of a run, to try several constants on it."""
+    """One interval between two noise levels of a solver's schedule, to try several constants on it."""
 
     problem: Problem
     solver: Solver
-    base: Tensor  # base times `[N]`
+    base: Tensor  # noise levels `[N]` of the schedule
     afs: bool  # whether the run's first step is analytic
     before: list[Values]  # constants of the earlier intervals
     state: State  # at the interval's first row
@@ -35,8 +35,7 @@ class Interval:
     def rows(self, values: Values) -> list[Row]:
         """Return the steps of this interval, one per evaluation, with the constants `values`.
 
-        In the first interval an analytic first step precedes them. Later intervals get default constants,
-        which have no effect here."""
+        In the first interval an analytic first step precedes them if the run has one."""
         count, n = len(self.base) - 1, len(self.before)
         default = {name: PARAMETERS[name].default for name in self.solver.recipe.constants}
         given = [default | v for v in (*self.before, values, *[default] * (count - n - 1))]
@@ -86,11 +85,11 @@ def greedy_table(
     Args:
         model: the denoiser.
         solver: the solver whose constants are fitted.
-        base: base times `[N]`.
+        base: noise levels `[N]` of the schedule; each interval goes from one to the next.
         noise: unit noise `[n, ...]`.
         args: further arguments of the model.
         afs: whether the first step is analytic.
-        extra: additional points of the teacher inside each interval.
+        extra: additional noise levels of the teacher inside each interval.
     """
     shares = torch.linspace(0, 1, extra + 2, dtype=torch.float64)[:-1]
     fine = (base[:-1, None] ** (1 - shares) * base[1:, None] ** shares).flatten()

@@ -26,7 +26,7 @@ from .variable_projection import LAGS, Shape
 SCHEDULE_SAMPLES = 4  # samples that each schedule is tried on
 FINALISTS = 2  # schedules that are tried on the held-out samples
 MOST, FEWEST = 32, 4  # samples of an iteration
-TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, for the comparison
+TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, which the fit is compared with
 
 
 @dataclass
@@ -172,7 +172,9 @@ class HostCalibration(Stages):
             yield f"{self.sampler.name}: error {loss:.4f}, held out {judge.error(end):.4f}"
 
     def _table(self) -> Iterator[str]:
-        """Fit AMED multistep by least squares for the comparison, on reference runs that are already made."""
+        """Fit AMED multistep by least squares, to compare the fitted host sampler with it.
+
+        It is fitted to reference trajectories that are already made."""
         judge, first, nfe = self._searched()[0], self.references.held_out, self.settings.nfe
         made = len(self.references.ends) * self.references.block - first
         count = min(TABLE_SAMPLES, made, self.references.traced, self.left // nfe - first)

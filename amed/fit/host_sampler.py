@@ -212,7 +212,9 @@ class HostFit:
         return torch.cat([times, times.new_ones(calls), times.new_zeros(calls * self.with_a)])
 
     def split(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split a vector of constants into noise levels `[n]` and the scales c and a of each call, `[E]`."""
+        """Split a vector of constants into noise levels `[n]`, and c and a of each call of the model, `[E]`.
+
+        c scales the direction, a the noise level that the model is given."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         times = torch.cat([self.start.sigmas[:1], values[:inner].exp()])
         c, a = values[inner : inner + calls], values[inner + calls :]
@@ -265,7 +267,9 @@ class HostFit:
         return torch.cat(ends)
 
     def steps(self, values: Tensor) -> Tensor:
-        """Return the finite-difference steps `[P]` of the constants."""
+        """Return how much to change each of the P constants for its finite difference, `[P]`.
+
+        The constants are log noise levels, and the scales c and log a of each call of the model."""
         inner, calls = len(self.start.sigmas) - 1, self.start.nfe
         logs = torch.cat([self.start.sigmas[:1].log(), values[:inner]])
         below = torch.cat([logs.diff().neg()[1:], logs.new_full((1,), math.inf)])
@@ -303,7 +307,7 @@ class HostFit:
         Args:
             values: constants at the start `[P]`.
             samples: to fit to.
-            scale: scale of Cauchy's loss, a mean squared error.
+            scale: mean squared error at which a sample's weight is 1/2, the scale of Cauchy's loss.
 
         Yields:
             Lines of progress.

@@ -25,7 +25,7 @@ class Constant:
     """One fitted constant of a solver, an element of the vector that a fit moves."""
 
     kind: str  # a name of PARAMETERS
-    n: int  # interval; for a time, its index among the base times
+    n: int  # interval; for a noise level, its index in the schedule
     start: int  # first row that the constant changes
     looked: bool = True  # whether that row's evaluation comes before the change
     k: int = 0  # lag of the slope that a weight is on, 0 for the newest
@@ -112,7 +112,7 @@ class Parametrisation:
         return Constants(sigmas, start.rescales, start.names, **lists)
 
     def table(self, predictor: Multistep | Constants) -> Table:
-        """Return the steps of a run with the constants of `predictor`, one per evaluation."""
+        """Return the steps of a solver run with the constants of `predictor`, one per evaluation."""
         if isinstance(predictor, Multistep):
             return predictor.table(None, self.afs)
         return compiled(self.solver, predictor.sigmas.tolist(), predictor, self.afs)
@@ -165,13 +165,15 @@ class Runner:
 
     @torch.no_grad()
     def states(self, values: Tensor, noise: Tensor, args: dict[str, Any]) -> list[State]:
-        """Return the state after each evaluation (or analytic first step) and the end state of a run."""
+        """Return a solver run's state after each evaluation (or analytic first step), and its end state."""
         run = list(self._run(values, noise, args, None))
         return [*(state for state in run if state.looked), run[-1]]
 
     @torch.no_grad()
     def end(self, values: Tensor, noise: Tensor, args: dict[str, Any], state: State | None = None) -> Tensor:
-        """Return the end states `[n, ...]` of a run from the start, or from `state`."""
+        """Run the solver with the constants `values`, and return the end states `[n, ...]`.
+
+        It starts from `noise`, or from `state`, a state in the middle of an earlier run."""
         return deque(self._run(values, noise, args, state), maxlen=1)[0].x
 
     def rerun(self, values: Tensor, noise: Tensor, args: dict[str, Any], states: list[State],

@@ -47,7 +47,7 @@ class Setting:
     solver: Solver
     kind: str  # of the schedule, a name of schedules.KINDS
     rho: float  # of the schedule
-    num_steps: int  # number of base times
+    num_steps: int  # number of noise levels in the schedule
     afs: bool  # whether the first step is analytic
     sigma_min: float
     sigma_max: float
@@ -63,7 +63,9 @@ class Setting:
         return name_of(self.solver)
 
     def sigmas(self) -> Tensor:
-        """Return the base times, float64 `[num_steps]`, from sigma_max to sigma_min."""
+        """Return the noise levels of the schedule, float64 `[num_steps]`, from sigma_max to sigma_min.
+
+        A solver that evaluates twice per step may add a level between two of them."""
         return schedules.make(self.kind, self.num_steps, self.sigma_min, self.sigma_max, self.rho)
 
 

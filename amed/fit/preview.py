@@ -31,7 +31,7 @@ class Preview:
 class Pace:
     """The speed of the model's calls so far, for an estimate of the time left.
 
-    Small calls and batches are timed separately, because a sample takes longer in a small call."""
+    Calls with fewer than 4 samples (BATCHED) are timed separately, because a sample takes longer in them."""
 
     def __init__(self) -> None:
         self.seconds: dict[bool, float] = defaultdict(float)  # by whether the call was a batch
@@ -44,9 +44,9 @@ class Pace:
         self.rows[batched] += rows
 
     def left(self, rows: int, small: int = 0) -> float:
-        """Return the estimated seconds for `rows` more samples, `small` of them in small calls.
+        """Return the estimated seconds for `rows` more samples in calls of the model; nan before the first.
 
-        Returns nan before the first call."""
+        `small` of them are in calls with fewer than 4 samples (BATCHED), which take longer per sample."""
         per_row = {kind: self.seconds[kind] / count for kind, count in self.rows.items() if count}
         if not per_row:
             return math.nan

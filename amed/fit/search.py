@@ -27,11 +27,11 @@ class Search:
     judge: Judge  # with the scale that follows from the finalists
 
     def schedules(self, settings: Settings) -> list[Setting]:
-        """Return the schedules to fit a multistep solver's weights on, each with a plain solver.
+        """Return the schedules to fit a multistep solver's weights on, as settings of plain solvers.
 
-        They are those of the best plain solvers with one evaluation per step, best first, without
-        repetition. Second comes USUAL, which suits most models, and third the best one with its analytic
-        first step (AFS) added or removed."""
+        First comes the schedule of the best plain solver with one evaluation per step. Second comes
+        time_uniform with an analytic first step (AFS), which suits most models; third the first schedule
+        again, with AFS added or removed. The schedules of the next best solvers follow. None occurs twice."""
         single = [s for s in self.ranking if not s.solver.recipe.pair]
         alike = [s for s in single if (s.kind, s.rho) == (single[0].kind, single[0].rho)]
         twin = [s for s in alike if s.afs != single[0].afs][:1]
@@ -55,7 +55,7 @@ def first_round(settings: Settings) -> tuple[int, int]:
 
 
 def small_calls(target: Target, settings: Settings) -> int:
-    """Return the number of evaluations that a search spends in calls with one or few samples."""
+    """Return the number of evaluations that the search makes in calls with at most 4 samples."""
     unit, count = first_round(settings)
     tried = min(count, len(settings_for(target, settings.plain_nfe)))
     return settings.nfe * unit * (tried + 2 * min(tried, SECOND))

@@ -21,7 +21,7 @@ def budget_of(budget: str | int, nfe: int) -> int:
     """Return a budget in evaluations of the model.
 
     Args:
-        budget: a number, or a name of PRESETS, which is raised to the least budget for this `nfe`.
+        budget: a number of evaluations, or a name of PRESETS, whose budget is raised to the least for `nfe`.
         nfe: evaluations per sample.
 
     Raises:
@@ -32,7 +32,9 @@ def budget_of(budget: str | int, nfe: int) -> int:
     try:
         return int(budget)
     except ValueError:
-        raise ValueError(f"budget is {budget!r}: give one of {', '.join(PRESETS)}, or a number") from None
+        raise ValueError(
+            f"budget is {budget!r}: give one of {', '.join(PRESETS)}, or a number of evaluations"
+        ) from None
 
 
 def numbers(text: str, least: int = 2, most: int = 100) -> tuple[int, ...]:
@@ -61,8 +63,8 @@ class Settings:
 
     nfe: int  # evaluations per sample, from sigma_max to sigma_min; at least 2
     sampler: str = "amed_multistep"  # a name of amed.SAMPLERS
-    # Evaluations of the model for the whole fit, each sample of a call counted: references, search, fit and
-    # comparison.
+    # Evaluations of the model for the whole fit, each sample of a call counted: reference samples, the search
+    # of plain solvers, the fit, and the comparison with plain solvers.
     budget: int = PRESETS["normal"]
     guidance: float = 1.0  # guidance scale (cfg) written to the file; the target's model applies it
     seed: int = 0  # of the noise; the same seed gives the same file
@@ -108,17 +110,19 @@ class Settings:
         return self.nfe if self.passes is None else self.passes // 2
 
     def by_budget(self, quick: int, normal: int, thorough: int) -> int:
-        """Return one of three values: `quick` for a small budget, `normal`, or `thorough` for a large one."""
+        """Return one of three values by the budget in evaluations of the model.
+
+        `quick` below 8,000 (LARGE), `normal` below 30,000 (HUGE), `thorough` from there on."""
         return thorough if self.budget >= HUGE else normal if self.budget >= LARGE else quick
 
     @property
     def large(self) -> bool:
-        """Whether the budget allows a larger search (LARGE evaluations or more)."""
+        """Whether the budget is 8,000 evaluations of the model (LARGE) or more."""
         return self.budget >= LARGE
 
     @property
     def held_out(self) -> int:
-        """Number of held-out samples: they decide which fit is saved, and the comparison is made on them."""
+        """Number of held-out samples, on which fits and plain solvers are compared and the best is chosen."""
         return self.by_budget(16, 64 if self.nfe < 7 else 40, 96)
 
     @property

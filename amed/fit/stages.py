@@ -1,4 +1,4 @@
-"""The base class of the calibrations: it counts evaluations, shares references and reports progress."""
+"""The base class of the calibrations: counts evaluations, holds reference samples and reports progress."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -55,7 +55,7 @@ class Stages:
     def evaluations(self) -> int:
         """Evaluations of the model so far, each sample of a call counted.
 
-        Shared references count for the fit that made them."""
+        The evaluations of a reference run that several fits share count for the fit that made it."""
         return self.model.rows + self.reference_evaluations
 
     @property
@@ -96,8 +96,8 @@ class Stages:
     def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
         """Return the preview that compares the best fit with the best unfitted solver.
 
-        `fit_end`, `plain_end`: their end states on the held-out samples; `solver`: the unfitted one, for
-        people."""
+        `fit_end`, `plain_end`: their end states on the held-out samples; `solver`: name of the unfitted
+        solver with its schedule, for people."""
         error, best = math.nan if fit_end is None else judge.error(fit_end), judge.error(plain_end)
         images = {"reference": judge.held_out.end, "plain": plain_end}
         if fit_end is not None:

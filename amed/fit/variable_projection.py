@@ -1,9 +1,10 @@
-"""Variable projection: only the times of a table are searched; its weights follow in closed form.
+"""Variable projection: only a multistep solver's noise levels are searched; its weights follow from them.
 
-The student runs once. At each step the weights of its slopes (of their parts, and the offset) are those that
-bring the state nearest to the reference at the next time. A step is linear in them, so they are the solution
-of a small least-squares problem and cost no evaluation beyond the run itself. So one run tells how good some
-times are with the best weights *on them*, and Gauss-Newton moves the times.
+The solver runs once. At each step the weights of its slopes (or of their parts, and the offset, a constant
+that is added to each channel) are those that bring the state nearest to the reference at the next time. A
+step is linear in them, so they are the solution of a small least-squares problem and cost no evaluation
+beyond the run itself. So one run tells how good some times are with the best weights *on them*, and
+Gauss-Newton moves the times.
 
 Tried on the demo model and left out: weights that depend on the sample (on its norm, the ratios of its slopes
 or the local image: worse than constants, or 3 % better), the model's noise level as a second unknown of each
@@ -41,13 +42,15 @@ class Shape:
     """Which weights a multistep solver has at each step, and how strongly they are regularised."""
 
     parts: str = ""  # how slopes are split, a name of PARTS; "" for no split
-    offset: bool = False  # whether each channel has an offset
-    ridge: float = 1e-6  # pull towards the simpler table's weights, in shares of each slope's own square
+    offset: bool = False  # whether a constant, the offset, is added to each channel
+    ridge: float = 1e-6  # strength of the pull towards simpler weights, see best_weights
     spared: tuple[int, ...] = ()  # rows whose evaluation skips the unconditional half
 
     @property
     def text(self) -> str:
-        """Description for people: how slopes are split, offsets, and the ridge (regularisation)."""
+        """Description for people: how slopes are split, whether there is an offset, and the ridge.
+
+        An offset is a constant added to each channel, the ridge the strength of the regularisation."""
         words = [*filter(None, self.parts.split("+")), *["offset"] * self.offset]
         return f"{' and '.join(words) or 'whole slopes'}, ridge {self.ridge:g}"
 
@@ -69,7 +72,7 @@ class Run:
 
     @property
     def table(self) -> Multistep:
-        """The multistep predictor with this run's noise levels and weights."""
+        """The noise levels and the fitted weights of this solver run, as a multistep predictor."""
         shape = self.shape
         return Multistep(self.sigmas, self.weights, None, shape.parts, self.offset, shape.spared)
 
@@ -175,6 +178,8 @@ class VariableProjection:
                  shape: Shape) -> Tensor:  # fmt: skip
         """Return the inner products from which a step's weights and offsets follow by least squares.
 
+        Offsets are constants that the step adds to the channels.
+
         Args:
             hand: stored slopes, newest first, each split into parts, e.g. bands of spatial frequency.
             wanted: slope `[n, ...]` that leads to the reference at the step's end.
@@ -205,7 +210,7 @@ class VariableProjection:
         return torch.cat([upper, middle, lower], dim=1)
 
     def loss(self, run: Run) -> float:
-        """Return the robust error (by Cauchy's loss) of a run's end states to the references."""
+        """Return the robust error (by Cauchy's loss) of a run's end states to those of converged runs."""
         return robust(per_sample(run.end, self.samples.end), self.scale)
 
     def candidate(
@@ -323,7 +328,8 @@ def best_weights(
         products: `[n, k+1, k+1]`, inner products of the slopes and the wanted one, see
             VariableProjection.products.
         prior: weights `[k]` of the unfitted solver.
-        ridge: strength of the pull towards simpler weights, in shares of each slope's own square.
+        ridge: strength of the pull towards the simpler weights that `groups` states, relative to the
+            diagonal of the normal equations.
         groups: `[k, m]`, see `band_groups`: the simpler weights are fitted, but equal within each group.
             None: they are `prior`.
     """

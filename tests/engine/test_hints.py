@@ -51,7 +51,7 @@ def test_an_advised_sampler_exists():
 def test_an_advised_budget_name_exists():
     with pytest.raises(ValueError, match="budget is 'fast'") as error:
         budget_of("fast", 5)
-    (names,) = hint(error, r"give one of (.*), or a number$")
+    (names,) = hint(error, r"give one of (.*), or a number of evaluations$")
     assert all(budget_of(name, 5) >= 2500 for name in names.split(", ")) and budget_of("3000", 5) == 3000
 
 
