@@ -27,7 +27,7 @@ def test_the_advised_budget_is_allowed(nfe):
 def test_the_advised_passes_are_allowed(passes):
     with pytest.raises(ValueError, match="passes") as error:
         Settings(5, guidance=2.0, passes=passes)
-    least, most = map(int, hint(error, r"take (\d+) to (\d+) under guidance"))
+    least, most = map(int, hint(error, r"set it to (\d+) to (\d+), the network passes"))
     assert [Settings(5, guidance=2.0, passes=n).spared for n in (least, most)] == [4, 0]
 
 
