@@ -117,9 +117,9 @@ class Multistep:
             back (0: the newest), relative to the step's length in sigma. `[N, H, S]` with `parts`, which
             split a slope into S terms with a weight each.
         a: `[N]`, factor on the noise level that the model is given in each step. Default: ones.
-        parts: how slopes are split: "bands" (4 bands of spatial frequency), "guidance" or "halves" (two
-            shares, from guidance's conditional and unconditional result), "halves+bands" (both). Default:
-            not split.
+        parts: the terms into which each slope is split: "guidance" (the unconditional slope, and what
+            guidance adds to it), "halves" (the conditional slope, and what guidance adds to it), "bands" (4
+            bands of spatial frequency), "halves+bands" (4 bands of each half). Default: not split.
         offset: `[N, C]`, a constant that each step adds to each of C channels of x, relative to the step's
             length in sigma. Default: none.
         alone: indices of the steps that skip guidance's unconditional pass; not step 0, and only with
@@ -136,7 +136,10 @@ class Multistep:
         weights = as_double(weights)
         if parts not in PARTS:
             names = ", ".join(map(repr, PARTS))
-            raise ValueError(f"unknown way to split slopes, parts={parts!r}: choose one of {names}")
+            raise ValueError(
+                f"parts={parts!r} is no known way to split the slope dx/dsigma into terms with separate "
+                f"weights: choose one of {names}"
+            )
         count, steps = PARTS[parts].count, len(self.sigmas) - 1
         weights = weights[..., None] if weights.ndim == 2 and count == 1 else weights
         shape = tuple(weights.shape)
@@ -144,14 +147,16 @@ class Multistep:
             axes = f"{steps} steps, 1 to {steps + 1} slopes"
             expected_shape = f"({axes}, {count} parts)" if count > 1 else f"({axes})"
             raise ValueError(
-                f"the weights of a multistep table must have shape {expected_shape}, not {shape}"
+                f"the weights of a fitted multistep solver must have shape {expected_shape}, not {shape}"
             )
         if not weights.isfinite().all():
-            raise ValueError("the weights of a multistep table contain NaN or infinity: calibrate again")
+            raise ValueError(
+                "the weights of a fitted multistep solver contain NaN or infinity: calibrate again"
+            )
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError(
-                "the weights of a multistep table use slopes from before the start of the run: in row n, set "
-                "all weights after the first n + 2 to 0"
+                "the weights of a fitted multistep solver use slopes from before the start of the run: in "
+                "row n (step n), set all weights after the first n + 2 to 0"
             )
         self.a = as_double([1.0] * steps if a is None else a)
         if self.a.shape != (steps,):
@@ -165,20 +170,20 @@ class Multistep:
         if self.offset is not None:
             if self.offset.ndim != 2 or len(self.offset) != steps:
                 raise ValueError(
-                    f"the offset of a multistep table must have one row per step ({steps}) and one column "
-                    f"per channel, but has shape {tuple(self.offset.shape)}"
+                    f"the offset of a fitted multistep solver must have one row per step ({steps}) and one "
+                    f"column per channel, but has shape {tuple(self.offset.shape)}"
                 )
             if not self.offset.isfinite().all():
                 raise ValueError(
-                    "the offset (a constant per step and channel) of a multistep table contains NaN or "
-                    "infinity: calibrate again"
+                    "the offset (a constant per step and channel) of a fitted multistep solver contains NaN "
+                    "or infinity: calibrate again"
                 )
         self.alone = tuple(alone)
         if self.alone and (not parts.startswith("halves") or not 0 < min(alone) <= max(alone) < steps):
             raise ValueError(
-                f"steps {self.alone} of a multistep table cannot skip the unconditional result of guidance: "
-                f"choose steps from 1 to {steps - 1}, and set parts (how slopes are split) to 'halves' or "
-                f"'halves+bands', not {parts!r}"
+                f"steps {self.alone} of a fitted multistep solver cannot skip the unconditional result of "
+                f"guidance: choose steps from 1 to {steps - 1}, and set parts (how slopes are split) to "
+                f"'halves' or 'halves+bands', not {parts!r}"
             )
 
     @property
@@ -244,25 +249,25 @@ def as_multistep(solver: Solver, sigmas: Tensor, afs: bool = False,
             returned unchanged.
 
     Raises:
-        ValueError: No table can express the run: the solver evaluates twice at one noise level (Heun), the
-            predictor rescales x (`Constants.rescales`), or it is a network."""
+        ValueError: No such table exists: the solver evaluates twice at one noise level (Heun), the predictor
+            changes the model's timestep only (`Constants.rescales`), or it is a network."""
     if isinstance(predictor, Multistep):
         return predictor
     solver = fallback(solver)
     if solver.recipe.repeats_time:
         raise ValueError(
-            f"{solver.name} evaluates twice at the same noise level, so a multistep table cannot express it: "
-            "choose another solver"
+            f"{solver.name} evaluates twice at the same noise level, so it cannot be converted to a "
+            "multistep solver, which evaluates once at each: choose another solver"
         )
     if getattr(predictor, "rescales", False):
         raise ValueError(
-            "a predictor that rescales x to a changed timestep of the model cannot be converted to a "
-            "multistep table: use it as it is"
+            "a predictor with rescales=True (its constant a changes only the timestep that the model is "
+            "given) cannot be converted to a multistep solver: use it unconverted"
         )
     if predictor is not None and not getattr(predictor, "fixed", False):
         raise ValueError(
-            "a predictor whose constants depend on the image cannot be converted to a multistep table: use "
-            "it as it is"
+            "a predictor whose constants depend on the image cannot be converted to a multistep solver with "
+            "fixed weights: use it unconverted"
         )
     table = compiled(solver, as_double(sigmas).tolist(), predictor, afs)
     times = [*(float(row.sigma) for row in table.rows), table.end]

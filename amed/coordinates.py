@@ -101,7 +101,8 @@ class Compiler:
         return beside(v, self.like)
 
     def take(self, s: Number, c: Number, more: dict[str, Number]) -> Vector:
-        """Return x after one step of the solver's formula from the current x, as a symbolic sum.
+        """Return x after one step of the solver's formula from the current x, as a symbolic sum of x and
+        slopes dx/dsigma.
 
         Args:
             s: noise level at the end of the step.
@@ -112,16 +113,23 @@ class Compiler:
         return self.recipe.step(self.solver, self.here, self.history, s, order, c, **more)
 
     def moved(self, x: Vector) -> Vector:
-        """Return `x` minus the current x, as a symbolic sum of slopes, or of x and denoised images for
-        solvers that predict data, e.g. DPM++."""
+        """Return the change of x in a step; its coefficients become the step's weights.
+
+        Args:
+            x: the new value of x after the step, a symbolic sum of the current x and slopes dx/dsigma.
+
+        Returns:
+            `x` minus the current x: a sum of slopes, or, for solvers that predict data (e.g. DPM++), of x and
+            denoised images."""
         difference = x - self.here
         if not self.data:
             difference.of.pop(0, None)
         return difference
 
     def opening(self, n: int) -> Row | None:
-        """Return the first step (an evaluation, then a change of x) between noise levels n and n + 1, without
-        its weights; None if n is the last level."""
+        """Return the step (an evaluation, then a change of x) that starts at the noise level with index n.
+
+        Its weights for adding slopes to x are left empty; `rows` sets them. None if n is the last level."""
         if n == len(self.times) - 1:
             return None
         analytic, two = self.afs and n == 0, self.recipe.pair or self.predictor is not None
@@ -170,7 +178,11 @@ class Compiler:
         return self.moved(x), self.opening(n + 1)
 
     def weights(self, move: Vector, reach: int) -> Weights:
-        """Return the weights of at most the `reach` newest slopes in `move`, a change of x, newest first."""
+        """Return the weights by which a step adds earlier slopes dx/dsigma to x, newest first.
+
+        Args:
+            move: the step's change of x, a symbolic sum of slopes (see `moved`).
+            reach: the largest number of slopes to return weights for; older ones are not used."""
         shares = [move.of.get(k, 0.0) for k in range(self.seen, max(self.seen - reach, 0), -1)]
         newest = (move.of.get(0, 0.0), shares[0]) if self.data else (shares[0],)
         return (newest, *((share,) for share in shares[1:]))

@@ -63,8 +63,9 @@ class Guided(nn.Module):
     def halves(
         self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], uncond: dict[str, Tensor]
     ) -> Evaluation:
-        """Return the guided denoised image, and the conditional and the unconditional one (None at scale
-        1)."""
+        """Return the guided denoised image, and the conditional and the unconditional one.
+
+        At guidance scale 1 the last two are None: the guided image is then the conditional one."""
         if self.scale == 1.0:
             return Evaluation(self.model(x, sigma, **cond))
         both = {key: torch.cat([cond[key], uncond[key]]) for key in cond}

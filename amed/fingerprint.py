@@ -254,7 +254,8 @@ class Identity:
     def same(self, other: "Identity") -> bool:
         """Return whether both are the same checkpoint, in any precision; False if this cannot be determined.
 
-        Signatures are compared, or fingerprints if a signature is missing."""
+        Compares the signatures, i.e. the signs of the same 4096 weights, which quantisation hardly changes.
+        If one is missing, compares the fingerprints, i.e. hashes of the weights, which must be equal."""
         same = alike(self.signature, other.signature)
         return bool(self.fingerprint) and self.fingerprint == other.fingerprint if same is None else same
 

@@ -29,8 +29,8 @@ def trajectory_pca(states: Tensor, components: int = 2) -> tuple[Tensor, Tensor]
         components: number of principal components to project on.
 
     Returns:
-        The relative error |x - projected x| / |x|, `[T, n]`, and each component's share of the variance,
-        `[n, T]`, largest first.
+        The relative error |x - p| / |x|, where p is x projected on the sample's first `components` principal
+        components, `[T, n]`, and each component's share of the variance, `[n, T]`, largest first.
 
     Raises:
         ValueError: there are fewer noise levels than components.
@@ -79,13 +79,13 @@ class Plane:
         return cls(mean, (vectors / values.clamp(min=1e-300).sqrt()).T @ (x - mean))
 
     def project(self, states: Tensor) -> Tensor:
-        """Project n states (values of x, `[n, ...]`) to the plane, and return their coordinates in it,
-        `[n, k]` for k principal components."""
+        """Project n states (values of x, `[n, ...]`) on this plane of a trajectory's first k principal
+        components, and return their coordinates in it, `[n, k]`."""
         return (as_double(states).flatten(1) - self.mean) @ self.axes.T
 
     def lost(self, states: Tensor) -> Tensor:
-        """Return the relative distance of n states (values of x, `[n, ...]`) to the plane,
-        |x - projected x| / |x|, `[n]`."""
+        """Return the relative distance of n states (values of x, `[n, ...]`) to this plane of a trajectory's
+        first principal components: |x - p| / |x|, where p is the point of the plane closest to x, `[n]`."""
         x = as_double(states).flatten(1)
         back = self.mean + self.project(states) @ self.axes
         lost: Tensor = (x - back).norm(dim=1) / x.norm(dim=1)

@@ -135,7 +135,7 @@ def settings(name: str, predictor: Any, sigmas: Tensor, afs: bool | None,
         if predictor is not None and (not default.has_recipe) != hasattr(predictor, "table"):
             raise ValueError(
                 f"sample_{name} cannot run a predictor of type {type(predictor).__name__}: use "
-                "amed_multistep for Multistep, and another sampler for other types"
+                "sample_amed_multistep for type Multistep, and any other sample_amed* function for others"
             )
         return replace(default, **options), predictor, bool(afs), False
     if options:

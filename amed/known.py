@@ -33,7 +33,8 @@ class Known:
         return nfe + 1 + self.afs
 
     def sigmas(self, nfe: int, low: float, high: float) -> Tensor:
-        """Return the noise levels for `nfe` evaluations, from `high` to `low`, float64 `[count(nfe)]`."""
+        """Return the noise levels at which this solver runs for `nfe` evaluations, from `high` to `low`,
+        float64: nfe + 1 levels, or nfe + 2 with an analytic first step."""
         return schedules.make(self.kind, self.count(nfe), low, high, self.rho)
 
 

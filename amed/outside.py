@@ -72,11 +72,13 @@ class Outside:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The fitted tensors by their names in a predictor file: noise levels, c and a of the model calls."""
+        """The fitted tensors by their names in a predictor file, one value per model call: the noise levels,
+        c (factor on the direction x - denoised) and a (factor on the noise level given to the model)."""
         return {"levels": self.levels, "c": self.c, "a": self.a}
 
     def at(self, number: int, sigma: float) -> tuple[float, float]:
-        """Return the direction scale c and the time scale a for a call of the model by the sampler.
+        """Return c (factor on the direction x - denoised) and a (factor on the noise level that the model is
+        given) for a call of the model by the sampler.
 
         Args:
             number: index of the call in the run, from 0.
@@ -150,8 +152,12 @@ class Memo:
         self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        """Begin a run and return this denoiser. With `keep` its calls are recorded, and an earlier record
-        is deleted; otherwise the run uses the record."""
+        """Begin a run of the sampler and return this denoiser.
+
+        Args:
+            keep: whether to record the run's model calls in place of earlier ones. If False, calls with the
+                recorded inputs return the recorded outputs, without calling the model, up to the first call
+                with another input."""
         self.number, self.records, self.same = 0, keep, not keep
         if keep:
             self.calls = []

@@ -93,8 +93,8 @@ def bands(d: Tensor, x: Tensor, sigma: Any, evaluation: Any) -> tuple[Tensor, ..
     """Split a slope dx/dsigma into 4 bands of spatial frequency.
 
     Returns:
-        The slope at full, 1/2, 1/4 and 1/8 of its size. A band is the difference of two neighbouring sizes;
-        the lowest band is the smallest size itself."""
+        The bands, stored as the slope at full, 1/2, 1/4 and 1/8 of its size. A band is the difference of two
+        neighbouring sizes, which is taken later (`Parts.full`); the lowest band is the smallest size."""
     pyramid = [d]
     for _ in range(BANDS - 1):
         pyramid.append(down(pyramid[-1]))

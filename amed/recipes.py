@@ -251,7 +251,9 @@ class Solver:
                 f"the solver {self.name} has orders 1 to {highest}, but max_order is {self.max_order}"
             )
         if self.variant not in VARIANTS:
-            raise ValueError(f"unknown variant {self.variant!r}: choose one of {', '.join(VARIANTS)}")
+            raise ValueError(
+                f"unknown variant {self.variant!r} of the solver UniPC: choose one of {', '.join(VARIANTS)}"
+            )
 
     @property
     def has_recipe(self) -> bool:

@@ -39,10 +39,11 @@ class Row:
     offset: Tensor | None = None  # [C]: constant that the move adds to each channel; None: nothing
 
     def weigh(self, state: Any = None) -> Weights:
-        """Return the weights of the slopes by which this step changes x.
+        """Return the weights by which this step adds slopes dx/dsigma to x.
 
         Args:
-            state: the run's State; needed only if the weights depend on the image, as with a network."""
+            state: the run's State (x and the results of its evaluations). Needed only if a network computes
+                the weights from it during the run; weights that are known in advance do not use it."""
         return self.weights(state) if callable(self.weights) else self.weights
 
 

@@ -60,7 +60,10 @@ def best_known(request: Request, nfe: int) -> known.Known | None:
 
 def plain_remark(plain: Fitted, missing: PredictorError, request: Request) -> str:
     """Return the remark for a run without a predictor: the plain solver that ran and why, the nearest
-    predictor, and the advice to calibrate or to do what the host suggests."""
+    predictor, and advice.
+
+    The advice is to calibrate; if `request.exact` is set, it is `request.advice`, a text of the host (ComfyUI
+    or WebUI), e.g. to choose another schedule."""
     lines = str(missing).splitlines()
     nearest = next((f" {line}" for line in lines[1:] if line.startswith("The nearest")), "")
     order = f"-{plain.spec.max_order}" if plain.spec.max_order > 1 else ""

@@ -87,7 +87,9 @@ def scene_inputs(model: str, positive: str, negative: str, latent_image: str) ->
 
 
 def sampled_inputs(model: str, latent_image: str) -> list:
-    """Return the node inputs MODEL, prompts and LATENT for sampling; the arguments are tooltips of two."""
+    """Return the node inputs MODEL, two prompts and LATENT for sampling.
+
+    The arguments are the tooltips of the MODEL and of the LATENT."""
     return scene_inputs(model, "The prompt.", "The negative prompt. Not used at guidance 1.", latent_image)
 
 
@@ -147,7 +149,9 @@ def fit_outputs() -> list:
             tooltip="The fitted predictor, for Apply AMED Predictor or AMED Sampler.",
         ),
         io.Image.Output(
-            display_name="report", tooltip="Sample images and errors, compared with the plain solvers."
+            display_name="report",
+            tooltip="A picture: images sampled with the fitted predictor and with plain solvers (without "
+            "fitted constants), and the error of each.",
         ),
         io.String.Output(display_name="text", tooltip="What was fitted, its errors, and where it was saved."),
     ]

@@ -1,4 +1,5 @@
-"""The node AMED Trajectory Plot: one image's trajectory from noise, in its plane (the paper's fig. 4)."""
+"""The node AMED Trajectory Plot: one image's trajectory from noise, in the plane of its first two
+principal components (the paper's fig. 4)."""
 
 import logging
 from dataclasses import dataclass
@@ -122,11 +123,12 @@ def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: floa
     """Describe the plotted trajectories as text: evaluations, distances, and each step's weights.
 
     Args:
-        trajectories: of the reference, of the predictor and of a plain solver.
+        trajectories: of the reference (a run of many evaluations), of the predictor and of a plain solver,
+            which has no fitted constants.
         fitted: the predictor.
-        scaled_loss: how far the reference trajectory, scaled as drawn, lies from the plane it is drawn in
-            (largest relative distance).
-        loss: how far the unscaled reference trajectory lies from the plane fitted to it."""
+        scaled_loss: largest relative distance of the reference to the plane of its first two principal
+            components, with x scaled as the network's input, as in the plot.
+        loss: the same with x unscaled, to compare with the paper."""
     reference, learned, *_ = trajectories
     counted = ", ".join(f"{t.job.name} {t.evaluations}" for t in trajectories)
     lines = [
@@ -157,10 +159,12 @@ def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: floa
 
 
 def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> Image.Image:
-    """Draw trajectories in the plane fitted to the reference, and the weights of the predictor's steps.
+    """Draw trajectories in the plane of the reference's first two principal components, and the weights of
+    the predictor's steps.
 
     Args:
-        trajectories: of the reference, of the predictor and of a plain solver.
+        trajectories: of the reference (a run of many evaluations), of the predictor and of a plain solver,
+            which has no fitted constants.
         points: for each trajectory, its states as 2D points in that plane.
         caption: the line under the title."""
     reference, learned, *_ = trajectories
@@ -176,7 +180,8 @@ def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> 
 
 
 class TrajectoryPlot(io.ComfyNode):
-    """Plot the trajectory of one image, with the steps of a predictor and of a plain solver."""
+    """Plot an accurate sampling trajectory of one image in its first two principal components, with the steps
+    of a predictor and of a plain solver (without fitted constants)."""
 
     @classmethod
     def define_schema(cls):
@@ -185,7 +190,8 @@ class TrajectoryPlot(io.ComfyNode):
             display_name="AMED Trajectory Plot",
             search_aliases=["amed", "trajectory", "pca", "plot sigmas", "learned schedule", "see sampling"],
             description="Plot how one image forms: its trajectory from noise, which lies close to a plane, "
-            "the steps of AMED and of a plain solver on it, and the learned noise levels and weights.",
+            "the steps of AMED and of a plain solver (without fitted constants), and the learned noise "
+            "levels and weights.",
             inputs=[
                 *sampled_inputs(
                     "The model to look at. The input itself is not changed.",
@@ -193,16 +199,18 @@ class TrajectoryPlot(io.ComfyNode):
                 ),
                 seed_input("Seed of the noise, the same as in the KSampler for one image."),
                 nfe_input(2, default=5,
-                          tooltip="Number of evaluations of the predictor and of the plain solver."),
+                          tooltip="Number of model evaluations, for the predictor and for the plain solver "
+                                  "(without fitted constants) that it is compared with."),
                 cfg_input(),
                 io.Int.Input("reference", default=60, min=20, max=20_000,
-                             tooltip="Number of evaluations of the reference trajectory that is drawn."),
+                             tooltip="Number of model evaluations of the reference, an accurate trajectory "
+                                     "that the others are compared with."),
                 Predictor.Input("predictor", optional=True,
                                 tooltip=DEFAULT_PREDICTOR),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="The trajectories in their plane, the noise "
-                                                             "levels and the weights."),
+                io.Image.Output(display_name="plot", tooltip="The trajectories in the first two "
+                                "principal components of the reference, the noise levels and the weights."),
                 io.String.Output(display_name="text", tooltip="The plotted values as text: distances, noise "
                                                               "levels, weights."),
             ],

@@ -53,7 +53,7 @@ class GenerationSettings:
     prepared: Choice | None = None  # the choice by which the number of steps was set
     error: Exception | None = None  # what is wrong with the settings; raised when sampling begins
     calibrate: Callable | None = None  # runs in place of sampling (see calibrate.py)
-    reports: list[Report] = field(default_factory=list)  # one per pass
+    reports: list[Report] = field(default_factory=list)  # one per pass (first pass, hires fix)
 
     @classmethod
     def of(
@@ -194,7 +194,8 @@ def choose_for_pass(
     times: int | Tensor,
     schedule: Callable[[int], Tensor],
 ) -> Choice:
-    """Choose the predictor and the noise levels of one pass of a generation.
+    """Choose the predictor and the noise levels of one pass of a generation (the first pass, or the second of
+    hires fix).
 
     Args:
         times: the noise levels above 0 (falling), or only their number.
@@ -247,7 +248,7 @@ def schedule_advice(request: Request) -> str:
     """Return advice for a user whose schedule type prevents the use of a predictor: how to run one.
 
     Args:
-        request: the amed.choose.Request of the pass; its `times` are the noise levels of that schedule."""
+        request: what the run needs (amed.choose.Request); `times` are the noise levels of that schedule."""
     schedule = f"the schedule type {SCHEDULE_LABEL} or Automatic"
     try:
         choice = choose(host.library(), replace(request, times=request.count + 1, if_missing=ERROR))
@@ -262,7 +263,8 @@ def infotext_remarks(remarks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def sigmas(entry: SamplerEntry, sampler: Any, p: Any, steps: int) -> Tensor:
-    """Choose the predictor of a pass and return its noise levels `[steps + 1]`.
+    """Choose the predictor of one pass of a generation (the first pass, or the second of hires fix), and
+    return the noise levels at which the pass samples, `[steps + 1]`.
 
     The choice is stored in `sampler.amed_choice`, where `sample` reads it."""
     low, high = host.sigma_range(sampler.model_wrap)
@@ -292,7 +294,8 @@ def sample(
     callback: Callable | None,
     disable: bool | None,
 ) -> Tensor:
-    """Sample one pass with an AMED sampler and report it in the infotext.
+    """Sample one pass of a generation (the first pass, or the second of hires fix) with an AMED sampler, and
+    report it in the infotext.
 
     Args:
         sampler: the WebUI's sampler object.
@@ -338,7 +341,8 @@ def sample(
 
 
 def write_infotext(p: Any, report: Report) -> None:
-    """Write a pass's predictor and cost to the infotext, and the remarks on it also below the image.
+    """Write the predictor and cost of one pass of a generation to the infotext, and the remarks on it also
+    below the image.
 
     The second pass of hires fix has its own keys, which begin with "AMED hires"."""
     infotext, prefix = p.extra_generation_params, "AMED hires" if host.is_hires(p) else "AMED"

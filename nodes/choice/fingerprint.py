@@ -104,7 +104,8 @@ def remember(request: Request, memory: Memory | None = None) -> None:
 def remember_later() -> Callable[[Request], None]:
     """Return a function that records predictor look-ups for the node that is executing now, even later.
 
-    AMED Sampler needs it, because its predictor is looked up later, when another node samples."""
+    The records tell ComfyUI to run the node again once the library would give it another predictor. AMED
+    Sampler needs the function, because its predictor is looked up later, when another node samples."""
     now = executing()
     memory = None if now is None else _latest.get(now.node)
     return lambda request: remember(request, memory or Memory())

@@ -65,7 +65,8 @@ def kind_of(value: Any) -> str:
 
 
 def captured(value: Any) -> Any:
-    """Return the values that a closure, partial or method holds, or an object's fields; else None."""
+    """Return the values to hash for an object: those that a closure, partial or method holds, or the object's
+    fields; else None."""
     if isinstance(value, functools.partial):
         return [value.args, value.keywords, captured(value.func)]
     if isinstance(value, types.MethodType):
@@ -84,9 +85,10 @@ def captured(value: Any) -> Any:
 
 
 def captured_by_function(function: types.FunctionType) -> Any:
-    """Return the values in a function's closure, its defaults and, for a lambda, its source code.
+    """Return what to hash, besides its name, to distinguish a function from others of the same name.
 
-    None if it has none of them, or for a named function that is not defined inside another one."""
+    For a function defined inside another one, or a lambda: the values in its closure, its defaults and a
+    lambda's source code; None if it has none. None for other functions, which their name identifies."""
     if "<" not in function.__qualname__:  # of a module or a class: its name identifies it
         return None
     cells = [cell_content(cell) for cell in function.__closure__ or ()]

@@ -59,7 +59,8 @@ def signature(graph: Graph, node: str) -> str:
 def guidance_after(graph: Graph, node: str) -> float | None:
     """Return the guidance scale of the nearest node downstream: its own `cfg` input, or its guider's.
 
-    None if no node downstream has a `cfg`, or if it is linked to a node without exactly one number."""
+    A `cfg` that is linked gets the number set on the linked node. None if no node downstream has a `cfg`, or
+    if the linked node has no number or several among its inputs."""
     for other in downstream(graph, node):
         inputs = inputs_of(graph, other)
         for holder in (inputs, inputs_of(graph, linked_node(inputs.get("guider")) or "")):

@@ -171,7 +171,7 @@ def apply_predictor(model: Any, fitted: Fitted, drops_last: bool = False) -> Any
 
 
 def applied_predictor(model_options: dict) -> Fitted | None:
-    """Return the predictor that was applied to the MODEL with these options, or None."""
+    """Return the predictor that is stored in a MODEL's `model_options` (see `apply_predictor`), or None."""
     applied = model_options.get(ATTACHED)
     return None if applied is None else applied.fitted
 

@@ -63,7 +63,8 @@ def sampler_function(name: str) -> Callable[..., Tensor]:
         predictor: the predictor. None: the one applied to the MODEL, else the best in the library.
         if_missing: what to do if the library has no predictor for the run: "error" (raise PredictorError),
             "plain" (run the best solver without predictor) or "untrained" (run the sampler's own solver).
-            None: as "plain", but also if the library's predictors were fitted on other noise levels.
+            With these, a predictor fitted on other noise levels may run, interpolated. None: as "plain", but
+            only a predictor fitted on exactly the run's noise levels is used.
         report: a Report, in which evaluations and remarks on the run are stored. None: they are shown on the
             node that samples.
         on_request: a function that is given the run's settings (Request) before the library is searched.
@@ -151,7 +152,8 @@ def choose_for_run(
         fitted: the predictor to use; None: search the library.
         if_missing: what to do if the library has no predictor for the run: "error" (raise PredictorError),
             "plain" (run the best solver without predictor) or "untrained" (run the sampler's own solver).
-            None: as "plain", but also if the library's predictors were fitted on other noise levels.
+            With these, a predictor fitted on other noise levels may run, interpolated. None: as "plain", but
+            only a predictor fitted on exactly the run's noise levels is used.
         options: the run's model options.
         on_request: a function that is given the run's settings (Request) before the library is searched.
 

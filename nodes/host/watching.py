@@ -38,7 +38,9 @@ class Watch:
         self.handles = None
 
     def begin(self, model_options: dict) -> None:
-        """Start watching one evaluation of the loaded MODEL.
+        """Start to count the network's layers and calls in one evaluation of the loaded MODEL.
+
+        From these counts, `end` finds out whether a cache answered the evaluation.
 
         model_options: a copy of the options for this evaluation, on which a hook is set."""
         if self.handles is None:  # not earlier, because loading may replace modules of the network
@@ -58,7 +60,7 @@ class Watch:
         self.calls += 1
 
     def end(self) -> None:
-        """End an evaluation. Raises CachedError if the network did not compute it."""
+        """End an evaluation. Raises CachedError if a cache answered it instead of the network."""
         self.most, self.called = max(self.most, len(self.ran)), self.called or self.calls > 0
         if 2 * len(self.ran) < self.most or (self.called and not self.calls):
             raise CachedError(
@@ -69,7 +71,9 @@ class Watch:
 
 
 def layers_of(network: nn.Module) -> list[nn.Module]:
-    """Return at most 24 layers with weights (LAYERS), evenly spread over a network, to be watched."""
+    """Return at most 24 layers with weights (LAYERS), evenly spread over a network.
+
+    `Watch` counts which of them run in an evaluation, to detect caches that skip layers."""
     layers = [module for module in network.modules() if module._parameters]
     return layers[:: -(-len(layers) // LAYERS) or 1]
 
