@@ -89,7 +89,7 @@ def step_of(runs: Tensor) -> Tensor:
 
     In formats with evenly spaced values (Q4_0, Q4_K, ...), weights near each other differ by multiples of the
     step. For formats with few, uneven values (IQ4_NL, NF4, ...), the smallest gap counts as the step. If all
-    weights of a group are equal, the step is infinity.
+    weights of a run are equal, the step is infinity.
 
     Args:
         runs: `[n, count]`, n runs of consecutive weights."""

@@ -152,12 +152,14 @@ class Memo:
         self.same = True  # whether the current run has agreed with the recorded one so far
 
     def run(self, keep: bool = False) -> "Memo":
-        """Begin a run of the sampler and return this denoiser.
+        """Begin a run of the host's sampler with this denoiser, and return the denoiser.
+
+        Fits run the sampler many times with slightly different constants. Such runs begin with the same model
+        calls, which are recorded once and then not repeated.
 
         Args:
-            keep: whether to record the run's model calls in place of earlier ones. If False, calls with the
-                recorded inputs return the recorded outputs, without calling the model, up to the first call
-                with another input."""
+            keep: True records the model calls of this run. False answers calls with recorded inputs from the
+                record, up to the first call with another input."""
         self.number, self.records, self.same = 0, keep, not keep
         if keep:
             self.calls = []

@@ -101,7 +101,8 @@ def samplers(channels: int = 4) -> dict[str, tuple[str, Callable[..., Tensor]]]:
 
 
 def file_of(solver: str, nfe: int = NFE) -> Path:
-    """Return the file of AMED parameters for the demo model, by solver and NFE, without guidance."""
+    """Return the path of the predictor that was fitted to this repository's demo model, without guidance, for
+    a solver and an NFE."""
     name = f"emoji32-{solver}-nfe{nfe}-cfg1.safetensors"
     return next(folder / name for folder in FOLDERS if (folder / name).is_file())
 

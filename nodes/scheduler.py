@@ -30,11 +30,12 @@ class AmedScheduler(io.ComfyNode):
                 io.Combo.Input(
                     "sampler",
                     options=SOLVERS,
-                    tooltip="The sampler to find a predictor for, if none is linked or applied. auto: the "
-                    "best predictor of any sampler.",
+                    tooltip="The sampler to find a predictor for. Ignored if a predictor is linked, or if "
+                    "Apply AMED Predictor gave the MODEL one. auto: the best predictor of any sampler.",
                 ),
                 nfe_input(
-                    tooltip="Number of evaluations to find a predictor for, if none is linked or applied."
+                    tooltip="Number of evaluations to find a predictor for. Ignored if a predictor is linked, "
+                    "or if Apply AMED Predictor gave the MODEL one."
                 ),
                 denoise_input(),
                 Predictor.Input("predictor", optional=True, tooltip=DEFAULT_PREDICTOR),

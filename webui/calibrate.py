@@ -242,6 +242,6 @@ def report_picture(result: Result) -> Image.Image:
 
 
 def calibrate_in_queue(form: Form) -> CalibrationOutcome:
-    """Wait for the WebUI's queue like a generation, then calibrate."""
+    """Fit a predictor to the loaded checkpoint, after waiting in the WebUI's queue as a generation does."""
     with host.gpu_queue("AMED calibration"):
         return host.on_main_thread(calibrate, form)

@@ -257,10 +257,14 @@ def record_bottleneck(recording: Recording) -> Callable[..., None]:
 
 
 def apply_mask(denoiser: Any, half: Half, denoised: Tensor) -> Half:
-    """When inpainting, restore the original image in the unmasked part of denoised images.
+    """Restore the original image outside the inpainting mask, in the images denoised for one prompt alone.
 
-    `half` has the images denoised for the prompt alone or for the negative prompt alone. The WebUI restores
-    the result of guidance, `denoised`, in the same way (`CFGDenoiser.apply_blend`)."""
+    The WebUI itself does so only for the result of guidance (`CFGDenoiser.apply_blend`).
+
+    Args:
+        half: denoised images `[B, C, H, W]` for the prompt, or for the negative prompt; None is returned
+            unchanged.
+        denoised: the result of guidance, whose dtype and device the result gets."""
     mask = getattr(denoiser, "mask", None)
     if half is None or mask is None or getattr(denoiser, "mask_before_denoising", False):
         return None if half is None else half.to(denoised)

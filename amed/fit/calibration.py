@@ -153,7 +153,9 @@ class Calibration(Stages):
         return self.fits[-1]
 
     def _open(self, name: str, constants: Multistep | Constants, afs: bool) -> str:
-        """Create a fit that starts from `constants` and score it; return a line of progress."""
+        """Begin to fit a solver from the initial `constants`, and measure their error on held-out samples.
+
+        Returns a line of progress for the user."""
         fit = self._fit(name, constants, afs)
         return f"start: {name}: held-out error {self._score(fit, fit.values, record=True):.4f}"
 

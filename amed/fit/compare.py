@@ -186,7 +186,8 @@ class Judge:
         return math.sqrt(self.error(end) * wide * (1.0 if distance is None else distance))
 
     def row(self, name: str, schedule: str, nfe: int, guidance: float, end: Tensor) -> ResultRow:
-        """Return the errors of a solver's end states `end`, to compare them with those of other solvers."""
+        """Return a row for the table of compared solvers: the errors of one solver's end states `end`,
+        measured against converged runs from the same noise."""
         error, square = self.error(end), rmse(end, self.held_out.end)
         return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 

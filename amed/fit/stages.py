@@ -94,10 +94,12 @@ class Stages:
         raise NotImplementedError
 
     def _preview(self, judge: Judge, solver: str, plain_end: Tensor, fit_end: Tensor | None) -> Preview:
-        """Return the preview that compares the best fit with the best unfitted solver.
+        """Return what a user sees of a running fit: errors and images of the best fit and of the best solver
+        without fitted constants.
 
-        `fit_end`, `plain_end`: their end states on the held-out samples; `solver`: name of the unfitted
-        solver with its schedule, for people."""
+        Args:
+            solver: name of that solver and its schedule, e.g. "iPNDM-2, karras".
+            plain_end, fit_end: end states of the two on the held-out samples."""
         error, best = math.nan if fit_end is None else judge.error(fit_end), judge.error(plain_end)
         images = {"reference": judge.held_out.end, "plain": plain_end}
         if fit_end is not None:
