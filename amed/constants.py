@@ -155,8 +155,8 @@ class Multistep:
             )
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError(
-                "the weights of a fitted multistep solver use slopes from before the start of the run: step n "
-                "(counted from 0) has n + 2 slopes, those of n + 1 evaluations and the analytic first one; "
+                "the weights of a fitted multistep solver use slopes from before the start of the run: step "
+                "n (counted from 0) has n + 2 slopes, those of n + 1 evaluations and the analytic first one; "
                 "set its other weights to 0"
             )
         self.a = as_double([1.0] * steps if a is None else a)

@@ -60,7 +60,7 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the stored tensor."""
+        """The shape of the weight, which is stored as it is."""
         return tuple(self.tensor.shape)
 
     def whole(self) -> Tensor:

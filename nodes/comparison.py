@@ -164,7 +164,7 @@ def choice_plan(choice: Choice, setting: str) -> Plan:
 
     Args:
         choice: the predictor or plain solver, with its noise levels.
-        setting: its name, to show in the comparison."""
+        setting: name of the predictor or the schedule, to show in the comparison."""
     sampler = amed_sampler(choice.sampler, predictor=choice.fitted)
     return Plan(sampler, choice.sigmas.float(), setting, "; ".join(choice.remarks))
 

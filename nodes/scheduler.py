@@ -34,8 +34,8 @@ class AmedScheduler(io.ComfyNode):
                     "Apply AMED Predictor gave the MODEL one. auto: the best predictor of any sampler.",
                 ),
                 nfe_input(
-                    tooltip="Number of evaluations to find a predictor for. Ignored if a predictor is linked, "
-                    "or if Apply AMED Predictor gave the MODEL one."
+                    tooltip="Number of evaluations to find a predictor for. Ignored if a predictor is "
+                    "linked, or if Apply AMED Predictor gave the MODEL one."
                 ),
                 denoise_input(),
                 Predictor.Input("predictor", optional=True, tooltip=DEFAULT_PREDICTOR),

@@ -57,7 +57,9 @@ def load_predictor(name: str, label: str) -> Fitted | None:
 
 
 def prepare(p: Any, name: str) -> None:
-    """Before a generation with one of the WebUI's samplers, set its steps to those of the predictor `name`.
+    """Prepare a generation that uses one of the WebUI's samplers with the predictor `name`.
+
+    The number of steps becomes that of the predictor.
 
     Raises PredictorError if the predictor is missing or is for another sampler."""
     fitted = load_predictor(name, p.sampler_name)

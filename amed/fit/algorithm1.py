@@ -65,8 +65,8 @@ class Teacher:
 def checkpointed(evaluate: Evaluate) -> Evaluate:
     """Wrap `evaluate`, which calls the model, so that the backward pass recomputes activations.
 
-    This saves memory. While gradients are enabled, only the denoised image is returned, since `evaluate` is
-    then replaced by a plain call of the model."""
+    This saves memory. While gradients are enabled, it returns only the denoised image, not the bottleneck
+    features or the halves of guidance that `evaluate` may return as well."""
 
     def evaluate_checkpointed(
         model: Denoiser, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], wants: frozenset[str]

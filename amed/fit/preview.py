@@ -38,7 +38,7 @@ class Pace:
         self.rows: dict[bool, int] = defaultdict(int)  # samples, in the same way
 
     def called(self, rows: int, seconds: float) -> None:
-        """Record a call with `rows` samples, and the seconds since the previous call."""
+        """Record a call of the model with `rows` samples, and the seconds since the previous call."""
         batched = rows >= BATCHED
         self.seconds[batched] += seconds
         self.rows[batched] += rows

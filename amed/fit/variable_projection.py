@@ -298,10 +298,10 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
 
 
 def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
-    """Return the weight on a part of a slope towards which the fit is regularised.
+    """Return the value towards which the fit pulls one weight (as in ridge regression).
 
-    It is the unfitted solver's. A part is e.g. what the unconditional result contributes to the slope. If
-    the newest slope lacks the part (it was not evaluated), the newest one that has it gets the sum of all
+    It is the weight of the unfitted solver. A slope is split into parts with a weight each, e.g. its conditional and its unconditional part. If the
+    newest slope lacks the part (it was not evaluated), the newest slope that has it gets the sum of all
     weights, and the others get 0.
 
     Args:

@@ -43,7 +43,7 @@ def request(model: Any, sampler: str, guidance: float, halves: bool = True, **fi
 
 
 def plain_choice(model: Any, nfe: int, guidance: float) -> Choice:
-    """Choose the best known solver without a predictor for a MODEL, even if the library has a predictor."""
+    """Choose the best known solver without a predictor for a MODEL, even if a predictor file is installed."""
     plain_request = request(model, AUTO, guidance, nfe=nfe)
     return choose(library(), replace(plain_request, fitted=plain_for(plain_request)))
 
