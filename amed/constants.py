@@ -205,7 +205,7 @@ class Multistep:
         return bool(self.weights.movedim(2, 0).diagonal(1, 1, 2).any())
 
     def table(self, times: list[float] | None = None, afs: bool = False) -> Table:
-        """Return the table of weights for each step of a run.
+        """Return the weights of the current and earlier slopes dx/dsigma for each step of a run.
 
         For other noise levels than the fitted ones, weights are interpolated in log sigma. A run that starts
         below the first fitted level (e.g. img2img) lacks the earlier slopes; their weights are added to that

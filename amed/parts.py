@@ -48,7 +48,7 @@ class Parts:
         return parts
 
     def total(self, stored: Sequence[Tensor | None]) -> Any:
-        """Return the whole slope dx/dsigma `[B, ...]`, put together from the parts that `split` returned."""
+        """Return the slope dx/dsigma `[B, ...]` from the parts (e.g. frequency bands) that `split` made."""
         return sum(v for i, v in enumerate(stored) if v is not None and not (self.levels and self.levels[i]))
 
     def check(self, x: Tensor) -> None:

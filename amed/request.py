@@ -87,7 +87,7 @@ class Report:
         return None if self.rows is None else round(self.rows / self.batch)
 
     def text(self) -> str:
-        """Return the report as text: a line on the predictor, one on the evaluations, and one per remark."""
+        """Return what a sampling run did, as text: the predictor, the evaluations and any remarks, in lines."""
         passes = "" if self.passes is None else f", {self.passes} network passes per image"
         lines = [
             f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",

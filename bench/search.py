@@ -49,7 +49,7 @@ def path_of(problem: Problem, plan: Plain) -> Path:
 
 
 def reference_path(problem: Problem, evaluations: int = GRID - 1) -> Path:
-    """Sample the noises of `problem` with the reference solver; return x at each noise level."""
+    """Sample from a benchmark problem's noises with the reference solver; return x at each noise level."""
     return path_of(problem, reference_plan(evaluations))
 
 

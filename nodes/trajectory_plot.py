@@ -64,7 +64,7 @@ class Job:
         return None if self.fitted is None else self.fitted.predictor
 
     def walk(self, denoiser: Any, x: Tensor) -> Walk:
-        """Run the solver from noise x; return x at each noise level, and each step's weights."""
+        """Run the solver from noise x; return x at each noise level, and the weights of the slopes in each step."""
         fitted = None if self.fitted is None else self.fitted.to(x.device)
         thresholds = fitted is not None and fitted.spec.thresholding
         evaluate = Thresholded(evaluate_prompted) if thresholds else evaluate_prompted
@@ -160,7 +160,7 @@ def text_lines(trajectories: list[Trajectory], fitted: Fitted, scaled_loss: floa
 
 def draw(trajectories: list[Trajectory], points: list[Tensor], caption: str) -> Image.Image:
     """Draw trajectories in the plane of the reference's first two principal components, and the weights of
-    the predictor's steps.
+    the slopes dx/dsigma in each of the predictor's steps.
 
     Args:
         trajectories: of the reference (a run of many evaluations), of the predictor and of a plain solver,

@@ -95,10 +95,10 @@ class Result:
 
 
 def without_sampling(ends: Tensor) -> Tensor:
-    """Return `ends` `[n, ...]` in another order, so that each reference image is paired with a wrong one.
+    """Return the reference images `ends` `[n, ...]` in another order, to pair each with a wrong one.
 
-    The error of these pairs is the limit above which a predictor is unusable: its images are then no nearer
-    to the reference images than unrelated ones are. For a single image the result is infinite."""
+    The error of these pairs is the limit for a usable predictor: above it, the predictor's images are no
+    nearer to the references than unrelated images are. For a single image, returns infinity, i.e. no limit."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 

@@ -133,7 +133,8 @@ def host_schedules(sampler: HostSampler, target: Target, nfe: int, noise: Tensor
         sampler: the host's sampler.
         target: the model.
         nfe: most evaluations per sample.
-        noise: unit noise `[n, ...]`, for runs of the sampler without the model.
+        noise: unit noise `[n, ...]`, for trial runs with a stand-in for the model, which count the
+            evaluations.
 
     Raises:
         ValueError: the sampler draws noise, or can run with no number of evaluations from nfe / 2 to

@@ -36,7 +36,7 @@ class Samples:
             yield self.cut(slice(start, start + size))
 
     def cut(self, part: slice) -> "Samples":
-        """Return the samples of a slice."""
+        """Return a slice of the samples, e.g. `slice(0, 8)` for the first eight."""
         return Samples(self.noise[part], cut(self.args, part), self.end[part])
 
 

@@ -300,9 +300,9 @@ def band_groups(parts: Parts, slots: list[tuple[int, int]], count: int) -> Tenso
 def simpler(plain_weights: Tensor, hand: Sequence[tuple[Tensor | None, ...]], lag: int, part: int) -> float:
     """Return the value towards which the fit pulls one weight (as in ridge regression).
 
-    It is the weight of the unfitted solver. A slope is split into parts with a weight each, e.g. its conditional and its unconditional part. If the
-    newest slope lacks the part (it was not evaluated), the newest slope that has it gets the sum of all
-    weights, and the others get 0.
+    It is the weight of the unfitted solver. A slope is split into parts with a weight each, e.g. its
+    conditional and its unconditional part. If the newest slope lacks the part (it was not evaluated), the
+    newest slope that has it gets the sum of all weights, and the others get 0.
 
     Args:
         plain_weights: the unfitted solver's weights on the slopes, newest first.
