@@ -87,7 +87,7 @@ class Report:
         return None if self.rows is None else round(self.rows / self.batch)
 
     def text(self) -> str:
-        """Return what a sampling run did, as text: the predictor, the evaluations and any remarks, in lines."""
+        """Return what a sampling run did, as lines of text: predictor, evaluations and remarks."""
         passes = "" if self.passes is None else f", {self.passes} network passes per image"
         lines = [
             f"predictor: {self.fitted.label}" if self.fitted else "predictor: none",

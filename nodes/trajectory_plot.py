@@ -64,7 +64,7 @@ class Job:
         return None if self.fitted is None else self.fitted.predictor
 
     def walk(self, denoiser: Any, x: Tensor) -> Walk:
-        """Run the solver from noise x; return x at each noise level, and the weights of the slopes in each step."""
+        """Run the solver from noise x; return x at each noise level, and each step's weights of slopes."""
         fitted = None if self.fitted is None else self.fitted.to(x.device)
         thresholds = fitted is not None and fitted.spec.thresholding
         evaluate = Thresholded(evaluate_prompted) if thresholds else evaluate_prompted

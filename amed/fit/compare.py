@@ -98,7 +98,7 @@ def without_sampling(ends: Tensor) -> Tensor:
     """Return the reference images `ends` `[n, ...]` in another order, to pair each with a wrong one.
 
     The error of these pairs is the limit for a usable predictor: above it, the predictor's images are no
-    nearer to the references than unrelated images are. For a single image, returns infinity, i.e. no limit."""
+    nearer to the references than unrelated images are. For a single image, returns infinity (no limit)."""
     return ends.roll(1, 0) if len(ends) > 1 else torch.full_like(ends, math.inf)
 
 
