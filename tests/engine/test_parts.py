@@ -209,7 +209,7 @@ def test_a_file_stores_bands_offsets_and_spared_passes(tmp_path):
         and "4 evaluations in 6 passes" in read.label
     )
     assert read.spec.requires == ["parts:halves+bands", "offset"]
-    with pytest.raises(PredictorError, match="'offset' must have 3 channels"):
+    with pytest.raises(PredictorError, match="'offset' has 4 channels, but field 'channels' is 3"):
         saved(tmp_path / "b.safetensors", table, channels=3)
 
 

@@ -57,7 +57,7 @@ def test_one_step_of_another_schedule(emoji):
 
 
 @pytest.mark.parametrize("args, label, words", [
-    ((MLP,), "AMED Plugin iPNDM", "choose that sampler"),
+    ((MLP,), "AMED Plugin iPNDM", "choose the sampler AMED"),
     ((MLP, 7), "AMED", "takes 5 evaluations, not 7"),
     (("nothing.safetensors",), "AMED", "no predictor named 'nothing.safetensors'"),
     (("auto", "many"), "AMED", "whole number"),

@@ -67,7 +67,7 @@ def test_axes(webui):
     (("AMED Plugin DEIS", 4, 1, "plain", 5), ["**5** evaluations (5 steps)", "plain solver."]),
     (("AMED", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0),
      ["**5** evaluations (3 steps)", "10 network passes", "fitted at guidance 1, CFG scale is 2"]),
-    (("AMED Multistep", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0), ["choose that sampler"]),
+    (("AMED Multistep", 3, 2, "emoji32-amed-nfe5-cfg1.safetensors", 0), ["choose the sampler AMED"]),
     (("AMED Plugin DPM++ 2M", 5, 7.5, "auto", 10), ["**10** evaluations (5 steps)", "sd15-dpmpp-2m-nfe10"]),
 ])  # fmt: skip
 def test_status(webui, given, words):
