@@ -158,7 +158,7 @@ def test_an_interrupted_fit_keeps_the_best_so_far(model):
 
 
 def test_there_is_no_result_before_the_search(model):
-    with pytest.raises(RuntimeError, match="search"):
+    with pytest.raises(RuntimeError, match="no result yet"):
         calibration_of(model).result()
 
 

@@ -119,7 +119,7 @@ def test_an_r_that_leaves_no_step_is_an_error(good, tmp_path, kind):
     name, value = ("fc_r.bias", -1e9) if "fc_r.bias" in file.names() else ("r", 1e-300)
     broken.put(file, name, torch.full_like(broken.values(file, name), value))
     (tmp_path / "p.safetensors").write_bytes(file.bytes())
-    with pytest.raises(ValueError, match="two noise levels are too near"):
+    with pytest.raises(ValueError, match="two noise levels are too close"):
         fuzz.sampled(load(tmp_path / "p.safetensors"))
 
 

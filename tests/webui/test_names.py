@@ -96,7 +96,7 @@ def test_a_calibration_is_saved_in_its_folder(webui):
             try:
                 file = form_with_name.file_name(5, checkpoint)
             except ValueError as error:
-                assert "no file name" in str(error) and (named.strip() or "device" in str(error))
+                assert "not a valid file name" in str(error) and (named.strip() or "device" in str(error))
                 continue
             path = webui.host.user_folder() / file
             assert path.parent == webui.host.user_folder() and path.suffix == ".safetensors"
