@@ -206,7 +206,7 @@ def test_a_sampler_that_skips_its_last_level(target, noise):
 def test_the_hosts_own_schedules_are_tried(target, noise):
     """Host schedules of as many evaluations are tried unless they equal one of ours."""
 
-    def host_schedules(steps):
+    def lists_of(steps):
         return {
             "good": with_zero(torch.logspace(1.5, -1, steps).double()),
             "no 0": torch.logspace(1.4, -1, steps),
@@ -217,15 +217,13 @@ def test_the_hosts_own_schedules_are_tried(target, noise):
         }
 
     ours = host_schedules(SAMPLERS["heun"], target, 5, noise[:1])
-    lists = host_schedules(
-        dataclasses.replace(SAMPLERS["heun"], schedules=host_schedules), target, 5, noise[:1]
-    )
+    lists = host_schedules(dataclasses.replace(SAMPLERS["heun"], schedules=lists_of), target, 5, noise[:1])
     more = lists[len(ours) :]
     names = [candidate.schedule for candidate in more]
     assert names == ["good", "no 0", "good, no last level", "no 0, no last level"]
     assert all(candidate.nfe == 5 and len(candidate.sigmas) == 3 for candidate in more)
-    assert torch.equal(more[0].sigmas, host_schedules(3)["good"][:-1])
-    assert torch.equal(more[2].sigmas, host_schedules(4)["good"][:3])
+    assert torch.equal(more[0].sigmas, lists_of(3)["good"][:-1])
+    assert torch.equal(more[2].sigmas, lists_of(4)["good"][:3])
 
 
 def test_a_fit_begins_at_the_best_of_the_hosts_schedules(target):
