@@ -151,7 +151,7 @@ class Multistep:
             )
         if not weights.isfinite().all():
             raise ValueError(
-                "the weights of a fitted multistep solver contain NaN or infinity: calibrate again"
+                "the weights of a fitted multistep solver are not finite (NaN or infinity): calibrate again"
             )
         if weights.movedim(2, 0).triu(2).any():
             raise ValueError(

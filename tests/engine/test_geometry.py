@@ -96,7 +96,7 @@ class Looking:
 def test_mismatching_arguments_are_errors():
     sigmas = torch.tensor([10.0, 1.0], dtype=torch.float64)
     x = torch.randn(2, 5)
-    with pytest.raises(ValueError, match="1/2"):
+    with pytest.raises(ValueError, match="must include 0.5"):
         best_r(model, Solver("amed"), sigmas, [x, x], grid=torch.tensor([0.2, 0.4]))
     with pytest.raises(ValueError, match="reference"):
         best_r(model, Solver("amed"), sigmas, [x])
