@@ -262,7 +262,8 @@ def test_with_a_patch_on_guidance_fewer_passes_are_an_error(server, graph):
 @pytest.mark.parametrize(
     ("other", "expected"),
     [({"guidance": 1.0}, "only amed_multistep under guidance"), ({"sampler": "amed"}, "only amed_multistep"),
-     ({"passes": 7}, "set it to 4 to 6, the network passes that 3 evaluations can take"), ({"passes": 3}, "set it to 4 to 6")],
+     ({"passes": 7}, "set it to 4 to 6, the network passes that 3 evaluations can take"),
+     ({"passes": 3}, "set it to 4 to 6")],
 )  # fmt: skip
 def test_impossible_numbers_of_passes_are_errors(server, graph, other, expected):
     g = graph(width=16, height=16)
