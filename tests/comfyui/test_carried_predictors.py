@@ -60,7 +60,7 @@ def test_predictor_info_gives_a_code_that_load_accepts(server, graph):
     info = g.add("AMEDPredictorInfo", predictor=[pasted, 0])
     assert server.run(g.nodes).text(info).startswith("pasted (amed, 4 evaluations")
     g.nodes[pasted]["inputs"]["code"] = code[:-9]
-    with pytest.raises(RunError, match="pasted: this code is"):
+    with pytest.raises(RunError, match="pasted: the code .* cannot be loaded: the predictor's code is"):
         server.run(g.nodes)
 
 

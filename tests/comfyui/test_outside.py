@@ -83,7 +83,7 @@ def test_impossible_combinations_are_errors(server, graph):
     )
     times = g.add("AMEDScheduler", model=g.model, sampler="auto", nfe=8, denoise=1.0, predictor=[fit, 0])
     g.show(g.custom(amed_sampler, times))
-    with pytest.raises(RunError, match="is not for heun: take euler"):
+    with pytest.raises(RunError, match="is not for the sampler heun: use the sampler euler"):
         server.run(g.nodes)
     g = graph(width=16, height=16)
     applied = g.add("AMEDApplyPredictor", model=g.model, predictor=[fitted_around(g, "euler", "4"), 0])
