@@ -22,10 +22,11 @@ from ..amed.fit.compare import verdict, without_sampling
 from ..amed.fit.measures import rmse
 from ..amed.fit.target import seeded
 from ..pictures import report
+from .calibration import rgb_converter
 from .host.fitting import PromptedDenoiser, Prompts, prompted_denoiser, target_of
 from .host.folders import user_folder
-from .host.model import base_times, is_flow, preview_pixels, sampling_of
-from .host.nested import blank_sample, joined_like, parts_of, visible_part
+from .host.model import base_times, is_flow, sampling_of
+from .host.nested import joined_like, parts_of
 from .host.running import progress_bar, show_text, text_ui
 from .host.training import changes_weights, frozen_copy, trainable
 from .schema import checked_name, fit_inputs, fit_outputs, guidance_input, name_input, schema, seed_input
@@ -282,8 +283,8 @@ class TrainPredictor(io.ComfyNode):
         settings = Settings(images, batch, held_out=max(8, batch), lr=learning_rate, seed=seed)
         prompts = Prompts([positive], negative, latent_image)
         result = train_and_save(model, prompts, job, settings, cls.hidden.unique_id)
-        blank = blank_sample(model, latent_image)
-        rows = {k: preview_pixels(model, visible_part(blank, end)) for k, end in result.images.items()}
+        to_rgb = rgb_converter(model, prompts)
+        rows = {name: to_rgb(end) for name, end in result.images.items()}
         picture = report.as_image(report.training(result.progress, result.untrained, rows))
         return io.NodeOutput(
             result.fitted, picture, result.text, ui=text_ui(cls.hidden.unique_id, result.text)
