@@ -66,11 +66,12 @@ class TestModel:
             return apply(args["input"], args["timestep"], **{**args["c"], "transformer_options": {}})
 
         def lora(m):
+            # not scaled by the weights: those of another MODEL, e.g. a merge, may be loaded at the moment
             draw = torch.Generator().manual_seed(0)
-            weights = {n: w for n, w in m.model.diffusion_model.named_parameters() if w.ndim > 1}
+            shapes = {n: w.shape for n, w in m.model.diffusion_model.named_parameters() if w.ndim > 1}
             m.add_patches({
-                f"diffusion_model.{name}": ("diff", (0.1 * w.std() * torch.randn(w.shape, generator=draw),))
-                for name, w in weights.items()
+                f"diffusion_model.{n}": ("diff", (0.1 * torch.randn(s, generator=draw) / s[1:].numel() ** 0.5,))
+                for n, s in shapes.items()
             })  # fmt: skip
 
         changes = {
