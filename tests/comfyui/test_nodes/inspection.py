@@ -69,10 +69,8 @@ class TestModel:
             # not scaled by the weights: those of another MODEL, e.g. a merge, may be loaded at the moment
             draw = torch.Generator().manual_seed(0)
             shapes = {n: w.shape for n, w in m.model.diffusion_model.named_parameters() if w.ndim > 1}
-            m.add_patches({
-                f"diffusion_model.{n}": ("diff", (0.1 * torch.randn(s, generator=draw) / s[1:].numel() ** 0.5,))
-                for n, s in shapes.items()
-            })  # fmt: skip
+            changes = {n: torch.randn(s, generator=draw) / s[1:].numel() ** 0.5 for n, s in shapes.items()}
+            m.add_patches({f"diffusion_model.{n}": ("diff", (0.1 * c,)) for n, c in changes.items()})
 
         changes = {
             "lora": lora,
