@@ -15,6 +15,7 @@ async def comfy_entrypoint():
     from .nodes.count_evaluations import CountEvaluations
     from .nodes.demo_decode import DemoDecode
     from .nodes.demo_model import DemoModel
+    from .nodes.demo_prompt import DemoPrompt
     from .nodes.evaluations_used import EvaluationsUsed
     from .nodes.host.register import register
     from .nodes.ksampler import AmedKSampler
@@ -48,6 +49,7 @@ async def comfy_entrypoint():
                 CountEvaluations,
                 EvaluationsUsed,
                 DemoModel,
+                DemoPrompt,
                 DemoDecode,
             ]
 

@@ -1,6 +1,7 @@
 """The demo's training data: Noto emoji on white, 32x32 RGB, with their categories.
 
     python -m demo.data            # needs npm; or --tgz emoji-datasource-google-16.0.0.tgz
+    python -m demo.data avatars32  # the avatar model's data (avatars/data.py); needs Node.js and npm
 
 The images come from npm's `emoji-datasource-google`. They are downloaded and built, never committed;
 demo/README.md states their licence.
@@ -96,24 +97,41 @@ def mirrored(
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m demo.data", description=__doc__.splitlines()[0])
-    parser.add_argument("--tgz", type=Path, help="an archive that was already downloaded")
-    parser.add_argument("--out", type=Path, default=DEFAULT_FILE, help="file to write")
-    args = parser.parse_args(argv)
+def emoji(tgz: Path | None) -> tuple[dict[str, torch.Tensor], str]:
+    """Build the emoji data set, from a downloaded archive if given; return it and a description."""
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            data = build(args.tgz or fetch(Path(folder)))
-        except (RuntimeError, OSError, KeyError, tarfile.TarError) as error:
-            print(f"demo.data: {error}", file=sys.stderr)
-            return 1
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(data, args.out)
+        data = build(tgz or fetch(Path(folder)))
     counts = torch.bincount(data["labels"], minlength=len(CATEGORIES)).tolist()
-    print(
-        f"{args.out}: {len(data['labels'])} images; "
-        + ", ".join(f"{c} {n}" for c, n in zip(CATEGORIES, counts))
-    )
+    return data, ", ".join(f"{c} {n}" for c, n in zip(CATEGORIES, counts))
+
+
+def avatars(tgz: Path | None) -> tuple[dict[str, torch.Tensor], str]:
+    """Draw the avatar data set; return it and a description."""
+    from .avatars import attributes
+    from .avatars import data as recipe
+
+    data = recipe.build()
+    counts = data["labels"].sum(dim=0, dtype=torch.int64).tolist()
+    return data, ", ".join(f"{value} {n}" for value, n in zip(attributes.VALUES, counts))
+
+
+def main(argv: list[str] | None = None) -> int:
+    from .recipe import MODULES, recipe  # not needed by those who only read the categories
+
+    parser = argparse.ArgumentParser(prog="python -m demo.data", description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="emoji32", choices=list(MODULES), help="the demo model")
+    parser.add_argument("--tgz", type=Path, help="an archive of the emoji that was already downloaded")
+    parser.add_argument("--out", type=Path, help="file to write, if not the usual one")
+    args = parser.parse_args(argv)
+    out = args.out or recipe(args.model).data
+    try:
+        data, counts = (emoji if args.model == "emoji32" else avatars)(args.tgz)
+    except (RuntimeError, OSError, KeyError, tarfile.TarError) as error:
+        print(f"demo.data: {error}", file=sys.stderr)
+        return 1
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(data, out)
+    print(f"{out}: {len(data['labels'])} images; {counts}")
     return 0
 
 

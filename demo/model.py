@@ -84,12 +84,15 @@ class UNet(nn.Module):
         blocks: int = 1,
         c_emb: int = 192,
         dropout: float = 0.0,
+        label_embed: nn.Module | None = None,
+        patch: int = 1,
     ):
         super().__init__()
+        self.patch = patch
         self.register_buffer("freqs", torch.exp(torch.linspace(0, 6, 32)), persistent=False)
         self.time_embed = nn.Sequential(nn.Linear(64, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
-        self.label_embed = nn.Embedding(CLASSES + 1, c_emb)
-        self.input = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.label_embed = label_embed or nn.Embedding(CLASSES + 1, c_emb)
+        self.input = nn.Conv2d(3 * patch**2, channels[0], 3, padding=1)
         self.down, self.up, skips, c = nn.ModuleList(), nn.ModuleList(), [], channels[0]
 
         for width in channels:
@@ -104,7 +107,7 @@ class UNet(nn.Module):
                 self.up.append(ResBlock(c + skips.pop(), width, c_emb, dropout))
                 c = width
         self.blocks = blocks
-        self.norm, self.output = nn.GroupNorm(16, c), nn.Conv2d(c, 3, 3, padding=1)
+        self.norm, self.output = nn.GroupNorm(16, c), nn.Conv2d(c, 3 * patch**2, 3, padding=1)
         nn.init.zeros_(self.output.weight)
 
     def forward(
@@ -117,7 +120,7 @@ class UNet(nn.Module):
         angle = (c_noise.float()[:, None] * self.freqs).to(x.dtype)
         emb = self.time_embed(torch.cat([angle.cos(), angle.sin()], dim=1)) + self.label_embed(label)
         emb = F.silu(emb)
-        h, skips = self.input(x), []
+        h, skips = self.input(F.pixel_unshuffle(x, self.patch)), []
         for i, block in enumerate(self.down):
             if i and i % self.blocks == 0:
                 h = F.avg_pool2d(h, 2)
@@ -129,7 +132,7 @@ class UNet(nn.Module):
             if i and i % self.blocks == 0:
                 h = F.interpolate(h, scale_factor=2.0)
             h = block(torch.cat([h, skips.pop()], dim=1), emb)
-        return self.output(F.silu(self.norm(h)))
+        return F.pixel_shuffle(self.output(F.silu(self.norm(h))), self.patch)
 
 
 class Denoiser(nn.Module):

@@ -225,14 +225,15 @@ def preview_pixels(model: Any, samples: Tensor) -> Tensor:
     return (rgb + bias.view(1, 3, 1, 1)).clamp(-1, 1)
 
 
-def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> Any:
-    """Return a MODEL around an EDM network of RGB pixels in [-1, 1].
+def pixel_model(network: nn.Module, family: str, settings: dict[str, float], kind: str = "EDM") -> Any:
+    """Return a MODEL around a network of RGB pixels in [-1, 1].
 
     Args:
-        network: called as ComfyUI calls a diffusion model, `network(x, c_noise, context=, ...)`; has a
+        network: called as ComfyUI calls a diffusion model, `network(x, timestep, context=, ...)`; has a
             `dtype`.
         family: name of the model family, which is stored with predictors fitted to the MODEL.
-        settings: `sigma_min`, `sigma_max` and `sigma_data`."""
+        settings: of the noise levels: `sigma_min`, `sigma_max` and `sigma_data`; of a flow model, `shift`.
+        kind: a name in ComfyUI's ModelType: "EDM" or "FLOW"."""
 
     class Pixels(comfy.latent_formats.LatentFormat):
         latent_channels = 3
@@ -245,7 +246,7 @@ def pixel_model(network: nn.Module, family: str, settings: dict[str, float]) -> 
         memory_usage_factor = 1.0
         amed_family = family
 
-    base = comfy.model_base.BaseModel(Config(Config.unet_config), comfy.model_base.ModelType.EDM)
+    base = comfy.model_base.BaseModel(Config(Config.unet_config), comfy.model_base.ModelType[kind])
     base.diffusion_model = network
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     return comfy.model_patcher.ModelPatcher(base, load_device=load, offload_device=offload)

@@ -1,6 +1,6 @@
 /* Hides the demo model's predictors from the lists where the graph has no demo model. */
 
-const DEMO = /^emoji32-/;
+const DEMO = /^(emoji32|avatars32)-/;
 
 /** Return all nodes of a workflow, including those in subgraphs. */
 function allNodes(graph) {
