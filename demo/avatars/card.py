@@ -4,6 +4,7 @@ Per attribute: the share of samples (guidance 3, 50 evaluations) in which the cl
 the value asked for; the Fréchet distance of the samples to the training data, and that of as many training
 images; and the distance of samples to their nearest training image, which shows whether the model copies."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from .features import Features
 from .model import SIGMA_MAX, SIGMA_MIN, Denoiser, load_denoiser
 from .targets import arguments, prompts
 
-COUNT, GUIDANCE, EVALUATIONS = 512, 3.0, 50
+GUIDANCE, EVALUATIONS = 3.0, 50
 NEAREST = 64  # samples whose nearest training image is searched
 
 
@@ -43,21 +44,24 @@ def found(asked: list[list[str]], seen: list[dict[str, str]]) -> dict[str, tuple
     return counts
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.avatars.card", description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=512, help="number of samples, a multiple of 128")
+    count = parser.parse_args(argv).count
     denoiser, features = load_denoiser(), Features()
-    asked = prompts(torch.Generator().manual_seed(1), COUNT)
+    asked = prompts(torch.Generator().manual_seed(1), count)
     samples = sampled(denoiser, asked, GUIDANCE, 1)
     rows = [samples[i : 16 * len(STYLES) : len(STYLES)][:16] for i in range(len(STYLES))]
     grid(torch.cat(rows), 16).save(Path(__file__).with_name("samples.png"))
     for attribute, (right, total) in found(asked, features.read(samples)).items():
         print(f"{attribute}: {right / total:.1%} of {total} found at guidance {GUIDANCE:g}")
-    print(f"FD to data, {COUNT} samples: {frechet(Statistics.of(features(samples)), features.data):.2f}")
+    print(f"FD to data, {count} samples: {frechet(Statistics.of(features(samples)), features.data):.2f}")
     if not data.DEFAULT_FILE.is_file():
         return
     images, _ = data.load()
-    pick = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:COUNT]
+    pick = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
     statistics = Statistics.of(features(images[pick]))
-    print(f"FD to data, {COUNT} training images: {frechet(statistics, features.data):.2f}")
+    print(f"FD to data, {count} training images: {frechet(statistics, features.data):.2f}")
     flat, scale = images.flatten(1), images[0].numel() ** 0.5
     nearest = torch.cdist(samples[:NEAREST].flatten(1), flat).min(dim=1).values / scale
     between = torch.cdist(flat[pick[:NEAREST]], flat)

@@ -48,7 +48,7 @@ def main() -> None:
         def __init__(self):
             super().__init__(lambda x, sigma: denoiser(x, sigma))
 
-    unit = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    unit = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for steps in STEPS:
         sigmas = schedules.make("polynomial", steps + 1, 0.02, 80.0)
         to_zero = torch.cat([sigmas[:-1], torch.zeros(1, dtype=torch.float64)])
