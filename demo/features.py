@@ -6,6 +6,8 @@ Each feature is scaled to unit variance over the data. The file also contains th
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,16 +47,20 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
-class Features:
-    """The trained network whose features the Fréchet distance compares: a classifier of emoji.
+class TrainedFeatures:
+    """A trained classifier whose features a Fréchet distance compares.
 
     Call it with images `[B, 3, 32, 32]` in [-1, 1] for features `[B, 64]`. `data` holds the mean and
-    covariance of the training images' features."""
+    covariance of the training images' features.
 
-    def __init__(self, file: Path = WEIGHTS):
+    Args:
+        net: the classifier, untrained; has `features(images)`.
+        file: its weights, with that mean and covariance, as `statistics_of` returns them."""
+
+    def __init__(self, net: nn.Module, file: Path):
         tensors = {k: v.float() for k, v in load_file(file).items()}
         self.data = Statistics(tensors.pop("data.mean").double(), tensors.pop("data.cov").double())
-        self.net = Classifier()
+        self.net = net
         self.net.load_state_dict(tensors)
         self.net.eval().requires_grad_(False)
 
@@ -63,38 +69,77 @@ class Features:
         return torch.cat([self.net.features(part.float()) for part in images.split(256)])
 
 
-def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
-    """Train the emoji classifier with cross-entropy on mirrored, shifted and slightly noisy images.
+class Features(TrainedFeatures):
+    """The features of the emoji's Fréchet distance: those of a classifier of their categories."""
 
-    Returns the tensors to save: the weights in half precision, and the mean and covariance of the
-    images' features."""
-    images, labels = data.load()
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    net = Classifier()
+    def __init__(self, file: Path = WEIGHTS):
+        super().__init__(Classifier(), file)
+
+
+def optimise(
+    net: nn.Module,
+    draw: Callable[[], tuple[Tensor, Tensor]],
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    steps: int,
+    shift: int,
+    generator: torch.Generator,
+) -> None:
+    """Train a classifier on slightly noisy and shifted images, with AdamW and one cycle of its rate.
+
+    Args:
+        net: the classifier; in eval mode and frozen afterwards.
+        draw: () -> (images `[B, 3, 32, 32]` in [-1, 1], labels), a new batch.
+        loss_of: (logits, labels) -> loss.
+        steps: number of batches.
+        shift: images are moved by up to so many pixels.
+        generator: of the shifts and the noise."""
     optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for step in range(steps):
-        pick = torch.randint(len(images), (batch,), generator=generator)
-        x = data.mirrored(images[pick], labels[pick], generator)
-        shift = torch.randint(-2, 3, (2,), generator=generator).tolist()
-        x = torch.roll(x, shift, dims=(2, 3)) + 0.05 * torch.randn(x.shape, generator=generator)
-        logits = net(x)
-        loss = F.cross_entropy(logits, labels[pick], label_smoothing=0.1)
+        images, labels = draw()
+        moves = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
+        x = torch.roll(images, moves, dims=(2, 3))
+        loss = loss_of(net(x + 0.05 * torch.randn(x.shape, generator=generator)), labels)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if step % 250 == 0 or step == steps - 1:
-            right = (logits.argmax(1) == labels[pick]).float().mean()
-            print(f"step {step}: loss {loss:.3f}, {right:.0%} of this batch right", flush=True)
+            print(f"step {step}: loss {loss:.3f}", flush=True)
     net.eval().requires_grad_(False)
-    features = net.features(images)
-    net.scale.copy_(1 / features.std(dim=0))
+
+
+@torch.no_grad()
+def statistics_of(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Scale a trained classifier's features to unit variance over the images `[N, 3, 32, 32]`.
+
+    Returns the tensors to save: the weights in half precision, and the mean and covariance of the images'
+    features."""
+
+    def features() -> Tensor:
+        return torch.cat([net.features(part) for part in images.split(256)])
+
+    net.scale.copy_(1 / features().std(dim=0))
     half = {k: v.half() for k, v in net.state_dict().items()}
     net.load_state_dict(half)
-    statistics = Statistics.of(net.features(images))
+    statistics = Statistics.of(features())
     return half | {"data.mean": statistics.mean.float(), "data.cov": statistics.cov.float()}
+
+
+def train(steps: int = 1500, batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
+    """Train the emoji classifier with cross-entropy on mirrored images; return the tensors to save."""
+    images, labels = data.load()
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = Classifier()
+
+    def draw() -> tuple[Tensor, Tensor]:
+        pick = torch.randint(len(images), (batch,), generator=generator)
+        return data.mirrored(images[pick], labels[pick], generator), labels[pick]
+
+    loss_of = partial(F.cross_entropy, label_smoothing=0.1)
+    optimise(net, draw, loss_of, steps, 2, generator)
+    return statistics_of(net, images)
 
 
 if __name__ == "__main__":

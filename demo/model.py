@@ -161,9 +161,11 @@ class Denoiser(nn.Module):
         return x * (SIGMA_DATA / scale) ** 2 + out.to(x.dtype) * s * SIGMA_DATA / scale
 
 
-def load_unet(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> UNet:
-    """Load the trained network: frozen, in eval mode, channels-last (twice as fast on a CPU)."""
-    unet = UNet()
+def load_unet(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32, unet: UNet | None = None) -> UNet:
+    """Load a trained network: frozen, in eval mode, channels-last (twice as fast on a CPU).
+
+    unet: the network that receives the weights; None: that of emoji32."""
+    unet = unet or UNet()
     unet.load_state_dict(load_file(file))
     return unet.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
 

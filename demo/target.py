@@ -10,7 +10,7 @@ from amed.fingerprint import identity_of
 from amed.fit.target import Draw, Target
 
 from . import model as demo
-from .features import Features
+from .features import Features, TrainedFeatures
 
 NAME = "emoji32"
 Args = dict[str, dict[str, Tensor]]  # arguments of both halves of the guided model, "cond" and "uncond"
@@ -36,20 +36,35 @@ def draw_at(guidance: float) -> Draw:
     return draw
 
 
-def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
-    """Return the demo model at a guidance scale as a Target (a model that can be fitted to and measured)."""
-    guided = Guided(demo.load_denoiser(weights, dtype), guidance)
-    identity = identity_of(NAME, guided.named_parameters())
+def target_of(
+    name: str, title: str, guided: Guided, draw: Draw, features: TrainedFeatures, kind: str
+) -> Target:
+    """Return a demo model as a Target.
+
+    Args:
+        name: its family, e.g. "emoji32".
+        title: its name for people.
+        guided: the model at a guidance scale, around a denoiser with `sigma_min` and `sigma_max`.
+        draw: draws noises and arguments of the model.
+        features: the features of its Fréchet distance.
+        kind: what the network predicts: "edm" or "flow"."""
+    identity, denoiser = identity_of(name, guided.named_parameters()), guided.model
     return Target(
         guided,
-        draw_at(guidance),
-        demo.SIGMA_MIN,
-        demo.SIGMA_MAX,
-        "edm",
+        draw,
+        denoiser.sigma_min,
+        denoiser.sigma_max,
+        kind,
         identity.family,
         identity.fingerprint,
-        "AMED demo model",
-        evaluate=FromModule(guided.model.inner_model.middle_block),
-        features=Features(),
+        title,
+        evaluate=FromModule(denoiser.inner_model.middle_block),
+        features=features,
         signature=identity.signature,
     )
+
+
+def target(guidance: float, weights: Path = demo.WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
+    """Return emoji32 at a guidance scale as a Target (a model that can be fitted to and measured)."""
+    guided = Guided(demo.load_denoiser(weights, dtype), guidance)
+    return target_of(NAME, "AMED demo model", guided, draw_at(guidance), Features(), "edm")

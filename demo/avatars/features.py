@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amed.fit.measures import Statistics
-
+from ..features import TrainedFeatures, optimise, statistics_of
 from . import data
 from .attributes import ATTRIBUTES, INDEX, SIZE, VALUES
 
@@ -42,6 +41,10 @@ class Classifier(nn.Module):
         """Return the last activations `[B, 64]` before the logits, for images `[B, 3, 32, 32]`."""
         return F.silu(self.mix(self.layers(x).flatten(1)))
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return these activations, scaled."""
+        return self.activations(x) * self.scale
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.activations(x))
 
@@ -60,22 +63,11 @@ def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
     return total
 
 
-class Features:
-    """The trained classifier of avatars.
-
-    Call it with images `[B, 3, 32, 32]` in [-1, 1] for features `[B, 64]`. `data` holds the mean and
-    covariance of the training images' features."""
+class Features(TrainedFeatures):
+    """The features of the avatars' Fréchet distance: those of a classifier of their attributes."""
 
     def __init__(self, file: Path = WEIGHTS):
-        tensors = {k: v.float() for k, v in load_file(file).items()}
-        self.data = Statistics(tensors.pop("data.mean").double(), tensors.pop("data.cov").double())
-        self.net = Classifier()
-        self.net.load_state_dict(tensors)
-        self.net.eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.cat([self.net.activations(p.float()) * self.net.scale for p in images.split(256)])
+        super().__init__(Classifier(), file)
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[dict[str, str]]:
@@ -86,41 +78,26 @@ class Features:
 
 
 def train(steps: int = 2500, batch: int = 64, seed: int = 0) -> dict[str, Tensor]:
-    """Train the classifier on slightly noisy and shifted images.
+    """Train the classifier of attributes; return the tensors to save.
 
-    Returns the tensors to save: the weights in half precision, and the mean and covariance of the images'
-    features. Prints the share of held-out images whose values it finds."""
+    Prints the share of held-out images whose values it finds."""
     images, labels = data.load()
     seen, held = slice(0, len(images) - HELD_OUT), slice(len(images) - HELD_OUT, None)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = Classifier()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
-    for step in range(steps):
+
+    def draw() -> tuple[Tensor, Tensor]:
         pick = torch.randint(len(images[seen]), (batch,), generator=generator)
-        shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
-        x = torch.roll(images[pick], shift, dims=(2, 3))
-        loss = loss_of(net(x + 0.05 * torch.randn(x.shape, generator=generator)), labels[pick])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % 250 == 0 or step == steps - 1:
-            print(f"step {step}: loss {loss:.3f}", flush=True)
-    net.eval().requires_grad_(False)
-    with torch.no_grad():
-        logits = torch.cat([net(part) for part in images[held].split(256)])
-        for attribute, span in SPANS.items():
-            shown = labels[held, span].sum(dim=1) > 0
-            right = logits[shown, span].argmax(dim=1) == labels[held][shown, span].argmax(dim=1)
-            print(f"{attribute}: {right.float().mean():.1%} of {len(right)} held-out images", flush=True)
-        net.scale.copy_(1 / torch.cat([net.activations(part) for part in images.split(256)]).std(dim=0))
-        half = {k: v.half() for k, v in net.state_dict().items()}
-        net.load_state_dict(half)
-        features = torch.cat([net.activations(part) * net.scale for part in images.split(256)])
-    statistics = Statistics.of(features)
-    return half | {"data.mean": statistics.mean.float(), "data.cov": statistics.cov.float()}
+        return images[pick], labels[pick]
+
+    optimise(net, draw, loss_of, steps, 1, generator)
+    logits = torch.cat([net(part) for part in images[held].split(256)])
+    for attribute, span in SPANS.items():
+        shown = labels[held, span].sum(dim=1) > 0
+        right = logits[shown, span].argmax(dim=1) == labels[held][shown, span].argmax(dim=1)
+        print(f"{attribute}: {right.float().mean():.1%} of {len(right)} held-out images", flush=True)
+    return statistics_of(net, images)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ attributes). A flow model's sigma is its time t: x = (1 - sigma) image + sigma n
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..model import UNet
+from ..model import UNet, load_unet
 from .attributes import SIZE
 
 WEIGHTS = Path(__file__).with_name("avatars32.safetensors")
@@ -52,10 +51,8 @@ class Denoiser(nn.Module):
 
 
 def load_network(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> UNet:
-    """Load the trained network: frozen, in eval mode, channels-last (twice as fast on a CPU)."""
-    unet = network()
-    unet.load_state_dict(load_file(file))
-    return unet.to(dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    """Load the trained network: frozen, in eval mode, channels-last."""
+    return load_unet(file, dtype, network())
 
 
 def load_denoiser(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Denoiser:

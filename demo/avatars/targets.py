@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from amed.evaluate import FromModule, Guided
-from amed.fingerprint import identity_of
-from amed.fit.target import Draw, Target
+from amed.evaluate import Guided
+from amed.fit.target import Target
 
+from ..target import target_of
 from .attributes import STYLES, encode
 from .drawing import drawn
-from .model import SIGMA_MAX, SIGMA_MIN, WEIGHTS, load_denoiser
+from .features import Features
+from .model import WEIGHTS, load_denoiser
 
 NAME = "avatars32"
 ASKED = 0.6  # probability that a drawn prompt names an attribute
@@ -42,21 +43,5 @@ def draw_prompts(generator: torch.Generator, count: int) -> tuple[Tensor, dict[s
 
 def target(guidance: float, weights: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> Target:
     """Return the avatar model at a guidance scale as a Target (something to fit to and to measure)."""
-    from .features import Features
-
     guided = Guided(load_denoiser(weights, dtype), guidance)
-    identity = identity_of(NAME, guided.named_parameters())
-    draw: Draw = draw_prompts
-    return Target(
-        guided,
-        draw,
-        SIGMA_MIN,
-        SIGMA_MAX,
-        "flow",
-        identity.family,
-        identity.fingerprint,
-        "AMED avatar model",
-        evaluate=FromModule(guided.model.inner_model.middle_block),
-        features=Features(),
-        signature=identity.signature,
-    )
+    return target_of(NAME, "AMED avatar model", guided, draw_prompts, Features(), "flow")
