@@ -8,6 +8,7 @@ import pytest
 from comfyui.conftest import MLP, Graph, copy_test_nodes, demo_spec, write_user_predictors
 
 from amed import SAMPLERS, Fitted, load, save, schedules
+from amed.fit import smallest_budget
 from amed.fit.plain_solvers import SOLVERS
 from amed.outside import Outside
 from demo import comfyui
@@ -150,11 +151,11 @@ def test_around_a_sampler_of_the_hosts(both, server, server_on_device):
 
 
 ASKED = {
-    "nfe": "3",
+    "nfe": "2",
     "sampler": "amed_multistep",
     "guidance": 1.0,
     "budget": "custom",
-    "evaluations": 1600,
+    "evaluations": smallest_budget(3),
     "seed": 0,
 }
 
@@ -162,9 +163,8 @@ ASKED = {
 @pytest.mark.parametrize(
     "inputs",
     [
-        {},
-        {"guidance": 2.0, "nfe": "4", "passes": 6, "evaluations": 1800},
-        {"sampler": "amed", "nfe": "4", "evaluations": 1800},
+        {"guidance": 2.0, "nfe": "3", "passes": 5},
+        {"sampler": "amed"},
         {"wrapped": "dpmpp_2m"},
     ],
     ids=str,
@@ -182,7 +182,7 @@ def test_calibrate_amed(server, server_on_device, inputs):
         result = running.run(g.nodes)
         assert result.text(info) and result.text(saved)
         folder = running.base / "models" / "amed_predictors"
-        (path,) = folder.rglob(f"no-double-nfe{more.get('nfe', '3')}-*.safetensors")
+        (path,) = folder.rglob(f"no-double-nfe{more.get('nfe', '2')}-*.safetensors")
         errors.append(load(path).spec.metrics["error"])
         path.unlink()
     assert errors[1] == pytest.approx(errors[0], rel=0.03)
