@@ -1,7 +1,8 @@
 """The avatar network: the demo's U-Net, trained by flow matching, with attributes in place of categories.
 
 `load_network` gives the raw network v(x, t, attributes), `load_denoiser` the denoiser D(x, sigma,
-attributes). A flow model's sigma is its time t: x = (1 - sigma) image + sigma noise; sigma = 1 is noise."""
+attributes), `SigmaForm` the same with k-diffusion's noise levels. A flow model's sigma is its time t:
+x = (1 - sigma) image + sigma noise; sigma = 1 is noise."""
 
 from pathlib import Path
 
@@ -48,6 +49,35 @@ class Denoiser(nn.Module):
             attributes = torch.zeros(len(x), SIZE, device=x.device)
         v = self.inner_model(x.to(dtype), sigma.to(dtype), attributes.to(dtype))
         return x - v.to(x.dtype) * sigma.view(-1, 1, 1, 1)
+
+
+class SigmaForm(nn.Module):
+    """The denoiser with sigma as noise level, for k-diffusion's samplers and for Stable Diffusion WebUI.
+
+    An image plus sigma times noise is 1 + sigma times the flow model's x at level sigma / (1 + sigma), so
+    this is exact.
+
+    Args of the call:
+        x: `[B, 3, H, W]`, images in [-1, 1] + sigma noise.
+        sigma: `[B]`, the standard deviation of that noise.
+        attributes: `[B, SIZE]`, 1 at each value asked for; None for unconditional.
+
+    Returns the denoised images, in the dtype of x."""
+
+    sigma_min, sigma_max = SIGMA_MIN / (1 - SIGMA_MIN), 80.0
+
+    def __init__(self, denoiser: Denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    @property
+    def inner_model(self) -> UNet:
+        """The raw network."""
+        return self.denoiser.inner_model
+
+    def forward(self, x: Tensor, sigma: Tensor, attributes: Tensor | None = None) -> Tensor:
+        scale = 1 + sigma
+        return self.denoiser(x / scale.view(-1, 1, 1, 1), sigma / scale, attributes)
 
 
 def load_network(file: Path = WEIGHTS, dtype: torch.dtype = torch.float32) -> UNet:

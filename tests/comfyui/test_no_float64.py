@@ -162,11 +162,7 @@ ASKED = {
 
 @pytest.mark.parametrize(
     "inputs",
-    [
-        {"guidance": 2.0, "nfe": "3", "passes": 5},
-        {"sampler": "amed"},
-        {"wrapped": "dpmpp_2m"},
-    ],
+    [{"guidance": 2.0, "nfe": "3", "passes": 5}, {"sampler": "amed"}, {"wrapped": "dpmpp_2m"}],
     ids=str,
 )
 def test_calibrate_amed(server, server_on_device, inputs):

@@ -5,14 +5,17 @@ from contextlib import suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
+import kdiffusion
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from amed import Solver, schedules
+from amed.fit.measures import run
 from demo import train
 from demo.avatars import data, drawing, recipe
 from demo.avatars.attributes import ATTRIBUTES, INDEX, SIZE, STYLES, VALUES, encode, parse
-from demo.avatars.model import MULTIPLE, Denoiser, network
+from demo.avatars.model import MULTIPLE, Denoiser, SigmaForm, load_denoiser, network
 from demo.recipe import MODULES
 
 
@@ -176,3 +179,16 @@ def test_a_training_resumes_where_it_stopped(tmp_path, monkeypatch, model):
     assert (steps, first, rest) == (4, 4, 2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert all(v.isfinite().all() and v.dtype == torch.float16 for v in whole.values())
+
+
+@torch.no_grad()
+def test_the_form_for_k_diffusion_gives_the_same_image():
+    """iPNDM in the flow form, and k-diffusion's DPM++ 2M in the other, from the same noise."""
+    flow = load_denoiser()
+    form, args = SigmaForm(flow), {"attributes": encode(("thumbs", "blue background"))[None]}
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    times = schedules.make("polynomial", 60, flow.sigma_min, flow.sigma_max, 1.0)
+    by_flow, _ = run(flow, noise, times, Solver("ipndm", 3), args)
+    levels = schedules.make("polynomial", 60, form.sigma_min, form.sigma_max, 7.0).float()
+    by_sigma = kdiffusion.sampling().sample_dpmpp_2m(form, noise * levels[0], levels, args, disable=True)
+    assert by_flow.std() > 0.3 and (by_flow - by_sigma).square().mean().sqrt() < 0.03

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from fake_types import Network
 from generations import MLP, PREDICTORS, direct, images, no_hooks, noise, wrapped
 
 from amed import Fitted, Multistep, PredictorError, Solver, Spec, sample_amed, save, schedules
 from amed.constants import as_multistep
 from amed.evaluate import FromModule, Guided
+from demo.avatars.attributes import SIZE, STYLES, encode
+from demo.avatars.model import SigmaForm, load_denoiser
 
 
 def test_every_sampler_without_a_predictor_is_the_plain_solver(webui):
@@ -38,6 +41,29 @@ def test_the_demo_models_best_plain_solver(emoji):
     told = p.extra_generation_params
     assert (told["AMED evaluations"], told["AMED predictor"], p.steps) == (6, "plain", 7)
     assert "AMED note" not in told  # it was asked for
+
+
+class StyleNumbers(SigmaForm):
+    """The avatar model, whose prompt is the number of a style; UNCONDITIONAL: none."""
+
+    def forward(self, x, sigma, context):
+        table = torch.cat([torch.stack([encode((style,)) for style in STYLES]), torch.zeros(3, SIZE)])
+        return super().forward(x, sigma, table[context])
+
+
+def test_every_sampler_on_the_avatar_model(webui):
+    """With guidance, each comes near to a run of many steps."""
+    network = Network(StyleNumbers(load_denoiser()))
+    webui.checkpoint.network = network
+    for holder in (webui.checkpoint,) if webui.kind == "a1111" else (webui.checkpoint.forge_objects.unet,):
+        holder.model.diffusion_model = network
+    told = {"prompt": "2", "cfg_scale": 3.0}
+    fine, _ = images(webui, sampler_name="DPM++ 2M", steps=30, scheduler="Karras", **told)
+    rough, _ = images(webui, sampler_name="Euler", steps=3, scheduler="Karras", **told)
+    for line in webui.samplers.ENTRIES:
+        out, p = images(webui, ("auto", 8), sampler_name=line.label, **told)
+        assert p.extra_generation_params["AMED evaluations"] == 8
+        assert (out - fine).square().mean() < 0.5 * (rough - fine).square().mean()
 
 
 def test_every_sampler_untrained(webui):
