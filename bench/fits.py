@@ -1,8 +1,9 @@
-"""Calibrate the demo model for the benchmark: `python -m bench.fits` (about 30 minutes on 2 cores).
+"""Calibrate the demo models for the benchmark: `python -m bench.fits` (about an hour on 2 cores).
 
-Fits tables for NFE 3 to 10 at guidance 1, 2 and 4 with the budgets normal (bundled, in predictors/) and quick
-(in bench/predictors); tables that make one evaluation more in as many passes; and tables of the flow form.
-Each is fitted once, with seed 0 in bfloat16, as a user would. Existing files are left, unless --again."""
+For emoji32 it fits tables for NFE 3 to 10 at guidance 1, 2 and 4 with the budgets normal (bundled, in
+predictors/) and quick (in bench/predictors); tables that make one evaluation more in as many passes; and
+tables of the flow form. For avatars32 it fits the bundled tables, with the budget normal. Each is fitted
+once, with seed 0, as a user would. Existing files are left, unless --again."""
 
 import argparse
 import time
@@ -13,31 +14,38 @@ import torch
 
 from amed import save
 from amed.fit import Calibration, Settings, budget_of
-from demo.target import NAME, target
+from demo.avatars.targets import NAME as AVATARS
+from demo.avatars.targets import target as avatar_target
+from demo.target import NAME as EMOJI
+from demo.target import target as emoji_target
 
 from .flow import flow_target
 from .workers import Workers
 
 ROOT = Path(__file__).parent
 BUNDLED, BENCH_ONLY = ROOT.parent / "predictors", ROOT / "predictors"
-NFES, GUIDANCES = range(3, 11), (1.0, 2.0, 4.0)
+NFES, GUIDANCES = range(3, 11), (1.0, 2.0, 4.0)  # of emoji32
+AVATAR_NFES, AVATAR_GUIDANCES = (4, 5, 6, 8, 10), (1.0, 4.0)
+# dtypes: that of a flow model's times must be exact
+TARGETS = {EMOJI: (emoji_target, torch.bfloat16), AVATARS: (avatar_target, torch.float32)}
 
 
 @dataclass(frozen=True)
 class FitJob:
-    """The settings of one calibration of the demo model, and the file for its result."""
+    """The settings of one calibration of a demo model, and the file for its result."""
 
     nfe: int
     guidance: float = 1.0
     budget: str = "normal"
     passes: int | None = None  # network passes per image; None: no evaluation skips the negative prompt
-    flow: bool = False  # whether the model is in flow form
+    flow: bool = False  # whether emoji32 is in flow form
+    model: str = EMOJI  # a name of TARGETS
 
     @property
     def file(self) -> Path:
         """The file for the calibrated solver constants."""
         kind = "flow-multistep" if self.flow else "multistep-quick" if self.budget == "quick" else "multistep"
-        name = f"{NAME}-{kind}-nfe{self.nfe}-cfg{self.guidance:g}"
+        name = f"{self.model}-{kind}-nfe{self.nfe}-cfg{self.guidance:g}"
         bench_only = self.flow or self.passes or self.budget == "quick"
         return (
             BENCH_ONLY if bench_only else BUNDLED
@@ -55,12 +63,14 @@ def fit_jobs() -> list[FitJob]:
     normal = [FitJob(n, g) for n, g in cells]
     quick = [FitJob(n, g, "quick") for n, g in cells]
     spared = [FitJob(n + 1, g, passes=2 * n) for n in (5, 7, 9) for g in GUIDANCES if g != 1]
-    return [*normal, *quick, *(FitJob(n, flow=True) for n in (4, 6, 8)), *spared]
+    avatars = [FitJob(n, g, model=AVATARS) for g in AVATAR_GUIDANCES for n in AVATAR_NFES]
+    return [*normal, *quick, *(FitJob(n, flow=True) for n in (4, 6, 8)), *spared, *avatars]
 
 
 def calibrated(job: FitJob) -> str:
     """Run a calibration and save its result; return a line that describes it."""
-    fit_target = flow_target(torch.bfloat16) if job.flow else target(job.guidance, dtype=torch.bfloat16)
+    make, dtype = TARGETS[job.model]
+    fit_target = flow_target(dtype) if job.flow else make(job.guidance, dtype=dtype)
     begin, budget = time.perf_counter(), budget_of(job.budget, job.nfe)
     settings = Settings(job.nfe, budget=budget, guidance=job.guidance, passes=job.passes)
     calibration = Calibration(replace(fit_target, features=None), settings)

@@ -20,8 +20,9 @@ S_MAX, S_MIN = 1.0, demo.SIGMA_MIN / (1 + demo.SIGMA_MIN)
 CAP = demo.SIGMA_MAX / (1 + demo.SIGMA_MAX)  # the flow level of the model's highest sigma
 POLYNOMIAL = {f"flow polynomial {rho:g}": rho for rho in (1.0, 2.0, 3.0)}
 # the hosts' schedule for flow models, which ends at 0
-SIMPLE = {f"flow simple, shift {shift:g}": shift for shift in (1.0, 3.0, 6.0, 12.0)}
+SIMPLE = {f"flow simple, shift {shift:g}": shift for shift in (1.0, 1.5, 2.0, 3.0, 4.5, 6.0, 12.0)}
 SCHEDULES = (*POLYNOMIAL, *SIMPLE)
+SEARCHED = (*POLYNOMIAL, *(f"flow simple, shift {shift:g}" for shift in (1.0, 3.0, 6.0, 12.0)))  # for emoji32
 
 
 class FlowForm(nn.Module):

@@ -1,6 +1,6 @@
 """All settings of the other solvers: sampler and order, schedule, with or without analytic first step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -107,9 +107,10 @@ def candidates(nfe: int) -> Iterator[Setting]:
                 break
 
 
-def flow_candidates(nfe: int) -> Iterator[Setting]:
-    """Yield each ComfyUI sampler with each flow schedule on which it takes exactly `nfe` evaluations."""
-    for variant, kind in product(host.VARIANTS, flow.SCHEDULES):
+def flow_candidates(nfe: int, schedules: Iterable[str] = flow.SEARCHED) -> Iterator[Setting]:
+    """Yield each ComfyUI sampler with each of some flow schedules (of flow.SCHEDULES) on which it takes
+    exactly `nfe` evaluations."""
+    for variant, kind in product(host.VARIANTS, schedules):
         for steps in range(2, nfe + 2):
             if host.evaluations(variant, steps, kind in flow.SIMPLE, False) == nfe:
                 yield Setting(variant, kind, steps, False)

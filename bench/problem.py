@@ -1,4 +1,4 @@
-"""The problem to solve: the demo model at one guidance scale on numbered noises, with evaluations counted."""
+"""The problem to solve: a demo model at one guidance scale on numbered noises, with evaluations counted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from amed.evaluate import Guided
 from amed.fit.measures import Counter, cut
+from amed.fit.target import Target
 from demo import model as demo
 from demo.target import target
 
@@ -59,20 +60,27 @@ class Ends:
 
 
 class Problem:
-    """A sampling task: the demo model at a guidance scale, or as a flow model, with noises to start from.
+    """A sampling task: a demo model at a guidance scale, with noises to start from.
 
     Args:
-        guidance: guidance scale; 1, i.e. no guidance, for the flow model.
+        guidance: guidance scale; 1, i.e. no guidance, for emoji32 as a flow model.
         count: number of noises.
         seed: seed of the noises.
         dtype: dtype of the network.
-        flow: whether the demo model is used as a flow model."""
+        flow: whether emoji32 is used as a flow model.
+        make: makes the target of a guidance scale and dtype; default: emoji32."""
 
     def __init__(
-        self, guidance: float, count: int, seed: int, dtype: torch.dtype = torch.float32, flow: bool = False
+        self,
+        guidance: float,
+        count: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        flow: bool = False,
+        make: Callable[..., Target] = target,
     ):
         self.guidance, self.count, self.seed = guidance, count, seed
-        self.target = flow_target(dtype) if flow else target(guidance, dtype=dtype)
+        self.target = flow_target(dtype) if flow else make(guidance, dtype=dtype)
         self.guided = self.target.model
         self.model = Remembering(self.guided, self.target.sigma_max)
         self.noise, self.args = self.target.draw(torch.Generator().manual_seed(seed), count)
