@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .double import as_double
 
-KINDS = ("polynomial", "logsnr", "time_uniform", "discrete")
-DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0}
+KINDS = ("polynomial", "logsnr", "time_uniform", "discrete", "shift")
+DEFAULT_RHO = {"polynomial": 7.0, "logsnr": 1.0, "time_uniform": 1.0, "discrete": 1.0, "shift": 3.0}
 NEAR = 1e-3  # relative length of a step that is too short to be worth an evaluation
 VP_EPSILON = 1e-3  # the VP process's smallest time, as in Song et al. 2021 and EDM's table 1
 
@@ -28,6 +28,16 @@ def polynomial(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 
 def logsnr(num_steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Return a schedule that is uniform in log sigma ("exponential" in k-diffusion)."""
     return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_steps, dtype=torch.float64).exp()
+
+
+def shift(num_steps: int, sigma_min: float, sigma_max: float, rho: float = 3.0) -> Tensor:
+    """Return the schedule of flow models' hosts: uniform in the time t, where a noise level is
+    sigma_max rho t / (1 + (rho - 1) t) and rho is the shift (Esser et al. 2024, eq. 23; 1: linear).
+
+    ComfyUI's `simple` is this schedule at the model's shift, with 0 as the last level."""
+    low = sigma_min / sigma_max
+    t = torch.linspace(1, low / (rho - (rho - 1) * low), num_steps, dtype=torch.float64)
+    return sigma_max * rho * t / (1 + (rho - 1) * t)
 
 
 def vp_betas(sigma_min: float, sigma_max: float) -> tuple[float, float]:
@@ -131,10 +141,10 @@ def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: flo
     """Return a schedule of noise levels, float64 `[num_steps]`, falling from sigma_max to sigma_min.
 
     Args:
-        kind: "polynomial", "logsnr", "time_uniform" or "discrete".
+        kind: "polynomial", "logsnr", "time_uniform", "discrete" or "shift".
         num_steps: number of noise levels, at least 2.
         sigma_min, sigma_max: the ends, 0 < sigma_min < sigma_max.
-        rho: the schedule's exponent. Default: 7 for "polynomial", otherwise 1.
+        rho: the schedule's exponent; of "shift", the shift. Default: DEFAULT_RHO's.
         table: noise levels of the model's training steps, for "discrete" only.
 
     Raises:
@@ -154,7 +164,8 @@ def make(kind: str, num_steps: int, sigma_min: float, sigma_max: float, rho: flo
         return logsnr(num_steps, sigma_min, sigma_max)
     if kind == "discrete":
         return discrete(num_steps, sigma_min, sigma_max, rho, table)
-    return (polynomial if kind == "polynomial" else time_uniform)(num_steps, sigma_min, sigma_max, rho)
+    curved = {"polynomial": polynomial, "time_uniform": time_uniform, "shift": shift}[kind]
+    return curved(num_steps, sigma_min, sigma_max, rho)
 
 
 def checked(sigmas: Tensor) -> Tensor:

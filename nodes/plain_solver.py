@@ -41,7 +41,7 @@ class PlainSolver(io.ComfyNode):
                     options=list(schedules.KINDS),
                     default="time_uniform",
                     tooltip="The schedule of noise levels. polynomial is karras; time_uniform is usually "
-                    "better at few evaluations.",
+                    "better at few evaluations. For flow models: shift, or polynomial with rho 1 or 2.",
                 ),
                 io.Float.Input(
                     "rho",
@@ -50,7 +50,7 @@ class PlainSolver(io.ComfyNode):
                     max=20.0,
                     step=0.1,
                     tooltip="Curvature of the schedule; higher values place more steps at low noise. Usual: "
-                    "7 for polynomial, 1 for the others.",
+                    "7 for polynomial, the model's shift for shift, 1 for the others.",
                 ),
                 io.Boolean.Input(
                     "afs",

@@ -193,10 +193,12 @@ class Judge:
 
 
 def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
-    """Return DPM++ 2M and iPNDM-4, by name, on the karras schedule of `nfe` noise levels and a final 0.
-
-    ComfyUI and the WebUI run them in this way."""
-    sigmas = schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
+    """Return DPM++ 2M and iPNDM-4, by name, as ComfyUI and the WebUI usually run them: on the karras schedule
+    of `nfe` noise levels and a final 0; flow models on the hosts' schedule `simple` with shift 3."""
+    if target.flow:
+        usual, sigmas = "simple, shift 3", schedules.make("shift", nfe + 1, 1e-9, target.sigma_max)[:-1]
+    else:
+        usual, sigmas = "karras", schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
     sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
 
     def rival(solver: Solver) -> Rival:
@@ -206,6 +208,6 @@ def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
         return run
 
     return {
-        "DPM++ 2M, karras": rival(Solver("dpmpp", 2, predict_x0=True, lower_order_final=False)),
-        "iPNDM-4, karras": rival(Solver("ipndm", 4)),
+        f"DPM++ 2M, {usual}": rival(Solver("dpmpp", 2, predict_x0=True, lower_order_final=False)),
+        f"iPNDM-4, {usual}": rival(Solver("ipndm", 4)),
     }

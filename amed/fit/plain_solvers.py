@@ -25,8 +25,10 @@ SOLVERS = {  # by name; first those most worth trying at few evaluations, since 
 }
 SCHEDULES = (("polynomial", 7.0), ("polynomial", 3.0), ("logsnr", 1.0), ("time_uniform", 1.0),
              ("time_uniform", 2.0))  # (kind, rho)  # fmt: skip
-FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("polynomial", 3.0), ("logsnr", 1.0),
-                  ("time_uniform", 1.0))  # (kind, rho), for flow models  # fmt: skip
+# (kind, rho), for flow models; which family is best depends on the model
+FLOW_SCHEDULES = (("polynomial", 1.0), ("polynomial", 2.0), ("shift", 3.0), ("polynomial", 3.0),
+                  ("shift", 1.5), ("time_uniform", 1.0), ("shift", 2.0), ("shift", 4.5), ("logsnr", 1.0),
+                  ("shift", 6.0), ("shift", 12.0))  # fmt: skip
 
 
 def name_of(solver: Solver) -> str:
@@ -36,7 +38,7 @@ def name_of(solver: Solver) -> str:
 
 def schedule_name(kind: str, rho: float) -> str:
     """Return a schedule's name for people, with rho where it is not the usual one, e.g. "polynomial 7"."""
-    usual = schedules.DEFAULT_RHO[kind] == rho and kind != "polynomial"
+    usual = schedules.DEFAULT_RHO[kind] == rho and kind not in ("polynomial", "shift")
     return kind if usual else f"{kind} {rho:g}"
 
 

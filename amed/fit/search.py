@@ -8,12 +8,13 @@ from torch import Tensor
 
 from .compare import Judge
 from .plain_solvers import Setting, settings_for
-from .samples import References, per_sample, robust, scale_of
+from .samples import References, Samples, per_sample, robust, scale_of
 from .settings import Settings
 from .target import Target
 
 USUAL = "time_uniform + AFS"  # the best initial schedule of a table for most models
 SECOND = 20  # settings in the second round
+FAMILIES = 4  # schedules on which all solvers are tried, where the first solver is tried on all schedules
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,12 @@ def first_round(settings: Settings) -> tuple[int, int]:
 def small_calls(target: Target, settings: Settings) -> int:
     """Return the number of evaluations that the search makes in calls with at most 4 samples."""
     unit, count = first_round(settings)
-    tried = min(count, len(settings_for(target, settings.plain_nfe)))
+    every = settings_for(target, settings.plain_nfe)
+    if target.flow:
+        schedules = {(s.kind, s.rho) for s in every}
+        alone = len([s for s in every if s.solver == every[0].solver])
+        every = every[: alone + (len(every) - alone) * FAMILIES // len(schedules)]
+    tried = min(count, len(every))
     return settings.nfe * unit * (tried + 2 * min(tried, SECOND))
 
 
@@ -67,26 +73,39 @@ def search(
     """Search for the best plain solver (one without fitted constants) and schedule.
 
     Yields lines of progress. Each pair of a solver and a schedule runs on one or two samples, the best 20
-    (SECOND) on two or four more, and the best few on the held-out samples, which decide."""
-    left = settings_for(target, settings.plain_nfe)  # likely ones first: a small budget cuts the others
+    (SECOND) on two or four more, and the best few on the held-out samples, which decide. On a flow model the
+    first solver runs on every schedule, and the others only on the four (FAMILIES) that were best for it."""
     unit, count = first_round(settings)
-    left = left[:count]
-    errors: dict[Setting, list[Tensor]] = {s: [] for s in left}
+    every = settings_for(target, settings.plain_nfe)  # likely ones first: a small budget cuts the others
+    errors: dict[Setting, list[Tensor]] = {}
     first, scale = references.held_out, 1.0
 
     def loss(setting: Setting) -> float:
         return robust(torch.cat(errors[setting]), scale)
 
-    for rung, (keep, count) in enumerate(((len(left), unit), (SECOND, 2 * unit))):
-        left = left[:keep]
-        yield from references.make(first + count)
-        samples = references.take(first, count)
-        first += count
-        for i, setting in enumerate(left):
-            errors[setting].append(per_sample(judge.plain(setting, samples), samples.end))
-            yield f"plain solvers, round {rung + 1}: {i + 1} of {len(left)}"
+    def tried(stage: str, these: list[Setting], samples: Samples) -> Generator[str, None, None]:
+        for i, setting in enumerate(these):
+            error = per_sample(judge.plain(setting, samples), samples.end)
+            errors.setdefault(setting, []).append(error)
+            yield f"plain solvers, {stage}: {i + 1} of {len(these)}"
+
+    yield from references.make(first + unit)
+    samples = references.take(first, unit)
+    left = every[:count]
+    if target.flow:
+        left = [s for s in every if s.solver == every[0].solver][:count]
+        yield from tried("schedules", left, samples)
         scale = scale_of(torch.cat(errors[s]) for s in left)
-        left.sort(key=loss)
+        good = {(s.kind, s.rho) for s in sorted(left, key=loss)[:FAMILIES]}
+        left += [s for s in every if s not in errors and (s.kind, s.rho) in good][: count - len(left)]
+    yield from tried("round 1", [s for s in left if s not in errors], samples)
+    scale = scale_of(torch.cat(errors[s]) for s in left)
+    left = sorted(left, key=loss)[:SECOND]
+    first += unit
+    yield from references.make(first + 2 * unit)
+    yield from tried("round 2", left, references.take(first, 2 * unit))
+    scale = scale_of(torch.cat(errors[s]) for s in left)
+    left.sort(key=loss)
     finalists, ends = left[: settings.by_budget(2, 2, 3)], dict[Setting, Tensor]()
     for i, setting in enumerate(finalists):
         ends[setting] = judge.plain(setting)

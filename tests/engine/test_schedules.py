@@ -83,3 +83,13 @@ def test_invalid_requests_are_named(arguments, word):
 def test_invalid_lists_are_named(sigmas, word):
     with pytest.raises(ValueError, match=word):
         schedules.checked(torch.tensor(sigmas))
+
+
+@pytest.mark.parametrize("rho", [1.0, 1.5, 3.0, 12.0])
+def test_shift_is_linear_in_the_shifted_time(rho):
+    """As ComfyUI's `simple` on a flow model with this shift: sigma(t) on equally spaced t."""
+    sigmas = schedules.make("shift", 7, 0.002, 1.0, rho)
+    t = sigmas / (rho - (rho - 1) * sigmas)
+    assert sigmas[0] == 1 and sigmas[-1] == pytest.approx(0.002) and (sigmas.diff() < 0).all()
+    assert torch.allclose(t.diff(), t.diff()[0].expand(6), atol=1e-12)
+    assert torch.allclose(schedules.make("shift", 7, 0.002, 14.0, rho), 14 * schedules.make("shift", 7, 0.002 / 14, 1.0, rho))
