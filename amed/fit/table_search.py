@@ -8,12 +8,13 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+import torch
 from torch import Tensor
 
 from .plain_solvers import Setting
 from .search import USUAL
 from .settings import Settings
-from .variable_projection import Candidate, Shape, VariableProjection
+from .variable_projection import Candidate, Run, Shape, VariableProjection
 
 SHAPES = (  # without guidance; starts are compared, and times refined, with the first
     Shape("bands", True, 1e-4),
@@ -73,6 +74,7 @@ class TableSearch:
             starts = yield from self.patterns(few, starts[0])
             shapes = tuple(replace(s, parts=halved(s.parts)) for s in shapes)
         scores: dict[Shape, float] = {}
+        fitted: dict[tuple[Shape, bool], list[Candidate]] = {}  # by shape and analytic first step
         for round in range(settings.by_budget(1, 3, 8)):
             start, reserve = starts[round % len(starts)], self.judging * settings.by_budget(1, 2, 3)
             most = (self.left() - reserve) // start.cost
@@ -93,8 +95,15 @@ class TableSearch:
                     return
                 shape = replace(each, spared=start.run.shape.spared)
                 name = f"{start.name}, {shape.text}"
-                score = yield self.stage.candidate(start.run.sigmas, start.afs, shape, name)
+                candidate = self.stage.candidate(start.run.sigmas, start.afs, shape, name)
+                fitted.setdefault((shape, start.afs), []).append(candidate)
+                score = yield candidate
                 scores[each] = min(scores.get(each, float("inf")), score or 0.0)
+            several = [c for c in fitted.values() if len(c) > 1 and c[-1].name.startswith(start.name)]
+            for candidates in several if settings.guidance != 1 else ():
+                if settings.held_out * settings.nfe > self.left():
+                    return
+                yield mean(candidates)
 
     def patterns(self, few: VariableProjection, start: Candidate) -> Generator[str, None, list[Candidate]]:
         """Try which steps can best skip the unconditional network pass of guidance.
@@ -109,6 +118,20 @@ class TableSearch:
             tried.append(few.candidate(start.run.sigmas, start.afs, replace(HALVES, spared=rows), name))
             yield f"{name}: {tried[-1].loss:.4f}"
         return sorted(tried, key=lambda c: c.loss)[:PATTERNS]
+
+
+def mean(candidates: list[Candidate]) -> Candidate:
+    """Return the mean of tables of one shape: of the log noise levels, the weights and the offsets.
+
+    Fits on few samples scatter; under guidance their mean is often better than each of them."""
+    runs = [candidate.run for candidate in candidates]
+    sigmas = torch.stack([run.sigmas.log() for run in runs]).mean(dim=0).exp()
+    sigmas[[0, -1]] = runs[0].sigmas[[0, -1]]
+    weights = torch.stack([run.weights for run in runs]).mean(dim=0)
+    offsets = [run.offset for run in runs if run.offset is not None]
+    offset = torch.stack(offsets).mean(dim=0) if offsets else None
+    name = f"mean of {len(runs)} tables, {runs[0].shape.text}"
+    return Candidate(float("nan"), name, Run(sigmas, weights, [], runs[0].shape, offset), candidates[0].afs)
 
 
 def fitting(shapes: tuple[Shape, ...], x: Tensor) -> tuple[Shape, ...]:

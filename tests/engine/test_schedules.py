@@ -92,4 +92,6 @@ def test_shift_is_linear_in_the_shifted_time(rho):
     t = sigmas / (rho - (rho - 1) * sigmas)
     assert sigmas[0] == 1 and sigmas[-1] == pytest.approx(0.002) and (sigmas.diff() < 0).all()
     assert torch.allclose(t.diff(), t.diff()[0].expand(6), atol=1e-12)
-    assert torch.allclose(schedules.make("shift", 7, 0.002, 14.0, rho), 14 * schedules.make("shift", 7, 0.002 / 14, 1.0, rho))
+    assert torch.allclose(
+        schedules.make("shift", 7, 0.002, 14.0, rho), 14 * schedules.make("shift", 7, 0.002 / 14, 1.0, rho)
+    )

@@ -9,6 +9,7 @@ from amed.fit import References, Settings, Target, references_for
 from amed.fit.measures import Counter, rmse
 from amed.fit.plain_solvers import Setting
 from amed.fit.samples import Path, Samples
+from amed.fit.table_search import mean
 from amed.fit.variable_projection import Candidate, Shape, VariableProjection, best_weights
 from amed.loop import Problem
 from amed.run import states
@@ -153,3 +154,19 @@ def test_references_include_the_paths_of_the_fitted_samples(toy):
     assert len(path.states) == len(path.times) and not set(references.paths) & set(
         range(references.held_out // references.block)
     )
+
+
+def test_the_mean_of_tables_is_the_mean_of_their_log_times_weights_and_offsets(toy, noise):
+    """The ends stay, so that the mean of equal tables is that table."""
+    fit, shape = closed_form(toy, noise, 2), Shape("bands", True, 1e-2)
+    moved = GRID.clone()
+    moved[2] *= 1.2
+    pair = [fit.candidate(sigmas, True, shape, "a") for sigmas in (GRID, moved)]
+    table = mean(pair).run.table
+    assert torch.equal(table.sigmas[[0, -1]], GRID[[0, -1]]) and mean(pair).afs
+    assert table.sigmas[2] == pytest.approx((GRID[2] * moved[2]).sqrt())
+    a, b = (candidate.run for candidate in pair)
+    assert torch.allclose(table.weights, (a.weights + b.weights) / 2) and table.parts == "bands"
+    assert torch.allclose(table.offset, (a.offset + b.offset) / 2)
+    same = mean([pair[0]] * 3).run
+    assert torch.allclose(same.sigmas, a.sigmas) and torch.allclose(same.weights, a.weights)
