@@ -6,7 +6,6 @@ sampler's best one and the predictor are then measured on 256 other noises, by t
 run. The rows are written to docs/avatars.json, and as a table to demo/README.md.
 
     python -m bench.avatars [--nfe 6] [--guidance 4] [--noises 256]
-    python -m bench.avatars --plain     # only search the plain solvers of amed/known.py (half an hour)
 """
 
 import argparse
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from amed import Solver, load, schedules
-from amed.fit import plain_solvers
 from amed.fit.measures import Statistics, frechet, rmse, run
 from demo.avatars.targets import NAME, target
 from demo.fit import remember
@@ -31,7 +29,6 @@ from .opponents import Setting, flow_candidates
 from .plan import rounded
 from .problem import BATCH, Problem
 from .quality import run_file
-from .search import save_setting
 from .workers import Workers
 
 ROOT = Path(__file__).parent.parent
@@ -73,22 +70,6 @@ def best_settings(nfe: int, guidance: float) -> list[Setting]:
         if name not in best or error < best[name][0]:
             best[name] = error, setting
     return [setting for _, setting in best.values()]
-
-
-@torch.no_grad()
-def best_plain(nfe: int, guidance: float) -> dict[str, Any]:
-    """Return AMED's plain solver and schedule of lowest error: the best six of 16 noises, on 64 noises."""
-    ranked = plain_solvers.settings_for(problem(guidance, SEARCHED, OTHERS).target, nfe)
-    for count in (SEARCHED, 4 * SEARCHED):
-        noises, ends = problem(guidance, count, OTHERS), reference(guidance, count, OTHERS)
-        errors = []
-        for setting in ranked:
-            sigmas = setting.sigmas()
-            made = run(noises.guided, noises.noise, sigmas, setting.solver, noises.args)[0]
-            errors.append((rmse(flow.image(made, float(sigmas[-1])), ends), setting))
-        ranked = [setting for _, setting in sorted(errors, key=lambda pair: pair[0])[:6]]
-    best = ranked[0]
-    return {"solver": best.name, "schedule": best.kind, "rho": best.rho, "afs": best.afs}
 
 
 @torch.no_grad()
@@ -143,15 +124,7 @@ def main() -> None:
     parser.add_argument("--nfe", nargs="+", type=int, default=list(AVATAR_NFES))
     parser.add_argument("--guidance", nargs="+", type=float, default=list(AVATAR_GUIDANCES))
     parser.add_argument("--noises", type=int, default=NOISES)
-    parser.add_argument("--plain", action="store_true", help="only search AMED's plain solvers, NFE 3 to 10")
     args = parser.parse_args()
-    if args.plain:
-        cells = [(nfe, guidance) for guidance in args.guidance for nfe in range(3, 11)]
-        with Workers(2) as workers:
-            for (nfe, guidance), best in workers.each("plain", best_plain, cells, work=passes):
-                print(f"NFE {nfe}, guidance {guidance:g}: {best}", flush=True)
-                save_setting(f"{NAME} {nfe} {guidance:g}", best)
-        return
     jobs = [(nfe, guidance, args.noises) for guidance in args.guidance for nfe in args.nfe]
     with Workers(2) as workers:
         for (nfe, guidance, _), rows in workers.each("avatars", measured, jobs, work=passes):
