@@ -19,11 +19,12 @@ CANNY = Model("control_v11p_sd15_canny_fp16.safetensors",
               f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
               "control_v11p_sd15_canny_fp16.safetensors", "controlnet")  # fmt: skip
 CORGI = "A Corgi on the grass surrounded by a cluster of colorful balloons"  # the paper's
+AVATAR = "adventurer, red hair, glasses, blue background"
 LIGHTHOUSE = "a lighthouse on a cliff at dawn, oil painting"
-DEMO_FILE = "emoji32-amed-nfe5-cfg1.safetensors"
+DEMO_FILE = "avatars32-multistep-nfe6-cfg4.safetensors"
 PUBLISHED = {"nfe": 10, "guidance": 7.5}
-DEMO = {"nfe": 5, "guidance": 1.0}
-DEMO_OUT = {"model": "demo.MODEL", "positive": "demo.positive", "negative": "demo.negative"}
+DEMO = {"nfe": 6, "guidance": 4.0}
+DEMO_OUT = {"model": "demo.MODEL", "positive": "prompt.CONDITIONING", "negative": "demo.negative"}
 DEMO_ALL = DEMO_OUT | {"latent_image": "demo.latent"}
 SMALL = 240  # width of a node with few widgets
 YOURS = "For your own model: replace the demo nodes with its loader, prompts and VAE Decode."
@@ -34,9 +35,12 @@ def note(*paragraphs: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def demo_model(batch: int = 9) -> Node:
-    """Return the node of the demo model, which comes with the pack."""
-    return Node("demo", "AMEDDemoModel", values={"batch_size": batch})
+def demo_model(batch: int = 9) -> list[Node]:
+    """Return the nodes of the demo model, which comes with the pack, and of its prompt."""
+    return [
+        Node("demo", "AMEDDemoModel", values={"batch_size": batch, "model": "avatars32"}),
+        Node("prompt", "AMEDDemoPrompt", values={"text": AVATAR}, title="Prompt"),
+    ]
 
 
 def demo_shown(samples: str, title: str = "") -> list[Column]:
@@ -85,7 +89,7 @@ def amed(latent: str, positive: str = "positive.CONDITIONING", negative: str = "
 
 def demo_amed(model: str = "demo.MODEL") -> Node:
     """Return an AMED KSampler for the demo model."""
-    return amed("demo.latent", "demo.positive", "demo.negative", model, "fixed", **DEMO)
+    return amed("demo.latent", "prompt.CONDITIONING", "demo.negative", model, "fixed", **DEMO)
 
 
 def saved() -> list[Column]:
@@ -97,12 +101,14 @@ def saved() -> list[Column]:
 
 def start_here() -> Example:
     note_text = note(
-        "**Press Run.** The small model that comes with the pack makes nine images of five evaluations each.",
+        "**Press Run.** The small model that comes with the pack draws nine avatars of six evaluations each.",
+        "Change the prompt: its styles are pixel art, open peeps, thumbs, lorelei, big smile, adventurer, "
+        "toon head and miniavs.",
         "Change **nfe** and run again: AMED finds the best sampling for that number by itself. The report on "
         "the node says what ran.",
         YOURS,
     )
-    return Example(note_text, [Column([demo_model()]), Column([demo_amed()]), *demo_shown("amed.LATENT")])
+    return Example(note_text, [Column(demo_model()), Column([demo_amed()]), *demo_shown("amed.LATENT")])
 
 
 def compare() -> Example:
@@ -114,22 +120,23 @@ def compare() -> Example:
         "For your own model: replace the demo node with its loader, prompts, an empty latent of your size "
         "and its VAE, and set **guidance** to your cfg.",
     )
-    values = {"nfe": "5", "guidance": 1.0, "seed": 1, "seeds": 4}
+    samplers = "amed\nplain\ndpmpp_2m / simple\nuni_pc / simple"
+    values = {"samplers": samplers, "nfe": "6", "guidance": 4.0, "seed": 1, "seeds": 4}
     grid = Node("grid", "AMEDCompare", DEMO_ALL, values, size=(640, 860))
     table = Node("table", "PreviewAny", {"source": "grid.table"}, title="The table", size=(940, 260))
     images = {"images": "grid.grid"}
     shown = Node("picture", "PreviewImage", images, title="Side by side", size=(940, 1100))
-    return Example(note_text, [Column([demo_model(1)]), Column([grid]), Column([table, shown], top=-324)])
+    return Example(note_text, [Column(demo_model(1)), Column([grid]), Column([table, shown], top=-324)])
 
 
 def calibrate() -> Example:
     note_text = note(
-        "**Press Run.** This takes a few minutes. A predictor for 5 evaluations is fitted to the model, "
+        "**Press Run.** This takes a few minutes. A predictor for 6 evaluations is fitted to the model, "
         "compared with the plain solvers and saved; **auto** finds it from then on.",
         "For your own model: replace the demo node with its loader, prompts and an empty latent of your "
         "size, set **guidance** to your cfg and **budget** to normal.",
     )
-    values = {"nfe": "5", "guidance": 1.0, "name": "demo"}
+    values = {"nfe": "6", "guidance": 4.0, "name": "demo"}
     fit = Node("fit", "AMEDCalibrate", DEMO_ALL, values, size=(400, 720))
     fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
     apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
@@ -137,11 +144,11 @@ def calibrate() -> Example:
     return Example(
         note_text,
         [
-            Column([demo_model()]),
+            Column(demo_model()),
             Column([fit], top=240),
             Column([apply, report], top=-400),
             Column([demo_amed("apply.MODEL")]),
-            *demo_shown("amed.LATENT", "5 evaluations, calibrated"),
+            *demo_shown("amed.LATENT", "6 evaluations, calibrated"),
         ],
         {"Once": ["fit", "report"]},
         lift=250,
@@ -256,13 +263,13 @@ def ordinary_ksampler() -> Example:
     note_text = note(
         "**Press Run.** This is AMED in the ordinary KSampler. *Apply AMED Predictor* puts the predictor on "
         "the model and shows which sampler, steps and cfg to choose; the scheduler is **amed**.",
-        "Here 3 steps are 5 evaluations.",
+        "Here 6 steps are 6 evaluations.",
     )
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE}, below=20)
     apply = Node("apply", "AMEDApplyPredictor", {"model": "demo.MODEL", "predictor": "load.predictor"}, DEMO)
-    values = {"seed": 1, "steps": 3, "cfg": 1.0, "sampler_name": "amed", "scheduler": "amed"}
+    values = {"seed": 1, "steps": 6, "cfg": 4.0, "sampler_name": "amed_multistep", "scheduler": "amed"}
     ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, values)
-    columns = [Column([demo_model(), load]), Column([apply], top=240), Column([ordinary])]
+    columns = [Column([*demo_model(), load]), Column([apply], top=240), Column([ordinary])]
     return Example(note_text, [*columns, *demo_shown("ordinary.LATENT")])
 
 
@@ -276,14 +283,14 @@ def custom_sampler() -> Example:
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE}, below=20)
     parts = [
         Node("noise", "RandomNoise", values={"noise_seed": 1}),
-        Node("guider", "CFGGuider", DEMO_OUT, {"cfg": 1.0}),
-        Node("sigmas", "AMEDScheduler", {"model": "demo.MODEL"} | predictor, {"nfe": 5}, below=14),
+        Node("guider", "CFGGuider", DEMO_OUT, {"cfg": 4.0}),
+        Node("sigmas", "AMEDScheduler", {"model": "demo.MODEL"} | predictor, {"nfe": 6}, below=14),
         Node("sampler", "AMEDSampler", predictor),
     ]
     run = Node("run", "SamplerCustomAdvanced",
                {"noise": "noise.NOISE", "guider": "guider.GUIDER", "sampler": "sampler.SAMPLER",
                 "sigmas": "sigmas.SIGMAS", "latent_image": "demo.latent"}, width=280)  # fmt: skip
-    columns = [Column([demo_model(), load]), Column(parts, top=-206), Column([run], top=-20)]
+    columns = [Column([*demo_model(), load]), Column(parts, top=-206), Column([run], top=-20)]
     return Example(note_text, [*columns, *demo_shown("run.output")])
 
 
@@ -293,11 +300,11 @@ def plain_solver() -> Example:
         "on any schedule.",
         YOURS,
     )
-    values = {"solver": "iPNDM-3", "nfe": 5, "schedule": "time_uniform", "rho": 1.0, "afs": True}
+    values = {"solver": "iPNDM-2", "nfe": 6, "schedule": "polynomial", "rho": 1.0, "afs": False}
     solver = Node("plain", "AMEDPlainSolver", {"model": "demo.MODEL"}, values)
     run = Node("run", "SamplerCustom", DEMO_ALL | {"sampler": "plain.SAMPLER", "sigmas": "plain.SIGMAS"},
-               {"noise_seed": 1, "cfg": 1.0})  # fmt: skip
-    columns = [Column([demo_model()]), Column([solver], top=190), Column([run])]
+               {"noise_seed": 1, "cfg": 4.0})  # fmt: skip
+    columns = [Column(demo_model()), Column([solver], top=190), Column([run])]
     return Example(note_text, [*columns, *demo_shown("run.output")])
 
 
@@ -306,11 +313,11 @@ def count_any_sampler() -> Example:
         "**Press Run.** *AMED Count Evaluations* and *AMED Evaluations Used* stand before and after the "
         "ordinary KSampler. Change the sampler and see how many evaluations it really takes."
     )
-    values = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    values = {"seed": 1, "steps": 6, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "simple"}
     count = Node("count", "AMEDCountEvaluations", {"model": "demo.MODEL"}, width=280)
     ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "count.MODEL"}, values)
     used = Node("used", "AMEDEvaluationsUsed", {"model": "count.MODEL", "samples": "ordinary.LATENT"})
-    columns = [Column([demo_model()]), Column([count], top=-110), Column([ordinary], top=40),
+    columns = [Column(demo_model()), Column([count], top=-110), Column([ordinary], top=40),
                Column([used], top=-110)]  # fmt: skip
     return Example(note_text, [*columns, *demo_shown("used.LATENT")])
 
@@ -325,21 +332,21 @@ def any_sampler() -> Example:
         YOURS,
     )
     chosen = Node("chosen", "KSamplerSelect", values={"sampler_name": "dpmpp_2m"}, below=20)
-    values = {"nfe": "5", "guidance": 1.0, "name": "demo-dpmpp_2m"}
+    values = {"nfe": "6", "guidance": 4.0, "name": "demo-dpmpp_2m"}
     fit = Node("fit", "AMEDCalibrate", DEMO_ALL | {"wrapped": "chosen.SAMPLER"}, values, size=(400, 720))
     fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
     apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
     report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
-    steps = {"seed": 1, "steps": 5, "cfg": 1.0, "sampler_name": "dpmpp_2m", "scheduler": "amed"}
+    steps = {"seed": 1, "steps": 6, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "amed"}
     ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, steps)
     return Example(
         note_text,
         [
-            Column([demo_model(), chosen]),
+            Column([*demo_model(), chosen]),
             Column([fit], top=240),
             Column([apply, report], top=-400),
             Column([ordinary]),
-            *demo_shown("ordinary.LATENT", "dpmpp_2m, 5 steps"),
+            *demo_shown("ordinary.LATENT", "dpmpp_2m, 6 steps"),
         ],
         {"Once": ["fit", "report"]},
         lift=250,

@@ -1,10 +1,10 @@
 """`make demo`: run the same seeds through a real ComfyUI with AMED and with other samplers.
 
-    python -m demo.run [--samples 256] [--guidance 1] [--category none]
+    python -m demo.run [avatars32] [emoji32] [--samples 144] [--nfe 6] [--guidance 4] [--prompt none]
 
-Starts ComfyUI without a browser, runs the workflows of example_workflows/ through its HTTP API, and writes
-the picture demo/out/demo.png and the rows demo/out/demo.json. The fields of a row are those of
-`demo.rows.Row`; the reference has 60 evaluations, and seconds are the server's, for all samples."""
+Starts ComfyUI without a browser, runs the workflows of example_workflows/ through its HTTP API on each demo
+model, and writes the pictures demo/out/demo.png (of avatars32) and emoji32.png, and the rows of both,
+demo.json. The fields of a row are those of `demo.rows.Row`; seconds are the server's, for all samples."""
 
 import argparse
 import json
@@ -12,11 +12,10 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -24,14 +23,84 @@ from amed import known
 from amed.fit.measures import Statistics, frechet, rmse
 from amed.fit.plain_solvers import name_of as solver_name
 
+from .avatars.features import Features as AvatarFeatures
 from .comfyui import WORKFLOWS, GraphError, Result, RunError, Server, ServerError, install
-from .features import Features
-from .rows import Row, table, tile
+from .comparison import picture
+from .features import Features, TrainedFeatures
+from .rows import Row, table
 from .workflows import to_api
 
 OUT = Path(__file__).parent / "out"
 ORDINARY, OURS, PLAIN = "13 Count any sampler.json", "01 Start here.json", "12 Plain solver.json"  # workflows
-BATCH, COLUMNS, SCALE = 64, 12, 3  # samples per run; of the picture: columns, enlargement
+BEST_PLAIN = Path(__file__).parent / "best_plain.json"  # of emoji32, by Fréchet distance
+COLUMNS = 12  # of a picture
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `make demo` samples with one demo model."""
+
+    model: str  # as in AMED Demo Model's input `model`
+    nfe: int  # evaluations per image
+    guidance: float  # guidance scale; 1 is none
+    reference: int  # evaluations of the reference run
+    scheduler: str  # ComfyUI's, for the samplers without AMED
+    prompts: tuple[str, ...]  # one batch of images for each: texts, or emoji categories
+    samples: int  # number of images, split between the prompts
+    features: type[TrainedFeatures]  # of the Fréchet distance
+    picture: str  # file of demo/out
+
+    def batches(self) -> list[int]:
+        """Return the number of images of each prompt; they differ by at most one."""
+        count = len(self.prompts)
+        return [self.samples * (i + 1) // count - self.samples * i // count for i in range(count)]
+
+    def shown(self) -> list[tuple[int, str]]:
+        """Return the columns of the picture, the prompts in turn: number of the image, and its prompt."""
+        batches, columns = self.batches(), []
+        for column in range(min(COLUMNS, self.samples)):
+            turn, prompt = divmod(column, len(batches))
+            columns.append((sum(batches[:prompt]) + turn, self.prompts[prompt]))
+        return columns
+
+
+TASKS = {
+    "avatars32": Task(
+        model="avatars32",
+        nfe=6,
+        guidance=4.0,
+        reference=50,
+        scheduler="simple",
+        prompts=(
+            "pixel art, red hair, glasses, blue background",
+            "open peeps, black hair, smiling, white background",
+            "thumbs, yellow background",
+            "lorelei, long hair, glasses, pink background",
+            "big smile, pink hair, blue background",
+            "adventurer, blond hair, short hair, green background",
+            "toon head, brown hair, beard, orange background",
+            "miniavs, black hair, red background",
+            "pixel art, blond hair, long hair, purple background",
+            "adventurer, blue hair, glasses, yellow background",
+            "big smile, brown skin, black hair, glasses, grey background",
+            "toon head, green hair, long hair, blue background",
+        ),
+        samples=144,
+        features=AvatarFeatures,
+        picture="demo.png",
+    ),
+    "emoji32": Task(
+        model="emoji32",
+        nfe=5,
+        guidance=1.0,
+        reference=60,
+        scheduler="karras",
+        prompts=("none", "none"),
+        samples=128,
+        features=Features,
+        picture="emoji32.png",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -44,54 +113,72 @@ class Entry:
     change: dict[str, object]  # input name -> value to set in that workflow
 
 
-def entries(nfe: int, guidance: float, best: dict) -> list[Entry]:
-    """Return the samplers that `make demo` compares.
+def plain_settings(task: Task) -> dict[str, dict[str, object]]:
+    """Return the best settings of AMED Plain Solver, by what they are best at ("" if one is best at all).
 
-    They are a reference of 60 evaluations, AMED's, usual ones, and the best without AMED. `best` is the one
-    without AMED that has the lowest Fréchet distance (from demo/best_plain.json). If another has the lowest
-    error (amed/known.py), it is compared too."""
+    They are those that `make bench` and demo.fit found: amed/known.py and demo/best_plain.json."""
+    settings = {}
+    if task.model == "emoji32":
+        found = json.loads(BEST_PLAIN.read_text())
+        settings["by FD"] = found.get(f"{task.nfe} {task.guidance:g}") or found[f"{task.nfe} 1"]
+    if best := known.best(task.model, task.nfe, task.guidance):
+        setting = {"schedule": best.kind, "rho": best.rho, "afs": best.afs}
+        settings["by error"] = {"solver": solver_name(best.solver), **setting}
+    if settings and len({json.dumps(s, sort_keys=True) for s in settings.values()}) == 1:
+        return {"": next(iter(settings.values()))}
+    return settings
 
-    def usual(name: str, sampler: str, steps: int = nfe) -> Entry:
-        change = {"sampler_name": sampler, "scheduler": "karras", "steps": steps}
-        return Entry(name, "karras", ORDINARY, change)
+
+def entries(task: Task) -> list[Entry]:
+    """Return the samplers that `make demo` compares: a reference of many evaluations, AMED's, usual ones on
+    the task's scheduler, and the best without AMED."""
+
+    def usual(name: str, sampler: str, steps: int = task.nfe) -> Entry:
+        change = {"sampler_name": sampler, "scheduler": task.scheduler, "steps": steps}
+        return Entry(name, task.scheduler, ORDINARY, change)
 
     def ours(name: str, sampler: str) -> Entry:
-        change = {"sampler": sampler, "nfe": nfe, "if_missing": "error"}
+        change = {"sampler": sampler, "nfe": task.nfe, "if_missing": "error"}
         return Entry(name, "its own", OURS, change)
 
     def plain(setting: dict, criterion: str) -> Entry:
         schedule = f"{setting['schedule']} {setting['rho']:g}{' + AFS' if setting['afs'] else ''}"
-        return Entry(f"{setting['solver']}, best plain {criterion}", schedule, PLAIN, {**setting, "nfe": nfe})
+        name = f"{setting['solver']}, best plain {criterion}".rstrip()
+        return Entry(name, schedule, PLAIN, {**setting, "nfe": task.nfe})
 
-    settings = {"by FD": best}
-    if known_setting := known.best("emoji32", nfe, guidance):
-        other = {"schedule": known_setting.kind, "rho": known_setting.rho, "afs": known_setting.afs}
-        settings["by error"] = {"solver": solver_name(known_setting.solver), **other}
-    if settings["by FD"] == settings.get("by error"):
-        settings = {"": best}
+    fitted = [ours("AMED multistep, calibrated", "amed_multistep")]
+    if task.model == "emoji32":
+        fitted += [ours("AMED-Plugin", "amed_ipndm"), ours("AMED-Solver", "amed")]
     return [
-        usual("reference", "ipndm", 60),
-        ours("AMED multistep, calibrated", "amed_multistep"),
-        ours("AMED-Plugin", "amed_ipndm"),
-        ours("AMED-Solver", "amed"),
+        usual("reference", "ipndm", task.reference),
+        *fitted,
+        *(plain(setting, criterion) for criterion, setting in plain_settings(task).items()),
         usual("DPM++ 2M", "dpmpp_2m"),
         usual("UniPC", "uni_pc"),
         usual("iPNDM", "ipndm"),
-        *(plain(setting, criterion) for criterion, setting in settings.items()),
+        *([usual("Euler", "euler")] if task.model != "emoji32" else []),
     ]
 
 
-def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: str, batch: int) -> dict:
+def prepared(graph: dict, task: Task, entry: Entry, seed: int, prompt: str, batch: int) -> dict:
     """Change an API-format graph so that it samples one batch with the sampler `entry`, and return it.
 
-    Nodes are added that count the evaluations and save the latents; the preview nodes are removed."""
+    The demo model and its prompt become the task's. Nodes are added that count the evaluations and save the
+    latents; the preview nodes are removed."""
 
     def node(*kinds: str) -> str:
         return next(i for i, n in graph.items() if n["class_type"] in kinds)
 
     demo, sampler = node("AMEDDemoModel"), node("KSampler", "AMEDKSampler", "SamplerCustom")
-    graph[demo]["inputs"] |= {"category": category, "batch_size": batch}
-    values = {**entry.change, "seed": seed, "noise_seed": seed, "cfg": guidance, "guidance": guidance}
+    graph[demo]["inputs"] |= {"model": task.model, "batch_size": batch}
+    if task.model == "emoji32":
+        graph[demo]["inputs"]["category"], positive = prompt, [demo, 1]
+    else:
+        graph["prompt"] = {"class_type": "AMEDDemoPrompt", "inputs": {"text": prompt}}
+        positive = ["prompt", 0]
+    graph[sampler]["inputs"]["positive"] = positive
+    scale = task.guidance
+    values = {**entry.change, "seed": seed, "noise_seed": seed, "cfg": scale, "guidance": scale}
     for n in graph.values():
         n["inputs"] |= {k: v for k, v in values.items() if k in n["inputs"]}
     for i in [
@@ -114,24 +201,26 @@ def prepared(graph: dict, entry: Entry, seed: int, guidance: float, category: st
     return graph
 
 
-def sampled(
-    server: Server,
-    entry: Entry,
-    guidance: float,
-    category: str,
-    samples: int,
-    progress: Callable[[int], None],
-) -> tuple[Tensor, int, float, str]:
-    """Sample all images of one compared sampler, in ComfyUI, in batches.
+@dataclass(frozen=True)
+class Sampled:
+    """What one sampler made in ComfyUI."""
 
-    Returns the images `[samples, 3, 32, 32]`, the number of evaluations per image, the seconds in ComfyUI,
-    and the name of the predictor file that ran ("" for none). Raises RuntimeError if the batches took
-    different numbers of evaluations."""
+    images: Tensor  # `[samples, 3, 32, 32]`, prompt by prompt
+    nfe: int  # evaluations per image, counted
+    seconds: float  # in ComfyUI
+    predictor: str  # name of the predictor file that ran; "" for none
+
+
+def sampled(server: Server, task: Task, entry: Entry, progress: Callable[[int], None]) -> Sampled:
+    """Sample all images of a task with one sampler, in ComfyUI, one batch per prompt.
+
+    Raises:
+        RuntimeError: the batches took different numbers of evaluations."""
     images, counts, seconds, predictor = [], set(), 0.0, ""
     workflow, info = json.loads((WORKFLOWS / entry.workflow).read_text()), server.object_info()
-    for seed, offset in enumerate(range(0, samples, BATCH)):
-        batch = min(BATCH, samples - offset)
-        graph = prepared(to_api(workflow, info), entry, seed, guidance, category, batch)
+    done = 0
+    for seed, (prompt, batch) in enumerate(zip(task.prompts, task.batches())):
+        graph = prepared(to_api(workflow, info), task, entry, seed, prompt, batch)
         result: Result = server.run(graph)
         counts.add(int(re.match(r"(\d+) evaluations", "".join(result.outputs["used"]["text"])).group(1)))
         images.append(load_tensors(server.view(result.files("latents", "save")[0]))["latent_tensor"].float())
@@ -139,94 +228,90 @@ def sampled(
         for line in "".join(t for ui in result.outputs.values() for t in ui.get("text", ())).splitlines():
             if line.startswith("predictor: "):
                 predictor = line.split()[1].removesuffix(".safetensors")
-        progress(offset + batch)
+        progress(done := done + batch)
     if len(counts) != 1:
         raise RuntimeError(
             f"{entry.solver}: the batches took different numbers of evaluations ({sorted(counts)}): "
             "check its workflow"
         )
-    return torch.cat(images), counts.pop(), seconds, predictor
+    return Sampled(torch.cat(images), counts.pop(), seconds, predictor)
 
 
-def picture(rows: list[tuple[Row, Tensor]], file: Path) -> None:
-    """Draw the comparison into `file`: per solver a line with its figures and one image per seed."""
-    side, left, gap = 32 * SCALE, 330, 6
-    page = Image.new("RGB", (left + COLUMNS * (side + gap), len(rows) * (side + gap) + gap), "white")
-    draw = ImageDraw.Draw(page)
-    big, small = ImageFont.load_default(19), ImageFont.load_default(14)
-    for y, (row, images) in enumerate(rows):
-        top = gap + y * (side + gap)
-        draw.text((10, top + 12), row.solver, "black", big)
-        figures = f"{row.nfe} evaluations, {row.schedule}"
-        if row.rmse_ref:
-            figures += f"\nerror {row.rmse_ref:.3f}, FD {row.fd_ref:.2f}"
-        draw.text((10, top + 40), figures, "#444444", small)
-        for x, image in enumerate(images[:COLUMNS]):
-            page.paste(tile(image, side), (left + x * (side + gap), top))
-    part = file.with_suffix(".part.png")
-    page.save(part)
-    part.replace(file)
+def compared(server: Server, task: Task, begin: float) -> list[tuple[Row, Tensor]]:
+    """Run every sampler of a task, printing the progress; return its figures and its images.
+
+    `begin` is when the demo began (time.monotonic), for the printed seconds. A sampler of AMED that has no
+    predictor at these settings is left out."""
+    features, rows = task.features(), []
+    for entry in entries(task):
+
+        def progress(count: int, name: str = entry.solver) -> None:
+            text = f"{task.model}: {name}: {count} of {task.samples}  ({time.monotonic() - begin:.0f} s)"
+            print(f"\r{text}   ", end="", flush=True)
+
+        try:
+            made = sampled(server, task, entry, progress)
+        except RunError as error:
+            if entry.workflow != OURS:
+                raise
+            print(f"{entry.solver}: left out: {str(error).splitlines()[0]}")
+            continue
+        print()
+        statistics = Statistics.of(features(made.images))
+        if not rows:
+            reference, of_reference = made.images, statistics
+        row = Row(
+            entry.solver,
+            made.predictor or entry.schedule,
+            made.nfe,
+            task.guidance,
+            rmse(made.images, reference),
+            frechet(statistics, of_reference),
+            frechet(statistics, features.data),
+            made.seconds,
+        )
+        rows.append((row, made.images))
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--nfe", type=int, default=5, choices=(3, 5, 7, 9), help="evaluations per image")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is none")
-    parser.add_argument("--category", default="none", help="an emoji category, or none")
+    names = " and ".join(TASKS)
+    parser.add_argument("models", nargs="*", default=list(TASKS), metavar="MODEL", help=names)
+    parser.add_argument("--samples", type=int, help="images per sampler")
+    parser.add_argument("--nfe", type=int, help="evaluations per image")
+    parser.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
+    parser.add_argument("--prompt", action="append", help="a text, or a category of emoji; may be repeated")
     args = parser.parse_args(argv)
-    if args.samples < 65:
+    if unknown := set(args.models) - set(TASKS):
+        parser.error(f"unknown model {', '.join(sorted(unknown))}: choose from {', '.join(TASKS)}")
+    if args.samples is not None and args.samples < 65:
         parser.error("--samples: at least 65 are needed for a Fréchet distance of 64 features")
-    plain = json.loads((Path(__file__).parent / "best_plain.json").read_text())
-    best = plain.get(f"{args.nfe} {args.guidance:g}", plain[f"{args.nfe} 1"])
-    features, rows, begin = Features(), [], time.monotonic()
+    given = {"samples": args.samples, "nfe": args.nfe, "guidance": args.guidance}
+    given |= {"prompts": args.prompt and tuple(args.prompt)}
+    given = {name: value for name, value in given.items() if value is not None}
+    rows, begin = {}, time.monotonic()
     try:
+        tasks = [replace(TASKS[model], **given) for model in args.models]
         install()
         print("starting ComfyUI ...", flush=True)
         with Server() as server:
-            for entry in entries(args.nfe, args.guidance, best):
-
-                def progress(count: int, name: str = entry.solver) -> None:
-                    print(
-                        f"\r{name}: {count} of {args.samples}  ({time.monotonic() - begin:.0f} s)   ",
-                        end="",
-                        flush=True,
-                    )
-
-                try:
-                    images, nfe, seconds, predictor = sampled(
-                        server, entry, args.guidance, args.category, args.samples, progress
-                    )
-                except RunError as error:
-                    if entry.workflow != OURS:
-                        raise
-                    print(f"{entry.solver}: left out: {str(error).splitlines()[0]}")
-                    continue
-                print()
-                statistics = Statistics.of(features(images))
-                if not rows:
-                    reference, of_reference = images, statistics
-                row = Row(
-                    entry.solver,
-                    predictor or entry.schedule,
-                    nfe,
-                    args.guidance,
-                    rmse(images, reference),
-                    frechet(statistics, of_reference),
-                    frechet(statistics, features.data),
-                    seconds,
-                )
-                rows.append((row, images))
+            for task in tasks:
+                rows[task.model] = compared(server, task, begin)
     except (ServerError, GraphError, RunError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     OUT.mkdir(exist_ok=True)
-    picture(rows, OUT / "demo.png")
+    for task in tasks:
+        picture(rows[task.model], task.shown(), OUT / task.picture)
     part = OUT / "demo.json.part"
-    part.write_text(json.dumps([row.as_dict() for row, _ in rows], indent=1) + "\n")
+    plain = {model: [row.as_dict() for row, _ in found] for model, found in rows.items()}
+    part.write_text(json.dumps(plain, indent=1) + "\n")
     part.replace(OUT / "demo.json")
-    print(table([row for row, _ in rows]))
-    print(f"{OUT / 'demo.png'} and demo.json, {time.monotonic() - begin:.0f} s")
+    for task in tasks:
+        print(f"\n{task.model}, {task.samples} seeds:\n\n{table([row for row, _ in rows[task.model]])}")
+    files = ", ".join(task.picture for task in tasks)
+    print(f"\n{OUT}: {files}, demo.json; {time.monotonic() - begin:.0f} s")
     return 0
 
 

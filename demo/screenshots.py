@@ -93,11 +93,11 @@ def rest() -> Example:
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
     train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
-    plot = {"nfe": 5, "guidance": 1.0, "reference": 40}
+    plot = {"nfe": 6, "guidance": 4.0, "reference": 40}
     return Example(
         "For the help pages.",
         [
-            Column([demo_model(), load]),
+            Column([*demo_model(), load]),
             Column([
                 Node("info", "AMEDPredictorInfo", linked, size=(400, 380)),
                 Node("save", "AMEDSavePredictor", linked, below=40),

@@ -3,6 +3,7 @@
 import random
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import kdiffusion
@@ -10,13 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amed import Solver, schedules
-from amed.fit.measures import run
+import amed
+from amed import Solver, load, schedules
+from amed.evaluate import Guided
+from amed.fit.measures import Counter, run
 from demo import train
-from demo.avatars import data, drawing, recipe
+from demo.avatars import data, drawing, recipe, target
 from demo.avatars.attributes import ATTRIBUTES, INDEX, SIZE, STYLES, VALUES, encode, parse
 from demo.avatars.model import MULTIPLE, Denoiser, SigmaForm, load_denoiser, network
 from demo.recipe import MODULES
+
+PREDICTORS = sorted((Path(amed.__file__).parents[1] / "predictors").glob("avatars32-*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -192,3 +197,26 @@ def test_the_form_for_k_diffusion_gives_the_same_image():
     levels = schedules.make("polynomial", 60, form.sigma_min, form.sigma_max, 7.0).float()
     by_sigma = kdiffusion.sampling().sample_dpmpp_2m(form, noise * levels[0], levels, args, disable=True)
     assert by_flow.std() > 0.3 and (by_flow - by_sigma).square().mean().sqrt() < 0.03
+
+
+@pytest.fixture(scope="module")
+def fingerprint():
+    return target(1.0).fingerprint
+
+
+@pytest.mark.parametrize("file", PREDICTORS, ids=lambda file: file.stem)
+def test_a_bundled_predictor_belongs_to_the_model_and_takes_its_evaluations(file, fingerprint):
+    fitted = load(file)
+    spec = fitted.spec
+    assert (spec.model_family, spec.model_fingerprint) == ("avatars32", fingerprint)
+    assert file.stem == f"avatars32-multistep-nfe{spec.nfe}-cfg{spec.guidance:g}" and spec.learned
+    assert spec.metrics["error"] < spec.metrics["plain_error"]
+    counter = Counter(Guided(load_denoiser(), spec.guidance))
+    noise, args = target(spec.guidance).draw(torch.Generator().manual_seed(1), 1)
+    end, nfe = run(counter, noise, fitted.sigmas(), spec.student, args, predictor=fitted.predictor)
+    assert nfe == counter.evaluations == spec.nfe and end.isfinite().all() and end.std() > 0.2
+
+
+def test_there_is_a_predictor_for_each_number_of_evaluations():
+    wanted = {f"avatars32-multistep-nfe{n}-cfg{g}" for n in (4, 5, 6, 8, 10) for g in (1, 4)}
+    assert {file.stem for file in PREDICTORS} == wanted

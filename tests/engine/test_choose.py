@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, known, save, schedules
+from amed import Constants, Fitted, Library, PredictorError, Solver, Spec, known, load, save, schedules
 from amed.choose import Identity, Report, Request, choose, mismatches, untrained
 from amed.constants import as_multistep
 from amed.files.code import code_of, from_code
 from amed.fingerprint import identity_of
 from amed.fit.measures import Counter
+from amed.fit.plain_solvers import name_of, schedule_name
 from amed.kdiffusion import SAMPLERS, solver_of
 
 A, B, OTHER = Identity("sd15", "a" * 16), Identity("sd15", "b" * 16), Identity("sdxl", "d" * 16)
@@ -529,3 +530,15 @@ def test_an_exact_list_takes_only_predictors_fitted_on_it(tmp_path):
         choice = chosen(other, guidance, exact=True, advice="Do this.")
         assert choice.fitted.name == "plain" and choice.fitted.spec.max_order == order
         assert choice.remarks[0].endswith(" Do this.") and choice.sigmas.equal(other)
+
+
+def test_the_avatar_models_plain_solver_is_the_one_its_calibrations_found():
+    """The bundled files state the best plain solver and schedule that their fit had to beat."""
+    files = sorted((ROOT / "predictors").glob("avatars32-*.safetensors"))
+    for file in files:
+        spec = load(file).spec
+        best = known.AVATARS[spec.guidance][spec.nfe]
+        found = spec.metrics["plain"], spec.metrics["plain_schedule"]
+        assert (name_of(best.solver), schedule_name(best.kind, best.rho)) == found and not best.afs
+    assert len(files) == sum(map(len, known.AVATARS.values()))
+    assert known.best("avatars32", 6, 3.5) == known.AVATARS[4.0][6]

@@ -15,9 +15,13 @@ from amed.evaluate import FromModule
 from amed.fingerprint import fingerprint
 from amed.fit import plain_solvers
 from amed.fit.measures import Counter, Statistics, frechet, rmse, run
-from demo import data
+from demo import comparison, data
+from demo.avatars.attributes import parse
+from demo.comparison import picture
 from demo.features import Features
 from demo.model import SIGMA_MAX, SIGMA_MIN, UNCONDITIONAL, WEIGHTS, load_denoiser
+from demo.rows import Row
+from demo.run import TASKS
 
 FOLDER = Path(amed.__file__).parent.parent / "predictors"
 BUNDLED = sorted(FOLDER.glob("*.safetensors"))
@@ -159,3 +163,36 @@ def test_a_broken_archive_is_named(tmp_path, capsys):
     (tmp_path / "x.tgz").write_bytes(b"no archive")
     assert data.main(["--tgz", str(tmp_path / "x.tgz"), "--out", str(tmp_path / "y")]) == 1
     assert "demo.data" in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_the_comparison_shows_prompts_in_turn(task):
+    """Each column of the picture shows an image of its own prompt, and no image twice."""
+    batches, shown = task.batches(), task.shown()
+    owner = [prompt for prompt, count in zip(task.prompts, batches) for _ in range(count)]
+    assert len(owner) == task.samples >= 65 and max(batches) - min(batches) <= 1
+    assert len({image for image, _ in shown}) == len(shown) == 12
+    assert all(owner[image] == prompt for image, prompt in shown)
+    assert task.model == "emoji32" or not any(parse(prompt).warning() for prompt in task.prompts)
+
+
+def test_the_comparison_draws_a_bar_for_each_distance(tmp_path):
+    """The bar of the farther sampler is longer; prompts stand above their columns."""
+
+    def row(name, error):
+        return Row(name, "simple", 6, 4.0, error, 1.0, 1.0, 0.1), torch.zeros(2, 3, 32, 32)
+
+    rows = [row("reference", 0.0), row("AMED multistep", 0.1), row("Euler", 0.2)]
+    picture(rows, [(0, "red hair, glasses"), (1, "beard")], tmp_path / "with.png")
+    picture(rows, [(0, "none"), (1, "none")], tmp_path / "without.png")
+    page = Image.open(tmp_path / "with.png").convert("RGB")
+
+    def bar(colour):
+        wanted = torch.tensor([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        pixels = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8).view(
+            page.height, page.width, 3
+        )
+        return int((pixels == wanted).all(dim=2).any(dim=0).sum())
+
+    assert bar(comparison.OTHERS) == 301 and bar(comparison.OURS) == 151
+    assert page.height > Image.open(tmp_path / "without.png").height
