@@ -70,7 +70,12 @@ DEMO: dict[float, dict[int, Known]] = {  # [guidance scale][number of evaluation
         8: Known(Solver("deis", 2)),
     },
 }
-FAMILIES = {"emoji32": DEMO}
+SHIFT = {shift: Known(IPNDM_2, "shift", shift, afs=False) for shift in (1.5, 2.0, 3.0)}
+AVATARS: dict[float, dict[int, Known]] = {  # as DEMO, for avatars32: the best that its calibrations tried
+    1.0: {6: Known(IPNDM_3, "shift", 3.0, afs=False)},
+    4.0: {6: SHIFT[1.5]},
+}
+FAMILIES = {"emoji32": DEMO, "avatars32": AVATARS}
 
 
 def best(family: str, nfe: int, guidance: float) -> Known | None:

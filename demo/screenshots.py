@@ -92,7 +92,7 @@ def rest() -> Example:
     """Return a workflow of the pack's nodes that are in no example, to picture them for the help pages."""
     load = Node("load", "AMEDLoadPredictor", values={"name": DEMO_FILE})
     linked = {"predictor": "load.predictor"}
-    train = {"sampler": "amed", "nfe": 5, "guidance": 1.0, "images": 8, "name": "picture"}
+    train = {"sampler": "amed", "nfe": 4, "guidance": 1.0, "images": 8, "name": "picture"}
     plot = {"nfe": 6, "guidance": 4.0, "reference": 40}
     return Example(
         "For the help pages.",

@@ -192,13 +192,19 @@ class Judge:
         return ResultRow(name, schedule, nfe, guidance, error, square, self.distance(end))
 
 
-def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
-    """Return DPM++ 2M and iPNDM-4, by name, as ComfyUI and the WebUI usually run them: on the karras schedule
-    of `nfe` noise levels and a final 0; flow models on the hosts' schedule `simple` with shift 3."""
+def usual_schedule(target: Target, count: int) -> tuple[str, Tensor]:
+    """Return the name and `count` noise levels, without the final 0, of the schedule on which hosts usually run
+    their samplers: karras, or for a flow model `simple` with shift 3, the most usual shift."""
     if target.flow:
-        usual, sigmas = "simple, shift 3", schedules.make("shift", nfe + 1, 1e-9, target.sigma_max)[:-1]
-    else:
-        usual, sigmas = "karras", schedules.make("polynomial", nfe, target.sigma_min, target.sigma_max)
+        return "simple, shift 3", schedules.make("shift", count + 1, 1e-9, target.sigma_max, 3.0)[:-1]
+    return "karras", schedules.make("polynomial", count, target.sigma_min, target.sigma_max)
+
+
+def usual_rivals(target: Target, nfe: int) -> dict[str, Rival]:
+    """Return DPM++ 2M and iPNDM-4, by name, on the usual schedule of `nfe` noise levels and a final 0.
+
+    ComfyUI and the WebUI run them in this way."""
+    usual, sigmas = usual_schedule(target, nfe)
     sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
 
     def rival(solver: Solver) -> Rival:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import schedules
+from ..double import as_double
 from ..files import Fitted
 from ..kdiffusion import solver_of
 from ..outside import OUTSIDE
-from .compare import Judge, Result
+from .compare import Judge, Result, usual_schedule
 from .host_sampler import HostFit, HostSampler, HostSchedule, host_schedules
 from .parametrisation import Parametrisation
 from .preview import Preview
@@ -129,17 +130,22 @@ class HostCalibration(Stages):
         return self.judge, self.plain
 
     def _usual(self) -> Iterator[str]:
-        """Run the host's sampler unfitted on the karras schedule, with as many evaluations as the fit.
+        """Run the host's sampler unfitted on its usual schedule, with as many evaluations as the fit.
 
+        That is karras, or for a flow model the host's own `simple`, which knows the model's shift.
         Some samplers skip the last noise level, so schedules of different lengths can take the same number of
         evaluations; the longest of them is run."""
         judge, plain = self._searched()
-        count, ends = len(plain.fit.start.sigmas), (self.target.sigma_min, self.target.sigma_max)
+        count = len(plain.fit.start.sigmas)
         for number in range(count + 1, max(count - 2, 1), -1):
-            sigmas = schedules.make("polynomial", number, *ends)
-            fit = self._fit(HostSchedule("karras", sigmas, plain.fit.start.levels))
+            name, sigmas = usual_schedule(self.target, number)
+            own = self.sampler.schedules(number) if self.target.flow and self.sampler.schedules else {}
+            for label, levels in own.items():
+                if label.lower() == "simple" and len(levels) == number + 1:
+                    name, sigmas = "simple", as_double(levels)[:-1]
+            fit = self._fit(HostSchedule(name, sigmas, plain.fit.start.levels))
             if len(fit.levels(fit.vector(), judge.held_out.noise[:1])) == plain.fit.start.nfe:
-                self.rivals[f"{self.sampler.name}, karras"] = fit.end(fit.vector(), judge.held_out)
+                self.rivals[f"{self.sampler.name}, {name}"] = fit.end(fit.vector(), judge.held_out)
                 break
         yield f"{self.sampler.name} as usually set"
 
