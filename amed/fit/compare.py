@@ -193,8 +193,8 @@ class Judge:
 
 
 def usual_schedule(target: Target, count: int) -> tuple[str, Tensor]:
-    """Return the name and `count` noise levels, without the final 0, of the schedule on which hosts usually run
-    their samplers: karras, or for a flow model `simple` with shift 3, the most usual shift."""
+    """Return the name of the schedule on which hosts usually run their samplers, and `count` noise levels of
+    it without the final 0: karras, or for a flow model `simple` with shift 3, the most usual shift."""
     if target.flow:
         return "simple, shift 3", schedules.make("shift", count + 1, 1e-9, target.sigma_max, 3.0)[:-1]
     return "karras", schedules.make("polynomial", count, target.sigma_min, target.sigma_max)

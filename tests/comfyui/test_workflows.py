@@ -191,7 +191,7 @@ def test_shifted_values_are_reported(server):
     workflow = read(ROOT / "example_workflows" / "01 Start here.json")
     values = next(n for n in workflow["nodes"] if n["type"] == "AMEDKSampler")["widgets_values"]
     values.append(values.pop(values.index("fixed")))
-    with pytest.raises(ValueError, match=r"\(AMEDKSampler\) has 5 where control_after_generate belongs"):
+    with pytest.raises(ValueError, match=r"\(AMEDKSampler\) has 6 where control_after_generate belongs"):
         to_api(workflow, info)
 
 
