@@ -25,6 +25,7 @@ from .target import Target
 from .variable_projection import LAGS, Shape
 
 SCHEDULE_SAMPLES = 4  # samples that each schedule is tried on
+MANY, GOOD = 16, 8  # of more than MANY schedules, only the GOOD best on the first sample are tried on all
 FINALISTS = 2  # schedules that are tried on the held-out samples
 MOST, FEWEST = 32, 4  # samples of an iteration
 TABLE, TABLE_SAMPLES = Shape("bands", True, 1e-2), 16  # of AMED multistep, which the fit is compared with
@@ -103,6 +104,14 @@ class HostCalibration(Stages):
         listed = host_schedules(self.sampler, self.target, self.settings.nfe, noise)
         yield from self.references.make(first + SCHEDULE_SAMPLES)
         samples = self.references.take(first, SCHEDULE_SAMPLES)
+        if len(listed) > MANY:
+            one, distances = samples.cut(slice(0, 1)), []
+            for i, schedule in enumerate(listed):
+                fit = self._fit(schedule)
+                distances.append(float(per_sample(fit.end(fit.vector(), one), one.end)))
+                yield f"{self.sampler.name}, {schedule.schedule}: {i + 1} of {len(listed)}"
+            near = sorted(range(len(listed)), key=distances.__getitem__)
+            listed = [listed[i] for i in near[:GOOD]]
         errors = []
         for i, schedule in enumerate(listed):
             fit = self._fit(schedule)
