@@ -35,7 +35,7 @@ def denoiser():
 def test_no_file_and_no_image_is_missing():
     expected = {file.stem for file in BUNDLED if "multistep" not in file.stem or file.stem in TABLES}
     assert set(BEFORE) == expected | {f"{stem}.below" for stem in expected} and len(expected) == 22
-    assert len(BUNDLED) == 43 and len(BENCH) >= 60
+    assert len(BUNDLED) == 53 and len(BENCH) >= 60
 
 
 @pytest.mark.parametrize("file", [f for f in BUNDLED if f.stem in BEFORE], ids=lambda f: f.stem)
