@@ -19,7 +19,7 @@ CANNY = Model("control_v11p_sd15_canny_fp16.safetensors",
               f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
               "control_v11p_sd15_canny_fp16.safetensors", "controlnet")  # fmt: skip
 CORGI = "A Corgi on the grass surrounded by a cluster of colorful balloons"  # the paper's
-AVATAR = "toon head, long hair, smiling"
+AVATAR = "toon head, long hair"
 LIGHTHOUSE = "a lighthouse on a cliff at dawn, oil painting"
 DEMO_FILE = "avatars32-multistep-nfe6-cfg4.safetensors"
 PUBLISHED = {"nfe": 10, "guidance": 7.5}

@@ -16,7 +16,7 @@ class Row:
     guidance: float  # guidance scale; 1 is none
     rmse_ref: float  # root mean square distance to the converged reference, pixels in [-1, 1]
     fd_ref: float  # Fréchet distance to the reference's images
-    fd_data: float  # Fréchet distance to the training data
+    fd_data: float | None  # Fréchet distance to the training data; None for images of chosen prompts
     seconds: float  # sampling time of all samples
 
     def as_dict(self) -> dict:
@@ -32,7 +32,7 @@ def table(rows: list[Row]) -> str:
     ]
     lines += [
         f"| {r.solver} | {r.schedule} | {r.nfe} | {r.guidance:g} | {r.rmse_ref:.3f} | {r.fd_ref:.2f} | "
-        f"{r.fd_data:.2f} | {r.seconds:.0f} |"
+        f"{'' if r.fd_data is None else f'{r.fd_data:.2f}'} | {r.seconds:.0f} |"
         for r in rows
     ]
     return "\n".join(lines)

@@ -50,6 +50,11 @@ class Task:
     features: type[TrainedFeatures]  # of the Fréchet distance
     picture: str  # file of demo/out
 
+    @property
+    def unprompted(self) -> bool:
+        """Whether the images are drawn as the training data are, and so can be compared with them."""
+        return set(self.prompts) == {"none"}
+
     def batches(self) -> list[int]:
         """Return the number of images of each prompt; they differ by at most one."""
         count = len(self.prompts)
@@ -75,7 +80,7 @@ TASKS = {
             "pixel art, red hair, glasses, blue background",
             "open peeps, black hair, smiling, white background",
             "thumbs, yellow background",
-            "lorelei, long hair, glasses, pink background",
+            "lorelei, green hair, glasses, pink background",
             "big smile, pink hair, blue background",
             "adventurer, blond hair, short hair, green background",
             "toon head, brown hair, beard, orange background",
@@ -225,7 +230,7 @@ def sampled(server: Server, task: Task, entry: Entry, progress: Callable[[int], 
         counts.add(int(re.match(r"(\d+) evaluations", "".join(result.outputs["used"]["text"])).group(1)))
         images.append(load_tensors(server.view(result.files("latents", "save")[0]))["latent_tensor"].float())
         seconds += result.seconds
-        for line in "".join(t for ui in result.outputs.values() for t in ui.get("text", ())).splitlines():
+        for line in result.text().splitlines():
             if line.startswith("predictor: "):
                 predictor = line.split()[1].removesuffix(".safetensors")
         progress(done := done + batch)
@@ -266,8 +271,8 @@ def compared(server: Server, task: Task, begin: float) -> list[tuple[Row, Tensor
             made.nfe,
             task.guidance,
             rmse(made.images, reference),
-            frechet(statistics, of_reference),
-            frechet(statistics, features.data),
+            max(frechet(statistics, of_reference), 0.0),
+            frechet(statistics, features.data) if task.unprompted else None,
             made.seconds,
         )
         rows.append((row, made.images))

@@ -24,6 +24,14 @@ ATTRIBUTES = {
     "mood": ("smiling", "sad"),
     "skin": ("light skin", "brown skin", "dark skin"),
 }
+NOT_SHOWN = {  # attributes that avatars of a style do not show
+    "thumbs": ("hair colour", "hair length", "glasses", "beard", "mood", "skin"),
+    "lorelei": ("hair length", "mood"),
+    "big smile": ("beard",),
+    "adventurer": ("beard",),
+    "toon head": ("glasses", "mood"),
+    "miniavs": ("mood",),
+}
 VALUES = tuple(value for values in ATTRIBUTES.values() for value in values)
 INDEX = {value: i for i, value in enumerate(VALUES)}
 ATTRIBUTE_OF = {value: attribute for attribute, values in ATTRIBUTES.items() for value in values}
@@ -60,6 +68,7 @@ class Prompt:
     values: tuple[str, ...]  # of VALUES, in the order of VALUES, at most one per attribute
     unknown: tuple[str, ...]  # words of the text that name no attribute, in the order of the text
     replaced: tuple[str, ...]  # values that the text contradicts further on; they are not used
+    hidden: tuple[str, ...] = ()  # values of attributes that the style does not show; they are not used
 
     def warning(self) -> str:
         """Return one line about what was not used, or "" if everything was."""
@@ -70,6 +79,8 @@ class Prompt:
             parts.append(f"unknown to the avatar model: {words}" + (f" and {more} more" if more > 0 else ""))
         if self.replaced:
             parts.append(f"replaced by a later value: {', '.join(self.replaced)}")
+        if self.hidden:
+            parts.append(f"not shown in this style: {', '.join(self.hidden)}")
         return "; ".join(parts)
 
 
@@ -77,7 +88,8 @@ def parse(text: str) -> Prompt:
     """Find the attributes that a text names.
 
     The order of the phrases and upper or lower case do not matter; an empty text names nothing. If a text
-    names two values of one attribute, the last is used. Never raises an error."""
+    names two values of one attribute, the last is used. Values that the style does not show (a mood of
+    miniavs) are not used, because the model has never seen them together. Never raises an error."""
     words = re.findall(r"\w+", text.lower().replace("_", " "))
     found: dict[str, str] = {}
     unknown, replaced, i = [], [], 0
@@ -95,8 +107,10 @@ def parse(text: str) -> Prompt:
             if words[i] not in FILLERS:
                 unknown.append(words[i])
             i += 1
-    values = tuple(sorted(found.values(), key=INDEX.__getitem__))
-    return Prompt(values, tuple(dict.fromkeys(unknown)), tuple(replaced))
+    lacking = NOT_SHOWN.get(found.get("style", ""), ())
+    hidden = tuple(value for attribute, value in found.items() if attribute in lacking)
+    values = tuple(sorted(set(found.values()) - set(hidden), key=INDEX.__getitem__))
+    return Prompt(values, tuple(dict.fromkeys(unknown)), tuple(replaced), hidden)
 
 
 def encode(values: tuple[str, ...] | list[str]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .attributes import ATTRIBUTES, BACKGROUNDS, HAIR_COLOURS
+from .attributes import ATTRIBUTES, BACKGROUNDS, HAIR_COLOURS, NOT_SHOWN
 
 PACKAGES = ("@dicebear/core@9.4.3", "@dicebear/collection@9.4.3", "@resvg/resvg-js@2.6.2")
 SCRIPT = Path(__file__).with_name("draw.mjs")
@@ -112,18 +112,7 @@ ALWAYS = {  # options that keep the drawings simple, and draw a happy pair of ey
 
 def has(style: str, attribute: str) -> bool:
     """Whether avatars of a style show an attribute."""
-    if attribute in ("style", "background"):
-        return True
-    if attribute == "hair length":
-        return style in HAIR or style == "toon head"
-    shown = {
-        "hair colour": HAIR_COLOUR_OPTION,
-        "glasses": GLASSES,
-        "beard": BEARD,
-        "mood": MOOD,
-        "skin": SKIN_OPTION,
-    }
-    return style in shown[attribute]
+    return attribute not in NOT_SHOWN.get(style, ())
 
 
 def drawn(draw: random.Random, style: str) -> dict[str, str]:

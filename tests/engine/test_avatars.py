@@ -70,6 +70,35 @@ def test_the_last_of_two_values_is_used():
     assert prompt.warning() == "replaced by a later value: red hair"
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "hidden"),
+    [
+        ("smiling toon head, long hair", ("toon head", "long hair"), ("smiling",)),
+        ("thumbs with a beard, blue background", ("thumbs", "blue background"), ("beard",)),
+        ("smiling, glasses", ("glasses", "smiling"), ()),
+    ],
+)
+def test_what_a_style_does_not_show_is_named_and_not_used(text, values, hidden):
+    """The model has not seen both together, and would draw another style."""
+    prompt = parse(text)
+    assert (prompt.values, prompt.hidden) == (values, hidden)
+    assert prompt.warning() == (f"not shown in this style: {', '.join(hidden)}" if hidden else "")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_the_recipe_can_draw_each_attribute_that_a_style_shows(style):
+    tables = {
+        "hair colour": drawing.HAIR_COLOUR_OPTION,
+        "hair length": {*drawing.HAIR, "toon head"},
+        "glasses": drawing.GLASSES,
+        "beard": drawing.BEARD,
+        "mood": drawing.MOOD,
+        "skin": drawing.SKIN_OPTION,
+    }
+    for attribute, styles in tables.items():
+        assert drawing.has(style, attribute) == (style in styles)
+
+
 def test_a_vector_has_one_at_each_value():
     vector = encode(("pixel art", "sad"))
     assert vector.shape == (SIZE,) and vector.sum() == 2 and vector[INDEX["sad"]] == 1
