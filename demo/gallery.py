@@ -331,13 +331,13 @@ def any_sampler() -> Example:
         "the number of steps.",
         YOURS,
     )
-    chosen = Node("chosen", "KSamplerSelect", values={"sampler_name": "dpmpp_2m"}, below=20)
-    values = {"nfe": "6", "guidance": 4.0, "name": "demo-dpmpp_2m"}
+    chosen = Node("chosen", "KSamplerSelect", values={"sampler_name": "uni_pc"}, below=20)
+    values = {"nfe": "6", "guidance": 4.0, "name": "demo-uni_pc"}
     fit = Node("fit", "AMEDCalibrate", DEMO_ALL | {"wrapped": "chosen.SAMPLER"}, values, size=(400, 720))
     fitted, images = {"model": "demo.MODEL", "predictor": "fit.predictor"}, {"images": "fit.report"}
     apply = Node("apply", "AMEDApplyPredictor", fitted, DEMO)
     report = Node("report", "PreviewImage", images, title="What was gained", size=(680, 720), below=246)
-    steps = {"seed": 1, "steps": 6, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "amed"}
+    steps = {"seed": 1, "steps": 6, "cfg": 4.0, "sampler_name": "uni_pc", "scheduler": "amed"}
     ordinary = Node("ordinary", "KSampler", DEMO_ALL | {"model": "apply.MODEL"}, steps)
     return Example(
         note_text,
@@ -346,7 +346,7 @@ def any_sampler() -> Example:
             Column([fit], top=240),
             Column([apply, report], top=-400),
             Column([ordinary]),
-            *demo_shown("ordinary.LATENT", "dpmpp_2m, 6 steps"),
+            *demo_shown("ordinary.LATENT", "uni_pc, 6 steps"),
         ],
         {"Once": ["fit", "report"]},
         lift=250,

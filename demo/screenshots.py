@@ -25,7 +25,7 @@ OUT, DOCS = ROOT / "docs" / "screenshots", ROOT / "web" / "docs"
 HELP = 480  # width of a help page's picture, in pixels; about that of the help panel
 THUMBNAIL = 512  # width and height of a thumbnail, in pixels
 MARGIN = 24  # around a thumbnail's node
-SHOWN_AT = 0.75  # share of a calibration after which its picture is taken
+SHOWN_AT = 0.9  # share of a calibration after which its picture is taken
 
 
 def kinds(file: Path) -> set[str]:

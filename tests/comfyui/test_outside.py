@@ -22,8 +22,8 @@ def test_the_example_runs_unchanged(server):
     pictures = result.images()
     (report,) = [i for i in pictures if i.shape != (256, 256, 3)]
     assert len(pictures) == 10 and report.shape[0] > report.shape[1] > 700
-    assert "dpmpp_2m + AMED-Plugin" in result.text() and "dpmpp_2m, amed, 6 steps, cfg 4" in result.text()
-    fitted = load(server.base / "models" / "amed_predictors" / "demo-dpmpp_2m-nfe6-cfg4.safetensors")
+    assert "uni_pc + AMED-Plugin" in result.text() and "uni_pc, amed, 6 steps, cfg 4" in result.text()
+    fitted = load(server.base / "models" / "amed_predictors" / "demo-uni_pc-nfe6-cfg4.safetensors")
     assert fitted.spec.metrics["error"] < fitted.spec.metrics["plain_error"]
 
 
