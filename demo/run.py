@@ -8,6 +8,7 @@ demo.json. The fields of a row are those of `demo.rows.Row`; seconds are the ser
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -300,7 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         tasks = [replace(TASKS[model], **given) for model in args.models]
         install()
         print("starting ComfyUI ...", flush=True)
-        with Server() as server:
+        with Server(threads=min(os.cpu_count() or 1, 4)) as server:  # batches are large enough for several
             for task in tasks:
                 rows[task.model] = compared(server, task, begin)
     except (ServerError, GraphError, RunError) as error:
