@@ -36,17 +36,22 @@ def test_every_licence_is_stated():
     """Licences of code, data and model; the code's is that of the LICENSE file."""
     text = (supply.ROOT / "SECURITY.md").read_text()
     assert "Apache License" in (supply.ROOT / "LICENSE").read_text()[:200]
-    weights = list(supply.ROOT.glob("demo/*.safetensors"))
-    assert weights and all(f"demo/{file.name}" in text for file in weights)
+    weights = [
+        file for folder in ("demo", "demo/avatars") for file in supply.ROOT.glob(f"{folder}/*.safetensors")
+    ]
+    assert len(weights) == 4
+    assert all(file.relative_to(supply.ROOT).as_posix() in text for file in weights)
     stems = {file.stem for file in supply.ROOT.glob("predictors/*.safetensors")}
-    assert all(stem.startswith("emoji32-") or f"predictors/{stem}" in text for stem in stems)
+    ours = {stem for stem in stems if stem.startswith(("emoji32-", "avatars32-"))}
+    assert all(f"predictors/{stem}" in text for stem in stems - ours)
+    assert "predictors/emoji32-*" in text and "predictors/avatars32-*" in text
     assert "Apache License 2.0" in (supply.ROOT / "demo" / "README.md").read_text()
 
 
 def test_a_run_accesses_no_network(tmp_path):
     """Every module, files, sampling, a fit, a converted pickle; and no program is started."""
     output, sought = supply.run_offline(tmp_path)
-    assert output.startswith("done 43 11 ") and sought == []
+    assert output.startswith("done 53 14 ") and sought == []
 
 
 @pytest.mark.parametrize(
