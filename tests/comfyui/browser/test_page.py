@@ -217,7 +217,7 @@ def test_an_interrupted_fit_says_what_was_saved(page, server):
     page.open(FIT)
     page.change("AMEDDemoModel", width=16, height=16)
     page.tab.evaluate(WAITS, 1500)
-    page.change("AMEDCalibrate", nfe="4", budget="custom", evaluations=2000, name="stopped")
+    page.change("AMEDCalibrate", nfe="4", guidance=1.0, budget="custom", evaluations=2000, name="stopped")
     before = page.saved()
     node = page.node("AMEDCalibrate")["id"]
     run = page.queue()
